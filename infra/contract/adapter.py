@@ -1,0 +1,47 @@
+"""One LoRA adapter as the catalogue knows it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
+from infra.contract.errors import InvalidArgumentError
+
+ADAPTER_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def check_adapter_id(adapter_id: str, field: str = "adapter_id") -> str:
+    """Return `adapter_id`, or raise InvalidArgumentError when it is not a valid name."""
+    if not ADAPTER_ID_PATTERN.fullmatch(adapter_id):
+        shown = adapter_id[:40]
+        raise InvalidArgumentError(
+            field,
+            f"{shown!r} is not an adapter id: 1 to 128 letters, digits, '.', '_' or '-', a letter or digit first",
+        )
+    return adapter_id
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter: its name, what it is for, where its checkpoint is, and which version of it this is.
+
+    `rank` is 0 when not known; `revision`, `example_count` and `update_time` are given by the catalogue.
+    """
+
+    adapter_id: str
+    base_model: str
+    checkpoint_uri: str
+    kind: str = ""
+    display_name: str = ""
+    description: str = ""
+    tags: tuple[str, ...] = ()
+    rank: int = 0
+    revision: str = ""
+    example_count: int = 0
+    update_time: datetime | None = None
+
+    def __post_init__(self) -> None:
+        check_adapter_id(self.adapter_id)
+        if self.rank < 0:
+            raise InvalidArgumentError("rank", f"a rank cannot be negative, got {self.rank}")

@@ -1,0 +1,136 @@
+"""The exceptions a caller may see. `infra.runtime.error_table` gives each its gRPC status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+
+class LoraRetrieverError(Exception):
+    """Base of every error that is the caller's to read: its message names what, which, and what to do.
+
+    `reason` is the stable UPPER_SNAKE_CASE name that programs compare; `metadata` names the things involved.
+    """
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata
+
+
+class InvalidArgumentError(LoraRetrieverError):
+    """The request itself is wrong. `field` is the path of the field, such as "prompt.messages[0].parts[1].image"."""
+
+    reason = "INVALID_ARGUMENT"
+
+    def __init__(self, field: str, description: str, **metadata: str) -> None:
+        self.field = field
+        self.description = description
+        super().__init__(f"{field}: {description}" if field else description, **metadata)
+
+    def below(self, parent: str) -> InvalidArgumentError:
+        """Return the same error with its field path below `parent`."""
+        separator = "" if not self.field or self.field.startswith("[") else "."
+        return type(self)(f"{parent}{separator}{self.field}", self.description, **self.metadata)
+
+
+class NotFoundError(LoraRetrieverError):
+    """A named thing does not exist."""
+
+    reason = "NOT_FOUND"
+
+
+class AlreadyExistsError(LoraRetrieverError):
+    """A thing of that name exists already."""
+
+    reason = "ALREADY_EXISTS"
+
+
+class ConflictError(LoraRetrieverError):
+    """Someone else changed the thing in the meantime: read it again and retry."""
+
+    reason = "REVISION_CONFLICT"
+
+
+class FailedPreconditionError(LoraRetrieverError):
+    """The request is well formed, but the system is not in a state in which it can be served."""
+
+    reason = "FAILED_PRECONDITION"
+
+
+class BaseModelMismatchError(FailedPreconditionError):
+    """An adapter was trained on another base model than the one that runs."""
+
+    reason = "BASE_MODEL_MISMATCH"
+
+
+class CheckpointError(FailedPreconditionError):
+    """A model or adapter folder is missing, incomplete or not supported."""
+
+    reason = "CHECKPOINT_INVALID"
+
+
+class CapacityError(FailedPreconditionError):
+    """The request can never fit this server, such as a rank beyond the adapter bank."""
+
+    reason = "CAPACITY_EXCEEDED"
+
+
+class OverloadedError(LoraRetrieverError):
+    """A queue is full: retry later."""
+
+    reason = "QUEUE_FULL"
+
+
+class UnavailableError(LoraRetrieverError):
+    """Something this server needs is not there now: retry."""
+
+    reason = "UNAVAILABLE"
+
+
+class DeadlineError(LoraRetrieverError):
+    """The caller's deadline passed before the work was done."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class CancelledError(LoraRetrieverError):
+    """The caller went away, or the work was cancelled."""
+
+    reason = "CANCELLED"
+
+
+class UnimplementedError(LoraRetrieverError):
+    """The contract knows it, this version does not do it yet."""
+
+    reason = "UNIMPLEMENTED"
+
+
+class UnauthenticatedError(LoraRetrieverError):
+    """The call carries no valid bearer token."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class ConfigurationError(LoraRetrieverError):
+    """A setting is wrong: the process cannot start."""
+
+    reason = "CONFIGURATION_INVALID"
+
+
+class InternalError(LoraRetrieverError):
+    """A fault of ours that was caught and named. Anything unforeseen is answered as this, without its internals."""
+
+    reason = "INTERNAL"
+
+
+@contextmanager
+def field(path: str) -> Iterator[None]:
+    """Put `path` before the field path of an InvalidArgumentError raised within."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        raise error.below(path) from error

@@ -1,0 +1,85 @@
+"""How an answer is decoded, and what an answer is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from infra.contract.composition import WeightedAdapter
+from infra.contract.errors import InvalidArgumentError
+
+MAX_STOP_STRINGS = 8
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen and when to stop.
+
+    `max_new_tokens` None is the server's default; `temperature` 0 is greedy; `token_top_k` 0 keeps all tokens.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    token_top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise InvalidArgumentError("max_new_tokens", f"must be at least 1, got {self.max_new_tokens}")
+        if not math.isfinite(self.temperature) or self.temperature < 0:
+            raise InvalidArgumentError("temperature", f"must be finite and not negative, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise InvalidArgumentError("top_p", f"must be in (0, 1], got {self.top_p}")
+        if self.token_top_k < 0:
+            raise InvalidArgumentError("token_top_k", f"must not be negative, got {self.token_top_k}")
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise InvalidArgumentError("seed", f"must be in [0, 2^64), got {self.seed}")
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InvalidArgumentError("stop", f"at most {MAX_STOP_STRINGS} stop strings, got {len(self.stop)}")
+        if any(not stop for stop in self.stop):
+            raise InvalidArgumentError("stop", "a stop string is empty")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of the prompt (image tokens included), of its images, and of the answer."""
+
+    prompt_tokens: int
+    image_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds waiting for a place in the batch, from there to the first token, and from there to the last."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer, and the adapters that made it (none: the base model alone)."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    applied: tuple[WeightedAdapter, ...] = ()

@@ -1,0 +1,81 @@
+"""What to retrieve for a prompt, and what was retrieved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from infra.contract.adapter import Adapter, check_adapter_id
+from infra.contract.composition import WeightedAdapter
+from infra.contract.errors import InvalidArgumentError
+
+
+class RetrievalStrategy(StrEnum):
+    """How adapters are compared with a prompt."""
+
+    CENTROID = "centroid"
+    MULTI_CENTROID = "multi_centroid"
+    NEAREST_EXAMPLES = "nearest_examples"
+    CALIBRATED = "calibrated"
+
+
+class Weighting(StrEnum):
+    """How similarities become weights."""
+
+    UNIFORM = "uniform"
+    SOFTMAX = "softmax"
+    SIMILARITY = "similarity"
+
+
+@dataclass(frozen=True)
+class RetrievalOptions:
+    """Which adapters to look for and how to weigh them. None is the server's default; empty filters nothing."""
+
+    top_k: int | None = None
+    base_model: str = ""
+    kind: str = ""
+    tags: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    strategy: RetrievalStrategy | None = None
+    weighting: Weighting | None = None
+    temperature: float | None = None
+    min_similarity: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise InvalidArgumentError("top_k", f"must be at least 1, got {self.top_k}")
+        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise InvalidArgumentError("temperature", f"must be finite and above 0, got {self.temperature}")
+        if self.min_similarity is not None and not -1 <= self.min_similarity <= 1:
+            raise InvalidArgumentError("min_similarity", f"must be in [-1, 1], got {self.min_similarity}")
+        _check_ids("include", self.include)
+        _check_ids("exclude", self.exclude)
+
+
+@dataclass(frozen=True)
+class Match:
+    """One retrieved adapter: cosine similarity in [-1, 1], and its weight in the composition."""
+
+    adapter: Adapter
+    similarity: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The ranked matches of one prompt, most similar first. Empty: the base model alone should answer."""
+
+    matches: tuple[Match, ...] = ()
+
+    @property
+    def weighted(self) -> tuple[WeightedAdapter, ...]:
+        """The matches as shares of a composition, revisions included."""
+        return tuple(WeightedAdapter(m.adapter.adapter_id, m.weight, m.adapter.revision) for m in self.matches)
+
+
+def _check_ids(name: str, ids: Sequence[str]) -> None:
+    for index, adapter_id in enumerate(ids):
+        check_adapter_id(adapter_id, f"{name}[{index}]")
