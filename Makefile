@@ -1,0 +1,56 @@
+# Everything runs in .venv, which the first command makes. Needs make and Python 3.11, 3.12 or 3.13; nothing else.
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+WORKERS ?= 2
+PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+PACKAGES := infra retrieval_service generation_service orchestrator examples
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format proto lock bench clean
+
+help: ## Say what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv and install everything into it
+
+$(STAMP): pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 found; install one or name it: make PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## Run the whole system on the demo world, on this machine
+	$(BIN)/loraretriever demo
+
+test: $(STAMP) ## Run the tests: offline, no GPU needed
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+check: $(STAMP) ## Lint, types, import rules, contract, deployment files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PACKAGES)
+	PYTHONPATH=. $(BIN)/lint-imports
+	cd proto && ../$(BIN)/buf lint
+	$(BIN)/python -m infra.tools.stubs --check
+	infra/docker/check.sh $(BIN)
+
+format: $(STAMP) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(STAMP) ## Generate the stubs from proto/
+	$(BIN)/python -m infra.tools.stubs
+
+lock: $(STAMP) ## Write requirements.lock anew from pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	{ sed -n '/^#/p' requirements.lock; echo 'torch==2.13.0' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	  --all-extras --no-header --no-annotate --constraint /dev/stdin pyproject.toml; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+bench: $(STAMP) ## Run every benchmark and write benchmarks/results/
+	@for file in benchmarks/bench_*.py; do [ -e "$$file" ] || { echo "no benchmarks yet"; break; }; $(BIN)/python $$file || exit 1; done
+
+clean: ## Remove .venv, caches and the demo's files
+	rm -rf $(VENV) .loraretriever .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
