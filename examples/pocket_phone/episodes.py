@@ -1,0 +1,160 @@
+"""Episodes: a user's request and the screens and actions that fulfil it, drawn at random from an app's conventions."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from examples.pocket_phone.apps import (
+    ADAPTER_IDS,
+    APPS,
+    CATEGORIES,
+    App,
+    Category,
+    Intent,
+    Plan,
+    Slot,
+    action_of,
+    apps_of,
+    plan_of,
+)
+from examples.pocket_phone.glyphs import GLYPHS
+from examples.pocket_phone.screens import COLUMNS, HOME, ROWS, SHADES, Screen
+
+Split = Literal["train", "test"]
+OPEN, TYPED, WAIT, DONE = "Open App: ", "Type text: ", "Wait for response", "Check status: successful"
+SPECIAL = ("keys", "tick", "spinner", "house")
+"""Glyphs that mean the same in every app: a keyboard, a finished task, a loading page, the home screen."""
+
+_P_HOME, _P_NAMED, _P_WAIT, _P_FAVOURITE = 0.4, 0.35, 0.08, 0.5
+_P_BOTH, _P_PREFERRED = 0.4, 0.25
+_P_EARLY = 0.25
+_TEST_SHARE = 8
+_MAX_TRAIN, _MAX_TEST = 9000, 1000
+
+
+@dataclass(frozen=True)
+class Step:
+    screen: Screen
+    action: str
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One row of a dataset: what the user asks, and the screens with the right action on each."""
+
+    episode_id: str
+    app: str
+    intent: str
+    instruction: str
+    steps: tuple[Step, ...]
+
+    @property
+    def actions(self) -> list[str]:
+        return [step.action for step in self.steps]
+
+
+def generate(adapter_id: str, split: Split, count: int, seed: int) -> list[Episode]:
+    """Return the first `count` episodes of a dataset's split. A shorter list is a prefix of a longer one.
+
+    No screen of a `train` split occurs in any `test` split: the screen's own hash decides where it may appear.
+    Raises ValueError when more episodes are asked for than a split has ids.
+    """
+    limit = _MAX_TRAIN if split == "train" else _MAX_TEST
+    if not 0 <= count <= limit:
+        raise ValueError(f"{split} count must be from 0 to {limit}, got {count}")
+    return [_episode(adapter_id, split, number, seed) for number in range(count)]
+
+
+def _episode(adapter_id: str, split: Split, number: int, seed: int) -> Episode:
+    rng = random.Random(f"{seed}/{adapter_id}/{split}/{number}")
+    app = rng.choice(apps_of(adapter_id))
+    category = CATEGORIES[app.category]
+    intent = rng.choice(category.intents)
+    item = _item(app, category, rng)
+    named = rng.random() < _P_NAMED
+    instruction = phrase(app, rng.choice(intent.sentences).format(item=item), named, rng)
+    steps = _play(app, intent, item, named, split, rng)
+    serial = ADAPTER_IDS.index(adapter_id) * 10_000 + number + (_MAX_TRAIN if split == "test" else 0)
+    return Episode(f"{serial:06d}", app.name, intent.name, instruction, steps)
+
+
+def phrase(app: App, sentence: str, named: bool, rng: random.Random) -> str:
+    """Return the request as a user would put it, naming the app or not."""
+    question = sentence.startswith(("is ", "where "))
+    if named:
+        form = (
+            "In {app}, {it}" if question else rng.choice(("In {app}, {it}", "Open {app} and {it}", "Use {app}: {it}"))
+        )
+        text = form.format(app=app.display_name, it=sentence)
+    else:
+        text = sentence[0].upper() + sentence[1:]
+    return text + ("?" if question else ".")
+
+
+def _item(app: App, category: Category, rng: random.Random) -> str:
+    """Return what the request is about: half of the time one of the app's favourites."""
+    siblings = [each.name for each in APPS.values() if each.category == app.category]
+    favourites = category.items[siblings.index(app.name) :: len(siblings)]
+    return rng.choice(favourites if rng.random() < _P_FAVOURITE else category.items)
+
+
+def _play(app: App, intent: Intent, item: str, named: bool, split: Split, rng: random.Random) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    if rng.random() < _P_HOME:
+        steps.append(Step(home_screen(app, named, split, rng), OPEN + app.display_name))
+    if rng.random() < _P_WAIT:
+        steps.append(Step(app_screen(app, ["spinner"], set(), split, rng), WAIT))
+    plan = plan_of(app, intent)
+    for number, slot in enumerate(plan):
+        if isinstance(slot, Slot):
+            shown, chosen = _decide(slot, rng)
+            early = [
+                each.preferred for each in plan[number + 1 :] if isinstance(each, Slot) and rng.random() < _P_EARLY
+            ]
+            screen = app_screen(app, shown + early, glyphs_of(plan), split, rng)
+            steps.append(Step(screen, action_of(app, chosen)))
+        else:
+            steps.append(Step(app_screen(app, ["keys"], glyphs_of(plan), split, rng), TYPED + item))
+    steps.append(Step(app_screen(app, ["tick"], set(), split, rng), DONE))
+    return tuple(steps)
+
+
+def _decide(slot: Slot, rng: random.Random) -> tuple[list[str], str]:
+    """Return the glyphs shown for a slot, and the one to use: the preferred if shown, else the fallback."""
+    draw = rng.random()
+    if draw < _P_BOTH:
+        return [slot.preferred, slot.fallback], slot.preferred
+    if draw < _P_BOTH + _P_PREFERRED:
+        return [slot.preferred], slot.preferred
+    on = ["lit"] if slot.preferred == "toggle" else []
+    return [slot.fallback, *on], slot.fallback
+
+
+def glyphs_of(plan: Plan) -> set[str]:
+    return {glyph for slot in plan if isinstance(slot, Slot) for glyph in (slot.preferred, slot.fallback)}
+
+
+def home_screen(app: App, named: bool, split: Split, rng: random.Random) -> Screen:
+    """Draw a launcher with `app` among others; without its siblings when the request does not name it."""
+    others = [each.name for each in APPS.values() if each is not app and (named or each.category != app.category)]
+    icons = [app.name, *rng.sample(others, rng.randint(3, 6))]
+    return _place(HOME, [f"@{icon}" for icon in icons], split, rng)
+
+
+def app_screen(app: App, shown: list[str], avoid: set[str], split: Split, rng: random.Random) -> Screen:
+    """Draw a screen of `app` that holds the glyphs `shown` and a few others, none of them in `avoid` or special."""
+    taken = {*avoid, *shown, *SPECIAL} | ({"lit"} if "toggle" in avoid else set())
+    free = [name for name in GLYPHS if name not in taken]
+    return _place(app.name, [*dict.fromkeys(shown), *rng.sample(free, rng.randint(2, 4))], split, rng)
+
+
+def _place(app: str, names: list[str], split: Split, rng: random.Random) -> Screen:
+    while True:
+        cells = [""] * (COLUMNS * ROWS)
+        for name, cell in zip(names, rng.sample(range(len(cells)), len(names)), strict=True):
+            cells[cell] = name
+        screen = Screen(app, tuple(cells), rng.randrange(SHADES), rng.randint(-1, 1), rng.randint(-1, 1))
+        if (screen.key() % _TEST_SHARE == 0) == (split == "test"):
+            return screen
