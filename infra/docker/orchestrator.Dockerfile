@@ -1,0 +1,20 @@
+# The orchestrator tier, holding no torch: AnswerService and EvaluationService, and the workers (orchestrator.worker).
+FROM python:3.12-slim-bookworm
+
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN groupadd --gid 10001 app && useradd --uid 10001 --gid app --create-home app
+WORKDIR /app
+
+COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY proto ./proto
+COPY infra ./infra
+COPY generation_service ./generation_service
+COPY orchestrator ./orchestrator
+COPY retrieval_service ./retrieval_service
+RUN pip install --constraint requirements.lock '.[orchestrator]'
+
+USER 10001
+EXPOSE 50053 9103
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+  CMD ["python", "-m", "infra.runtime.healthcheck", "127.0.0.1:50053"]
+ENTRYPOINT ["python", "-m", "orchestrator"]
