@@ -1,0 +1,160 @@
+"""The pipeline with stand-ins for both services: what is asked of each, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from infra.contract.adapter import Adapter
+from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
+from infra.contract.errors import BaseModelMismatchError, DeadlineError, InvalidArgumentError, UnavailableError
+from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
+from infra.contract.prompt import Prompt
+from infra.contract.retrieval import Match, RetrievalOptions, Selection
+from orchestrator.evaluation.spec import AnswerStrategy
+from orchestrator.pipeline import Answer, Pipeline, Question, Retrieved, compose
+
+PROMPT = Prompt.of("open the mail")
+SELECTION = Selection(
+    tuple(
+        Match(Adapter(name, "tiny", f"adapters/{name}", revision=f"{name}-1"), similarity, weight)
+        for name, similarity, weight in (("gmail", 0.9, 0.6), ("ebay", 0.7, 0.3), ("clock", 0.2, 0.1))
+    )
+)
+
+
+@dataclass
+class StandInRetrieval:
+    selection: Selection = SELECTION
+    asked: list[RetrievalOptions] = field(default_factory=list)
+
+    async def retrieve(self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None) -> Retrieved:
+        self.asked.append(options)
+        return Retrieved(self.selection, "catalogue-7")
+
+
+@dataclass
+class StandInGeneration:
+    name: str = "tiny"
+    names_asked: int = 0
+    failures: list[Exception] = field(default_factory=list)
+    compositions: list[Composition] = field(default_factory=list)
+
+    async def base_model(self, timeout_s: float | None = None) -> str:
+        self.names_asked += 1
+        return self.name
+
+    async def generate(
+        self, prompt: Prompt, composition: Composition, decoding: Decoding, timeout_s: float | None = None
+    ) -> Generation:
+        if self.failures:
+            raise self.failures.pop()
+        self.compositions.append(composition)
+        applied = () if isinstance(composition, Base) else composition.adapters
+        return Generation("done", FinishReason.STOP, Usage(3, 0, 1), Timings(0.0, 0.0, 0.0), applied)
+
+    async def stream(
+        self, prompt: Prompt, composition: Composition, decoding: Decoding, timeout_s: float | None = None
+    ) -> AsyncIterator[str | Generation]:
+        yield "do"
+        yield "ne"
+        yield await self.generate(prompt, composition, decoding, timeout_s)
+
+
+def test_selection_is_the_best_adapter_alone_with_weight_one() -> None:
+    assert compose(AnswerStrategy.SELECTION, SELECTION) == Mixture((WeightedAdapter("gmail", 1.0, "gmail-1"),))
+
+
+def test_mixture_takes_the_weights_of_retrieval_as_they_are() -> None:
+    assert compose(AnswerStrategy.MIXTURE, SELECTION) == Mixture(
+        (
+            WeightedAdapter("gmail", 0.6, "gmail-1"),
+            WeightedAdapter("ebay", 0.3, "ebay-1"),
+            WeightedAdapter("clock", 0.1, "clock-1"),
+        )
+    )
+
+
+def test_fusion_carries_its_method() -> None:
+    composition = compose(AnswerStrategy.FUSION, SELECTION, FusionMethod.CONCAT)
+    assert composition == Fusion(SELECTION.weighted, FusionMethod.CONCAT)
+
+
+def test_oracle_is_the_given_adapter_with_weight_one() -> None:
+    assert compose(AnswerStrategy.ORACLE, Selection(), oracle="ebay") == Mixture((WeightedAdapter("ebay", 1.0),))
+
+
+def test_oracle_without_an_adapter_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="known to be right"):
+        compose(AnswerStrategy.ORACLE, Selection())
+
+
+@pytest.mark.parametrize("strategy", [AnswerStrategy.SELECTION, AnswerStrategy.MIXTURE, AnswerStrategy.FUSION])
+def test_nothing_retrieved_means_the_base_model_alone(strategy: AnswerStrategy) -> None:
+    assert compose(strategy, Selection()) == Base()
+
+
+async def test_answer_names_what_was_retrieved_and_applied() -> None:
+    answer = await Pipeline(StandInRetrieval(), StandInGeneration()).answer(Question(PROMPT))
+    assert answer.selection == SELECTION
+    assert answer.generation.applied == SELECTION.weighted
+    assert answer.catalogue_revision == "catalogue-7"
+    assert 0 <= answer.retrieval_s <= answer.total_s
+
+
+async def test_empty_selection_is_answered_by_the_base_model_and_says_so() -> None:
+    answer = await Pipeline(StandInRetrieval(Selection()), StandInGeneration()).answer(Question(PROMPT))
+    assert answer.selection.matches == ()
+    assert answer.generation.applied == ()
+    assert answer.generation.text == "done"
+
+
+@pytest.mark.parametrize("strategy", [AnswerStrategy.BASE, AnswerStrategy.ORACLE])
+async def test_base_and_oracle_retrieve_nothing(strategy: AnswerStrategy) -> None:
+    retrieval = StandInRetrieval()
+    await Pipeline(retrieval, StandInGeneration()).answer(Question(PROMPT, strategy, oracle="ebay"))
+    assert retrieval.asked == []
+
+
+async def test_base_model_is_filled_in_and_asked_for_once() -> None:
+    retrieval, generation = StandInRetrieval(), StandInGeneration()
+    pipeline = Pipeline(retrieval, generation)
+    for _ in range(3):
+        await pipeline.answer(Question(PROMPT, retrieval=RetrievalOptions(top_k=2)))
+    assert retrieval.asked == [RetrievalOptions(top_k=2, base_model="tiny")] * 3
+    assert generation.names_asked == 1
+
+
+async def test_base_model_is_asked_for_again_after_the_service_went_away() -> None:
+    retrieval, generation = StandInRetrieval(), StandInGeneration()
+    pipeline = Pipeline(retrieval, generation)
+    await pipeline.answer(Question(PROMPT))
+    generation.failures.append(UnavailableError("restarting"))
+    with pytest.raises(UnavailableError):
+        await pipeline.answer(Question(PROMPT))
+    generation.name = "other"
+    await pipeline.answer(Question(PROMPT))
+    assert retrieval.asked[-1].base_model == "other"
+
+
+async def test_adapters_of_another_base_model_are_refused() -> None:
+    question = Question(PROMPT, retrieval=RetrievalOptions(base_model="InternVL2-2B"))
+    with pytest.raises(BaseModelMismatchError, match=r"InternVL2-2B.*'tiny'"):
+        await Pipeline(StandInRetrieval(), StandInGeneration()).answer(question)
+
+
+async def test_stream_is_selection_then_deltas_then_the_whole_answer() -> None:
+    pipeline = Pipeline(StandInRetrieval(), StandInGeneration())
+    events = [event async for event in pipeline.stream(Question(PROMPT))]
+    assert events[0] == SELECTION
+    assert events[1:3] == ["do", "ne"]
+    assert isinstance(events[3], Answer)
+    assert events[3].generation.text == "done"
+    assert len(events) == 4
+
+
+async def test_time_spent_in_retrieval_counts_against_the_deadline() -> None:
+    with pytest.raises(DeadlineError):
+        await Pipeline(StandInRetrieval(), StandInGeneration()).answer(Question(PROMPT), timeout_s=1e-9)
