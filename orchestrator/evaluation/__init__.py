@@ -1,0 +1,1 @@
+"""Evaluation: datasets become samples, answers become records, records become scores and a report."""

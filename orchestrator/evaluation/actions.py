@@ -1,0 +1,237 @@
+"""The action language of the datasets: text to actions and back.
+
+    Click on button with the text "..."      Click on button with the function of "..."
+    Click on button                          Click on point (x,y)
+    Long_press on ...                        (the same four targets)
+    Open App: X                              Type text: X
+    Scroll up|down|left|right                Check status: successful
+    Go back to the previous page             Return to the home page             Wait for response
+
+A quoted label may hold newlines and quotes, and typed text may hold newlines, so an answer is cut where a line begins
+an action, not at every newline. Letter case and runs of blanks do not matter. What is not in the language is an action
+of type `unknown`; nothing here raises.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+POINT_TOLERANCE_PX = 63.0
+"""Half of Android's smallest recommended touch target (48 dp) at 420 dpi, the density of AndroidControl's screens."""
+
+
+class ActionType(StrEnum):
+    """What an action does."""
+
+    CLICK = "click"
+    LONG_PRESS = "long_press"
+    OPEN_APP = "open_app"
+    TYPE_TEXT = "type_text"
+    SCROLL = "scroll"
+    GO_BACK = "go_back"
+    GO_HOME = "go_home"
+    WAIT = "wait"
+    CHECK_STATUS = "check_status"
+    UNKNOWN = "unknown"
+
+
+class LabelKind(StrEnum):
+    """What a button is known by: the text on it, or its function as the accessibility tree describes it."""
+
+    TEXT = "text"
+    FUNCTION = "function"
+
+
+@dataclass(frozen=True)
+class Label:
+    """A button named by its text or its function."""
+
+    kind: LabelKind
+    value: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place on the screen, in pixels from the top left."""
+
+    x: float
+    y: float
+
+
+Argument = Label | Point | str | None
+
+
+@dataclass(frozen=True)
+class Action:
+    """One action. `argument` is a target, a text, a direction or a status; None where the action takes none.
+
+    An unknown action keeps its text as its argument.
+    """
+
+    type: ActionType
+    argument: Argument = None
+
+    def same_type(self, other: Action) -> bool:
+        """Whether both do the same thing, whatever to."""
+        return self.type is other.type
+
+    def same_argument(self, other: Action, point_tolerance_px: float = POINT_TOLERANCE_PX) -> bool:
+        """Whether both arguments mean the same.
+
+        Points: Euclidean distance at most `point_tolerance_px`. Labels: same kind, same text. Text is compared
+        case-folded, with runs of whitespace as one blank.
+        """
+        match self.argument, other.argument:
+            case Point(x, y), Point(other_x, other_y):
+                return math.hypot(x - other_x, y - other_y) <= point_tolerance_px
+            case Label(kind, value), Label(other_kind, other_value):
+                return kind is other_kind and normalized(value) == normalized(other_value)
+            case str(text), str(other_text):
+                return normalized(text) == normalized(other_text)
+            case None, None:
+                return True
+            case _:
+                return False
+
+    def same_as(self, other: Action, point_tolerance_px: float = POINT_TOLERANCE_PX) -> bool:
+        """Whether type and argument are both the same."""
+        return self.same_type(other) and self.same_argument(other, point_tolerance_px)
+
+
+_START = re.compile(
+    r"""^[ \t]*(?:
+        (?:click|long[_ -]?press)[ \t]+on[ \t]+(?:button|point)\b
+      | open[ \t]+app[ \t]*:
+      | type[ \t]+text[ \t]*:
+      | scroll[ \t]+(?:up|down|left|right)[ \t]*$
+      | go[ \t]+back[ \t]+to[ \t]+the[ \t]+previous[ \t]+page[ \t]*$
+      | return[ \t]+to[ \t]+the[ \t]+home[ \t]+page[ \t]*$
+      | wait[ \t]+for[ \t]+response[ \t]*$
+      | check[ \t]+status[ \t]*:
+    )""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+_PRESS = re.compile(
+    r"""(?P<verb>click|long[_ -]?press)\s+on\s+(?:
+        button\s+with\s+the\s+(?:(?P<text>text)|function\s+of)\s*"(?P<label>.*)"
+      | point\s*\(\s*(?P<x>-?\d{1,9}(?:\.\d{1,9})?)\s*,\s*(?P<y>-?\d{1,9}(?:\.\d{1,9})?)\s*\)
+      | button
+    )""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+_OPEN_APP = re.compile(r"open\s+app\s*:[ \t]*(\S[^\n]*)", re.IGNORECASE)
+_TYPE_TEXT = re.compile(r"type\s+text\s*:(.*)", re.IGNORECASE | re.DOTALL)
+_SCROLL = re.compile(r"scroll\s+(up|down|left|right)", re.IGNORECASE)
+_CHECK_STATUS = re.compile(r"check\s+status\s*:[ \t]*(\S[^\n]*)", re.IGNORECASE)
+_LABEL_END = re.compile(r'"[ \t]*(?=\n)')
+
+_PHRASES = {
+    ActionType.CLICK: "Click on",
+    ActionType.LONG_PRESS: "Long_press on",
+    ActionType.OPEN_APP: "Open App: ",
+    ActionType.TYPE_TEXT: "Type text: ",
+    ActionType.SCROLL: "Scroll ",
+    ActionType.GO_BACK: "Go back to the previous page",
+    ActionType.GO_HOME: "Return to the home page",
+    ActionType.WAIT: "Wait for response",
+    ActionType.CHECK_STATUS: "Check status: ",
+    ActionType.UNKNOWN: "",
+}
+_WITHOUT_ARGUMENT = {
+    _PHRASES[kind].casefold(): Action(kind) for kind in (ActionType.GO_BACK, ActionType.GO_HOME, ActionType.WAIT)
+}
+
+
+def normalized(text: str) -> str:
+    """Return `text` case-folded, with runs of whitespace as one blank and none at the ends."""
+    return " ".join(text.casefold().split())
+
+
+def split_actions(text: str) -> list[str]:
+    """Return the text of each action of an answer, in order; each line that is part of no action stands alone."""
+    text = _unix(text)
+    starts = [match.start() for match in _START.finditer(text)]
+    preamble = text[: starts[0]] if starts else text
+    pieces = [line.strip() for line in preamble.split("\n") if line.strip()]
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        pieces += _cut(text[start:end].strip())
+    return pieces
+
+
+def parse_actions(text: str) -> list[Action]:
+    """Return the actions of an answer, in order."""
+    return [parse_action(piece) for piece in split_actions(text)]
+
+
+def parse_action(text: str) -> Action:
+    """Return the one action that `text` is, or an unknown action when it is anything else (two actions, for one)."""
+    text = _unix(text).strip()
+    if len(_START.findall(text)) == 1:
+        action = _parse(text)
+        if action is not None:
+            return action
+    return Action(ActionType.UNKNOWN, text)
+
+
+def render_action(action: Action) -> str:
+    """Return the action in the action language, as the datasets spell it."""
+    phrase = _PHRASES[action.type]
+    if action.type in (ActionType.CLICK, ActionType.LONG_PRESS):
+        return f"{phrase} {_render_target(action.argument)}"
+    return phrase if action.argument is None else f"{phrase}{action.argument}"
+
+
+def _unix(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _cut(segment: str) -> list[str]:
+    """Return an action and the stray lines after it; `segment` begins an action and holds no second one."""
+    if "\n" not in segment or _parse(segment) is not None:
+        return [segment]
+    label_end = _LABEL_END.search(segment)
+    end = label_end.end() if label_end and _parse(segment[: label_end.end()]) else segment.index("\n")
+    return [segment[:end].strip(), *(line.strip() for line in segment[end:].split("\n") if line.strip())]
+
+
+def _parse(text: str) -> Action | None:
+    if press := _PRESS.fullmatch(text):
+        return _parse_press(press)
+    if app := _OPEN_APP.fullmatch(text):
+        return Action(ActionType.OPEN_APP, app[1].strip())
+    if typed := _TYPE_TEXT.fullmatch(text):
+        return Action(ActionType.TYPE_TEXT, typed[1].strip())
+    if scroll := _SCROLL.fullmatch(text):
+        return Action(ActionType.SCROLL, scroll[1].lower())
+    if status := _CHECK_STATUS.fullmatch(text):
+        return Action(ActionType.CHECK_STATUS, status[1].strip())
+    return _WITHOUT_ARGUMENT.get(normalized(text))
+
+
+def _parse_press(press: re.Match[str]) -> Action:
+    verb = ActionType.CLICK if press["verb"].lower() == "click" else ActionType.LONG_PRESS
+    if press["x"] is not None:
+        return Action(verb, Point(float(press["x"]), float(press["y"])))
+    if press["label"] is not None:
+        kind = LabelKind.TEXT if press["text"] else LabelKind.FUNCTION
+        return Action(verb, Label(kind, press["label"]))
+    return Action(verb)
+
+
+def _render_target(target: Argument) -> str:
+    match target:
+        case Label(LabelKind.TEXT, value):
+            return f'button with the text "{value}"'
+        case Label(LabelKind.FUNCTION, value):
+            return f'button with the function of "{value}"'
+        case Point(x, y):
+            return f"point ({_number(x)},{_number(y)})"
+        case _:
+            return "button"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value.is_integer() else str(value)

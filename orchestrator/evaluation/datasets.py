@@ -1,0 +1,217 @@
+"""Datasets: JSONL files, one episode a row, read so that a bad row costs nothing but itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.contract.errors import InvalidArgumentError, NotFoundError
+from infra.contract.prompt import IMAGE_PLACEHOLDER
+from orchestrator.evaluation.actions import split_actions
+from orchestrator.evaluation.spec import DatasetSpec, Protocol
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One row: an instruction, the screens in order, and the true actions (one a screen, but for `sequence`)."""
+
+    dataset: str
+    episode_id: str
+    instruction: str
+    images: tuple[Path, ...]
+    actions: tuple[str, ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that could not be read: where it stands, counting lines from 1, and what is wrong with it."""
+
+    file: str
+    line: int
+    problem: str
+
+
+@dataclass(frozen=True)
+class DatasetContent:
+    """What a file holds: its episodes in order, its bad rows, and the SHA-256 of its bytes."""
+
+    dataset: DatasetSpec
+    file: Path
+    sha256: str
+    episodes: tuple[Episode, ...]
+    bad_rows: tuple[BadRow, ...]
+
+
+class _RowError(Exception):
+    pass
+
+
+def find_file(path: str, roots: Sequence[Path], bases: Sequence[Path]) -> Path | None:
+    """Return the file that `path` names, symlinks resolved, or None when there is none below `roots`.
+
+    A relative path is tried below each base in turn; one that begins with `./../` below the base's parent.
+    """
+    allowed = [root.resolve() for root in roots]
+    given = Path(path)
+    _, is_above, rest = path.partition("./../") if path.startswith("./../") else ("", "", path)
+    for base in bases:
+        candidate = given if given.is_absolute() else (base.absolute().parent if is_above else base) / rest
+        try:
+            found = candidate.resolve()
+            if found.is_file() and any(found.is_relative_to(root) for root in allowed):
+                return found
+        except (OSError, ValueError, RuntimeError):
+            continue
+    return None
+
+
+def read_dataset(
+    dataset: DatasetSpec, *, protocol: Protocol, roots: Sequence[Path], image_root: Path | None = None
+) -> DatasetContent:
+    """Return the episodes and bad rows of a JSONL file.
+
+    The file is looked for below the working folder, then below each root. Image paths are looked for below the file's
+    folder, the working folder, then `image_root`. Only files below `roots` are opened, symlinks resolved.
+
+    Raises NotFoundError when the file itself cannot be read.
+    """
+    file = find_file(dataset.uri, roots, [Path.cwd(), *roots])
+    if file is None:
+        raise NotFoundError(
+            f"dataset {dataset.name!r}: there is no file {dataset.uri!r} below the dataset roots "
+            f"({', '.join(str(root) for root in roots) or 'none is set'})",
+            dataset=dataset.name,
+        )
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise NotFoundError(f"dataset {dataset.name!r}: {file} cannot be read: {error.strerror}") from error
+    bases = [file.parent, Path.cwd(), *([image_root] if image_root else [])]
+
+    def find_image(name: str) -> Path:
+        image = find_file(name, roots, bases)
+        if image is None:
+            searched = ", ".join(dict.fromkeys(str(base) for base in bases))
+            raise _RowError(f"image {name!r} is not there, or not below the dataset roots (looked in {searched})")
+        return image
+
+    episodes: list[Episode] = []
+    bad_rows: list[BadRow] = []
+    line_of: dict[str, int] = {}
+    for line, row in _rows(content):
+        try:
+            episode = _episode(dataset.name, line, row, protocol, find_image)
+            if episode.episode_id in line_of:
+                first = line_of[episode.episode_id]
+                raise _RowError(f"episode_id {episode.episode_id!r} is used in line {first} already")
+        except _RowError as error:
+            bad_rows.append(BadRow(str(file), line, str(error)))
+        else:
+            line_of[episode.episode_id] = line
+            episodes.append(episode)
+    return DatasetContent(dataset, file, hashlib.sha256(content).hexdigest(), tuple(episodes), tuple(bad_rows))
+
+
+def read_datasets(
+    datasets: Sequence[DatasetSpec], *, protocol: Protocol, roots: Sequence[Path], image_root: str = ""
+) -> list[DatasetContent]:
+    """Return what each file holds; `image_root`, where given, is a folder at or below one of `roots`.
+
+    Raises NotFoundError for a file that cannot be read and InvalidArgumentError for an image root that is not allowed.
+    """
+    folder = _find_folder(image_root, roots) if image_root else None
+    return [read_dataset(dataset, protocol=protocol, roots=roots, image_root=folder) for dataset in datasets]
+
+
+def _find_folder(path: str, roots: Sequence[Path]) -> Path:
+    for base in (Path.cwd(), *roots):
+        folder = (base / path).resolve()
+        if folder.is_dir() and any(folder.is_relative_to(root.resolve()) for root in roots):
+            return folder
+    raise InvalidArgumentError("image_root", f"{path!r} is no folder below the dataset roots")
+
+
+def _rows(content: bytes) -> Iterator[tuple[int, bytes]]:
+    for line, row in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if row.strip():
+            yield line, row
+
+
+def _episode(dataset: str, line: int, row: bytes, protocol: Protocol, find_image: Callable[[str], Path]) -> Episode:
+    fields = _fields(row)
+    episode_id = _episode_id(fields)
+    names = _image_names(fields)
+    query = _text(fields, "query")
+    placeholders = query.count(IMAGE_PLACEHOLDER)
+    if placeholders != len(names):
+        raise _RowError(f"query has {placeholders} {IMAGE_PLACEHOLDER} for {len(names)} images; there must be one each")
+    instruction = query.replace(IMAGE_PLACEHOLDER, "").strip()
+    if not instruction:
+        raise _RowError(f"query says nothing but {IMAGE_PLACEHOLDER}; it needs an instruction")
+    actions = split_actions(_text(fields, "response"))
+    if protocol is not Protocol.SEQUENCE and len(actions) != len(names):
+        raise _RowError(
+            f"response has {len(actions)} actions for {len(names)} images; the {protocol.value} protocol needs one each"
+        )
+    return Episode(
+        dataset=dataset,
+        episode_id=episode_id,
+        instruction=instruction,
+        images=tuple(find_image(name) for name in names),
+        actions=tuple(actions),
+        line=line,
+    )
+
+
+def _fields(row: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(row.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _RowError(f"not UTF-8: byte {error.start + 1} of the line") from error
+    except json.JSONDecodeError as error:
+        raise _RowError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except (RecursionError, ValueError) as error:
+        raise _RowError("not JSON that can be read: nested too deeply, or a number too long") from error
+    if not isinstance(fields, dict):
+        raise _RowError(f"a row must be a JSON object, this is {_kind(fields)}")
+    return fields
+
+
+def _episode_id(fields: dict[str, Any]) -> str:
+    if isinstance(fields.get("episode_id"), int) and not isinstance(fields["episode_id"], bool):
+        return str(fields["episode_id"])
+    return _text(fields, "episode_id").strip()
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    value = _present(fields, name)
+    if not isinstance(value, str):
+        raise _RowError(f"{name} must be a string, this is {_kind(value)}")
+    if not value.strip():
+        raise _RowError(f"{name} is empty")
+    return value
+
+
+def _image_names(fields: dict[str, Any]) -> list[str]:
+    value = _present(fields, "images")
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        raise _RowError("images must be a list of paths")
+    if not value:
+        raise _RowError("images is empty")
+    return value
+
+
+def _present(fields: dict[str, Any], name: str) -> Any:
+    if name not in fields:
+        raise _RowError(f"{name} is missing")
+    return fields[name]
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
