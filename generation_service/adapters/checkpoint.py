@@ -1,0 +1,112 @@
+"""PEFT folders -> A, B and scaling of every module, each tensor bound exactly once or the load refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from generation_service.adapters.binding import Rename, bind
+from generation_service.adapters.peft_config import CONFIG_FILE, PeftConfig, parse_config
+from generation_service.adapters.weights import AdapterWeights, Shapes
+from infra.contract.errors import CapacityError, CheckpointError, ConflictError
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PICKLE_FILE = "adapter_model.bin"
+_MAX_CONFIG_BYTES = 4 * 2**20
+_HEADER_ROOM_BYTES = 16 * 2**20
+_LARGEST_ITEM_BYTES = 8
+
+
+def read_checkpoint(
+    folder: Path,
+    targets: Shapes,
+    rename: Rename,
+    *,
+    max_rank: int | None = None,
+    expected_revision: str = "",
+    dtype: torch.dtype = torch.float32,
+) -> AdapterWeights:
+    """Read the PEFT folder's LoRA for a base model whose adaptable modules are `targets`, in `dtype` on the host.
+
+    `rename` gives, for a module as the checkpoint names it (without "base_model.model."), its canonical path, or the
+    parts that a fused module falls into. Raises CheckpointError for a folder that is incomplete, broken, not
+    supported, or has a tensor that does not bind; CapacityError for a rank beyond `max_rank`; ConflictError when the
+    content is not that of `expected_revision` (see `content_revision`).
+    """
+    config_data = _read(folder, CONFIG_FILE, _MAX_CONFIG_BYTES)
+    config = parse_config(config_data, str(folder / CONFIG_FILE))
+    if max_rank is not None and config.largest_rank > max_rank:
+        raise CapacityError(
+            f"{folder} has rank {config.largest_rank}, and the adapter bank takes {max_rank} at most: "
+            "start the server with a larger bank",
+            rank=str(config.largest_rank),
+            limit=str(max_rank),
+        )
+    data = _read(folder, WEIGHTS_FILE, _largest_weights(targets, config))
+    revision = _revision(config_data, data)
+    if expected_revision and revision != expected_revision:
+        raise ConflictError(f"{folder} changed before it was loaded: its revision is {revision} now; retry")
+    where = str(folder / WEIGHTS_FILE)
+    modules = bind(_tensors(data, where), config, targets, rename, where=where, dtype=dtype)
+    return AdapterWeights.of(modules, revision)
+
+
+def read_config(folder: Path) -> PeftConfig:
+    """Return what the folder's config alone says: ranks, scaling, the base model it names. Raises CheckpointError."""
+    return parse_config(_read(folder, CONFIG_FILE, _MAX_CONFIG_BYTES), str(folder / CONFIG_FILE))
+
+
+def content_revision(folder: Path) -> str:
+    """Return the SHA-256 (hex) of the folder's config and weights: what the adapter is, whatever it is called.
+
+    Raises CheckpointError when either file is missing or cannot be read.
+    """
+    return _revision(_read(folder, CONFIG_FILE, _MAX_CONFIG_BYTES), _read(folder, WEIGHTS_FILE, None))
+
+
+def _revision(config: bytes, weights: bytes) -> str:
+    return hashlib.sha256(hashlib.sha256(config).digest() + hashlib.sha256(weights).digest()).hexdigest()
+
+
+def _largest_weights(targets: Shapes, config: PeftConfig) -> int:
+    values = sum(inputs + outputs for inputs, outputs in targets.values()) * config.largest_rank
+    return values * _LARGEST_ITEM_BYTES + _HEADER_ROOM_BYTES
+
+
+def _read(folder: Path, name: str, limit: int | None) -> bytes:
+    path = folder / name
+    try:
+        size = path.stat().st_size
+        if limit is not None and size > limit:
+            raise CheckpointError(f"{path} has {size} bytes; a LoRA for this base model has at most {limit}")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _missing(folder, name) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _missing(folder: Path, name: str) -> CheckpointError:
+    if not folder.is_dir():
+        return CheckpointError(
+            f"{folder} is not a folder: an adapter is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+        )
+    if name == WEIGHTS_FILE and (folder / _PICKLE_FILE).exists():
+        return CheckpointError(
+            f"{folder} holds {_PICKLE_FILE}, a pickle, which is never opened: convert it where you trust it, with "
+            f"safetensors.torch.save_file(torch.load({_PICKLE_FILE!r}, weights_only=True), {WEIGHTS_FILE!r})"
+        )
+    return CheckpointError(f"{folder} has no {name}: was it saved to the end?")
+
+
+def _tensors(data: bytes, where: str) -> Mapping[str, Tensor]:
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{where} is not a complete safetensors file ({error}): save or copy it again") from error

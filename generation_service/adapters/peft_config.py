@@ -1,0 +1,130 @@
+"""`adapter_config.json` of a PEFT folder: what it says of rank and scaling, and what this server refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.contract.errors import CheckpointError
+
+CONFIG_FILE = "adapter_config.json"
+
+_REFUSED = {
+    "use_dora": "DoRA (use_dora) scales the merged weight by a learnt magnitude",
+    "modules_to_save": "modules_to_save holds whole layers of the base model",
+    "trainable_token_indices": "trainable_token_indices replaces rows of the embedding",
+    "fan_in_fan_out": "fan_in_fan_out stores weights transposed, for Conv1D layers",
+    "lora_bias": "lora_bias adds a bias to B",
+    "layer_replication": "layer_replication changes the layers of the base model",
+    "target_parameters": "target_parameters adapts bare parameters (experts), not linear layers",
+    "alora_invocation_tokens": "alora_invocation_tokens (aLoRA) applies only after certain tokens",
+    "use_qalora": "QA-LoRA (use_qalora) pools the input",
+    "use_bdlora": "BD-LoRA (use_bdlora) has block-diagonal factors",
+    "arrow_config": "Arrow (arrow_config) routes between adapters by token",
+    "kasa_config": "KaSA (kasa_config) has singular values beside A and B",
+    "monteclora_config": "MonteCLoRA (monteclora_config) samples its factors",
+    "velora_config": "VeLoRA (velora_config) compresses activations",
+    "megatron_config": "megatron_config shards layers across devices",
+}
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The arithmetic of a LoRA: ranks, alphas and their exceptions by module, and the kind of scaling."""
+
+    rank: int
+    alpha: float
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    base_model: str = ""
+
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank that any module may have."""
+        return max(self.rank, *self.rank_pattern.values(), 0)
+
+    def rank_of(self, module: str) -> int:
+        """Return the rank of `module`, named as in the checkpoint."""
+        return self.rank_pattern.get(_pattern_of(self.rank_pattern, module), self.rank)
+
+    def scaling_of(self, module: str) -> float:
+        """Return alpha / r of `module`, or alpha / sqrt(r) with rsLoRA."""
+        alpha = self.alpha_pattern.get(_pattern_of(self.alpha_pattern, module), self.alpha)
+        rank = self.rank_of(module)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def parse_config(data: bytes, where: str) -> PeftConfig:
+    """Return the config of the PEFT file at `where`; CheckpointError when it is broken or asks for what we refuse."""
+    try:
+        config = json.loads(data)
+    except ValueError as error:
+        raise CheckpointError(f"{where} is not valid JSON ({error}): was it written to the end?") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{where} must hold a JSON object, it holds a {type(config).__name__}")
+    _refuse_unsupported(config, where)
+    rank_pattern = config.get("rank_pattern") or {}
+    alpha_pattern = config.get("alpha_pattern") or {}
+    for name, pattern in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern)):
+        _check_pattern(pattern, f"{where}: {name}")
+    return PeftConfig(
+        rank=_rank(config.get("r"), f"{where}: r"),
+        alpha=_alpha(config.get("lora_alpha"), f"{where}: lora_alpha"),
+        use_rslora=bool(config.get("use_rslora")),
+        rank_pattern={key: _rank(value, f"{where}: rank_pattern[{key!r}]") for key, value in rank_pattern.items()},
+        alpha_pattern={key: _alpha(value, f"{where}: alpha_pattern[{key!r}]") for key, value in alpha_pattern.items()},
+        base_model=str(config.get("base_model_name_or_path") or ""),
+    )
+
+
+def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"{where}: peft_type is {kind!r}; this server applies LORA only")
+    for name, reason in _REFUSED.items():
+        if config.get(name):
+            raise CheckpointError(f"{where}: {reason}, which this server does not apply")
+    if config.get("bias", "none") not in ("none", None):
+        raise CheckpointError(f"{where}: bias is {config['bias']!r}: trained biases of the base model are not applied")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+        raise CheckpointError(
+            f"{where}: init_lora_weights is {init!r}, which also changed the base model's weights: save the adapter "
+            "again with PEFT's path_initial_model_for_weight_conversion"
+        )
+    for name, value in config.items():
+        if name.startswith("use_") and name != "use_rslora" and value:
+            raise CheckpointError(f"{where}: {name} is set, an option of LoRA that this server does not know")
+
+
+def _check_pattern(pattern: object, where: str) -> None:
+    if not isinstance(pattern, dict):
+        raise CheckpointError(f"{where} must be an object of module patterns, it is a {type(pattern).__name__}")
+    for key in pattern:
+        try:
+            re.compile(key)
+        except re.error as error:
+            raise CheckpointError(f"{where} has a pattern that is no regular expression: {key!r} ({error})") from error
+
+
+def _rank(value: object, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{where} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _alpha(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CheckpointError(f"{where} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _pattern_of(patterns: Mapping[str, object], module: str) -> str:
+    """Return the first pattern that matches the end of `module` as PEFT's `get_pattern_key` does, else `module`."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)

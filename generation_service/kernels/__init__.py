@@ -1,0 +1,1 @@
+"""The arithmetic of weighted adapters: slow truth beside each fast path."""
