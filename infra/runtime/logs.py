@@ -1,0 +1,115 @@
+"""Structured logs to stderr, each line with the id of the request it belongs to."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import uuid
+from contextvars import ContextVar
+from typing import Literal
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+LogFormat = Literal["console", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_current_request_id: ContextVar[str] = ContextVar("loraretriever_request_id", default="")
+
+
+def request_id() -> str:
+    """Return the id of the request that is being served, or "" outside of one."""
+    return _current_request_id.get()
+
+
+def bind_request_id(value: str) -> None:
+    """Make `value` the request id of this thread or task, and of all that it starts from here; "" unbinds."""
+    _current_request_id.set(value)
+
+
+def new_request_id() -> str:
+    """Return an id that no other request has."""
+    return uuid.uuid4().hex
+
+
+def valid_request_id(value: str) -> bool:
+    """Return whether a caller's id is safe to log and echo: 1 to 64 letters, digits, '.', '_', ':' or '-'."""
+    return _VALID_REQUEST_ID.fullmatch(value) is not None
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """Return the logger of a module; call it as `log.info("event", key=value)`."""
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
+    return logger
+
+
+def configure_logging(service: str, level: LogLevel = "info", fmt: LogFormat = "console") -> None:
+    """Send this process's logs, libraries' included, to stderr: lines for people, or one JSON object a line."""
+    renderer: Processor
+    if fmt == "json":
+        renderer = structlog.processors.JSONRenderer()
+        finishing: list[Processor] = [structlog.processors.dict_tracebacks]
+    else:
+        colors = sys.stderr.isatty()
+        plain = structlog.dev.plain_traceback
+        renderer = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
+        finishing = []
+
+    def add_service(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event["service"] = service
+        return event
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=_shared_processors(),
+            processors=[
+                add_service,
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *finishing,
+                renderer,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("httpx", "httpcore", "urllib3"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    current = _current_request_id.get()
+    if current and "request_id" not in event:
+        event["request_id"] = current
+    return event
+
+
+def _shared_processors() -> list[Processor]:
+    return [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_request_id,
+        structlog.stdlib.ExtraAdder(),
+    ]
+
+
+def _route_structlog_through_logging() -> None:
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_shared_processors()[:-1],
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.processors.StackInfoRenderer(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+_route_structlog_through_logging()
