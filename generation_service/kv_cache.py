@@ -1,0 +1,102 @@
+"""Preallocated keys and values: one slot a running sequence, each with its own length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SPAN_STEP = 64
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """`slots` sequences of at most `length` tokens, for `layers` layers of `kv_heads` heads of size `head_dim`."""
+
+    layers: int
+    slots: int
+    kv_heads: int
+    length: int
+    head_dim: int
+
+    def bytes(self, dtype: torch.dtype) -> int:
+        """Return the memory of keys and values together."""
+        return 2 * self.layers * self.slots * self.kv_heads * self.length * self.head_dim * dtype.itemsize
+
+
+class SlotKVCache:
+    """Keys and values [slots, kv_heads, length, head_dim] of every layer, at addresses that never change.
+
+    Slots start as zeros: a masked position has probability 0, and 0 times a finite number is 0.
+    """
+
+    def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape = shape
+        size = (shape.slots, shape.kv_heads, shape.length, shape.head_dim)
+        self.keys = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
+        self.values = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
+        self.bytes = shape.bytes(dtype)
+        self._device = device
+
+    def prefill_view(self, slot: int, start: int) -> PrefillView:
+        """Return what a forward over the tokens from `start` on of one sequence writes to and reads from."""
+        return PrefillView(self, slot, start)
+
+    def decode_view(self, slots: Sequence[int], lengths: Sequence[int]) -> DecodeView:
+        """Return the same for one new token of each sequence in `slots`, which hold `lengths` tokens already."""
+        span = min(-(-(max(lengths) + 1) // SPAN_STEP) * SPAN_STEP, self.shape.length)
+        return DecodeView(
+            self,
+            torch.tensor(slots, device=self._device),
+            torch.tensor(lengths, device=self._device),
+            span,
+            adjacent=list(slots) == list(range(len(slots))),
+        )
+
+
+class PrefillView:
+    """A transformers cache over one slot: rows are one sequence, tokens follow those from `start` on."""
+
+    def __init__(self, cache: SlotKVCache, slot: int, start: int) -> None:
+        self._cache, self._slot, self._start = cache, slot, start
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Store keys and values [1, kv_heads, T, head_dim] of `layer`; return all of the sequence's, [.., start + T, ..]."""
+        row, end = slice(self._slot, self._slot + 1), self._start + keys.shape[2]
+        all_keys, all_values = self._cache.keys[layer][row], self._cache.values[layer][row]
+        all_keys[:, :, self._start : end] = keys
+        all_values[:, :, self._start : end] = values
+        return all_keys[:, :, :end], all_values[:, :, :end]
+
+    def mask(self, tokens: int, device: torch.device) -> Tensor | None:
+        """Return which of the start + T positions each of T tokens sees, [1, 1, T, start + T]; None: plainly causal."""
+        if self._start == 0:
+            return None
+        end = self._start + tokens
+        return torch.ones(1, 1, tokens, end, dtype=torch.bool, device=device).tril(diagonal=self._start)
+
+
+class DecodeView:
+    """A transformers cache over several slots, one token each."""
+
+    def __init__(self, cache: SlotKVCache, slots: Tensor, lengths: Tensor, span: int, adjacent: bool) -> None:
+        self._cache, self._slots, self._lengths, self._span = cache, slots, lengths, span
+        self._adjacent = adjacent
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Store keys and values [N, kv_heads, 1, head_dim] of `layer`; return the rows' [N, kv_heads, span, head_dim]."""
+        return self._write(self._cache.keys[layer], keys), self._write(self._cache.values[layer], values)
+
+    def mask(self) -> Tensor:
+        """Return which positions each row sees, [N, 1, 1, span]: those before its length, and its new token."""
+        positions = torch.arange(self._span, device=self._lengths.device)
+        return (positions <= self._lengths[:, None])[:, None, None, :]
+
+    def _write(self, store: Tensor, new: Tensor) -> Tensor:
+        store[self._slots, :, self._lengths] = new[:, :, 0]
+        if self._adjacent:
+            return store[: len(self._slots), :, : self._span]
+        return store[:, :, : self._span].index_select(0, self._slots)

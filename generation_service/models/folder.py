@@ -1,0 +1,95 @@
+"""Reading a base model's folder: what it is, whether it is whole, and what it calls itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from infra.contract.errors import CheckpointError
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`. Raises CheckpointError when it is missing or no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}: give the complete folder as it was downloaded", path=str(path)
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}; download it again", path=str(path)) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object; download it again", path=str(path))
+    return content
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a model folder's config.json. Raises CheckpointError when there is no such folder or file."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no model folder {folder}: point --model-path at the folder of a downloaded base model",
+            path=str(folder),
+        )
+    return read_json(folder / CONFIG)
+
+
+def default_model_name(folder: Path) -> str:
+    """Return the name of the model: the last component of the config's _name_or_path, else the folder's name."""
+    given = str(read_config(folder).get("_name_or_path") or "").rstrip("/")
+    return given.rsplit("/", 1)[-1] or folder.resolve().name
+
+
+def tensor_names(folder: Path) -> dict[str, Path]:
+    """Return which safetensors file of `folder` holds each tensor. Raises CheckpointError when a file is not whole."""
+    if (folder / INDEX).is_file():
+        return _sharded(folder)
+    if (folder / SINGLE).is_file():
+        return dict.fromkeys(_names_in(folder / SINGLE), folder / SINGLE)
+    others = sorted(path.name for path in folder.glob("*.bin"))
+    hint = f"it has {', '.join(others)}, which are pickles and never read; convert them to safetensors" if others else ""
+    raise CheckpointError(
+        f"{folder} has neither {SINGLE} nor {INDEX}" + (f": {hint}" if hint else "; download the folder again"),
+        path=str(folder),
+    )
+
+
+def _sharded(folder: Path) -> dict[str, Path]:
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / INDEX} has no weight_map; download it again", path=str(folder / INDEX))
+    names: dict[str, Path] = {}
+    for shard in sorted(set(weight_map.values())):
+        path = folder / str(shard)
+        if path.parent != folder:
+            raise CheckpointError(f"{folder / INDEX} names {shard!r}, which is not a file beside it", path=str(path))
+        names.update(dict.fromkeys(_names_in(path), path))
+    absent = sorted(name for name, shard in weight_map.items() if names.get(name) != folder / str(shard))
+    if absent:
+        raise CheckpointError(f"{folder}: {_listed(absent)} not in the file that {INDEX} names", path=str(folder))
+    return names
+
+
+def _names_in(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} lacks {path.name}, which {INDEX} names: download the missing file", path=str(path)
+        ) from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error}): download it again", path=str(path)
+        ) from error
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown} and {len(names) - 5} more are" if len(names) > 5 else f"{shown} {'is' if len(names) == 1 else 'are'}"

@@ -1,0 +1,63 @@
+"""The forward passes of the engine: base model, adapter bank and KV cache together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from generation_service.adapters.bank import AdapterBank
+from generation_service.adapters.ranks import RankRange
+from generation_service.kv_cache import SlotKVCache
+from generation_service.models.base import BaseModel, EncodedPrompt
+
+
+@dataclass(frozen=True)
+class DecodeRow:
+    """One running sequence in a decode step: its newest token, and the `length` tokens before it in its slot."""
+
+    slot: int
+    token: int
+    length: int
+    position_delta: int
+    ranges: Mapping[RankRange, float]
+
+
+class Runner:
+    """Runs the model on its device. For the engine's thread only."""
+
+    def __init__(self, model: BaseModel, bank: AdapterBank, cache: SlotKVCache) -> None:
+        self._model = model
+        self._bank = bank
+        self._cache = cache
+        self._device = model.description.device
+        bank.install(model.module)
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, prompt: EncodedPrompt, ranges: Mapping[RankRange, float]) -> Tensor:
+        """Read a whole prompt into `slot`; return the logits [1, vocab] after it."""
+        view = self._cache.prefill_view(slot, start=0)
+        with self._bank.routing.step([ranges]):
+            embeddings = self._model.embed(prompt)
+            positions = prompt.positions[:, None].to(self._device)
+            mask = view.mask(prompt.length, self._device)
+            hidden = self._model.forward(embeddings, positions, mask, view)
+            return self._model.logits(hidden[:, -1])
+
+    @torch.inference_mode()
+    def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
+        """Read the newest token of every row; return the logits [N, vocab] after each."""
+        lengths = [row.length for row in rows]
+        view = self._cache.decode_view([row.slot for row in rows], lengths)
+        tokens = torch.tensor([[row.token] for row in rows], device=self._device)
+        positions = torch.tensor([[row.length + row.position_delta] for row in rows], device=self._device)
+        with self._bank.routing.step([row.ranges for row in rows]):
+            embeddings = self._model.embed_tokens(tokens)
+            hidden = self._model.forward(embeddings, positions.expand(self._axes, -1, -1), view.mask(), view)
+            return self._model.logits(hidden[:, -1])
+
+    @property
+    def _axes(self) -> int:
+        return self._model.description.position_axes
