@@ -1,0 +1,75 @@
+"""What every embedder offers, and how the vectors of a prompt's text and images become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.contract.errors import ConfigurationError
+from infra.contract.prompt import Prompt
+
+FloatArray = NDArray[np.float32]
+
+
+class Embedder(Protocol):
+    """Prompts -> vectors of length 1. Safe to call from many threads."""
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of a vector."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights and every setting that changes a vector: equal fingerprints, comparable vectors."""
+        ...
+
+    def embed(self, prompts: Sequence[Prompt]) -> FloatArray:
+        """Return one vector a prompt, [len(prompts), dim].
+
+        Raises InvalidArgumentError, with the path from `[i]` of the prompt on, for a prompt that cannot be embedded.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LateFusion:
+    """A prompt's vector from those of its parts: normalise(text_weight * text + image_weight * mean(images)).
+
+    Of the images, the first `max_images` count. A prompt without text is its images alone, and the other way round.
+    """
+
+    text_weight: float = 0.7
+    image_weight: float = 0.3
+    max_images: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.text_weight, self.image_weight) < 0 or self.text_weight + self.image_weight <= 0:
+            raise ConfigurationError(
+                f"text_weight {self.text_weight} and image_weight {self.image_weight} must not be negative, nor both 0"
+            )
+        if self.max_images < 0:
+            raise ConfigurationError(f"max_query_images must not be negative, got {self.max_images}")
+
+    def combine(self, text: FloatArray | None, images: FloatArray | None) -> FloatArray:
+        """Return the vector, [dim], of length 1. `text` [dim], `images` [count, dim], at least one of them given."""
+        parts = []
+        if text is not None:
+            parts.append((self.text_weight, text.astype(np.float64)))
+        if images is not None and len(images):
+            parts.append((self.image_weight, images.mean(axis=0, dtype=np.float64)))
+        if not parts:
+            raise ValueError("neither a text vector nor image vectors")
+        combined = parts[0][1] if len(parts) == 1 else parts[0][0] * parts[0][1] + parts[1][0] * parts[1][1]
+        return normalise(combined)
+
+
+def normalise(vectors: NDArray[np.floating]) -> FloatArray:
+    """Return the vectors, [..., dim], each divided by its Euclidean length; a zero vector stays zero."""
+    exact = vectors.astype(np.float64)
+    length = np.linalg.norm(exact, axis=-1, keepdims=True)
+    return (exact / np.where(length > 0, length, 1.0)).astype(np.float32)

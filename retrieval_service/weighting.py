@@ -1,0 +1,48 @@
+"""Similarities -> weights of a composition. Pure functions; none renormalises afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import assert_never
+
+from infra.contract.retrieval import Weighting
+
+
+def weigh(similarities: Sequence[float], weighting: Weighting, temperature: float) -> list[float]:
+    """Return the weight of each match, in the same order. `temperature` is that of softmax."""
+    match weighting:
+        case Weighting.UNIFORM:
+            return uniform(len(similarities))
+        case Weighting.SOFTMAX:
+            return softmax(similarities, temperature)
+        case Weighting.SIMILARITY:
+            return proportional(similarities)
+        case _:
+            assert_never(weighting)
+
+
+def uniform(count: int) -> list[float]:
+    """Return 1/k for each of k matches (LoraRetriever, section 3.3)."""
+    return [1.0 / count] * count
+
+
+def softmax(similarities: Sequence[float], temperature: float) -> list[float]:
+    """Return exp(s_j / T) / sum_i exp(s_i / T), with T > 0."""
+    if not similarities:
+        return []
+    highest = max(similarities)
+    exponentials = [math.exp((similarity - highest) / temperature) for similarity in similarities]
+    total = math.fsum(exponentials)
+    return [exponential / total for exponential in exponentials]
+
+
+def proportional(similarities: Sequence[float]) -> list[float]:
+    """Return max(s_j, 0) / sum_i max(s_i, 0).
+
+    When no similarity is above 0, every weight is 0: nothing resembles the prompt, and by the equation of the mixture
+    that is the base model alone.
+    """
+    clipped = [max(similarity, 0.0) for similarity in similarities]
+    total = math.fsum(clipped)
+    return [value / total for value in clipped] if total > 0 else [0.0] * len(clipped)
