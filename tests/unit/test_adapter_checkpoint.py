@@ -1,0 +1,309 @@
+"""PEFT folders: what is read, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from generation_service.adapters.binding import Part
+from generation_service.adapters.checkpoint import content_revision, read_checkpoint, read_config
+from generation_service.adapters.peft_config import PeftConfig
+from infra.contract.errors import CapacityError, CheckpointError, ConflictError
+from tests.checkpoints.peft_adapters import PREFIX, TinyAdapter
+
+SHAPES = {
+    "model.layers.0.q_proj": (8, 8),
+    "model.layers.0.k_proj": (8, 4),
+    "model.layers.1.q_proj": (8, 8),
+    "model.layers.1.k_proj": (8, 4),
+}
+
+
+def same(name: str) -> str:
+    return name
+
+
+def test_every_tensor_is_bound_with_its_scaling_folded_into_b(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random(SHAPES, rank=4, alpha=6)
+    read = read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+    assert read.rank == 4
+    assert read.modules.keys() == SHAPES.keys()
+    for path, pair in read.modules.items():
+        torch.testing.assert_close(pair.a, adapter.a(path), rtol=0, atol=0)
+        torch.testing.assert_close(pair.b, adapter.b(path) * 1.5, rtol=0, atol=0)
+
+
+def test_rslora_scales_by_the_root_of_the_rank(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random(SHAPES, rank=4, alpha=6, use_rslora=True)
+    read = read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+    for path, pair in read.modules.items():
+        torch.testing.assert_close(pair.b, adapter.b(path) * 3)
+
+
+def test_patterns_override_rank_and_alpha_of_the_modules_they_match(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random(SHAPES, rank=4, alpha=8)
+    adapter.config["rank_pattern"] = {"k_proj": 2, "^model.layers.1.q_proj": 3}
+    adapter.config["alpha_pattern"] = {"layers.1.k_proj": 10}
+    for path, rank in {"model.layers.0.k_proj": 2, "model.layers.1.k_proj": 2, "model.layers.1.q_proj": 3}.items():
+        adapter.tensors[f"{PREFIX}{path}.lora_A.weight"] = adapter.a(path)[:rank]
+        adapter.tensors[f"{PREFIX}{path}.lora_B.weight"] = adapter.b(path)[:, :rank]
+    read = read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+    scalings = {
+        "model.layers.0.q_proj": 8 / 4,
+        "model.layers.0.k_proj": 8 / 2,
+        "model.layers.1.q_proj": 8 / 3,
+        "model.layers.1.k_proj": 10 / 2,
+    }
+    for path, scaling in scalings.items():
+        torch.testing.assert_close(read.modules[path].b, adapter.b(path) * scaling)
+    assert read.rank == 4
+
+
+def test_the_default_adapter_name_in_keys_is_understood(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random(SHAPES)
+    plain = read_checkpoint(adapter.write(tmp_path / "plain"), SHAPES, same)
+    adapter.tensors = {key.replace(".weight", ".default.weight"): value for key, value in adapter.tensors.items()}
+    named = read_checkpoint(adapter.write(tmp_path / "named"), SHAPES, same)
+    for path in SHAPES:
+        assert torch.equal(plain.modules[path].b, named.modules[path].b)
+
+
+def test_a_fused_module_falls_into_its_parts_with_a_shared_a(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random({"attention.wqkv": (8, 6)})
+    targets = {"q": (8, 4), "k": (8, 2)}
+    parts = [Part("q", torch.tensor([0, 1, 3, 4])), Part("k", torch.tensor([2, 5]))]
+    read = read_checkpoint(adapter.write(tmp_path), targets, lambda _: parts)
+    b = adapter.b("attention.wqkv") * 2
+    torch.testing.assert_close(read.modules["q"].b, b[[0, 1, 3, 4]])
+    torch.testing.assert_close(read.modules["k"].b, b[[2, 5]])
+    assert torch.equal(read.modules["q"].a, read.modules["k"].a)
+
+
+def test_a_fused_module_of_other_size_does_not_bind(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random({"attention.wqkv": (8, 7)})
+    parts = [Part("q", torch.tensor([0, 1, 3, 4])), Part("k", torch.tensor([2, 5]))]
+    with pytest.raises(CheckpointError, match=r"lora_B is \[7, 4\], its module has 6 outputs"):
+        read_checkpoint(adapter.write(tmp_path), {"q": (8, 4), "k": (8, 2)}, lambda _: parts)
+
+
+def test_unbound_tensors_are_counted_and_listed_with_the_nearest_modules(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random({**SHAPES, "model.layers.7.q_proj": (8, 8)})
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+    assert "2 of 10 tensors do not bind" in caught.value.message
+    assert "model.layers.7.q_proj.lora_A.weight" in caught.value.message
+    assert "nearest are model.layers.1.q_proj" in caught.value.message
+    assert caught.value.metadata["unbound"] == "2"
+
+
+def test_a_file_of_which_nothing_binds_does_not_load_in_silence(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random({f"other.{number}": (8, 8) for number in range(20)})
+    with pytest.raises(CheckpointError, match=r"40 of 40 tensors do not bind[\s\S]*and 32 more"):
+        read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+
+
+def test_two_modules_renamed_to_one_are_refused(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random({"model.layers.0.q_proj": (8, 8), "layers.0.q_proj": (8, 8)})
+    with pytest.raises(CheckpointError, match="bound by another tensor already"):
+        read_checkpoint(adapter.write(tmp_path), SHAPES, lambda _: "model.layers.0.q_proj")
+
+
+def test_a_tensor_given_twice_is_refused(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random(SHAPES)
+    key = f"{PREFIX}model.layers.0.q_proj.lora_A.weight"
+    adapter.tensors[key.removeprefix(PREFIX)] = adapter.tensors[key].clone()
+    with pytest.raises(CheckpointError, match="same factor of the same module"):
+        read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+
+
+def test_a_factor_without_its_counterpart_is_refused(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random(SHAPES)
+    del adapter.tensors[f"{PREFIX}model.layers.0.q_proj.lora_B.weight"]
+    with pytest.raises(CheckpointError, match="its counterpart lora_B is missing"):
+        read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+
+
+def test_several_adapters_in_one_file_are_refused(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random({})
+    for task, path in zip(("retrieval", "code"), SHAPES, strict=False):
+        adapter.tensors[f"{PREFIX}{path}.lora_A.{task}.weight"] = torch.zeros(4, 8)
+        adapter.tensors[f"{PREFIX}{path}.lora_B.{task}.weight"] = torch.zeros(SHAPES[path][1], 4)
+    with pytest.raises(CheckpointError, match="several adapters, code, retrieval"):
+        read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+
+
+def test_a_rank_that_is_not_the_configs_is_refused(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random(SHAPES, rank=4)
+    adapter.config["r"] = 8
+    with pytest.raises(CheckpointError, match=r"are not \[8, 8\] and \[8, 8\], rank 8 of the config"):
+        read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+
+
+def test_an_adapter_of_a_larger_model_is_refused(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random({"model.layers.0.q_proj": (16, 16)})
+    with pytest.raises(CheckpointError, match=r"\[4, 16\] and lora_B \[16, 4\] are not"):
+        read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float, factor: str) -> None:
+    adapter = TinyAdapter.random(SHAPES)
+    adapter.tensors[f"{PREFIX}model.layers.1.k_proj.{factor}.weight"][0, 0] = value
+    with pytest.raises(CheckpointError, match=r"model.layers.1.k_proj.*NaN or infinite"):
+        read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("use_dora", True, "DoRA"),
+        ("modules_to_save", ["lm_head"], "modules_to_save"),
+        ("trainable_token_indices", [3], "trainable_token_indices"),
+        ("fan_in_fan_out", True, "fan_in_fan_out"),
+        ("bias", "lora_only", "bias is 'lora_only'"),
+        ("lora_bias", True, "lora_bias"),
+        ("layer_replication", [[0, 1]], "layer_replication"),
+        ("target_parameters", ["experts"], "target_parameters"),
+        ("alora_invocation_tokens", [1, 2], "aLoRA"),
+        ("use_qalora", True, "QA-LoRA"),
+        ("use_something_new", True, "use_something_new"),
+        ("peft_type", "IA3", "peft_type is 'IA3'"),
+        ("peft_type", None, "peft_type is None"),
+        ("init_lora_weights", "pissa_niter_4", "path_initial_model_for_weight_conversion"),
+        ("r", 0, "r must be a whole number of at least 1, got 0"),
+        ("r", "8", "r must be a whole number"),
+        ("r", True, "r must be a whole number"),
+        ("lora_alpha", None, "lora_alpha must be a finite number, got None"),
+        ("lora_alpha", math.nan, "lora_alpha must be a finite number"),
+        ("rank_pattern", {"q_proj": -1}, "rank_pattern"),
+        ("rank_pattern", {"(": 1}, "no regular expression"),
+        ("alpha_pattern", [1], "alpha_pattern must be an object"),
+    ],
+)
+def test_an_option_that_would_change_the_answer_is_refused_by_name(
+    tmp_path: Path, option: str, value: Any, said: str
+) -> None:
+    adapter = TinyAdapter.random(SHAPES, **{option: value})
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+    assert said in caught.value.message
+    assert "adapter_config.json" in caught.value.message
+
+
+def test_options_that_only_concern_training_are_accepted(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random(
+        SHAPES, lora_dropout=0.05, init_lora_weights="gaussian", loftq_config={}, lora_dtype="AUTO", inference_mode=True
+    )
+    assert read_checkpoint(adapter.write(tmp_path), SHAPES, same).rank == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("model.layers.0.q_proj.lora_magnitude_vector.weight", "DoRA is not applied"),
+        ("model.embed_tokens.lora_embedding_A", "embedding LoRA is not applied"),
+        ("model.layers.0.q_proj.lora_B.bias", "trained biases are not applied"),
+        ("lm_head.modules_to_save.weight", "modules_to_save are not applied"),
+        ("model.embed_tokens.weight", "it is no lora_A or lora_B weight"),
+    ],
+)
+def test_a_tensor_that_is_no_lora_factor_is_refused_by_name(tmp_path: Path, key: str, said: str) -> None:
+    adapter = TinyAdapter.random(SHAPES)
+    adapter.tensors[f"{PREFIX}{key}"] = torch.ones(4)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+    assert f"{PREFIX}{key}: {said}" in caught.value.message
+
+
+def test_a_pickle_is_never_opened_and_the_way_out_is_named(tmp_path: Path) -> None:
+    TinyAdapter.random(SHAPES).write(tmp_path)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin, a pickle.*convert it"):
+        read_checkpoint(tmp_path, SHAPES, same)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_a_file_cut_short_is_named(tmp_path: Path, name: str, kept: float) -> None:
+    path = TinyAdapter.random(SHAPES).write(tmp_path) / name
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path, SHAPES, same)
+    assert name in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    (TinyAdapter.random(SHAPES).write(tmp_path) / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        read_checkpoint(tmp_path, SHAPES, same)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        read_checkpoint(tmp_path / "absent", SHAPES, same)
+
+
+def test_a_config_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    (TinyAdapter.random(SHAPES).write(tmp_path) / "adapter_config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="must hold a JSON object"):
+        read_checkpoint(tmp_path, SHAPES, same)
+
+
+def test_a_rank_beyond_the_bank_is_refused_before_the_weights_are_read(tmp_path: Path) -> None:
+    TinyAdapter.random(SHAPES, rank=4).write(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(CapacityError, match="rank 4, and the adapter bank takes 3") as caught:
+        read_checkpoint(tmp_path, SHAPES, same, max_rank=3)
+    assert caught.value.metadata == {"rank": "4", "limit": "3"}
+
+
+def test_a_file_far_larger_than_any_adapter_is_not_read(tmp_path: Path) -> None:
+    TinyAdapter.random(SHAPES).write(tmp_path)
+    with (tmp_path / "adapter_model.safetensors").open("r+b") as file:
+        file.truncate(2**34)
+    with pytest.raises(CheckpointError, match="has 17179869184 bytes; a LoRA for this base model has at most"):
+        read_checkpoint(tmp_path, SHAPES, same)
+
+
+def test_the_revision_follows_the_content_and_not_the_folder(tmp_path: Path) -> None:
+    first = TinyAdapter.random(SHAPES, seed=1).write(tmp_path / "first")
+    copy = TinyAdapter.random(SHAPES, seed=1).write(tmp_path / "copy")
+    weights = TinyAdapter.random(SHAPES, seed=2).write(tmp_path / "weights")
+    config = TinyAdapter.random(SHAPES, seed=1, alpha=9).write(tmp_path / "config")
+    revision = content_revision(first)
+    assert content_revision(copy) == revision
+    assert len({revision, content_revision(weights), content_revision(config)}) == 3
+    assert read_checkpoint(first, SHAPES, same).revision == revision
+
+
+def test_a_checkpoint_replaced_in_the_meantime_is_noticed(tmp_path: Path) -> None:
+    expected = content_revision(TinyAdapter.random(SHAPES, seed=1).write(tmp_path))
+    assert read_checkpoint(tmp_path, SHAPES, same, expected_revision=expected).revision == expected
+    TinyAdapter.random(SHAPES, seed=2).write(tmp_path)
+    with pytest.raises(ConflictError, match="changed before it was loaded"):
+        read_checkpoint(tmp_path, SHAPES, same, expected_revision=expected)
+
+
+def test_half_precision_tensors_are_scaled_in_single_precision(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random(SHAPES, rank=3, alpha=1)
+    adapter.tensors = {key: tensor.to(torch.bfloat16) for key, tensor in adapter.tensors.items()}
+    read = read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+    for path, pair in read.modules.items():
+        assert pair.b.dtype == torch.float32
+        torch.testing.assert_close(pair.b, adapter.b(path).float() / 3)
+
+
+def test_the_config_alone_names_the_base_model_and_ranks(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random(SHAPES, rank=4, rank_pattern={"q_proj": 6})
+    assert read_config(adapter.write(tmp_path)) == PeftConfig(4, 8.0, False, {"q_proj": 6}, {}, "tiny")
+    assert read_config(tmp_path).largest_rank == 6
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    assert read_config(tmp_path).base_model == ""
