@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from infra.contract.composition import WeightedAdapter
-from infra.contract.errors import InvalidArgumentError
+from infra.contract.errors import InvalidArgumentError, LoraRetrieverError
 from infra.contract.generation import FinishReason, Usage
 from orchestrator.evaluation.spec import EvaluatedStrategy, Protocol
 
@@ -38,6 +38,10 @@ class Sample:
     text: str
     truth: str
     adapter_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.step < self.step_count:
+            raise InvalidArgumentError("step", f"sample {self.key!r}: step {self.step} of {self.step_count} steps")
 
     def to_json(self) -> dict[str, Any]:
         """Return the sample as JSON values."""
@@ -136,6 +140,6 @@ def read_records(file: Path) -> list[Record]:
             try:
                 if line.strip():
                     records.append(Record.from_json(json.loads(line)))
-            except ValueError as error:
+            except (ValueError, LoraRetrieverError) as error:
                 raise InvalidArgumentError("", f"{file}:{number}: not a record: {error}") from error
     return records

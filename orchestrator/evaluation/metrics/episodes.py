@@ -1,0 +1,101 @@
+"""From answered episodes to a score: steps, whole episodes, and the floor under both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from orchestrator.evaluation.metrics.floor import Floor, floor_of
+from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
+
+
+@dataclass(frozen=True)
+class AnsweredEpisode:
+    """The true actions of an episode and the answers, in order. An answer that is None is unscored.
+
+    There may be fewer or more answers than truths: a truth without an answer is wrong, and so is an episode whose
+    numbers do not agree. `dataset` says which episodes share a floor, `cluster` which depend on each other.
+    """
+
+    dataset: str
+    cluster: str
+    truths: tuple[str, ...]
+    answers: tuple[str | None, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every answer can be scored, so that the episode as a whole can."""
+        return None not in self.answers
+
+    def scored(self, step: int) -> bool:
+        """Whether the answer to `step` can be scored (a missing one can: it is wrong)."""
+        return step >= len(self.answers) or self.answers[step] is not None
+
+
+class Metric(Protocol):
+    """Decides whether an answer counts as a true action."""
+
+    @property
+    def name(self) -> str:
+        """Its name in reports."""
+
+    def accepts(self, truth: str, answer: str) -> bool:
+        """Whether `answer` counts as `truth`."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares of right steps and right episodes, in [0, 1], and what the best constant template reaches (see Floor)."""
+
+    steps: Estimate
+    episodes: Estimate
+    step_floor: float | None
+    episode_floor: float | None
+
+
+def score_episodes(episodes: Sequence[AnsweredEpisode], metric: Metric) -> Score:
+    """Score episodes. A step is right when the metric accepts the answer of the same position.
+
+    An episode is right when all its steps are and there are as many answers as truths. Unscored steps, and the episodes
+    they are of, are left out of both shares. Standard errors are clustered by episode. The floor is found for each
+    dataset apart, and then pooled: it may know which dataset it answers, and nothing else.
+    """
+    step_values: list[float] = []
+    step_clusters: list[str] = []
+    episode_values: list[float] = []
+    episode_clusters: list[str] = []
+    for episode in episodes:
+        right = [
+            position < len(episode.answers) and _accepts(metric, truth, episode.answers[position])
+            for position, truth in enumerate(episode.truths)
+            if episode.scored(position)
+        ]
+        step_values += map(float, right)
+        step_clusters += [episode.cluster] * len(right)
+        if episode.complete:
+            episode_values.append(float(all(right) and len(episode.answers) == len(episode.truths)))
+            episode_clusters.append(episode.cluster)
+    floor = _pooled_floor(episodes, metric)
+    return Score(
+        clustered_mean(step_values, step_clusters),
+        clustered_mean(episode_values, episode_clusters),
+        floor.step_share,
+        floor.episode_share,
+    )
+
+
+def _accepts(metric: Metric, truth: str, answer: str | None) -> bool:
+    return answer is not None and metric.accepts(truth, answer)
+
+
+def _pooled_floor(episodes: Sequence[AnsweredEpisode], metric: Metric) -> Floor:
+    floor = Floor(0, 0, 0, 0)
+    for dataset in dict.fromkeys(episode.dataset for episode in episodes):
+        own = [episode for episode in episodes if episode.dataset == dataset]
+        scored = tuple(
+            tuple(truth if episode.scored(step) else None for step, truth in enumerate(episode.truths))
+            for episode in own
+        )
+        floor += floor_of(scored, metric.accepts)
+    return floor

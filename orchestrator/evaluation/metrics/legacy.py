@@ -1,0 +1,57 @@
+"""The metric of the published numbers: TF-IDF cosine of answer and truth, above a threshold."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+LEGACY_THRESHOLD = 0.6
+
+_TOKEN = re.compile(r"(?u)\b\w\w+\b")
+_IDF_OF_ONE = math.log(3 / 2) + 1
+"""ln((1 + documents) / (1 + df)) + 1 of a token in one of the two strings; it is 1 for a token in both."""
+
+
+@dataclass(frozen=True)
+class LegacyMetric:
+    """A step is right when its similarity to the truth is strictly above `threshold`."""
+
+    threshold: float = LEGACY_THRESHOLD
+    name: ClassVar[str] = "legacy"
+
+    def accepts(self, truth: str, answer: str) -> bool:
+        """Whether `answer` counts as `truth`."""
+        return legacy_similarity(truth, answer) > self.threshold
+
+
+@lru_cache(maxsize=1 << 16)
+def legacy_similarity(truth: str, answer: str) -> float:
+    """Return the TF-IDF cosine, fitted on the two strings alone.
+
+    The number that scikit-learn's `TfidfVectorizer().fit_transform([truth, answer])` gives, in closed form, because a
+    report compares many pairs and each fit takes about a millisecond. Tokens are lower-case words of two or more
+    letters, so one-character labels ("7", "F") do not count. A string without tokens is similar to nothing (0); when
+    neither has any, where scikit-learn refuses, equal strings have 1 and others 0.
+    """
+    left, right = _counts(truth), _counts(answer)
+    if not left and not right:
+        return float(truth.strip() == answer.strip())
+    if not left or not right:
+        return 0.0
+    shared = left.keys() & right.keys()
+    product = sum(left[token] * right[token] for token in shared)
+    return product / (_norm(left, shared) * _norm(right, shared))
+
+
+def _norm(counts: Counter[str], shared: set[str]) -> float:
+    squares = ((count * (1.0 if token in shared else _IDF_OF_ONE)) ** 2 for token, count in counts.items())
+    return math.sqrt(math.fsum(squares))
+
+
+@lru_cache(maxsize=1 << 14)
+def _counts(text: str) -> Counter[str]:
+    return Counter(_TOKEN.findall(text.lower()))

@@ -1,0 +1,51 @@
+"""Whether the adapter that was trained for the data was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate, clustered_mean
+
+
+@dataclass(frozen=True)
+class RankedAdapters:
+    """What one sample retrieved, most similar first (nothing is an answer, and wrong), and the true adapter."""
+
+    cluster: str
+    true_adapter: str
+    adapters: tuple[str, ...]
+
+    @property
+    def rank(self) -> int | None:
+        """The true adapter's place, from 1; None where it was not retrieved."""
+        return self.adapters.index(self.true_adapter) + 1 if self.true_adapter in self.adapters else None
+
+
+@dataclass(frozen=True)
+class RetrievalScore:
+    """Shares of samples whose true adapter came first, or among the first three; mean of 1 / rank (0: absent)."""
+
+    at_1: Estimate
+    at_3: Estimate
+    mean_reciprocal_rank: Estimate
+
+
+RETRIEVAL_UNSCORED = RetrievalScore(UNSCORED, UNSCORED, UNSCORED)
+
+
+def score_retrieval(samples: Sequence[RankedAdapters], top_k: int | None) -> RetrievalScore:
+    """Score retrieval, with standard errors clustered by episode.
+
+    `top_k` is how many adapters were asked for (None: the server's default, three or more). With fewer than three the
+    share at three is not measured. The reciprocal rank is cut at top_k: an adapter beyond counts as absent.
+    """
+    ranks = [sample.rank for sample in samples]
+    clusters = [sample.cluster for sample in samples]
+    return RetrievalScore(
+        at_1=clustered_mean([float(rank == 1) for rank in ranks], clusters),
+        at_3=UNSCORED
+        if top_k is not None and top_k < 3
+        else clustered_mean([float(rank is not None and rank <= 3) for rank in ranks], clusters),
+        mean_reciprocal_rank=clustered_mean([1 / rank if rank else 0.0 for rank in ranks], clusters),
+    )

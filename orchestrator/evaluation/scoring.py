@@ -1,0 +1,54 @@
+"""Records to what the metrics take: answered episodes and ranked adapters."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from orchestrator.evaluation.actions import split_actions
+from orchestrator.evaluation.metrics.episodes import AnsweredEpisode
+from orchestrator.evaluation.metrics.retrieval import RankedAdapters
+from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.spec import Protocol
+
+
+def answered_episodes(records: Iterable[Record]) -> list[AnsweredEpisode]:
+    """Return the episodes that records of one strategy answer, in order of appearance.
+
+    A failed sample, and a step without a record, is unscored. In the sequence protocol the answer is cut into actions
+    by the parser of the action language, and a failed sample leaves nothing of its episode to score.
+    """
+    by_episode: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        by_episode[record.sample.dataset, record.sample.episode_id].append(record)
+    return [_episode(together) for together in by_episode.values()]
+
+
+def ranked_adapters(records: Iterable[Record]) -> list[RankedAdapters]:
+    """Return what was retrieved, where retrieval answered and the true adapter is known and not hidden from it."""
+    return [
+        RankedAdapters(
+            record.sample.cluster, record.sample.adapter_id, tuple(match.adapter_id for match in record.matches)
+        )
+        for record in records
+        if record.matches is not None
+        and record.sample.adapter_id is not None
+        and record.sample.strategy.strategy.retrieves
+        and not record.sample.strategy.exclude_own_adapter
+        and (record.error is None or record.matches)
+    ]
+
+
+def _episode(records: Sequence[Record]) -> AnsweredEpisode:
+    sample = records[0].sample
+    truths = [""] * sample.step_count
+    answers: list[str | None] = [None] * sample.step_count
+    if sample.protocol is Protocol.SEQUENCE:
+        truths = split_actions(sample.truth)
+        answer = records[0].answer
+        answers = [None] * len(truths) if answer is None else [*split_actions(answer)]
+    else:
+        for record in records:
+            truths[record.sample.step] = record.sample.truth
+            answers[record.sample.step] = record.answer
+    return AnsweredEpisode(sample.dataset, sample.cluster, tuple(truths), tuple(answers))

@@ -1,0 +1,154 @@
+"""Records to the summary of a job."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from operator import attrgetter
+
+from orchestrator.evaluation.datasets import DatasetContent
+from orchestrator.evaluation.metrics.action import ActionMetric
+from orchestrator.evaluation.metrics.episodes import score_episodes
+from orchestrator.evaluation.metrics.legacy import LegacyMetric
+from orchestrator.evaluation.metrics.retrieval import score_retrieval
+from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.scoring import answered_episodes, ranked_adapters
+from orchestrator.evaluation.spec import EvaluationSpec
+from orchestrator.evaluation.summary import (
+    ALL,
+    Cell,
+    DatasetFile,
+    Failure,
+    JobFacts,
+    MeanTimings,
+    ScoringOptions,
+    Summary,
+)
+
+MAX_BAD_ROWS = 200
+MAX_FAILURES = 50
+
+
+def dataset_files(contents: Iterable[DatasetContent]) -> tuple[DatasetFile, ...]:
+    """Return how each dataset was read, without its episodes."""
+    return tuple(
+        DatasetFile(
+            content.dataset.name,
+            content.dataset.kind,
+            str(content.file),
+            content.sha256,
+            len(content.episodes),
+            len(content.bad_rows),
+        )
+        for content in contents
+    )
+
+
+def summarize(
+    records: Iterable[Record],
+    facts: JobFacts,
+    options: ScoringOptions | None = None,
+    *,
+    bad_row_count: int | None = None,
+) -> Summary:
+    """Return the numbers of a job.
+
+    The order of strategies and datasets is that of the job's spec. `bad_row_count` is given where `facts.bad_rows` are
+    but the first of them.
+    """
+    options = options or ScoringOptions()
+    kept, repeated = _without_repetitions(records)
+    strategies = tuple(strategy.label for strategy in facts.spec.strategies)
+    datasets = tuple(dataset.name for dataset in facts.spec.datasets)
+    groups = _groups(facts.spec)
+    by_cell: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in kept:
+        by_cell[record.sample.strategy.label, record.sample.dataset].append(record)
+
+    def cells(members_of: dict[str, tuple[str, ...]]) -> tuple[Cell, ...]:
+        pooled = (
+            (strategy, name, [record for member in members for record in by_cell[strategy, member]])
+            for strategy in strategies
+            for name, members in members_of.items()
+        )
+        return tuple(_cell(strategy, name, found, facts, options) for strategy, name, found in pooled if found)
+
+    failures = [_failure(record) for record in kept if record.error is not None]
+    return Summary(
+        facts=_bounded(facts),
+        scoring=options,
+        strategies=strategies,
+        group_names=tuple(groups),
+        dataset_names=datasets,
+        recorded_samples=len(kept),
+        failed_samples=len(failures),
+        repeated_records=repeated,
+        bad_row_count=len(facts.bad_rows) if bad_row_count is None else bad_row_count,
+        catalogue_revisions=tuple(sorted({record.catalogue_revision for record in kept if record.catalogue_revision})),
+        groups=cells(groups),
+        datasets=cells({name: (name,) for name in datasets}),
+        failures=tuple(failures[:MAX_FAILURES]),
+    )
+
+
+def _without_repetitions(records: Iterable[Record]) -> tuple[list[Record], int]:
+    first_of: dict[str, Record] = {}
+    repeated = 0
+    for record in records:
+        if record.sample.key in first_of:
+            repeated += 1
+        else:
+            first_of[record.sample.key] = record
+    return list(first_of.values()), repeated
+
+
+def _groups(spec: EvaluationSpec) -> dict[str, tuple[str, ...]]:
+    """Return the datasets of each kind, and all of them; kinds only where there is more than one."""
+    everything = tuple(dataset.name for dataset in spec.datasets)
+    of_kind: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
+    for dataset in spec.datasets:
+        of_kind[dataset.kind] += (dataset.name,)
+    if len(of_kind) == 1:
+        return {ALL: everything}
+    return {**{kind: names for kind, names in of_kind.items() if kind}, ALL: everything}
+
+
+def _cell(strategy: str, data: str, records: Sequence[Record], facts: JobFacts, options: ScoringOptions) -> Cell:
+    episodes = answered_episodes(records)
+    return Cell(
+        strategy=strategy,
+        data=data,
+        samples=len(records),
+        failed=sum(record.error is not None for record in records),
+        action=score_episodes(episodes, ActionMetric(options.point_tolerance_px)),
+        legacy=score_episodes(episodes, LegacyMetric(options.legacy_threshold)),
+        retrieval=score_retrieval(ranked_adapters(records), facts.spec.retrieval.top_k),
+        timings=_mean_timings(records),
+    )
+
+
+def _mean_timings(records: Sequence[Record]) -> MeanTimings:
+    timings = [record.timings for record in records if record.timings is not None and record.error is None]
+
+    def mean(phase: str) -> float | None:
+        measured = [seconds for seconds in map(attrgetter(phase), timings) if seconds is not None]
+        return sum(measured) / len(measured) if measured else None
+
+    return MeanTimings(
+        total_s=mean("total_s"),
+        retrieval_s=mean("retrieval_s"),
+        queue_s=mean("queue_s"),
+        prefill_s=mean("prefill_s"),
+        decode_s=mean("decode_s"),
+    )
+
+
+def _failure(record: Record) -> Failure:
+    assert record.error is not None
+    sample = record.sample
+    return Failure(sample.key, sample.strategy.label, sample.dataset, record.error.reason, record.error.message)
+
+
+def _bounded(facts: JobFacts) -> JobFacts:
+    return replace(facts, bad_rows=facts.bad_rows[:MAX_BAD_ROWS])

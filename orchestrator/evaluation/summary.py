@@ -1,0 +1,136 @@
+"""The numbers of a job: what `summary.json` holds, and every report is drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
+from orchestrator.evaluation.datasets import BadRow
+from orchestrator.evaluation.metrics.episodes import Score
+from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
+from orchestrator.evaluation.metrics.retrieval import RetrievalScore
+from orchestrator.evaluation.spec import EvaluationSpec
+
+SCHEMA_VERSION = 1
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """What metrics leave open: `legacy` accepts strictly above the threshold, `action` points within the tolerance."""
+
+    legacy_threshold: float = LEGACY_THRESHOLD
+    point_tolerance_px: float = POINT_TOLERANCE_PX
+
+
+@dataclass(frozen=True)
+class DatasetFile:
+    """A dataset as it was read: the file, the SHA-256 of its bytes, and its good and bad rows."""
+
+    name: str
+    kind: str
+    file: str
+    sha256: str
+    episodes: int
+    bad_rows: int
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What the records do not say. `planned_samples` None, and empty strings: not known."""
+
+    spec: EvaluationSpec
+    evaluation_id: str = ""
+    state: str = "succeeded"
+    planned_samples: int | None = None
+    files: tuple[DatasetFile, ...] = ()
+    bad_rows: tuple[BadRow, ...] = ()
+    base_model: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class MeanTimings:
+    """Mean seconds of an answer's phases, over the samples in which a phase was measured; None: in none of them."""
+
+    total_s: float | None
+    retrieval_s: float | None
+    queue_s: float | None
+    prefill_s: float | None
+    decode_s: float | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One strategy on one dataset, or on a group of datasets pooled sample by sample. Failed samples are unscored."""
+
+    strategy: str
+    data: str
+    samples: int
+    failed: int
+    action: Score
+    legacy: Score
+    retrieval: RetrievalScore
+    timings: MeanTimings
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample without an answer, and why."""
+
+    key: str
+    strategy: str
+    dataset: str
+    reason: str
+    message: str
+
+
+def _find(cells: tuple[Cell, ...], strategy: str, data: str) -> Cell | None:
+    return next((cell for cell in cells if (cell.strategy, cell.data) == (strategy, data)), None)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A job's numbers. `groups` are the kinds of datasets and `all`; `bad_rows` and `failures` are the first of many.
+
+    `repeated_records` were ignored: they carry the key of an earlier one.
+    """
+
+    facts: JobFacts
+    scoring: ScoringOptions
+    strategies: tuple[str, ...]
+    group_names: tuple[str, ...]
+    dataset_names: tuple[str, ...]
+    recorded_samples: int
+    failed_samples: int
+    repeated_records: int
+    bad_row_count: int
+    catalogue_revisions: tuple[str, ...]
+    groups: tuple[Cell, ...]
+    datasets: tuple[Cell, ...]
+    failures: tuple[Failure, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    def group(self, strategy: str, name: str) -> Cell | None:
+        """Return the cell of a strategy and a group, or None when it has no record."""
+        return _find(self.groups, strategy, name)
+
+    def dataset(self, strategy: str, name: str) -> Cell | None:
+        """Return the cell of a strategy and a dataset, or None when it has no record."""
+        return _find(self.datasets, strategy, name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of summary.json."""
+        dumped: dict[str, Any] = _SUMMARY.dump_python(self, mode="json")
+        return dumped
+
+    @classmethod
+    def from_json(cls, data: Any) -> Summary:
+        """Return the summary that `to_json` described."""
+        return _SUMMARY.validate_python(data)
+
+
+_SUMMARY = TypeAdapter(Summary)
