@@ -1,0 +1,145 @@
+"""Fusion in the parameters: what each method computes, and what it cannot combine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from generation_service.adapters.weights import AdapterWeights, LoraPair
+from generation_service.compose.fusion import WeightedWeights, fuse
+from infra.contract.composition import FusionMethod
+from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, UnimplementedError
+
+
+def adapter(seed: int, **ranks: int) -> AdapterWeights:
+    generator = torch.Generator().manual_seed(seed)
+    return AdapterWeights.of(
+        {
+            path: LoraPair(
+                torch.randn(rank, 12, generator=generator, dtype=torch.float64),
+                torch.randn(10, rank, generator=generator, dtype=torch.float64),
+            )
+            for path, rank in ranks.items()
+        }
+    )
+
+
+def delta(weights: AdapterWeights, path: str) -> Tensor:
+    pair = weights.modules.get(path)
+    return pair.b @ pair.a if pair else torch.zeros(10, 12, dtype=torch.float64)
+
+
+def weighted_sum(members: list[WeightedWeights], path: str) -> Tensor:
+    return sum((m.weight * delta(m.weights, path) for m in members), start=torch.zeros(10, 12, dtype=torch.float64))
+
+
+MIXED = [
+    WeightedWeights(adapter(1, q=3, k=2), 0.5, "adidas"),
+    WeightedWeights(adapter(2, q=5), 0.3, "gmail"),
+    WeightedWeights(adapter(3, k=1), 0.2, "clock"),
+]
+
+
+def test_linear_sums_the_factors_apart() -> None:
+    first, second = adapter(1, q=4), adapter(2, q=4)
+    fused = fuse([WeightedWeights(first, 0.75), WeightedWeights(second, 0.25)], FusionMethod.LINEAR)
+    pair = fused.modules["q"]
+    torch.testing.assert_close(pair.a, 0.75 * first.modules["q"].a + 0.25 * second.modules["q"].a)
+    torch.testing.assert_close(pair.b, 0.75 * first.modules["q"].b + 0.25 * second.modules["q"].b)
+    assert fused.rank == 4
+
+
+def test_linear_of_one_adapter_at_full_weight_is_that_adapter() -> None:
+    only = adapter(1, q=4, k=2)
+    fused = fuse([WeightedWeights(only, 1.0)], FusionMethod.LINEAR)
+    for path, pair in only.modules.items():
+        assert torch.equal(fused.modules[path].a, pair.a)
+        assert torch.equal(fused.modules[path].b, pair.b)
+
+
+def test_linear_sums_only_the_adapters_that_adapt_a_module() -> None:
+    first, second = adapter(1, q=4, k=2), adapter(2, q=4)
+    fused = fuse([WeightedWeights(first, 0.5), WeightedWeights(second, 0.5)], FusionMethod.LINEAR)
+    torch.testing.assert_close(fused.modules["k"].a, 0.5 * first.modules["k"].a)
+    torch.testing.assert_close(delta(fused, "k"), 0.25 * delta(first, "k"))
+
+
+def test_linear_of_unequal_ranks_is_refused_naming_them() -> None:
+    with pytest.raises(FailedPreconditionError) as caught:
+        fuse(MIXED, FusionMethod.LINEAR)
+    assert "adidas has 3, gmail has 5" in caught.value.message
+    assert "at q" in caught.value.message
+    assert "use concat, svd, or a mixture" in caught.value.message
+
+
+def test_linear_ignores_the_rank_of_an_adapter_that_weighs_nothing() -> None:
+    first = adapter(1, q=3)
+    fused = fuse([WeightedWeights(first, 1.0), WeightedWeights(adapter(2, q=5), 0.0)], FusionMethod.LINEAR)
+    torch.testing.assert_close(delta(fused, "q"), delta(first, "q"))
+
+
+def test_concat_is_exactly_the_weighted_sum_at_the_sum_of_the_ranks() -> None:
+    fused = fuse(MIXED, FusionMethod.CONCAT)
+    assert {path: pair.rank for path, pair in fused.modules.items()} == {"q": 8, "k": 3}
+    for path in ("q", "k"):
+        torch.testing.assert_close(delta(fused, path), weighted_sum(MIXED, path), rtol=1e-13, atol=1e-13)
+
+
+def test_concat_leaves_out_adapters_that_weigh_nothing() -> None:
+    fused = fuse([*MIXED, WeightedWeights(adapter(4, q=9, v=9), 0.0)], FusionMethod.CONCAT)
+    assert {path: pair.rank for path, pair in fused.modules.items()} == {"q": 8, "k": 3}
+
+
+def test_svd_is_the_best_approximation_at_the_largest_rank() -> None:
+    fused = fuse(MIXED, FusionMethod.SVD)
+    assert {path: pair.rank for path, pair in fused.modules.items()} == {"q": 5, "k": 2}
+    for path, pair in fused.modules.items():
+        exact = weighted_sum(MIXED, path)
+        u, s, v_t = torch.linalg.svd(exact)
+        best = (u[:, : pair.rank] * s[: pair.rank]) @ v_t[: pair.rank]
+        torch.testing.assert_close(delta(fused, path), best, rtol=1e-10, atol=1e-10)
+
+
+def test_svd_of_one_adapter_is_that_adapters_delta() -> None:
+    only = adapter(1, q=4)
+    fused = fuse([WeightedWeights(only, 1.0)], FusionMethod.SVD)
+    torch.testing.assert_close(delta(fused, "q"), delta(only, "q"))
+
+
+def test_svd_rank_never_exceeds_the_layer() -> None:
+    fused = fuse([WeightedWeights(adapter(1, q=20), 1.0)], FusionMethod.SVD)
+    assert fused.modules["q"].rank == 10
+    torch.testing.assert_close(delta(fused, "q"), delta(adapter(1, q=20), "q"))
+
+
+@pytest.mark.parametrize("method", [FusionMethod.LINEAR, FusionMethod.CONCAT, FusionMethod.SVD])
+def test_weights_of_zero_alone_fuse_to_an_adapter_that_changes_nothing(method: FusionMethod) -> None:
+    fused = fuse([WeightedWeights(member.weights, 0.0) for member in MIXED], method)
+    assert fused.rank == 0
+    assert not fused.modules
+
+
+@pytest.mark.parametrize("method", [FusionMethod.LINEAR, FusionMethod.CONCAT, FusionMethod.SVD])
+def test_fusing_changes_none_of_its_sources(method: FusionMethod) -> None:
+    sources = [adapter(1, q=4), adapter(2, q=4)]
+    before = [(pair.a.clone(), pair.b.clone()) for source in sources for pair in source.modules.values()]
+    fused = fuse([WeightedWeights(source, 1.0) for source in sources[:1]], method)
+    for pair in fused.modules.values():
+        pair.a.zero_()
+        pair.b.zero_()
+    after = [(pair.a, pair.b) for source in sources for pair in source.modules.values()]
+    assert all(torch.equal(x, y) for old, new in zip(before, after, strict=True) for x, y in zip(old, new, strict=True))
+
+
+@pytest.mark.parametrize("method", [FusionMethod.TIES, FusionMethod.DARE])
+def test_a_method_not_offered_yet_says_what_is(method: FusionMethod) -> None:
+    with pytest.raises(UnimplementedError, match=rf"'{method.value}' is not offered.*use concat, linear, svd"):
+        fuse(MIXED, method)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused(weight: float) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        fuse([MIXED[0], WeightedWeights(MIXED[1].weights, weight)], FusionMethod.CONCAT)
+    assert caught.value.field == "adapters[1].weight"
