@@ -1,0 +1,73 @@
+"""The ledger's Redis: a client that rides out restarts, and the names of the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from infra.runtime.embedded_redis import redis_url_for_client
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from infra.contract.errors import UnavailableError
+
+_PREFIX = "loraretriever:evaluation"
+INDEX = f"{_PREFIX}:index"
+ACTIVE = f"{_PREFIX}:active"
+
+
+def key_of(evaluation_id: str, name: str) -> str:
+    """Return the key of a job's `name`; all keys of a job share a hash tag."""
+    return f"{_PREFIX}:{{{evaluation_id}}}:{name}"
+
+
+def keys_of(evaluation_id: str, *names: str) -> list[str]:
+    """Return the keys of several of a job's names."""
+    return [key_of(evaluation_id, name) for name in names]
+
+
+def request_key(request_id: str) -> str:
+    """Return the key that remembers which job a request id started."""
+    return f"{_PREFIX}:request:{request_id}"
+
+
+class RedisStore:
+    """A Redis whose every call is retried `retries` times with growing pauses, then raises UnavailableError.
+
+    Used on one event loop.
+    """
+
+    def __init__(self, url: str, *, retries: int = 8) -> None:
+        self.redis: Any = Redis.from_url(
+            redis_url_for_client(url),
+            decode_responses=True,
+            retry=Retry(ExponentialBackoff(cap=2, base=0.02), retries),
+            retry_on_error=[RedisConnectionError, RedisTimeoutError],
+            socket_timeout=10,
+            health_check_interval=15,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.redis.aclose()
+
+    async def run(self, script: str, names: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Run a Lua script."""
+        return await self.call(self.redis.register_script(script)(keys=names, args=arguments))
+
+    async def call(self, call: Any) -> Any:
+        """Return what a call of the Redis client gives."""
+        try:
+            return await call
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            raise UnavailableError(
+                f"the Redis of evaluation jobs cannot be reached ({error}); try again once it is back"
+            ) from error
