@@ -1,0 +1,265 @@
+"""gRPC channels, sync and aio: balanced, retrying, alive, and carrying token, request id and a default deadline."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from infra.contract.errors import ConfigurationError
+from infra.runtime.error_table import REQUEST_ID_KEY
+from infra.runtime.logs import new_request_id, request_id
+from infra.runtime.security import AUTHORIZATION_KEY, channel_credentials
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+@dataclass(frozen=True)
+class ChannelOptions:
+    """A service to call, and how.
+
+    `target` is host:port, unix:/path, or several IPv4 host:port parted by commas. TLS is on when `tls` is, or when any
+    TLS file is given; `tls_ca` None is the system's CAs. `default_timeout_s` is the deadline of calls that name none.
+    `max_attempts` counts the first one: calls that fail with UNAVAILABLE before an answer began are sent again.
+    """
+
+    target: str
+    tls: bool = False
+    tls_ca: Path | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_server_name: str = ""
+    token: str | None = field(default=None, repr=False)
+    max_message_bytes: int = 64 * 2**20
+    default_timeout_s: float | None = 60.0
+    max_attempts: int = 4
+    keepalive_time_s: float = 10.0
+    ping_timeout_s: float = 3.0
+    max_reconnect_backoff_s: float = 5.0
+    health_check: bool = True
+
+
+def sync_channel(options: ChannelOptions) -> grpc.Channel:
+    """Return a channel for generated stubs. Calls raise grpc.RpcError: see error_table.translated()."""
+    arguments = _arguments(options)
+    credentials = _credentials(options)
+    if credentials is None:
+        raw = grpc.insecure_channel(_uri(options.target), arguments)
+    else:
+        raw = grpc.secure_channel(_uri(options.target), credentials, arguments)
+    return _SyncChannel(raw, _Defaults(options))
+
+
+def aio_channel(options: ChannelOptions) -> grpc.aio.Channel:
+    """Return the same for the running event loop."""
+    arguments = _arguments(options)
+    credentials = _credentials(options)
+    if credentials is None:
+        raw = grpc.aio.insecure_channel(_uri(options.target), arguments)
+    else:
+        raw = grpc.aio.secure_channel(_uri(options.target), credentials, arguments)
+    return _AioChannel(raw, _Defaults(options))
+
+
+def service_config(options: ChannelOptions) -> str:
+    """Return the service config of a channel as JSON: round robin over healthy servers, and the retry policy."""
+    config: dict[str, object] = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": options.max_attempts,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+        if options.max_attempts > 1
+        else [],
+    }
+    if options.health_check:
+        config["healthCheckConfig"] = {"serviceName": ""}
+    return json.dumps(config)
+
+
+class _Defaults:
+    """What every call of a channel carries: token, request id, and a deadline when it names none."""
+
+    def __init__(self, options: ChannelOptions) -> None:
+        self._timeout_s = options.default_timeout_s
+        token = options.token
+        self._metadata: Metadata = () if token is None else ((AUTHORIZATION_KEY, f"Bearer {token}"),)
+
+    def wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def with_defaults(
+            request: Any, timeout: float | None = None, metadata: Any = None, *args: Any, **kwargs: Any
+        ) -> Any:
+            given = tuple(metadata or ())
+            timeout = self._timeout_s if timeout is None else timeout
+            return call(request, timeout=timeout, metadata=self._complete(given), *args, **kwargs)  # noqa: B026
+
+        return with_defaults
+
+    def _complete(self, given: Metadata) -> Metadata:
+        keys = {key for key, _ in given}
+        added = tuple(pair for pair in self._metadata if pair[0] not in keys)
+        if REQUEST_ID_KEY not in keys:
+            added = (*added, (REQUEST_ID_KEY, request_id() or new_request_id()))
+        return given + added
+
+
+class _Call:
+    """A method of a sync stub, with the channel's defaults."""
+
+    def __init__(self, inner: Any, defaults: _Defaults) -> None:
+        self._call = defaults.wrap(inner)
+        for name in ("with_call", "future"):
+            if hasattr(inner, name):
+                setattr(self, name, defaults.wrap(getattr(inner, name)))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+
+class _SyncChannel(grpc.Channel):
+    def __init__(self, inner: grpc.Channel, defaults: _Defaults) -> None:
+        self._inner = inner
+        self._defaults = defaults
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return _Call(self._inner.unary_unary(*args, **kwargs), self._defaults)
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return _Call(self._inner.unary_stream(*args, **kwargs), self._defaults)
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return _Call(self._inner.stream_unary(*args, **kwargs), self._defaults)
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return _Call(self._inner.stream_stream(*args, **kwargs), self._defaults)
+
+    def subscribe(self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool = False) -> None:
+        self._inner.subscribe(callback, try_to_connect)
+
+    def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
+        self._inner.unsubscribe(callback)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        self.close()
+        return None
+
+
+class _AioChannel(grpc.aio.Channel):
+    def __init__(self, inner: grpc.aio.Channel, defaults: _Defaults) -> None:
+        self._inner = inner
+        self._defaults = defaults
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return self._defaults.wrap(self._inner.unary_unary(*args, **kwargs))
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._defaults.wrap(self._inner.unary_stream(*args, **kwargs))
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return _AioStreamingCall(self._inner.stream_unary(*args, **kwargs), self._defaults)
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return _AioStreamingCall(self._inner.stream_stream(*args, **kwargs), self._defaults)
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._inner.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._inner.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._inner.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._inner.channel_ready()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        await self.close()
+        return None
+
+
+class _AioStreamingCall:
+    """A method of an aio stub whose requests may be written later."""
+
+    def __init__(self, inner: Any, defaults: _Defaults) -> None:
+        self._call = defaults.wrap(inner)
+
+    def __call__(self, request_iterator: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return self._call(request_iterator, *args, **kwargs)
+
+
+def _uri(target: str) -> str:
+    if not target.strip():
+        raise ConfigurationError("the target of a channel is empty; give host:port")
+    if "," not in target:
+        return target.strip()
+    places = [place.strip() for place in target.split(",") if place.strip()]
+    for place in places:
+        try:
+            ipaddress.IPv4Address(place.rpartition(":")[0])
+        except ValueError:
+            raise ConfigurationError(
+                f"target {target!r}: several targets must be IPv4 host:port each; {place!r} is none. "
+                "For several replicas behind one name, give that name"
+            ) from None
+    return "ipv4:" + ",".join(places)
+
+
+def _credentials(options: ChannelOptions) -> grpc.ChannelCredentials | None:
+    files = (options.tls_ca, options.tls_certificate, options.tls_key)
+    if not options.tls and all(path is None for path in files):
+        return None
+    return channel_credentials(*files)
+
+
+def _arguments(options: ChannelOptions) -> list[tuple[str, str | int]]:
+    arguments: list[tuple[str, str | int]] = [
+        ("grpc.service_config", service_config(options)),
+        ("grpc.max_receive_message_length", options.max_message_bytes),
+        ("grpc.max_send_message_length", options.max_message_bytes),
+        ("grpc.max_metadata_size", 32 * 2**10),
+        # A request larger than this buffer would not be retried, and prompts carry images.
+        ("grpc.per_rpc_retry_buffer_size", options.max_message_bytes),
+        ("grpc.keepalive_time_ms", round(options.keepalive_time_s * 1000)),
+        ("grpc.keepalive_timeout_ms", round(options.ping_timeout_s * 1000)),
+        ("grpc.http2.ping_timeout_ms", round(options.ping_timeout_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", round(options.max_reconnect_backoff_s * 1000)),
+        ("grpc.dns_min_time_between_resolutions_ms", 10_000),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0),
+    ]
+    if options.tls_server_name:
+        arguments.append(("grpc.ssl_target_name_override", options.tls_server_name))
+    return arguments

@@ -1,0 +1,313 @@
+"""gRPC servers, sync and aio: bound, guarded, with health and reflection, and a graceful end.
+
+server = sync_server(ServerOptions.from_settings(settings), workers=16)
+server.start()                     # health answers NOT_SERVING, all else UNAVAILABLE: the model may now load
+server.add(servicer, add_RetrievalServiceServicer_to_server, "loraretriever.v1.RetrievalService")
+server.serve_forever()             # SERVING, ready file; returns after a stop signal, running calls finished
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
+
+from infra.contract.errors import ConfigurationError, UnavailableError
+from infra.runtime.addresses import check_free, with_port
+from infra.runtime.calls import CallPolicy, Handler, guard_aio, guard_sync, refusal
+from infra.runtime.health import NOT_SERVING, OVERALL, SERVING, AioHealth, SyncHealth
+from infra.runtime.lifecycle import on_stop, ready_file
+from infra.runtime.logs import get_logger
+from infra.runtime.security import server_credentials
+from infra.runtime.settings import TierSettings
+
+log = get_logger(__name__)
+
+MAX_METADATA_BYTES = 32 * 2**10
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where and how a server listens. See TierSettings for what each means."""
+
+    address: str = "127.0.0.1:0"
+    ready_file: Path | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    auth_token: str | None = field(default=None, repr=False)
+    max_message_bytes: int = 64 * 2**20
+    max_concurrent_calls: int | None = 1024
+    max_call_s: float | None = None
+    max_connection_age_s: float = 60
+    max_connection_age_grace_s: float = 600
+    shutdown_grace_s: float = 10
+
+    @classmethod
+    def from_settings(cls, settings: TierSettings) -> ServerOptions:
+        """Return the options that a tier's settings ask for."""
+        token = settings.auth_token
+        return cls(
+            address=settings.address,
+            ready_file=settings.ready_file,
+            tls_certificate=settings.tls_certificate,
+            tls_key=settings.tls_key,
+            tls_client_ca=settings.tls_client_ca,
+            auth_token=token.get_secret_value() if token is not None else None,
+            max_message_bytes=settings.max_message_bytes,
+            max_concurrent_calls=settings.max_concurrent_calls,
+            max_call_s=settings.max_call_s,
+            max_connection_age_s=settings.max_connection_age_s,
+            max_connection_age_grace_s=settings.max_connection_age_grace_s,
+            shutdown_grace_s=settings.shutdown_grace_s,
+        )
+
+
+class Adder(Protocol):
+    """A generated `add_<Service>Servicer_to_server`."""
+
+    def __call__(self, servicer: Any, server: Any, /) -> None:
+        """Add a servicer's methods to a server."""
+
+
+class GrpcServer:
+    """A server of threads. As a context manager it serves within, for tests and short-lived servers."""
+
+    def __init__(self, options: ServerOptions, workers: int) -> None:
+        """Bind the address; ConfigurationError when that cannot be done."""
+        self._options = options
+        self._health = SyncHealth()
+        self._methods = _Methods(guard_sync, _policy(options), aio=False)
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
+            handlers=[self._methods],
+            options=_channel_arguments(options),
+            maximum_concurrent_rpcs=options.max_concurrent_calls,
+        )
+        self._stop_requests: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._started = False
+        self.address = _bind(self._server, options)
+        self._methods.collect(health_pb2_grpc.add_HealthServicer_to_server, self._health, open_to_all=True)
+
+    def add(self, servicer: Any, adder: Adder, full_service_name: str) -> None:
+        """Add a service; its health is NOT_SERVING until serving()."""
+        self._methods.collect(adder, servicer)
+        self._health.set(full_service_name, NOT_SERVING)
+
+    def start(self) -> None:
+        """Listen. Until serving(), every method but health is UNAVAILABLE."""
+        if not self._started:
+            self._started = True
+            self._server.start()
+
+    def serving(self) -> None:
+        """Let calls in: health becomes SERVING."""
+        self.start()
+        names = self._methods.service_names
+        servicer = reflection.ReflectionServicer((*names, health.SERVICE_NAME, reflection.SERVICE_NAME))
+        self._methods.collect(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, servicer)
+        self._methods.open = True
+        for name in (*names, OVERALL):
+            self._health.set(name, SERVING)
+        log.info("serving", address=self.address, services=list(names))
+
+    def serve_forever(self) -> None:
+        """Serve until a stop signal or request_stop(), then stop gracefully."""
+        with on_stop(self.request_stop):
+            self.serving()
+            with ready_file(self._options.ready_file, self.address):
+                self._stop_requests.get()
+        self.stop()
+
+    def request_stop(self) -> None:
+        """Make serve_forever() return. From any thread, or a signal handler."""
+        self._stop_requests.put(None)
+
+    def stop(self) -> None:
+        """Refuse new calls, let running ones finish for shutdown_grace_s at most, then cancel them."""
+        log.info("stopping", address=self.address)
+        self._health.shut_down()
+        self._server.stop(self._options.shutdown_grace_s).wait()
+
+    def __enter__(self) -> Self:
+        self.serving()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class AioGrpcServer:
+    """A server on the running event loop. As an async context manager it serves within."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        """Bind the address; ConfigurationError when that cannot be done."""
+        self._options = options
+        self._health = AioHealth()
+        self._methods = _Methods(guard_aio, _policy(options), aio=True)
+        self._server = grpc.aio.server(
+            handlers=[self._methods],
+            options=_channel_arguments(options),
+            maximum_concurrent_rpcs=options.max_concurrent_calls,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._stop_requested = asyncio.Event()
+        self._started = False
+        self.address = _bind(self._server, options)
+        self._methods.collect(health_pb2_grpc.add_HealthServicer_to_server, self._health, open_to_all=True)
+
+    def add(self, servicer: Any, adder: Adder, full_service_name: str) -> None:
+        """Add a service; its health is NOT_SERVING until serving()."""
+        self._methods.collect(adder, servicer)
+        self._health.set(full_service_name, NOT_SERVING)
+
+    async def start(self) -> None:
+        """Listen. Until serving(), every method but health is UNAVAILABLE."""
+        if not self._started:
+            self._started = True
+            await self._server.start()
+
+    async def serving(self) -> None:
+        """Let calls in: health becomes SERVING."""
+        await self.start()
+        names = self._methods.service_names
+        servicer = reflection.aio.ReflectionServicer((*names, health.SERVICE_NAME, reflection.SERVICE_NAME))
+        self._methods.collect(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, servicer)
+        self._methods.open = True
+        for name in (*names, OVERALL):
+            self._health.set(name, SERVING)
+        log.info("serving", address=self.address, services=list(names))
+
+    async def serve(self) -> None:
+        """Serve until a stop signal or request_stop(), then stop gracefully."""
+        with on_stop(self.request_stop):
+            await self.serving()
+            with ready_file(self._options.ready_file, self.address):
+                await self._stop_requested.wait()
+        await self.stop()
+
+    def request_stop(self) -> None:
+        """Make serve() return. From any thread, or a signal handler."""
+        self._loop.call_soon_threadsafe(self._stop_requested.set)
+
+    async def stop(self) -> None:
+        """Refuse new calls, let running ones finish for shutdown_grace_s at most, then cancel them."""
+        log.info("stopping", address=self.address)
+        self._health.shut_down()
+        await self._server.stop(self._options.shutdown_grace_s)
+
+    async def __aenter__(self) -> Self:
+        await self.serving()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+
+def sync_server(options: ServerOptions, workers: int) -> GrpcServer:
+    """Return a bound server whose handlers run on `workers` threads."""
+    return GrpcServer(options, workers)
+
+
+def aio_server(options: ServerOptions) -> AioGrpcServer:
+    """Return a bound server whose handlers run on the event loop that calls this."""
+    return AioGrpcServer(options)
+
+
+class _Methods(grpc.GenericRpcHandler):
+    """Every method of a server, guarded. Services may join while it runs; until `open`, only health is answered."""
+
+    def __init__(self, guard: Callable[[str, Handler, CallPolicy], Handler], policy: CallPolicy, aio: bool) -> None:
+        self._guard = guard
+        self._policy = policy
+        self._aio = aio
+        self._handlers: dict[str, Handler] = {}
+        self._always: dict[str, Handler] = {}
+        self.service_names: tuple[str, ...] = ()
+        self.open = False
+
+    def collect(self, adder: Adder, servicer: Any, open_to_all: bool = False) -> None:
+        """Take over the methods that a generated adder adds."""
+        collector = _Collector()
+        adder(servicer, collector)
+        for service, methods in collector.services.items():
+            for name, handler in methods.items():
+                path = f"/{service}/{name}"
+                if open_to_all:
+                    self._always[path] = handler
+                else:
+                    self._handlers[path] = self._guard(path, handler, self._policy)
+            if not open_to_all and service != reflection.SERVICE_NAME:
+                self.service_names = (*self.service_names, service)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        """Return the handler of a method; None when there is none."""
+        method = handler_call_details.method
+        if method in self._always:
+            return self._always[method]
+        if not self.open:
+            return refusal(UnavailableError("the server is starting; try again in a moment"), self._aio)
+        return self._handlers.get(method)
+
+
+class _Collector:
+    """Stands in for a server before a generated adder."""
+
+    def __init__(self) -> None:
+        self.services: dict[str, Mapping[str, Handler]] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Take nothing: the same methods come registered."""
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
+        """Take the methods of a service."""
+        self.services[service_name] = method_handlers
+
+
+def _policy(options: ServerOptions) -> CallPolicy:
+    return CallPolicy(options.auth_token, options.max_call_s)
+
+
+def _bind(server: Any, options: ServerOptions) -> str:
+    check_free(options.address)
+    try:
+        if options.tls_certificate is not None and options.tls_key is not None:
+            credentials = server_credentials(options.tls_certificate, options.tls_key, options.tls_client_ca)
+            port = server.add_secure_port(options.address, credentials)
+        else:
+            port = server.add_insecure_port(options.address)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"cannot listen on {options.address}; choose another --address, or port 0 for a free one",
+            address=options.address,
+        ) from error
+    return with_port(options.address, port)
+
+
+def _channel_arguments(options: ServerOptions) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", options.max_message_bytes),
+        ("grpc.max_send_message_length", options.max_message_bytes),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_connection_age_ms", round(options.max_connection_age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(options.max_connection_age_grace_s * 1000)),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ]
