@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from orchestrator.evaluation.actions import split_actions
-from orchestrator.evaluation.metrics.episodes import AnsweredEpisode
+from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, Metric
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.spec import Protocol
@@ -37,6 +37,21 @@ def ranked_adapters(records: Iterable[Record]) -> list[RankedAdapters]:
         and not record.sample.strategy.exclude_own_adapter
         and (record.error is None or record.matches)
     ]
+
+
+def step_scores(record: Record, metrics: Sequence[Metric]) -> dict[str, list[bool]] | None:
+    """Return by metric, for each true action of the sample, whether it was answered right; None where unscored."""
+    if record.answer is None:
+        return None
+    is_sequence = record.sample.protocol is Protocol.SEQUENCE
+    truths, answers = (split_actions(text) if is_sequence else [text] for text in (record.sample.truth, record.answer))
+    return {
+        metric.name: [
+            position < len(answers) and metric.accepts(truth, answers[position])
+            for position, truth in enumerate(truths)
+        ]
+        for metric in metrics
+    }
 
 
 def _episode(records: Sequence[Record]) -> AnsweredEpisode:

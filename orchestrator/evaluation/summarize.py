@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from operator import attrgetter
@@ -27,7 +27,7 @@ from orchestrator.evaluation.summary import (
 )
 
 MAX_BAD_ROWS = 200
-MAX_FAILURES = 50
+MAX_FAILURES_OF_A_REASON = 5
 
 
 def dataset_files(contents: Iterable[DatasetContent]) -> tuple[DatasetFile, ...]:
@@ -88,7 +88,8 @@ def summarize(
         catalogue_revisions=tuple(sorted({record.catalogue_revision for record in kept if record.catalogue_revision})),
         groups=cells(groups),
         datasets=cells({name: (name,) for name in datasets}),
-        failures=tuple(failures[:MAX_FAILURES]),
+        failure_reasons=dict(Counter(failure.reason for failure in failures).most_common()),
+        failures=_some_of_each_reason(failures),
     )
 
 
@@ -148,6 +149,13 @@ def _failure(record: Record) -> Failure:
     assert record.error is not None
     sample = record.sample
     return Failure(sample.key, sample.strategy.label, sample.dataset, record.error.reason, record.error.message)
+
+
+def _some_of_each_reason(failures: Iterable[Failure]) -> tuple[Failure, ...]:
+    by_reason: defaultdict[str, list[Failure]] = defaultdict(list)
+    for failure in failures:
+        by_reason[failure.reason].append(failure)
+    return tuple(failure for some in by_reason.values() for failure in some[:MAX_FAILURES_OF_A_REASON])
 
 
 def _bounded(facts: JobFacts) -> JobFacts:

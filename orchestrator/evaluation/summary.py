@@ -94,7 +94,7 @@ def _find(cells: tuple[Cell, ...], strategy: str, data: str) -> Cell | None:
 
 @dataclass(frozen=True)
 class Summary:
-    """A job's numbers. `groups` are the kinds of datasets and `all`; `bad_rows` and `failures` are the first of many.
+    """A job's numbers. `groups` are the kinds of datasets and `all`; bad rows and failures are some of many.
 
     `repeated_records` were ignored: they carry the key of an earlier one.
     """
@@ -111,6 +111,7 @@ class Summary:
     catalogue_revisions: tuple[str, ...]
     groups: tuple[Cell, ...]
     datasets: tuple[Cell, ...]
+    failure_reasons: dict[str, int]
     failures: tuple[Failure, ...]
     schema_version: int = SCHEMA_VERSION
 

@@ -1,0 +1,58 @@
+"""Numbers and tables as Markdown text. What is unscored is an em dash, never a zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.evaluation.metrics.uncertainty import Estimate
+
+UNSCORED_TEXT = "—"
+MAX_TEXT = 300
+
+
+def percent(share: float | None) -> str:
+    """Return a share in [0, 1] in percent with one decimal."""
+    return UNSCORED_TEXT if share is None else f"{100 * share:.1f}"
+
+
+def percent_with_error(estimate: Estimate) -> str:
+    """Return a share in percent and its standard error in percentage points, where there is one."""
+    if estimate.value is None or estimate.standard_error is None:
+        return percent(estimate.value)
+    return f"{percent(estimate.value)} ± {percent(estimate.standard_error)}"
+
+
+def decimal_with_error(estimate: Estimate) -> str:
+    """Return a number with three decimals and its standard error, where there is one."""
+    if estimate.value is None:
+        return UNSCORED_TEXT
+    error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.3f}"
+    return f"{estimate.value:.3f}{error}"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Return seconds in milliseconds, three significant digits at least."""
+    if seconds is None:
+        return UNSCORED_TEXT
+    value = 1000 * seconds
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 sample", "2,000 samples"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def inline(text: str) -> str:
+    """Return foreign text in one line, cut where it is long, with nothing in it that Markdown or HTML would act on."""
+    line = " ".join(text.split())
+    line = line if len(line) <= MAX_TEXT else line[: MAX_TEXT - 1] + "…"
+    for character in "\\`*_[]|":
+        line = line.replace(character, f"\\{character}")
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """Return a table: the first `text_columns` to the left, the others to the right. Cells are Markdown already."""
+    rule = [*[":---"] * text_columns, *["---:"] * (len(columns) - text_columns)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))

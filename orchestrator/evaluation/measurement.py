@@ -1,0 +1,52 @@
+"""What the numbers of a report mean, in sentences for a reader who knows nothing of this project."""
+
+from __future__ import annotations
+
+from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy, Protocol
+from orchestrator.evaluation.summary import Summary
+
+_STRATEGIES = {
+    AnswerStrategy.BASE: "the base model alone",
+    AnswerStrategy.SELECTION: "the most similar adapter alone",
+    AnswerStrategy.MIXTURE: "the retrieved adapters, weighted at the output of every adapted layer",
+    AnswerStrategy.FUSION: "the retrieved adapters, merged in their parameters before decoding",
+    AnswerStrategy.ORACLE: "the adapter trained for the dataset, known beforehand",
+}
+_PROTOCOLS = {
+    Protocol.STEP: "Each step of an episode is one sample: instruction, the true actions so far, the current screen.",
+    Protocol.SEQUENCE: "Each episode is one sample: all screens and the instruction; one answer holds all its actions.",
+    Protocol.EPISODE: "Each step of an episode is asked with the model's own earlier actions.",
+}
+
+
+def how_it_was_measured(summary: Summary) -> str:
+    """Return the section of the report that says what was compared, and how it was scored."""
+    options = summary.scoring
+    strategies = "\n".join(f"- {strategy.label}: {_describe(strategy)}." for strategy in summary.facts.spec.strategies)
+    return f"""## How it was measured
+
+Strategies:
+
+{strategies}
+
+{_PROTOCOLS[summary.facts.spec.protocol]}
+
+- **Right step** (`action`): the answer is that one action, with type and argument both right. Texts are compared
+  without regard to letter case and blanks, points may be {options.point_tolerance_px:g} pixels apart.
+- **Right episode**: all its steps are right, and there are as many as there should be.
+- **`legacy`**: a step is right when the TF-IDF cosine of answer and truth, fitted on the two alone, is above
+  {options.legacy_threshold:g}. Kept for comparison with published numbers; it accepts much that is wrong, as its
+  floor shows.
+- **Floor**: what the best fixed list of actions would score on the same samples, one list a dataset, chosen with the
+  truth in hand: it knows dataset and step number, but sees neither query nor screen. A strategy near its floor has
+  shown nothing.
+- **±** is one standard error of the pooled share, clustered by episode: steps of an episode depend on each other, and
+  an episode in two datasets counts as one. With S_g right steps of n_g in episode g, N steps and G episodes, it is
+  sqrt(G/(G-1) · Σ (S_g − share · n_g)²) / N.
+- **—** means unscored: not measured, or no answer. It is never counted as zero."""
+
+
+def _describe(strategy: EvaluatedStrategy) -> str:
+    method = f" ({strategy.fusion_method.value})" if strategy.strategy is AnswerStrategy.FUSION else ""
+    domain = "; the dataset's own adapter is hidden (out of domain)" if strategy.exclude_own_adapter else ""
+    return f"{_STRATEGIES[strategy.strategy]}{method}{domain}"
