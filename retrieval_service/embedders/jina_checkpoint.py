@@ -110,11 +110,11 @@ def _read_base(folder: Path, targets: Mapping[str, tuple[int, ...]]) -> dict[str
     weights: dict[str, Tensor] = {}
     for path, keys in _shards(folder):
         with _opened(path) as file:
-            for key in file.keys() if keys is None else keys:
+            for key in sorted(file.keys()) if keys is None else keys:
                 if key.startswith(_LEFT_OUT):
                     continue
                 name = canonical(key)
-                if name not in targets:
+                if name is None or name not in targets:
                     problems.append(f"{key} is no tensor of the model")
                 elif name in weights:
                     problems.append(f"{key} is there twice")
@@ -157,7 +157,7 @@ def _read_lora(folder: Path, task: str, model: nn.Module) -> tuple[dict[str, _Lo
     problems: list[str] = []
     path = folder / "adapter_model.safetensors"
     with _opened(path) as file:
-        for key in file.keys():
+        for key in sorted(file.keys()):
             match = _LORA_KEY.fullmatch(key)
             if match is None:
                 problems.append(f"{key} is no LoRA factor of a task")

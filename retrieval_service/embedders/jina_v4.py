@@ -49,7 +49,7 @@ class TextPrefix(StrEnum):
 
 @dataclass(frozen=True)
 class JinaV4Options:
-    """How prompts are embedded. `dim` None is the model's own dimension; `device` and `dtype` "auto" pick what is there.
+    """How prompts are embedded. `dim` None is the model's own; `device` and `dtype` "auto" pick what is there.
 
     `max_image_pixels` is after resizing; `limits` bound images before they are decoded. `batch_size` is rows a forward.
     """

@@ -66,7 +66,7 @@ class TinyJina:
         if shards == 1:
             save_file(self.base, folder / "model.safetensors", metadata={"format": "pt"})
             return folder
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for shard in range(shards):
             file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
             keys = sorted(self.base)[shard::shards]

@@ -59,7 +59,8 @@ class ReferenceJina:
         key = f"base_model.model.model.language_model.{path}"
         a = self.tiny.adapter[f"{key}.lora_A.{self.task}.weight"].double()
         b = self.tiny.adapter[f"{key}.lora_B.{self.task}.weight"].double()
-        return y + self.scaling * (x @ a.T) @ b.T
+        delta: Tensor = (x @ a.T) @ b.T
+        return y + self.scaling * delta
 
     def _language(self, x: Tensor, positions: Tensor) -> Tensor:
         """Return the normalised last states. x [T, D]; positions [3, T] of frame, row and column."""
@@ -158,7 +159,8 @@ def _rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     scores = (q @ k.T / math.sqrt(q.shape[-1])).masked_fill(~mask, -math.inf)
-    return scores.softmax(-1) @ v
+    mixed: Tensor = scores.softmax(-1) @ v
+    return mixed
 
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:

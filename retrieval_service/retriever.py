@@ -1,0 +1,92 @@
+"""Prompts -> the adapters whose training data resembles them, with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from infra.contract.errors import InvalidArgumentError, UnimplementedError
+from infra.contract.prompt import Prompt
+from infra.contract.retrieval import Match, RetrievalOptions, RetrievalStrategy, Selection, Weighting
+from retrieval_service.catalogue import Catalogue
+from retrieval_service.embedders.base import Embedder
+from retrieval_service.points import AdapterFilter, Found
+from retrieval_service.weighting import weigh
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to retrieve, nothing left open. `min_similarity` -1 keeps everything."""
+
+    wanted: AdapterFilter
+    top_k: int
+    weighting: Weighting
+    temperature: float
+    min_similarity: float
+
+
+@dataclass(frozen=True)
+class RetrievalDefaults:
+    """What callers get who do not say, and how many adapters they may ask for."""
+
+    top_k: int = 3
+    weighting: Weighting = Weighting.SOFTMAX
+    temperature: float = 0.2
+    min_similarity: float = -1.0
+    max_top_k: int = 64
+
+    def query(self, options: RetrievalOptions) -> Query:
+        """Return the options with the defaults filled in.
+
+        Raises InvalidArgumentError for a top_k over the limit, UnimplementedError for a strategy of a later version.
+        """
+        if options.strategy not in (None, RetrievalStrategy.CENTROID):
+            raise UnimplementedError(
+                f"retrieval strategy {str(options.strategy)!r} is not implemented yet; 'centroid' works now"
+            )
+        top_k = self.top_k if options.top_k is None else options.top_k
+        if top_k > self.max_top_k:
+            raise InvalidArgumentError("top_k", f"must be at most {self.max_top_k} on this server, got {top_k}")
+        return Query(
+            AdapterFilter(options.base_model, options.kind, options.tags, options.include, options.exclude),
+            top_k,
+            options.weighting or self.weighting,
+            self.temperature if options.temperature is None else options.temperature,
+            self.min_similarity if options.min_similarity is None else options.min_similarity,
+        )
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """A selection a prompt, in their order, and the revision of the catalogue that was searched."""
+
+    selections: tuple[Selection, ...]
+    catalogue_revision: str
+
+
+class Retriever:
+    """Embed, search, weigh."""
+
+    def __init__(self, embedder: Embedder, catalogue: Catalogue, defaults: RetrievalDefaults) -> None:
+        self._embedder = embedder
+        self._catalogue = catalogue
+        self._defaults = defaults
+
+    def query(self, options: RetrievalOptions) -> Query:
+        """Return what the options ask for. Raises InvalidArgumentError and UnimplementedError."""
+        return self._defaults.query(options)
+
+    def retrieve(self, prompts: Sequence[Prompt], query: Query) -> Retrieval:
+        """Return each prompt's adapters. Raises InvalidArgumentError, its path starting at `[i]` of the prompt."""
+        vectors = self._embedder.embed(prompts)
+        result = self._catalogue.search(vectors, query.wanted, query.top_k)
+        return Retrieval(tuple(select(found, query) for found in result.found), result.revision)
+
+
+def select(found: Sequence[Found], query: Query) -> Selection:
+    """Drop what is below the minimum similarity, then weigh the rest. Nothing left: the base model alone."""
+    kept = [one for one in found if one.similarity >= query.min_similarity]
+    weights = weigh([one.similarity for one in kept], query.weighting, query.temperature)
+    return Selection(
+        tuple(Match(one.adapter, one.similarity, weight) for one, weight in zip(kept, weights, strict=True))
+    )

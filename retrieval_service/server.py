@@ -1,0 +1,175 @@
+"""RetrievalService over gRPC: decode, call, encode."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from loraretriever.v1 import prompt_pb2, retrieval_service_pb2, retrieval_service_pb2_grpc
+
+from infra.contract.adapter import check_adapter_id
+from infra.contract.errors import InvalidArgumentError, field
+from infra.contract.prompt import Prompt
+from infra.runtime import wire
+from infra.runtime.images import ImageLimits, check_images
+from retrieval_service.catalogue import Catalogue
+from retrieval_service.embedders.base import Embedder
+from retrieval_service.indexing import ExamplePrompts, Examples, ExampleVectors, Indexer
+from retrieval_service.points import AdapterFilter
+from retrieval_service.retriever import Retriever
+
+SERVICE_NAME = "loraretriever.v1.RetrievalService"
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What one request may hold."""
+
+    max_prompts: int
+    images: ImageLimits
+
+
+class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
+    """Translates between the contract and the service's parts."""
+
+    def __init__(
+        self, embedder: Embedder, catalogue: Catalogue, retriever: Retriever, indexer: Indexer, limits: RequestLimits
+    ) -> None:
+        self._embedder = embedder
+        self._catalogue = catalogue
+        self._retriever = retriever
+        self._indexer = indexer
+        self._limits = limits
+
+    def RetrieveAdapters(  # noqa: N802
+        self, request: retrieval_service_pb2.RetrieveAdaptersRequest, context: grpc.ServicerContext
+    ) -> retrieval_service_pb2.RetrieveAdaptersResponse:
+        """Return each prompt's adapters."""
+        prompts = self._prompts(request.prompts)
+        with field("options"):
+            options = wire.retrieval_options_from_proto(request.options)
+            query = self._retriever.query(options)
+        with field("prompts"):
+            retrieval = self._retriever.retrieve(prompts, query)
+        return retrieval_service_pb2.RetrieveAdaptersResponse(
+            selections=[wire.selection_to_proto(selection) for selection in retrieval.selections],
+            catalogue_revision=retrieval.catalogue_revision,
+        )
+
+    def EmbedPrompts(  # noqa: N802
+        self, request: retrieval_service_pb2.EmbedPromptsRequest, context: grpc.ServicerContext
+    ) -> retrieval_service_pb2.EmbedPromptsResponse:
+        """Return each prompt's vector."""
+        prompts = self._prompts(request.prompts)
+        with field("prompts"):
+            vectors = self._embedder.embed(prompts)
+        return retrieval_service_pb2.EmbedPromptsResponse(
+            vectors=[wire.vector_to_proto(vector.astype("<f4").tobytes()) for vector in vectors],
+            embedder_fingerprint=self._embedder.fingerprint,
+        )
+
+    def CreateAdapter(  # noqa: N802
+        self, request: retrieval_service_pb2.CreateAdapterRequest, context: grpc.ServicerContext
+    ) -> retrieval_service_pb2.CreateAdapterResponse:
+        """Register an adapter."""
+        with field("adapter"):
+            adapter = wire.adapter_from_proto(request.adapter)
+        examples = self._examples(request)
+        if examples is None:
+            raise InvalidArgumentError("source", "is not set; send training examples, or their vectors")
+        created = self._indexer.create(adapter, examples)
+        return retrieval_service_pb2.CreateAdapterResponse(adapter=wire.adapter_to_proto(created))
+
+    def UpdateAdapter(  # noqa: N802
+        self, request: retrieval_service_pb2.UpdateAdapterRequest, context: grpc.ServicerContext
+    ) -> retrieval_service_pb2.UpdateAdapterResponse:
+        """Change an adapter."""
+        with field("adapter"):
+            adapter = wire.adapter_from_proto(request.adapter)
+        updated = self._indexer.update(
+            adapter, list(request.update_mask.paths), self._examples(request), request.expected_revision
+        )
+        return retrieval_service_pb2.UpdateAdapterResponse(adapter=wire.adapter_to_proto(updated))
+
+    def GetAdapter(  # noqa: N802
+        self, request: retrieval_service_pb2.GetAdapterRequest, context: grpc.ServicerContext
+    ) -> retrieval_service_pb2.GetAdapterResponse:
+        """Return an adapter."""
+        adapter = self._catalogue.get(request.adapter_id)
+        return retrieval_service_pb2.GetAdapterResponse(adapter=wire.adapter_to_proto(adapter))
+
+    def ListAdapters(  # noqa: N802
+        self, request: retrieval_service_pb2.ListAdaptersRequest, context: grpc.ServicerContext
+    ) -> retrieval_service_pb2.ListAdaptersResponse:
+        """Return a page of adapters."""
+        wanted = AdapterFilter(request.base_model, request.kind, tuple(request.tags))
+        page = self._catalogue.page(wanted, _page_size(request.page_size), _after(request.page_token))
+        return retrieval_service_pb2.ListAdaptersResponse(
+            adapters=[wire.adapter_to_proto(adapter) for adapter in page.adapters],
+            next_page_token=_token(page.adapters[-1].adapter_id) if page.more else "",
+            total_size=page.total,
+            catalogue_revision=page.revision,
+        )
+
+    def DeleteAdapter(  # noqa: N802
+        self, request: retrieval_service_pb2.DeleteAdapterRequest, context: grpc.ServicerContext
+    ) -> retrieval_service_pb2.DeleteAdapterResponse:
+        """Remove an adapter."""
+        self._catalogue.delete(request.adapter_id)
+        return retrieval_service_pb2.DeleteAdapterResponse()
+
+    def _prompts(self, messages: Sequence[prompt_pb2.Prompt]) -> tuple[Prompt, ...]:
+        if len(messages) > self._limits.max_prompts:
+            raise InvalidArgumentError(
+                "prompts", f"{len(messages)} prompts are too many; send at most {self._limits.max_prompts} a request"
+            )
+        return self._checked(wire.prompts_from_proto(messages))
+
+    def _checked(self, prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:
+        checked = tuple(prompts)
+        for index, prompt in enumerate(checked):
+            with field(f"prompts[{index}]"):
+                check_images(prompt, self._limits.images)
+        return checked
+
+    def _examples(self, request: Any) -> Examples | None:
+        """Return the examples of a create or update request."""
+        match request.WhichOneof("source"):
+            case "examples":
+                with field("examples"):
+                    return ExamplePrompts(self._checked(wire.prompts_from_proto(request.examples.prompts)))
+            case "vectors":
+                with field("vectors"):
+                    vectors = [
+                        np.frombuffer(wire.vector_from_proto(vector, f"vectors[{index}]"), dtype="<f4")
+                        for index, vector in enumerate(request.vectors.vectors)
+                    ]
+                return ExampleVectors(tuple(vectors))
+            case _:
+                return None
+
+
+def _page_size(wanted: int) -> int:
+    if wanted < 0:
+        raise InvalidArgumentError("page_size", f"must not be negative, got {wanted}")
+    return min(wanted or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+
+
+def _token(adapter_id: str) -> str:
+    return base64.urlsafe_b64encode(adapter_id.encode()).decode()
+
+
+def _after(token: str) -> str:
+    if not token:
+        return ""
+    try:
+        return check_adapter_id(base64.urlsafe_b64decode(token.encode()).decode())
+    except (InvalidArgumentError, binascii.Error, UnicodeError) as error:
+        raise InvalidArgumentError("page_token", "is none of this server's; start again without one") from error

@@ -1,0 +1,66 @@
+"""What the retrieval service can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from infra.contract.retrieval import Weighting
+from infra.runtime.settings import TierSettings
+
+
+class RetrievalSettings(TierSettings):
+    """Retrieval service: embeds prompts, finds the adapters that fit them, keeps the catalogue of adapters."""
+
+    model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_RETRIEVAL_")
+
+    address: str = Field("127.0.0.1:50051", description="host:port or unix:/path to listen on; port 0 is a free one")
+    workers: int = Field(16, ge=1, le=256, description="calls that are worked on at once")
+
+    embedder_path: Path = Field(description="folder of a jina-embeddings-v4 model, in the layout of the hub")
+    embedder_task: Literal["retrieval", "text-matching", "code"] = Field(
+        "retrieval", description="task whose adapter the embedder applies"
+    )
+    text_prefix: Literal["query", "passage"] = Field(
+        "query", description="what texts are announced as to the embedder, requests and training examples alike"
+    )
+    text_weight: float = Field(0.7, ge=0, description="weight of a prompt's text in its vector")
+    image_weight: float = Field(0.3, ge=0, description="weight of the mean of a prompt's images in its vector")
+    max_query_images: int = Field(2, ge=0, description="images of a prompt that count, from the first on")
+    max_image_pixels: int = Field(100_000, ge=784, description="pixels of an image after resizing for the embedder")
+    max_text_tokens: int = Field(8192, ge=8, description="tokens of a text that count, from the first on")
+    truncate_dim: int | None = Field(
+        None, ge=1, description="dimensions of a vector, one of the model's matryoshka_dims; unset is all"
+    )
+    device: str = Field("auto", description="where the embedder runs: auto, cpu, cuda, cuda:1")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="precision of the embedder; auto is float32 on the CPU, bfloat16 elsewhere"
+    )
+    torch_threads: int | None = Field(None, ge=1, description="CPU threads of a forward pass; unset is torch's choice")
+    batch_size: int = Field(16, ge=1, description="texts or images in one forward pass")
+
+    qdrant_path: Path = Field(
+        Path(".loraretriever/qdrant"), description="folder of the catalogue, used by one process at a time"
+    )
+    qdrant_url: str = Field("", description="Qdrant server such as http://qdrant:6333, instead of the folder")
+    qdrant_api_key: SecretStr | None = Field(None, description="key of the Qdrant server")
+    qdrant_timeout_s: int = Field(10, ge=1, description="seconds that Qdrant may take to answer")
+    qdrant_wait_s: float = Field(60, ge=0, description="seconds to wait for the Qdrant server at start")
+    collection: str = Field("adapters", min_length=1, description="Qdrant collection of the catalogue")
+
+    top_k: int = Field(3, ge=1, description="adapters retrieved when a request does not say")
+    max_top_k: int = Field(64, ge=1, description="adapters that a request may ask for")
+    weighting: Weighting = Field(Weighting.SOFTMAX, description="weights when a request does not say")
+    temperature: float = Field(0.2, gt=0, description="temperature of softmax weights when a request does not say")
+    min_similarity: float = Field(
+        -1, ge=-1, le=1, description="least cosine similarity of a match when a request does not say; -1 keeps all"
+    )
+
+    max_prompts: int = Field(256, ge=1, description="prompts in one request")
+    max_examples: int = Field(256, ge=1, le=512, description="training examples of one adapter")
+    max_images: int = Field(16, ge=0, description="images in one prompt")
+    max_image_bytes: int = Field(20 * 2**20, ge=1, description="bytes of one encoded image")
+    max_decoded_pixels: int = Field(50_000_000, ge=1, description="pixels of one image as sent")
