@@ -1,0 +1,72 @@
+"""retrieval_service.proto: options, matches, selections."""
+
+from __future__ import annotations
+
+from loraretriever.v1 import retrieval_service_pb2
+
+from infra.contract.errors import field
+from infra.contract.retrieval import Match, RetrievalOptions, RetrievalStrategy, Selection, Weighting
+from infra.runtime.wire.adapter import adapter_from_proto, adapter_to_proto
+from infra.runtime.wire.values import enum_from_proto, enum_to_proto
+
+
+def retrieval_options_from_proto(message: retrieval_service_pb2.RetrievalOptions) -> RetrievalOptions:
+    """Return which adapters to look for."""
+    return RetrievalOptions(
+        top_k=message.top_k or None,
+        base_model=message.base_model,
+        kind=message.kind,
+        tags=tuple(message.tags),
+        include=tuple(message.include),
+        exclude=tuple(message.exclude),
+        strategy=enum_from_proto(
+            RetrievalStrategy, retrieval_service_pb2.RetrievalStrategy, message.strategy, "strategy"
+        ),
+        weighting=enum_from_proto(Weighting, retrieval_service_pb2.Weighting, message.weighting, "weighting"),
+        temperature=message.temperature if message.HasField("temperature") else None,
+        min_similarity=message.min_similarity if message.HasField("min_similarity") else None,
+    )
+
+
+def retrieval_options_to_proto(options: RetrievalOptions) -> retrieval_service_pb2.RetrievalOptions:
+    """Return which adapters to look for as its message."""
+    return retrieval_service_pb2.RetrievalOptions(
+        top_k=options.top_k or 0,
+        base_model=options.base_model,
+        kind=options.kind,
+        tags=options.tags,
+        include=options.include,
+        exclude=options.exclude,
+        strategy=enum_to_proto(retrieval_service_pb2.RetrievalStrategy, options.strategy),
+        weighting=enum_to_proto(retrieval_service_pb2.Weighting, options.weighting),
+        temperature=options.temperature,
+        min_similarity=options.min_similarity,
+    )
+
+
+def match_from_proto(message: retrieval_service_pb2.Match) -> Match:
+    """Return one retrieved adapter."""
+    with field("adapter"):
+        adapter = adapter_from_proto(message.adapter)
+    return Match(adapter, message.similarity, message.weight)
+
+
+def match_to_proto(match: Match) -> retrieval_service_pb2.Match:
+    """Return one retrieved adapter as its message."""
+    return retrieval_service_pb2.Match(
+        adapter=adapter_to_proto(match.adapter), similarity=match.similarity, weight=match.weight
+    )
+
+
+def selection_from_proto(message: retrieval_service_pb2.Selection) -> Selection:
+    """Return the matches of one prompt."""
+    matches = []
+    for index, match in enumerate(message.matches):
+        with field(f"matches[{index}]"):
+            matches.append(match_from_proto(match))
+    return Selection(tuple(matches))
+
+
+def selection_to_proto(selection: Selection) -> retrieval_service_pb2.Selection:
+    """Return the matches of one prompt as their message."""
+    return retrieval_service_pb2.Selection(matches=[match_to_proto(match) for match in selection.matches])
