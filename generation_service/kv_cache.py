@@ -64,7 +64,7 @@ class PrefillView:
         self._cache, self._slot, self._start = cache, slot, start
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Store keys and values [1, kv_heads, T, head_dim] of `layer`; return all of the sequence's, [.., start + T, ..]."""
+        """Store keys and values [1, kv_heads, T, head_dim] of `layer`; return those of all start + T tokens."""
         row, end = slice(self._slot, self._slot + 1), self._start + keys.shape[2]
         all_keys, all_values = self._cache.keys[layer][row], self._cache.values[layer][row]
         all_keys[:, :, self._start : end] = keys
@@ -87,7 +87,7 @@ class DecodeView:
         self._adjacent = adjacent
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Store keys and values [N, kv_heads, 1, head_dim] of `layer`; return the rows' [N, kv_heads, span, head_dim]."""
+        """Store keys and values [N, kv_heads, 1, head_dim] of `layer`; return [N, kv_heads, span, head_dim]."""
         return self._write(self._cache.keys[layer], keys), self._write(self._cache.values[layer], values)
 
     def mask(self) -> Tensor:

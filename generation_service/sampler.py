@@ -16,7 +16,9 @@ class TokenChooser:
 
     def __init__(self, decoding: Decoding) -> None:
         self.decoding = decoding
-        self._random = random.Random(decoding.seed if decoding.seed is not None else random.SystemRandom().getrandbits(64))
+        self._random = random.Random(
+            decoding.seed if decoding.seed is not None else random.SystemRandom().getrandbits(64)
+        )
 
     def sample(self, logits: Tensor) -> int:
         """Draw a token from logits [V]: temperature, then token_top_k, then top_p, as transformers orders them."""

@@ -13,7 +13,7 @@ from infra.contract.composition import Composition, WeightedAdapter
 from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
 
 if TYPE_CHECKING:
-    from generation_service.adapters.bank import RankRange
+    from generation_service.adapters.ranks import RankRange
     from generation_service.models.base import EncodedPrompt
     from generation_service.sampler import TokenChooser
 
@@ -29,6 +29,13 @@ Event = Delta | Generation | Exception
 """What a listener hears: deltas, then exactly one Generation or exception."""
 
 Listener = Callable[[Event], None]
+
+
+class Ticket(Protocol):
+    """A composition on its way into the bank."""
+
+    def cancel(self) -> None:
+        """Forget it, if it is not there yet."""
 
 
 class Lease(Protocol):
@@ -69,6 +76,7 @@ class Sequence:
     chooser: TokenChooser
     max_new_tokens: int
     number: int = field(default_factory=lambda: next(_numbers))
+    ticket: Ticket | None = None
     lease: Lease | None = None
     slot: int | None = None
     tokens: list[int] = field(default_factory=list)

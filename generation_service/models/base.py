@@ -16,7 +16,7 @@ from infra.contract.prompt import Prompt
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Where and how a base model is loaded. `max_pixels` bounds an image after resizing; None: the folder's own bound."""
+    """Where and how a base model is loaded. None: the checkpoint's own dtype, its own bound on an image's pixels."""
 
     device: torch.device
     dtype: torch.dtype | None = None

@@ -1,4 +1,4 @@
-"""A conversation -> token ids, by the checkpoint's own chat template, with user text that cannot pose as the template."""
+"""A conversation -> token ids, by the checkpoint's chat template, and no text can pose as the template."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ChatTokenizer:
     """The tokenizer and chat template of a checkpoint folder.
 
     Texts are rendered as marks that no caller can know, and put in afterwards: a special token that a caller spells
-    out, such as `<|im_end|>`, is tokenised as ordinary characters. Any other text gives the ids that transformers gives.
+    out, such as `<|im_end|>`, is tokenised as ordinary characters. Any other text gives transformers' own ids.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,8 +75,8 @@ class ChatTokenizer:
             conversation.append({"role": message.role.value, "content": content})
         rendered = self._render(conversation)
         parts = re.split(f"{_BEGIN}{nonce}:([0-9]+){_END}", rendered)
-        for place, part in enumerate(parts):
-            yield (texts[int(part)], False) if place % 2 else (part, True)
+        for place, piece in enumerate(parts):
+            yield (texts[int(piece)], False) if place % 2 else (str(piece), True)
 
     def _render(self, conversation: list[dict[str, Any]]) -> str:
         return str(
@@ -91,7 +91,7 @@ class ChatTokenizer:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             raise CheckpointError(
-                f"{folder} has no tokenizer that can be read ({error}): give the complete folder, tokenizer.json included",
+                f"{folder} has no readable tokenizer ({error}): give the complete folder, tokenizer.json included",
                 path=str(folder),
             ) from error
 

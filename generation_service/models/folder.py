@@ -53,7 +53,9 @@ def tensor_names(folder: Path) -> dict[str, Path]:
     if (folder / SINGLE).is_file():
         return dict.fromkeys(_names_in(folder / SINGLE), folder / SINGLE)
     others = sorted(path.name for path in folder.glob("*.bin"))
-    hint = f"it has {', '.join(others)}, which are pickles and never read; convert them to safetensors" if others else ""
+    hint = (
+        f"it has {', '.join(others)}, which are pickles and never read; convert them to safetensors" if others else ""
+    )
     raise CheckpointError(
         f"{folder} has neither {SINGLE} nor {INDEX}" + (f": {hint}" if hint else "; download the folder again"),
         path=str(folder),
@@ -92,4 +94,6 @@ def _names_in(path: Path) -> list[str]:
 
 def _listed(names: list[str]) -> str:
     shown = ", ".join(names[:5])
-    return f"{shown} and {len(names) - 5} more are" if len(names) > 5 else f"{shown} {'is' if len(names) == 1 else 'are'}"
+    return (
+        f"{shown} and {len(names) - 5} more are" if len(names) > 5 else f"{shown} {'is' if len(names) == 1 else 'are'}"
+    )

@@ -193,7 +193,9 @@ def _check_bound(folder: Path, report: dict[str, Any]) -> None:
     }
     found = [f"{len(names)} tensors {what}: {', '.join(names[:8])}" for what, names in problems.items() if names]
     if found:
-        raise CheckpointError(f"{folder} does not hold the model of its config.json; " + "; ".join(found), path=str(folder))
+        raise CheckpointError(
+            f"{folder} does not hold the model of its config.json; " + "; ".join(found), path=str(folder)
+        )
 
 
 def _image_processor(folder: Path, max_pixels: int | None) -> Any:
@@ -202,7 +204,9 @@ def _image_processor(folder: Path, max_pixels: int | None) -> Any:
     if max_pixels is not None:
         smallest = processor.size["shortest_edge"]
         if max_pixels < smallest:
-            raise ConfigurationError(f"max_pixels is {max_pixels}, below the {smallest} pixels this model needs an image")
+            raise ConfigurationError(
+                f"max_pixels is {max_pixels}, below the {smallest} pixels this model needs an image"
+            )
         processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
     return processor
 

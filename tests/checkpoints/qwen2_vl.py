@@ -1,4 +1,4 @@
-"""Tiny random Qwen2-VL checkpoints in the layout of the hub's Qwen/Qwen2-VL-*-Instruct, written without transformers."""
+"""Tiny random Qwen2-VL checkpoints in the layout of the hub's folders, written without transformers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SPLIT = (
 
 _CORPUS = (
     'Click on button with the text "Add to cart", then scroll down and go back to the previous page.',
-    'Type text: running shoes. Open App: calendar. You are a helpful assistant. system user assistant 0123456789',
+    "Type text: running shoes. Open App: calendar. You are a helpful assistant. system user assistant 0123456789",
     "The quick brown fox jumps over the lazy dog; what is on the screen? Straße, naïve café, 日本語, 🙂.",
 )
 
@@ -159,9 +159,7 @@ _PREPROCESSOR = {
 }
 
 
-def _config(
-    shape: TinyShape, special: Mapping[str, int], vocab: int, dtype: torch.dtype, name: str
-) -> dict[str, Any]:
+def _config(shape: TinyShape, special: Mapping[str, int], vocab: int, dtype: torch.dtype, name: str) -> dict[str, Any]:
     return {
         "_name_or_path": name,
         "architectures": ["Qwen2VLForConditionalGeneration"],
@@ -289,9 +287,7 @@ def _write_tensors(folder: Path, weights: dict[str, Tensor], shards: int) -> Non
         save_file(part, folder / file, metadata)
         weight_map |= dict.fromkeys(part, file)
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-    _write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map}
-    )
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,0 +1,377 @@
+"""Who is in the adapter bank: loaded when asked for, leased while used, reclaimed least recently used."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from generation_service.adapters.bank import AdapterBank
+from generation_service.adapters.ranks import RankRange
+from generation_service.adapters.sources import AdapterSource
+from generation_service.adapters.store import WeightStore
+from generation_service.adapters.weights import AdapterWeights
+from generation_service.compose.fusion import WeightedWeights, fuse
+from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
+from infra.contract.errors import CapacityError, NotFoundError, UnavailableError
+
+
+@dataclass(frozen=True)
+class AdapterKey:
+    """One revision of an adapter."""
+
+    adapter_id: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class FusionKey:
+    """One fusion: its method, and its members in the order of their ids."""
+
+    method: FusionMethod
+    members: tuple[WeightedAdapter, ...]
+
+
+ResidentKey = AdapterKey | FusionKey
+
+
+@dataclass(eq=False)
+class Resident:
+    """What occupies one range of the bank, how many leases hold it there, and whether it is pinned."""
+
+    key: ResidentKey
+    owned: RankRange
+    leases: int = 0
+    pinned: bool = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether it may be reclaimed."""
+        return not self.leases and not self.pinned
+
+
+@dataclass(frozen=True)
+class ResidentAdapter:
+    """An adapter on the device: its rank, and the bytes it takes there."""
+
+    adapter_id: str
+    revision: str
+    rank: int
+    byte_size: int
+    pinned: bool
+
+
+class BankLease:
+    """The ranges of one composition, held until released."""
+
+    def __init__(
+        self,
+        residents: Mapping[Resident, float],
+        applied: tuple[WeightedAdapter, ...],
+        give_back: Callable[[Mapping[Resident, float]], None],
+    ) -> None:
+        self._residents: Mapping[Resident, float] = residents
+        self._give_back = give_back
+        self._released = False
+        self.ranges: Mapping[RankRange, float] = {resident.owned: weight for resident, weight in residents.items()}
+        self.applied = applied
+
+    def release(self) -> None:
+        """Give the ranges back. A second call does nothing."""
+        if not self._released:
+            self._released = True
+            self._give_back(self._residents)
+
+
+Outcome = BankLease | Exception
+Ready = Callable[[Outcome], None]
+
+
+@dataclass(eq=False)
+class _Wanted:
+    """One range that a composition needs. `load` gives its content; `weights` is that content once it is there."""
+
+    key: ResidentKey
+    weight: float
+    load: Callable[[], AdapterWeights]
+    weights: AdapterWeights | None = None
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A composition on its way into the bank."""
+
+    ready: Ready
+    wanted: list[_Wanted] = field(default_factory=list)
+    applied: tuple[WeightedAdapter, ...] = ()
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Forget it, if it is not ready yet; a lease that comes all the same is its receiver's to release."""
+        self.cancelled = True
+
+
+class Residency:
+    """The tenants of an adapter bank.
+
+    Reader threads resolve and read; one placer thread alone changes who is in the bank, in the order in which
+    compositions are ready to be placed. A composition gets all its ranges or none, so two can never wait for each
+    other; one that does not fit waits until running sequences give theirs back.
+    """
+
+    def __init__(self, bank: AdapterBank, store: WeightStore, readers: int = 4) -> None:
+        self._bank = bank
+        self._store = store
+        self._lock = threading.Lock()
+        self._residents: OrderedDict[ResidentKey, Resident] = OrderedDict()
+        self._blocked: deque[Ticket] = deque()
+        self._closed = False
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="adapter-reader")
+        self._placer = ThreadPoolExecutor(1, thread_name_prefix="adapter-placer")
+
+    def request(self, composition: Composition, ready: Ready) -> Ticket:
+        """Call `ready` once with the composition's lease, or with the error that it ends in; from any thread."""
+        ticket = Ticket(ready)
+        if isinstance(composition, Base):
+            ready(BankLease({}, (), self._release))
+        else:
+            reading = self._readers.submit(self._read, composition, ticket)
+            reading.add_done_callback(lambda done: ready(_stopping()) if done.cancelled() else None)
+        return ticket
+
+    def pin(self, adapter_id: str, revision: str = "") -> Future[ResidentAdapter]:
+        """Load an adapter and keep it until `unpin`; an older revision of it is no longer kept."""
+        future: Future[ResidentAdapter] = Future()
+
+        def pinned(outcome: Outcome) -> None:
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+                return
+            (share,) = outcome.applied
+            key = AdapterKey(share.adapter_id, share.revision)
+            with self._lock:
+                for resident in self._revisions(adapter_id):
+                    resident.pinned = resident.key == key
+                described = self._described(self._residents[key])
+            outcome.release()
+            future.set_result(described)
+
+        self.request(Mixture((WeightedAdapter(adapter_id, 1.0, revision),)), pinned)
+        return future
+
+    def unpin(self, adapter_id: str) -> None:
+        """Let an adapter leave when its place is needed. Raises NotFoundError when it is not in the bank."""
+        with self._lock:
+            revisions = self._revisions(adapter_id)
+            for resident in revisions:
+                resident.pinned = False
+        if not revisions:
+            raise NotFoundError(f"adapter {adapter_id!r} is not loaded; GetModel lists those that are")
+        self._wake()
+
+    def residents(self) -> list[ResidentAdapter]:
+        """Return the adapters in the bank, least recently used first."""
+        with self._lock:
+            return [self._described(r) for r in self._residents.values() if isinstance(r.key, AdapterKey)]
+
+    @property
+    def leased_ranks(self) -> int:
+        """Ranks that leases hold in the bank."""
+        with self._lock:
+            return sum(resident.owned.rank for resident in self._residents.values() if resident.leases)
+
+    def close(self) -> None:
+        """End the threads; compositions that still wait end in UnavailableError."""
+        self._closed = True
+        self._readers.shutdown(wait=True, cancel_futures=True)
+        self._placer.shutdown(wait=True)
+        while self._blocked:
+            self._blocked.popleft().ready(_stopping())
+
+    def _read(self, composition: Mixture | Fusion, ticket: Ticket) -> None:
+        try:
+            if ticket.cancelled:
+                return
+            sources = [self._store.resolve(share.adapter_id, share.revision) for share in composition.adapters]
+            ticket.applied = tuple(
+                WeightedAdapter(share.adapter_id, share.weight, source.revision)
+                for share, source in zip(composition.adapters, sources, strict=True)
+            )
+            ticket.wanted = self._wanted(composition, ticket.applied, sources)
+            with self._lock:
+                absent = [wanted for wanted in ticket.wanted if wanted.key not in self._residents]
+            for wanted in absent:
+                wanted.weights = wanted.load()
+            self._placer.submit(self._place, ticket)
+        except Exception as error:
+            ticket.ready(error)
+
+    def _wanted(
+        self, composition: Mixture | Fusion, applied: tuple[WeightedAdapter, ...], sources: list[AdapterSource]
+    ) -> list[_Wanted]:
+        match composition:
+            case Mixture():
+                return [
+                    _Wanted(AdapterKey(share.adapter_id, share.revision), share.weight, _loading(self._store, source))
+                    for share, source in zip(applied, sources, strict=True)
+                ]
+            case Fusion(method=method):
+                ordered = sorted(zip(applied, sources, strict=True), key=lambda member: member[0].adapter_id)
+
+                def load() -> AdapterWeights:
+                    members = [
+                        WeightedWeights(self._store.weights(source), share.weight, share.adapter_id)
+                        for share, source in ordered
+                    ]
+                    return fuse(members, method)
+
+                return [_Wanted(FusionKey(method, tuple(share for share, _ in ordered)), 1.0, load)]
+            case _:
+                assert_never(composition)
+
+    def _place(self, ticket: Ticket) -> None:
+        self._blocked.append(ticket)
+        self._drain()
+
+    def _drain(self) -> None:
+        """Lease to those who wait, in order, until one does not fit. On the placer's thread."""
+        while self._blocked:
+            ticket = self._blocked[0]
+            if not ticket.cancelled:
+                try:
+                    outcome: Outcome | None = self._lease(ticket)
+                except Exception as error:
+                    outcome = error
+                if outcome is None:
+                    return
+                ticket.ready(outcome)
+            self._blocked.popleft()
+
+    def _lease(self, ticket: Ticket) -> BankLease | None:
+        """Return the lease of all that `ticket` wants, or None when leases of others stand in its way.
+
+        Raises CapacityError when it cannot fit whoever leaves.
+        """
+        with self._lock:
+            others = any(resident.leases for resident in self._residents.values())
+        held: dict[Resident, float] = {}
+        try:
+            for wanted in ticket.wanted:
+                resident = self._leased(wanted) or self._load(wanted)
+                if resident is None:
+                    if not others or self._never_fits(ticket):
+                        raise self._too_large(ticket)
+                    self._unlease(held)
+                    return None
+                held[resident] = wanted.weight
+        except Exception:
+            self._unlease(held)
+            raise
+        return BankLease(held, ticket.applied, self._release)
+
+    def _leased(self, wanted: _Wanted) -> Resident | None:
+        with self._lock:
+            resident = self._residents.get(wanted.key)
+            if resident is not None:
+                resident.leases += 1
+                self._residents.move_to_end(wanted.key)
+            return resident
+
+    def _load(self, wanted: _Wanted) -> Resident | None:
+        """Return a new resident, leased; None when no range is free and none can be reclaimed."""
+        if wanted.weights is None:
+            wanted.weights = wanted.load()
+        if not self._make_room(wanted.weights.rank):
+            return None
+        owned = self._bank.acquire(wanted.weights.rank)
+        try:
+            self._bank.write(owned, wanted.weights)
+        except BaseException:
+            self._bank.release(owned)
+            raise
+        resident = Resident(wanted.key, owned, leases=1)
+        with self._lock:
+            self._residents[wanted.key] = resident
+        return resident
+
+    def _make_room(self, rank: int) -> bool:
+        while self._bank.largest_free < rank:
+            with self._lock:
+                victim = next((resident for resident in self._residents.values() if resident.idle), None)
+                if victim is None:
+                    return False
+                del self._residents[victim.key]
+            self._bank.release(victim.owned)
+        return True
+
+    def _never_fits(self, ticket: Ticket) -> bool:
+        return self._need(ticket) + self._pinned_ranks(ticket) > self._bank.ranks
+
+    def _need(self, ticket: Ticket) -> int:
+        with self._lock:
+            there = {resident.key: resident.owned.rank for resident in self._residents.values()}
+        absent = {wanted.key: wanted.weights.rank for wanted in ticket.wanted if wanted.weights is not None}
+        return sum(there.get(wanted.key, absent.get(wanted.key, 0)) for wanted in ticket.wanted)
+
+    def _pinned_ranks(self, ticket: Ticket) -> int:
+        """Return the ranks that pinned adapters hold, those of `ticket` left out."""
+        own = {wanted.key for wanted in ticket.wanted}
+        with self._lock:
+            return sum(r.owned.rank for r in self._residents.values() if r.pinned and r.key not in own)
+
+    def _too_large(self, ticket: Ticket) -> CapacityError:
+        need, pinned = self._need(ticket), self._pinned_ranks(ticket)
+        return CapacityError(
+            f"this composition needs {need} ranks, each adapter's side by side; the adapter bank has "
+            f"{self._bank.ranks}, and other pinned adapters hold {pinned}: compose fewer adapters, unload some, or "
+            "start the server with a larger --bank-ranks",
+            need=str(need),
+            limit=str(self._bank.ranks),
+            pinned=str(pinned),
+        )
+
+    def _unlease(self, residents: Mapping[Resident, float]) -> None:
+        with self._lock:
+            for resident in residents:
+                resident.leases -= 1
+                if self._residents.get(resident.key) is resident:
+                    self._residents.move_to_end(resident.key)
+
+    def _release(self, residents: Mapping[Resident, float]) -> None:
+        self._unlease(residents)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let the placer look again at those who wait."""
+        if self._blocked and not self._closed:
+            with suppress(RuntimeError):
+                self._placer.submit(self._drain)
+
+    def _revisions(self, adapter_id: str) -> list[Resident]:
+        return [
+            resident
+            for resident in self._residents.values()
+            if isinstance(resident.key, AdapterKey) and resident.key.adapter_id == adapter_id
+        ]
+
+    def _described(self, resident: Resident) -> ResidentAdapter:
+        assert isinstance(resident.key, AdapterKey)
+        return ResidentAdapter(
+            adapter_id=resident.key.adapter_id,
+            revision=resident.key.revision,
+            rank=resident.owned.rank,
+            byte_size=resident.owned.rank * self._bank.bytes_per_rank,
+            pinned=resident.pinned,
+        )
+
+
+def _loading(store: WeightStore, source: AdapterSource) -> Callable[[], AdapterWeights]:
+    return lambda: store.weights(source)
+
+
+def _stopping() -> UnavailableError:
+    return UnavailableError("the server is stopping: retry")

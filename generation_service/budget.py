@@ -1,0 +1,67 @@
+"""How the device's memory is shared out between weights, adapters and running answers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from generation_service.kv_cache import CacheShape
+from generation_service.models.base import ModelDescription
+from infra.contract.errors import ConfigurationError
+
+HOST_CACHE_BYTES = 2 * 2**30
+DEVICE_RESERVE = 0.15
+SHORTEST_DEFAULT = 256
+LONGEST_DEFAULT = 32768
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of weights, adapter bank and KV cache, and the shape of that cache."""
+
+    weight_bytes: int
+    bank_bytes: int
+    cache: CacheShape
+    cache_bytes: int
+
+
+def bank_bytes(model: ModelDescription, ranks: int) -> int:
+    """Return the memory of an adapter bank: A and B of every adaptable layer."""
+    return ranks * model.dtype.itemsize * sum(inputs + outputs for inputs, outputs in model.targets.values())
+
+
+def plan_memory(
+    model: ModelDescription, *, ranks: int, slots: int, sequence_tokens: int | None, available: int
+) -> MemoryPlan:
+    """Return the plan for `slots` running sequences when `available` bytes are left beside weights and bank.
+
+    Unset, `sequence_tokens` is what the model and that memory allow. Raises ConfigurationError when it does not fit.
+    """
+    if sequence_tokens is not None and sequence_tokens > model.max_positions:
+        raise ConfigurationError(
+            f"max_sequence_tokens is {sequence_tokens}; this model was made for {model.max_positions} at most"
+        )
+    per_token = CacheShape(model.layers, slots, model.kv_heads, 1, model.head_dim).bytes(model.dtype)
+    fits = available // per_token
+    length = sequence_tokens or min(model.max_positions, LONGEST_DEFAULT, fits)
+    if sequence_tokens is None and length < min(SHORTEST_DEFAULT, model.max_positions):
+        raise ConfigurationError(
+            f"{available} bytes are left for the KV cache, room for {fits} tokens in each of {slots} slots: set a "
+            "smaller max_running or bank_ranks, or say max_sequence_tokens"
+        )
+    shape = CacheShape(model.layers, slots, model.kv_heads, length, model.head_dim)
+    return MemoryPlan(model.weight_bytes, bank_bytes(model, ranks), shape, shape.bytes(model.dtype))
+
+
+def available_bytes(model: ModelDescription, ranks: int) -> int:
+    """Return the bytes the KV cache may take by default, weights being loaded and the bank not.
+
+    On a GPU what is free less the bank and a reserve for activations; on a CPU a quarter of the memory, 2 GiB at most.
+    """
+    if model.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(model.device)
+        return max(0, free - bank_bytes(model, ranks) - round(DEVICE_RESERVE * total))
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(HOST_CACHE_BYTES, physical // 4)

@@ -1,0 +1,44 @@
+"""The catalogue, as the generation service asks it."""
+
+from __future__ import annotations
+
+from loraretriever.v1 import retrieval_service_pb2 as pb
+from loraretriever.v1 import retrieval_service_pb2_grpc
+
+from generation_service.settings import GenerationSettings
+from infra.contract.adapter import Adapter
+from infra.runtime.channel import ChannelOptions, sync_channel
+from infra.runtime.error_table import translated
+from infra.runtime.wire import adapter_from_proto
+
+
+class CatalogueClient:
+    """Looks adapters up in the retrieval service. Safe from any thread."""
+
+    def __init__(self, options: ChannelOptions) -> None:
+        self._target = options.target
+        self._channel = sync_channel(options)
+        self._stub = retrieval_service_pb2_grpc.RetrievalServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_settings(cls, settings: GenerationSettings) -> CatalogueClient:
+        """Return a client of the catalogue that the settings name."""
+        token = settings.retrieval_token
+        return cls(
+            ChannelOptions(
+                target=settings.retrieval_target,
+                tls_ca=settings.retrieval_tls_ca,
+                token=token.get_secret_value() if token is not None else None,
+                default_timeout_s=settings.retrieval_timeout_s,
+            )
+        )
+
+    def get_adapter(self, adapter_id: str) -> Adapter:
+        """Return the newest revision of an adapter. Raises NotFoundError, UnavailableError or DeadlineError."""
+        with translated(self._target):
+            response = self._stub.GetAdapter(pb.GetAdapterRequest(adapter_id=adapter_id))
+        return adapter_from_proto(response.adapter)
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()

@@ -1,0 +1,105 @@
+"""GenerationService over gRPC: decode, call, encode."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, TypedDict
+
+import grpc.aio
+from loraretriever.v1 import generation_service_pb2 as pb
+from loraretriever.v1 import generation_service_pb2_grpc
+
+from generation_service.adapters.residency import ResidentAdapter
+from generation_service.sequence import Delta
+from generation_service.service import GenerationStack
+from infra.contract.adapter import check_adapter_id
+from infra.contract.composition import Composition
+from infra.contract.errors import field
+from infra.contract.generation import Decoding
+from infra.contract.prompt import Prompt
+from infra.runtime.wire import composition_from_proto, decoding_from_proto, generation_to_proto, prompt_from_proto
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GenerationService"].full_name
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
+    """Translates between the contract's messages and the stack."""
+
+    def __init__(self, stack: GenerationStack) -> None:
+        self._stack = stack
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:  # noqa: N802
+        """Answer one prompt."""
+        return generation_to_proto(await self._stack.answers.generate(**_asked(request, context)))
+
+    async def StreamGenerate(  # noqa: N802
+        self, request: pb.StreamGenerateRequest, context: Context
+    ) -> AsyncIterator[pb.StreamGenerateResponse]:
+        """Answer one prompt piece by piece."""
+        async for event in self._stack.answers.stream(**_asked(request, context)):
+            if isinstance(event, Delta):
+                yield pb.StreamGenerateResponse(delta=event.text)
+            else:
+                yield pb.StreamGenerateResponse(final=generation_to_proto(event))
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: N802
+        """Say what runs."""
+        stack, limits, images = self._stack, self._stack.engine.limits, self._stack.image_limits
+        return pb.GetModelResponse(
+            base_model=stack.model_name,
+            family=stack.model.description.family,
+            device=str(stack.model.description.device),
+            dtype=str(stack.model.description.dtype).removeprefix("torch."),
+            limits=pb.ModelLimits(
+                max_sequence_tokens=limits.max_sequence_tokens,
+                max_images=images.max_images,
+                max_image_bytes=images.max_bytes,
+                max_image_pixels=images.max_pixels,
+                max_adapters=limits.max_adapters,
+                bank_ranks=stack.bank.ranks,
+                max_running=limits.max_running,
+                max_waiting=limits.max_waiting,
+            ),
+            residents=[_resident_to_proto(resident) for resident in stack.residency.residents()],
+        )
+
+    async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Context) -> pb.LoadAdapterResponse:  # noqa: N802
+        """Load an adapter and keep it."""
+        adapter_id = check_adapter_id(request.adapter_id)
+        loaded = await asyncio.wrap_future(self._stack.residency.pin(adapter_id, request.revision))
+        return pb.LoadAdapterResponse(adapter=_resident_to_proto(loaded))
+
+    async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Context) -> pb.UnloadAdapterResponse:  # noqa: N802
+        """Release an adapter that was kept."""
+        self._stack.residency.unpin(check_adapter_id(request.adapter_id))
+        return pb.UnloadAdapterResponse()
+
+
+class _Asked(TypedDict):
+    prompt: Prompt
+    composition: Composition
+    decoding: Decoding
+    time_limit_s: float | None
+
+
+def _asked(request: pb.GenerateRequest | pb.StreamGenerateRequest, context: Context) -> _Asked:
+    with field("prompt"):
+        prompt = prompt_from_proto(request.prompt)
+    with field("composition"):
+        composition = composition_from_proto(request.composition)
+    with field("decoding"):
+        decoding = decoding_from_proto(request.decoding)
+    return _Asked(prompt=prompt, composition=composition, decoding=decoding, time_limit_s=context.time_remaining())
+
+
+def _resident_to_proto(resident: ResidentAdapter) -> pb.ResidentAdapter:
+    return pb.ResidentAdapter(
+        adapter_id=resident.adapter_id,
+        revision=resident.revision,
+        rank=resident.rank,
+        byte_size=resident.byte_size,
+        pinned=resident.pinned,
+    )

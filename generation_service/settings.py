@@ -1,0 +1,66 @@
+"""What the generation service can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from infra.runtime.images import ImageLimits
+from infra.runtime.settings import TierSettings
+
+
+class GenerationSettings(TierSettings):
+    """The generation service: answers prompts with a base model and a composition of adapters for each prompt."""
+
+    model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_GENERATION_")
+
+    address: str = Field(
+        "127.0.0.1:50052", description="host:port, [v6]:port or unix:/path to listen on; port 0 is a free one"
+    )
+    model_path: Path = Field(description="folder of the base model, as it was downloaded")
+    model_name: str = Field(
+        "", description="what adapters call the base model; empty: what its config.json says, else the folder's name"
+    )
+    model_aliases: tuple[str, ...] = Field((), description="other names under which adapters know the base model")
+    device: str = Field("auto", description="torch device, such as cpu or cuda:0; auto: a GPU if there is one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="type of weights, adapters and cache; auto: the checkpoint's on a GPU, float32 on a CPU"
+    )
+    max_running: int = Field(16, ge=1, description="requests that decode together")
+    max_waiting: int = Field(256, ge=1, description="requests that may wait before new ones get RESOURCE_EXHAUSTED")
+    max_sequence_tokens: int | None = Field(
+        None, ge=16, description="longest prompt and answer together, in tokens; unset: what model and memory allow"
+    )
+    default_max_new_tokens: int = Field(
+        512, ge=1, description="longest answer of a request that does not say, in tokens"
+    )
+    prefill_tokens: int = Field(2048, ge=1, description="prompt tokens read between two steps of running answers")
+    bank_ranks: int = Field(512, ge=1, description="ranks in the adapter bank, all resident adapters together")
+    max_adapters: int = Field(16, ge=1, description="adapters in one composition")
+    adapter_roots: tuple[Path, ...] = Field((), description="folders below which adapter checkpoints may be read")
+    host_adapter_bytes: int = Field(2**31, ge=0, description="adapters kept in host memory after reading, in bytes")
+    retrieval_target: str = Field(
+        "", description="host:port of the catalogue that knows where adapters are; empty: <adapter root>/<adapter id>/"
+    )
+    retrieval_token: SecretStr | None = Field(None, description="bearer token for the catalogue")
+    retrieval_tls_ca: Path | None = Field(
+        None, description="PEM file of the CA that the catalogue's certificate is from"
+    )
+    retrieval_timeout_s: float = Field(5, gt=0, description="longest wait for the catalogue, in seconds")
+    max_pixels: int | None = Field(
+        None,
+        ge=1,
+        validation_alias=AliasChoices("LORARETRIEVER_GENERATION_MAX_PIXELS", "MAX_PIXELS"),
+        description="pixels an image is resized to at most; unset: what the model's preprocessor_config.json says",
+    )
+    max_images: int = Field(16, ge=0, description="images a prompt")
+    max_image_bytes: int = Field(20 * 2**20, ge=1, description="bytes of one encoded image")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="pixels of one image before it is resized")
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """What is accepted of images."""
+        return ImageLimits(self.max_images, self.max_image_bytes, self.max_image_pixels)
