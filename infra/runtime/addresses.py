@@ -36,13 +36,12 @@ def check_free(address: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
     except OSError as error:
-        raise bind_error(address, "address", error) from error
+        raise bind_error(address, "address", error.strerror or str(error)) from error
 
 
-def bind_error(address: str, setting: str, error: OSError) -> ConfigurationError:
+def bind_error(address: str, setting: str, why: str) -> ConfigurationError:
     """Return the error to raise when an address could not be bound."""
-    why = (error.strerror or str(error)).lower()
     flag = "--" + setting.replace("_", "-")
     return ConfigurationError(
-        f"cannot listen on {address}: {why}; choose another {flag}, or port 0 for a free one", address=address
+        f"cannot listen on {address}: {why.lower()}; choose another {flag}, or port 0 for a free one", address=address
     )

@@ -24,6 +24,7 @@ from infra.contract.errors import (
     UnimplementedError,
 )
 from infra.runtime import metrics
+from infra.runtime.deadline import bind_deadline
 from infra.runtime.error_table import DETAILS_KEY, REQUEST_ID_KEY, as_contract_error, status_code, to_status
 from infra.runtime.logs import bind_request_id, get_logger, new_request_id, valid_request_id
 from infra.runtime.security import check_token
@@ -54,17 +55,24 @@ class AbortStatus(grpc.Status):
 class ServedCall:
     """One call under way: its request id, and its traces in logs and metrics."""
 
-    def __init__(self, method: str, metadata: Iterable[tuple[str, str | bytes]] | None, peer: str) -> None:
+    def __init__(self, method: str, context: Any, policy: CallPolicy) -> None:
         self.method = method
-        self.metadata = tuple(metadata or ())
+        self.metadata: Metadata = tuple(context.invocation_metadata() or ())
         self.request_id = _request_id(self.metadata)
         self.echoed = False
-        self._peer = peer
+        self._policy = policy
+        self._peer = context.peer()
         self._started = time.perf_counter()
         self._code = ""
         self._error: str | None = None
         bind_request_id(self.request_id)
+        bind_deadline(context.time_remaining())
         metrics.calls_running.labels(method).inc()
+
+    def authorise(self) -> None:
+        """Raise UnauthenticatedError unless the call carries the server's token, where it has one."""
+        if self._policy.token is not None:
+            check_token(self.metadata, self._policy.token)
 
     @property
     def echo(self) -> Metadata:
@@ -93,6 +101,7 @@ class ServedCall:
         error = {} if self._error is None else {"error": self._error}
         log.info("call", method=self.method, code=code, seconds=round(seconds, 4), peer=self._peer, **error)
         bind_request_id("")
+        bind_deadline(None)
 
 
 def guard_sync(method: str, handler: Handler, policy: CallPolicy) -> Handler:
@@ -155,13 +164,10 @@ def refusal(error: LoraRetrieverError, aio: bool) -> Handler:
 
 @contextmanager
 def _served(method: str, context: Any, policy: CallPolicy) -> Iterator[ServedCall]:
-    call = ServedCall(method, context.invocation_metadata(), context.peer())
+    call = ServedCall(method, context, policy)
     try:
-        _authorise(call, policy)
+        call.authorise()
         yield call
-    except GeneratorExit:
-        call.finished("CANCELLED")
-        raise
     except Exception as error:
         if context.is_active():
             status = call.failed(_unforeseen(error, context.code(), method))
@@ -170,15 +176,19 @@ def _served(method: str, context: Any, policy: CallPolicy) -> Iterator[ServedCal
             status = AbortStatus(grpc.StatusCode.CANCELLED, "the caller is gone", ())
             call.finished("CANCELLED")
         context.abort_with_status(status)
+    except BaseException:
+        # GeneratorExit: the caller left in the middle of a stream.
+        call.finished("CANCELLED")
+        raise
     else:
         call.finished()
 
 
 @asynccontextmanager
 async def _served_aio(method: str, context: Any, policy: CallPolicy) -> AsyncIterator[ServedCall]:
-    call = ServedCall(method, context.invocation_metadata(), context.peer())
+    call = ServedCall(method, context, policy)
     try:
-        _authorise(call, policy)
+        call.authorise()
         async with _time_limit(method, policy):
             yield call
     except asyncio.CancelledError as error:
@@ -215,11 +225,6 @@ async def _time_limit(method: str, policy: CallPolicy) -> AsyncIterator[None]:
 def _is_being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _authorise(call: ServedCall, policy: CallPolicy) -> None:
-    if policy.token is not None:
-        check_token(call.metadata, policy.token)
 
 
 def _unforeseen(error: Exception, code: object, method: str) -> Exception:

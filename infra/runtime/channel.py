@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 
 from infra.contract.errors import ConfigurationError
+from infra.runtime.deadline import clipped
 from infra.runtime.error_table import REQUEST_ID_KEY
 from infra.runtime.logs import new_request_id, request_id
 from infra.runtime.security import AUTHORIZATION_KEY, channel_credentials
@@ -93,7 +94,7 @@ def service_config(options: ChannelOptions) -> str:
 
 
 class _Defaults:
-    """What every call of a channel carries: token, request id, and a deadline when it names none."""
+    """What every call of a channel carries: token, request id, and a deadline, never beyond that of the call served."""
 
     def __init__(self, options: ChannelOptions) -> None:
         self._timeout_s = options.default_timeout_s
@@ -101,12 +102,9 @@ class _Defaults:
         self._metadata: Metadata = () if token is None else ((AUTHORIZATION_KEY, f"Bearer {token}"),)
 
     def wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def with_defaults(
-            request: Any, timeout: float | None = None, metadata: Any = None, *args: Any, **kwargs: Any
-        ) -> Any:
-            given = tuple(metadata or ())
-            timeout = self._timeout_s if timeout is None else timeout
-            return call(request, timeout=timeout, metadata=self._complete(given), *args, **kwargs)  # noqa: B026
+        def with_defaults(request: Any, timeout: float | None = None, metadata: Any = None, **options: Any) -> Any:
+            timeout = clipped(self._timeout_s if timeout is None else timeout)
+            return call(request, timeout=timeout, metadata=self._complete(tuple(metadata or ())), **options)
 
         return with_defaults
 
@@ -127,8 +125,8 @@ class _Call:
             if hasattr(inner, name):
                 setattr(self, name, defaults.wrap(getattr(inner, name)))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
+    def __call__(self, request: Any, *args: Any, **options: Any) -> Any:
+        return self._call(request, *args, **options)
 
 
 class _SyncChannel(grpc.Channel):
@@ -212,8 +210,8 @@ class _AioStreamingCall:
     def __init__(self, inner: Any, defaults: _Defaults) -> None:
         self._call = defaults.wrap(inner)
 
-    def __call__(self, request_iterator: Any = None, *args: Any, **kwargs: Any) -> Any:
-        return self._call(request_iterator, *args, **kwargs)
+    def __call__(self, request_iterator: Any = None, **options: Any) -> Any:
+        return self._call(request_iterator, **options)
 
 
 def _uri(target: str) -> str:

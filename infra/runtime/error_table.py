@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -110,9 +111,9 @@ def as_contract_error(error: BaseException, method: str, request_id: str) -> Lor
     """
     if isinstance(error, LoraRetrieverError):
         return error
-    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
+    if isinstance(error, grpc.RpcError) and hasattr(error, "code"):
         return from_rpc_error(error)
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, asyncio.CancelledError | concurrent.futures.CancelledError):
         return CancelledError(f"{method} was cancelled on the server before it was done; send it again")
     return InternalError(f"{method} failed on the server; its log has the reason under request id {request_id}")
 

@@ -50,7 +50,9 @@ def configure_logging(service: str, level: LogLevel = "info", fmt: LogFormat = "
     renderer: Processor
     if fmt == "json":
         renderer = structlog.processors.JSONRenderer()
-        finishing: list[Processor] = [structlog.processors.dict_tracebacks]
+        # Locals would put prompts, images and tokens into the log.
+        transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        finishing: list[Processor] = [structlog.processors.ExceptionRenderer(transformer)]
     else:
         colors = sys.stderr.isatty()
         plain = structlog.dev.plain_traceback

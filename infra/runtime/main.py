@@ -31,20 +31,22 @@ def run_tier(serve: Callable[[_S], None], settings_class: type[_S], argv: Sequen
     1 when something needed is not there, with one line, or for the unforeseen, with its traceback.
     """
     name = service_name(settings_class)
-    code = 0
+    code: int | str | None = 0
     try:
+        install_stop_signals()
         settings = load_settings(settings_class, argv)
         configure_logging(name, settings.log_level, settings.log_format)
-        install_stop_signals()
         _serve_metrics(settings)
         serve(settings)
     except LoraRetrieverError as error:
         sys.stderr.write(f"loraretriever {name}: {' '.join(error.message.split())}\n")
         code = EXIT_UNUSABLE if isinstance(error, ConfigurationError | FailedPreconditionError) else EXIT_FAILED
+    except SystemExit as leaving:
+        code = leaving.code
     except Exception:
         log.exception("the tier failed")
         code = EXIT_FAILED
-    _leave_even_if_stuck(code)
+    _leave_even_if_stuck(code if isinstance(code, int) else 0)
     sys.exit(code)
 
 

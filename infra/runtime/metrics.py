@@ -62,7 +62,7 @@ def serve_metrics(
     try:
         server = make_server(host, port, app, _Server, _QuietHandler)
     except OSError as error:
-        raise bind_error(address, "metrics_address", error) from error
+        raise bind_error(address, "metrics_address", error.strerror or str(error)) from error
     if certificate is not None and key is not None:
         server.socket = _tls(certificate, key, client_ca).wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()

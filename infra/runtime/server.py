@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import Callable, Mapping
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
 
-from infra.contract.errors import ConfigurationError, UnavailableError
-from infra.runtime.addresses import check_free, with_port
-from infra.runtime.calls import CallPolicy, Handler, guard_aio, guard_sync, refusal
+from infra.runtime.addresses import bind_error, check_free, with_port
+from infra.runtime.calls import CallPolicy, guard_aio, guard_sync
 from infra.runtime.health import NOT_SERVING, OVERALL, SERVING, AioHealth, SyncHealth
 from infra.runtime.lifecycle import on_stop, ready_file
 from infra.runtime.logs import get_logger
+from infra.runtime.methods import Adder, Methods
 from infra.runtime.security import server_credentials
 from infra.runtime.settings import TierSettings
 
@@ -73,13 +72,6 @@ class ServerOptions:
         )
 
 
-class Adder(Protocol):
-    """A generated `add_<Service>Servicer_to_server`."""
-
-    def __call__(self, servicer: Any, server: Any, /) -> None:
-        """Add a servicer's methods to a server."""
-
-
 class GrpcServer:
     """A server of threads. As a context manager it serves within, for tests and short-lived servers."""
 
@@ -87,7 +79,7 @@ class GrpcServer:
         """Bind the address; ConfigurationError when that cannot be done."""
         self._options = options
         self._health = SyncHealth()
-        self._methods = _Methods(guard_sync, _policy(options), aio=False)
+        self._methods = Methods(guard_sync, _policy(options), aio=False)
         self._server = grpc.server(
             futures.ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
             handlers=[self._methods],
@@ -95,13 +87,15 @@ class GrpcServer:
             maximum_concurrent_rpcs=options.max_concurrent_calls,
         )
         self._stop_requests: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._services: tuple[str, ...] = ()
         self._started = False
         self.address = _bind(self._server, options)
-        self._methods.collect(health_pb2_grpc.add_HealthServicer_to_server, self._health, open_to_all=True)
+        self._methods.add_unguarded(health_pb2_grpc.add_HealthServicer_to_server, self._health)
 
     def add(self, servicer: Any, adder: Adder, full_service_name: str) -> None:
         """Add a service; its health is NOT_SERVING until serving()."""
-        self._methods.collect(adder, servicer)
+        self._methods.add(adder, servicer)
+        self._services = (*self._services, full_service_name)
         self._health.set(full_service_name, NOT_SERVING)
 
     def start(self) -> None:
@@ -113,9 +107,9 @@ class GrpcServer:
     def serving(self) -> None:
         """Let calls in: health becomes SERVING."""
         self.start()
-        names = self._methods.service_names
+        names = self._services
         servicer = reflection.ReflectionServicer((*names, health.SERVICE_NAME, reflection.SERVICE_NAME))
-        self._methods.collect(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, servicer)
+        self._methods.add(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, servicer)
         self._methods.open = True
         for name in (*names, OVERALL):
             self._health.set(name, SERVING)
@@ -156,7 +150,7 @@ class AioGrpcServer:
         """Bind the address; ConfigurationError when that cannot be done."""
         self._options = options
         self._health = AioHealth()
-        self._methods = _Methods(guard_aio, _policy(options), aio=True)
+        self._methods = Methods(guard_aio, _policy(options), aio=True)
         self._server = grpc.aio.server(
             handlers=[self._methods],
             options=_channel_arguments(options),
@@ -164,13 +158,15 @@ class AioGrpcServer:
         )
         self._loop = asyncio.get_running_loop()
         self._stop_requested = asyncio.Event()
+        self._services: tuple[str, ...] = ()
         self._started = False
         self.address = _bind(self._server, options)
-        self._methods.collect(health_pb2_grpc.add_HealthServicer_to_server, self._health, open_to_all=True)
+        self._methods.add_unguarded(health_pb2_grpc.add_HealthServicer_to_server, self._health)
 
     def add(self, servicer: Any, adder: Adder, full_service_name: str) -> None:
         """Add a service; its health is NOT_SERVING until serving()."""
-        self._methods.collect(adder, servicer)
+        self._methods.add(adder, servicer)
+        self._services = (*self._services, full_service_name)
         self._health.set(full_service_name, NOT_SERVING)
 
     async def start(self) -> None:
@@ -182,9 +178,9 @@ class AioGrpcServer:
     async def serving(self) -> None:
         """Let calls in: health becomes SERVING."""
         await self.start()
-        names = self._methods.service_names
+        names = self._services
         servicer = reflection.aio.ReflectionServicer((*names, health.SERVICE_NAME, reflection.SERVICE_NAME))
-        self._methods.collect(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, servicer)
+        self._methods.add(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, servicer)
         self._methods.open = True
         for name in (*names, OVERALL):
             self._health.set(name, SERVING)
@@ -228,56 +224,6 @@ def aio_server(options: ServerOptions) -> AioGrpcServer:
     return AioGrpcServer(options)
 
 
-class _Methods(grpc.GenericRpcHandler):
-    """Every method of a server, guarded. Services may join while it runs; until `open`, only health is answered."""
-
-    def __init__(self, guard: Callable[[str, Handler, CallPolicy], Handler], policy: CallPolicy, aio: bool) -> None:
-        self._guard = guard
-        self._policy = policy
-        self._aio = aio
-        self._handlers: dict[str, Handler] = {}
-        self._always: dict[str, Handler] = {}
-        self.service_names: tuple[str, ...] = ()
-        self.open = False
-
-    def collect(self, adder: Adder, servicer: Any, open_to_all: bool = False) -> None:
-        """Take over the methods that a generated adder adds."""
-        collector = _Collector()
-        adder(servicer, collector)
-        for service, methods in collector.services.items():
-            for name, handler in methods.items():
-                path = f"/{service}/{name}"
-                if open_to_all:
-                    self._always[path] = handler
-                else:
-                    self._handlers[path] = self._guard(path, handler, self._policy)
-            if not open_to_all and service != reflection.SERVICE_NAME:
-                self.service_names = (*self.service_names, service)
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
-        """Return the handler of a method; None when there is none."""
-        method = handler_call_details.method
-        if method in self._always:
-            return self._always[method]
-        if not self.open:
-            return refusal(UnavailableError("the server is starting; try again in a moment"), self._aio)
-        return self._handlers.get(method)
-
-
-class _Collector:
-    """Stands in for a server before a generated adder."""
-
-    def __init__(self) -> None:
-        self.services: dict[str, Mapping[str, Handler]] = {}
-
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Take nothing: the same methods come registered."""
-
-    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
-        """Take the methods of a service."""
-        self.services[service_name] = method_handlers
-
-
 def _policy(options: ServerOptions) -> CallPolicy:
     return CallPolicy(options.auth_token, options.max_call_s)
 
@@ -291,10 +237,7 @@ def _bind(server: Any, options: ServerOptions) -> str:
         else:
             port = server.add_insecure_port(options.address)
     except RuntimeError as error:
-        raise ConfigurationError(
-            f"cannot listen on {options.address}; choose another --address, or port 0 for a free one",
-            address=options.address,
-        ) from error
+        raise bind_error(options.address, "address", "gRPC refuses the address") from error
     return with_port(options.address, port)
 
 
