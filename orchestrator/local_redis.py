@@ -6,12 +6,11 @@ In a process group of its own it hears no Ctrl-C of the terminal, and goes only 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import signal
 from pathlib import Path
 
 from infra.runtime.embedded_redis import embedded_redis
+from infra.runtime.lifecycle import ready_file
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
@@ -26,10 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for number in _STOP:
         signal.signal(number, _leave)
-    with embedded_redis(arguments.directory) as url:
-        fresh = arguments.ready_file.with_suffix(".new")
-        fresh.write_text(json.dumps({"address": url, "pid": os.getpid()}), encoding="utf-8")
-        fresh.replace(arguments.ready_file)
+    with embedded_redis(arguments.directory) as url, ready_file(arguments.ready_file, url):
         while True:
             signal.pause()
 

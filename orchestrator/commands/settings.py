@@ -46,3 +46,8 @@ def child_environment(*, own_settings: bool) -> dict[str, str]:
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment["PYTHONUNBUFFERED"] = "1"
     return environment
+
+
+def told_by_environment(tier: str, name: str) -> bool:
+    """Return whether the environment gives a tier's setting."""
+    return bool(os.environ.get(f"LORARETRIEVER_{tier.upper()}_{name.upper()}"))

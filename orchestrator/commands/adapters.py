@@ -1,0 +1,192 @@
+"""`loraretriever adapters ...`: the catalogue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from infra.contract.adapter import Adapter
+from infra.contract.errors import CheckpointError, InvalidArgumentError, NotFoundError
+from orchestrator.clients import RetrievalClient
+from orchestrator.commands import console
+from orchestrator.commands.examples import example_prompts, vectors_of
+from orchestrator.commands.reach import reach
+from orchestrator.commands.targets import AsJson, RetrievalTarget, target
+from orchestrator.evaluation.spec import Protocol
+
+app = typer.Typer(no_args_is_help=True, help="Register, list, show and remove adapters.")
+
+Name = Annotated[str, typer.Argument(help="The adapter's id.")]
+
+
+@app.command("add")
+def add(
+    *,
+    name: Name,
+    checkpoint: Annotated[Path, typer.Option(help="PEFT folder, below the generation service's adapter roots.")],
+    examples: Annotated[Path | None, typer.Option(help="Training data, JSONL; some of it is embedded.")] = None,
+    vectors: Annotated[Path | None, typer.Option(help="Embeddings made before instead, .npy of [d] or [m, d].")] = None,
+    kind: Annotated[str, typer.Option("--kind", "--lora-type", help="What it specialises in: app, category, ...")] = "",
+    tag: Annotated[list[str] | None, typer.Option(help="Label to filter by; may be repeated.")] = None,
+    base_model: Annotated[str, typer.Option(help="Default: as its adapter_config.json says.")] = "",
+    display_name: Annotated[str, typer.Option(help="Name for people.")] = "",
+    description: Annotated[str, typer.Option(help="What it was trained to do.")] = "",
+    count: Annotated[int, typer.Option(help="How many examples to embed.")] = 20,
+    seed: Annotated[int, typer.Option(help="Chooses the examples.")] = 0,
+    protocol: Annotated[Protocol, typer.Option(help="How a row becomes examples.")] = Protocol.STEP,
+    replace: Annotated[bool, typer.Option("--replace", help="Remove an adapter of that name first.")] = False,
+    retrieval_target: RetrievalTarget = "",
+    as_json: AsJson = False,
+) -> None:
+    """Register an adapter by training examples: the next request can retrieve it, with no restart."""
+    if (examples is None) == (vectors is None):
+        raise InvalidArgumentError("", "give either --examples train.jsonl or --vectors embeddings.npy")
+    adapter = adapter_of(name, checkpoint, base_model, kind, tuple(tag or ()), display_name, description)
+    prompts = example_prompts(examples, count=count, seed=seed, protocol=protocol) if examples else []
+    given = vectors_of(vectors) if vectors else []
+
+    async def register() -> Adapter:
+        async with reach(RetrievalClient, target("retrieval", retrieval_target)) as retrieval:
+            if replace:
+                with contextlib.suppress(NotFoundError):
+                    await retrieval.delete_adapter(name)
+            if given:
+                return await retrieval.create_adapter_from_vectors(adapter, given)
+            return await retrieval.create_adapter(adapter, prompts)
+
+    stored = asyncio.run(register())
+    if as_json:
+        console.print_json(stored)
+    else:
+        console.results().print(
+            f"registered {stored.adapter_id} for {stored.base_model}: revision {stored.revision}, "
+            f"from {stored.example_count} examples",
+            markup=False,
+        )
+
+
+@app.command("list")
+def list_adapters(
+    *,
+    kind: Annotated[str, typer.Option("--kind", "--lora-type", help="Only of this kind.")] = "",
+    tag: Annotated[list[str] | None, typer.Option(help="Only with this tag; may be repeated.")] = None,
+    base_model: Annotated[str, typer.Option(help="Only of this base model.")] = "",
+    retrieval_target: RetrievalTarget = "",
+    as_json: AsJson = False,
+) -> None:
+    """List the adapters of the catalogue."""
+
+    async def fetch() -> list[Adapter]:
+        async with reach(RetrievalClient, target("retrieval", retrieval_target)) as retrieval:
+            return await retrieval.list_adapters(base_model, "" if kind == "all" else kind, tag or ())
+
+    adapters = asyncio.run(fetch())
+    if as_json:
+        console.print_json(adapters)
+        return
+    table = Table("adapter", "kind", "base model", "rank", "examples", "revision", "registered")
+    for adapter in adapters:
+        when = f"{adapter.update_time:%Y-%m-%d %H:%M}" if adapter.update_time else ""
+        rank, examples = str(adapter.rank or "?"), str(adapter.example_count)
+        table.add_row(adapter.adapter_id, adapter.kind, adapter.base_model, rank, examples, adapter.revision[:12], when)
+    console.results().print(table)
+    if not adapters:
+        console.note("no adapters; register one with 'loraretriever adapters add'")
+
+
+@app.command("show")
+def show(*, name: Name, retrieval_target: RetrievalTarget = "", as_json: AsJson = False) -> None:
+    """Show one adapter."""
+
+    async def fetch() -> Adapter:
+        async with reach(RetrievalClient, target("retrieval", retrieval_target)) as retrieval:
+            return await retrieval.get_adapter(name)
+
+    adapter = asyncio.run(fetch())
+    if as_json:
+        console.print_json(adapter)
+        return
+    table = Table(show_header=False, box=None)
+    table.add_row("adapter", adapter.adapter_id)
+    table.add_row("name", adapter.display_name)
+    table.add_row("description", adapter.description)
+    table.add_row("base model", adapter.base_model)
+    table.add_row("kind", adapter.kind)
+    table.add_row("tags", ", ".join(adapter.tags))
+    table.add_row("checkpoint", adapter.checkpoint_uri)
+    table.add_row("rank", str(adapter.rank or "not known"))
+    table.add_row("revision", adapter.revision)
+    table.add_row("examples", str(adapter.example_count))
+    table.add_row("registered", adapter.update_time.isoformat() if adapter.update_time else "")
+    console.results().print(table)
+
+
+@app.command("remove")
+def remove(
+    *,
+    names: Annotated[list[str], typer.Argument(help="The adapters' ids.")],
+    retrieval_target: RetrievalTarget = "",
+    as_json: AsJson = False,
+) -> None:
+    """Remove adapters from the catalogue; their checkpoints stay on disk."""
+
+    async def delete() -> None:
+        async with reach(RetrievalClient, target("retrieval", retrieval_target)) as retrieval:
+            for name in names:
+                await retrieval.delete_adapter(name)
+
+    asyncio.run(delete())
+    if as_json:
+        console.print_json({"removed": names})
+    else:
+        console.results().print(f"removed {', '.join(names)}")
+
+
+def adapter_of(
+    name: str,
+    checkpoint: Path,
+    base_model: str = "",
+    kind: str = "",
+    tags: tuple[str, ...] = (),
+    display_name: str = "",
+    description: str = "",
+) -> Adapter:
+    """Return the adapter in a PEFT folder, base model and rank read from its adapter_config.json.
+
+    A folder that is not on this machine is named as given, and needs `base_model`. Raises CheckpointError for a folder
+    without a readable adapter_config.json.
+    """
+    local = checkpoint.is_dir()
+    config = _config(checkpoint) if local else {}
+    if not local and not base_model:
+        raise CheckpointError(f"--checkpoint {checkpoint} is no folder here; give the PEFT folder, or add --base-model")
+    named = str(config.get("base_model_name_or_path") or "").rstrip("/")
+    if not base_model and not named:
+        raise CheckpointError(f"{checkpoint}/adapter_config.json names no base model; give --base-model")
+    return Adapter(
+        adapter_id=name,
+        base_model=base_model or Path(named).name,
+        checkpoint_uri=str(checkpoint.resolve()) if local else str(checkpoint),
+        kind=kind,
+        display_name=display_name,
+        description=description,
+        tags=tags,
+        rank=max([int(config.get("r") or 0), *map(int, (config.get("rank_pattern") or {}).values())]),
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); give a PEFT adapter folder") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is no JSON object; give a PEFT adapter folder")
+    return config

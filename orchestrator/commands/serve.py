@@ -1,0 +1,54 @@
+"""`loraretriever serve TIER` and `loraretriever worker`: become one tier. Its flags pass through untouched."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+
+import typer
+
+from infra.contract.errors import ConfigurationError
+
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+NEEDS = {
+    "retrieval": ("torch", "transformers", "qdrant_client"),
+    "generation": ("torch", "transformers", "safetensors"),
+    "orchestrator": ("celery", "redis"),
+}
+
+app = typer.Typer(no_args_is_help=True, help="Serve one tier in this process; flags pass through to it.")
+
+
+@app.command("retrieval", context_settings=PASS_THROUGH)
+def retrieval(context: typer.Context) -> None:
+    """Serve the retrieval tier: embedder and adapter catalogue. All its settings: serve retrieval --help."""
+    _become("retrieval", "retrieval_service", context.args)
+
+
+@app.command("generation", context_settings=PASS_THROUGH)
+def generation(context: typer.Context) -> None:
+    """Serve the generation tier: base model and adapters. All its settings: serve generation --help."""
+    _become("generation", "generation_service", context.args)
+
+
+@app.command("orchestrator", context_settings=PASS_THROUGH)
+def orchestrator(context: typer.Context) -> None:
+    """Serve the orchestrator: answers and evaluation jobs. All its settings: serve orchestrator --help."""
+    _become("orchestrator", "orchestrator", context.args)
+
+
+def worker(context: typer.Context) -> None:
+    """Run one worker of evaluation jobs. It takes the orchestrator's settings: worker --help."""
+    _become("orchestrator", "orchestrator.worker", context.args)
+
+
+def _become(extra: str, module: str, arguments: list[str]) -> None:
+    missing = [name for name in NEEDS[extra] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(
+            f"the {extra} tier needs {', '.join(missing)}, not installed here: pip install 'loraretriever[{extra}]'"
+        )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
