@@ -1,0 +1,160 @@
+"""One sample through the pipeline: never an exception for what a sample can cause, always a record."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from infra.contract.errors import (
+    DeadlineError,
+    InternalError,
+    InvalidArgumentError,
+    LoraRetrieverError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
+from infra.contract.generation import Decoding
+from infra.contract.prompt import ImagePart, Prompt
+from infra.contract.retrieval import RetrievalOptions
+from infra.runtime.logs import get_logger
+from orchestrator.evaluation.records import Record, RetrievedAdapter, Sample, SampleError, SampleTimings
+from orchestrator.evaluation.spec import EvaluationSpec
+from orchestrator.pipeline import Answer, Question
+
+log = get_logger(__name__)
+
+TRANSIENT = (OverloadedError, UnavailableError)
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+TIMEOUT_MARGIN_S = 5.0
+
+
+class Answers(Protocol):
+    """What answers questions: orchestrator.pipeline.Pipeline."""
+
+    async def answer(self, question: Question, timeout_s: float | None = None) -> Answer:
+        """Return the answer to `question`."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds one try may take, and seconds to go on trying while a service is full or unreachable."""
+
+    timeout_s: float = 300.0
+    total_s: float = 300.0
+
+
+class InterruptedSampleError(Exception):
+    """The sample was given up before it was answered, through no fault of its own."""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Answers samples with a pipeline; their images are read below `roots` only."""
+
+    pipeline: Answers
+    roots: Sequence[Path]
+    patience: Patience
+
+    async def record(self, sample: Sample, spec: EvaluationSpec, stop: asyncio.Event) -> Record:
+        """Return what came of a sample of a job, its error included.
+
+        A try that finds a service full or away is repeated with growing pauses while patience lasts; when `stop` is
+        set in such a pause, InterruptedSampleError is raised.
+        """
+        start = time.monotonic()
+        try:
+            question = await asyncio.to_thread(ask, sample, spec.retrieval, spec.decoding, self.roots)
+            answer = await self._patiently(question, stop)
+        except LoraRetrieverError as error:
+            return failed(sample, error, time.monotonic() - start)
+        except InterruptedSampleError:
+            raise
+        except Exception:
+            log.exception("sample failed", key=sample.key)
+            unforeseen = InternalError("the worker failed on this sample; its log has the reason under the key")
+            return failed(sample, unforeseen, time.monotonic() - start)
+        return _answered(sample, answer)
+
+    async def _patiently(self, question: Question, stop: asyncio.Event) -> Answer:
+        timeout_s = self.patience.timeout_s
+        until = time.monotonic() + self.patience.total_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                async with asyncio.timeout(timeout_s + TIMEOUT_MARGIN_S):
+                    return await self.pipeline.answer(question, timeout_s)
+            except TimeoutError as error:
+                raise DeadlineError(f"no answer within {timeout_s:g} s") from error
+            except TRANSIENT as error:
+                if time.monotonic() + pause_s > until:
+                    raise
+                try:
+                    await asyncio.wait_for(stop.wait(), random.uniform(pause_s / 2, pause_s))
+                except TimeoutError:
+                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                else:
+                    raise InterruptedSampleError from error
+
+
+def ask(sample: Sample, retrieval: RetrievalOptions, decoding: Decoding, roots: Sequence[Path]) -> Question:
+    """Return the question that a sample puts, its images read. Raises NotFoundError for an image that is not there."""
+    strategy = sample.strategy
+    options = replace(retrieval, kind=sample.kind) if sample.kind else retrieval
+    if strategy.exclude_own_adapter and sample.adapter_id and sample.adapter_id not in options.exclude:
+        options = replace(options, exclude=(*options.exclude, sample.adapter_id))
+    return Question(
+        prompt=Prompt.of(sample.text, [ImagePart(_read_image(path, roots)) for path in sample.images]),
+        strategy=strategy.strategy,
+        retrieval=options,
+        fusion_method=strategy.fusion_method,
+        decoding=decoding,
+        oracle=sample.adapter_id or "",
+    )
+
+
+def failed(sample: Sample, error: LoraRetrieverError, total_s: float | None = None) -> Record:
+    """Return the record of a sample that has no answer."""
+    timings = SampleTimings(total_s) if total_s is not None else None
+    return Record(sample, error=SampleError(error.reason, error.message), timings=timings)
+
+
+def _read_image(path: Path, roots: Sequence[Path]) -> bytes:
+    try:
+        found = path.resolve(strict=True)
+        if any(found.is_relative_to(root.resolve()) for root in roots):
+            return found.read_bytes()
+    except OSError as error:
+        raise NotFoundError(f"image {path} cannot be read: {error.strerror}", image=str(path)) from error
+    raise InvalidArgumentError("images", f"{path} is not below this worker's dataset roots")
+
+
+def _answered(sample: Sample, answer: Answer) -> Record:
+    generation = answer.generation
+    matches = tuple(
+        RetrievedAdapter(match.adapter.adapter_id, match.similarity, match.weight, match.adapter.revision)
+        for match in answer.selection.matches
+    )
+    retrieves = sample.strategy.strategy.retrieves
+    return Record(
+        sample,
+        answer=generation.text,
+        matches=matches if retrieves else None,
+        applied=generation.applied,
+        finish_reason=generation.finish_reason,
+        usage=generation.usage,
+        timings=SampleTimings(
+            total_s=answer.total_s,
+            retrieval_s=answer.retrieval_s if retrieves else None,
+            queue_s=generation.timings.queue_s,
+            prefill_s=generation.timings.prefill_s,
+            decode_s=generation.timings.decode_s,
+        ),
+        catalogue_revision=answer.catalogue_revision,
+    )

@@ -1,0 +1,110 @@
+"""The end of a job: records in order to records.jsonl, their scores to summary.json and summary.md."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from infra.contract.errors import InternalError
+from infra.runtime.logs import get_logger
+from orchestrator.evaluation.datasets import BadRow
+from orchestrator.evaluation.job import Evaluation, EvaluationState
+from orchestrator.evaluation.ledger import Ledger
+from orchestrator.evaluation.ledger_scripts import FINISH
+from orchestrator.evaluation.ledger_types import Claim
+from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.report import render_markdown
+from orchestrator.evaluation.storage import write_text
+from orchestrator.evaluation.summarize import summarize
+from orchestrator.evaluation.summary import DatasetFile, JobFacts, Summary
+
+log = get_logger(__name__)
+
+RECORDS_FILE = "records.jsonl"
+SUMMARY_JSON_FILE = "summary.json"
+SUMMARY_MARKDOWN_FILE = "summary.md"
+RETRY_PAUSE_S = 3.0
+
+_BAD_ROWS = TypeAdapter(tuple[BadRow, ...])
+_FILES = TypeAdapter(tuple[DatasetFile, ...])
+
+
+class Finish:
+    """Ends jobs. Doing it again, by this worker or another, writes the same files and ends the job once."""
+
+    def __init__(self, ledger: Ledger, record_ttl_s: int) -> None:
+        self._ledger = ledger
+        self._record_ttl_s = record_ttl_s
+
+    async def run(self, evaluation_id: str) -> None:
+        """Write the files of a job whose samples are all recorded, and end it.
+
+        What goes wrong is tried again a few times (the reconciler sends it), then the job fails and says why; its
+        records stay in Redis.
+        """
+        owner = uuid.uuid4().hex
+        claim = await self._ledger.claim(evaluation_id, FINISH, owner)
+        if claim in (Claim.HELD, Claim.OVER):
+            return
+        renewal = asyncio.create_task(self._keep_up(evaluation_id, owner))
+        try:
+            state = await self._write(evaluation_id)
+        except Exception as error:
+            log.exception("report failed", evaluation_id=evaluation_id)
+            if claim is Claim.EXHAUSTED:
+                said = f"the report could not be written: {type(error).__name__}: {error}"
+                await self._ledger.conclude(evaluation_id, EvaluationState.FAILED, said)
+            else:
+                await self._ledger.release(evaluation_id, FINISH, owner, delay_s=RETRY_PAUSE_S, count_attempt=True)
+            return
+        finally:
+            renewal.cancel()
+        if await self._ledger.conclude(evaluation_id, state):
+            log.info("evaluation ended", evaluation_id=evaluation_id, state=state.value)
+        await self._ledger.expire_records(evaluation_id, self._record_ttl_s)
+
+    async def _write(self, evaluation_id: str) -> EvaluationState:
+        job = await self._ledger.get(evaluation_id)
+        cancelled = await self._ledger.is_cancelled(evaluation_id)
+        state = EvaluationState.CANCELLED if cancelled else EvaluationState.SUCCEEDED
+        found = await self._ledger.records(evaluation_id)
+        order = await self._ledger.keys_in_order(evaluation_id)
+        records = [found[key] for key in order if key in found]
+        if not cancelled and len(records) != job.total_samples:
+            raise InternalError(f"{job.total_samples - len(records)} samples of {job.total_samples} have no record")
+        bad_rows, provenance = await self._ledger.details(evaluation_id)
+        await asyncio.to_thread(_write_files, job, state, records, bad_rows, provenance)
+        return state
+
+    async def _keep_up(self, evaluation_id: str, owner: str) -> None:
+        while True:
+            await asyncio.sleep(self._ledger.limits.lease_s / 4)
+            await self._ledger.renew(evaluation_id, FINISH, owner)
+
+
+def _write_files(
+    job: Evaluation,
+    state: EvaluationState,
+    records: list[Record],
+    bad_rows: list[dict[str, Any]],
+    provenance: dict[str, Any],
+) -> None:
+    facts = JobFacts(
+        spec=job.spec,
+        evaluation_id=job.evaluation_id,
+        state=state.value,
+        planned_samples=job.total_samples,
+        files=_FILES.validate_python(provenance.get("files", [])),
+        bad_rows=_BAD_ROWS.validate_python(bad_rows),
+        base_model=provenance.get("base_model", ""),
+        version=provenance.get("version", ""),
+    )
+    summary: Summary = summarize(records, facts)
+    lines = "".join(json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records)
+    write_text(job.output_uri, RECORDS_FILE, lines)
+    write_text(job.output_uri, SUMMARY_JSON_FILE, json.dumps(summary.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_text(job.output_uri, SUMMARY_MARKDOWN_FILE, render_markdown(summary))

@@ -1,0 +1,156 @@
+"""Evaluation jobs as callers see them: create, look, follow, cancel, read the report."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, LoraRetrieverError, NotFoundError
+from infra.runtime.logs import get_logger
+from orchestrator.evaluation.datasets import read_datasets
+from orchestrator.evaluation.finish import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
+from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState, Report
+from orchestrator.evaluation.ledger import Ledger
+from orchestrator.evaluation.ledger_scripts import FINISH
+from orchestrator.evaluation.ledger_types import Cancellation, NewEvaluation
+from orchestrator.evaluation.planning import plan, shards
+from orchestrator.evaluation.spec import EvaluationSpec
+from orchestrator.evaluation.storage import read_text
+from orchestrator.evaluation.summarize import dataset_files
+
+log = get_logger(__name__)
+
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 500
+WATCH_INTERVAL_S = 0.25
+
+
+class Dispatcher(Protocol):
+    """What hands units of work to the workers: orchestrator.celery_app.CeleryDispatcher. May block, may fail."""
+
+    def send(self, evaluation_id: str, units: Sequence[str]) -> None:
+        """Queue units of a job."""
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """Where datasets may lie, where results go, and samples a shard where a job does not say."""
+
+    dataset_roots: tuple[Path, ...]
+    output_uri: str
+    shard_size: int = 40
+
+
+class Evaluations:
+    """The jobs of a ledger."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        dispatcher: Dispatcher,
+        options: JobOptions,
+        base_model: Callable[[], Awaitable[str]],
+    ) -> None:
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._options = options
+        self._base_model = base_model
+
+    async def create(self, spec: EvaluationSpec, request_id: str = "") -> Evaluation:
+        """Plan a job, store it, send its shards; the job that `request_id` started before, where there is one.
+
+        Raises InvalidArgumentError or NotFoundError for datasets that cannot be read, AlreadyExistsError when the
+        request id started another job.
+        """
+        known = await self._ledger.find_request(request_id, spec)
+        if known is not None:
+            return await self._ledger.get(known)
+        job = await asyncio.to_thread(self._plan, spec, await self._base_model_or_nothing())
+        evaluation_id = await self._ledger.publish(job, request_id)
+        await self._send(evaluation_id, [str(shard) for shard in range(len(job.shards))])
+        log.info("evaluation created", evaluation_id=evaluation_id, samples=job.total_samples, shards=len(job.shards))
+        return await self._ledger.get(evaluation_id)
+
+    async def get(self, evaluation_id: str) -> Evaluation:
+        """Return a job. Raises NotFoundError."""
+        return await self._ledger.get(evaluation_id)
+
+    async def page(self, page_size: int = 0, page_token: str = "") -> EvaluationPage:
+        """Return a page of jobs, newest first; `page_size` 0 is DEFAULT_PAGE_SIZE."""
+        if page_size < 0:
+            raise InvalidArgumentError("page_size", f"must not be negative, got {page_size}")
+        if page_token and not (page_token.isascii() and page_token.isdigit()):
+            raise InvalidArgumentError("page_token", f"{page_token[:40]!r} is not a token that this server gave out")
+        return await self._ledger.page(min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), int(page_token or 0))
+
+    async def watch(self, evaluation_id: str) -> AsyncIterator[Evaluation]:
+        """Yield a job now and whenever it moves, until it has ended."""
+        job = await self._ledger.get(evaluation_id)
+        yield job
+        while not job.state.ended:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            before, job = job, await self._ledger.get(evaluation_id)
+            if job != before:
+                yield job
+
+    async def cancel(self, evaluation_id: str) -> Evaluation:
+        """Stop a job: samples under way end, no other is begun. A job that has ended stays as it is."""
+        if await self._ledger.cancel(evaluation_id) is Cancellation.FINISH:
+            await self._send(evaluation_id, [FINISH])
+        return await self._ledger.get(evaluation_id)
+
+    async def report(self, evaluation_id: str) -> Report:
+        """Return the report of a job that has ended. Raises FailedPreconditionError before that."""
+        job = await self._ledger.get(evaluation_id)
+        if not job.state.ended:
+            raise FailedPreconditionError(
+                f"evaluation {evaluation_id} is {job.state.value} ({job.done_samples} of {job.total_samples} samples); "
+                "its report is written when it ends, follow it with WatchEvaluation"
+            )
+        if job.state is EvaluationState.FAILED:
+            raise FailedPreconditionError(f"evaluation {evaluation_id} failed and has no report: {job.error}")
+        try:
+            summary_json = await asyncio.to_thread(read_text, job.output_uri, SUMMARY_JSON_FILE)
+            summary_markdown = await asyncio.to_thread(read_text, job.output_uri, SUMMARY_MARKDOWN_FILE)
+        except NotFoundError:
+            if job.done_samples:
+                raise
+            raise FailedPreconditionError(
+                f"evaluation {evaluation_id} was cancelled before any sample was answered; there is nothing to report"
+            ) from None
+        return Report(summary_json, summary_markdown, job.output_uri)
+
+    def _plan(self, spec: EvaluationSpec, base_model: str) -> NewEvaluation:
+        contents = read_datasets(
+            spec.datasets, protocol=spec.protocol, roots=self._options.dataset_roots, image_root=spec.image_root
+        )
+        samples = plan(spec, contents)
+        return NewEvaluation(
+            spec=spec,
+            shards=shards(samples, spec.shard_size or self._options.shard_size),
+            output_uri=self._options.output_uri,
+            bad_rows=[asdict(bad) for content in contents for bad in content.bad_rows],
+            provenance={
+                "files": [asdict(file) for file in dataset_files(contents)],
+                "base_model": base_model,
+                "version": version("loraretriever"),
+            },
+        )
+
+    async def _base_model_or_nothing(self) -> str:
+        try:
+            return await self._base_model()
+        except LoraRetrieverError as error:
+            log.warning("the job is accepted without its base model's name", reason=error.message)
+            return ""
+
+    async def _send(self, evaluation_id: str, units: Sequence[str]) -> None:
+        """Queue units. When the broker is away the reconciler sends them later: the job is in the ledger already."""
+        try:
+            await asyncio.to_thread(self._dispatcher.send, evaluation_id, units)
+        except Exception as error:
+            log.warning("units are sent later", evaluation_id=evaluation_id, reason=str(error))

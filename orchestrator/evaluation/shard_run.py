@@ -1,0 +1,183 @@
+"""A worker's part: carry out one shard under its lease, and say whether it is done."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from infra.contract.errors import InternalError, UnavailableError
+from infra.runtime.logs import get_logger
+from orchestrator.evaluation.answering import Answering, Answers, InterruptedSampleError, Patience, failed
+from orchestrator.evaluation.ledger import Ledger
+from orchestrator.evaluation.ledger_types import Claim, Lease, Start
+from orchestrator.evaluation.records import Record, Sample
+from orchestrator.evaluation.spec import EvaluationSpec
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class ShardLimits:
+    """Samples answered at once; seconds a try may take, full services are borne, and until the shard is handed on."""
+
+    concurrency: int = 8
+    sample_timeout_s: float = 300.0
+    patience_s: float = 300.0
+    time_limit_s: float = 600.0
+
+
+class Outcome(StrEnum):
+    """How a worker leaves a shard: nothing to do; done; done as the last one; or to be sent again."""
+
+    IDLE = "idle"
+    DONE = "done"
+    LAST = "last"
+    UNFINISHED = "unfinished"
+
+
+class ShardRun:
+    """Carries out shards of jobs with a pipeline. One instance serves a worker; `run` may be called concurrently."""
+
+    def __init__(self, ledger: Ledger, pipeline: Answers, roots: Sequence[Path], limits: ShardLimits) -> None:
+        self._ledger = ledger
+        self._answering = Answering(pipeline, roots, Patience(limits.sample_timeout_s, limits.patience_s))
+        self._limits = limits
+
+    async def run(self, evaluation_id: str, shard: str, stopping: asyncio.Event) -> Outcome:
+        """Answer the samples of a shard that have no record yet. Once `stopping` is set no further one is begun."""
+        owner = uuid.uuid4().hex
+        claim = await self._ledger.claim(evaluation_id, shard, owner)
+        if claim in (Claim.HELD, Claim.OVER):
+            return Outcome.IDLE
+        hold = _Hold(
+            self._ledger,
+            evaluation_id,
+            shard,
+            owner=owner,
+            stopping=stopping,
+            time_limit_s=self._limits.time_limit_s,
+        )
+        async with hold:
+            spec = (await self._ledger.get(evaluation_id)).spec
+            samples = await self._ledger.shard(evaluation_id, shard)
+            if claim is Claim.EXHAUSTED:
+                await self._give_up(evaluation_id, shard, samples)
+            else:
+                await self._answer_all(hold, spec, samples)
+        if hold.lost:
+            return Outcome.IDLE
+        if hold.cancelled or len(await self._ledger.recorded(evaluation_id, _keys(samples))) == len(samples):
+            return Outcome.LAST if await self._ledger.close(evaluation_id, shard) else Outcome.DONE
+        released = await self._ledger.release(evaluation_id, shard, owner)
+        return Outcome.UNFINISHED if released else Outcome.IDLE
+
+    async def _answer_all(self, hold: _Hold, spec: EvaluationSpec, samples: Sequence[Sample]) -> None:
+        """First what was never begun, many at a time; then, one by one, what a worker may have died of."""
+        recorded = await self._ledger.recorded(hold.evaluation_id, _keys(samples))
+        suspects = await self._ledger.begun(hold.evaluation_id, _keys(samples))
+        left = [sample for sample in samples if sample.key not in recorded]
+        await self._answer_each(
+            hold, spec, [sample for sample in left if sample.key not in suspects], self._limits.concurrency
+        )
+        await self._answer_each(hold, spec, [sample for sample in left if sample.key in suspects], 1)
+
+    async def _answer_each(self, hold: _Hold, spec: EvaluationSpec, samples: Sequence[Sample], at_once: int) -> None:
+        waiting = iter(samples)
+
+        async def take() -> None:
+            for sample in waiting:
+                if hold.stop.is_set():
+                    return
+                await self._answer(hold, spec, sample)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(at_once, len(samples))):
+                group.create_task(take())
+
+    async def _answer(self, hold: _Hold, spec: EvaluationSpec, sample: Sample) -> None:
+        start = await self._ledger.begin(hold.evaluation_id, hold.unit, hold.owner, sample.key)
+        if start in (Start.LOST, Start.CANCELLED):
+            hold.learn(Lease(start.value))
+        elif start is Start.EXHAUSTED:
+            await self._ledger.record(hold.evaluation_id, hold.unit, self._fatal(sample))
+        elif start is Start.BEGUN:
+            try:
+                record = await self._answering.record(sample, spec, hold.stop)
+            except InterruptedSampleError:
+                await self._ledger.abandon(hold.evaluation_id, sample.key)
+                return
+            await self._ledger.record(hold.evaluation_id, hold.unit, record)
+
+    async def _give_up(self, evaluation_id: str, shard: str, samples: Sequence[Sample]) -> None:
+        log.error("shard given up", evaluation_id=evaluation_id, shard=shard)
+        for sample in samples:
+            await self._ledger.record(evaluation_id, shard, self._fatal(sample))
+
+    def _fatal(self, sample: Sample) -> Record:
+        deaths = self._ledger.limits.sample_attempts
+        return failed(sample, InternalError(f"given up: the worker ended {deaths} times while it had this sample"))
+
+
+class _Hold:
+    """A unit's lease, kept up while the block runs. `stop` is set when no further sample may be begun."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        evaluation_id: str,
+        unit: str,
+        *,
+        owner: str,
+        stopping: asyncio.Event,
+        time_limit_s: float,
+    ) -> None:
+        self.evaluation_id = evaluation_id
+        self.unit = unit
+        self.owner = owner
+        self.stop = asyncio.Event()
+        self.lost = False
+        self.cancelled = False
+        self._ledger = ledger
+        self._stopping = stopping
+        self._until = time.monotonic() + time_limit_s
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def learn(self, lease: Lease) -> None:
+        """Take note of what the ledger said of the lease."""
+        self.lost = self.lost or lease is Lease.LOST
+        self.cancelled = self.cancelled or lease is Lease.CANCELLED
+        if lease is not Lease.HELD:
+            self.stop.set()
+
+    async def __aenter__(self) -> _Hold:
+        self._tasks = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._hear_stop())]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _keep_up(self) -> None:
+        while True:
+            await asyncio.sleep(self._ledger.limits.lease_s / 4)
+            if time.monotonic() > self._until:
+                self.stop.set()
+            with suppress(UnavailableError):
+                self.learn(await self._ledger.renew(self.evaluation_id, self.unit, self.owner))
+
+    async def _hear_stop(self) -> None:
+        await self._stopping.wait()
+        self.stop.set()
+
+
+def _keys(samples: Sequence[Sample]) -> list[str]:
+    return [sample.key for sample in samples]

@@ -1,0 +1,41 @@
+"""One event loop for all threads of a process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+class EventLoopThread:
+    """An event loop on a thread of its own, on which other threads run coroutines and wait."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="event-loop", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Run a coroutine on the loop and return what it returns. Not from the loop's own thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def call_soon(self, callback: Any, *arguments: Any) -> None:
+        """Run a callback on the loop without waiting. From any thread, or a signal handler."""
+        self._loop.call_soon_threadsafe(callback, *arguments)
+
+    def close(self) -> None:
+        """Stop the loop; what still runs on it is cancelled."""
+        self.run(_cancel_others())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

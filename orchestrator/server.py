@@ -1,0 +1,113 @@
+"""AnswerService and EvaluationService over gRPC: decode, call, encode."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from loraretriever.v1 import orchestrator_service_pb2 as pb
+from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
+
+from infra.contract.errors import field
+from infra.contract.retrieval import Selection
+from infra.runtime.server import AioGrpcServer
+from infra.runtime.wire import selection_to_proto
+from orchestrator.evaluation.jobs import Evaluations
+from orchestrator.pipeline import Answer, Pipeline
+from orchestrator.wire import answer_to_proto, evaluation_to_proto, question_from_proto, spec_from_proto
+
+ANSWER_SERVICE = "loraretriever.v1.AnswerService"
+EVALUATION_SERVICE = "loraretriever.v1.EvaluationService"
+
+
+class AnswerServicer(pb_grpc.AnswerServiceServicer):
+    """Answers with a pipeline, within the caller's deadline and `timeout_s`."""
+
+    def __init__(self, pipeline: Pipeline, timeout_s: float) -> None:
+        self._pipeline = pipeline
+        self._timeout_s = timeout_s
+
+    async def Answer(self, request: pb.AnswerRequest, context: Any) -> pb.AnswerResponse:  # noqa: N802
+        """Answer one prompt."""
+        return answer_to_proto(await self._pipeline.answer(question_from_proto(request), self._time_left(context)))
+
+    async def StreamAnswer(  # noqa: N802
+        self, request: pb.StreamAnswerRequest, context: Any
+    ) -> AsyncIterator[pb.StreamAnswerResponse]:
+        """Answer one prompt piece by piece."""
+        async for event in self._pipeline.stream(question_from_proto(request), self._time_left(context)):
+            yield _event_to_proto(event)
+
+    def _time_left(self, context: Any) -> float:
+        left = context.time_remaining()
+        return self._timeout_s if left is None else min(left, self._timeout_s)
+
+
+class EvaluationServicer(pb_grpc.EvaluationServiceServicer):
+    """Serves the jobs of a ledger."""
+
+    def __init__(self, evaluations: Evaluations) -> None:
+        self._evaluations = evaluations
+
+    async def CreateEvaluation(  # noqa: N802
+        self, request: pb.CreateEvaluationRequest, context: Any
+    ) -> pb.CreateEvaluationResponse:
+        """Start a job."""
+        with field("spec"):
+            job = await self._evaluations.create(spec_from_proto(request.spec), request.request_id)
+        return pb.CreateEvaluationResponse(evaluation=evaluation_to_proto(job))
+
+    async def GetEvaluation(  # noqa: N802
+        self, request: pb.GetEvaluationRequest, context: Any
+    ) -> pb.GetEvaluationResponse:
+        """Return one job."""
+        job = await self._evaluations.get(request.evaluation_id)
+        return pb.GetEvaluationResponse(evaluation=evaluation_to_proto(job))
+
+    async def ListEvaluations(  # noqa: N802
+        self, request: pb.ListEvaluationsRequest, context: Any
+    ) -> pb.ListEvaluationsResponse:
+        """Return a page of jobs."""
+        page = await self._evaluations.page(request.page_size, request.page_token)
+        return pb.ListEvaluationsResponse(
+            evaluations=[evaluation_to_proto(job) for job in page.evaluations], next_page_token=page.next_page_token
+        )
+
+    async def WatchEvaluation(  # noqa: N802
+        self, request: pb.WatchEvaluationRequest, context: Any
+    ) -> AsyncIterator[pb.WatchEvaluationResponse]:
+        """Follow one job."""
+        async for job in self._evaluations.watch(request.evaluation_id):
+            yield pb.WatchEvaluationResponse(evaluation=evaluation_to_proto(job))
+
+    async def CancelEvaluation(  # noqa: N802
+        self, request: pb.CancelEvaluationRequest, context: Any
+    ) -> pb.CancelEvaluationResponse:
+        """Stop a job."""
+        job = await self._evaluations.cancel(request.evaluation_id)
+        return pb.CancelEvaluationResponse(evaluation=evaluation_to_proto(job))
+
+    async def GetReport(self, request: pb.GetReportRequest, context: Any) -> pb.GetReportResponse:  # noqa: N802
+        """Return a job's report."""
+        report = await self._evaluations.report(request.evaluation_id)
+        return pb.GetReportResponse(
+            summary_json=report.summary_json, summary_markdown=report.summary_markdown, output_uri=report.output_uri
+        )
+
+
+def add_services(server: AioGrpcServer, pipeline: Pipeline, evaluations: Evaluations, answer_timeout_s: float) -> None:
+    """Add both services to a server."""
+    answers = AnswerServicer(pipeline, answer_timeout_s)
+    server.add(answers, pb_grpc.add_AnswerServiceServicer_to_server, ANSWER_SERVICE)
+    jobs = EvaluationServicer(evaluations)
+    server.add(jobs, pb_grpc.add_EvaluationServiceServicer_to_server, EVALUATION_SERVICE)
+
+
+def _event_to_proto(event: Selection | str | Answer) -> pb.StreamAnswerResponse:
+    match event:
+        case Selection():
+            return pb.StreamAnswerResponse(selection=selection_to_proto(event))
+        case Answer():
+            return pb.StreamAnswerResponse(final=answer_to_proto(event))
+        case _:
+            return pb.StreamAnswerResponse(delta=event)

@@ -1,0 +1,93 @@
+"""What the orchestrator and its workers can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from infra.runtime.channel import ChannelOptions
+from infra.runtime.settings import TierSettings
+from orchestrator.evaluation.ledger_types import LedgerLimits
+from orchestrator.evaluation.shard_run import ShardLimits
+
+
+class OrchestratorSettings(TierSettings):
+    """Settings of the orchestrator: of its server (python -m orchestrator) and of its workers (orchestrator.worker)."""
+
+    model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_ORCHESTRATOR_")
+
+    address: str = Field("127.0.0.1:50053", description="host:port to listen on; port 0 is a free one")
+    retrieval_target: str = Field("127.0.0.1:50051", description="host:port of the retrieval service")
+    generation_target: str = Field("127.0.0.1:50052", description="host:port of the generation service")
+    service_token: SecretStr | None = Field(None, min_length=1, description="bearer token for both services")
+    service_tls_ca: Path | None = Field(None, description="PEM file of the CA of both services; turns TLS on")
+    service_tls_certificate: Path | None = Field(None, description="PEM file of our certificate for both (mTLS)")
+    service_tls_key: Path | None = Field(None, description="PEM file of its private key")
+    answer_timeout_s: float = Field(300, gt=0, description="seconds an answer may take at most")
+
+    redis_url: str = Field(
+        "", description="Redis of evaluation jobs, such as redis://host:6379/0; empty starts one inside the server"
+    )
+    redis_dir: Path = Field(Path(".loraretriever/redis"), description="folder of the Redis inside the server")
+    dataset_roots: tuple[Path, ...] = Field((Path(),), description="folders below which datasets and images are read")
+    output_dir: str = Field(
+        ".loraretriever/evaluations", description="folder or fsspec URI for records and reports, a folder a job"
+    )
+    shard_size: int = Field(40, ge=1, le=1000, description="samples a shard when the job does not say")
+    concurrency: int = Field(8, ge=1, description="samples of one shard that are answered at the same time")
+    worker_shards: int = Field(2, ge=1, description="shards that one worker has under way")
+    sample_timeout_s: float = Field(300, gt=0, description="seconds one try to answer a sample may take")
+    sample_attempts: int = Field(3, ge=1, description="workers that may die of a sample before it is given up")
+    patience_s: float = Field(
+        300, ge=0, description="seconds a sample is tried again while a service is full or unreachable"
+    )
+    shard_lease_s: float = Field(8, gt=0, description="seconds after which a worker that went silent loses its shard")
+    shard_resend_s: float = Field(5, gt=0, description="seconds until a shard whose message was lost is sent again")
+    shard_time_limit_s: float = Field(
+        600, gt=0, description="seconds after which a worker hands an unfinished shard on"
+    )
+    visibility_timeout_s: int = Field(
+        1800, ge=1, description="seconds after which Redis offers an unacknowledged message again"
+    )
+    reconcile_interval_s: float = Field(1, gt=0, description="seconds between looks for shards that stand still")
+    record_ttl_s: int = Field(86_400, ge=1, description="seconds that records stay in Redis once the report is stored")
+
+    @model_validator(mode="after")
+    def _shards_end_before_they_are_offered_again(self) -> OrchestratorSettings:
+        longest_s = self.shard_time_limit_s + self.sample_timeout_s
+        if self.visibility_timeout_s <= longest_s:
+            raise ValueError(
+                f"visibility_timeout_s must be above shard_time_limit_s + sample_timeout_s ({longest_s:g}), "
+                "or shards are handed out while they run"
+            )
+        return self
+
+    def channel(self, target: str) -> ChannelOptions:
+        """Return how to call one of the two services."""
+        return ChannelOptions(
+            target,
+            tls_ca=self.service_tls_ca,
+            tls_certificate=self.service_tls_certificate,
+            tls_key=self.service_tls_key,
+            token=self.service_token.get_secret_value() if self.service_token is not None else None,
+            max_message_bytes=self.max_message_bytes,
+        )
+
+    @property
+    def ledger_limits(self) -> LedgerLimits:
+        """Leases and attempts of shards and samples."""
+        return LedgerLimits(
+            lease_s=self.shard_lease_s, resend_s=self.shard_resend_s, sample_attempts=self.sample_attempts
+        )
+
+    @property
+    def shard_limits(self) -> ShardLimits:
+        """How a worker carries out a shard."""
+        return ShardLimits(
+            concurrency=self.concurrency,
+            sample_timeout_s=self.sample_timeout_s,
+            patience_s=self.patience_s,
+            time_limit_s=self.shard_time_limit_s,
+        )

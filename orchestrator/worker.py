@@ -1,0 +1,122 @@
+"""`python -m orchestrator.worker`: a Celery worker that carries out shards of evaluation jobs.
+
+Celery's threads take messages; everything that waits for Redis or a service runs on one event loop. A stop signal ends
+it warmly: samples under way are finished, unfinished shards are handed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import AsyncExitStack, ExitStack
+from typing import Any
+
+from celery import Celery, signals
+from celery.utils.nodenames import default_nodename
+
+from infra.contract.errors import ConfigurationError
+from infra.runtime.lifecycle import ready_file
+from infra.runtime.logs import get_logger
+from infra.runtime.main import run_tier
+from orchestrator.celery_app import CeleryDispatcher, make_celery
+from orchestrator.clients import GenerationClient, RetrievalClient
+from orchestrator.evaluation.finish import Finish
+from orchestrator.evaluation.ledger import Ledger
+from orchestrator.evaluation.ledger_scripts import FINISH
+from orchestrator.evaluation.ledger_store import RedisStore
+from orchestrator.evaluation.shard_run import Outcome, ShardRun
+from orchestrator.event_loop import EventLoopThread
+from orchestrator.pipeline import Pipeline
+from orchestrator.settings import OrchestratorSettings
+from orchestrator.tasks import register_tasks
+
+log = get_logger(__name__)
+
+REDIS_RETRIES = 20
+
+
+class Worker:
+    """The clients, the ledger and the event loop of one worker process, and what Celery's threads do with them."""
+
+    def __init__(self, settings: OrchestratorSettings, app: Celery) -> None:
+        self._dispatcher = CeleryDispatcher(app)
+        self._loop = EventLoopThread()
+        self._open = AsyncExitStack()
+        self._stopping = asyncio.Event()
+        self._loop.run(self._connect(settings))
+
+    async def _connect(self, settings: OrchestratorSettings) -> None:
+        enter = self._open.enter_async_context
+        retrieval = await enter(RetrievalClient(settings.channel(settings.retrieval_target)))
+        generation = await enter(GenerationClient(settings.channel(settings.generation_target)))
+        store = await enter(RedisStore(settings.redis_url, retries=REDIS_RETRIES))
+        ledger = Ledger(store, settings.ledger_limits)
+        self._shards = ShardRun(ledger, Pipeline(retrieval, generation), settings.dataset_roots, settings.shard_limits)
+        self._finish = Finish(ledger, settings.record_ttl_s)
+
+    def carry_out_shard(self, evaluation_id: str, shard: str) -> None:
+        """Answer the samples of a shard; send what is to be done next."""
+        outcome = self._loop.run(self._shards.run(evaluation_id, shard, self._stopping))
+        log.info("shard left", evaluation_id=evaluation_id, shard=shard, outcome=outcome.value)
+        if outcome is Outcome.LAST:
+            self._dispatcher.send(evaluation_id, [FINISH])
+        elif outcome is Outcome.UNFINISHED:
+            self._dispatcher.send(evaluation_id, [shard])
+
+    def finish(self, evaluation_id: str) -> None:
+        """Write the report of a job and end it."""
+        self._loop.run(self._finish.run(evaluation_id))
+
+    def stop_beginning(self) -> None:
+        """Begin no further sample. From any thread, or a signal handler."""
+        self._loop.call_soon(self._stopping.set)
+
+    def close(self) -> None:
+        """Close the clients and the loop."""
+        self._loop.run(self._open.aclose())
+        self._loop.close()
+
+
+def serve(settings: OrchestratorSettings) -> None:
+    """Take shards from the queue until a stop signal comes."""
+    if not settings.redis_url:
+        raise ConfigurationError(
+            "a worker needs --redis-url (LORARETRIEVER_ORCHESTRATOR_REDIS_URL): the one of the orchestrator, "
+            "which logs the address of its embedded Redis when it starts one"
+        )
+    app = make_celery(settings.redis_url, settings.visibility_timeout_s)
+    worker = Worker(settings, app)
+    register_tasks(app, worker)
+
+    def on_stop(**_: Any) -> None:
+        worker.stop_beginning()
+
+    def on_ready(**_: Any) -> None:
+        open_files.enter_context(ready_file(settings.ready_file, "worker"))
+        log.info("serving", shards=settings.worker_shards, samples_a_shard=settings.concurrency)
+
+    def leave_logging_alone(**_: Any) -> None:
+        """Celery sets up its own logs unless somebody listens to this signal."""
+
+    signals.setup_logging.connect(leave_logging_alone)
+    signals.worker_shutting_down.connect(on_stop)
+    signals.worker_ready.connect(on_ready)
+    with ExitStack() as open_files:
+        consumer = app.Worker(
+            hostname=default_nodename(f"worker-{os.getpid()}@%h"),
+            pool_cls="threads",
+            concurrency=settings.worker_shards,
+            without_gossip=True,
+            without_mingle=True,
+            quiet=True,
+        )
+        consumer.start()
+    # Celery's handlers know nothing of a worker that has stopped: a second signal would meet a closed loop.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    worker.close()
+
+
+if __name__ == "__main__":
+    run_tier(serve, OrchestratorSettings)
