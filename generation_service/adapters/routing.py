@@ -32,6 +32,9 @@ class Routing:
         self._mask_dtype = torch.promote_types(dtype, torch.float32)
         self._by_image = tuple(by_image)
         self._image_rows: dict[str, tuple[Tensor, ...]] = {}
+        self._masks: dict[tuple[str | None, int, int], RankMask] = {}
+        self._rows: list[dict[RankRange, float]] = []
+        self._last: ActiveRanks | None = None
         self.active: ActiveRanks | None = None
 
     def begin(self, rows: Sequence[RowWeights], image_rows: Mapping[str, Sequence[RowIndex]] | None = None) -> None:
@@ -47,7 +50,7 @@ class Routing:
         for owned in {owned for row in rows for owned in row}:
             if owned not in self._published:
                 raise ValueError(f"{owned} holds no adapter of this bank: it was released, or never written")
-        self.active = active_ranks(rows, self._device, self._mask_dtype)
+        self.active = self._active(rows)
         if self.active is not None:
             try:
                 self._image_rows = {
@@ -61,6 +64,7 @@ class Routing:
         """Apply nothing: the base model alone, at no cost."""
         self.active = None
         self._image_rows = {}
+        self._masks = {}
 
     @contextmanager
     def step(
@@ -82,6 +86,22 @@ class Routing:
 
         Raises ValueError when the leading elements of x cannot be told apart by row: no answer beats a wrong one.
         """
+        leading = 1 if x.dim() == 1 else x.shape[0]
+        known = self._masks.get((image_prefix, leading, x.dim()))
+        if known is not None:
+            return known
+        mask = self._masks[image_prefix, leading, x.dim()] = self._mask_for(path, image_prefix, x)
+        return mask
+
+    def _active(self, rows: Sequence[RowWeights]) -> ActiveRanks | None:
+        """Return the mask of `rows`; the one of the step before when nothing changed, as in most decode steps."""
+        given = [dict(row) for row in rows]
+        if given != self._rows:
+            self._last = active_ranks(rows, self._device, self._mask_dtype)
+            self._rows = given
+        return self._last
+
+    def _mask_for(self, path: str, image_prefix: str | None, x: Tensor) -> RankMask:
         active = self.active
         assert active is not None, "mask_for is for an active step only"
         mask, unused = active.mask, active.unused

@@ -58,13 +58,13 @@ def active_ranks(rows: Sequence[RowWeights], device: torch.device, dtype: torch.
     ranges = sorted({owned for row in rows for owned, weight in row.items() if weight != 0 and owned.rank > 0})
     if not ranges:
         return None
-    columns = [column for owned in ranges for column in range(owned.start, owned.stop)]
-    mask = [[row.get(owned, 0.0) for owned in ranges for _ in range(owned.rank)] for row in rows]
-    weights = torch.tensor(mask, dtype=dtype).to(device)
+    shares = torch.tensor([[row.get(owned, 0.0) for owned in ranges] for row in rows], dtype=dtype)
+    mask = shares.repeat_interleave(torch.tensor([owned.rank for owned in ranges]), dim=1).to(device)
+    start, stop = ranges[0].start, ranges[-1].stop
     return ActiveRanks(
         ranges=tuple(ranges),
-        columns=torch.tensor(columns).to(device),
-        span=slice(columns[0], columns[-1] + 1) if columns[-1] - columns[0] == len(columns) - 1 else None,
-        mask=weights,
-        unused=weights == 0,
+        columns=torch.cat([torch.arange(owned.start, owned.stop) for owned in ranges]).to(device),
+        span=slice(start, stop) if stop - start == mask.shape[1] else None,
+        mask=mask,
+        unused=mask == 0,
     )
