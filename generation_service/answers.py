@@ -30,7 +30,7 @@ class Answers:
     async def generate(
         self, prompt: Prompt, composition: Composition, decoding: Decoding, time_limit_s: float | None = None
     ) -> Generation:
-        """Return the answer. Raises InvalidArgumentError, OverloadedError, DeadlineError, or what its adapters raise."""
+        """Return the answer. Raises InvalidArgumentError, OverloadedError, DeadlineError, or its adapters' own."""
         async for event in self.stream(prompt, composition, decoding, time_limit_s):
             if isinstance(event, Generation):
                 return event

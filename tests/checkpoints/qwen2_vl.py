@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -292,8 +292,3 @@ def _write_tensors(folder: Path, weights: dict[str, Tensor], shards: int) -> Non
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-
-
-def shape_as_dict(shape: TinyShape) -> dict[str, Any]:
-    """Return the sizes as plain data, for test ids and messages."""
-    return asdict(shape)
