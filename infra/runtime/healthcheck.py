@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from infra.contract.errors import LoraRetrieverError
 from infra.runtime.channel import ChannelOptions, sync_channel
