@@ -18,6 +18,7 @@ import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 POINT_TOLERANCE_PX = 63.0
 """Half of Android's smallest recommended touch target (48 dp) at 420 dpi, the density of AndroidControl's screens."""
@@ -156,7 +157,7 @@ def split_actions(text: str) -> list[str]:
     starts = [match.start() for match in _START.finditer(text)]
     preamble = text[: starts[0]] if starts else text
     pieces = [line.strip() for line in preamble.split("\n") if line.strip()]
-    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+    for start, end in pairwise([*starts, len(text)]):
         pieces += _cut(text[start:end].strip())
     return pieces
 
@@ -234,4 +235,4 @@ def _render_target(target: Argument) -> str:
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if value.is_integer() else str(value)
+    return str(int(value)) if float(value).is_integer() else str(value)
