@@ -29,8 +29,11 @@ def plan(spec: EvaluationSpec, contents: Sequence[DatasetContent]) -> list[Sampl
     ]
     if not any(episodes for _, episodes in chosen):
         bad_rows = [bad for content in contents for bad in content.bad_rows]
-        first = f"; the first of {len(bad_rows)}: {bad_rows[0].file}:{bad_rows[0].line}: {bad_rows[0].problem}"
-        raise InvalidArgumentError("datasets", f"no row could be read{first if bad_rows else ': the files are empty'}")
+        first = "the files are empty"
+        if bad_rows:
+            bad = bad_rows[0]
+            first = f"the first of {len(bad_rows)} bad rows is {bad.file}:{bad.line}: {bad.problem}"
+        raise InvalidArgumentError("datasets", f"no row could be read; {first}")
     return [
         sample
         for strategy in spec.strategies

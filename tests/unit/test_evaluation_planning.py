@@ -1,0 +1,183 @@
+"""Planning: the canonical prompts, keys that stay the same, and shards that do not mix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.contract.composition import FusionMethod
+from infra.contract.errors import InvalidArgumentError, UnimplementedError
+from infra.contract.generation import Decoding
+from infra.contract.retrieval import RetrievalOptions, Weighting
+from orchestrator.evaluation.datasets import DatasetContent, read_datasets
+from orchestrator.evaluation.planning import choose_episodes, plan, shards
+from orchestrator.evaluation.records import Sample
+from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
+from tests.fakes.evaluation import row, write_dataset
+
+ACTIONS = ["Open App: Clock", 'Click on button with the text "Two\nlines"', "Check status: successful"]
+
+
+def world(folder: Path, episodes: int = 3) -> tuple[DatasetSpec, ...]:
+    for name in ("clock", "gmail"):
+        rows = [
+            row(f"{name}/{number}", f"Do {number}.", ACTIONS, [f"{name}{number}_{step}.png" for step in range(3)])
+            for number in range(episodes)
+        ]
+        write_dataset(folder, name, rows)
+    return tuple(DatasetSpec(name, str(folder / f"{name}.jsonl"), f"app_{name}", "app") for name in ("clock", "gmail"))
+
+
+def planned(folder: Path, *strategies: AnswerStrategy, **options: Any) -> tuple[EvaluationSpec, list[Sample]]:
+    spec = EvaluationSpec(world(folder), tuple(map(EvaluatedStrategy, strategies or [AnswerStrategy.BASE])), **options)
+    contents = read_datasets(spec.datasets, protocol=spec.protocol, roots=[folder])
+    return spec, plan(spec, contents)
+
+
+def test_a_step_is_asked_with_its_screen_and_the_true_actions_before_it(tmp_path: Path) -> None:
+    _, samples = planned(tmp_path)
+    first, second, third = samples[:3]
+    assert (first.text, first.truth, first.images) == ("Do 0.", ACTIONS[0], (tmp_path / "clock0_0.png",))
+    assert (second.text, second.truth) == ("Do 0.\nActions so far:\nOpen App: Clock", ACTIONS[1])
+    assert third.text == f"Do 0.\nActions so far:\n{ACTIONS[0]}\n{ACTIONS[1]}"
+    assert third.images == (tmp_path / "clock0_2.png",)
+    assert [(sample.step, sample.step_count) for sample in samples[:4]] == [(0, 3), (1, 3), (2, 3), (0, 3)]
+    assert (first.adapter_id, first.kind, first.protocol) == ("app_clock", "app", Protocol.STEP)
+
+
+def test_a_sequence_is_asked_with_all_screens_at_once(tmp_path: Path) -> None:
+    _, samples = planned(tmp_path, protocol=Protocol.SEQUENCE)
+    assert len(samples) == 6
+    assert samples[0].text == "Do 0."
+    assert samples[0].truth == "\n".join(ACTIONS)
+    assert samples[0].images == tuple(tmp_path / f"clock0_{step}.png" for step in range(3))
+    assert (samples[0].step, samples[0].step_count) == (0, 3)
+
+
+def test_the_episode_protocol_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UnimplementedError, match="use step or sequence"):
+        planned(tmp_path, protocol=Protocol.EPISODE)
+
+
+def test_keys_are_unique_stable_and_unambiguous(tmp_path: Path) -> None:
+    _, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.FUSION)
+    keys = [sample.key for sample in samples]
+    assert len(set(keys)) == len(keys) == 2 * 2 * 3 * 3
+    assert keys[1] == "base/clock/clock%2F0/1"
+    assert keys[-1] == "fusion-linear/gmail/gmail%2F2/2"
+
+
+def test_an_episode_has_one_cluster_in_every_dataset_and_strategy_and_shares_it_with_no_other(tmp_path: Path) -> None:
+    same, other = row("1", "Do.", ["Scroll up"], ["a.png"]), row("1", "Do not.", ["Scroll up"], ["a.png"])
+    for name, fields in (("app", same), ("category", same), ("third", other)):
+        write_dataset(tmp_path, name, [fields])
+    spec = EvaluationSpec(
+        tuple(DatasetSpec(name, str(tmp_path / f"{name}.jsonl")) for name in ("app", "category", "third")),
+        (EvaluatedStrategy(AnswerStrategy.BASE),),
+    )
+    clusters = [
+        sample.cluster for sample in plan(spec, read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path]))
+    ]
+    assert clusters[0] == clusters[1] != clusters[2]
+
+
+def test_every_strategy_answers_the_same_chosen_episodes(tmp_path: Path) -> None:
+    _, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE, max_episodes=2, seed=5)
+    chosen = {
+        label: [sample.key.partition("/")[2] for sample in samples if sample.strategy.label == label]
+        for label in ("base", "mixture")
+    }
+    assert chosen["base"] == chosen["mixture"]
+    assert len(chosen["base"]) == 2 * 2 * 3
+
+
+def test_a_choice_depends_on_the_seed_alone_and_a_smaller_one_is_part_of_it(tmp_path: Path) -> None:
+    world(tmp_path, episodes=30)
+    dataset = DatasetSpec("clock", str(tmp_path / "clock.jsonl"))
+    (content,) = read_datasets([dataset], protocol=Protocol.STEP, roots=[tmp_path])
+    ten = choose_episodes(content.episodes, 10, seed=1)
+    assert choose_episodes(content.episodes[::-1], 10, seed=1) == ten
+    assert [episode.line for episode in ten] == sorted(episode.line for episode in ten)
+    assert set(choose_episodes(content.episodes, 4, seed=1)) < set(ten)
+    assert choose_episodes(content.episodes, 10, seed=2) != ten
+    assert choose_episodes(content.episodes, None, seed=1) == list(content.episodes)
+
+
+def test_shards_keep_datasets_and_strategies_apart_and_lose_nothing(tmp_path: Path) -> None:
+    _, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE)
+    cut = shards(samples, 4)
+    assert [len(shard) for shard in cut] == [4, 4, 1] * 4
+    assert all(len({(sample.strategy.label, sample.dataset) for sample in shard}) == 1 for shard in cut)
+    assert [sample for shard in cut for sample in shard] == samples
+    with pytest.raises(InvalidArgumentError, match="shard_size"):
+        shards(samples, 0)
+
+
+def test_a_job_without_one_good_row_is_refused_with_the_first_problem(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("\n{oops\n")
+    spec = EvaluationSpec((DatasetSpec("bad", str(tmp_path / "bad.jsonl")),), (EvaluatedStrategy(AnswerStrategy.BASE),))
+    contents = read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path])
+    with pytest.raises(InvalidArgumentError, match=r"bad\.jsonl:2: not JSON"):
+        plan(spec, contents)
+    empty = [DatasetContent(spec.datasets[0], tmp_path, "", (), ())]
+    with pytest.raises(InvalidArgumentError, match="the files are empty"):
+        plan(spec, empty)
+
+
+def test_specs_and_samples_survive_json(tmp_path: Path) -> None:
+    spec, samples = planned(
+        tmp_path,
+        *AnswerStrategy,
+        retrieval=RetrievalOptions(top_k=2, exclude=("x",), weighting=Weighting.SOFTMAX, temperature=0.5),
+        decoding=Decoding(max_new_tokens=7, stop=("\n",), seed=2**64 - 1),
+        max_episodes=1,
+    )
+    assert EvaluationSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert [Sample.from_json(json.loads(json.dumps(sample.to_json()))) for sample in samples] == samples
+
+
+DATASET = DatasetSpec("clock", "clock.jsonl", "app_clock")
+BASE = EvaluatedStrategy(AnswerStrategy.BASE)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"datasets": ()}, "datasets: a job needs at least one dataset"),
+        ({"strategies": ()}, "strategies: a job needs at least one strategy"),
+        ({"datasets": (DATASET, DATASET)}, r"datasets\[1\].name: 'clock' is used twice"),
+        ({"strategies": (BASE, BASE)}, r"strategies\[1\].name: 'base' is used twice"),
+        ({"max_episodes": 0}, "max_episodes: must be at least 1"),
+        ({"shard_size": 0}, "shard_size: must be at least 1"),
+        ({"seed": -1}, "seed: must be in"),
+        (
+            {"datasets": (DatasetSpec("new", "new.jsonl"),), "strategies": (EvaluatedStrategy(AnswerStrategy.ORACLE),)},
+            r"datasets\[0\].adapter_id: strategy 'oracle' must know the adapter trained for dataset 'new'",
+        ),
+    ],
+)
+def test_a_job_that_makes_no_sense_is_refused(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=problem):
+        EvaluationSpec(**{"datasets": (DATASET,), "strategies": (BASE,), **fields})
+
+
+def test_names_and_strategies_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="is no name"):
+        DatasetSpec("a/b", "x.jsonl")
+    with pytest.raises(InvalidArgumentError, match="names no file"):
+        DatasetSpec("a", "")
+    with pytest.raises(InvalidArgumentError, match="base retrieves nothing"):
+        EvaluatedStrategy(AnswerStrategy.BASE, exclude_own_adapter=True)
+
+
+def test_strategies_are_labelled_by_what_they_do() -> None:
+    labels = [
+        EvaluatedStrategy(AnswerStrategy.SELECTION).label,
+        EvaluatedStrategy(AnswerStrategy.FUSION, FusionMethod.CONCAT).label,
+        EvaluatedStrategy(AnswerStrategy.MIXTURE, exclude_own_adapter=True).label,
+        EvaluatedStrategy(AnswerStrategy.MIXTURE, name="mine").label,
+    ]
+    assert labels == ["selection", "fusion-concat", "mixture-out-of-domain", "mine"]
