@@ -153,7 +153,10 @@ class Pipeline:
                 base_model=base_model,
             )
         options = replace(question.retrieval, base_model=base_model)
-        return await self._retrieval.retrieve(question.prompt, options, clock.remaining_s())
+        try:
+            return await self._retrieval.retrieve(question.prompt, options, clock.remaining_s())
+        except InvalidArgumentError as error:
+            raise _as_asked(error) from error
 
     async def _current_base_model(self, clock: _Clock) -> str:
         if time.monotonic() >= self._base_model_until:
@@ -169,6 +172,14 @@ class Pipeline:
         except (UnavailableError, BaseModelMismatchError):
             self._base_model_until = 0.0
             raise
+
+
+def _as_asked(error: InvalidArgumentError) -> InvalidArgumentError:
+    """Return an error of a RetrieveAdaptersRequest with the field path that it has in an AnswerRequest."""
+    for theirs, ours in (("prompts[0]", "prompt"), ("options", "retrieval")):
+        if error.field == theirs or error.field.startswith(f"{theirs}."):
+            return InvalidArgumentError(ours + error.field.removeprefix(theirs), error.description, **error.metadata)
+    return error
 
 
 class _Clock:

@@ -1,0 +1,198 @@
+"""AnswerService over loopback gRPC, with both services behind it as small servers of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import grpc
+import grpc.aio
+import pytest
+from loraretriever.v1 import orchestrator_service_pb2 as pb
+from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
+
+from infra.contract.composition import FusionMethod, WeightedAdapter
+from infra.contract.errors import (
+    BaseModelMismatchError,
+    DeadlineError,
+    InvalidArgumentError,
+    OverloadedError,
+    UnavailableError,
+)
+from infra.contract.prompt import ImagePart, Prompt
+from infra.contract.retrieval import RetrievalOptions, Selection
+from infra.runtime.server import ServerOptions, aio_server
+from orchestrator.clients import AnswerClient, GenerationClient, RetrievalClient
+from orchestrator.evaluation.spec import AnswerStrategy
+from orchestrator.pipeline import Answer, Pipeline, Question
+from orchestrator.server import ANSWER_SERVICE, AnswerServicer
+from tests.fakes.tiers import FakeTiers, fake_tiers
+
+PROMPT = Prompt.of("open the gmail inbox")
+
+
+class Served:
+    """An orchestrator over fake services, and a client of it."""
+
+    def __init__(self, tiers: FakeTiers, client: AnswerClient) -> None:
+        self.tiers = tiers
+        self.client = client
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    async with AsyncExitStack() as stack:
+        tiers = await stack.enter_async_context(fake_tiers())
+        retrieval = await stack.enter_async_context(RetrievalClient(tiers.retrieval_target))
+        generation = await stack.enter_async_context(GenerationClient(tiers.generation_target))
+        server = aio_server(ServerOptions(shutdown_grace_s=0))
+        servicer = AnswerServicer(Pipeline(retrieval, generation), timeout_s=20)
+        server.add(servicer, pb_grpc.add_AnswerServiceServicer_to_server, ANSWER_SERVICE)
+        await stack.enter_async_context(server)
+        yield Served(tiers, await stack.enter_async_context(AnswerClient(server.address)))
+
+
+async def test_answer_says_which_adapters_made_it_and_with_what_weights(served: Served) -> None:
+    answer = await served.client.answer(Question(PROMPT, retrieval=RetrievalOptions(top_k=2)))
+    assert answer.generation.text.startswith("mixture(gmail*0.50+")
+    assert answer.selection.matches[0].adapter.adapter_id == "gmail"
+    assert answer.generation.applied == answer.selection.weighted
+    assert answer.selection.matches[0].similarity == pytest.approx(0.9)
+    assert answer.catalogue_revision == "catalogue-1"
+    assert answer.generation.timings.decode_s == pytest.approx(0.003)
+
+
+async def test_strategy_that_is_not_said_is_mixture(served: Served) -> None:
+    async with grpc.aio.insecure_channel(served.client.target) as channel:
+        request = pb.AnswerRequest()
+        request.prompt.messages.add().parts.add().text = "open gmail"
+        response = await pb_grpc.AnswerServiceStub(channel).Answer(request, timeout=20)
+    assert response.answer.text.startswith("mixture(gmail*0.33+")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        (AnswerStrategy.BASE, "base() saw 1"),
+        (AnswerStrategy.SELECTION, "mixture(gmail*1.00) saw 1"),
+        (AnswerStrategy.FUSION, "fusion(gmail*0.33+"),
+    ],
+)
+async def test_each_strategy_composes_as_it_says(served: Served, strategy: AnswerStrategy, said: str) -> None:
+    prompt = Prompt.of("open gmail", [ImagePart(b"png")])
+    answer = await served.client.answer(Question(prompt, strategy, fusion_method=FusionMethod.CONCAT))
+    assert answer.generation.text.startswith(said)
+
+
+async def test_base_strategy_asks_the_retrieval_service_nothing(served: Served) -> None:
+    answer = await served.client.answer(Question(PROMPT, AnswerStrategy.BASE))
+    assert served.tiers.retrieval.asked == []
+    assert answer.selection == Selection()
+
+
+async def test_below_the_minimum_similarity_the_base_model_answers_and_says_so(served: Served) -> None:
+    question = Question(Prompt.of("something else"), retrieval=RetrievalOptions(min_similarity=0.8))
+    answer = await served.client.answer(question)
+    assert answer.selection.matches == ()
+    assert answer.generation.applied == ()
+    assert answer.generation.text.startswith("base()")
+
+
+async def test_filters_reach_the_retrieval_service_with_the_base_model_filled_in(served: Served) -> None:
+    options = RetrievalOptions(top_k=1, kind="app", exclude=("gmail",), temperature=0.1)
+    await served.client.answer(Question(PROMPT, retrieval=options))
+    assert served.tiers.retrieval.asked == [
+        RetrievalOptions(top_k=1, kind="app", exclude=("gmail",), temperature=0.1, base_model="tiny-vlm")
+    ]
+
+
+async def test_stream_is_selection_then_deltas_then_the_whole_answer(served: Served) -> None:
+    question = Question(PROMPT, AnswerStrategy.SELECTION)
+    events = [event async for event in served.client.stream(question)]
+    assert isinstance(events[0], Selection)
+    assert events[0].matches[0].adapter.adapter_id == "gmail"
+    final = events[-1]
+    assert isinstance(final, Answer)
+    assert events[1:-1] == final.generation.text.split(" ")
+    assert final.generation.applied == (WeightedAdapter("gmail", 1.0, "gmail-1"),)
+    assert final.selection == events[0]
+
+
+async def test_empty_prompt_is_refused_by_name_and_the_next_call_works(served: Served) -> None:
+    async with grpc.aio.insecure_channel(served.client.target) as channel:
+        stub = pb_grpc.AnswerServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.Answer(pb.AnswerRequest(), timeout=20)
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "prompt.messages" in (raised.value.details() or "")
+    assert (await served.client.answer(Question(PROMPT))).generation.text
+
+
+async def test_oracle_is_refused_outside_of_evaluation(served: Served) -> None:
+    with pytest.raises(InvalidArgumentError, match="evaluation only") as raised:
+        await served.client.answer(Question(PROMPT, AnswerStrategy.ORACLE))
+    assert raised.value.field == "strategy"
+
+
+async def test_bad_option_is_named_by_its_path(served: Served) -> None:
+    async with grpc.aio.insecure_channel(served.client.target) as channel:
+        request = pb.AnswerRequest()
+        request.prompt.messages.add().parts.add().text = "open gmail"
+        request.decoding.top_p = 2.0
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await pb_grpc.AnswerServiceStub(channel).Answer(request, timeout=20)
+    assert (raised.value.details() or "").startswith("decoding.top_p")
+
+
+async def test_adapters_of_another_base_model_are_refused(served: Served) -> None:
+    with pytest.raises(BaseModelMismatchError, match="tiny-vlm"):
+        await served.client.answer(Question(PROMPT, retrieval=RetrievalOptions(base_model="InternVL2-2B")))
+
+
+async def test_error_of_the_retrieval_service_is_named_by_the_callers_own_fields(served: Served) -> None:
+    served.tiers.retrieval.failure = InvalidArgumentError("prompts[0].messages[0].parts[0].image", "broken")
+    with pytest.raises(InvalidArgumentError, match="broken") as raised:
+        await served.client.answer(Question(PROMPT))
+    assert raised.value.field == "prompt.messages[0].parts[0].image"
+    served.tiers.retrieval.failure = InvalidArgumentError("options.top_k", "too many")
+    with pytest.raises(InvalidArgumentError, match="too many") as raised:
+        await served.client.answer(Question(PROMPT))
+    assert raised.value.field == "retrieval.top_k"
+
+
+async def test_full_generation_service_is_the_callers_to_retry(served: Served) -> None:
+    served.tiers.generation.failures["gmail"] = OverloadedError("256 requests wait already")
+    with pytest.raises(OverloadedError, match="wait already"):
+        await served.client.answer(Question(PROMPT))
+    served.tiers.generation.failures.clear()
+    assert (await served.client.answer(Question(PROMPT))).generation.text
+
+
+async def test_stream_that_fails_in_generation_still_carries_its_error(served: Served) -> None:
+    served.tiers.generation.failures["gmail"] = OverloadedError("256 requests wait already")
+    events = served.client.stream(Question(PROMPT))
+    assert isinstance(await anext(events), Selection)
+    with pytest.raises(OverloadedError, match="wait already"):
+        await anext(events)
+
+
+async def test_deadline_of_the_caller_ends_the_call_below(served: Served) -> None:
+    ended = asyncio.Event()
+
+    async def never_answers(_prompt: Prompt, _peer: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    served.tiers.generation.before = never_answers
+    with pytest.raises(DeadlineError):
+        await served.client.answer(Question(PROMPT), timeout_s=0.5)
+    await asyncio.wait_for(ended.wait(), 10)
+
+
+async def test_service_that_is_not_there_is_unavailable_and_named() -> None:
+    async with AnswerClient("127.0.0.1:1") as client:
+        with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1"):
+            await client.answer(Question(PROMPT), timeout_s=10)
