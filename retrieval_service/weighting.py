@@ -24,7 +24,7 @@ def weigh(similarities: Sequence[float], weighting: Weighting, temperature: floa
 
 def uniform(count: int) -> list[float]:
     """Return 1/k for each of k matches (LoraRetriever, section 3.3)."""
-    return [1.0 / count] * count
+    return [1.0 / count] * count if count else []
 
 
 def softmax(similarities: Sequence[float], temperature: float) -> list[float]:
