@@ -89,6 +89,26 @@ def test_a_row_is_the_same_alone_and_in_any_batch(
             assert_close(world.forward(path, x[n : n + 1], [row])[0], together[n].double(), world.dtype)
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_a_range_used_again_keeps_nothing_of_its_former_owner(data: st.DataObject) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    world = World([trained(4, 8, False, ("q", "down"), generator)], torch.float64, spare=12)
+    for _ in range(data.draw(st.integers(3, 12))):
+        if len(world.ranges) > 1 and (world.bank.largest_free < 8 or data.draw(st.booleans())):
+            place = data.draw(st.integers(1, len(world.ranges) - 1))
+            world.bank.release(world.ranges.pop(place))
+            world.loras.pop(place)
+        else:
+            paths = data.draw(st.sampled_from([("q",), ("down",), ("q", "down")]))
+            world.loras.append(trained(data.draw(st.integers(1, 8)), 8, data.draw(st.booleans()), paths, generator))
+            world.ranges.append(world.hold(world.loras[-1].weights))
+        rows: list[dict[int, float]] = [{number: 0.5} for number in range(len(world.loras))]
+        for path, (inputs, _) in SHAPES.items():
+            x = torch.randn(len(rows), 1, inputs, generator=generator, dtype=torch.float64)
+            assert_close(world.forward(path, x, rows), world.truth(path, x, rows), world.dtype)
+
+
 @pytest.mark.parametrize("weights", [(0.5, 0.3, 0.2), (1.0, 0.0, 0.0), (0.0, 0.4, 0.6), (1.0, 1.0, 1.0)])
 def test_concat_fusion_is_the_mixture(weights: tuple[float, ...]) -> None:
     generator = torch.Generator().manual_seed(3)
