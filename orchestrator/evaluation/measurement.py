@@ -34,9 +34,9 @@ Strategies:
 - **Right step** (`action`): the answer is that one action, with type and argument both right. Texts are compared
   without regard to letter case and blanks, points may be {options.point_tolerance_px:g} pixels apart.
 - **Right episode**: all its steps are right, and there are as many as there should be.
-- **`legacy`**: a step is right when the TF-IDF cosine of answer and truth, fitted on the two alone, is above
-  {options.legacy_threshold:g}. Kept for comparison with published numbers; it accepts much that is wrong, as its
-  floor shows.
+- **`legacy`**: a step is right when the TF-IDF cosine of answer and truth, fitted on the two alone,
+  is above {options.legacy_threshold:g}. Kept for comparison with published numbers; it accepts much that is wrong, as
+  its floor shows.
 - **Floor**: what the best fixed list of actions would score on the same samples, one list a dataset, chosen with the
   truth in hand: it knows dataset and step number, but sees neither query nor screen. A strategy near its floor has
   shown nothing.
