@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -15,28 +17,77 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 OVERALL = ""
 
 
-class SyncHealth(health.HealthServicer):  # type: ignore[misc]
-    """grpcio's servicer, which watches without a thread for each watcher; all watches end at shutdown."""
+class SyncHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Health of a server of threads, none of which a watcher occupies.
+
+    Written out: grpcio's own holds a lock while it sends, which the thread that must confirm the sending may want.
+    """
 
     def __init__(self) -> None:
-        super().__init__(experimental_non_blocking=True)
-        self.set(OVERALL, NOT_SERVING)
+        self._statuses: dict[str, int] = {OVERALL: NOT_SERVING}
+        self._watchers: set[_Watcher] = set()
+        self._lock = threading.Lock()
+        self._shut_down = False
 
-    def Watch(  # noqa: N802
-        self, request: Any, context: Any, send_response_callback: Callable[[Any], None] | None = None
-    ) -> Any:
+    def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Return the status of a service; NOT_FOUND for a service that is not here."""
+        status = self._statuses.get(request.service)
+        if status is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service[:80]!r} here")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    def Watch(self, request: Any, context: Any, send: Callable[[Any], None]) -> None:  # noqa: N802
         """Send the status of a service now and whenever it changes."""
-        if send_response_callback is None:
-            return super().Watch(request, context)
-        return super().Watch(request, context, _once_ended(send_response_callback))
+        watcher = _Watcher(request.service, send)
+        with self._lock:
+            self._watchers.add(watcher)
+        context.add_callback(lambda: self._forget(watcher))
+        self._tell(watcher)
+
+    # grpcio hands a function marked so a callback to send with, and takes the thread back when it returns.
+    Watch.experimental_non_blocking = True  # type: ignore[attr-defined]
+
+    def set(self, service: str, status: int) -> None:
+        """Change the status of a service."""
+        with self._lock:
+            self._statuses[service] = status
+            watchers = list(self._watchers)
+        for watcher in watchers:
+            self._tell(watcher)
 
     def shut_down(self) -> None:
         """Say NOT_SERVING for good, and end every watch."""
-        self.enter_graceful_shutdown()
         with self._lock:
-            watchers = [watcher for watchers in self._send_response_callbacks.values() for watcher in watchers]
+            self._statuses = dict.fromkeys(self._statuses, NOT_SERVING)
+            self._shut_down = True
+            watchers = list(self._watchers)
         for watcher in watchers:
-            watcher(None)
+            self._tell(watcher)
+
+    def _tell(self, watcher: _Watcher) -> None:
+        with watcher.lock:
+            status = self._statuses.get(watcher.service, SERVICE_UNKNOWN)
+            if not watcher.ended and status != watcher.told:
+                watcher.told = status
+                watcher.send(health_pb2.HealthCheckResponse(status=status))
+            if not watcher.ended and self._shut_down:
+                watcher.ended = True
+                watcher.send(None)
+
+    def _forget(self, watcher: _Watcher) -> None:
+        with self._lock:
+            self._watchers.discard(watcher)
+
+
+@dataclass(eq=False)
+class _Watcher:
+    """One who watches a service; `lock` is held while sending, for a call takes one message at a time."""
+
+    service: str
+    send: Callable[[Any], None]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    told: int | None = None
+    ended: bool = False
 
 
 class AioHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
@@ -78,16 +129,3 @@ class AioHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._shut_down = True
         for service in list(self._statuses):
             self.set(service, NOT_SERVING)
-
-
-def _once_ended(send: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Return `send` made deaf after the None that ends its stream: grpcio's servicer sends it again on close."""
-    ended = False
-
-    def send_once(response: Any) -> None:
-        nonlocal ended
-        if not ended:
-            ended = response is None
-            send(response)
-
-    return send_once

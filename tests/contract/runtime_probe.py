@@ -1,0 +1,127 @@
+"""A generation service that does what a test tells it, served over loopback by a sync or an aio server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import grpc
+from loraretriever.v1 import generation_service_pb2 as pb
+from loraretriever.v1 import generation_service_pb2_grpc as stubs
+
+from infra.runtime.channel import ChannelOptions, aio_channel, sync_channel
+from infra.runtime.server import AioGrpcServer, GrpcServer, ServerOptions, aio_server, sync_server
+
+SERVICE = "loraretriever.v1.GenerationService"
+GENERATE = f"/{SERVICE}/Generate"
+PIECES = ("a", "b")
+
+Kind = Literal["sync", "aio"]
+Act = Callable[[Any], None]
+"""What a handler does before it answers, given its context: raise, wait, or note."""
+
+
+class SyncProbe(stubs.GenerationServiceServicer):
+    def __init__(self, act: Act) -> None:
+        self.act = act
+
+    def Generate(self, request: pb.GenerateRequest, context: grpc.ServicerContext) -> pb.GenerateResponse:  # noqa: N802
+        self.act(context)
+        return pb.GenerateResponse(text="".join(PIECES))
+
+    def StreamGenerate(  # noqa: N802
+        self, request: pb.StreamGenerateRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.StreamGenerateResponse]:
+        yield from (pb.StreamGenerateResponse(delta=piece) for piece in PIECES)
+        self.act(context)
+
+
+class AioProbe(stubs.GenerationServiceServicer):
+    def __init__(self, act: Act) -> None:
+        self.act = act
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:  # noqa: N802
+        self.act(context)
+        return pb.GenerateResponse(text="".join(PIECES))
+
+    async def StreamGenerate(  # noqa: N802
+        self, request: pb.StreamGenerateRequest, context: Any
+    ) -> AsyncIterator[pb.StreamGenerateResponse]:
+        for piece in PIECES:
+            yield pb.StreamGenerateResponse(delta=piece)
+        self.act(context)
+
+
+def nothing(_context: Any) -> None:
+    """Just answer."""
+
+
+@contextmanager
+def serving(
+    kind: Kind, act: Act = nothing, options: ServerOptions | None = None, workers: int = 4, servicer: Any = None
+) -> Iterator[GrpcServer | AioGrpcServer]:
+    """Serve a probe, or `servicer`, and yield its server."""
+    options = options or ServerOptions()
+    if kind == "sync":
+        server = sync_server(options, workers)
+        server.add(servicer or SyncProbe(act), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+        with server:
+            yield server
+        return
+    started: Future[AioGrpcServer] = Future()
+
+    async def serve() -> None:
+        try:
+            server = aio_server(options)
+            server.add(servicer or AioProbe(act), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+            await server.serving()
+        except BaseException as error:
+            started.set_exception(error)
+            raise
+        started.set_result(server)
+        await server.serve()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    server_of_loop = started.result(timeout=20)
+    try:
+        yield server_of_loop
+    finally:
+        server_of_loop.request_stop()
+        thread.join()
+
+
+def generate(kind: Kind, options: ChannelOptions, metadata: Any = None, timeout: float | None = None) -> str:
+    """Return the answer of a unary call."""
+    request = pb.GenerateRequest()
+    if kind == "sync":
+        with sync_channel(options) as channel:
+            return str(stubs.GenerationServiceStub(channel).Generate(request, metadata=metadata, timeout=timeout).text)
+
+    async def call() -> str:
+        async with aio_channel(options) as channel:
+            stub = stubs.GenerationServiceStub(channel)
+            return str((await stub.Generate(request, metadata=metadata, timeout=timeout)).text)
+
+    return asyncio.run(call())
+
+
+def stream(kind: Kind, options: ChannelOptions, into: list[str]) -> None:
+    """Put the pieces of a streamed answer into a list as they come."""
+    request = pb.StreamGenerateRequest()
+    if kind == "sync":
+        with sync_channel(options) as channel:
+            for piece in stubs.GenerationServiceStub(channel).StreamGenerate(request):
+                into.append(piece.delta)
+        return
+
+    async def call() -> None:
+        async with aio_channel(options) as channel:
+            async for piece in stubs.GenerationServiceStub(channel).StreamGenerate(request):
+                into.append(piece.delta)
+
+    asyncio.run(call())

@@ -1,0 +1,277 @@
+"""Every exception of the contract travels: class, message, field and metadata, over any server and any client."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from loraretriever.v1 import generation_service_pb2 as pb
+from loraretriever.v1 import generation_service_pb2_grpc as stubs
+
+from infra.contract.errors import (
+    CancelledError,
+    DeadlineError,
+    InternalError,
+    InvalidArgumentError,
+    LoraRetrieverError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+    UnimplementedError,
+)
+from infra.runtime.channel import ChannelOptions, sync_channel
+from infra.runtime.error_table import DETAILS_KEY, STATUS_OF, from_rpc_error, request_id_of, to_status, translated
+from infra.runtime.server import ServerOptions
+from tests.contract.runtime_probe import GENERATE, PIECES, Kind, generate, serving, stream
+
+KINDS: tuple[Kind, ...] = ("sync", "aio")
+
+
+def tree(root: type[LoraRetrieverError]) -> list[type[LoraRetrieverError]]:
+    return [cls for child in root.__subclasses__() for cls in (child, *tree(child))]
+
+
+def contract_errors() -> list[LoraRetrieverError]:
+    classes = [cls for cls in tree(LoraRetrieverError) if cls.__module__ == "infra.contract.errors"]
+    return [
+        InvalidArgumentError("prompt.messages[0].parts[1].image.data", "broken; send a whole file", adapter="adidas")
+        if cls is InvalidArgumentError
+        else cls(f"a message of {cls.__name__} with ünïcode,\nand two lines", adapter="adidas", rank="8")
+        for cls in classes
+    ]
+
+
+class Raise:
+    """Raises the errors of a list one after the other, and the last one from then on."""
+
+    def __init__(self, *errors: BaseException | None) -> None:
+        self.errors = list(errors)
+        self.calls = 0
+
+    def __call__(self, _context: Any) -> None:
+        self.calls += 1
+        error = self.errors.pop(0) if len(self.errors) > 1 else self.errors[0]
+        if error is not None:
+            raise error
+
+
+def test_every_error_of_the_contract_has_a_status() -> None:
+    missing = [error for error in contract_errors() if type(error) not in STATUS_OF]
+    assert not missing
+    assert len({type(error).reason for error in contract_errors()}) == len(contract_errors())
+
+
+@pytest.mark.parametrize("client", KINDS)
+@pytest.mark.parametrize("server", KINDS)
+def test_errors_reach_the_client_as_they_were_raised(server: Kind, client: Kind) -> None:
+    errors = contract_errors()
+    act = Raise(None)
+    with serving(server, act) as running:
+        options = ChannelOptions(running.address, max_attempts=1)
+        for error in errors:
+            act.errors = [error]
+            pieces: list[str] = []
+            for call in (lambda: generate(client, options), lambda: stream(client, options, pieces)):
+                with pytest.raises(type(error)) as caught, translated():
+                    call()
+                assert type(caught.value) is type(error)
+                assert caught.value.message == error.message
+                assert caught.value.metadata == error.metadata
+                assert caught.value.reason == error.reason
+                assert getattr(caught.value, "field", None) == getattr(error, "field", None)
+            assert tuple(pieces) == PIECES, "what was streamed before the error has arrived"
+
+
+@pytest.mark.parametrize("client", KINDS)
+@pytest.mark.parametrize("server", KINDS)
+def test_unforeseen_errors_say_the_request_id_and_nothing_else(
+    server: Kind, client: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        serving(server, Raise(RuntimeError("the password is hunter2"))) as running,
+        caplog.at_level(logging.ERROR),
+    ):
+        options = ChannelOptions(running.address)
+        with pytest.raises(grpc.RpcError) as caught:
+            generate(client, options, metadata=(("x-request-id", "ticket-42"),))
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert request_id_of(caught.value) == "ticket-42"
+    made = from_rpc_error(caught.value)
+    assert type(made) is InternalError
+    assert "ticket-42" in made.message
+    assert "hunter2" not in str(caught.value)
+    assert "hunter2" in caplog.text, "the server's log has the reason"
+
+
+@pytest.mark.parametrize("server", KINDS)
+def test_a_status_carries_error_info_request_info_and_field_violations(server: Kind) -> None:
+    error = InvalidArgumentError("prompt", "is empty", limit="1")
+    with serving(server, Raise(error)) as running, pytest.raises(grpc.RpcError) as caught:
+        generate("sync", ChannelOptions(running.address), metadata=(("x-request-id", "r1"),))
+    trailers = dict(caught.value.trailing_metadata())
+    assert trailers["x-request-id"] == "r1"
+    status = status_pb2.Status.FromString(trailers[DETAILS_KEY])
+    info, request, bad = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo(), error_details_pb2.BadRequest()
+    assert [detail.Unpack(into) for detail, into in zip(status.details, (info, request, bad), strict=True)]
+    assert (info.reason, info.domain, dict(info.metadata)) == ("INVALID_ARGUMENT", "loraretriever", {"limit": "1"})
+    assert request.request_id == "r1"
+    assert [(v.field, v.description) for v in bad.field_violations] == [("prompt", "is empty")]
+
+
+@pytest.mark.parametrize("server", KINDS)
+def test_a_call_is_retried_until_the_server_is_available(server: Kind) -> None:
+    act = Raise(UnavailableError("not yet"), UnavailableError("not yet"), None)
+    with serving(server, act) as running:
+        assert generate("sync", ChannelOptions(running.address)) == "ab"
+        assert act.calls == 3
+        act.errors, act.calls = [UnavailableError("not yet"), None], 0
+        assert generate("aio", ChannelOptions(running.address)) == "ab"
+        assert act.calls == 2
+
+
+@pytest.mark.parametrize("server", KINDS)
+def test_errors_of_another_kind_are_not_retried(server: Kind) -> None:
+    act = Raise(OverloadedError("the queue is full"))
+    with serving(server, act) as running, pytest.raises(OverloadedError), translated():
+        generate("sync", ChannelOptions(running.address))
+    assert act.calls == 1
+
+
+@pytest.mark.parametrize("server", KINDS)
+def test_a_method_that_nobody_wrote_says_so(server: Kind) -> None:
+    with serving(server) as running, sync_channel(ChannelOptions(running.address)) as channel:
+        with pytest.raises(UnimplementedError, match="does not offer it"), translated():
+            stubs.GenerationServiceStub(channel).GetModel(pb.GetModelRequest())
+        with pytest.raises(UnimplementedError, match="is it the right service"), translated(running.address):
+            channel.unary_unary("/no.Such/Method")(b"")
+
+
+@pytest.mark.parametrize("server", KINDS)
+def test_bytes_that_are_no_message_are_an_invalid_argument(server: Kind) -> None:
+    with serving(server) as running, sync_channel(ChannelOptions(running.address)) as channel:
+        with pytest.raises(InvalidArgumentError, match="no message of this method"), translated():
+            channel.unary_unary(GENERATE)(b"\xff\xff\xff")
+        assert generate("sync", ChannelOptions(running.address)) == "ab", "the next request works"
+
+
+@pytest.mark.parametrize("server", KINDS)
+def test_work_that_was_cancelled_on_the_server_is_told_as_cancelled(server: Kind) -> None:
+    cancelled = concurrent.futures.CancelledError() if server == "sync" else asyncio.CancelledError()
+    with serving(server, Raise(cancelled)) as running, pytest.raises(CancelledError, match="send it again"):
+        with translated():
+            generate("sync", ChannelOptions(running.address))
+
+
+def test_an_error_of_a_service_behind_keeps_its_class() -> None:
+    with serving("sync", Raise(NotFoundError("no adapter 'x'"))) as behind:
+
+        def call_behind(_context: Any) -> None:
+            generate("sync", ChannelOptions(behind.address))
+
+        with serving("sync", call_behind) as running, pytest.raises(NotFoundError, match="no adapter 'x'"):
+            with translated():
+                generate("sync", ChannelOptions(running.address))
+
+
+@pytest.mark.parametrize("client", KINDS)
+def test_an_unreachable_server_is_named_with_the_remedy(client: Kind) -> None:
+    options = ChannelOptions("127.0.0.1:1", max_attempts=1)
+    with pytest.raises(UnavailableError, match=r"retrieval at 127\.0\.0\.1:1 cannot be reached; see that it runs"):
+        with translated("retrieval at 127.0.0.1:1"):
+            generate(client, options)
+
+
+@pytest.mark.parametrize("client", KINDS)
+@pytest.mark.parametrize("server", KINDS)
+def test_a_missed_deadline_is_named_with_the_remedy(server: Kind, client: Kind) -> None:
+    import threading
+
+    release = threading.Event()
+
+    def wait(_context: Any) -> None:
+        release.wait(10)
+
+    with serving(server, wait) as running:
+        try:
+            with pytest.raises(DeadlineError, match="the model did not answer before the deadline; allow more time"):
+                with translated("the model"):
+                    generate(client, ChannelOptions(running.address), timeout=0.3)
+        finally:
+            release.set()
+
+
+@pytest.mark.parametrize("client", KINDS)
+@pytest.mark.parametrize("server", KINDS)
+def test_an_oversized_message_names_the_limit_on_either_side(server: Kind, client: Kind) -> None:
+    with serving(server, options=ServerOptions(max_message_bytes=8192)) as running:
+        for client_limit in (64 * 2**20, 8192):
+            options = ChannelOptions(running.address, max_message_bytes=client_limit)
+            with pytest.raises(InvalidArgumentError, match=r"over the size limit.*max_message_bytes on both sides"):
+                with translated(running.address):
+                    _generate_large(client, options, size=20_000)
+        assert generate(client, ChannelOptions(running.address)) == "ab", "the next request works"
+
+
+def _generate_large(client: Kind, options: ChannelOptions, size: int) -> None:
+    from infra.runtime.channel import aio_channel
+
+    request = pb.GenerateRequest(decoding=pb.Decoding(stop=["x" * size]))
+    if client == "sync":
+        with sync_channel(options) as channel:
+            stubs.GenerationServiceStub(channel).Generate(request)
+        return
+
+    async def call() -> None:
+        async with aio_channel(options) as channel:
+            await stubs.GenerationServiceStub(channel).Generate(request)
+
+    asyncio.run(call())
+
+
+def test_a_large_request_is_retried_like_a_small_one() -> None:
+    act = Raise(UnavailableError("not yet"), None)
+    with serving("sync", act) as running:
+        _generate_large("sync", ChannelOptions(running.address), size=3_000_000)
+    assert act.calls == 2
+
+
+@pytest.mark.parametrize("server", KINDS)
+def test_a_very_long_message_is_cut_and_still_arrives(server: Kind) -> None:
+    names = ", ".join(f"layers.{index}.attention.wqkv.lora_A" for index in range(5000))
+    with (
+        serving(
+            server, Raise(NotFoundError(f"ünbound: {names}", **{f"k{i}": "v" * 999 for i in range(50)}))
+        ) as running,
+        pytest.raises(NotFoundError, match=r"ünbound: layers\.0") as caught,
+        translated(),
+    ):
+        generate("sync", ChannelOptions(running.address))
+    assert caught.value.message.endswith(" ...")
+    status = to_status(caught.value, "r")
+    assert status.ByteSize() < 6000
+
+
+def test_calls_over_the_limit_are_refused_as_overload() -> None:
+    import threading
+
+    entered, release = threading.Event(), threading.Event()
+
+    def wait(_context: Any) -> None:
+        entered.set()
+        release.wait(10)
+
+    options = ServerOptions(max_concurrent_calls=1)
+    with serving("sync", wait, options) as running:
+        channel_options = ChannelOptions(running.address, health_check=False)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            first = pool.submit(generate, "sync", channel_options)
+            assert entered.wait(10)
+            with pytest.raises(OverloadedError), translated():
+                generate("sync", channel_options)
+            release.set()
+            assert first.result(10) == "ab"
