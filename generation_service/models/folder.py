@@ -41,9 +41,17 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def default_model_name(folder: Path) -> str:
-    """Return the name of the model: the last component of the config's _name_or_path, else the folder's name."""
+    """Return the name of the model: the last component of the config's _name_or_path, else the folder's name.
+
+    In the hub's cache, `models--OWNER--NAME/snapshots/COMMIT`, it is NAME.
+    """
     given = str(read_config(folder).get("_name_or_path") or "").rstrip("/")
-    return given.rsplit("/", 1)[-1] or folder.resolve().name
+    if given:
+        return given.rsplit("/", 1)[-1]
+    for part in folder.resolve().parts:
+        if part.startswith("models--"):
+            return part.rsplit("--", 1)[-1]
+    return folder.resolve().name
 
 
 def tensor_names(folder: Path) -> dict[str, Path]:
