@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from infra.contract.errors import LoraRetrieverError
-from orchestrator.commands import adapters, ask, console, evaluate, serve, up
+from orchestrator.commands import adapters, ask, console, demo, evaluate, serve, up
 
 PASSES_THROUGH = ("serve", "worker")
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo")(demo.demo)
 app.command("up")(up.up)
 app.command("ask")(ask.ask)
 app.add_typer(adapters.app, name="adapters")

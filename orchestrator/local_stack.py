@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,12 +15,14 @@ from types import TracebackType
 from typing import Literal
 
 from infra.contract.errors import ConfigurationError
+from infra.runtime.embedded_redis import embedded_redis
 from infra.runtime.settings import as_arguments
 from orchestrator.processes import POLL_S, Child, Program, Ready, hurried_by_signals
 
 STATE_FILE = "stack.json"
+FREE = "127.0.0.1:0"
 REDIS, RETRIEVAL, GENERATION, ORCHESTRATOR, WORKER = "redis", "retrieval", "generation", "orchestrator", "worker"
-TIERS = (REDIS, RETRIEVAL, GENERATION, ORCHESTRATOR, WORKER)
+KEPT = ("qdrant", "redis")
 
 TierState = Literal["starting", "ready", "stopping", "stopped"]
 OnTier = Callable[[str, TierState], None]
@@ -28,7 +31,8 @@ OnTier = Callable[[str, TierState], None]
 @dataclass(frozen=True)
 class StackPlan:
     """What to start. `retrieval`, `generation` and `orchestrator` hold settings of those tiers by name, addresses
-    included (default: free ports); what connects the tiers is filled in. Data, logs and ready files go to `work_dir`.
+    included (default: free ports); what connects the tiers is filled in. Data, logs and ready files go to `work_dir`;
+    `fresh` starts with an empty catalogue and Redis instead of those that are there.
     """
 
     work_dir: Path
@@ -36,6 +40,7 @@ class StackPlan:
     retrieval: Mapping[str, object] = field(default_factory=dict)
     generation: Mapping[str, object] = field(default_factory=dict)
     orchestrator: Mapping[str, object] = field(default_factory=dict)
+    fresh: bool = False
     start_timeout_s: float = 600.0
     grace_s: float = 10.0
 
@@ -63,6 +68,7 @@ class LocalStack:
         self._on_tier = on_tier
         self._children: list[Child] = []
         self._lock = contextlib.ExitStack()
+        self._redis = contextlib.ExitStack()
         self._addresses: Addresses | None = None
 
     @property
@@ -80,6 +86,9 @@ class LocalStack:
     def __enter__(self) -> LocalStack:
         try:
             self._lock.enter_context(_locked(self._plan.work_dir))
+            if self._plan.fresh:
+                for name in (*KEPT, "logs"):
+                    shutil.rmtree(self._plan.work_dir / name, ignore_errors=True)
             self._addresses = self._start_all()
             _write_state(self._plan.work_dir / STATE_FILE, self._addresses)
         except BaseException:
@@ -113,6 +122,7 @@ class LocalStack:
                 child.stop(self._plan.grace_s, hurry)
                 self._children.pop()
                 self._on_tier(child.name, "stopped")
+            self._redis.close()
             if self._addresses is not None:
                 (self._plan.work_dir / STATE_FILE).unlink(missing_ok=True)
                 self._addresses = None
@@ -120,14 +130,22 @@ class LocalStack:
 
     def _start_all(self) -> Addresses:
         plan = self._plan
-        redis = self._start(Program(REDIS, "orchestrator.local_redis", ("--directory", str(plan.work_dir / "redis"))))
-        retrieval = self._start(_tier(RETRIEVAL, "retrieval_service", plan.retrieval))
+        redis_url = self._start_redis()
+        retrieval_settings = {"qdrant_path": plan.work_dir / "qdrant", **plan.retrieval}
+        retrieval = self._start(_tier(RETRIEVAL, "retrieval_service", retrieval_settings))
         connected = {"retrieval_target": retrieval.address}
         generation = self._start(_tier(GENERATION, "generation_service", {**plan.generation, **connected}))
-        connected |= {"generation_target": generation.address, "redis_url": redis.address}
-        orchestrator = self._start(_tier(ORCHESTRATOR, "orchestrator", {**plan.orchestrator, **connected}))
-        self._start(_tier(WORKER, "orchestrator.worker", {**plan.orchestrator, **connected}))
-        return Addresses(retrieval.address, generation.address, orchestrator.address, redis.address, os.getpid())
+        connected |= {"generation_target": generation.address, "redis_url": redis_url}
+        settings = {"output_dir": plan.work_dir / "evaluations", **plan.orchestrator, **connected}
+        orchestrator = self._start(_tier(ORCHESTRATOR, "orchestrator", settings))
+        self._start(_tier(WORKER, "orchestrator.worker", {**settings, "address": FREE}))
+        return Addresses(retrieval.address, generation.address, orchestrator.address, redis_url, os.getpid())
+
+    def _start_redis(self) -> str:
+        self._on_tier(REDIS, "starting")
+        url = self._redis.enter_context(embedded_redis(self._plan.work_dir / "redis"))
+        self._on_tier(REDIS, "ready")
+        return url
 
     def _start(self, program: Program) -> Ready:
         self._on_tier(program.name, "starting")
@@ -151,7 +169,7 @@ def read_state(work_dir: Path) -> Addresses | None:
 
 
 def _tier(name: str, module: str, settings: Mapping[str, object]) -> Program:
-    return Program(name, module, tuple(as_arguments({"address": "127.0.0.1:0", **settings})))
+    return Program(name, module, tuple(as_arguments({"address": FREE, **settings})))
 
 
 def _write_state(file: Path, addresses: Addresses) -> None:

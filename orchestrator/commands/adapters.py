@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from infra.contract.adapter import Adapter
-from infra.contract.errors import CheckpointError, InvalidArgumentError, NotFoundError
+from infra.contract.errors import InvalidArgumentError, NotFoundError
+from orchestrator.adapter_folder import adapter_of
 from orchestrator.clients import RetrievalClient
 from orchestrator.commands import console
-from orchestrator.commands.examples import example_prompts, vectors_of
 from orchestrator.commands.reach import reach
 from orchestrator.commands.targets import AsJson, RetrievalTarget, target
 from orchestrator.evaluation.spec import Protocol
+from orchestrator.training_examples import example_prompts, vectors_of
 
 app = typer.Typer(no_args_is_help=True, help="Register, list, show and remove adapters.")
 
@@ -47,7 +47,15 @@ def add(
     """Register an adapter by training examples: the next request can retrieve it, with no restart."""
     if (examples is None) == (vectors is None):
         raise InvalidArgumentError("", "give either --examples train.jsonl or --vectors embeddings.npy")
-    adapter = adapter_of(name, checkpoint, base_model, kind, tuple(tag or ()), display_name, description)
+    adapter = adapter_of(
+        name,
+        checkpoint,
+        base_model=base_model,
+        kind=kind,
+        tags=tuple(tag or ()),
+        display_name=display_name,
+        description=description,
+    )
     prompts = example_prompts(examples, count=count, seed=seed, protocol=protocol) if examples else []
     given = vectors_of(vectors) if vectors else []
 
@@ -146,47 +154,3 @@ def remove(
         console.print_json({"removed": names})
     else:
         console.results().print(f"removed {', '.join(names)}")
-
-
-def adapter_of(
-    name: str,
-    checkpoint: Path,
-    base_model: str = "",
-    kind: str = "",
-    tags: tuple[str, ...] = (),
-    display_name: str = "",
-    description: str = "",
-) -> Adapter:
-    """Return the adapter in a PEFT folder, base model and rank read from its adapter_config.json.
-
-    A folder that is not on this machine is named as given, and needs `base_model`. Raises CheckpointError for a folder
-    without a readable adapter_config.json.
-    """
-    local = checkpoint.is_dir()
-    config = _config(checkpoint) if local else {}
-    if not local and not base_model:
-        raise CheckpointError(f"--checkpoint {checkpoint} is no folder here; give the PEFT folder, or add --base-model")
-    named = str(config.get("base_model_name_or_path") or "").rstrip("/")
-    if not base_model and not named:
-        raise CheckpointError(f"{checkpoint}/adapter_config.json names no base model; give --base-model")
-    return Adapter(
-        adapter_id=name,
-        base_model=base_model or Path(named).name,
-        checkpoint_uri=str(checkpoint.resolve()) if local else str(checkpoint),
-        kind=kind,
-        display_name=display_name,
-        description=description,
-        tags=tags,
-        rank=max([int(config.get("r") or 0), *map(int, (config.get("rank_pattern") or {}).values())]),
-    )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "adapter_config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); give a PEFT adapter folder") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} is no JSON object; give a PEFT adapter folder")
-    return config

@@ -19,11 +19,11 @@ from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection, Weighting
 from orchestrator.clients import AnswerClient
 from orchestrator.commands import console
-from orchestrator.commands.examples import image_of
 from orchestrator.commands.reach import reach
 from orchestrator.commands.targets import AsJson, OrchestratorTarget, target
 from orchestrator.evaluation.spec import AnswerStrategy
 from orchestrator.pipeline import Answer, Question
+from orchestrator.training_examples import image_of
 
 ALL_KINDS = "all"
 

@@ -13,7 +13,7 @@ from infra.contract.errors import ConfigurationError
 from orchestrator.commands import console
 from orchestrator.commands.settings import child_environment, told_by_environment
 from orchestrator.commands.targets import DEFAULTS, UP_DIR, AsJson
-from orchestrator.commands.world import find_world
+from orchestrator.demo_world import find_world
 from orchestrator.local_stack import Addresses, LocalStack, OnTier, StackPlan, TierState
 from orchestrator.processes import Terminated, terminated_like_interrupted
 
@@ -53,7 +53,6 @@ def up(
     orchestrator: dict[str, object] = {
         "address": free if free_ports else orchestrator_address,
         "dataset_roots": [str(root.resolve()) for root in dataset_roots or [Path()]],
-        "output_dir": work_dir / "evaluations",
     }
     plan = StackPlan(
         work_dir=work_dir,
@@ -61,7 +60,6 @@ def up(
         retrieval={
             "address": free if free_ports else retrieval_address,
             "device": device,
-            "qdrant_path": work_dir / "qdrant",
             **models.retrieval,
             **_settings(retrieval_setting, "retrieval"),
         },

@@ -21,9 +21,12 @@ def example_prompts(file: Path, *, count: int, seed: int, protocol: Protocol = P
     """
     if count < 1:
         raise InvalidArgumentError("count", f"must be at least 1, got {count}")
-    return [
-        prompt_of(sample) for sample in sorted(_samples(file, protocol), key=lambda each: _rank(each, seed))[:count]
-    ]
+    return [prompt_of(sample) for sample in ranked_samples(file, seed=seed, protocol=protocol)[:count]]
+
+
+def ranked_samples(file: Path, *, seed: int, protocol: Protocol = Protocol.STEP) -> list[Sample]:
+    """Return every sample of a JSONL dataset in the order of their SHA-256 with the seed."""
+    return sorted(_samples(file, protocol), key=lambda sample: _rank(sample, seed))
 
 
 def prompt_of(sample: Sample) -> Prompt:
