@@ -194,6 +194,8 @@ def _text(fields: dict[str, Any], name: str) -> str:
         raise _RowError(f"{name} must be a string, this is {_kind(value)}")
     if not value.strip():
         raise _RowError(f"{name} is empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise _RowError(f"{name} holds half a surrogate pair, which is no text")
     return value
 
 

@@ -231,4 +231,6 @@ def test_the_share_at_three_is_unscored_when_fewer_were_asked_for() -> None:
     score = score_retrieval([RankedAdapters("e", "a", ("a", "b"))], top_k=2)
     assert score.at_3 == UNSCORED
     assert score.at_1.value == 1
+    assert score_retrieval([RankedAdapters("e", "a", ("a", "b"))], top_k=None).at_3 == UNSCORED
+    assert score_retrieval([RankedAdapters("e", "a", ("c", "b", "a"))], top_k=None).at_3.value == 1
     assert score_retrieval([], top_k=None).at_1 == UNSCORED

@@ -46,7 +46,7 @@ SPEC = EvaluationSpec(
 
 def steps(strategy: EvaluatedStrategy, dataset: str, episode: str, answers: list[str | None]) -> list[Record]:
     """Return the records of an episode OPEN, DONE; an answer of None failed."""
-    retrieved = ["calendar", dataset] if strategy.strategy.retrieves else None
+    retrieved = ["calendar", dataset, "gmail"] if strategy.strategy.retrieves else None
     records = []
     for step, (truth, answer) in enumerate(zip([OPEN, DONE], answers, strict=True)):
         kind = "app" if dataset == "clock" else "category"

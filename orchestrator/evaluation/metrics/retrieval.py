@@ -37,15 +37,16 @@ RETRIEVAL_UNSCORED = RetrievalScore(UNSCORED, UNSCORED, UNSCORED)
 def score_retrieval(samples: Sequence[RankedAdapters], top_k: int | None) -> RetrievalScore:
     """Score retrieval, with standard errors clustered by episode.
 
-    `top_k` is how many adapters were asked for (None: the server's default, three or more). With fewer than three the
-    share at three is not measured. The reciprocal rank is cut at top_k: an adapter beyond counts as absent.
+    `top_k` is how many adapters were asked for; None: as many as the longest answer holds, at least. With fewer than
+    three the share at three is not measured. The reciprocal rank is cut at top_k: an adapter beyond counts as absent.
     """
+    depth = max((len(sample.adapters) for sample in samples), default=0) if top_k is None else top_k
     ranks = [sample.rank for sample in samples]
     clusters = [sample.cluster for sample in samples]
     return RetrievalScore(
         at_1=clustered_mean([float(rank == 1) for rank in ranks], clusters),
         at_3=UNSCORED
-        if top_k is not None and top_k < 3
+        if depth < 3
         else clustered_mean([float(rank is not None and rank <= 3) for rank in ranks], clusters),
         mean_reciprocal_rank=clustered_mean([1 / rank if rank else 0.0 for rank in ranks], clusters),
     )
