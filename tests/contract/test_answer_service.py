@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -30,6 +31,7 @@ from orchestrator.server import ANSWER_SERVICE, AnswerServicer
 from tests.fakes.tiers import FakeTiers, fake_tiers
 
 PROMPT = Prompt.of("open the gmail inbox")
+STUB: Any = pb_grpc.AnswerServiceStub
 
 
 class Served:
@@ -67,7 +69,7 @@ async def test_strategy_that_is_not_said_is_mixture(served: Served) -> None:
     async with grpc.aio.insecure_channel(served.client.target) as channel:
         request = pb.AnswerRequest()
         request.prompt.messages.add().parts.add().text = "open gmail"
-        response = await pb_grpc.AnswerServiceStub(channel).Answer(request, timeout=20)
+        response = await STUB(channel).Answer(request, timeout=20)
     assert response.answer.text.startswith("mixture(gmail*0.33+")
 
 
@@ -121,7 +123,7 @@ async def test_stream_is_selection_then_deltas_then_the_whole_answer(served: Ser
 
 async def test_empty_prompt_is_refused_by_name_and_the_next_call_works(served: Served) -> None:
     async with grpc.aio.insecure_channel(served.client.target) as channel:
-        stub = pb_grpc.AnswerServiceStub(channel)
+        stub = STUB(channel)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await stub.Answer(pb.AnswerRequest(), timeout=20)
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -141,7 +143,7 @@ async def test_bad_option_is_named_by_its_path(served: Served) -> None:
         request.prompt.messages.add().parts.add().text = "open gmail"
         request.decoding.top_p = 2.0
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await pb_grpc.AnswerServiceStub(channel).Answer(request, timeout=20)
+            await STUB(channel).Answer(request, timeout=20)
     assert (raised.value.details() or "").startswith("decoding.top_p")
 
 

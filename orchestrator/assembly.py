@@ -1,0 +1,54 @@
+"""The orchestrator's parts, put together from its settings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+from infra.runtime.server import AioGrpcServer, ServerOptions, aio_server
+from orchestrator.celery_app import QUEUE, CeleryDispatcher, make_celery
+from orchestrator.clients import GenerationClient, RetrievalClient
+from orchestrator.evaluation.jobs import Evaluations, JobOptions
+from orchestrator.evaluation.ledger import Ledger
+from orchestrator.evaluation.ledger_store import RedisStore
+from orchestrator.evaluation.reconciler import reconcile_forever
+from orchestrator.evaluation.storage import absolute_uri
+from orchestrator.pipeline import Pipeline
+from orchestrator.server import add_services
+from orchestrator.settings import OrchestratorSettings
+
+BASE_MODEL_TIMEOUT_S = 5.0
+
+
+@asynccontextmanager
+async def orchestrator(settings: OrchestratorSettings, redis_url: str) -> AsyncIterator[AioGrpcServer]:
+    """Yield a bound server of both services that does not serve yet, its reconciler running."""
+    server = aio_server(ServerOptions.from_settings(settings))
+    dispatcher = CeleryDispatcher(make_celery(redis_url, settings.visibility_timeout_s))
+    async with AsyncExitStack() as stack:
+        retrieval = await stack.enter_async_context(RetrievalClient(settings.channel(settings.retrieval_target)))
+        generation = await stack.enter_async_context(GenerationClient(settings.channel(settings.generation_target)))
+        ledger = Ledger(await stack.enter_async_context(RedisStore(redis_url)), settings.ledger_limits)
+        evaluations = Evaluations(
+            ledger,
+            dispatcher,
+            JobOptions(settings.dataset_roots, absolute_uri(settings.output_dir), settings.shard_size),
+            base_model=lambda: generation.base_model(BASE_MODEL_TIMEOUT_S),
+        )
+        add_services(server, Pipeline(retrieval, generation), evaluations, settings.answer_timeout_s)
+        reconciling = reconcile_forever(ledger, dispatcher, QUEUE, settings.reconcile_interval_s)
+        await stack.enter_async_context(_in_background(reconciling))
+        yield server
+
+
+@asynccontextmanager
+async def _in_background(coroutine: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(coroutine)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

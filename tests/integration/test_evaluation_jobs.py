@@ -1,0 +1,206 @@
+"""Evaluation jobs on a real Redis with real Celery workers that are really killed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.contract.errors import InvalidArgumentError, OverloadedError
+from infra.contract.prompt import Prompt
+from infra.runtime.embedded_redis import embedded_redis
+from orchestrator.evaluation.job import EvaluationState
+from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
+from tests.fakes.jobs import Cluster, Process, cluster, records_of, until, write_dataset
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    with embedded_redis(tmp_path / "redis") as url:
+        yield url
+
+
+@pytest.fixture
+async def running(tmp_path: Path, redis_url: str) -> AsyncIterator[Cluster]:
+    async with cluster(tmp_path, redis_url) as made:
+        yield made
+
+
+def spec_of(*files: Path, strategies: tuple[AnswerStrategy, ...], shard_size: int = 4) -> EvaluationSpec:
+    return EvaluationSpec(
+        datasets=tuple(DatasetSpec(file.stem, str(file), adapter_id=file.stem) for file in files),
+        strategies=tuple(EvaluatedStrategy(strategy) for strategy in strategies),
+        shard_size=shard_size,
+    )
+
+
+def assert_every_sample_once(output_uri: str, expected: int) -> None:
+    keys = [record.sample.key for record in records_of(output_uri)]
+    assert len(keys) == expected
+    assert len(set(keys)) == expected
+
+
+async def test_job_runs_end_to_end_and_writes_records_and_report(running: Cluster) -> None:
+    gmail = write_dataset(running.data, "gmail", episodes=3, bad_rows=1)
+    ebay = write_dataset(running.data, "ebay", episodes=2)
+    await running.start_worker()
+    spec = spec_of(gmail, ebay, strategies=tuple(AnswerStrategy))
+    created = await running.client.create(spec)
+    job = await running.ended(created.evaluation_id)
+    assert job.state is EvaluationState.SUCCEEDED
+    assert (job.total_samples, job.done_samples, job.failed_samples, job.bad_rows) == (50, 50, 0, 1)
+    assert_every_sample_once(job.output_uri, 50)
+    report = await running.client.report(created.evaluation_id)
+    assert report.output_uri == job.output_uri
+    assert "mixture" in report.summary_markdown
+    assert json.loads(report.summary_json) == json.loads((Path(job.output_uri) / "summary.json").read_text())
+    oracle = [record for record in records_of(job.output_uri) if record.sample.strategy.label == "oracle"]
+    assert {record.applied[0].adapter_id for record in oracle} == {"gmail", "ebay"}
+
+
+class Gate:
+    """Holds every answer of the fake model after the first few, until it is opened."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self.held: set[str] = set()
+        self._open = asyncio.Event()
+
+    async def __call__(self, _prompt: Prompt, peer: str) -> None:
+        if self.free > 0:
+            self.free -= 1
+            return
+        self.held.add(peer)
+        await self._open.wait()
+
+    def open(self) -> None:
+        self._open.set()
+
+
+async def test_shard_of_a_killed_worker_is_finished_by_another_within_seconds(running: Cluster) -> None:
+    dataset = write_dataset(running.data, "gmail", episodes=16)
+    gate = running.tiers.generation.before = Gate(free=6)
+    doomed, other = await asyncio.gather(running.start_worker(), running.start_worker())
+    created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.MIXTURE,), shard_size=8))
+    await until(lambda: len(gate.held) == 2)
+    doomed.kill()
+    killed = time.monotonic()
+    gate.open()
+    job = await running.ended(created.evaluation_id)
+    assert time.monotonic() - killed < 15
+    assert job.state is EvaluationState.SUCCEEDED
+    assert (job.done_samples, job.failed_samples) == (32, 0)
+    assert_every_sample_once(job.output_uri, 32)
+    assert other.exit_status is None
+
+
+async def test_job_survives_the_death_of_all_workers_and_answers_nothing_twice_that_was_recorded(
+    running: Cluster,
+) -> None:
+    dataset = write_dataset(running.data, "gmail", episodes=10)
+    gate = running.tiers.generation.before = Gate(free=9)
+    worker = await running.start_worker(concurrency=2)
+    created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.BASE,), shard_size=10))
+    await until(lambda: gate.held)
+    async for job in running.client.watch(created.evaluation_id):
+        if job.done_samples == 9:
+            break
+    worker.kill()
+    gate.open()
+    calls = running.tiers.generation.calls
+    await running.start_worker()
+    job = await running.ended(created.evaluation_id)
+    assert job.state is EvaluationState.SUCCEEDED
+    assert_every_sample_once(job.output_uri, 20)
+    assert running.tiers.generation.calls - calls == 11
+
+
+async def test_sample_that_kills_its_worker_ends_as_one_failed_sample(running: Cluster) -> None:
+    dataset = write_dataset(running.data, "gmail", episodes=6, steps=1)
+    victims: list[Process] = []
+
+    async def poison(prompt: Prompt, _peer: str) -> None:
+        if "errand 3" in prompt.user_text:
+            victims[-1].kill()
+
+    running.tiers.generation.before = poison
+    victims.append(await running.start_worker(sample_attempts=2))
+    created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.BASE,), shard_size=6))
+    for _ in range(2):
+        await until(lambda: victims[-1].exit_status is not None)
+        victims.append(await running.start_worker(sample_attempts=2))
+    job = await running.ended(created.evaluation_id)
+    assert job.state is EvaluationState.SUCCEEDED
+    assert (job.done_samples, job.failed_samples) == (6, 1)
+    assert_every_sample_once(job.output_uri, 6)
+    (failed,) = [record for record in records_of(job.output_uri) if record.error is not None]
+    assert failed.sample.episode_id == "000003"
+    assert failed.error is not None
+    assert "worker ended 2 times" in failed.error.message
+
+
+async def test_sample_that_always_fails_is_a_record_with_its_error_and_no_more(running: Cluster) -> None:
+    dataset = write_dataset(running.data, "gmail", episodes=6, steps=1)
+    running.tiers.generation.failures["errand 3"] = InvalidArgumentError("prompt", "too long by 12 tokens")
+    await running.start_worker()
+    created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.MIXTURE,)))
+    job = await running.ended(created.evaluation_id)
+    assert job.state is EvaluationState.SUCCEEDED
+    assert (job.done_samples, job.failed_samples) == (6, 1)
+    (failed,) = [record for record in records_of(job.output_uri) if record.error is not None]
+    assert failed.error is not None
+    assert (failed.error.reason, failed.sample.episode_id) == ("INVALID_ARGUMENT", "000003")
+
+
+async def test_full_generation_service_delays_samples_and_fails_none(running: Cluster) -> None:
+    dataset = write_dataset(running.data, "gmail", episodes=8, steps=1)
+    refused = 0
+
+    async def full_at_first(_prompt: Prompt, _peer: str) -> None:
+        nonlocal refused
+        if refused < 12:
+            refused += 1
+            raise OverloadedError("the queue is full")
+
+    running.tiers.generation.before = full_at_first
+    await running.start_worker()
+    created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.BASE,)))
+    job = await running.ended(created.evaluation_id)
+    assert (job.done_samples, job.failed_samples) == (8, 0)
+
+
+async def test_cancelled_job_begins_no_further_sample_and_reports_what_was_done(running: Cluster) -> None:
+    dataset = write_dataset(running.data, "gmail", episodes=40, steps=1)
+    gate = running.tiers.generation.before = Gate(free=5)
+    await running.start_worker(concurrency=2)
+    created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.BASE,), shard_size=10))
+    await until(lambda: gate.held)
+    await running.client.cancel(created.evaluation_id)
+    gate.open()
+    job = await running.ended(created.evaluation_id)
+    assert job.state is EvaluationState.CANCELLED
+    assert 5 <= job.done_samples <= 7
+    assert running.tiers.generation.calls == job.done_samples
+    assert_every_sample_once(job.output_uri, job.done_samples)
+    assert (await running.client.report(created.evaluation_id)).summary_markdown
+
+
+async def test_stopped_worker_finishes_its_samples_and_hands_its_shard_on(running: Cluster) -> None:
+    dataset = write_dataset(running.data, "gmail", episodes=20, steps=1)
+    gate = running.tiers.generation.before = Gate(free=5)
+    worker = await running.start_worker(concurrency=2)
+    created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.BASE,), shard_size=20))
+    await until(lambda: gate.held)
+    stopping = asyncio.create_task(worker.stop())
+    await until(lambda: "Warm" in worker.log.read_text() or "stopping" in worker.log.read_text())
+    gate.open()
+    assert await stopping == 0
+    calls = running.tiers.generation.calls
+    assert calls < 20
+    await running.start_worker()
+    job = await running.ended(created.evaluation_id)
+    assert_every_sample_once(job.output_uri, 20)
+    assert running.tiers.generation.calls == 20
