@@ -1,4 +1,4 @@
-"""Pocket phone: a synthetic phone with 14 apps, small enough that a whole LoRA retrieval system trains and runs on two CPU cores.
+"""Pocket phone: a synthetic phone with 14 apps, so small that a LoRA retrieval system trains and runs on two CPU cores.
 
 `apps` holds every convention as data, `screens` and `glyphs` draw, `episodes` plays a task on a screen after another,
 `dataset` writes it all to disk, and `recipe` trains the checkpoints that stand in `checkpoints/`.

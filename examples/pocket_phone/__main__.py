@@ -19,8 +19,8 @@ def _parser() -> argparse.ArgumentParser:
     make = commands.add_parser(
         "generate",
         help="write the 19 datasets (seconds)",
-        description="Write DIR/world.json and, for each of the 19 datasets, DIR/<adapter_id>/{train,test}.jsonl and images/. "
-        "The same arguments write the same bytes.",
+        description="Write DIR/world.json and, for each of the 19 datasets, DIR/<adapter_id>/{train,test}.jsonl and "
+        "images/. The same arguments write the same bytes.",
     )
     make.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to, made when missing")
     make.add_argument(
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train the checkpoints (under two hours on 2 CPU cores)",
         description="Train the tiny Qwen2-VL, its 19 adapters and the tiny jina-v4 into DIR, measure them and write "
-        "DIR/MODEL_CARD.md. A run that was stopped goes on where it left off when it is started again with the same DIR.",
+        "DIR/MODEL_CARD.md. A run that was stopped goes on where it left off when started again with the same DIR.",
     )
     train.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder of the checkpoints, made when missing"
@@ -57,16 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.command == "generate":
             world = write_world(arguments.output, arguments.train, arguments.test, arguments.seed)
-            print(f"wrote {world}")
+            sys.stdout.write(f"wrote {world}\n")
         else:
             from examples.pocket_phone.recipe.stages import train  # torch is only needed here
 
             train(arguments.output, arguments.stage, arguments.device, arguments.workers, arguments.seed)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.stderr.write("stopped; the same command goes on from here\n")
         return 130
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
 

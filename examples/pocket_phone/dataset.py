@@ -19,6 +19,7 @@ def write_world(
     train: int = TRAIN,
     test: int = TEST,
     seed: int = SEED,
+    *,
     adapter_ids: Iterable[str] = ADAPTER_IDS,
     on_dataset: Callable[[str], None] = lambda _: None,
 ) -> Path:

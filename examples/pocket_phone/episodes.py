@@ -75,7 +75,7 @@ def _episode(adapter_id: str, split: Split, number: int, seed: int) -> Episode:
     item = _item(app, category, rng)
     named = rng.random() < _P_NAMED
     instruction = phrase(app, rng.choice(intent.sentences).format(item=item), named, rng)
-    steps = _play(app, intent, item, named, split, rng)
+    steps = _play(app, intent, item, named, split=split, rng=rng)
     serial = ADAPTER_IDS.index(adapter_id) * 10_000 + number + (_MAX_TRAIN if split == "test" else 0)
     return Episode(f"{serial:06d}", app.name, intent.name, instruction, steps)
 
@@ -100,7 +100,7 @@ def _item(app: App, category: Category, rng: random.Random) -> str:
     return rng.choice(favourites if rng.random() < _P_FAVOURITE else category.items)
 
 
-def _play(app: App, intent: Intent, item: str, named: bool, split: Split, rng: random.Random) -> tuple[Step, ...]:
+def _play(app: App, intent: Intent, item: str, named: bool, *, split: Split, rng: random.Random) -> tuple[Step, ...]:
     steps: list[Step] = []
     if rng.random() < _P_HOME:
         steps.append(Step(home_screen(app, named, split, rng), OPEN + app.display_name))

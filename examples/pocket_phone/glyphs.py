@@ -1,6 +1,6 @@
 """Glyphs: every element of a screen is one 28 x 28 cell, drawn from plain shapes, so that no font is needed.
 
-A cell is exactly one visual token of Qwen2-VL (patch 14, merge 2), which is what makes the screens legible to a tiny model.
+A cell is exactly one visual token of Qwen2-VL (patch 14, merge 2): that makes the screens legible to a tiny model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _poly(d: Draw, c: Colour, points: Sequence[Point]) -> None:
     d.polygon([(x * SCALE, y * SCALE) for x, y in points], fill=c)
 
 
-def _box(d: Draw, c: Colour, x0: float, y0: float, x1: float, y1: float) -> None:
+def _box(d: Draw, c: Colour, /, x0: float, y0: float, x1: float, y1: float) -> None:  # noqa: PLR0917
     d.rectangle((x0 * SCALE, y0 * SCALE, x1 * SCALE, y1 * SCALE), fill=c)
 
 
@@ -31,7 +31,7 @@ def _disc(d: Draw, c: Colour, x: float, y: float, r: float) -> None:
     d.ellipse(((x - r) * SCALE, (y - r) * SCALE, (x + r) * SCALE, (y + r) * SCALE), fill=c)
 
 
-def _ring(d: Draw, c: Colour, x: float, y: float, r: float, width: float = 2.5) -> None:
+def _ring(d: Draw, c: Colour, x: float, y: float, r: float, *, width: float = 2.5) -> None:
     box = ((x - r) * SCALE, (y - r) * SCALE, (x + r) * SCALE, (y + r) * SCALE)
     d.ellipse(box, outline=c, width=int(width * SCALE))
 
@@ -88,7 +88,7 @@ def _gear(d: Draw, c: Colour) -> None:
 
 
 def _lens(d: Draw, c: Colour) -> None:
-    _ring(d, c, 12, 12, 8, 3)
+    _ring(d, c, 12, 12, 8, width=3)
     _line(d, c, [(17, 17), (24, 24)], 4)
 
 
@@ -133,7 +133,7 @@ def _car(d: Draw, c: Colour) -> None:
 
 
 def _key(d: Draw, c: Colour) -> None:
-    _ring(d, c, 8, 14, 5.5, 3)
+    _ring(d, c, 8, 14, 5.5, width=3)
     _box(d, c, 13, 12.5, 26, 15.5)
     _box(d, c, 22, 15, 25, 20)
 

@@ -1,0 +1,1 @@
+"""How the checkpoints are made: tokenizer, base model, adapters, embedder, measurements and the model card."""
