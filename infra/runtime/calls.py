@@ -6,7 +6,6 @@ The same for unary and streaming methods, on sync and aio servers. A request is 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -137,15 +136,16 @@ def guard_aio(method: str, handler: Handler, policy: CallPolicy) -> Handler:
             return response
 
     async def stream(request: Any, context: Any) -> None:
-        # Written, not yielded: a cancelled call then unwinds the handler at once, not when it is collected.
-        async with _served_aio(method, context, policy) as call, aclosing(behavior(decode(request), context)) as pieces:
-            async for response in pieces:
-                if not call.echoed:
-                    await context.send_initial_metadata(call.echo)
-                await context.write(response)
+        async with _served_aio(method, context, policy) as call:
+            # A method that nobody wrote raises here; it is no generator.
+            pieces = behavior(decode(request), context)
+            # Written, not yielded: a cancelled call then unwinds the handler at once, not when it is collected.
+            async with aclosing(pieces):
+                async for response in pieces:
+                    if not call.echoed:
+                        await context.send_initial_metadata(call.echo)
+                    await context.write(response)
 
-    if handler.response_streaming and not inspect.isasyncgenfunction(behavior):
-        raise TypeError(f"{method}: a streaming method must be an async generator")
     return _rebuilt(handler, stream if handler.response_streaming else unary)
 
 

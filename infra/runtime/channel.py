@@ -17,7 +17,7 @@ from infra.contract.errors import ConfigurationError
 from infra.runtime.deadline import clipped
 from infra.runtime.error_table import REQUEST_ID_KEY
 from infra.runtime.logs import new_request_id, request_id
-from infra.runtime.security import AUTHORIZATION_KEY, channel_credentials
+from infra.runtime.security import AUTHORIZATION_KEY, channel_credentials, check_configured_token
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -45,6 +45,9 @@ class ChannelOptions:
     ping_timeout_s: float = 3.0
     max_reconnect_backoff_s: float = 5.0
     health_check: bool = True
+
+    def __post_init__(self) -> None:
+        check_configured_token(self.token)
 
 
 def sync_channel(options: ChannelOptions) -> grpc.Channel:

@@ -66,11 +66,12 @@ class SyncHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     def _tell(self, watcher: _Watcher) -> None:
         with watcher.lock:
-            status = self._statuses.get(watcher.service, SERVICE_UNKNOWN)
+            with self._lock:
+                status, last = self._statuses.get(watcher.service, SERVICE_UNKNOWN), self._shut_down
             if not watcher.ended and status != watcher.told:
                 watcher.told = status
                 watcher.send(health_pb2.HealthCheckResponse(status=status))
-            if not watcher.ended and self._shut_down:
+            if not watcher.ended and last:
                 watcher.ended = True
                 watcher.send(None)
 
@@ -107,14 +108,14 @@ class AioHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Send the status of a service now and whenever it changes."""
-        last = None
+        told = None
         while True:
-            changed = self._changed
+            changed, last = self._changed, self._shut_down
             status = self._statuses.get(request.service, SERVICE_UNKNOWN)
-            if status != last:
+            if status != told:
+                told = status
                 yield health_pb2.HealthCheckResponse(status=status)
-                last = status
-            if self._shut_down:
+            if last:
                 return
             await changed.wait()
 

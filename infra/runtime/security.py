@@ -37,6 +37,12 @@ def channel_credentials(ca: Path | None, certificate: Path | None, key: Path | N
     )
 
 
+def check_configured_token(token: str | None) -> None:
+    """Raise ConfigurationError unless a token can travel in a header."""
+    if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise ConfigurationError("a bearer token is one or more printable ASCII characters without spaces")
+
+
 def check_token(metadata: Iterable[tuple[str, str | bytes]], token: str) -> None:
     """Raise UnauthenticatedError unless the call's metadata carries the token. Takes the same time for every guess."""
     values = [value for key, value in metadata if key == AUTHORIZATION_KEY]

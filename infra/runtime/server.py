@@ -27,7 +27,7 @@ from infra.runtime.health import NOT_SERVING, OVERALL, SERVING, AioHealth, SyncH
 from infra.runtime.lifecycle import on_stop, ready_file
 from infra.runtime.logs import get_logger
 from infra.runtime.methods import Adder, Methods
-from infra.runtime.security import server_credentials
+from infra.runtime.security import check_configured_token, server_credentials
 from infra.runtime.settings import TierSettings
 
 log = get_logger(__name__)
@@ -51,6 +51,9 @@ class ServerOptions:
     max_connection_age_s: float = 60
     max_connection_age_grace_s: float = 600
     shutdown_grace_s: float = 10
+
+    def __post_init__(self) -> None:
+        check_configured_token(self.auth_token)
 
     @classmethod
     def from_settings(cls, settings: TierSettings) -> ServerOptions:

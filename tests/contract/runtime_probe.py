@@ -125,3 +125,10 @@ def stream(kind: Kind, options: ChannelOptions, into: list[str]) -> None:
                 into.append(piece.delta)
 
     asyncio.run(call())
+
+
+def raw_call(address: str, method: str, request: bytes) -> bytes:
+    """Return the answer of a unary call whose request is just these bytes."""
+    with sync_channel(ChannelOptions(address)) as channel:
+        call: Any = channel.unary_unary(method)
+        return bytes(call(request))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import threading
 from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from loraretriever.v1 import generation_service_pb2 as pb
 from loraretriever.v1 import generation_service_pb2_grpc as stubs
 
@@ -24,10 +25,10 @@ from infra.contract.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from infra.runtime.channel import ChannelOptions, sync_channel
+from infra.runtime.channel import ChannelOptions, aio_channel, sync_channel
 from infra.runtime.error_table import DETAILS_KEY, STATUS_OF, from_rpc_error, request_id_of, to_status, translated
 from infra.runtime.server import ServerOptions
-from tests.contract.runtime_probe import GENERATE, PIECES, Kind, generate, serving, stream
+from tests.contract.runtime_probe import GENERATE, PIECES, Kind, generate, raw_call, serving, stream
 
 KINDS: tuple[Kind, ...] = ("sync", "aio")
 
@@ -75,16 +76,18 @@ def test_errors_reach_the_client_as_they_were_raised(server: Kind, client: Kind)
         options = ChannelOptions(running.address, max_attempts=1)
         for error in errors:
             act.errors = [error]
+            with pytest.raises(type(error)) as unary, translated():
+                generate(client, options)
             pieces: list[str] = []
-            for call in (lambda: generate(client, options), lambda: stream(client, options, pieces)):
-                with pytest.raises(type(error)) as caught, translated():
-                    call()
-                assert type(caught.value) is type(error)
-                assert caught.value.message == error.message
-                assert caught.value.metadata == error.metadata
-                assert caught.value.reason == error.reason
-                assert getattr(caught.value, "field", None) == getattr(error, "field", None)
+            with pytest.raises(type(error)) as streamed, translated():
+                stream(client, options, pieces)
             assert tuple(pieces) == PIECES, "what was streamed before the error has arrived"
+            for received in (unary.value, streamed.value):
+                assert type(received) is type(error)
+                assert received.message == error.message
+                assert received.metadata == error.metadata
+                assert received.reason == error.reason
+                assert getattr(received, "field", None) == getattr(error, "field", None)
 
 
 @pytest.mark.parametrize("client", KINDS)
@@ -113,7 +116,8 @@ def test_a_status_carries_error_info_request_info_and_field_violations(server: K
     error = InvalidArgumentError("prompt", "is empty", limit="1")
     with serving(server, Raise(error)) as running, pytest.raises(grpc.RpcError) as caught:
         generate("sync", ChannelOptions(running.address), metadata=(("x-request-id", "r1"),))
-    trailers = dict(caught.value.trailing_metadata())
+    pairs: Any = caught.value.trailing_metadata()
+    trailers = dict(pairs)
     assert trailers["x-request-id"] == "r1"
     status = status_pb2.Status.FromString(trailers[DETAILS_KEY])
     info, request, bad = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo(), error_details_pb2.BadRequest()
@@ -148,23 +152,26 @@ def test_a_method_that_nobody_wrote_says_so(server: Kind) -> None:
         with pytest.raises(UnimplementedError, match="does not offer it"), translated():
             stubs.GenerationServiceStub(channel).GetModel(pb.GetModelRequest())
         with pytest.raises(UnimplementedError, match="is it the right service"), translated(running.address):
-            channel.unary_unary("/no.Such/Method")(b"")
+            raw_call(running.address, "/no.Such/Method", b"")
 
 
 @pytest.mark.parametrize("server", KINDS)
 def test_bytes_that_are_no_message_are_an_invalid_argument(server: Kind) -> None:
-    with serving(server) as running, sync_channel(ChannelOptions(running.address)) as channel:
+    with serving(server) as running:
         with pytest.raises(InvalidArgumentError, match="no message of this method"), translated():
-            channel.unary_unary(GENERATE)(b"\xff\xff\xff")
+            raw_call(running.address, GENERATE, b"\xff\xff\xff")
         assert generate("sync", ChannelOptions(running.address)) == "ab", "the next request works"
 
 
 @pytest.mark.parametrize("server", KINDS)
 def test_work_that_was_cancelled_on_the_server_is_told_as_cancelled(server: Kind) -> None:
     cancelled = concurrent.futures.CancelledError() if server == "sync" else asyncio.CancelledError()
-    with serving(server, Raise(cancelled)) as running, pytest.raises(CancelledError, match="send it again"):
-        with translated():
-            generate("sync", ChannelOptions(running.address))
+    with (
+        serving(server, Raise(cancelled)) as running,
+        pytest.raises(CancelledError, match="send it again"),
+        translated(),
+    ):
+        generate("sync", ChannelOptions(running.address))
 
 
 def test_an_error_of_a_service_behind_keeps_its_class() -> None:
@@ -173,24 +180,25 @@ def test_an_error_of_a_service_behind_keeps_its_class() -> None:
         def call_behind(_context: Any) -> None:
             generate("sync", ChannelOptions(behind.address))
 
-        with serving("sync", call_behind) as running, pytest.raises(NotFoundError, match="no adapter 'x'"):
-            with translated():
-                generate("sync", ChannelOptions(running.address))
+        with (
+            serving("sync", call_behind) as running,
+            pytest.raises(NotFoundError, match="no adapter 'x'"),
+            translated(),
+        ):
+            generate("sync", ChannelOptions(running.address))
 
 
 @pytest.mark.parametrize("client", KINDS)
 def test_an_unreachable_server_is_named_with_the_remedy(client: Kind) -> None:
     options = ChannelOptions("127.0.0.1:1", max_attempts=1)
-    with pytest.raises(UnavailableError, match=r"retrieval at 127\.0\.0\.1:1 cannot be reached; see that it runs"):
-        with translated("retrieval at 127.0.0.1:1"):
-            generate(client, options)
+    message = r"retrieval at 127\.0\.0\.1:1 cannot be reached; see that it runs"
+    with pytest.raises(UnavailableError, match=message), translated("retrieval at 127.0.0.1:1"):
+        generate(client, options)
 
 
 @pytest.mark.parametrize("client", KINDS)
 @pytest.mark.parametrize("server", KINDS)
 def test_a_missed_deadline_is_named_with_the_remedy(server: Kind, client: Kind) -> None:
-    import threading
-
     release = threading.Event()
 
     def wait(_context: Any) -> None:
@@ -198,9 +206,9 @@ def test_a_missed_deadline_is_named_with_the_remedy(server: Kind, client: Kind) 
 
     with serving(server, wait) as running:
         try:
-            with pytest.raises(DeadlineError, match="the model did not answer before the deadline; allow more time"):
-                with translated("the model"):
-                    generate(client, ChannelOptions(running.address), timeout=0.3)
+            message = "the model did not answer before the deadline; allow more time"
+            with pytest.raises(DeadlineError, match=message), translated("the model"):
+                generate(client, ChannelOptions(running.address), timeout=0.3)
         finally:
             release.set()
 
@@ -211,15 +219,13 @@ def test_an_oversized_message_names_the_limit_on_either_side(server: Kind, clien
     with serving(server, options=ServerOptions(max_message_bytes=8192)) as running:
         for client_limit in (64 * 2**20, 8192):
             options = ChannelOptions(running.address, max_message_bytes=client_limit)
-            with pytest.raises(InvalidArgumentError, match=r"over the size limit.*max_message_bytes on both sides"):
-                with translated(running.address):
-                    _generate_large(client, options, size=20_000)
+            message = r"over the size limit.*max_message_bytes on both sides"
+            with pytest.raises(InvalidArgumentError, match=message), translated(running.address):
+                _generate_large(client, options, size=20_000)
         assert generate(client, ChannelOptions(running.address)) == "ab", "the next request works"
 
 
 def _generate_large(client: Kind, options: ChannelOptions, size: int) -> None:
-    from infra.runtime.channel import aio_channel
-
     request = pb.GenerateRequest(decoding=pb.Decoding(stop=["x" * size]))
     if client == "sync":
         with sync_channel(options) as channel:
@@ -257,8 +263,6 @@ def test_a_very_long_message_is_cut_and_still_arrives(server: Kind) -> None:
 
 
 def test_calls_over_the_limit_are_refused_as_overload() -> None:
-    import threading
-
     entered, release = threading.Event(), threading.Event()
 
     def wait(_context: Any) -> None:

@@ -1,0 +1,460 @@
+"""Servers and channels over loopback: health, reflection, identity, tokens, deadlines, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type: ignore[import-untyped]
+from loraretriever.v1 import generation_service_pb2 as pb
+from loraretriever.v1 import generation_service_pb2_grpc as stubs
+from prometheus_client import REGISTRY
+
+from infra.contract.errors import ConfigurationError, DeadlineError, UnauthenticatedError, UnavailableError
+from infra.runtime.channel import ChannelOptions, aio_channel, sync_channel
+from infra.runtime.deadline import remaining_s
+from infra.runtime.error_table import translated
+from infra.runtime.logs import request_id
+from infra.runtime.server import AioGrpcServer, GrpcServer, ServerOptions, aio_server, sync_server
+from tests.contract.runtime_probe import (
+    GENERATE,
+    SERVICE,
+    AioProbe,
+    Kind,
+    SyncProbe,
+    generate,
+    nothing,
+    raw_call,
+    serving,
+    stream,
+)
+
+KINDS: tuple[Kind, ...] = ("sync", "aio")
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def unwatched(address: str) -> ChannelOptions:
+    """Options of a channel that calls a server though it says NOT_SERVING, once."""
+    return ChannelOptions(address, health_check=False, max_attempts=1)
+
+
+def health(address: str, service: str = "") -> int:
+    with sync_channel(unwatched(address)) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        return int(health_pb2_grpc.HealthStub(channel).Check(request).status)
+
+
+def watch_until_end(address: str, service: str, first: threading.Event) -> list[int]:
+    statuses = []
+    with sync_channel(unwatched(address)) as channel:
+        for response in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service)):
+            statuses.append(int(response.status))
+            first.set()
+    return statuses
+
+
+def reflected(options: ChannelOptions) -> set[str]:
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    with sync_channel(options) as channel:
+        (response,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+    return {service.name for service in response.list_services_response.service}
+
+
+def test_health_is_not_serving_until_the_server_serves_and_calls_are_unavailable() -> None:
+    server = sync_server(ServerOptions(), workers=2)
+    server.start()
+    try:
+        assert health(server.address) == NOT_SERVING
+        with pytest.raises(UnavailableError, match="the server is starting"), translated():
+            generate("sync", unwatched(server.address))
+        server.add(SyncProbe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+        assert health(server.address, SERVICE) == NOT_SERVING
+        server.serving()
+        assert health(server.address) == health(server.address, SERVICE) == SERVING
+        assert generate("sync", unwatched(server.address)) == "ab"
+        with pytest.raises(grpc.RpcError) as caught:
+            health(server.address, "no.such.Service")
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    finally:
+        server.stop()
+
+
+async def test_aio_health_is_not_serving_until_the_server_serves_and_calls_are_unavailable() -> None:
+    server = aio_server(ServerOptions())
+    await server.start()
+    try:
+        assert await asyncio.to_thread(health, server.address) == NOT_SERVING
+        with pytest.raises(UnavailableError, match="the server is starting"), translated():
+            await asyncio.to_thread(generate, "sync", unwatched(server.address))
+        server.add(AioProbe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+        assert await asyncio.to_thread(health, server.address, SERVICE) == NOT_SERVING
+        await server.serving()
+        assert await asyncio.to_thread(health, server.address, SERVICE) == SERVING
+        assert await asyncio.to_thread(generate, "sync", unwatched(server.address)) == "ab"
+    finally:
+        await server.stop()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_health_watchers_are_told_and_do_not_hold_up_a_stop(kind: Kind) -> None:
+    firsts = [threading.Event(), threading.Event()]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with serving(kind, options=ServerOptions(shutdown_grace_s=30), workers=1) as server:
+            watches = [pool.submit(watch_until_end, server.address, SERVICE, first) for first in firsts]
+            assert all(first.wait(10) for first in firsts)
+            assert generate("sync", ChannelOptions(server.address)) == "ab", "watchers occupy no worker"
+            stopped_at = time.monotonic()
+        assert time.monotonic() - stopped_at < 10
+        assert [watch.result(10) for watch in watches] == [[SERVING, NOT_SERVING]] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_watcher_that_leaves_does_not_deafen_the_others(kind: Kind) -> None:
+    first = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with serving(kind) as server, sync_channel(unwatched(server.address)) as channel:
+            leaving = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+            assert next(leaving).status == SERVING
+            staying = pool.submit(watch_until_end, server.address, SERVICE, first)
+            assert first.wait(10)
+            leaving.cancel()
+        assert staying.result(10) == [SERVING, NOT_SERVING]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_channel_sends_no_call_to_a_server_that_says_not_serving(kind: Kind) -> None:
+    called = threading.Event()
+    server = sync_server(ServerOptions(), workers=2)
+    server.start()
+    try:
+        with pytest.raises(UnavailableError, match="that it is ready"), translated():
+            generate(kind, ChannelOptions(server.address, max_attempts=1))
+        assert not called.is_set()
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reflection_lists_the_services(kind: Kind) -> None:
+    with serving(kind) as server:
+        names = reflected(ChannelOptions(server.address))
+    assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+
+
+@pytest.mark.parametrize("client", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_calls_with_the_token_are_served_and_health_is_open(kind: Kind, client: Kind) -> None:
+    with serving(kind, options=ServerOptions(auth_token="s3cret")) as server:
+        with pytest.raises(UnauthenticatedError, match="carries no bearer token; send metadata"), translated():
+            generate(client, ChannelOptions(server.address))
+        for wrong in ("s3cre", "s3cret2", "S3CRET"):
+            with pytest.raises(UnauthenticatedError, match="another bearer token"), translated():
+                generate(client, ChannelOptions(server.address, token=wrong))
+        with pytest.raises(UnauthenticatedError), translated():
+            stream(client, ChannelOptions(server.address, token="other"), [])
+        pieces: list[str] = []
+        assert generate(client, ChannelOptions(server.address, token="s3cret")) == "ab"
+        stream(client, ChannelOptions(server.address, token="s3cret"), pieces)
+        assert pieces == ["a", "b"]
+        assert health(server.address) == SERVING
+        with pytest.raises(UnauthenticatedError), translated():
+            reflected(ChannelOptions(server.address))
+
+
+def test_a_request_is_not_parsed_before_its_token_is_known() -> None:
+    with (
+        serving("sync", options=ServerOptions(auth_token="s3cret")) as server,
+        pytest.raises(UnauthenticatedError),
+        translated(),
+    ):
+        raw_call(server.address, GENERATE, b"\xff\xff\xff")
+
+
+@pytest.mark.parametrize("token", ["", "two words", "ünïcode", "line\nbreak"])
+def test_a_token_that_fits_no_header_is_a_configuration_error(token: str) -> None:
+    with pytest.raises(ConfigurationError, match="printable ASCII"):
+        ServerOptions(auth_token=token)
+    with pytest.raises(ConfigurationError, match="printable ASCII"):
+        ChannelOptions("127.0.0.1:1", token=token)
+
+
+def test_a_token_is_in_no_representation_of_the_options() -> None:
+    assert "s3cret" not in repr(ServerOptions(auth_token="s3cret")) + repr(ChannelOptions("x:1", token="s3cret"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_callers_request_id_is_echoed_and_an_unsafe_one_replaced(kind: Kind) -> None:
+    seen: list[str] = []
+    with (
+        serving(kind, lambda _: seen.append(request_id())) as server,
+        sync_channel(ChannelOptions(server.address)) as channel,
+    ):
+        stub = stubs.GenerationServiceStub(channel)
+        for given in ("ticket-42", "x" * 65, "a b", ""):
+            _, call = stub.Generate.with_call(pb.GenerateRequest(), metadata=(("x-request-id", given),))
+            answer = stub.StreamGenerate(pb.StreamGenerateRequest(), metadata=(("x-request-id", given),))
+            list(answer)
+            echoed = [dict(reply.initial_metadata())["x-request-id"] for reply in (call, answer)]
+            assert echoed == seen[-2:]
+            assert (echoed == ["ticket-42"] * 2) == (given == "ticket-42")
+            assert all(0 < len(name) <= 64 for name in echoed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_request_id_and_the_deadline_travel_to_the_service_behind(kind: Kind) -> None:
+    ids: list[str] = []
+    left: list[float | None] = []
+
+    def note(_context: Any) -> None:
+        ids.append(request_id())
+        left.append(remaining_s())
+
+    with serving("sync", note) as behind:
+        if kind == "sync":
+
+            def front(context: Any) -> None:
+                note(context)
+                generate("sync", ChannelOptions(behind.address, default_timeout_s=100))
+
+            running = serving(kind, front)
+        else:
+
+            class Front(stubs.GenerationServiceServicer):
+                async def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
+                    note(context)
+                    async with aio_channel(ChannelOptions(behind.address, default_timeout_s=100)) as channel:
+                        return await stubs.GenerationServiceStub(channel).Generate(request)
+
+            running = serving(kind, servicer=Front())
+        with running as server:
+            metadata = (("x-request-id", "ticket-42"),)
+            assert generate("sync", ChannelOptions(server.address), metadata, timeout=7) == "ab"
+    assert ids == ["ticket-42", "ticket-42"]
+    assert all(seconds is not None and seconds < 8 for seconds in left), "not the 100 s of the front's own channel"
+    assert remaining_s() is None
+    assert request_id() == ""
+
+
+async def test_a_call_longer_than_the_server_allows_ends_with_a_deadline_error() -> None:
+    ended = asyncio.Event()
+
+    class Slow(stubs.GenerationServiceServicer):
+        async def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        async def StreamGenerate(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+            yield pb.StreamGenerateResponse(delta="a")
+            await asyncio.Event().wait()
+
+    server = aio_server(ServerOptions(max_call_s=0.2))
+    server.add(Slow(), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+    async with server, aio_channel(ChannelOptions(server.address)) as channel:
+        stub = stubs.GenerationServiceStub(channel)
+        with pytest.raises(DeadlineError, match=r"longer than this server allows \(0\.2 s\)"), translated():
+            await stub.Generate(pb.GenerateRequest())
+        assert ended.is_set()
+        call = stub.StreamGenerate(pb.StreamGenerateRequest())
+        assert (await call.read()).delta == "a"
+        with pytest.raises(DeadlineError, match="longer than this server allows"), translated():
+            await call.read()
+
+
+async def test_a_caller_that_leaves_ends_the_aio_handler_at_once() -> None:
+    ended = asyncio.Event()
+
+    class Endless(stubs.GenerationServiceServicer):
+        async def StreamGenerate(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+            try:
+                yield pb.StreamGenerateResponse(delta="a")
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+    server = aio_server(ServerOptions())
+    server.add(Endless(), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+    async with server, aio_channel(ChannelOptions(server.address)) as channel:
+        call = stubs.GenerationServiceStub(channel).StreamGenerate(pb.StreamGenerateRequest())
+        async for _ in call:
+            call.cancel()
+            break
+        await asyncio.wait_for(ended.wait(), 10)
+
+
+def test_a_caller_that_leaves_ends_the_sync_stream() -> None:
+    ended = threading.Event()
+
+    class Endless(stubs.GenerationServiceServicer):
+        def StreamGenerate(self, request: Any, context: Any) -> Any:  # noqa: N802
+            try:
+                while True:
+                    yield pb.StreamGenerateResponse(delta="a")
+            finally:
+                ended.set()
+
+    with serving("sync", servicer=Endless()) as server, sync_channel(ChannelOptions(server.address)) as channel:
+        call = stubs.GenerationServiceStub(channel).StreamGenerate(pb.StreamGenerateRequest())
+        next(call)
+        call.cancel()
+        assert ended.wait(10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graceful_stop_finishes_the_running_call(kind: Kind) -> None:
+    entered = threading.Event()
+    release = threading.Event()
+
+    def finish() -> pb.GenerateResponse:
+        entered.set()
+        release.wait(10)
+        return pb.GenerateResponse(text="finished")
+
+    class Slow(stubs.GenerationServiceServicer):
+        def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
+            return finish()
+
+    class AioSlow(stubs.GenerationServiceServicer):
+        async def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
+            return await asyncio.to_thread(finish)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with serving(kind, servicer=Slow() if kind == "sync" else AioSlow()) as server:
+            answer = pool.submit(generate, "sync", ChannelOptions(server.address))
+            assert entered.wait(10)
+            stopping = threading.Timer(0.3, release.set)
+            stopping.start()
+        assert answer.result(10) == "finished"
+        with pytest.raises(UnavailableError), translated(server.address):
+            generate("sync", ChannelOptions(server.address, max_attempts=1))
+
+
+def test_a_ready_file_says_where_while_the_server_serves(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "ready.json"
+    server = sync_server(ServerOptions(ready_file=path), workers=2)
+    server.add(SyncProbe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        content = _wait_for(path)
+        assert content == {"address": server.address, "pid": os.getpid()}
+        assert health(content["address"]) == SERVING
+    finally:
+        server.request_stop()
+        thread.join()
+    assert list(path.parent.iterdir()) == []
+
+
+def _wait_for(path: Path) -> Any:
+    deadline = time.monotonic() + 10
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return json.loads(path.read_text())
+
+
+def test_a_ready_file_that_cannot_be_written_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    server = sync_server(ServerOptions(ready_file=tmp_path / "file" / "ready.json"), workers=1)
+    with pytest.raises(ConfigurationError, match=r"ready_file .* cannot be written"):
+        server.serve_forever()
+    server.stop()
+
+
+@pytest.mark.parametrize("build", [lambda o: sync_server(o, 1), aio_server], ids=KINDS)
+async def test_a_port_in_use_is_one_clear_error(build: Callable[[ServerOptions], GrpcServer | AioGrpcServer]) -> None:
+    with serving("sync") as server:
+        with pytest.raises(ConfigurationError) as caught:
+            build(ServerOptions(address=server.address))
+        assert caught.value.message == (
+            f"cannot listen on {server.address}: address already in use; "
+            "choose another --address, or port 0 for a free one"
+        )
+    for wrong in ("127.0.0.1", ":50051", "127.0.0.1:99999", "localhost:http"):
+        with pytest.raises(ConfigurationError, match="is no host:port"):
+            build(ServerOptions(address=wrong))
+    with pytest.raises(ConfigurationError, match=r"cannot listen on no-such-host\.invalid:1"):
+        build(ServerOptions(address="no-such-host.invalid:1"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_listens_on_a_unix_socket(kind: Kind, tmp_path: Path) -> None:
+    address = f"unix:{os.path.relpath(tmp_path / 's.sock')}"
+    with serving(kind, options=ServerOptions(address=address)) as server:
+        assert server.address == address
+        assert generate(kind, ChannelOptions(address)) == "ab"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_calls_are_counted_by_method_and_code_only(kind: Kind) -> None:
+    def count(code: str) -> float:
+        return REGISTRY.get_sample_value("loraretriever_grpc_calls_total", {"method": GENERATE, "code": code}) or 0
+
+    before, refused = count("OK"), count("UNAUTHENTICATED")
+    with serving(kind, options=ServerOptions(auth_token="s3cret")) as server:
+        generate("sync", ChannelOptions(server.address, token="s3cret"))
+        with pytest.raises(grpc.RpcError):
+            generate("sync", ChannelOptions(server.address))
+        with pytest.raises(grpc.RpcError):
+            raw_call(server.address, "/random.Service/Method17", b"")
+    assert (count("OK"), count("UNAUTHENTICATED")) == (before + 1, refused + 1)
+    methods = {sample.labels["method"] for metric in REGISTRY.collect() for sample in metric.samples
+               if metric.name.startswith("loraretriever_grpc")}  # fmt: skip
+    assert not any("random" in method for method in methods)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_calls_are_spread_over_all_targets_and_survive_the_loss_of_one(kind: Kind) -> None:
+    counts = {"one": 0, "two": 0}
+
+    def counting(name: str) -> Callable[[Any], None]:
+        def act(_context: Any) -> None:
+            counts[name] += 1
+
+        return act
+
+    async def call(channel: Any, times: int) -> None:
+        stub = stubs.GenerationServiceStub(channel)
+        for _ in range(times):
+            reply = stub.Generate(pb.GenerateRequest(), timeout=20)
+            await reply if kind == "aio" else reply
+
+    async def run(first: str, second: str, stop_second: Callable[[], None]) -> None:
+        options = ChannelOptions(f"{first},{second}")
+        channel = aio_channel(options) if kind == "aio" else sync_channel(options)
+        try:
+            deadline = time.monotonic() + 20
+            while not all(counts.values()):
+                assert time.monotonic() < deadline
+                await call(channel, 4)
+            stop_second()
+            await call(channel, 20)
+        finally:
+            closing = channel.close()
+            if closing is not None:
+                await closing
+
+    with serving("sync", counting("one")) as one:
+        two = sync_server(ServerOptions(), workers=2)
+        two.add(SyncProbe(counting("two")), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+        two.serving()
+        asyncio.run(run(one.address, two.address, two.stop))
+
+
+def test_a_list_of_names_is_refused_as_target() -> None:
+    with pytest.raises(ConfigurationError, match=r"'localhost:2' is none"):
+        sync_channel(ChannelOptions("127.0.0.1:1,localhost:2"))
+    with pytest.raises(ConfigurationError, match="target of a channel is empty"):
+        sync_channel(ChannelOptions(" "))
