@@ -149,10 +149,11 @@ def _check(path: str, a: Tensor, b: Tensor, targets: Shapes, rank: int) -> None:
         )
     if not (a.is_floating_point() and b.is_floating_point()):
         raise _UnboundError(f"{a.dtype} and {b.dtype} are no floating point types")
-    if not (a.isfinite().all() and b.isfinite().all()):
-        raise _UnboundError("it has values that are NaN or infinite")
 
 
 def _pair(a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> LoraPair:
     exact = torch.promote_types(dtype, torch.float32)
-    return LoraPair(a.to(dtype).contiguous(), (b.to(exact) * scaling).to(dtype).contiguous())
+    pair = LoraPair(a.to(dtype).contiguous(), (b.to(exact) * scaling).to(dtype).contiguous())
+    if not (pair.a.isfinite().all() and pair.b.isfinite().all()):
+        raise _UnboundError(f"it has values that are NaN or infinite (in {dtype}, scaled by {scaling:.3g})")
+    return pair

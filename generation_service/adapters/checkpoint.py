@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from stat import S_ISREG
 
 import torch
 from safetensors import SafetensorError
@@ -82,9 +83,11 @@ def _largest_weights(targets: Shapes, config: PeftConfig) -> int:
 def _read(folder: Path, name: str, limit: int | None) -> bytes:
     path = folder / name
     try:
-        size = path.stat().st_size
-        if limit is not None and size > limit:
-            raise CheckpointError(f"{path} has {size} bytes; a LoRA for this base model has at most {limit}")
+        status = path.stat()
+        if not S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path} is not a file")
+        if limit is not None and status.st_size > limit:
+            raise CheckpointError(f"{path} has {status.st_size} bytes; a LoRA for this base model has at most {limit}")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _missing(folder, name) from error

@@ -31,6 +31,8 @@ _REFUSED = {
     "megatron_config": "megatron_config shards layers across devices",
 }
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+_LARGEST_RANK = 2**16
+_LARGEST_ALPHA = 1e9
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def parse_config(data: bytes, where: str) -> PeftConfig:
     """Return the config of the PEFT file at `where`; CheckpointError when it is broken or asks for what we refuse."""
     try:
         config = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not valid JSON ({error}): was it written to the end?") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{where} must hold a JSON object, it holds a {type(config).__name__}")
@@ -114,14 +116,14 @@ def _check_pattern(pattern: object, where: str) -> None:
 
 
 def _rank(value: object, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"{where} must be a whole number of at least 1, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST_RANK:
+        raise CheckpointError(f"{where} must be a whole number from 1 to {_LARGEST_RANK}, got {str(value)[:40]!r}")
     return value
 
 
 def _alpha(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CheckpointError(f"{where} must be a finite number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST_ALPHA:
+        raise CheckpointError(f"{where} must be a finite number, got {str(value)[:40]}")
     return float(value)
 
 

@@ -99,6 +99,14 @@ def test_a_layer_that_no_active_adapter_adapts_is_the_base_layer(model: Twin, ba
         assert torch.equal(model.vision.patch(x), x @ model.vision.patch.weight.t())
 
 
+def test_a_batch_whose_adapters_leave_the_vision_tower_alone_needs_no_image_index(
+    model: Twin, bank: AdapterBank
+) -> None:
+    x = torch.randn(7, 8)
+    with bank.routing.step([{written(bank, adapter(4, "text")): 1.0}, {}]):
+        assert torch.equal(model.vision.patch(x), x @ model.vision.patch.weight.t())
+
+
 def test_one_row_applies_to_every_token_of_any_input(model: Twin, bank: AdapterBank) -> None:
     weights = adapter(4)
     owned = written(bank, weights)
