@@ -1,0 +1,177 @@
+"""The process of a tier: how it starts, says where it is, and ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.runtime.channel import ChannelOptions
+from tests.contract.runtime_probe import generate
+
+TIER = '''
+import asyncio, sys
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+from loraretriever.v1 import generation_service_pb2_grpc as stubs
+from infra.contract.errors import CheckpointError, UnavailableError
+from infra.runtime.main import run_tier
+from infra.runtime.server import ServerOptions, aio_server, sync_server
+from infra.runtime.settings import TierSettings
+from tests.contract.runtime_probe import SERVICE, AioProbe, SyncProbe, nothing
+
+class ProbeSettings(TierSettings):
+    """A tier made for a test."""
+    model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_PROBE_")
+    behave: str = Field("sync", description="sync, aio, or how to fail")
+
+def serve(settings):
+    options = ServerOptions.from_settings(settings)
+    match settings.behave:
+        case "checkpoint":
+            raise CheckpointError("model folder /nowhere does not exist;\\ngive --model-path")
+        case "unavailable":
+            raise UnavailableError("Qdrant does not answer")
+        case "bug":
+            raise RuntimeError("a bug")
+        case "load":
+            sys.stderr.write("loading\\n"); sys.stderr.flush()
+            while True:
+                pass
+        case "aio":
+            asyncio.run(serve_aio(options))
+        case "sync":
+            server = sync_server(options, workers=2)
+            server.add(SyncProbe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+            server.serve_forever()
+            sys.stderr.write("finished\\n")
+
+async def serve_aio(options):
+    server = aio_server(options)
+    server.add(AioProbe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+    await server.serve()
+    sys.stderr.write("finished\\n")
+
+run_tier(serve, ProbeSettings)
+'''
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def tier(*flags: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("LORARETRIEVER_")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", TIER, *flags],
+        env={**clean, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")]), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=30)
+    return process.returncode, errors
+
+
+def ready(path: Path, process: subprocess.Popen[str]) -> Any:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("behave", ["sync", "aio"])
+def test_a_stop_signal_ends_a_tier_in_good_order(behave: str, number: signal.Signals, tmp_path: Path) -> None:
+    path = tmp_path / "ready.json"
+    with tier("--behave", behave, "--address", "127.0.0.1:0", "--ready-file", str(path)) as process:
+        content = ready(path, process)
+        assert content["pid"] == process.pid
+        assert generate("sync", ChannelOptions(content["address"])) == "ab"
+        process.send_signal(number)
+        code, errors = ended(process)
+    assert code == 0, errors
+    assert errors.endswith("finished\n")
+    assert "Traceback" not in errors
+    assert not path.exists()
+
+
+def test_a_stop_signal_while_the_model_loads_ends_a_tier_at_once() -> None:
+    with tier("--behave", "load") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "loading\n"
+        process.terminate()
+        code, errors = ended(process)
+    assert (code, errors) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("behave", "code", "line"),
+    [
+        ("checkpoint", 2, "loraretriever probe: model folder /nowhere does not exist; give --model-path\n"),
+        ("unavailable", 1, "loraretriever probe: Qdrant does not answer\n"),
+    ],
+)
+def test_a_tier_that_cannot_start_says_why_in_one_line(behave: str, code: int, line: str) -> None:
+    with tier("--behave", behave) as process:
+        assert ended(process) == (code, line)
+
+
+def test_a_bug_ends_a_tier_with_its_traceback() -> None:
+    with tier("--behave", "bug", LORARETRIEVER_PROBE_LOG_FORMAT="json") as process:
+        code, errors = ended(process)
+    assert code == 1
+    event = json.loads(errors)
+    assert event["event"] == "the tier failed"
+    assert event["service"] == "probe"
+    assert "a bug" in json.dumps(event["exception"])
+
+
+def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    path = tmp_path / "ready.json"
+    with tier("--address", "127.0.0.1:0", "--ready-file", str(path)) as first:
+        address = ready(path, first)["address"]
+        with tier(LORARETRIEVER_PROBE_ADDRESS=address) as second:
+            code, errors = ended(second)
+        assert code == 2
+        assert errors == (
+            f"loraretriever probe: cannot listen on {address}: address already in use; "
+            "choose another --address, or port 0 for a free one\n"
+        )
+        assert generate("sync", ChannelOptions(address)) == "ab", "the first one is not disturbed"
+
+
+def test_a_wrong_setting_is_one_line_and_exit_code_2() -> None:
+    with tier("--behaviour", "sync") as process:
+        assert ended(process) == (
+            2,
+            "loraretriever probe: unknown setting --behaviour; did you mean --behave? See --help\n",
+        )
+    with tier(LORARETRIEVER_PROBE_ADRESS="x") as process:
+        code, errors = ended(process)
+    assert code == 2
+    assert "LORARETRIEVER_PROBE_ADRESS in the environment; did you mean LORARETRIEVER_PROBE_ADDRESS?" in errors
+
+
+def test_help_is_printed_and_nothing_starts() -> None:
+    with tier("--help") as process:
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    assert "--ready-file PATH" in output
