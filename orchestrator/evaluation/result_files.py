@@ -12,7 +12,8 @@ from typing import Any
 from infra.contract.errors import InvalidArgumentError, LoraRetrieverError, NotFoundError
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
 from orchestrator.evaluation.metrics.action import ActionMetric
-from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, Metric, score_episodes
+from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, score_episodes
+from orchestrator.evaluation.metrics.floor import Metric
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD, LegacyMetric
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.scoring import answered_episodes

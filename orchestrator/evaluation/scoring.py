@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from orchestrator.evaluation.actions import split_actions
-from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, Metric
+from orchestrator.evaluation.metrics.episodes import AnsweredEpisode
+from orchestrator.evaluation.metrics.floor import Metric
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.spec import Protocol

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from infra.contract.errors import InvalidArgumentError
 from orchestrator.evaluation.metrics.action import ActionMetric
 from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, score_episodes
 from orchestrator.evaluation.metrics.floor import Floor, floor_of
@@ -111,6 +112,12 @@ def test_texts_without_tokens_are_like_their_equals_alone(truth: str, answer: st
     assert legacy_similarity(truth, answer) == similarity
 
 
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, 60, math.nan])
+def test_a_threshold_that_is_no_similarity_is_refused(threshold: float) -> None:
+    with pytest.raises(InvalidArgumentError, match="threshold"):
+        LegacyMetric(threshold)
+
+
 # Action
 
 
@@ -183,21 +190,21 @@ def test_the_same_episode_in_two_datasets_is_one_cluster() -> None:
 def test_the_floor_takes_the_commonest_action_at_each_position() -> None:
     truths = [(OPEN, TAP_A, DONE), (OPEN, TAP_B, DONE), (OPEN, TAP_A, UP, DONE), (TAP_A, TAP_A, DONE)]
     # 3 of 4 OPEN, 3 of 4 TAP_A, 3 of 4 DONE, the one DONE at the end; no episode twice.
-    assert floor_of(truths, ACTION.accepts) == Floor(10, 13, 1, 4)
-    assert floor_of([], ACTION.accepts).step_share is None
+    assert floor_of(tuple(truths), ACTION) == Floor(10, 13, 1, 4)
+    assert floor_of((), ACTION).step_share is None
 
 
 def test_the_floor_counts_what_the_metric_accepts_not_what_is_equal() -> None:
     points = [(f"Click on point ({x},0)",) for x in (0, 40, 80, 500)]
-    assert floor_of(points, ActionMetric(point_tolerance_px=50).accepts) == Floor(3, 4, 3, 4)
+    assert floor_of(tuple(points), ActionMetric(point_tolerance_px=50)) == Floor(3, 4, 3, 4)
 
 
 def test_an_emptied_label_lifts_the_legacy_floor() -> None:
     labels = ["one two three four", "five six seven", "eight nine ten"]
     truths = [(f'Click on button with the text "{label}"',) for label in labels]
     assert not any(LegacyMetric().accepts(truth, other) for (truth,) in truths for (other,) in truths if truth != other)
-    assert floor_of(truths, LegacyMetric().accepts).right_steps == 3
-    assert floor_of(truths, ACTION.accepts).right_steps == 1
+    assert floor_of(tuple(truths), LegacyMetric()).right_steps == 3
+    assert floor_of(tuple(truths), ACTION).right_steps == 1
 
 
 def test_the_floor_of_a_group_pools_those_of_its_datasets() -> None:
@@ -212,7 +219,7 @@ def test_the_floor_of_a_group_pools_those_of_its_datasets() -> None:
 
 
 def test_a_sequence_of_unscored_and_scored_steps_has_a_floor_of_the_scored() -> None:
-    assert floor_of([(None, TAP_A), (OPEN, TAP_B)], ACTION.accepts) == Floor(2, 3, 1, 1)
+    assert floor_of(((None, TAP_A), (OPEN, TAP_B)), ACTION) == Floor(2, 3, 1, 1)
 
 
 # Retrieval

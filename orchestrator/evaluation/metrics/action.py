@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
+from infra.contract.errors import InvalidArgumentError
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX, Action, parse_action
 
 
@@ -19,6 +20,10 @@ class ActionMetric:
 
     point_tolerance_px: float = POINT_TOLERANCE_PX
     name: ClassVar[str] = "action"
+
+    def __post_init__(self) -> None:
+        if not self.point_tolerance_px >= 0:
+            raise InvalidArgumentError("point_tolerance_px", f"must not be negative, got {self.point_tolerance_px}")
 
     def accepts(self, truth: str, answer: str) -> bool:
         """Whether `answer` counts as `truth`."""

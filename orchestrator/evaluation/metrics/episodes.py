@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from orchestrator.evaluation.metrics.floor import Floor, floor_of
+from orchestrator.evaluation.metrics.floor import Floor, Metric, floor_of
 from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
 
 
@@ -31,17 +30,6 @@ class AnsweredEpisode:
     def scored(self, step: int) -> bool:
         """Whether the answer to `step` can be scored (a missing one can: it is wrong)."""
         return step >= len(self.answers) or self.answers[step] is not None
-
-
-class Metric(Protocol):
-    """Decides whether an answer counts as a true action."""
-
-    @property
-    def name(self) -> str:
-        """Its name in reports."""
-
-    def accepts(self, truth: str, answer: str) -> bool:
-        """Whether `answer` counts as `truth`."""
 
 
 @dataclass(frozen=True)
@@ -97,5 +85,5 @@ def _pooled_floor(episodes: Sequence[AnsweredEpisode], metric: Metric) -> Floor:
             tuple(truth if episode.scored(step) else None for step, truth in enumerate(episode.truths))
             for episode in own
         )
-        floor += floor_of(scored, metric.accepts)
+        floor += floor_of(scored, metric)
     return floor

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import lru_cache
+from typing import Protocol, TypeVar
 
 from orchestrator.evaluation.actions import Label, parse_action, render_action
 
-MAX_CANDIDATES = 100
+MAX_CANDIDATES = 30
 """Truths tried as the constant, the most frequent ones first: enough for the best one, and bounded work."""
 
 Accepts = Callable[[str, str], bool]
 T = TypeVar("T", bound=Hashable)
+
+
+class Metric(Protocol):
+    """Decides whether an answer counts as a true action. Hashable: equal metrics decide alike."""
+
+    @property
+    def name(self) -> str:
+        """Its name in reports."""
+
+    def accepts(self, truth: str, answer: str) -> bool:
+        """Whether `answer` counts as `truth`."""
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -44,14 +58,18 @@ class Floor:
         return self.right_episodes / self.episodes if self.episodes else None
 
 
-def floor_of(episodes: Sequence[tuple[str | None, ...]], accepts: Accepts) -> Floor:
+@lru_cache(maxsize=128)
+def floor_of(episodes: tuple[tuple[str | None, ...], ...], metric: Metric) -> Floor:
     """Return what the best constant template reaches on these truths (None: unscored, left out).
 
     A template is a fixed list of actions, one for each position, the same for every episode. For steps, at each
     position the one candidate that counts as most of the truths there is taken; for episodes, the one list that counts
     as most episodes, in step and number. Candidates are the truths themselves, and the truths with their quoted label
     emptied; of many different ones the MAX_CANDIDATES most frequent.
+
+    Remembered, because strategies and groups of datasets ask for the same again.
     """
+    accepts = metric.accepts
     longest = max((len(truths) for truths in episodes), default=0)
     right_steps = steps = 0
     for position in range(longest):

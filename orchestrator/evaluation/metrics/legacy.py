@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
+from infra.contract.errors import InvalidArgumentError
+
 LEGACY_THRESHOLD = 0.6
 
 _TOKEN = re.compile(r"(?u)\b\w\w+\b")
@@ -22,6 +24,10 @@ class LegacyMetric:
 
     threshold: float = LEGACY_THRESHOLD
     name: ClassVar[str] = "legacy"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise InvalidArgumentError("threshold", f"a similarity to exceed, in [0, 1], got {self.threshold}")
 
     def accepts(self, truth: str, answer: str) -> bool:
         """Whether `answer` counts as `truth`."""
