@@ -104,6 +104,7 @@ class Engine:
             if self._closing:
                 raise UnavailableError("the server is stopping: retry")
             self._scheduler.enqueue(sequence)
+            self._changed.notify()
         sequence.ticket = self._residency.request(
             request.composition, lambda outcome: self._adapters_ready(sequence, outcome)
         )

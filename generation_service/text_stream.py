@@ -10,7 +10,7 @@ Decode = Callable[[Sequence[int]], str]
 
 
 class TextStream:
-    """The text of one answer as it grows.
+    """The text of one answer as it grows, up to the first stop string that is complete.
 
     Tokens of a byte-level vocabulary may end inside a UTF-8 character, and stop strings may span tokens: text is held
     back until neither can change it. The concatenation of everything returned is the answer.
@@ -60,10 +60,11 @@ class TextStream:
         if self.stopped:
             return ""
         pending = self._held + new
-        found = [position for position in (pending.find(stop) for stop in self._stop) if position >= 0]
+        found = [(at + len(stop), at) for stop in self._stop if (at := pending.find(stop)) >= 0]
         if found:
             self.stopped = True
-            pending, self._held = pending[: min(found)], ""
+            _, start = min(found)
+            pending, self._held = pending[:start], ""
         else:
             keep = 0 if final else self._possible_stop(pending)
             pending, self._held = pending[: len(pending) - keep], pending[len(pending) - keep :]

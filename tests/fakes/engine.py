@@ -70,6 +70,7 @@ class ScriptedRunner(Runner):
         self.steps = 0
         self.batches: list[int] = []
         self.failing_steps: set[int] = set()
+        self.failing_answers: set[str] = set()
         self.poisoned: set[str] = set()
         self.gate = threading.Semaphore(0)
         self.gated = False
@@ -79,6 +80,8 @@ class ScriptedRunner(Runner):
         assert prompt.pixels is not None
         self._scripts[slot] = list(prompt.pixels.tolist())
         self._step()
+        if "".join(map(chr, self._scripts[slot][:-1])) in self.failing_answers:
+            raise RuntimeError("the image is on fire")
         return self._logits([slot])
 
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
