@@ -27,6 +27,7 @@ log = get_logger(__name__)
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 500
 WATCH_INTERVAL_S = 0.25
+KEPT_BAD_ROWS = 1000
 
 
 class Dispatcher(Protocol):
@@ -129,11 +130,13 @@ class Evaluations:
             spec.datasets, protocol=spec.protocol, roots=self._options.dataset_roots, image_root=spec.image_root
         )
         samples = plan(spec, contents)
+        bad_rows = [bad for content in contents for bad in content.bad_rows]
         return NewEvaluation(
             spec=spec,
             shards=shards(samples, spec.shard_size or self._options.shard_size),
             output_uri=self._options.output_uri,
-            bad_rows=[asdict(bad) for content in contents for bad in content.bad_rows],
+            bad_rows=[asdict(bad) for bad in bad_rows[:KEPT_BAD_ROWS]],
+            bad_row_count=len(bad_rows),
             provenance={
                 "files": [asdict(file) for file in dataset_files(contents)],
                 "base_model": base_model,

@@ -42,7 +42,7 @@ class Ledger:
             "total": job.total_samples,
             "done": 0,
             "failed": 0,
-            "bad_rows": len(job.bad_rows),
+            "bad_rows": job.bad_row_count,
             "bad_row_list": json.dumps(list(job.bad_rows)),
             "provenance": json.dumps(job.provenance or {}),
             "created": datetime.now(UTC).isoformat(),
@@ -140,11 +140,12 @@ class Ledger:
 
     async def claim(self, evaluation_id: str, unit: str, owner: str) -> Claim:
         """Ask to hold a unit for lease_s, counting one attempt."""
+        attempts = self.limits.finish_attempts if unit == scripts.FINISH else self.limits.unit_attempts
         return Claim(
             await self._store.run(
                 scripts.CLAIM,
                 keys_of(evaluation_id, "job", "units", "owners", "attempts"),
-                [unit, owner, self.limits.lease_s, self.limits.unit_attempts],
+                [unit, owner, self.limits.lease_s, attempts],
             )
         )
 

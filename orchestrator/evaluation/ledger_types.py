@@ -50,23 +50,26 @@ class Cancellation(StrEnum):
 class LedgerLimits:
     """How long a silent holder keeps its unit, when a unit that nobody took is sent again, and how often is too often.
 
-    `unit_attempts` counts without any sample recorded in between; `sample_attempts` counts deaths of the worker.
+    `unit_attempts` counts those without any sample recorded in between; `sample_attempts` counts deaths of the worker;
+    `finish_attempts` counts tries to write the report.
     """
 
     lease_s: float = 8.0
     resend_s: float = 5.0
     unit_attempts: int = 10
     sample_attempts: int = 3
+    finish_attempts: int = 3
 
 
 @dataclass(frozen=True)
 class NewEvaluation:
-    """A planned job that is to be published."""
+    """A planned job that is to be published. Of its bad rows only the first few are kept, and their number."""
 
     spec: EvaluationSpec
     shards: Sequence[Sequence[Sample]]
     output_uri: str
     bad_rows: Sequence[Mapping[str, Any]] = ()
+    bad_row_count: int = 0
     provenance: Mapping[str, Any] | None = None
 
     @property

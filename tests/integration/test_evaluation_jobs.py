@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ import pytest
 from infra.contract.errors import InvalidArgumentError, OverloadedError
 from infra.contract.prompt import Prompt
 from infra.runtime.embedded_redis import embedded_redis
+from orchestrator.celery_app import QUEUE
+from orchestrator.clients import EvaluationClient
 from orchestrator.evaluation.job import EvaluationState
+from orchestrator.evaluation.ledger_store import RedisStore
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from tests.fakes.jobs import Cluster, Process, cluster, records_of, until, write_dataset
 
@@ -205,3 +209,54 @@ async def test_stopped_worker_finishes_its_samples_and_hands_its_shard_on(runnin
     job = await running.ended(created.evaluation_id)
     assert_every_sample_once(job.output_uri, 20)
     assert running.tiers.generation.calls == 20
+
+
+async def test_job_goes_on_after_the_orchestrator_was_killed_and_started_again(running: Cluster) -> None:
+    dataset = write_dataset(running.data, "gmail", episodes=10)
+    gate = running.tiers.generation.before = Gate(free=5)
+    doomed = running.start("orchestrator", "orchestrator-1")
+    async with EvaluationClient(await doomed.ready()) as client:
+        await running.start_worker()
+        spec = spec_of(dataset, strategies=(AnswerStrategy.MIXTURE,))
+        created = await client.create(spec, "nightly")
+        await until(lambda: gate.held)
+        doomed.kill()
+    gate.open()
+    restarted = running.start("orchestrator", "orchestrator-2")
+    async with EvaluationClient(await restarted.ready()) as client:
+        assert (await client.create(spec, "nightly")).evaluation_id == created.evaluation_id
+        async for job in client.watch(created.evaluation_id):
+            last = job
+    assert last.state is EvaluationState.SUCCEEDED
+    assert_every_sample_once(last.output_uri, 20)
+    assert await restarted.stop() == 0
+
+
+async def test_shards_whose_messages_were_lost_are_sent_again(running: Cluster, redis_url: str) -> None:
+    dataset = write_dataset(running.data, "gmail", episodes=6)
+    created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.MIXTURE,)))
+    async with RedisStore(redis_url) as store:
+        assert await store.redis.delete(QUEUE) == 1
+    await running.start_worker()
+    job = await running.ended(created.evaluation_id)
+    assert job.state is EvaluationState.SUCCEEDED
+    assert_every_sample_once(job.output_uri, 12)
+
+
+async def test_job_survives_a_restart_of_redis(tmp_path: Path) -> None:
+    with ExitStack() as first:
+        url = first.enter_context(embedded_redis(tmp_path / "redis"))
+        async with cluster(tmp_path, url) as running:
+            dataset = write_dataset(running.data, "gmail", episodes=20)
+            gate = running.tiers.generation.before = Gate(free=11)
+            await running.start_worker()
+            created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.MIXTURE,)))
+            await until(lambda: gate.held)
+            await asyncio.to_thread(first.close)
+            gate.open()
+            with embedded_redis(tmp_path / "redis") as again:
+                assert again == url
+                job = await running.ended(created.evaluation_id)
+                assert job.state is EvaluationState.SUCCEEDED
+                assert job.failed_samples == 0
+                assert_every_sample_once(job.output_uri, 40)

@@ -1,0 +1,339 @@
+"""EvaluationService over loopback gRPC on a real Redis; the test itself carries out the work where a job must run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from loraretriever.v1 import orchestrator_service_pb2 as pb
+from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
+
+from infra.contract.composition import FusionMethod
+from infra.contract.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnimplementedError,
+)
+from infra.contract.generation import Decoding
+from infra.contract.retrieval import RetrievalOptions, Weighting
+from infra.runtime.embedded_redis import embedded_redis
+from infra.runtime.server import ServerOptions, aio_server
+from orchestrator.clients import EvaluationClient, GenerationClient, RetrievalClient
+from orchestrator.evaluation.finish import Finish
+from orchestrator.evaluation.job import EvaluationState
+from orchestrator.evaluation.jobs import Evaluations, JobOptions
+from orchestrator.evaluation.ledger import Ledger
+from orchestrator.evaluation.ledger_scripts import FINISH
+from orchestrator.evaluation.ledger_store import RedisStore
+from orchestrator.evaluation.shard_run import Outcome, ShardLimits, ShardRun
+from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
+from orchestrator.pipeline import Pipeline
+from orchestrator.server import add_services
+from tests.fakes.jobs import records_of, write_dataset
+from tests.fakes.tiers import BASE_MODEL, fake_tiers
+
+STUB: Any = pb_grpc.EvaluationServiceStub
+
+
+class Queue:
+    """Remembers what was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+
+    def send(self, evaluation_id: str, units: Sequence[str]) -> None:
+        self.sent += [(evaluation_id, unit) for unit in units]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A service without workers; `work` does what workers would."""
+
+    client: EvaluationClient
+    data: Path
+    queue: Queue
+    shards: ShardRun
+    finish: Finish
+
+    async def work(self) -> None:
+        """Carry out every unit that was sent, and what follows from it."""
+        while self.queue.sent:
+            evaluation_id, unit = self.queue.sent.pop(0)
+            if unit == FINISH:
+                await self.finish.run(evaluation_id)
+            elif await self.shards.run(evaluation_id, unit, asyncio.Event()) is Outcome.LAST:
+                self.queue.send(evaluation_id, [FINISH])
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with embedded_redis(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture
+async def served(tmp_path: Path, redis_url: str) -> AsyncIterator[Served]:
+    data = tmp_path / "data"
+    data.mkdir()
+    async with AsyncExitStack() as stack:
+        tiers = await stack.enter_async_context(fake_tiers())
+        retrieval = await stack.enter_async_context(RetrievalClient(tiers.retrieval_target))
+        generation = await stack.enter_async_context(GenerationClient(tiers.generation_target))
+        store = await stack.enter_async_context(RedisStore(redis_url))
+        await store.redis.flushall()
+        ledger, queue, pipeline = Ledger(store), Queue(), Pipeline(retrieval, generation)
+        options = JobOptions((data,), str(tmp_path / "out"), shard_size=3)
+        server = aio_server(ServerOptions(shutdown_grace_s=0))
+        add_services(server, pipeline, Evaluations(ledger, queue, options, generation.base_model), 20)
+        await stack.enter_async_context(server)
+        client = await stack.enter_async_context(EvaluationClient(server.address))
+        shards = ShardRun(ledger, pipeline, [data], ShardLimits(concurrency=2))
+        yield Served(client, data, queue, shards, Finish(ledger, 60))
+
+
+def spec_of(file: Path, **changes: Any) -> EvaluationSpec:
+    spec = EvaluationSpec((DatasetSpec("gmail", str(file), "gmail"),), (EvaluatedStrategy(AnswerStrategy.MIXTURE),))
+    return replace(spec, **changes)
+
+
+async def test_created_job_is_queued_with_its_plan_and_its_shards_are_sent(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=4, bad_rows=2)
+    job = await served.client.create(spec_of(file))
+    assert job.state is EvaluationState.QUEUED
+    assert (job.total_samples, job.done_samples, job.bad_rows) == (8, 0, 2)
+    assert job.end_time is None
+    assert job.output_uri.endswith(job.evaluation_id)
+    assert served.queue.sent == [(job.evaluation_id, str(shard)) for shard in range(3)]
+
+
+async def test_spec_comes_back_as_it_was_sent(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=4)
+    spec = EvaluationSpec(
+        datasets=(DatasetSpec("mail", str(file), "gmail", "app"), DatasetSpec("again", str(file), "ebay")),
+        strategies=(
+            EvaluatedStrategy(AnswerStrategy.FUSION, FusionMethod.CONCAT, True, "hidden"),
+            EvaluatedStrategy(AnswerStrategy.ORACLE),
+        ),
+        protocol=Protocol.SEQUENCE,
+        retrieval=RetrievalOptions(top_k=2, exclude=("clock",), weighting=Weighting.SOFTMAX, temperature=0.3),
+        decoding=Decoding(max_new_tokens=12, seed=3, stop=("END",)),
+        max_episodes=2,
+        seed=2**63,
+        shard_size=2,
+        image_root=str(served.data),
+    )
+    created = await served.client.create(spec)
+    assert created.spec == spec
+    assert (await served.client.get(created.evaluation_id)).spec == spec
+
+
+async def test_strategy_and_protocol_that_are_not_said_are_mixture_and_step(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=1, steps=3)
+    request = pb.CreateEvaluationRequest()
+    request.spec.datasets.add(name="gmail", uri=str(file))
+    request.spec.strategies.add()
+    async with grpc.aio.insecure_channel(served.client.target) as channel:
+        response = await STUB(channel).CreateEvaluation(request, timeout=20)
+    assert response.evaluation.spec.strategies[0].strategy == pb.ANSWER_STRATEGY_MIXTURE
+    assert response.evaluation.spec.protocol == pb.EVALUATION_PROTOCOL_STEP
+    assert response.evaluation.total_samples == 3
+
+
+async def test_same_request_id_with_the_same_spec_is_the_same_job(served: Served) -> None:
+    spec = spec_of(write_dataset(served.data, "gmail", episodes=2))
+    first, second = await asyncio.gather(served.client.create(spec, "run-1"), served.client.create(spec, "run-1"))
+    third = await served.client.create(spec, "run-1")
+    assert first.evaluation_id == second.evaluation_id == third.evaluation_id
+    assert len(await served.client.list()) == 1
+
+
+async def test_same_request_id_with_another_spec_is_refused(served: Served) -> None:
+    spec = spec_of(write_dataset(served.data, "gmail", episodes=2))
+    first = await served.client.create(spec, "run-1")
+    with pytest.raises(AlreadyExistsError, match=f"run-1.*{first.evaluation_id}"):
+        await served.client.create(replace(spec, seed=7), "run-1")
+
+
+async def test_without_a_request_id_every_call_is_a_new_job(served: Served) -> None:
+    spec = spec_of(write_dataset(served.data, "gmail", episodes=2))
+    jobs = [await served.client.create(spec) for _ in range(2)]
+    assert [job.evaluation_id for job in await served.client.list()] == [job.evaluation_id for job in jobs[::-1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"datasets": []}, "spec.datasets"),
+        ({"strategies": []}, "spec.strategies"),
+        ({"datasets": [{"name": "a", "uri": "x"}, {"name": "a", "uri": "y"}]}, "spec.datasets[1].name"),
+        ({"datasets": [{"name": "a"}]}, "spec.datasets[0].uri"),
+        ({"strategies": [{"strategy": 2}, {"strategy": 2}]}, "spec.strategies[1].name"),
+        ({"strategies": [{"strategy": 99}]}, "spec.strategies[0].strategy"),
+        ({"strategies": [{"strategy": 5}]}, "spec.datasets[0].adapter_id"),
+        ({"decoding": {"top_p": 7.0}}, "spec.decoding.top_p"),
+        ({"retrieval": {"temperature": -1.0}}, "spec.retrieval.temperature"),
+        ({"max_episodes": -1}, "spec.max_episodes"),
+        ({"image_root": "/"}, "spec.image_root"),
+    ],
+)
+async def test_bad_spec_is_refused_by_field_path(served: Served, change: dict[str, Any], path: str) -> None:
+    file = write_dataset(served.data, "gmail", episodes=1)
+    fields = {"datasets": [{"name": "gmail", "uri": str(file)}], "strategies": [{"strategy": 1}], **change}
+    async with grpc.aio.insecure_channel(served.client.target) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await STUB(channel).CreateEvaluation(pb.CreateEvaluationRequest(spec=fields), timeout=20)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (raised.value.details() or "").startswith(f"{path}: ")
+    assert await served.client.list() == []
+
+
+async def test_dataset_outside_the_roots_is_not_read(served: Served, tmp_path: Path) -> None:
+    outside = write_dataset(tmp_path / "elsewhere", "gmail", episodes=1)
+    with pytest.raises(NotFoundError, match=r"gmail.*dataset roots"):
+        await served.client.create(spec_of(outside))
+
+
+async def test_missing_dataset_is_named(served: Served) -> None:
+    with pytest.raises(NotFoundError, match=r"no_such\.jsonl"):
+        await served.client.create(spec_of(served.data / "no_such.jsonl"))
+
+
+async def test_dataset_without_a_readable_row_is_refused_with_the_first_bad_line(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=0, bad_rows=2)
+    with pytest.raises(InvalidArgumentError, match=r"gmail\.jsonl:1:"):
+        await served.client.create(spec_of(file))
+
+
+async def test_episode_protocol_is_not_implemented_and_says_so(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=1)
+    with pytest.raises(UnimplementedError, match="episode protocol"):
+        await served.client.create(spec_of(file, protocol=Protocol.EPISODE))
+
+
+@pytest.mark.parametrize("method", ["get", "cancel", "report"])
+async def test_unknown_job_is_not_found(served: Served, method: str) -> None:
+    with pytest.raises(NotFoundError, match="nightly-9"):
+        await getattr(served.client, method)("nightly-9")
+    with pytest.raises(NotFoundError, match="nightly-9"):
+        await anext(served.client.watch("nightly-9"))
+
+
+async def test_jobs_are_listed_newest_first_page_by_page(served: Served) -> None:
+    spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
+    created = [(await served.client.create(spec)).evaluation_id for _ in range(3)]
+    first = await served.client.page(page_size=2)
+    second = await served.client.page(page_size=2, page_token=first.next_page_token)
+    assert [job.evaluation_id for job in (*first.evaluations, *second.evaluations)] == created[::-1]
+    assert second.next_page_token == ""
+    with pytest.raises(InvalidArgumentError, match="page_token"):
+        await served.client.page(page_token="tomorrow")
+
+
+async def test_watch_sends_the_job_now_and_until_it_ends(served: Served) -> None:
+    created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=4)))
+    watched = served.client.watch(created.evaluation_id)
+    assert (await anext(watched)).state is EvaluationState.QUEUED
+    await served.work()
+    states = [job async for job in watched]
+    assert states[-1].state is EvaluationState.SUCCEEDED
+    assert states[-1].done_samples == 8
+    assert states[-1].end_time is not None
+
+
+async def test_report_of_a_job_that_ended(served: Served) -> None:
+    created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=4, bad_rows=1)))
+    await served.work()
+    report = await served.client.report(created.evaluation_id)
+    summary = json.loads(report.summary_json)
+    assert summary["recorded_samples"] == 8
+    assert summary["bad_row_count"] == 1
+    assert summary["facts"]["base_model"] == BASE_MODEL
+    assert summary["facts"]["evaluation_id"] == created.evaluation_id
+    assert report.summary_markdown.startswith("#")
+    assert sorted(record.sample.key for record in records_of(report.output_uri)) == sorted(
+        f"mixture/gmail/{episode:06d}/{step}" for episode in range(4) for step in range(2)
+    )
+
+
+async def test_records_hold_what_was_retrieved_and_applied_and_how_long_it_took(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=1, steps=1)
+    strategies = (
+        EvaluatedStrategy(AnswerStrategy.MIXTURE),
+        EvaluatedStrategy(AnswerStrategy.BASE),
+        EvaluatedStrategy(AnswerStrategy.SELECTION, exclude_own_adapter=True),
+    )
+    created = await served.client.create(spec_of(file, strategies=strategies, retrieval=RetrievalOptions(top_k=2)))
+    await served.work()
+    records = {record.sample.strategy.label: record for record in records_of(created.output_uri)}
+    mixture, base, hidden = (records[label] for label in ("mixture", "base", "selection-out-of-domain"))
+    assert mixture.matches is not None
+    assert [match.adapter_id for match in mixture.matches][:1] == ["gmail"]
+    assert len(mixture.matches) == len(mixture.applied) == 2
+    assert mixture.catalogue_revision == "catalogue-1"
+    assert mixture.timings is not None
+    assert mixture.timings.decode_s == pytest.approx(0.003)
+    assert mixture.timings.retrieval_s is not None
+    assert base.matches is None
+    assert base.applied == ()
+    assert hidden.matches is not None
+    assert "gmail" not in [match.adapter_id for match in hidden.matches]
+    assert [share.weight for share in hidden.applied] == [1.0]
+
+
+async def test_report_before_the_end_is_refused_with_the_progress(served: Served) -> None:
+    created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=4)))
+    with pytest.raises(FailedPreconditionError, match="0 of 8"):
+        await served.client.report(created.evaluation_id)
+
+
+async def test_job_cancelled_before_any_sample_has_ended_at_once(served: Served) -> None:
+    created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=4)))
+    job = await served.client.cancel(created.evaluation_id)
+    assert job.state is EvaluationState.CANCELLED
+    assert job.end_time is not None
+    await served.work()
+    assert await served.client.get(created.evaluation_id) == job
+    with pytest.raises(FailedPreconditionError, match="before any sample"):
+        await served.client.report(created.evaluation_id)
+
+
+async def test_cancelling_a_job_that_has_ended_changes_nothing(served: Served) -> None:
+    created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
+    await served.work()
+    job = await served.client.cancel(created.evaluation_id)
+    assert job.state is EvaluationState.SUCCEEDED
+
+
+async def test_image_that_went_away_is_that_samples_error_alone(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=2, steps=1)
+    other = write_dataset(served.data / "other", "ebay", episodes=2, steps=1)
+    spec = spec_of(file, datasets=(DatasetSpec("gmail", str(file)), DatasetSpec("ebay", str(other))))
+    created = await served.client.create(spec)
+    (served.data / "other" / "screen.png").unlink()
+    await served.work()
+    job = await served.client.get(created.evaluation_id)
+    assert (job.state, job.done_samples, job.failed_samples) == (EvaluationState.SUCCEEDED, 4, 2)
+    failed = [record for record in records_of(job.output_uri) if record.error is not None]
+    assert {record.sample.dataset for record in failed} == {"ebay"}
+    assert all(record.error is not None and "screen.png" in record.error.message for record in failed)
+
+
+async def test_report_that_cannot_be_written_fails_the_job_and_says_why(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file where the folder should be")
+    created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
+    await served.work()
+    for _ in range(4):
+        await served.finish.run(created.evaluation_id)
+    job = await served.client.get(created.evaluation_id)
+    assert job.state is EvaluationState.FAILED
+    assert "could not be written" in job.error
