@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
@@ -59,6 +60,7 @@ def load_checkpoint(folder: Path, task: str, dtype: torch.dtype, device: torch.d
     Raises CheckpointError naming the folder, the file or the tensors at fault.
     """
     config = read_json(folder / "config.json", folder)
+    transformers.logging.set_verbosity_error()  # what matters of a checkpoint is checked, and said, here
     with no_init_weights():
         model = Qwen2_5_VLModel(_model_config(config, folder)).eval()
     targets = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -51,7 +51,8 @@ class TextPrefix(StrEnum):
 class JinaV4Options:
     """How prompts are embedded. `dim` None is the model's own; `device` and `dtype` "auto" pick what is there.
 
-    `max_image_pixels` is after resizing; `limits` bound images before they are decoded. `batch_size` is rows a forward.
+    `max_image_pixels` is after resizing; `limits` bound images before they are decoded. `batch_size` is rows a forward;
+    `threads` are the CPU threads of this process's torch, None is its own choice.
     """
 
     task: Task = Task.RETRIEVAL
@@ -64,6 +65,7 @@ class JinaV4Options:
     batch_size: int = 16
     device: str = "auto"
     dtype: str = "auto"
+    threads: int | None = None
 
 
 class JinaV4Embedder:
@@ -71,6 +73,8 @@ class JinaV4Embedder:
 
     def __init__(self, folder: Path, options: JinaV4Options) -> None:
         """Load the folder. Raises CheckpointError for the folder, ConfigurationError for options that do not fit it."""
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
         self._options = options
         self._device = _device(options.device)
         checkpoint = load_checkpoint(folder, options.task, _dtype(options.dtype, self._device), self._device)
