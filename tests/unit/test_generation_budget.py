@@ -1,0 +1,56 @@
+"""How memory is shared out, and which settings are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from generation_service.budget import available_bytes, bank_bytes, plan_memory
+from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.settings import GenerationSettings
+from infra.contract.errors import ConfigurationError
+from infra.runtime.settings import load_settings
+from tests.fakes.engine import DESCRIPTION
+
+MODEL = dataclasses.replace(DESCRIPTION, layers=2, kv_heads=3, head_dim=5, max_positions=4096, targets={"a": (7, 9)})
+PER_TOKEN = 2 * 2 * 3 * 5 * 4
+
+
+def test_unset_the_longest_sequence_is_what_memory_allows() -> None:
+    plan = plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=None, available=4 * PER_TOKEN * 1000)
+    assert plan.cache == CacheShape(2, 4, 3, 1000, 5)
+    assert plan.cache_bytes == 4 * PER_TOKEN * 1000
+    assert plan.bank_bytes == bank_bytes(MODEL, 8) == 8 * (7 + 9) * 4
+
+
+def test_unset_it_is_never_longer_than_the_model_was_made_for() -> None:
+    assert plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=None, available=2**40).cache.length == 4096
+
+
+def test_too_little_memory_names_what_to_change() -> None:
+    with pytest.raises(ConfigurationError, match="max_running or bank_ranks"):
+        plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=None, available=4 * PER_TOKEN * 100)
+
+
+def test_a_sequence_longer_than_the_model_was_made_for_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="4096"):
+        plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=5000, available=2**40)
+
+
+def test_a_cache_takes_the_bytes_that_were_planned() -> None:
+    plan = plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=64, available=available_bytes(MODEL, 8))
+    cache = SlotKVCache(plan.cache, torch.float32, torch.device("cpu"))
+    assert sum(tensor.nbytes for tensor in (*cache.keys, *cache.values)) == plan.cache_bytes == cache.bytes
+
+
+def test_max_pixels_is_read_under_its_old_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_PIXELS", "602112")
+    assert load_settings(GenerationSettings, ["--model-path", "x"]).max_pixels == 602112
+    assert load_settings(GenerationSettings, ["--model-path", "x", "--max-pixels", "5000"]).max_pixels == 5000
+
+
+def test_the_model_path_is_required() -> None:
+    with pytest.raises(ConfigurationError, match="--model-path"):
+        load_settings(GenerationSettings, [])
