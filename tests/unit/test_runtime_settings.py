@@ -1,0 +1,183 @@
+"""Settings: flags over environment over defaults; nothing unknown passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from infra.contract.errors import ConfigurationError
+from infra.runtime.server import ServerOptions
+from infra.runtime.settings import TierSettings, as_arguments, environment_names, load_settings, service_name
+
+PREFIX = "LORARETRIEVER_SAMPLE_"
+
+
+class SampleSettings(TierSettings):
+    """A tier made for a test."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
+
+    address: str = Field("127.0.0.1:50999", description="host:port to listen on")
+    top_k: int = Field(3, ge=1, description="adapters a prompt")
+    roots: tuple[Path, ...] = Field((), description="folders that adapters may be in")
+    eager: bool = Field(False, description="load at start")
+    max_pixels: int | None = Field(
+        None, ge=1, validation_alias=AliasChoices(f"{PREFIX}MAX_PIXELS", "MAX_PIXELS"), description="pixels an image"
+    )
+
+
+class RequiringSettings(TierSettings):
+    """A tier that cannot do without."""
+
+    model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_REQUIRING_")
+
+    model_path: Path = Field(description="folder of the model")
+
+
+def refused(*argv: str, cls: type[TierSettings] = SampleSettings) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(cls, argv)
+    return caught.value.message
+
+
+def test_flags_go_over_the_environment_and_that_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings(SampleSettings, []).top_k == 3
+    monkeypatch.setenv(f"{PREFIX}TOP_K", "5")
+    assert load_settings(SampleSettings, []).top_k == 5
+    assert load_settings(SampleSettings, ["--top-k", "7"]).top_k == 7
+    assert load_settings(SampleSettings, ["--top_k=8"]).top_k == 8, "the study's underscores work"
+
+
+def test_every_kind_of_value_is_read_from_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_flag = load_settings(SampleSettings, ["--roots", "a, b/c", "--eager", "--auth-token", "s3cret"])
+    monkeypatch.setenv(f"{PREFIX}ROOTS", "a,b/c")
+    monkeypatch.setenv(f"{PREFIX}EAGER", "true")
+    monkeypatch.setenv(f"{PREFIX}AUTH_TOKEN", "s3cret")
+    monkeypatch.setenv(f"{PREFIX}READY_FILE", "")
+    by_environment = load_settings(SampleSettings, [])
+    assert by_flag == by_environment
+    assert by_flag.roots == (Path("a"), Path("b/c"))
+    assert by_flag.eager
+    assert by_flag.auth_token == SecretStr("s3cret")
+    assert by_environment.ready_file is None, "an empty variable is no value"
+    assert not load_settings(SampleSettings, ["--no-eager"]).eager
+
+
+def test_a_legacy_variable_is_read_below_flag_and_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_PIXELS", "602112")
+    assert load_settings(SampleSettings, []).max_pixels == 602112
+    monkeypatch.setenv(f"{PREFIX}MAX_PIXELS", "1000")
+    assert load_settings(SampleSettings, []).max_pixels == 1000
+    assert load_settings(SampleSettings, ["--max-pixels", "2000"]).max_pixels == 2000
+    monkeypatch.delenv(f"{PREFIX}MAX_PIXELS")
+    monkeypatch.setenv("MAX_PIXELS", "many")
+    assert "--max-pixels" in refused()
+
+
+def test_an_unknown_variable_with_the_prefix_is_refused_naming_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}TOPK", "5")
+    assert refused() == f"unknown setting {PREFIX}TOPK in the environment; did you mean {PREFIX}TOP_K?"
+    monkeypatch.delenv(f"{PREFIX}TOPK")
+    monkeypatch.setenv("LORARETRIEVER_ANOTHER_TIER", "x")
+    load_settings(SampleSettings, [])
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--top-l", "5"], "unknown setting --top-l; did you mean --top-k?"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--top-k"], "argument --top-k: expected one argument"),
+        (["--top-k", "0"], f"--top-k ({PREFIX}TOP_K): input should be greater than or equal to 1, got '0'"),
+        (["--log-level", "loud"], "--log-level"),
+        (["--tls-key", "k.pem"], "tls_certificate and tls_key go together"),
+        (["--tls-client-ca", "ca.pem"], "tls_client_ca needs tls_certificate and tls_key"),
+    ],
+)
+def test_a_wrong_flag_is_named_with_what_would_be_right(argv: list[str], said: str) -> None:
+    assert said in refused(*argv)
+
+
+def test_all_wrong_settings_are_named_at_once() -> None:
+    said = refused("--top-k", "x", "--shutdown-grace-s", "-1")
+    assert "--top-k" in said
+    assert "--shutdown-grace-s" in said
+
+
+def test_a_missing_setting_is_named_with_flag_and_variable() -> None:
+    said = refused(cls=RequiringSettings)
+    assert said == "--model-path (LORARETRIEVER_REQUIRING_MODEL_PATH): field required"
+
+
+def test_a_token_is_never_shown() -> None:
+    assert "s3cret" not in repr(load_settings(SampleSettings, ["--auth-token", "s3cret"]))
+    said = refused("--auth-token", "s3cret", "--top-k", "0")
+    assert "s3cret" not in said
+
+
+def test_settings_are_frozen_and_closed() -> None:
+    settings: Any = load_settings(SampleSettings, [])
+    with pytest.raises(ValueError, match="frozen"):
+        settings.top_k = 4
+    with pytest.raises(ValueError, match="Extra inputs"):
+        SampleSettings(no_such=1)  # type: ignore[call-arg]
+
+
+def test_no_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text(f"{PREFIX}TOP_K=9\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(SampleSettings, []).top_k == 3
+
+
+@pytest.mark.parametrize("cls", [SampleSettings, RequiringSettings])
+def test_help_lists_every_setting_with_description_default_and_variable(
+    cls: type[TierSettings], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as caught:
+        load_settings(cls, ["--help"])
+    assert caught.value.code == 0
+    blocks = [" ".join(block.split()) for block in capsys.readouterr().out.split("\n  --")[1:]]
+    texts = {block.split()[0].rstrip(","): block for block in blocks}
+    for name, info in cls.model_fields.items():
+        text = texts[name.replace("_", "-")]
+        assert info.description
+        assert info.description in text
+        assert "default: " in text
+        assert all(variable in text for variable in environment_names(cls, name))
+
+
+def test_every_time_and_size_says_its_unit() -> None:
+    for name, info in TierSettings.model_fields.items():
+        if info.annotation in (float, float | None):
+            assert name.endswith("_s"), name
+            assert "second" in (info.description or ""), name
+    assert "in bytes" in (TierSettings.model_fields["max_message_bytes"].description or "")
+
+
+def test_arguments_made_of_settings_give_the_same_settings() -> None:
+    given = {"top_k": 7, "roots": (Path("a"), Path("b")), "eager": True, "ready_file": None, "auth_token": "t"}
+    arguments = as_arguments(given)
+    assert arguments == ["--top-k", "7", "--roots", "a,b", "--eager", "--auth-token", "t"]
+    settings = load_settings(SampleSettings, arguments)
+    assert (settings.top_k, settings.roots, settings.eager) == (7, (Path("a"), Path("b")), True)
+    assert as_arguments({"eager": False}) == ["--no-eager"]
+
+
+def test_server_options_take_every_setting_of_the_same_name() -> None:
+    argv = ["--address", "h:1", "--auth-token", "t", "--max-call-s", "9", "--max-concurrent-calls", "5"]
+    settings = load_settings(
+        SampleSettings, [*argv, "--tls-certificate", "c", "--tls-key", "k", "--tls-client-ca", "a"]
+    )
+    options = ServerOptions.from_settings(settings)
+    for name in ServerOptions.__dataclass_fields__:
+        expected = "t" if name == "auth_token" else getattr(settings, name)
+        assert getattr(options, name) == expected, name
+
+
+def test_a_tier_is_called_after_its_prefix() -> None:
+    assert service_name(SampleSettings) == "sample"
