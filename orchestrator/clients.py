@@ -8,9 +8,9 @@ Calls that found no server are retried by the channel (its service config) withi
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -25,7 +25,7 @@ from loraretriever.v1 import (
 
 from infra.contract.adapter import Adapter
 from infra.contract.composition import Composition
-from infra.contract.errors import InternalError
+from infra.contract.errors import InternalError, UnavailableError
 from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection
@@ -50,6 +50,9 @@ from orchestrator.pipeline import Answer, Question, Retrieved
 
 QUICK_TIMEOUT_S = 30.0
 LONG_TIMEOUT_S = 300.0
+WATCH_TIMEOUT_S = 7 * 86_400.0
+WATCH_PATIENCE_S = 60.0
+WATCH_PAUSE_S = 0.5
 
 
 class _Client:
@@ -261,11 +264,27 @@ class EvaluationClient(_Client):
             jobs += page.evaluations
         return jobs
 
-    async def watch(self, evaluation_id: str, timeout_s: float | None = None) -> AsyncIterator[Evaluation]:
-        """Yield the job now and whenever it moves, until it ends. `timeout_s` None: as long as it takes."""
+    async def watch(self, evaluation_id: str, patience_s: float = WATCH_PATIENCE_S) -> AsyncIterator[Evaluation]:
+        """Yield the job now and whenever it moves, until it ends.
+
+        Servers close old connections and may restart: the job is followed on over a new connection, unless none can
+        be had for `patience_s` seconds (UnavailableError).
+        """
         request = orchestrator_service_pb2.WatchEvaluationRequest(evaluation_id=evaluation_id)
-        async for message in self._stream("WatchEvaluation", request, timeout_s):
-            yield wire.evaluation_from_proto(message.evaluation)
+        seen: Evaluation | None = None
+        heard = time.monotonic()
+        while seen is None or not seen.state.ended:
+            try:
+                async for message in self._stream("WatchEvaluation", request, WATCH_TIMEOUT_S):
+                    heard = time.monotonic()
+                    job = wire.evaluation_from_proto(message.evaluation)
+                    if job != seen:
+                        seen = job
+                        yield job
+            except UnavailableError:
+                if seen is None or time.monotonic() - heard > patience_s:
+                    raise
+                await asyncio.sleep(WATCH_PAUSE_S)
 
     async def cancel(self, evaluation_id: str, timeout_s: float | None = None) -> Evaluation:
         """Stop a job; return it as it stands."""
@@ -278,11 +297,6 @@ class EvaluationClient(_Client):
         request = orchestrator_service_pb2.GetReportRequest(evaluation_id=evaluation_id)
         response = await self._call("GetReport", request, timeout_s or QUICK_TIMEOUT_S)
         return Report(response.summary_json, response.summary_markdown, response.output_uri)
-
-
-def channel_options(like: ChannelOptions, target: str) -> ChannelOptions:
-    """Return the options of a channel to `target` that is secured as `like` is."""
-    return replace(like, target=target)
 
 
 def _generate_fields(prompt: Prompt, composition: Composition, decoding: Decoding) -> dict[str, Any]:

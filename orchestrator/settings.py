@@ -90,4 +90,5 @@ class OrchestratorSettings(TierSettings):
             sample_timeout_s=self.sample_timeout_s,
             patience_s=self.patience_s,
             time_limit_s=self.shard_time_limit_s,
+            stop_grace_s=self.shutdown_grace_s,
         )

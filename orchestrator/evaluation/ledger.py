@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from infra.contract.errors import AlreadyExistsError, NotFoundError
+from infra.contract.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from orchestrator.evaluation import ledger_scripts as scripts
 from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState
 from orchestrator.evaluation.ledger_store import ACTIVE, INDEX, RedisStore, key_of, keys_of, request_key
@@ -91,11 +91,17 @@ class Ledger:
         )
         return json.loads(bad_rows or "[]"), json.loads(provenance or "{}")
 
-    async def page(self, page_size: int, offset: int) -> EvaluationPage:
-        """Return a page of jobs, newest first."""
+    async def page(self, page_size: int, after: str = "") -> EvaluationPage:
+        """Return a page of jobs, newest first, beginning after the job `after`. Raises InvalidArgumentError."""
+        offset = 0
+        if after:
+            rank = await self._store.call(self._store.redis.zrevrank(INDEX, after))
+            if rank is None:
+                raise InvalidArgumentError("page_token", f"{after[:40]!r} is not a token that this server gave out")
+            offset = int(rank) + 1
         ids = await self._store.call(self._store.redis.zrevrange(INDEX, offset, offset + page_size))
         jobs = [await self._store.call(self._store.redis.hgetall(key_of(each, "job"))) for each in ids[:page_size]]
-        token = str(offset + page_size) if len(ids) > page_size else ""
+        token = ids[page_size - 1] if len(ids) > page_size else ""
         return EvaluationPage(tuple(_evaluation(fields) for fields in jobs if fields), token)
 
     async def active(self) -> list[str]:

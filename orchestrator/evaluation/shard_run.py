@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from infra.contract.errors import InternalError, UnavailableError
 from infra.runtime.logs import get_logger
@@ -24,12 +25,14 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class ShardLimits:
-    """Samples answered at once; seconds a try may take, full services are borne, and until the shard is handed on."""
+    """Samples answered at once; seconds a try may take, full services are borne, until a shard is handed on, and a
+    stopping worker's samples may go on."""
 
     concurrency: int = 8
     sample_timeout_s: float = 300.0
     patience_s: float = 300.0
     time_limit_s: float = 600.0
+    stop_grace_s: float = 10.0
 
 
 class Outcome(StrEnum):
@@ -61,7 +64,7 @@ class ShardRun:
             shard,
             owner=owner,
             stopping=stopping,
-            time_limit_s=self._limits.time_limit_s,
+            limits=self._limits,
         )
         async with hold:
             spec = (await self._ledger.get(evaluation_id)).spec
@@ -108,7 +111,7 @@ class ShardRun:
             await self._ledger.record(hold.evaluation_id, hold.unit, self._fatal(sample))
         elif start is Start.BEGUN:
             try:
-                record = await self._answering.record(sample, spec, hold.stop)
+                record = await hold.guard(self._answering.record(sample, spec, hold.stop))
             except InterruptedSampleError:
                 await self._ledger.abandon(hold.evaluation_id, sample.key)
                 return
@@ -135,7 +138,7 @@ class _Hold:
         *,
         owner: str,
         stopping: asyncio.Event,
-        time_limit_s: float,
+        limits: ShardLimits,
     ) -> None:
         self.evaluation_id = evaluation_id
         self.unit = unit
@@ -145,7 +148,9 @@ class _Hold:
         self.cancelled = False
         self._ledger = ledger
         self._stopping = stopping
-        self._until = time.monotonic() + time_limit_s
+        self._until = time.monotonic() + limits.time_limit_s
+        self._stop_grace_s = limits.stop_grace_s
+        self._under_way: set[asyncio.Task[Record]] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     def learn(self, lease: Lease) -> None:
@@ -154,6 +159,20 @@ class _Hold:
         self.cancelled = self.cancelled or lease is Lease.CANCELLED
         if lease is not Lease.HELD:
             self.stop.set()
+
+    async def guard(self, answering: Coroutine[Any, Any, Record]) -> Record:
+        """Return what `answering` gives; InterruptedSampleError when it outlives the grace of a stop."""
+        task = asyncio.create_task(answering)
+        self._under_way.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError as error:
+            if self._stopping.is_set() and task.cancelled():
+                raise InterruptedSampleError from error
+            raise
+        finally:
+            task.cancel()
+            self._under_way.discard(task)
 
     async def __aenter__(self) -> _Hold:
         self._tasks = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._hear_stop())]
@@ -177,6 +196,9 @@ class _Hold:
     async def _hear_stop(self) -> None:
         await self._stopping.wait()
         self.stop.set()
+        await asyncio.sleep(self._stop_grace_s)
+        for task in self._under_way:
+            task.cancel()
 
 
 def _keys(samples: Sequence[Sample]) -> list[str]:

@@ -211,6 +211,20 @@ async def test_stopped_worker_finishes_its_samples_and_hands_its_shard_on(runnin
     assert running.tiers.generation.calls == 20
 
 
+async def test_stopping_worker_leaves_a_sample_that_takes_too_long_to_another(running: Cluster) -> None:
+    dataset = write_dataset(running.data, "gmail", episodes=4, steps=1)
+    gate = running.tiers.generation.before = Gate(free=1)
+    worker = await running.start_worker(shutdown_grace_s=0.2)
+    created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.BASE,)))
+    await until(lambda: gate.held)
+    assert await worker.stop() == 0
+    gate.open()
+    await running.start_worker()
+    job = await running.ended(created.evaluation_id, timeout_s=20)
+    assert (job.done_samples, job.failed_samples) == (4, 0)
+    assert_every_sample_once(job.output_uri, 4)
+
+
 async def test_job_goes_on_after_the_orchestrator_was_killed_and_started_again(running: Cluster) -> None:
     dataset = write_dataset(running.data, "gmail", episodes=10)
     gate = running.tiers.generation.before = Gate(free=5)
