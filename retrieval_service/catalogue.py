@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from infra.contract.adapter import Adapter, check_adapter_id
 from infra.contract.errors import (
@@ -189,7 +190,11 @@ class Catalogue:
             ),
         }
         metadata = {"schema": _SCHEMA, "fingerprint": fingerprint, "dim": self._dim, "revision": _new_revision()}
-        client.create_collection(self._collection, vectors_config=vectors, metadata=metadata)
+        try:
+            client.create_collection(self._collection, vectors_config=vectors, metadata=metadata)
+        except UnexpectedResponse:
+            if not client.collection_exists(self._collection):  # else another replica was faster
+                raise
         if self._qdrant.shared:  # a local folder has no payload indexes
             for name in _KEYWORDS:
                 client.create_payload_index(self._collection, name, models.PayloadSchemaType.KEYWORD)

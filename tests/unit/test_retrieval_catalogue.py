@@ -1,4 +1,4 @@
-"""The catalogue over a real Qdrant: a local folder always, a server too when QDRANT_URL names one."""
+"""The catalogue over Qdrant: a local folder, local mode behind HTTP, and a server when QDRANT_URL names one."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from infra.contract.errors import (
 from retrieval_service.catalogue import Catalogue
 from retrieval_service.points import AdapterFilter, AdapterVectors
 from retrieval_service.qdrant import LocalFolder, Qdrant, Server
+from tests.fakes.qdrant_server import qdrant_server
 
 DIM = 8
 QDRANT_URL = os.environ.get("QDRANT_URL", "")
@@ -52,9 +53,13 @@ def adapter(adapter_id: str, **fields: Any) -> Adapter:
     return Adapter(adapter_id, **{"base_model": "tiny", "checkpoint_uri": f"adapters/{adapter_id}", **fields})
 
 
-@pytest.fixture(params=["", QDRANT_URL] if QDRANT_URL else [""], ids=lambda url: "server" if url else "folder")
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    return Server(request.param) if request.param else LocalFolder(tmp_path / "qdrant")
+@pytest.fixture(params=["folder", "http", *(["server"] if QDRANT_URL else [])])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    if request.param == "http":
+        with qdrant_server() as url:
+            yield Server(url)
+    else:
+        yield Server(QDRANT_URL) if request.param == "server" else LocalFolder(tmp_path / "qdrant")
 
 
 @pytest.fixture
@@ -284,6 +289,32 @@ def test_eight_threads_that_create_search_update_and_delete_meet_no_error(catalo
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
     assert [one.adapter_id for one in catalogue.page(AdapterFilter(), 99).adapters] == ["constant"]
+
+
+def test_replicas_that_start_together_on_one_server_share_one_catalogue() -> None:
+    barrier = threading.Barrier(4)
+
+    def start(url: str) -> Catalogue:
+        qdrant = Qdrant(Server(url))
+        barrier.wait()
+        return Catalogue(qdrant, "adapters", dim=DIM, fingerprint="embedder one")
+
+    with qdrant_server() as url, ThreadPoolExecutor(4) as pool:
+        replicas = list(pool.map(start, [url] * 4))
+        created = replicas[0].create(adapter("one"), vectors(0))
+        assert [replica.get("one") for replica in replicas] == [created] * 4
+        assert names(replicas[3], basis(0)) == ["one"]
+        for replica in replicas:
+            replica.close()
+
+
+def test_a_catalogue_that_vanishes_is_said(tmp_path: Path) -> None:
+    with qdrant_server() as url, closing(Qdrant(Server(url))) as qdrant:
+        catalogue = Catalogue(qdrant, "adapters", dim=DIM, fingerprint="embedder one")
+        with qdrant.session() as client:
+            client.delete_collection("adapters")
+        with pytest.raises(FailedPreconditionError, match="is gone from Qdrant"):
+            catalogue.get("one")
 
 
 def test_a_folder_in_use_is_a_configuration_error(tmp_path: Path) -> None:
