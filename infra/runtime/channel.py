@@ -255,7 +255,7 @@ def _arguments(options: ChannelOptions) -> list[tuple[str, str | int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", round(options.max_reconnect_backoff_s * 1000)),
         ("grpc.dns_min_time_between_resolutions_ms", 10_000),
         ("grpc.use_local_subchannel_pool", 1),

@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loraretriever.v1 import generation_service_pb2 as pb
+from loraretriever.v1 import generation_service_pb2_grpc as stubs
 
-from infra.runtime.channel import ChannelOptions
+from infra.contract.errors import UnavailableError
+from infra.runtime.channel import ChannelOptions, sync_channel
+from infra.runtime.error_table import translated
 from tests.contract.runtime_probe import generate
 
 TIER = '''
@@ -175,3 +179,26 @@ def test_help_is_printed_and_nothing_starts() -> None:
         output, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (0, "")
     assert "--ready-file PATH" in output
+
+
+def test_a_server_that_fell_silent_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "ready.json"
+    with tier("--address", "127.0.0.1:0", "--ready-file", str(path)) as process:
+        options = ChannelOptions(
+            ready(path, process)["address"],
+            default_timeout_s=60,
+            max_attempts=1,
+            keepalive_time_s=1,
+            ping_timeout_s=1,
+            health_check=False,
+        )
+        with sync_channel(options) as channel:
+            stub = stubs.GenerationServiceStub(channel)
+            assert stub.Generate(pb.GenerateRequest()).text == "ab"
+            process.send_signal(signal.SIGSTOP)
+            started = time.monotonic()
+            with pytest.raises(UnavailableError), translated():
+                stub.Generate(pb.GenerateRequest())
+            assert time.monotonic() - started < 30, "long before the deadline"
+            process.send_signal(signal.SIGCONT)
+            assert stub.Generate(pb.GenerateRequest(), wait_for_ready=True).text == "ab", "and its return, too"

@@ -453,6 +453,22 @@ def test_calls_are_spread_over_all_targets_and_survive_the_loss_of_one(kind: Kin
         asyncio.run(run(one.address, two.address, two.stop))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_asking_clients_to_reconnect_costs_no_call(kind: Kind) -> None:
+    async def call_for(seconds: float, address: str) -> int:
+        answered = 0
+        async with aio_channel(ChannelOptions(address)) as channel:
+            stub = stubs.GenerationServiceStub(channel)
+            ends_at = time.monotonic() + seconds
+            while time.monotonic() < ends_at:
+                await asyncio.gather(*(stub.Generate(pb.GenerateRequest()) for _ in range(4)))
+                answered += 4
+        return answered
+
+    with serving(kind, options=ServerOptions(max_connection_age_s=0.3, max_connection_age_grace_s=5)) as server:
+        assert asyncio.run(call_for(1.5, server.address)) > 20
+
+
 def test_a_list_of_names_is_refused_as_target() -> None:
     with pytest.raises(ConfigurationError, match=r"'localhost:2' is none"):
         sync_channel(ChannelOptions("127.0.0.1:1,localhost:2"))
