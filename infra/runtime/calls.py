@@ -36,7 +36,10 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 @dataclass(frozen=True)
 class CallPolicy:
-    """What a server demands of each call: a bearer token (None: none), and an end after so many seconds (aio only)."""
+    """What a server demands of each call: a bearer token (None: none), and an end after so many seconds.
+
+    A sync handler cannot be interrupted: there the limit holds for the calls it makes, and for deadline.remaining_s().
+    """
 
     token: str | None = field(default=None, repr=False)
     max_call_s: float | None = None
@@ -65,7 +68,7 @@ class ServedCall:
         self._code = ""
         self._error: str | None = None
         bind_request_id(self.request_id)
-        bind_deadline(context.time_remaining())
+        bind_deadline(_shorter(context.time_remaining(), policy.max_call_s))
         metrics.calls_running.labels(method).inc()
 
     def authorise(self) -> None:
@@ -220,6 +223,10 @@ async def _time_limit(method: str, policy: CallPolicy) -> AsyncIterator[None]:
         raise DeadlineError(
             f"{method} took longer than this server allows ({policy.max_call_s:g} s); ask for less, or raise max_call_s"
         ) from error
+
+
+def _shorter(first_s: float | None, second_s: float | None) -> float | None:
+    return min((seconds for seconds in (first_s, second_s) if seconds is not None), default=None)
 
 
 def _is_being_cancelled() -> bool:

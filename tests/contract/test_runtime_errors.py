@@ -262,15 +262,20 @@ def test_a_very_long_message_is_cut_and_still_arrives(server: Kind) -> None:
     assert status.ByteSize() < 6000
 
 
-def test_calls_over_the_limit_are_refused_as_overload() -> None:
+@pytest.mark.parametrize("server", KINDS)
+def test_calls_over_the_limit_are_refused_as_overload(server: Kind) -> None:
     entered, release = threading.Event(), threading.Event()
 
-    def wait(_context: Any) -> None:
+    def finish() -> pb.GenerateResponse:
         entered.set()
         release.wait(10)
+        return pb.GenerateResponse(text="finished")
 
-    options = ServerOptions(max_concurrent_calls=1)
-    with serving("sync", wait, options) as running:
+    class Slow(stubs.GenerationServiceServicer):
+        def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
+            return asyncio.to_thread(finish) if server == "aio" else finish()
+
+    with serving(server, servicer=Slow(), options=ServerOptions(max_concurrent_calls=1)) as running:
         channel_options = ChannelOptions(running.address, health_check=False)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             first = pool.submit(generate, "sync", channel_options)
@@ -278,4 +283,5 @@ def test_calls_over_the_limit_are_refused_as_overload() -> None:
             with pytest.raises(OverloadedError), translated():
                 generate("sync", channel_options)
             release.set()
-            assert first.result(10) == "ab"
+            assert first.result(10) == "finished"
+        assert generate("sync", channel_options) == "finished"
