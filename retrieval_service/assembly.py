@@ -15,6 +15,7 @@ from infra.runtime.logs import get_logger
 from infra.runtime.server import ServerOptions, sync_server
 from retrieval_service.catalogue import Catalogue
 from retrieval_service.embedders.base import Embedder, LateFusion
+from retrieval_service.embedders.jina_files import read_json
 from retrieval_service.indexing import Indexer
 from retrieval_service.qdrant import LocalFolder, Qdrant, Server
 from retrieval_service.retriever import RetrievalDefaults, Retriever
@@ -55,7 +56,8 @@ def _servicer(settings: RetrievalSettings, qdrant: Qdrant) -> RetrievalServicer:
 
 def _embedder(settings: RetrievalSettings, limits: ImageLimits) -> Embedder:
     late_fusion = LateFusion(settings.text_weight, settings.image_weight, settings.max_query_images)
-    # Imported late: torch and transformers take seconds, and a wrong setting or a folder in use should show before.
+    read_json(settings.embedder_path / "config.json", settings.embedder_path)
+    # Imported late: torch and transformers take seconds, and what is wrong in the settings should show before.
     from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options, Task, TextPrefix
 
     options = JinaV4Options(

@@ -26,7 +26,8 @@ from infra.contract.errors import field as error_field
 from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.images import ImageLimits, decode_image
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
-from retrieval_service.embedders.jina_checkpoint import load_checkpoint, read_json
+from retrieval_service.embedders.jina_checkpoint import load_checkpoint
+from retrieval_service.embedders.jina_files import read_json
 
 IMAGE_PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>\n"
 _CHARACTERS_PER_TOKEN = 64  # a bound on the tokenizer's work: no token of ordinary text is longer

@@ -76,7 +76,7 @@ class TinyJina:
         return folder
 
     def newer_spelling(self) -> TinyJina:
-        """Return the same content under the names that newer versions of the libraries save."""
+        """Return the same content as newer versions of the libraries save it: other names, a nested text config."""
 
         def renamed(key: str) -> str:
             if key.startswith("visual."):
@@ -85,7 +85,13 @@ class TinyJina:
 
         adapter = {key.replace("model.language_model.", "model."): value for key, value in self.adapter.items()}
         base = {renamed(key): value for key, value in self.base.items()}
-        return TinyJina(self.config, base, adapter, self.adapter_config, self.tokenizer, self.preprocessor)
+        outer = ("architectures", "auto_map", "model_type", "task_names", "matryoshka_dims", "vision_config")
+        config = {key: value for key, value in self.config.items() if key in outer or key.endswith("_token_id")}
+        text = {key: value for key, value in self.config.items() if key not in config}
+        text |= {"model_type": "qwen2_5_vl_text", "rope_scaling": {**text["rope_scaling"], "rope_type": "default"}}
+        vision = {**config["vision_config"], "model_type": "qwen2_5_vl"}
+        config |= {"text_config": text, "vision_config": vision, "tie_word_embeddings": True, "truncate_dim": None}
+        return TinyJina(config, base, adapter, self.adapter_config, self.tokenizer, self.preprocessor)
 
 
 def tiny_jina(seed: int = 0, *, rank: int = 4, alpha: float = 6, use_rslora: bool = False) -> TinyJina:

@@ -15,7 +15,7 @@ from infra.contract.errors import CheckpointError, ConfigurationError, InvalidAr
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
 from retrieval_service.embedders.base import LateFusion
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options, Task, TextPrefix
-from tests.checkpoints.jina_v4 import TASKS, TinyJina, tiny_jina
+from tests.checkpoints.jina_v4 import LINEARS, TASKS, TinyJina, tiny_jina
 from tests.parity.jina_v4_reference import ReferenceJina
 
 MAX_PIXELS = 100_000
@@ -201,6 +201,11 @@ PREFIX = "base_model.model.model.language_model.layers"
             [f"{PREFIX}.1.self_attn.q_proj.lora_{f}.{t}.weight" for f in "AB" for t in TASKS],
             {},
             "layers.1.self_attn.q_proj has no LoRA",
+        ),
+        (
+            [f"{PREFIX}.0.{m}.lora_{f}.{t}.weight" for m in LINEARS for f in "AB" for t in TASKS],
+            {},
+            "layers.0.mlp.down_proj has no LoRA",
         ),
         ([], {f"{PREFIX}.7.mlp.up_proj.lora_A.code.weight": torch.ones(4, 32)}, "adapts no linear layer"),
         ([], {f"{PREFIX}.0.mlp.up_proj.lora_A.code.weight": torch.ones(3, 32)}, "has shape [3, 32], not [4, 32]"),
