@@ -11,6 +11,7 @@ from loraretriever.v1.generation_service_pb2_grpc import add_GenerationServiceSe
 from generation_service.server import SERVICE_NAME, GenerationServicer
 from generation_service.service import GenerationStack, generation_stack
 from generation_service.settings import GenerationSettings
+from infra.contract.errors import LoraRetrieverError
 from infra.runtime.main import run_tier
 from infra.runtime.server import ServerOptions, aio_server
 
@@ -23,9 +24,13 @@ def serve(settings: GenerationSettings) -> None:
 async def _serve(settings: GenerationSettings) -> None:
     server = aio_server(ServerOptions.from_settings(settings))
     await server.start()
-    async with _on_a_thread(settings) as stack:
-        server.add(GenerationServicer(stack), add_GenerationServiceServicer_to_server, SERVICE_NAME)
-        await server.serve()
+    try:
+        async with _on_a_thread(settings) as stack:
+            server.add(GenerationServicer(stack), add_GenerationServiceServicer_to_server, SERVICE_NAME)
+            await server.serve()
+    except LoraRetrieverError:
+        await server.stop()
+        raise
 
 
 @asynccontextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 
 from generation_service.engine import Engine
 from generation_service.images import decode_images
@@ -17,6 +19,8 @@ from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt
 from infra.runtime.images import ImageLimits
 
+Events = asyncio.Queue[Event]
+
 
 class Answers:
     """Encodes prompts on threads of its own, and follows their sequences through the engine."""
@@ -26,26 +30,45 @@ class Answers:
         self._model = model
         self._image_limits = image_limits
         self._encoders = ThreadPoolExecutor(encoders, thread_name_prefix="encoder")
+        self._post: _Post | None = None
 
     async def generate(
         self, prompt: Prompt, composition: Composition, decoding: Decoding, time_limit_s: float | None = None
     ) -> Generation:
         """Return the answer. Raises InvalidArgumentError, OverloadedError, DeadlineError, or its adapters' own."""
-        async for event in self.stream(prompt, composition, decoding, time_limit_s):
-            if isinstance(event, Generation):
-                return event
-        raise AssertionError("a stream ends in a generation or an error")
+        async with aclosing(self._follow(prompt, composition, decoding, time_limit_s, deltas=False)) as events:
+            async for event in events:
+                if isinstance(event, Generation):
+                    return event
+        raise AssertionError("a sequence ends in a generation or an error")
 
     async def stream(
         self, prompt: Prompt, composition: Composition, decoding: Decoding, time_limit_s: float | None = None
     ) -> AsyncIterator[Delta | Generation]:
-        """Yield the answer as it grows, then the whole of it. Leaving the iteration cancels the request."""
+        """Yield the answer as it grows, then the whole of it. Closing the iterator cancels the request."""
+        async with aclosing(self._follow(prompt, composition, decoding, time_limit_s, deltas=True)) as events:
+            async for event in events:
+                yield event
+
+    def close(self) -> None:
+        """End the threads."""
+        self._encoders.shutdown(wait=True, cancel_futures=True)
+
+    async def _follow(
+        self, prompt: Prompt, composition: Composition, decoding: Decoding, time_limit_s: float | None, deltas: bool
+    ) -> AsyncGenerator[Delta | Generation, None]:
         deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
         self._engine.check_room()
         loop = asyncio.get_running_loop()
         encoded = await loop.run_in_executor(self._encoders, self._encode, prompt)
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        sequence = self._engine.submit(Request(encoded, composition, decoding, deadline), _into(events, loop))
+        events: Events = asyncio.Queue()
+        post = self._post = self._post if self._post and self._post.loop is loop else _Post(loop)
+
+        def listen(event: Event) -> None:
+            if deltas or not isinstance(event, Delta):
+                post.send(events, event)
+
+        sequence = self._engine.submit(Request(encoded, composition, decoding, deadline), listen)
         try:
             while True:
                 event = await events.get()
@@ -57,19 +80,29 @@ class Answers:
         finally:
             self._engine.cancel(sequence)
 
-    def close(self) -> None:
-        """End the threads."""
-        self._encoders.shutdown(wait=True, cancel_futures=True)
-
     def _encode(self, prompt: Prompt) -> EncodedPrompt:
         with field("prompt"):
             return self._model.encode(prompt, decode_images(prompt, self._image_limits))
 
 
-def _into(events: asyncio.Queue[Event], loop: asyncio.AbstractEventLoop) -> Callable[[Event], None]:
-    """Return a listener that may be called from any thread."""
+class _Post:
+    """Carries events to queues of an event loop, waking it once for all that gather meanwhile: a wake is dear."""
 
-    def put(event: Event) -> None:
-        loop.call_soon_threadsafe(events.put_nowait, event)
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._lock = threading.Lock()
+        self._gathered: list[tuple[Events, Event]] = []
 
-    return put
+    def send(self, events: Events, event: Event) -> None:
+        """Put `event` into `events` soon. From any thread."""
+        with self._lock:
+            self._gathered.append((events, event))
+            first = len(self._gathered) == 1
+        if first:
+            self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            gathered, self._gathered = self._gathered, []
+        for events, event in gathered:
+            events.put_nowait(event)
