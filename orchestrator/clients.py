@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any
 
 from loraretriever.v1 import (
     generation_service_pb2,
@@ -29,8 +28,6 @@ from infra.contract.errors import InternalError, UnavailableError
 from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection
-from infra.runtime.channel import ChannelOptions, aio_channel
-from infra.runtime.error_table import translated
 from infra.runtime.wire import (
     adapter_from_proto,
     adapter_to_proto,
@@ -43,6 +40,7 @@ from infra.runtime.wire import (
     vector_to_proto,
 )
 from orchestrator import wire
+from orchestrator.client_base import ServiceClient
 from orchestrator.evaluation.job import Evaluation, EvaluationPage, Report
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.model_info import ModelInfo, ResidentAdapter
@@ -55,44 +53,7 @@ WATCH_PATIENCE_S = 60.0
 WATCH_PAUSE_S = 0.5
 
 
-class _Client:
-    """A channel to one service, and its stub."""
-
-    stub_class: ClassVar[Any]
-
-    def __init__(self, target: str | ChannelOptions) -> None:
-        options = ChannelOptions(target) if isinstance(target, str) else target
-        self.target = options.target
-        self._channel = aio_channel(options)
-        self._stub = self.stub_class(self._channel)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the channel; calls under way are cancelled."""
-        await self._channel.close()
-
-    async def _call(self, method: str, request: Any, timeout_s: float | None) -> Any:
-        with translated(self.target):
-            return await getattr(self._stub, method)(request, timeout=timeout_s)
-
-    async def _stream(self, method: str, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
-        call = getattr(self._stub, method)(request, timeout=timeout_s)
-        try:
-            with translated(self.target):
-                async for message in call:
-                    yield message
-        finally:
-            call.cancel()
-
-
-class RetrievalClient(_Client):
+class RetrievalClient(ServiceClient):
     """RetrievalService: which adapters fit a prompt, and the catalogue."""
 
     stub_class = retrieval_service_pb2_grpc.RetrievalServiceStub
@@ -108,7 +69,7 @@ class RetrievalClient(_Client):
         request = retrieval_service_pb2.RetrieveAdaptersRequest(
             prompts=[prompt_to_proto(prompt) for prompt in prompts], options=retrieval_options_to_proto(options)
         )
-        response = await self._call("RetrieveAdapters", request, timeout_s or QUICK_TIMEOUT_S)
+        response = await self.call("RetrieveAdapters", request, timeout_s or QUICK_TIMEOUT_S)
         if len(response.selections) != len(prompts):
             raise InternalError(f"{self.target} gave {len(response.selections)} selections for {len(prompts)} prompts")
         return [Retrieved(selection_from_proto(each), response.catalogue_revision) for each in response.selections]
@@ -119,7 +80,7 @@ class RetrievalClient(_Client):
         """Register an adapter by training examples; return it as stored."""
         examples = retrieval_service_pb2.ExamplePrompts(prompts=[prompt_to_proto(prompt) for prompt in prompts])
         request = retrieval_service_pb2.CreateAdapterRequest(adapter=adapter_to_proto(adapter), examples=examples)
-        response = await self._call("CreateAdapter", request, timeout_s or LONG_TIMEOUT_S)
+        response = await self.call("CreateAdapter", request, timeout_s or LONG_TIMEOUT_S)
         return adapter_from_proto(response.adapter)
 
     async def create_adapter_from_vectors(
@@ -128,13 +89,13 @@ class RetrievalClient(_Client):
         """Register an adapter by vectors made before, each little-endian float32; return it as stored."""
         given = retrieval_service_pb2.ExampleVectors(vectors=[vector_to_proto(vector) for vector in vectors])
         request = retrieval_service_pb2.CreateAdapterRequest(adapter=adapter_to_proto(adapter), vectors=given)
-        response = await self._call("CreateAdapter", request, timeout_s or QUICK_TIMEOUT_S)
+        response = await self.call("CreateAdapter", request, timeout_s or QUICK_TIMEOUT_S)
         return adapter_from_proto(response.adapter)
 
     async def get_adapter(self, adapter_id: str, timeout_s: float | None = None) -> Adapter:
         """Return one adapter. Raises NotFoundError."""
         request = retrieval_service_pb2.GetAdapterRequest(adapter_id=adapter_id)
-        response = await self._call("GetAdapter", request, timeout_s or QUICK_TIMEOUT_S)
+        response = await self.call("GetAdapter", request, timeout_s or QUICK_TIMEOUT_S)
         return adapter_from_proto(response.adapter)
 
     async def list_adapters(
@@ -147,7 +108,7 @@ class RetrievalClient(_Client):
             request = retrieval_service_pb2.ListAdaptersRequest(
                 page_token=token, base_model=base_model, kind=kind, tags=tags
             )
-            response = await self._call("ListAdapters", request, timeout_s or QUICK_TIMEOUT_S)
+            response = await self.call("ListAdapters", request, timeout_s or QUICK_TIMEOUT_S)
             adapters += [adapter_from_proto(each) for each in response.adapters]
             token = response.next_page_token
             if not token:
@@ -156,10 +117,10 @@ class RetrievalClient(_Client):
     async def delete_adapter(self, adapter_id: str, timeout_s: float | None = None) -> None:
         """Remove an adapter from the catalogue. Raises NotFoundError."""
         request = retrieval_service_pb2.DeleteAdapterRequest(adapter_id=adapter_id)
-        await self._call("DeleteAdapter", request, timeout_s or QUICK_TIMEOUT_S)
+        await self.call("DeleteAdapter", request, timeout_s or QUICK_TIMEOUT_S)
 
 
-class GenerationClient(_Client):
+class GenerationClient(ServiceClient):
     """GenerationService: answers of the base model with a composition of adapters."""
 
     stub_class = generation_service_pb2_grpc.GenerationServiceStub
@@ -169,21 +130,21 @@ class GenerationClient(_Client):
     ) -> Generation:
         """Return the answer to a prompt."""
         request = generation_service_pb2.GenerateRequest(**_generate_fields(prompt, composition, decoding))
-        return generation_from_proto(await self._call("Generate", request, timeout_s or LONG_TIMEOUT_S))
+        return generation_from_proto(await self.call("Generate", request, timeout_s or LONG_TIMEOUT_S))
 
     async def stream(
         self, prompt: Prompt, composition: Composition, decoding: Decoding, timeout_s: float | None = None
     ) -> AsyncIterator[str | Generation]:
         """Yield the answer piece by piece, then the whole of it."""
         request = generation_service_pb2.StreamGenerateRequest(**_generate_fields(prompt, composition, decoding))
-        async for message in self._stream("StreamGenerate", request, timeout_s or LONG_TIMEOUT_S):
+        async for message in self.stream_of("StreamGenerate", request, timeout_s or LONG_TIMEOUT_S):
             final = message.WhichOneof("event") == "final"
             yield generation_from_proto(message.final) if final else message.delta
 
     async def get_model(self, timeout_s: float | None = None) -> ModelInfo:
         """Return what runs."""
         request = generation_service_pb2.GetModelRequest()
-        return wire.model_from_proto(await self._call("GetModel", request, timeout_s or QUICK_TIMEOUT_S))
+        return wire.model_from_proto(await self.call("GetModel", request, timeout_s or QUICK_TIMEOUT_S))
 
     async def base_model(self, timeout_s: float | None = None) -> str:
         """Return the name of the base model that runs."""
@@ -194,16 +155,16 @@ class GenerationClient(_Client):
     ) -> ResidentAdapter:
         """Load an adapter before it is asked for, and keep it."""
         request = generation_service_pb2.LoadAdapterRequest(adapter_id=adapter_id, revision=revision)
-        response = await self._call("LoadAdapter", request, timeout_s or LONG_TIMEOUT_S)
+        response = await self.call("LoadAdapter", request, timeout_s or LONG_TIMEOUT_S)
         return wire.resident_from_proto(response.adapter)
 
     async def unload_adapter(self, adapter_id: str, timeout_s: float | None = None) -> None:
         """Release an adapter that was kept."""
         request = generation_service_pb2.UnloadAdapterRequest(adapter_id=adapter_id)
-        await self._call("UnloadAdapter", request, timeout_s or QUICK_TIMEOUT_S)
+        await self.call("UnloadAdapter", request, timeout_s or QUICK_TIMEOUT_S)
 
 
-class AnswerClient(_Client):
+class AnswerClient(ServiceClient):
     """AnswerService: the whole pipeline in one call."""
 
     stub_class = orchestrator_service_pb2_grpc.AnswerServiceStub
@@ -212,7 +173,7 @@ class AnswerClient(_Client):
         """Return the answer to a question."""
         start = time.monotonic()
         request = orchestrator_service_pb2.AnswerRequest(**wire.question_to_proto(question))
-        response = await self._call("Answer", request, timeout_s or LONG_TIMEOUT_S)
+        response = await self.call("Answer", request, timeout_s or LONG_TIMEOUT_S)
         return wire.answer_from_proto(response, time.monotonic() - start)
 
     async def stream(
@@ -221,7 +182,7 @@ class AnswerClient(_Client):
         """Yield the selection, the answer piece by piece, then the whole Answer."""
         start = time.monotonic()
         request = orchestrator_service_pb2.StreamAnswerRequest(**wire.question_to_proto(question))
-        async for message in self._stream("StreamAnswer", request, timeout_s or LONG_TIMEOUT_S):
+        async for message in self.stream_of("StreamAnswer", request, timeout_s or LONG_TIMEOUT_S):
             match message.WhichOneof("event"):
                 case "selection":
                     yield selection_from_proto(message.selection)
@@ -231,7 +192,7 @@ class AnswerClient(_Client):
                     yield message.delta
 
 
-class EvaluationClient(_Client):
+class EvaluationClient(ServiceClient):
     """EvaluationService: evaluation jobs."""
 
     stub_class = orchestrator_service_pb2_grpc.EvaluationServiceStub
@@ -239,19 +200,19 @@ class EvaluationClient(_Client):
     async def create(self, spec: EvaluationSpec, request_id: str = "", timeout_s: float | None = None) -> Evaluation:
         """Start a job, or return the one that `request_id` started before."""
         request = orchestrator_service_pb2.CreateEvaluationRequest(spec=wire.spec_to_proto(spec), request_id=request_id)
-        response = await self._call("CreateEvaluation", request, timeout_s or LONG_TIMEOUT_S)
+        response = await self.call("CreateEvaluation", request, timeout_s or LONG_TIMEOUT_S)
         return wire.evaluation_from_proto(response.evaluation)
 
     async def get(self, evaluation_id: str, timeout_s: float | None = None) -> Evaluation:
         """Return one job. Raises NotFoundError."""
         request = orchestrator_service_pb2.GetEvaluationRequest(evaluation_id=evaluation_id)
-        response = await self._call("GetEvaluation", request, timeout_s or QUICK_TIMEOUT_S)
+        response = await self.call("GetEvaluation", request, timeout_s or QUICK_TIMEOUT_S)
         return wire.evaluation_from_proto(response.evaluation)
 
     async def page(self, page_size: int = 0, page_token: str = "", timeout_s: float | None = None) -> EvaluationPage:
         """Return a page of jobs, newest first."""
         request = orchestrator_service_pb2.ListEvaluationsRequest(page_size=page_size, page_token=page_token)
-        response = await self._call("ListEvaluations", request, timeout_s or QUICK_TIMEOUT_S)
+        response = await self.call("ListEvaluations", request, timeout_s or QUICK_TIMEOUT_S)
         jobs = tuple(wire.evaluation_from_proto(each) for each in response.evaluations)
         return EvaluationPage(jobs, response.next_page_token)
 
@@ -275,7 +236,7 @@ class EvaluationClient(_Client):
         heard = time.monotonic()
         while seen is None or not seen.state.ended:
             try:
-                async for message in self._stream("WatchEvaluation", request, WATCH_TIMEOUT_S):
+                async for message in self.stream_of("WatchEvaluation", request, WATCH_TIMEOUT_S):
                     heard = time.monotonic()
                     job = wire.evaluation_from_proto(message.evaluation)
                     if job != seen:
@@ -289,13 +250,13 @@ class EvaluationClient(_Client):
     async def cancel(self, evaluation_id: str, timeout_s: float | None = None) -> Evaluation:
         """Stop a job; return it as it stands."""
         request = orchestrator_service_pb2.CancelEvaluationRequest(evaluation_id=evaluation_id)
-        response = await self._call("CancelEvaluation", request, timeout_s or QUICK_TIMEOUT_S)
+        response = await self.call("CancelEvaluation", request, timeout_s or QUICK_TIMEOUT_S)
         return wire.evaluation_from_proto(response.evaluation)
 
     async def report(self, evaluation_id: str, timeout_s: float | None = None) -> Report:
         """Return the report of a job that has ended."""
         request = orchestrator_service_pb2.GetReportRequest(evaluation_id=evaluation_id)
-        response = await self._call("GetReport", request, timeout_s or QUICK_TIMEOUT_S)
+        response = await self.call("GetReport", request, timeout_s or QUICK_TIMEOUT_S)
         return Report(response.summary_json, response.summary_markdown, response.output_uri)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from infra.runtime.channel import ChannelOptions
 from infra.runtime.settings import TierSettings
 from orchestrator.evaluation.ledger_types import LedgerLimits
 from orchestrator.evaluation.shard_run import ShardLimits
+
+REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 
 
 class OrchestratorSettings(TierSettings):
@@ -53,6 +55,13 @@ class OrchestratorSettings(TierSettings):
     )
     reconcile_interval_s: float = Field(1, gt=0, description="seconds between looks for shards that stand still")
     record_ttl_s: int = Field(86_400, ge=1, description="seconds that records stay in Redis once the report is stored")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url_is_one(cls, value: str) -> str:
+        if value and not value.startswith(REDIS_SCHEMES):
+            raise ValueError(f"must begin with one of {', '.join(REDIS_SCHEMES)}")
+        return value
 
     @model_validator(mode="after")
     def _shards_end_before_they_are_offered_again(self) -> OrchestratorSettings:

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 from celery import Celery, signals
-from celery.utils.nodenames import default_nodename
+from celery.utils.nodenames import gethostname
 
 from infra.contract.errors import ConfigurationError
 from infra.runtime.lifecycle import ready_file
@@ -104,7 +104,7 @@ def serve(settings: OrchestratorSettings) -> None:
     signals.worker_ready.connect(on_ready)
     with ExitStack() as open_files:
         consumer = app.Worker(
-            hostname=default_nodename(f"worker-{os.getpid()}@%h"),
+            hostname=f"worker-{os.getpid()}@{gethostname()}",
             pool_cls="threads",
             concurrency=settings.worker_shards,
             without_gossip=True,

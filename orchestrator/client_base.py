@@ -1,0 +1,49 @@
+"""What every client of a service has in common: a channel, deadlines, and errors of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from infra.runtime.channel import ChannelOptions, aio_channel
+from infra.runtime.error_table import translated
+
+
+class ServiceClient:
+    """A channel to one service, and its stub."""
+
+    stub_class: ClassVar[Any]
+
+    def __init__(self, target: str | ChannelOptions) -> None:
+        options = ChannelOptions(target) if isinstance(target, str) else target
+        self.target = options.target
+        self._channel = aio_channel(options)
+        self._stub = self.stub_class(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel; calls under way are cancelled."""
+        await self._channel.close()
+
+    async def call(self, method: str, request: Any, timeout_s: float | None) -> Any:
+        """Return the answer of a unary method."""
+        with translated(self.target):
+            return await getattr(self._stub, method)(request, timeout=timeout_s)
+
+    async def stream_of(self, method: str, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
+        """Yield the messages of a streaming method; leaving early cancels the call."""
+        call = getattr(self._stub, method)(request, timeout=timeout_s)
+        try:
+            with translated(self.target):
+                async for message in call:
+                    yield message
+        finally:
+            call.cancel()
