@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from loraretriever.v1.retrieval_service_pb2_grpc import add_RetrievalServiceServicer_to_server
-
 from infra.contract.errors import UnavailableError
 from infra.runtime.images import ImageLimits
 from infra.runtime.logs import get_logger
@@ -19,7 +17,7 @@ from retrieval_service.embedders.jina_files import read_json
 from retrieval_service.indexing import Indexer
 from retrieval_service.qdrant import LocalFolder, Qdrant, Server
 from retrieval_service.retriever import RetrievalDefaults, Retriever
-from retrieval_service.server import SERVICE_NAME, RequestLimits, RetrievalServicer
+from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
 from retrieval_service.settings import RetrievalSettings
 
 log = get_logger(__name__)
@@ -32,7 +30,7 @@ def serve_retrieval(settings: RetrievalSettings) -> None:
     server = sync_server(ServerOptions.from_settings(settings), settings.workers)
     server.start()
     with closing(_qdrant(settings)) as qdrant:
-        server.add(_servicer(settings, qdrant), add_RetrievalServiceServicer_to_server, SERVICE_NAME)
+        add_to(server, _servicer(settings, qdrant))
         server.serve_forever()
 
 

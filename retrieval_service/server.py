@@ -17,6 +17,7 @@ from infra.contract.errors import InvalidArgumentError, field
 from infra.contract.prompt import Prompt
 from infra.runtime import wire
 from infra.runtime.images import ImageLimits, check_images
+from infra.runtime.server import GrpcServer
 from retrieval_service.catalogue import Catalogue
 from retrieval_service.embedders.base import Embedder
 from retrieval_service.indexing import ExamplePrompts, Examples, ExampleVectors, Indexer
@@ -154,6 +155,11 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
                 return ExampleVectors(tuple(vectors))
             case _:
                 return None
+
+
+def add_to(server: GrpcServer, servicer: RetrievalServicer) -> None:
+    """Let `server` answer the service's methods by `servicer`."""
+    server.add(servicer, retrieval_service_pb2_grpc.add_RetrievalServiceServicer_to_server, SERVICE_NAME)
 
 
 def _page_size(wanted: int) -> int:

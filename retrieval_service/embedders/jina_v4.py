@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from infra.contract.errors import CheckpointError, ConfigurationError, InvalidArgumentError
+from infra.contract.errors import CheckpointError, ConfigurationError, InternalError, InvalidArgumentError
 from infra.contract.errors import field as error_field
 from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.images import ImageLimits, decode_image
@@ -190,6 +190,8 @@ class JinaV4Embedder:
         """Mean of `hidden` [N, T, D] where `mask` [N, T], cut to `dim`, of length 1."""
         chosen = mask.unsqueeze(-1).to(torch.float32)
         mean = (hidden.float() * chosen).sum(1) / chosen.sum(1)
+        if not mean.isfinite().all():
+            raise InternalError("the embedder's numbers overflow; run it with --dtype bfloat16 or float32")
         return normalise(mean[:, : self.dim].cpu().numpy())
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:

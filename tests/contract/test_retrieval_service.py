@@ -15,10 +15,7 @@ import numpy as np
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from loraretriever.v1 import adapter_pb2, prompt_pb2, retrieval_service_pb2
-from loraretriever.v1.retrieval_service_pb2_grpc import (
-    RetrievalServiceStub,
-    add_RetrievalServiceServicer_to_server,
-)
+from loraretriever.v1.retrieval_service_pb2_grpc import RetrievalServiceStub
 
 from infra.contract.errors import (
     AlreadyExistsError,
@@ -40,7 +37,7 @@ from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options
 from retrieval_service.indexing import Indexer
 from retrieval_service.qdrant import LocalFolder, Qdrant
 from retrieval_service.retriever import RetrievalDefaults, Retriever
-from retrieval_service.server import SERVICE_NAME, RequestLimits, RetrievalServicer
+from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
 from tests.checkpoints.jina_v4 import HIDDEN, tiny_jina
 from tests.images import png_part
 
@@ -66,7 +63,7 @@ def stub(embedder: JinaV4Embedder, tmp_path: Path) -> Iterator[RetrievalServiceS
             RequestLimits(max_prompts=6, images=LIMITS),
         )
         server = sync_server(ServerOptions(shutdown_grace_s=0), workers=8)
-        server.add(servicer, add_RetrievalServiceServicer_to_server, SERVICE_NAME)
+        add_to(server, servicer)
         with server, sync_channel(ChannelOptions(server.address)) as channel:
             yield RetrievalServiceStub(channel)  # type: ignore[no-untyped-call]
 

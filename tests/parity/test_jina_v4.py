@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from infra.contract.errors import CheckpointError, ConfigurationError, InvalidArgumentError
+from infra.contract.errors import CheckpointError, ConfigurationError, InternalError, InvalidArgumentError
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
 from retrieval_service.embedders.base import LateFusion
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options, Task, TextPrefix
@@ -165,6 +165,13 @@ def test_bfloat16_stays_close(folder: Path, embedder: JinaV4Embedder) -> None:
     half = JinaV4Embedder(folder, JinaV4Options(dtype="bfloat16"))
     cosines = (half.embed_texts(TEXTS) * embedder.embed_texts(TEXTS)).sum(-1)
     assert cosines.min() > 0.999
+
+
+def test_numbers_that_overflow_are_an_error_and_never_a_vector(tiny: TinyJina, tmp_path: Path) -> None:
+    base = {**tiny.base, "model.norm.weight": tiny.base["model.norm.weight"] * 1e5}
+    TinyJina(tiny.config, base, tiny.adapter, tiny.adapter_config, tiny.tokenizer).write(tmp_path)
+    with pytest.raises(InternalError, match="overflow; run it with --dtype bfloat16 or float32"):
+        JinaV4Embedder(tmp_path, JinaV4Options(dtype="float16")).embed_texts(["hi"])
 
 
 @pytest.mark.parametrize(
