@@ -44,7 +44,10 @@ def run(arguments: list[str]) -> int:
     if not passes_through:
         arguments = [_dashed(argument) for argument in arguments if argument != "--debug"]
     try:
-        return int(app(args=arguments, prog_name="loraretriever", standalone_mode=False) or 0)
+        status = int(app(args=arguments, prog_name="loraretriever", standalone_mode=False) or 0)
+        if status == console.INTERRUPTED:
+            console.note("interrupted")
+        return status
     except LoraRetrieverError as error:
         if debug:
             raise

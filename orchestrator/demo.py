@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from infra.contract.adapter import Adapter
+from infra.contract.composition import FusionMethod
 from infra.contract.errors import UnavailableError
 from infra.contract.retrieval import RetrievalOptions, Selection, Weighting
 from orchestrator.adapter_folder import adapter_of
 from orchestrator.clients import AnswerClient, EvaluationClient, RetrievalClient
-from orchestrator.demo_world import World, WorldDataset
+from orchestrator.demo_world import MODEL_NAME, World, WorldDataset
 from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
@@ -27,12 +28,14 @@ EXAMPLES = 20
 REGISTERED_AT_ONCE = 4
 REQUESTS = 3
 STRATEGIES = (
-    AnswerStrategy.BASE,
-    AnswerStrategy.SELECTION,
-    AnswerStrategy.MIXTURE,
-    AnswerStrategy.FUSION,
-    AnswerStrategy.ORACLE,
+    EvaluatedStrategy(AnswerStrategy.BASE),
+    EvaluatedStrategy(AnswerStrategy.SELECTION),
+    EvaluatedStrategy(AnswerStrategy.MIXTURE),
+    EvaluatedStrategy(AnswerStrategy.FUSION, FusionMethod.CONCAT),
+    EvaluatedStrategy(AnswerStrategy.ORACLE),
 )
+"""Fusion is `concat`: the world's adapters have different ranks, which `linear` refuses."""
+
 POLL_S = 0.5
 
 T = TypeVar("T")
@@ -52,10 +55,15 @@ def stack_plan(world: World, work_dir: Path, data: Path, environment: dict[str, 
         work_dir=work_dir,
         environment=environment,
         retrieval={"embedder_path": world.embedder, "device": "cpu"},
-        generation={"model_path": world.base, "adapter_roots": [world.adapters], "device": "cpu"},
+        generation={
+            "model_path": world.base,
+            "model_name": MODEL_NAME,
+            "adapter_roots": [world.adapters],
+            "device": "cpu",
+        },
         orchestrator={"dataset_roots": [data]},
         fresh=True,
-        grace_s=5.0,
+        grace_s=2.0,
     )
 
 
@@ -108,7 +116,7 @@ def evaluation(datasets: Sequence[WorldDataset], episodes: int) -> EvaluationSpe
             DatasetSpec(dataset.adapter_id, str(dataset.test.resolve()), dataset.adapter_id, dataset.kind)
             for dataset in datasets
         ),
-        strategies=tuple(EvaluatedStrategy(strategy) for strategy in STRATEGIES),
+        strategies=STRATEGIES,
         retrieval=retrieval(),
         max_episodes=episodes,
     )

@@ -14,6 +14,8 @@ from infra.contract.errors import ConfigurationError, UnavailableError
 
 PACKAGE = "examples.pocket_phone"
 GENERATED = "generated.json"
+MODEL_NAME = "qwen2-vl-tiny"
+"""What the world's adapters call their base model."""
 
 
 @dataclass(frozen=True)

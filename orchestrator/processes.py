@@ -20,6 +20,8 @@ from infra.contract.errors import ConfigurationError, LoraRetrieverError, Unavai
 POLL_S = 0.05
 LOG_LINES = 12
 EXIT_CONFIGURATION = 2
+REASON = "loraretriever "
+"""How infra.runtime.main begins the line that says why a tier could not start."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -93,23 +95,26 @@ class Child:
                 self._process.wait(POLL_S)
                 raise self.failure("while starting")
             if time.monotonic() > deadline:
-                raise UnavailableError(f"{self.name} was not ready after {timeout_s:.0f} s; {self.log_tail()}")
+                raise UnavailableError(f"{self.name} was not ready after {timeout_s:.0f} s; {self.last_words()}")
         content = json.loads(self._ready_file.read_text(encoding="utf-8"))
         return Ready(content["address"], content["pid"])
 
     def failure(self, when: str = "") -> LoraRetrieverError:
-        """Return the error of a program that ended by itself: its status and the end of its log."""
+        """Return the error of a program that ended by itself: its status, and what it said last."""
         status = self.exit_status
         how = f"was ended by {signal.Signals(-status).name}" if status and status < 0 else f"ended with status {status}"
         kind = ConfigurationError if status == EXIT_CONFIGURATION else UnavailableError
-        return kind(f"{self.name} {how} {when}".rstrip() + f"; {self.log_tail()}")
+        return kind(f"{self.name} {how} {when}".rstrip() + f"; {self.last_words()}")
 
-    def log_tail(self) -> str:
-        """Return a sentence with the last lines of the log."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+    def last_words(self) -> str:
+        """Return why the program ended, when it said so in a line of its own, or else the end of its log."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        reason = next((line for line in reversed(lines) if line.startswith(REASON)), None)
+        if reason is not None:
+            return f"{reason.partition(': ')[2]} (log: {self.log})"
         if not lines:
             return f"its log {self.log} is empty"
-        return f"the end of its log {self.log}:\n" + "\n".join(f"  {line}" for line in lines)
+        return f"the end of its log {self.log}:\n" + "\n".join(f"  {line}" for line in lines[-LOG_LINES:])
 
     def stop(self, grace_s: float, hurry: Hurry) -> None:
         """End the program: SIGTERM, then SIGKILL to its group after `grace_s` seconds or once `hurry` says so."""

@@ -128,7 +128,7 @@ async def _work(
 async def _register(target: str, every: list[WorldDataset]) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     shown_progress = console.progress()
-    with Progress(*columns, console=shown_progress, transient=True) as bar:
+    with Progress(*columns, console=shown_progress, transient=True, disable=not shown_progress.is_terminal) as bar:
         task = bar.add_task("registering adapters", total=len(every))
         await run.register(target, every, lambda adapter: bar.update(task, advance=1, description=adapter.adapter_id))
     shown_progress.print(f"{len(every)} adapters registered, {run.EXAMPLES} training examples each", style="dim")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,8 @@ from orchestrator.evaluation.report import HeadlineTable, headline
 from orchestrator.evaluation.result_files import FileScore, MetricName, score_file
 from orchestrator.evaluation.spec import EvaluationSpec, Protocol
 from orchestrator.evaluation.summary import Summary
+
+LINE_INTERVAL_S = 10.0
 
 app = typer.Typer(no_args_is_help=True, help="Run evaluation jobs, follow them, and score result files.")
 
@@ -200,14 +203,19 @@ def cancel(*, job_id: JobId, orchestrator_target: OrchestratorTarget = "", as_js
 
 
 async def shown(jobs: AsyncIterator[Evaluation]) -> Evaluation:
-    """Show a progress bar of a watched job on standard error until it ends; return the job as it ended."""
+    """Show on standard error how far a watched job is until it ends, by a bar or by lines; return it as it ended."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    err = console.progress()
+    said_at = time.monotonic()
     job: Evaluation | None = None
-    with Progress(*columns, TimeRemainingColumn(), console=console.progress(), transient=True) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("evaluating", total=None)
         async for job in jobs:
             failed = f", {job.failed_samples} failed" if job.failed_samples else ""
             bar.update(task, description=f"{job.state}{failed}", total=job.total_samples, completed=job.done_samples)
+            if not err.is_terminal and time.monotonic() - said_at > LINE_INTERVAL_S:
+                said_at = time.monotonic()
+                console.note(f"{job.state}: {job.done_samples} of {job.total_samples} samples{failed}")
     if job is None or not job.state.ended:
         raise UnavailableError("the orchestrator stopped telling of the job; see 'loraretriever evaluate status'")
     return job

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from infra.contract.errors import ConfigurationError
+from infra.runtime.addresses import check_free
 from orchestrator.commands import console
 from orchestrator.commands.settings import child_environment, told_by_environment
 from orchestrator.commands.targets import DEFAULTS, UP_DIR, AsJson
-from orchestrator.demo_world import find_world
+from orchestrator.demo_world import MODEL_NAME, find_world
 from orchestrator.local_stack import Addresses, LocalStack, OnTier, StackPlan, TierState
 from orchestrator.processes import Terminated, terminated_like_interrupted
 
@@ -71,6 +73,8 @@ def up(
         },
         orchestrator={**orchestrator, **_settings(orchestrator_setting, "orchestrator")},
     )
+    for tier in (plan.retrieval, plan.generation, plan.orchestrator):
+        check_free(str(tier["address"]))
     with left_in_order(), tiers_shown() as on_tier, LocalStack(plan, on_tier) as stack:
         if as_json:
             console.print_json(stack.addresses)
@@ -110,10 +114,12 @@ def tiers_shown() -> Iterator[OnTier]:
         yield on_tier
 
 
+@dataclass(frozen=True)
 class _Models:
-    def __init__(self, retrieval: dict[str, object], generation: dict[str, object]) -> None:
-        self.retrieval = retrieval
-        self.generation = generation
+    """Model settings of both services."""
+
+    retrieval: dict[str, object]
+    generation: dict[str, object]
 
 
 def _models(model: Path | None, embedder: Path | None, adapter_roots: list[Path]) -> _Models:
@@ -124,15 +130,18 @@ def _models(model: Path | None, embedder: Path | None, adapter_roots: list[Path]
         missing = "--embedder-path" if given_model else "--model-path"
         raise ConfigurationError(f"{missing} is missing; give both model folders, or neither to serve the demo's")
     roots: list[str] = [str(root.resolve()) for root in adapter_roots]
+    name: str | None = None
     if not given_model:
         world = find_world()
         console.note(f"no model folders given: serving the demo's tiny checkpoints in {world.folder / 'checkpoints'}")
         model, embedder, roots = world.base, world.embedder, [*roots, str(world.adapters)]
+        name = MODEL_NAME
     for flag, folder in (("--model-path", model), ("--embedder-path", embedder)):
         if folder is not None and not folder.is_dir():
             raise ConfigurationError(f"{flag} {folder} is no folder; give the folder of the checkpoint")
     retrieval: dict[str, object] = {"embedder_path": embedder.resolve() if embedder else None}
-    return _Models(retrieval, {"model_path": model.resolve() if model else None, "adapter_roots": roots or None})
+    generation = {"model_path": model.resolve() if model else None, "model_name": name, "adapter_roots": roots or None}
+    return _Models(retrieval, generation)
 
 
 def _settings(pairs: list[str] | None, tier: str) -> dict[str, object]:
