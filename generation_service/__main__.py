@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-
-from loraretriever.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
-
-from generation_service.server import SERVICE_NAME, GenerationServicer
-from generation_service.service import GenerationStack, generation_stack
 from generation_service.settings import GenerationSettings
-from infra.contract.errors import LoraRetrieverError
 from infra.runtime.main import run_tier
-from infra.runtime.server import ServerOptions, aio_server
 
 
 def serve(settings: GenerationSettings) -> None:
-    """Serve until a stop signal."""
-    asyncio.run(_serve(settings))
+    """Serve until a stop signal. What is heavy to import is imported once the settings are known to be right."""
+    from generation_service.serving import serve_forever
 
-
-async def _serve(settings: GenerationSettings) -> None:
-    server = aio_server(ServerOptions.from_settings(settings))
-    await server.start()
-    try:
-        async with _on_a_thread(settings) as stack:
-            server.add(GenerationServicer(stack), add_GenerationServiceServicer_to_server, SERVICE_NAME)
-            await server.serve()
-    except LoraRetrieverError:
-        await server.stop()
-        raise
-
-
-@asynccontextmanager
-async def _on_a_thread(settings: GenerationSettings) -> AsyncIterator[GenerationStack]:
-    """Load and end the stack beside the event loop, so that health answers meanwhile."""
-    manager = generation_stack(settings)
-    async with AsyncExitStack() as cleanup:
-        stack = await asyncio.to_thread(manager.__enter__)
-        cleanup.push_async_callback(asyncio.to_thread, manager.__exit__, None, None, None)
-        yield stack
+    serve_forever(settings)
 
 
 if __name__ == "__main__":

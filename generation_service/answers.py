@@ -30,6 +30,7 @@ class Answers:
         self._model = model
         self._image_limits = image_limits
         self._encoders = ThreadPoolExecutor(encoders, thread_name_prefix="encoder")
+        self._encoding = 0
         self._post: _Post | None = None
 
     async def generate(
@@ -58,9 +59,8 @@ class Answers:
         self, prompt: Prompt, composition: Composition, decoding: Decoding, time_limit_s: float | None, deltas: bool
     ) -> AsyncGenerator[Delta | Generation, None]:
         deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
-        self._engine.check_room()
         loop = asyncio.get_running_loop()
-        encoded = await loop.run_in_executor(self._encoders, self._encode, prompt)
+        encoded = await self._encoded(prompt, loop)
         events: Events = asyncio.Queue()
         post = self._post = self._post if self._post and self._post.loop is loop else _Post(loop)
 
@@ -79,6 +79,15 @@ class Answers:
                     return
         finally:
             self._engine.cancel(sequence)
+
+    async def _encoded(self, prompt: Prompt, loop: asyncio.AbstractEventLoop) -> EncodedPrompt:
+        """Encode on another thread; a prompt that is being encoded counts as one that waits."""
+        self._engine.check_room(beside=self._encoding)
+        self._encoding += 1
+        try:
+            return await loop.run_in_executor(self._encoders, self._encode, prompt)
+        finally:
+            self._encoding -= 1
 
     def _encode(self, prompt: Prompt) -> EncodedPrompt:
         with field("prompt"):

@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
-from generation_service.adapters.residency import BankLease, Residency
+from generation_service.adapters.leases import BankLease
+from generation_service.adapters.residency import Residency
 from generation_service.models.base import BaseModel
 from generation_service.runner import DecodeRow, Runner
 from generation_service.sampler import TokenChooser, choose_tokens
@@ -84,10 +85,10 @@ class Engine:
         """Sequences that wait for a slot or their adapters."""
         return len(self._scheduler.waiting)
 
-    def check_room(self) -> None:
-        """Raise OverloadedError when a request could not be queued now."""
+    def check_room(self, beside: int = 0) -> None:
+        """Raise OverloadedError when a request could not be queued now, `beside` others being on their way."""
         with self._changed:
-            self._scheduler.check_room()
+            self._scheduler.check_room(beside)
 
     def submit(self, request: Request, listener: Listener) -> Sequence:
         """Queue a request. Raises InvalidArgumentError for what can never be served, OverloadedError when full."""
@@ -159,10 +160,10 @@ class Engine:
     def _run(self) -> None:
         try:
             while self._wait():
-                self.step()
-        except BaseException:
-            log.exception("engine_stopped")
-            raise
+                try:
+                    self.step()
+                except Exception as error:
+                    self._step_failed(self._everyone(), error)
         finally:
             with self._changed:
                 self._closing = True

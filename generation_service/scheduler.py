@@ -43,12 +43,13 @@ class Scheduler:
         """Whether nothing runs and nothing that waits could."""
         return not self._running and not any(sequence.lease is not None for sequence in self._waiting.values())
 
-    def check_room(self) -> None:
-        """Raise OverloadedError when one more sequence could not wait."""
-        if len(self._waiting) >= self._max_waiting:
+    def check_room(self, beside: int = 0) -> None:
+        """Raise OverloadedError when one more sequence could not wait, `beside` others being on their way."""
+        waiting = len(self._waiting) + beside
+        if waiting >= self._max_waiting:
             raise OverloadedError(
-                f"{len(self._waiting)} requests wait already and the queue holds {self._max_waiting}: retry later",
-                waiting=str(len(self._waiting)),
+                f"{waiting} requests wait already and the queue holds {self._max_waiting}: retry later",
+                waiting=str(waiting),
                 max_waiting=str(self._max_waiting),
             )
 

@@ -10,7 +10,7 @@ import grpc.aio
 from loraretriever.v1 import generation_service_pb2 as pb
 from loraretriever.v1 import generation_service_pb2_grpc
 
-from generation_service.adapters.residency import ResidentAdapter
+from generation_service.adapters.leases import ResidentAdapter
 from generation_service.sequence import Delta
 from generation_service.service import GenerationStack
 from infra.contract.adapter import check_adapter_id

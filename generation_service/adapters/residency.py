@@ -4,101 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import assert_never
 
 from generation_service.adapters.bank import AdapterBank
-from generation_service.adapters.ranks import RankRange
-from generation_service.adapters.sources import AdapterSource
+from generation_service.adapters.leases import (
+    AdapterKey,
+    BankLease,
+    Outcome,
+    Ready,
+    Resident,
+    ResidentAdapter,
+    ResidentKey,
+)
 from generation_service.adapters.store import WeightStore
-from generation_service.adapters.weights import AdapterWeights
-from generation_service.compose.fusion import WeightedWeights, fuse
-from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
+from generation_service.adapters.wanted import Wanted, wanted_by
+from infra.contract.composition import Base, Composition, Fusion, Mixture, WeightedAdapter
 from infra.contract.errors import CapacityError, NotFoundError, UnavailableError
-
-
-@dataclass(frozen=True)
-class AdapterKey:
-    """One revision of an adapter."""
-
-    adapter_id: str
-    revision: str
-
-
-@dataclass(frozen=True)
-class FusionKey:
-    """One fusion: its method, and its members in the order of their ids."""
-
-    method: FusionMethod
-    members: tuple[WeightedAdapter, ...]
-
-
-ResidentKey = AdapterKey | FusionKey
-
-
-@dataclass(eq=False)
-class Resident:
-    """What occupies one range of the bank, how many leases hold it there, and whether it is pinned."""
-
-    key: ResidentKey
-    owned: RankRange
-    leases: int = 0
-    pinned: bool = False
-
-    @property
-    def idle(self) -> bool:
-        """Whether it may be reclaimed."""
-        return not self.leases and not self.pinned
-
-
-@dataclass(frozen=True)
-class ResidentAdapter:
-    """An adapter on the device: its rank, and the bytes it takes there."""
-
-    adapter_id: str
-    revision: str
-    rank: int
-    byte_size: int
-    pinned: bool
-
-
-class BankLease:
-    """The ranges of one composition, held until released."""
-
-    def __init__(
-        self,
-        residents: Mapping[Resident, float],
-        applied: tuple[WeightedAdapter, ...],
-        give_back: Callable[[Mapping[Resident, float]], None],
-    ) -> None:
-        self._residents: Mapping[Resident, float] = residents
-        self._give_back = give_back
-        self._released = False
-        self.ranges: Mapping[RankRange, float] = {resident.owned: weight for resident, weight in residents.items()}
-        self.applied = applied
-
-    def release(self) -> None:
-        """Give the ranges back. A second call does nothing."""
-        if not self._released:
-            self._released = True
-            self._give_back(self._residents)
-
-
-Outcome = BankLease | Exception
-Ready = Callable[[Outcome], None]
-
-
-@dataclass(eq=False)
-class _Wanted:
-    """One range that a composition needs. `load` gives its content; `weights` is that content once it is there."""
-
-    key: ResidentKey
-    weight: float
-    load: Callable[[], AdapterWeights]
-    weights: AdapterWeights | None = None
 
 
 @dataclass(eq=False)
@@ -106,7 +30,7 @@ class Ticket:
     """A composition on its way into the bank."""
 
     ready: Ready
-    wanted: list[_Wanted] = field(default_factory=list)
+    wanted: list[Wanted] = field(default_factory=list)
     applied: tuple[WeightedAdapter, ...] = ()
     cancelled: bool = False
 
@@ -201,7 +125,7 @@ class Residency:
                 WeightedAdapter(share.adapter_id, share.weight, source.revision)
                 for share, source in zip(composition.adapters, sources, strict=True)
             )
-            ticket.wanted = self._wanted(composition, ticket.applied, sources)
+            ticket.wanted = wanted_by(composition, list(zip(ticket.applied, sources, strict=True)), self._store)
             with self._lock:
                 absent = [wanted for wanted in ticket.wanted if wanted.key not in self._residents]
             for wanted in absent:
@@ -209,29 +133,6 @@ class Residency:
             self._placer.submit(self._place, ticket)
         except Exception as error:
             ticket.ready(error)
-
-    def _wanted(
-        self, composition: Mixture | Fusion, applied: tuple[WeightedAdapter, ...], sources: list[AdapterSource]
-    ) -> list[_Wanted]:
-        match composition:
-            case Mixture():
-                return [
-                    _Wanted(AdapterKey(share.adapter_id, share.revision), share.weight, _loading(self._store, source))
-                    for share, source in zip(applied, sources, strict=True)
-                ]
-            case Fusion(method=method):
-                ordered = sorted(zip(applied, sources, strict=True), key=lambda member: member[0].adapter_id)
-
-                def load() -> AdapterWeights:
-                    members = [
-                        WeightedWeights(self._store.weights(source), share.weight, share.adapter_id)
-                        for share, source in ordered
-                    ]
-                    return fuse(members, method)
-
-                return [_Wanted(FusionKey(method, tuple(share for share, _ in ordered)), 1.0, load)]
-            case _:
-                assert_never(composition)
 
     def _place(self, ticket: Ticket) -> None:
         self._blocked.append(ticket)
@@ -273,7 +174,7 @@ class Residency:
             raise
         return BankLease(held, ticket.applied, self._release)
 
-    def _leased(self, wanted: _Wanted) -> Resident | None:
+    def _leased(self, wanted: Wanted) -> Resident | None:
         with self._lock:
             resident = self._residents.get(wanted.key)
             if resident is not None:
@@ -281,7 +182,7 @@ class Residency:
                 self._residents.move_to_end(wanted.key)
             return resident
 
-    def _load(self, wanted: _Wanted) -> Resident | None:
+    def _load(self, wanted: Wanted) -> Resident | None:
         """Return a new resident, leased; None when no range is free and none can be reclaimed."""
         if wanted.weights is None:
             wanted.weights = wanted.load()
@@ -367,10 +268,6 @@ class Residency:
             byte_size=resident.owned.rank * self._bank.bytes_per_rank,
             pinned=resident.pinned,
         )
-
-
-def _loading(store: WeightStore, source: AdapterSource) -> Callable[[], AdapterWeights]:
-    return lambda: store.weights(source)
 
 
 def _stopping() -> UnavailableError:

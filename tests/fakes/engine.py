@@ -11,8 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from generation_service.adapters.leases import BankLease, Outcome, Ready
 from generation_service.adapters.ranks import RankRange
-from generation_service.adapters.residency import BankLease, Outcome, Ready, Residency, Ticket
+from generation_service.adapters.residency import Residency, Ticket
 from generation_service.engine import Engine, EngineLimits
 from generation_service.models.base import BaseModel, EncodedPrompt, ModelDescription
 from generation_service.runner import DecodeRow, Runner

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from generation_service.budget import available_bytes, bank_bytes, plan_memory
 from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.service import generation_stack
 from generation_service.settings import GenerationSettings
 from infra.contract.errors import ConfigurationError
 from infra.runtime.settings import load_settings
 from tests.fakes.engine import DESCRIPTION
+from tests.generation import settings_for
 
 MODEL = dataclasses.replace(DESCRIPTION, layers=2, kv_heads=3, head_dim=5, max_positions=4096, targets={"a": (7, 9)})
 PER_TOKEN = 2 * 2 * 3 * 5 * 4
@@ -49,6 +52,14 @@ def test_max_pixels_is_read_under_its_old_name(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MAX_PIXELS", "602112")
     assert load_settings(GenerationSettings, ["--model-path", "x"]).max_pixels == 602112
     assert load_settings(GenerationSettings, ["--model-path", "x", "--max-pixels", "5000"]).max_pixels == 5000
+
+
+def test_a_device_that_torch_does_not_know_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigurationError, match="'toaster'"),
+        generation_stack(settings_for(tmp_path, device="toaster")),
+    ):
+        pass
 
 
 def test_the_model_path_is_required() -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from generation_service.adapters.bank import AdapterBank
-from generation_service.adapters.residency import BankLease, Outcome, Residency, Ticket
+from generation_service.adapters.leases import BankLease, Outcome
+from generation_service.adapters.residency import Residency, Ticket
 from generation_service.adapters.sources import AdapterSource
 from generation_service.adapters.store import WeightStore
 from generation_service.adapters.weights import AdapterWeights, LoraPair

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from generation_service.adapters.residency import BankLease
+from generation_service.adapters.leases import BankLease
 from generation_service.sampler import TokenChooser
 from generation_service.scheduler import Scheduler
 from generation_service.sequence import Request, Sequence

@@ -1,0 +1,54 @@
+"""A composition -> the ranges that it needs, and what each of them holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from generation_service.adapters.leases import AdapterKey, FusionKey, ResidentKey
+from generation_service.adapters.sources import AdapterSource
+from generation_service.adapters.store import WeightStore
+from generation_service.adapters.weights import AdapterWeights
+from generation_service.compose.fusion import WeightedWeights, fuse
+from infra.contract.composition import Fusion, FusionMethod, Mixture, WeightedAdapter
+
+Member = tuple[WeightedAdapter, AdapterSource]
+
+
+@dataclass(eq=False)
+class Wanted:
+    """One range that a composition needs. `load` gives its content; `weights` is that content once it is there."""
+
+    key: ResidentKey
+    weight: float
+    load: Callable[[], AdapterWeights]
+    weights: AdapterWeights | None = None
+
+
+def wanted_by(composition: Mixture | Fusion, members: Sequence[Member], store: WeightStore) -> list[Wanted]:
+    """Return what `composition` needs, its adapters being `members`, revisions and sources known.
+
+    A mixture needs a range for each adapter, a fusion one for its result, whatever the order of its members.
+    """
+    match composition:
+        case Mixture():
+            return [_adapter(share, source, store) for share, source in members]
+        case Fusion(method=method):
+            return [_fusion(sorted(members, key=lambda member: member[0].adapter_id), method, store)]
+        case _:
+            assert_never(composition)
+
+
+def _adapter(share: WeightedAdapter, source: AdapterSource, store: WeightStore) -> Wanted:
+    return Wanted(AdapterKey(share.adapter_id, share.revision), share.weight, lambda: store.weights(source))
+
+
+def _fusion(members: Sequence[Member], method: FusionMethod, store: WeightStore) -> Wanted:
+    def load() -> AdapterWeights:
+        return fuse(
+            [WeightedWeights(store.weights(source), share.weight, share.adapter_id) for share, source in members],
+            method,
+        )
+
+    return Wanted(FusionKey(method, tuple(share for share, _ in members)), 1.0, load)

@@ -1,0 +1,42 @@
+"""The service behind its port, from loading to the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from loraretriever.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
+
+from generation_service.server import SERVICE_NAME, GenerationServicer
+from generation_service.service import GenerationStack, generation_stack
+from generation_service.settings import GenerationSettings
+from infra.contract.errors import LoraRetrieverError
+from infra.runtime.server import ServerOptions, aio_server
+
+
+def serve_forever(settings: GenerationSettings) -> None:
+    """Serve until a stop signal."""
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: GenerationSettings) -> None:
+    server = aio_server(ServerOptions.from_settings(settings))
+    await server.start()
+    try:
+        async with _on_a_thread(settings) as stack:
+            server.add(GenerationServicer(stack), add_GenerationServiceServicer_to_server, SERVICE_NAME)
+            await server.serve()
+    except LoraRetrieverError:
+        await server.stop()
+        raise
+
+
+@asynccontextmanager
+async def _on_a_thread(settings: GenerationSettings) -> AsyncIterator[GenerationStack]:
+    """Load and end the stack beside the event loop, so that health answers meanwhile."""
+    manager = generation_stack(settings)
+    async with AsyncExitStack() as cleanup:
+        stack = await asyncio.to_thread(manager.__enter__)
+        cleanup.push_async_callback(asyncio.to_thread, manager.__exit__, None, None, None)
+        yield stack
