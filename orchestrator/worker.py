@@ -7,6 +7,7 @@ it warmly: samples under way are finished, unfinished shards are handed on.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from contextlib import AsyncExitStack, ExitStack
@@ -34,6 +35,7 @@ from orchestrator.tasks import register_tasks
 log = get_logger(__name__)
 
 REDIS_RETRIES = 20
+CHATTY_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
 
 
 class Worker:
@@ -99,6 +101,8 @@ def serve(settings: OrchestratorSettings) -> None:
     def leave_logging_alone(**_: Any) -> None:
         """Celery sets up its own logs unless somebody listens to this signal."""
 
+    for chatty in CHATTY_LOGGERS:
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     signals.setup_logging.connect(leave_logging_alone)
     signals.worker_shutting_down.connect(on_stop)
     signals.worker_ready.connect(on_ready)

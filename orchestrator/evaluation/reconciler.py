@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from infra.runtime.logs import get_logger
+from orchestrator.evaluation import job_metrics
 from orchestrator.evaluation.jobs import Dispatcher
 from orchestrator.evaluation.ledger import Ledger
 
@@ -15,13 +16,16 @@ async def reconcile(ledger: Ledger, dispatcher: Dispatcher, queue: str) -> int:
     """Send again every unit that is overdue; return how many. Several servers may do it: each unit goes once."""
     sent = 0
     active = await ledger.active()
-    queue_empty = bool(active) and await ledger.queue_length(queue) == 0
+    queued = await ledger.queue_length(queue)
+    job_metrics.active_jobs.set(len(active))
+    job_metrics.queued_units.set(queued)
     for evaluation_id in active:
-        units = await ledger.overdue(evaluation_id, queue_empty=queue_empty)
+        units = await ledger.overdue(evaluation_id, queue_empty=queued == 0)
         if units:
             log.warning("units sent again", evaluation_id=evaluation_id, units=units)
             await asyncio.to_thread(dispatcher.send, evaluation_id, units)
             sent += len(units)
+    job_metrics.units_resent_total.inc(sent)
     return sent
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from infra.contract.errors import InternalError, UnavailableError
 from infra.runtime.logs import get_logger
+from orchestrator.evaluation import job_metrics
 from orchestrator.evaluation.answering import Answering, Answers, InterruptedSampleError, Patience, failed
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_types import Claim, Lease, Start
@@ -108,19 +109,24 @@ class ShardRun:
         if start in (Start.LOST, Start.CANCELLED):
             hold.learn(Lease(start.value))
         elif start is Start.EXHAUSTED:
-            await self._ledger.record(hold.evaluation_id, hold.unit, self._fatal(sample))
+            await self._record(hold.evaluation_id, hold.unit, self._fatal(sample))
         elif start is Start.BEGUN:
             try:
-                record = await hold.guard(self._answering.record(sample, spec, hold.stop))
+                with job_metrics.samples_running.track_inprogress():
+                    record = await hold.guard(self._answering.record(sample, spec, hold.stop))
             except InterruptedSampleError:
                 await self._ledger.abandon(hold.evaluation_id, sample.key)
                 return
-            await self._ledger.record(hold.evaluation_id, hold.unit, record)
+            await self._record(hold.evaluation_id, hold.unit, record)
 
     async def _give_up(self, evaluation_id: str, shard: str, samples: Sequence[Sample]) -> None:
         log.error("shard given up", evaluation_id=evaluation_id, shard=shard)
         for sample in samples:
-            await self._ledger.record(evaluation_id, shard, self._fatal(sample))
+            await self._record(evaluation_id, shard, self._fatal(sample))
+
+    async def _record(self, evaluation_id: str, shard: str, record: Record) -> None:
+        if await self._ledger.record(evaluation_id, shard, record):
+            job_metrics.samples_total.labels("failed" if record.error is not None else "answered").inc()
 
     def _fatal(self, sample: Sample) -> Record:
         deaths = self._ledger.limits.sample_attempts

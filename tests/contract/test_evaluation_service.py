@@ -15,6 +15,7 @@ import grpc.aio
 import pytest
 from loraretriever.v1 import orchestrator_service_pb2 as pb
 from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
+from prometheus_client import REGISTRY
 
 from infra.contract.composition import FusionMethod
 from infra.contract.errors import (
@@ -326,6 +327,18 @@ async def test_image_that_went_away_is_that_samples_error_alone(served: Served) 
     failed = [record for record in records_of(job.output_uri) if record.error is not None]
     assert {record.sample.dataset for record in failed} == {"ebay"}
     assert all(record.error is not None and "screen.png" in record.error.message for record in failed)
+
+
+async def test_recorded_samples_are_counted_by_outcome(served: Served) -> None:
+    def counted(outcome: str) -> float:
+        return REGISTRY.get_sample_value("loraretriever_evaluation_samples_total", {"outcome": outcome}) or 0
+
+    before = counted("answered"), counted("failed")
+    file = write_dataset(served.data, "gmail", episodes=3, steps=1)
+    await served.client.create(spec_of(file))
+    (served.data / "screen.png").unlink()
+    await served.work()
+    assert (counted("answered"), counted("failed")) == (before[0], before[1] + 3)
 
 
 async def test_report_that_cannot_be_written_fails_the_job_and_says_why(served: Served, tmp_path: Path) -> None:
