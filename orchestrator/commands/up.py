@@ -140,7 +140,11 @@ def _models(model: Path | None, embedder: Path | None, adapter_roots: list[Path]
         if folder is not None and not folder.is_dir():
             raise ConfigurationError(f"{flag} {folder} is no folder; give the folder of the checkpoint")
     retrieval: dict[str, object] = {"embedder_path": embedder.resolve() if embedder else None}
-    generation = {"model_path": model.resolve() if model else None, "model_name": name, "adapter_roots": roots or None}
+    generation: dict[str, object] = {
+        "model_path": model.resolve() if model else None,
+        "model_name": name,
+        "adapter_roots": roots or None,
+    }
     return _Models(retrieval, generation)
 
 
