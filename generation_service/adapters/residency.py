@@ -108,6 +108,12 @@ class Residency:
         with self._lock:
             return sum(resident.owned.rank for resident in self._residents.values() if resident.leases)
 
+    @property
+    def ranks(self) -> int:
+        """Ranks that adapters and fusions take in the bank, in use or not."""
+        with self._lock:
+            return sum(resident.owned.rank for resident in self._residents.values())
+
     def close(self) -> None:
         """End the threads; compositions that still wait end in UnavailableError."""
         self._closed = True
