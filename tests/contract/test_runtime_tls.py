@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import subprocess
 import urllib.error
 import urllib.request
@@ -43,14 +44,17 @@ class Authority:
         key = self.folder / f"{self.name}.key"
         openssl(
             *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"),
-            *("-subj", f"/CN={self.name}", "-keyout", key, "-out", self.ca),
+            *("-subj", f"/CN={self.name}", "-addext", "keyUsage=critical,keyCertSign", "-keyout", key, "-out", self.ca),
         )
         return self
 
     def issue(self, name: str) -> Pair:
         pair = Pair(self.folder / f"{name}.pem", self.folder / f"{name}.key")
         request, extensions = self.folder / f"{name}.csr", self.folder / f"{name}.ext"
-        extensions.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        extensions.write_text(
+            "subjectAltName=DNS:localhost,IP:127.0.0.1\n"
+            "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\nkeyUsage=critical,digitalSignature\n"
+        )
         openssl(
             *("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
             *("-subj", f"/CN={name}", "-keyout", pair.key, "-out", request),
@@ -133,8 +137,6 @@ def test_tls_files_that_do_not_fit_are_named(authority: Authority, server_pair: 
 
 
 def test_the_metrics_endpoint_keeps_tls_and_token(authority: Authority, server_pair: Pair) -> None:
-    import ssl
-
     server = serve_metrics("127.0.0.1:0", token="s3cret", certificate=server_pair.certificate, key=server_pair.key)
     try:
         trust = ssl.create_default_context(cafile=str(authority.ca))
