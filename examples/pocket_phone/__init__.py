@@ -9,4 +9,4 @@ from pathlib import Path
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 BASE_MODEL = "pocket-phone/qwen2-vl-tiny"
 EMBEDDER = "pocket-phone/jina-v4-tiny"
-SEED = 20261122
+SEED = 1

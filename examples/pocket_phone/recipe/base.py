@@ -23,42 +23,63 @@ from examples.pocket_phone.recipe.evaluate import exact
 from examples.pocket_phone.recipe.state import Progress, State
 from examples.pocket_phone.screens import HOME, Screen
 
-EYE_STEPS, EYE_BATCH, EYE_RATE = 260, 48, 2e-3
-STEPS, BATCH, RATE, WARMUP = 2400, 64, 2e-3, 60
+EYE_STEPS, EYE_BATCH, EYE_RATE = 170, 40, 2e-3
+STEPS, BATCH, RATE, WARMUP = 1200, 64, 2e-3, 60
 CHUNK, SEQUENCE_BATCH = 10, 24
 EASY_STEPS, RAMP_STEPS = 350, 500
 POOL = 3200
 SAVE_EVERY = 100
 EMBEDDING_STD = 0.5
-SHARPNESS = 1.5
-"""How much larger W_Q starts than W_K."""
-MARK = 0.8
+SHARPNESS = 2.0
+"""How much larger W_Q starts than W_K in the heads that look for a word's glyph on the screen."""
+MARK = 0.5
 """Share of the "something is here" mark in a glyph's visual token."""
+KINSHIP = 0.6
+"""Share of a word's embedding variance that it has in common with the same word after a space."""
+
+
+def rotation(seed: int) -> Tensor:
+    """Return the fixed orthogonal [hidden, hidden] that turns word space into the space that screens are seen in."""
+    generator = torch.Generator().manual_seed(seed)
+    turned: Tensor = torch.linalg.qr(torch.randn(layout.HIDDEN, layout.HIDDEN, generator=generator)).Q
+    return turned
 
 
 def new_model(seed: int) -> Qwen2VLForConditionalGeneration:
-    """Build the model with attention near content matching: W_Q along W_K, and W_O close to W_V transposed.
+    """Build the model with half of its attention heads as good as looking for things on the screen.
 
-    A token then attends to tokens like itself and copies what they hold, which is most of "find the bag on the screen".
+    A glyph's visual token will be R e, with e the embedding of its word and R a rotation. The first half of the heads
+    starts with W_K = K R^T and W_Q = K, so that a word attends to its own glyph and not to itself, and with W_V = V R^T
+    and W_O = V^T, so that it fetches what it sees in the language of words. The other half starts at random.
     """
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**layout.qwen2_vl_config())).float()
     text, head = model.model.language_model, layout.HIDDEN // layout.HEADS
-    groups = layout.HEADS // layout.KV_HEADS
+    groups, turn = layout.HEADS // layout.KV_HEADS, rotation(seed)
     with torch.no_grad():
-        text.embed_tokens.weight.normal_(0, EMBEDDING_STD)
+        text.embed_tokens.weight.copy_(_embeddings())
         text.norm.weight.fill_(0.25)
         for layer in text.layers:
             attention = layer.self_attn
-            key = torch.randn(layout.KV_HEADS, head, layout.HIDDEN) / math.sqrt(layout.HIDDEN)
-            value = torch.randn(layout.KV_HEADS, head, layout.HIDDEN) / math.sqrt(layout.HIDDEN)
-            attention.k_proj.weight.copy_(key.flatten(0, 1))
-            attention.q_proj.weight.copy_(SHARPNESS * key.repeat_interleave(groups, 0).flatten(0, 1))
-            attention.v_proj.weight.copy_(value.flatten(0, 1))
-            attention.o_proj.weight.copy_(0.25 * value.repeat_interleave(groups, 0).flatten(0, 1).T)
+            look, other, fetch, copy = (torch.randn(head, layout.HIDDEN) / math.sqrt(layout.HIDDEN) for _ in range(4))
+            queries = [SHARPNESS * look] * groups + [torch.randn_like(other) / math.sqrt(layout.HIDDEN)] * groups
+            attention.q_proj.weight.copy_(torch.cat(queries))
+            attention.k_proj.weight.copy_(torch.cat([look @ turn.T, other]))
+            attention.v_proj.weight.copy_(torch.cat([fetch @ turn.T, copy]))
+            attention.o_proj.weight.copy_(0.25 * torch.cat([fetch] * groups + [copy] * groups).T)
             for weight in (attention.q_proj.weight, attention.o_proj.weight):
                 weight.add_(torch.randn_like(weight) * 0.02)
     return model
+
+
+def _embeddings() -> Tensor:
+    """Return random embeddings [vocabulary, hidden] in which "bag" and " bag" are kin."""
+    vocabulary = tokenizer.build().get_vocab()
+    table = torch.randn(len(vocabulary), layout.HIDDEN)
+    for word, number in vocabulary.items():
+        if (spaced := vocabulary.get("\u0120" + word)) is not None:
+            table[spaced] = KINSHIP**0.5 * table[number] + (1 - KINSHIP) ** 0.5 * table[spaced]
+    return table * EMBEDDING_STD
 
 
 def train(folder: Path, state: State, seed: int, device: str, progress: Progress) -> None:
@@ -66,7 +87,7 @@ def train(folder: Path, state: State, seed: int, device: str, progress: Progress
     model = new_model(seed).to(device)
     eyes = state.load("eyes")
     if eyes is None:
-        _train_eyes(model, random.Random(f"{seed}/eyes"), progress)
+        _train_eyes(model, rotation(seed), random.Random(f"{seed}/eyes"), progress)
         state.save("eyes", model.state_dict())
     else:
         model.load_state_dict(eyes)
@@ -76,7 +97,7 @@ def train(folder: Path, state: State, seed: int, device: str, progress: Progress
     layout.save_weights(folder, model.state_dict())
 
 
-def concept_targets(model: Qwen2VLForConditionalGeneration) -> dict[str, Tensor]:
+def concept_targets(model: Qwen2VLForConditionalGeneration, turn: Tensor) -> dict[str, Tensor]:
     """Return for each concept the vector [hidden] that its visual token should be.
 
     A glyph is both of its name's tokens, "bag" and " bag", so that it can be matched and copied; an app likewise.
@@ -88,8 +109,9 @@ def concept_targets(model: Qwen2VLForConditionalGeneration) -> dict[str, Tensor]
     def vector(name: str) -> Tensor:
         ids = vocabulary.encode(name).ids + vocabulary.encode(" " + name).ids
         total = table[ids].sum(0)
-        scaled: Tensor = total * (EMBEDDING_STD * math.sqrt(table.shape[1]) / torch.linalg.vector_norm(total))
-        return scaled
+        scaled = total * (EMBEDDING_STD * math.sqrt(table.shape[1]) / torch.linalg.vector_norm(total))
+        seen: Tensor = turn.to(table.device) @ scaled
+        return seen
 
     targets = {"": 0.3 * vector("."), f"@{HOME}": vector("house")}
     for app in APPS.values():
@@ -105,8 +127,8 @@ def _concepts(screen: Screen) -> list[str]:
     return ["@" + concept[1:] if concept.startswith("=") else concept for concept in screen.concepts()]
 
 
-def _train_eyes(model: Qwen2VLForConditionalGeneration, rng: random.Random, progress: Progress) -> None:
-    targets = concept_targets(model)
+def _train_eyes(model: Qwen2VLForConditionalGeneration, turn: Tensor, rng: random.Random, progress: Progress) -> None:
+    targets = concept_targets(model, turn)
     vision = model.model.visual
     optimiser = torch.optim.AdamW(vision.parameters(), lr=EYE_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, EYE_RATE, EYE_STEPS, pct_start=0.1)
