@@ -79,6 +79,11 @@ class LocalStack:
         return self._addresses
 
     @property
+    def work_dir(self) -> Path:
+        """The folder of its data, logs and ready files."""
+        return self._plan.work_dir
+
+    @property
     def pids(self) -> tuple[int, ...]:
         """The tiers' process ids, each that of its process group too."""
         return tuple(child.pid for child in self._children)
