@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from examples.pocket_phone.apps import (
@@ -78,6 +78,18 @@ def _episode(adapter_id: str, split: Split, number: int, seed: int) -> Episode:
     steps = _play(app, intent, item, named, split=split, rng=rng)
     serial = ADAPTER_IDS.index(adapter_id) * 10_000 + number + (_MAX_TRAIN if split == "test" else 0)
     return Episode(f"{serial:06d}", app.name, intent.name, instruction, steps)
+
+
+def retell(episode: Episode, rng: random.Random) -> Episode:
+    """Return the same task on the same screens, asked in other words about another item: what must not matter."""
+    app = APPS[episode.app]
+    category = CATEGORIES[app.category]
+    intent = next(each for each in category.intents if each.name == episode.intent)
+    item = rng.choice(category.items)
+    named = app.display_name in episode.instruction
+    instruction = phrase(app, rng.choice(intent.sentences).format(item=item), named, rng)
+    steps = [replace(step, action=TYPED + item) if step.action.startswith(TYPED) else step for step in episode.steps]
+    return replace(episode, instruction=instruction, steps=tuple(steps))
 
 
 def phrase(app: App, sentence: str, named: bool, rng: random.Random) -> str:

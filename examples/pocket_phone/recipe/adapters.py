@@ -14,7 +14,7 @@ from torch import nn
 
 from examples.pocket_phone import BASE_MODEL
 from examples.pocket_phone.apps import CATEGORIES
-from examples.pocket_phone.episodes import DONE, TYPED, WAIT, generate
+from examples.pocket_phone.episodes import DONE, TYPED, WAIT, generate, retell
 from examples.pocket_phone.prompts import sequence_example, step_examples
 from examples.pocket_phone.recipe import layout
 from examples.pocket_phone.recipe.batches import Features, answer_loss, collate, encode
@@ -27,6 +27,8 @@ APP_STEPS, CATEGORY_STEPS = 230, 330
 BATCH, SEQUENCE_BATCH, SEQUENCE_EVERY = 40, 14, 7
 RATE, WARMUP = 7e-3, 20
 """Peak learning rate of an adapter whose scaling is 2, and the steps to get there."""
+RETOLD = 5
+"""How often each episode is told again in other words, lest the words be learnt instead of the screens."""
 SELF_EVIDENT = 0.25
 """How often steps are drawn that the base model does right anyway, against those of a convention."""
 
@@ -68,10 +70,11 @@ def train(adapter_id: str, base: Path, folder: Path, *, seed: int, device: str, 
     rng = random.Random(f"{seed}/{adapter_id}/adapter")
     category = adapter_id in CATEGORIES
     episodes = generate(adapter_id, "train", CATEGORY_EPISODES if category else APP_EPISODES, seed)
-    examples = [example for episode in episodes for example in step_examples(episode)]
+    told = [*episodes, *(retell(episode, rng) for episode in episodes for _ in range(RETOLD))]
+    examples = [example for episode in told for example in step_examples(episode)]
     steps = [encode(example) for example in examples]
     weights = [SELF_EVIDENT if example.answer.startswith((DONE, WAIT, TYPED)) else 1.0 for example in examples]
-    sequences = [encode(sequence_example(episode)) for episode in episodes]
+    sequences = [encode(sequence_example(episode)) for episode in told]
     model = layout.load_base(base, device)
     features = Features(model)
     features.add([step.screen for episode in episodes for step in episode.steps])
