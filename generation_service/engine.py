@@ -210,6 +210,7 @@ class Engine:
             self._step_failed([sequence], error)
             return
         sequence.first_token_at = time.monotonic()
+        sequence.forget_images()
         self._advance(sequence, token)
 
     def _decode(self) -> None:
@@ -229,7 +230,7 @@ class Engine:
         """Take a sequence's next token (None: its logits were not finite), and end it where it ends."""
         if token is None:
             applied = ", ".join(share.adapter_id for share in sequence.lease.applied) if sequence.lease else ""
-            self._end([sequence], InternalError(f"the model computed no finite logits with adapters [{applied}]"))
+            self._step_failed([sequence], InternalError(f"the model gave no finite logits with adapters [{applied}]"))
             return
         if token in self._model.description.eos_tokens:
             self._finish(sequence, FinishReason.STOP)
@@ -258,12 +259,21 @@ class Engine:
     def _step_failed(self, sequences: Many[Sequence], error: Exception) -> None:
         """End the sequences of a step that failed; the next step runs without them."""
         log.error("step_failed", sequences=len(sequences), exc_info=error)
+        self._clear([sequence.slot for sequence in sequences if sequence.slot is not None])
         if isinstance(error, LoraRetrieverError):
             self._end(sequences, error)
             return
         failure = InternalError(f"a step of the model failed and ended the {len(sequences)} requests in it: retry")
         failure.__cause__ = error
         self._end(sequences, failure)
+
+    def _clear(self, slots: Many[int]) -> None:
+        """Let nothing of a failed step reach the next sequence in its slot: 0 times NaN is NaN under any mask."""
+        try:
+            for slot in slots:
+                self._runner.clear(slot)
+        except Exception:
+            log.exception("slots_not_cleared", slots=list(slots))
 
     def _end(self, sequences: Many[Sequence], error: Exception) -> None:
         for sequence in sequences:

@@ -41,6 +41,11 @@ class SlotKVCache:
         self.bytes = shape.bytes(dtype)
         self._device = device
 
+    def clear(self, slot: int) -> None:
+        """Zero a slot: what a sequence that went wrong left there may not be finite."""
+        for store in (*self.keys, *self.values):
+            store[slot].zero_()
+
     def prefill_view(self, slot: int, start: int) -> PrefillView:
         """Return what a forward over the tokens from `start` on of one sequence writes to and reads from."""
         return PrefillView(self, slot, start)

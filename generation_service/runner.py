@@ -58,6 +58,10 @@ class Runner:
             hidden = self._model.forward(embeddings, positions.expand(self._axes, -1, -1), view.mask(), view)
             return self._model.logits(hidden[:, -1])
 
+    def clear(self, slot: int) -> None:
+        """Make a slot as new, after a sequence that failed."""
+        self._cache.clear(slot)
+
     @property
     def _axes(self) -> int:
         return self._model.description.position_axes

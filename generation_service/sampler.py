@@ -22,7 +22,8 @@ class TokenChooser:
 
     def sample(self, logits: Tensor) -> int:
         """Draw a token from logits [V]: temperature, then token_top_k, then top_p, as transformers orders them."""
-        scaled = logits.to("cpu", torch.float64) / self.decoding.temperature
+        wide = logits.to("cpu", torch.float64)
+        scaled = (wide - wide.max()) / self.decoding.temperature
         ordered, tokens = torch.sort(scaled, descending=True, stable=True)
         if self.decoding.token_top_k:
             ordered = ordered[: self.decoding.token_top_k]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from generation_service.text_stream import TextStream
@@ -99,6 +99,10 @@ class Sequence:
     def expired(self, now: float) -> bool:
         """Return whether the caller's deadline has passed."""
         return self.request.deadline is not None and now >= self.request.deadline
+
+    def forget_images(self) -> None:
+        """Let go of the prompt's pixels: they are read once."""
+        self.request = replace(self.request, prompt=self.request.prompt.without_images())
 
     def emit(self, text: str) -> None:
         """Tell the listener what came next."""

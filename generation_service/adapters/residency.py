@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from generation_service.adapters.leases import (
     ResidentAdapter,
     ResidentKey,
 )
+from generation_service.adapters.sources import AdapterSource
 from generation_service.adapters.store import WeightStore
 from generation_service.adapters.wanted import Wanted, wanted_by
 from infra.contract.composition import Base, Composition, Fusion, Mixture, WeightedAdapter
@@ -62,6 +63,8 @@ class Residency:
         ticket = Ticket(ready)
         if isinstance(composition, Base):
             ready(BankLease({}, (), self._release))
+        elif self._all_resident(composition, ticket):
+            self._placer.submit(self._place, ticket)
         else:
             reading = self._readers.submit(self._read, composition, ticket)
             reading.add_done_callback(lambda done: ready(_stopping()) if done.cancelled() else None)
@@ -127,18 +130,31 @@ class Residency:
             if ticket.cancelled:
                 return
             sources = [self._store.resolve(share.adapter_id, share.revision) for share in composition.adapters]
-            ticket.applied = tuple(
-                WeightedAdapter(share.adapter_id, share.weight, source.revision)
-                for share, source in zip(composition.adapters, sources, strict=True)
-            )
-            ticket.wanted = wanted_by(composition, list(zip(ticket.applied, sources, strict=True)), self._store)
-            with self._lock:
-                absent = [wanted for wanted in ticket.wanted if wanted.key not in self._residents]
-            for wanted in absent:
+            self._fill(ticket, composition, sources)
+            for wanted in self._absent(ticket):
                 wanted.weights = wanted.load()
             self._placer.submit(self._place, ticket)
         except Exception as error:
             ticket.ready(error)
+
+    def _all_resident(self, composition: Mixture | Fusion, ticket: Ticket) -> bool:
+        """Fill the ticket and return True when nothing has to be looked up or read: a slow catalogue harms no such."""
+        sources = self._store.known(composition.adapters)
+        if sources is None:
+            return False
+        self._fill(ticket, composition, sources)
+        return not self._absent(ticket)
+
+    def _fill(self, ticket: Ticket, composition: Mixture | Fusion, sources: Sequence[AdapterSource]) -> None:
+        ticket.applied = tuple(
+            WeightedAdapter(share.adapter_id, share.weight, source.revision)
+            for share, source in zip(composition.adapters, sources, strict=True)
+        )
+        ticket.wanted = wanted_by(composition, list(zip(ticket.applied, sources, strict=True)), self._store)
+
+    def _absent(self, ticket: Ticket) -> list[Wanted]:
+        with self._lock:
+            return [wanted for wanted in ticket.wanted if wanted.key not in self._residents]
 
     def _place(self, ticket: Ticket) -> None:
         self._blocked.append(ticket)

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 
 from generation_service.adapters.sources import AdapterResolver, AdapterSource, check_base_model
 from generation_service.adapters.weights import AdapterWeights
+from infra.contract.composition import WeightedAdapter
 
 Key = tuple[str, str]
 """Adapter id and revision."""
@@ -52,6 +53,13 @@ class WeightStore:
             while len(self._sources) > MAX_KNOWN_SOURCES:
                 self._sources.popitem(last=False)
         return source
+
+    def known(self, adapters: Sequence[WeightedAdapter]) -> list[AdapterSource] | None:
+        """Return the sources of adapters whose revisions are named and were looked up before; else None."""
+        with self._lock:
+            found = [self._sources.get((share.adapter_id, share.revision)) for share in adapters]
+        sources = [source for source in found if source is not None]
+        return sources if len(sources) == len(adapters) else None
 
     def weights(self, source: AdapterSource) -> AdapterWeights:
         """Return the weights of `source`, read now, or kept, or being read by another caller."""

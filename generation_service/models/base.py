@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -66,6 +66,10 @@ class EncodedPrompt:
     def length(self) -> int:
         """Tokens, image tokens included."""
         return self.tokens.shape[0]
+
+    def without_images(self) -> EncodedPrompt:
+        """Return it without its pixels: all that is needed once it has been read."""
+        return replace(self, pixels=None, grids=None)
 
 
 class LayerCache(Protocol):

@@ -147,6 +147,16 @@ async def test_a_loaded_adapter_is_pinned_until_it_is_unloaded(world: World) -> 
         assert [resident.pinned for resident in residents] == [False]
 
 
+async def test_loading_what_is_not_there_is_not_found(world: World) -> None:
+    async with served(settings_for(world.base, [world.roots])) as service:
+        code, error = await refused(service.stub.LoadAdapter(pb.LoadAdapterRequest(adapter_id="nobody")))
+        assert code is grpc.StatusCode.NOT_FOUND
+        assert "'nobody'" in error.message
+        code, error = await refused(service.stub.LoadAdapter(pb.LoadAdapterRequest()))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        await still_works(service)
+
+
 async def test_unloading_what_is_not_loaded_is_not_found(world: World) -> None:
     async with served(settings_for(world.base, [world.roots])) as service:
         code, error = await refused(service.stub.UnloadAdapter(pb.UnloadAdapterRequest(adapter_id="a2")))
@@ -375,6 +385,25 @@ async def test_a_replaced_checkpoint_is_a_new_revision(world: World, tmp_path: P
         old = adapter_pb2.WeightedAdapter(adapter_id="changing", revision=first.applied[0].revision, weight=1.0)
         asked.composition.CopyFrom(pb.Composition(mixture=pb.Mixture(adapters=[old])))
         assert (await service.stub.Generate(asked)).text == first.text
+
+
+async def test_an_adapter_whose_values_overflow_fails_its_request_and_leaves_a_clean_slot(
+    world: World, tmp_path: Path
+) -> None:
+    huge = tiny_adapter(world.shape, 1)
+    huge.tensors = {key: tensor * 1e30 for key, tensor in huge.tensors.items()}
+    huge.write(tmp_path / "huge")
+    shutil.copytree(world.roots / "a0", tmp_path / "a0")
+    async with served(settings_for(world.base, [tmp_path], max_running=1)) as service:
+        asked = request(composition=mixture(("a0", 1.0)), max_new_tokens=24)
+        expected = (await service.stub.Generate(asked)).text
+        code, error = await refused(
+            service.stub.Generate(request("word " * 50, composition=mixture(("huge", 1.0)), max_new_tokens=24))
+        )
+        assert code is grpc.StatusCode.INTERNAL
+        assert "huge" in error.message
+        assert (await service.stub.Generate(asked)).text == expected
+        await still_works(service)
 
 
 async def test_a_deadline_ends_the_request_and_frees_its_slot(world: World) -> None:

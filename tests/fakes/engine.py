@@ -91,6 +91,10 @@ class ScriptedRunner(Runner):
         self.batches.append(len(rows))
         return self._logits([row.slot for row in rows])
 
+    def clear(self, slot: int) -> None:
+        """Forget the script of a slot."""
+        self._scripts.pop(slot, None)
+
     def _step(self) -> None:
         if self.gated:
             assert self.gate.acquire(timeout=20)

@@ -146,6 +146,19 @@ def test_an_adapter_asked_for_by_ten_is_read_once(house: House) -> None:
     assert house.disk.read == ["r4-a"]
 
 
+def test_residents_named_with_their_revision_do_not_wait_for_the_disk() -> None:
+    house = House(ranks=32)
+    applied = house.lease(mixture("r4-a", "r4-b")).applied
+    house.disk.open.clear()
+    loading = [house.ask(mixture(f"r2-{index}"))[1] for index in range(8)]
+    house.lease(Mixture(applied)).release()
+    house.disk.open.set()
+    for answers in loading:
+        outcome = answers.get(timeout=20)
+        assert isinstance(outcome, BankLease)
+        outcome.release()
+
+
 def test_a_failed_load_fails_those_who_asked_and_is_tried_again(house: House) -> None:
     house.disk.broken = {"r4-a"}
     assert isinstance(house.refused(mixture("r4-b", "r4-a")), CheckpointError)
@@ -191,11 +204,12 @@ def test_who_does_not_fit_now_waits_for_a_release(house: House) -> None:
     assert isinstance(answers.get(timeout=20), BankLease)
 
 
-def test_two_who_need_each_others_place_do_not_wait_for_ever() -> None:
-    house = House(ranks=16)
-    asked = [house.ask(mixture(f"r8-{index}", f"r8-{(index + 1) % 4}"))[1] for index in range(4)]
-    for answers in asked:
-        outcome = answers.get(timeout=20)
+def test_two_who_need_each_others_place_do_not_wait_for_ever(house: House) -> None:
+    outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    for index in range(4):
+        house.residency.request(mixture(f"r8-{index}", f"r8-{(index + 1) % 4}"), outcomes.put)
+    for _ in range(4):
+        outcome = outcomes.get(timeout=20)
         assert isinstance(outcome, BankLease)
         outcome.release()
     assert house.residency.leased_ranks == 0

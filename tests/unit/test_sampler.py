@@ -41,8 +41,9 @@ def test_top_p_leaves_the_smallest_set_that_holds_it() -> None:
     assert set(drawn(Decoding(temperature=1, top_p=float(probabilities[1]) + 0.01, seed=1))) == {1, 4}
 
 
-def test_a_cold_temperature_is_greedy() -> None:
-    assert set(drawn(Decoding(temperature=1e-4, seed=1), 50)) == {1}
+@pytest.mark.parametrize("temperature", [1e-4, 1e-300])
+def test_a_cold_temperature_is_greedy(temperature: float) -> None:
+    assert set(drawn(Decoding(temperature=temperature, seed=1), 50)) == {1}
 
 
 def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch() -> None:
