@@ -142,8 +142,10 @@ class LocalStack:
         generation = self._start(_tier(GENERATION, "generation_service", {**plan.generation, **connected}))
         connected |= {"generation_target": generation.address, "redis_url": redis_url}
         settings = {"output_dir": plan.work_dir / "evaluations", **plan.orchestrator, **connected}
-        orchestrator = self._start(_tier(ORCHESTRATOR, "orchestrator", settings))
-        self._start(_tier(WORKER, "orchestrator.worker", {**settings, "address": FREE}))
+        served = self._begin(_tier(ORCHESTRATOR, "orchestrator", settings))
+        working = self._begin(_tier(WORKER, "orchestrator.worker", {**settings, "address": FREE}))
+        orchestrator = self._ready(served)
+        self._ready(working)
         return Addresses(retrieval.address, generation.address, orchestrator.address, redis_url, os.getpid())
 
     def _start_redis(self) -> str:
@@ -153,11 +155,18 @@ class LocalStack:
         return url
 
     def _start(self, program: Program) -> Ready:
+        return self._ready(self._begin(program))
+
+    def _begin(self, program: Program) -> Child:
         self._on_tier(program.name, "starting")
-        self._children.append(Child(program, self._plan.work_dir, self._plan.environment))
-        ready = self._children[-1].wait_ready(self._plan.start_timeout_s)
+        child = Child(program, self._plan.work_dir, self._plan.environment)
+        self._children.append(child)
+        return child
+
+    def _ready(self, child: Child) -> Ready:
+        ready = child.wait_ready(self._plan.start_timeout_s)
         self.check()
-        self._on_tier(program.name, "ready")
+        self._on_tier(child.name, "ready")
         return ready
 
 

@@ -56,7 +56,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> str:
 
 def processes_naming(folder: Path) -> list[str]:
     """Return the processes whose command line names `folder`: every tier's and the Redis's does."""
-    listed = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-e", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
     own = str(os.getpid())
     return [line for line in listed.splitlines() if str(folder) in line and line.split()[0] != own]
 
