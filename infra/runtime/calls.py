@@ -6,6 +6,7 @@ The same for unary and streaming methods, on sync and aio servers. A request is 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -34,6 +35,22 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
+class RunningCalls:
+    """How many calls a server has under way."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def change(self, by: int) -> None:
+        """Count one more (1) or one less (-1)."""
+        with self._lock:
+            self._count += by
+
+
 @dataclass(frozen=True)
 class CallPolicy:
     """What a server demands of each call: a bearer token (None: none), and an end after so many seconds.
@@ -43,6 +60,7 @@ class CallPolicy:
 
     token: str | None = field(default=None, repr=False)
     max_call_s: float | None = None
+    running: RunningCalls = field(default_factory=RunningCalls)
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,7 @@ class ServedCall:
         bind_request_id(self.request_id)
         bind_deadline(_shorter(context.time_remaining(), policy.max_call_s))
         metrics.calls_running.labels(method).inc()
+        policy.running.change(1)
 
     def authorise(self) -> None:
         """Raise UnauthenticatedError unless the call carries the server's token, where it has one."""
@@ -98,6 +117,7 @@ class ServedCall:
         seconds = time.perf_counter() - self._started
         code = self._code or code
         metrics.calls_running.labels(self.method).dec()
+        self._policy.running.change(-1)
         metrics.calls_total.labels(self.method, code).inc()
         metrics.call_seconds.labels(self.method).observe(seconds)
         error = {} if self._error is None else {"error": self._error}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,14 +55,15 @@ class SyncHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         for watcher in watchers:
             self._tell(watcher)
 
-    def shut_down(self) -> None:
-        """Say NOT_SERVING for good, and end every watch."""
+    def shut_down(self) -> bool:
+        """Say NOT_SERVING for good, and end every watch. Return whether anyone watched."""
         with self._lock:
             self._statuses = dict.fromkeys(self._statuses, NOT_SERVING)
             self._shut_down = True
             watchers = list(self._watchers)
         for watcher in watchers:
             self._tell(watcher)
+        return bool(watchers)
 
     def _tell(self, watcher: _Watcher) -> None:
         with watcher.lock:
@@ -97,6 +98,7 @@ class AioHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     def __init__(self) -> None:
         self._statuses: dict[str, int] = {OVERALL: NOT_SERVING}
         self._changed = asyncio.Event()
+        self._watchers = 0
         self._shut_down = False
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -106,18 +108,22 @@ class AioHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service[:80]!r} here")
         return health_pb2.HealthCheckResponse(status=status)
 
-    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
         """Send the status of a service now and whenever it changes."""
         told = None
-        while True:
-            changed, last = self._changed, self._shut_down
-            status = self._statuses.get(request.service, SERVICE_UNKNOWN)
-            if status != told:
-                told = status
-                yield health_pb2.HealthCheckResponse(status=status)
-            if last:
-                return
-            await changed.wait()
+        self._watchers += 1
+        try:
+            while True:
+                changed, last = self._changed, self._shut_down
+                status = self._statuses.get(request.service, SERVICE_UNKNOWN)
+                if status != told:
+                    told = status
+                    await context.write(health_pb2.HealthCheckResponse(status=status))
+                if last:
+                    return
+                await changed.wait()
+        finally:
+            self._watchers -= 1
 
     def set(self, service: str, status: int) -> None:
         """Change the status of a service."""
@@ -125,8 +131,9 @@ class AioHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def shut_down(self) -> None:
-        """Say NOT_SERVING for good, and end every watch."""
+    def shut_down(self) -> bool:
+        """Say NOT_SERVING for good, and end every watch. Return whether anyone watched."""
         self._shut_down = True
         for service in list(self._statuses):
             self.set(service, NOT_SERVING)
+        return self._watchers > 0

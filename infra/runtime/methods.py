@@ -19,15 +19,23 @@ class Adder(Protocol):
 
 
 class Methods(grpc.GenericRpcHandler):
-    """Every method of a server. Services may join while it runs; until `open`, only the unguarded are answered."""
+    """Every method of a server. Services may join while it runs; unless it is open, only the unguarded are answered."""
 
     def __init__(self, guard: Callable[[str, Handler, CallPolicy], Handler], policy: CallPolicy, aio: bool) -> None:
         self._guard = guard
         self._policy = policy
-        self._refusal = refusal(UnavailableError("the server is starting; try again in a moment"), aio)
+        self._aio = aio
         self._guarded: dict[str, Handler] = {}
         self._unguarded: dict[str, Handler] = {}
-        self.open = False
+        self._refusal: Handler | None = self._unavailable("the server is starting; try again in a moment")
+
+    def open(self) -> None:
+        """Let calls in."""
+        self._refusal = None
+
+    def close(self) -> None:
+        """Refuse new calls; those under way go on."""
+        self._refusal = self._unavailable("the server is stopping; try another one, or this one in a moment")
 
     def add(self, adder: Adder, servicer: Any) -> None:
         """Take over the methods that a generated adder adds, each guarded by the policy."""
@@ -43,7 +51,10 @@ class Methods(grpc.GenericRpcHandler):
         method = handler_call_details.method
         if method in self._unguarded:
             return self._unguarded[method]
-        return self._guarded.get(method) if self.open else self._refusal
+        return self._refusal or self._guarded.get(method)
+
+    def _unavailable(self, message: str) -> Handler:
+        return refusal(UnavailableError(message), self._aio)
 
 
 class _Collector:

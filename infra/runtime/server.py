@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import time
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ from infra.runtime.settings import TierSettings
 log = get_logger(__name__)
 
 MAX_METADATA_BYTES = 32 * 2**10
+POLL_S = 0.02
+TURN_AWAY_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class GrpcServer:
         """Bind the address; ConfigurationError when that cannot be done."""
         self._options = options
         self._health = SyncHealth()
-        self._methods = Methods(guard_sync, _policy(options), aio=False)
+        self._policy = CallPolicy(options.auth_token, options.max_call_s)
+        self._methods = Methods(guard_sync, self._policy, aio=False)
         self._server = grpc.server(
             futures.ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
             handlers=[self._methods],
@@ -113,7 +117,7 @@ class GrpcServer:
         names = self._services
         servicer = reflection.ReflectionServicer((*names, health.SERVICE_NAME, reflection.SERVICE_NAME))
         self._methods.add(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, servicer)
-        self._methods.open = True
+        self._methods.open()
         for name in (*names, OVERALL):
             self._health.set(name, SERVING)
         log.info("serving", address=self.address, services=list(names))
@@ -133,8 +137,11 @@ class GrpcServer:
     def stop(self) -> None:
         """Refuse new calls, let running ones finish for shutdown_grace_s at most, then cancel them."""
         log.info("stopping", address=self.address)
-        self._health.shut_down()
-        self._server.stop(self._options.shutdown_grace_s).wait()
+        self._methods.close()
+        drain = _Drain(self._policy, self._health.shut_down(), self._options.shutdown_grace_s)
+        while drain.goes_on():
+            time.sleep(POLL_S)
+        self._server.stop(drain.left_s()).wait()
 
     def __enter__(self) -> Self:
         self.serving()
@@ -153,7 +160,8 @@ class AioGrpcServer:
         """Bind the address; ConfigurationError when that cannot be done."""
         self._options = options
         self._health = AioHealth()
-        self._methods = Methods(guard_aio, _policy(options), aio=True)
+        self._policy = CallPolicy(options.auth_token, options.max_call_s)
+        self._methods = Methods(guard_aio, self._policy, aio=True)
         self._server = grpc.aio.server(
             handlers=[self._methods],
             options=_channel_arguments(options),
@@ -184,7 +192,7 @@ class AioGrpcServer:
         names = self._services
         servicer = reflection.aio.ReflectionServicer((*names, health.SERVICE_NAME, reflection.SERVICE_NAME))
         self._methods.add(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, servicer)
-        self._methods.open = True
+        self._methods.open()
         for name in (*names, OVERALL):
             self._health.set(name, SERVING)
         log.info("serving", address=self.address, services=list(names))
@@ -204,8 +212,11 @@ class AioGrpcServer:
     async def stop(self) -> None:
         """Refuse new calls, let running ones finish for shutdown_grace_s at most, then cancel them."""
         log.info("stopping", address=self.address)
-        self._health.shut_down()
-        await self._server.stop(self._options.shutdown_grace_s)
+        self._methods.close()
+        drain = _Drain(self._policy, self._health.shut_down(), self._options.shutdown_grace_s)
+        while drain.goes_on():
+            await asyncio.sleep(POLL_S)
+        await self._server.stop(drain.left_s())
 
     async def __aenter__(self) -> Self:
         await self.serving()
@@ -227,8 +238,27 @@ def aio_server(options: ServerOptions) -> AioGrpcServer:
     return AioGrpcServer(options)
 
 
-def _policy(options: ServerOptions) -> CallPolicy:
-    return CallPolicy(options.auth_token, options.max_call_s)
+class _Drain:
+    """The time between the refusal of new calls and the closing of connections.
+
+    gRPC cancels the calls that it finds unanswered on a connection it closes, and a client does not send those again.
+    So calls that are on their way are first refused as UNAVAILABLE, until clients that watch had time to turn away.
+    """
+
+    def __init__(self, policy: CallPolicy, watched: bool, grace_s: float) -> None:
+        self._policy = policy
+        now = time.monotonic()
+        self._not_before = now + (min(TURN_AWAY_S, grace_s) if watched else 0)
+        self._not_after = now + grace_s
+
+    def goes_on(self) -> bool:
+        """Whether calls are still to be awaited, or clients."""
+        now = time.monotonic()
+        return now < self._not_before or (len(self._policy.running) > 0 and now < self._not_after)
+
+    def left_s(self) -> float:
+        """Return what is left of the grace period, in seconds."""
+        return max(self._not_after - time.monotonic(), 0)
 
 
 def _bind(server: Any, options: ServerOptions) -> str:
