@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from infra.runtime.server import AioGrpcServer, ServerOptions, aio_server
 from orchestrator.celery_app import QUEUE, CeleryDispatcher, make_celery
@@ -15,6 +13,7 @@ from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_store import RedisStore
 from orchestrator.evaluation.reconciler import reconcile_forever
 from orchestrator.evaluation.storage import absolute_uri
+from orchestrator.event_loop import in_background
 from orchestrator.pipeline import Pipeline
 from orchestrator.server import add_services
 from orchestrator.settings import OrchestratorSettings
@@ -39,16 +38,5 @@ async def orchestrator(settings: OrchestratorSettings, redis_url: str) -> AsyncI
         )
         add_services(server, Pipeline(retrieval, generation), evaluations, settings.answer_timeout_s)
         reconciling = reconcile_forever(ledger, dispatcher, QUEUE, settings.reconcile_interval_s)
-        await stack.enter_async_context(_in_background(reconciling))
+        await stack.enter_async_context(in_background(reconciling))
         yield server
-
-
-@asynccontextmanager
-async def _in_background(coroutine: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    task = asyncio.create_task(coroutine)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

@@ -5,22 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from infra.contract.errors import InternalError
+from infra.contract.errors import InternalError, UnavailableError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation.datasets import BadRow
 from orchestrator.evaluation.job import Evaluation, EvaluationState
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_scripts import FINISH
-from orchestrator.evaluation.ledger_types import Claim
+from orchestrator.evaluation.ledger_types import Claim, Lease
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report import render_markdown
 from orchestrator.evaluation.storage import write_text
 from orchestrator.evaluation.summarize import summarize
 from orchestrator.evaluation.summary import DatasetFile, JobFacts, Summary
+from orchestrator.event_loop import in_background
 
 log = get_logger(__name__)
 
@@ -50,9 +52,9 @@ class Finish:
         claim = await self._ledger.claim(evaluation_id, FINISH, owner)
         if claim in (Claim.HELD, Claim.OVER):
             return
-        renewal = asyncio.create_task(self._keep_up(evaluation_id, owner))
         try:
-            state = await self._write(evaluation_id)
+            async with in_background(self._keep_up(evaluation_id, owner)):
+                state = await self._write(evaluation_id)
         except Exception as error:
             log.exception("report failed", evaluation_id=evaluation_id)
             if claim is Claim.EXHAUSTED:
@@ -61,8 +63,6 @@ class Finish:
             else:
                 await self._ledger.release(evaluation_id, FINISH, owner, delay_s=RETRY_PAUSE_S, count_attempt=True)
             return
-        finally:
-            renewal.cancel()
         if await self._ledger.conclude(evaluation_id, state):
             log.info("evaluation ended", evaluation_id=evaluation_id, state=state.value)
         await self._ledger.expire_records(evaluation_id, self._record_ttl_s)
@@ -81,9 +81,11 @@ class Finish:
         return state
 
     async def _keep_up(self, evaluation_id: str, owner: str) -> None:
-        while True:
+        lease = Lease.HELD
+        while lease is not Lease.LOST:
             await asyncio.sleep(self._ledger.limits.lease_s / 4)
-            await self._ledger.renew(evaluation_id, FINISH, owner)
+            with suppress(UnavailableError):
+                lease = await self._ledger.renew(evaluation_id, FINISH, owner)
 
 
 def _write_files(

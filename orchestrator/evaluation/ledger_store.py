@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from infra.runtime.embedded_redis import redis_url_for_client
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
@@ -14,6 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from infra.contract.errors import UnavailableError
+from infra.runtime.embedded_redis import redis_url_for_client
 
 _PREFIX = "loraretriever:evaluation"
 INDEX = f"{_PREFIX}:index"
@@ -66,8 +67,13 @@ class RedisStore:
     async def call(self, call: Any) -> Any:
         """Return what a call of the Redis client gives."""
         try:
-            return await call
+            result = await call
         except (RedisConnectionError, RedisTimeoutError) as error:
             raise UnavailableError(
                 f"the Redis of evaluation jobs cannot be reached ({error}); try again once it is back"
             ) from error
+        # redis-py writes under asyncio.wait_for, which up to Python 3.11 loses a cancellation that comes as it ends.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+        return result

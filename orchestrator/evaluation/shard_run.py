@@ -20,6 +20,7 @@ from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_types import Claim, Lease, Start
 from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import EvaluationSpec
+from orchestrator.event_loop import in_background
 
 log = get_logger(__name__)
 
@@ -67,7 +68,7 @@ class ShardRun:
             stopping=stopping,
             limits=self._limits,
         )
-        async with hold:
+        async with in_background(hold.keep_up(), hold.hear_stop()):
             spec = (await self._ledger.get(evaluation_id)).spec
             samples = await self._ledger.shard(evaluation_id, shard)
             if claim is Claim.EXHAUSTED:
@@ -134,7 +135,7 @@ class ShardRun:
 
 
 class _Hold:
-    """A unit's lease, kept up while the block runs. `stop` is set when no further sample may be begun."""
+    """A unit's lease, kept up while `keep_up` runs. `stop` is set when no further sample may be begun."""
 
     def __init__(
         self,
@@ -157,7 +158,6 @@ class _Hold:
         self._until = time.monotonic() + limits.time_limit_s
         self._stop_grace_s = limits.stop_grace_s
         self._under_way: set[asyncio.Task[Record]] = set()
-        self._tasks: list[asyncio.Task[None]] = []
 
     def learn(self, lease: Lease) -> None:
         """Take note of what the ledger said of the lease."""
@@ -180,26 +180,17 @@ class _Hold:
             task.cancel()
             self._under_way.discard(task)
 
-    async def __aenter__(self) -> _Hold:
-        self._tasks = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._hear_stop())]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
-
-    async def _keep_up(self) -> None:
-        while True:
+    async def keep_up(self) -> None:
+        """Renew the lease until it is lost."""
+        while not self.lost:
             await asyncio.sleep(self._ledger.limits.lease_s / 4)
             if time.monotonic() > self._until:
                 self.stop.set()
             with suppress(UnavailableError):
                 self.learn(await self._ledger.renew(self.evaluation_id, self.unit, self.owner))
 
-    async def _hear_stop(self) -> None:
+    async def hear_stop(self) -> None:
+        """Wait for the worker to stop, then for the grace that samples under way have."""
         await self._stopping.wait()
         self.stop.set()
         await asyncio.sleep(self._stop_grace_s)
