@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
+from generation_service import metrics
 from generation_service.engine import Engine
 from generation_service.images import decode_images
 from generation_service.models.base import BaseModel, EncodedPrompt
@@ -74,9 +75,11 @@ class Answers:
                 event = await events.get()
                 if isinstance(event, Exception):
                     raise event
-                yield event
                 if isinstance(event, Generation):
+                    metrics.count(event)
+                    yield event
                     return
+                yield event
         finally:
             self._engine.cancel(sequence)
 

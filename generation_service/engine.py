@@ -83,7 +83,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Sequences that wait for a slot or their adapters."""
-        return len(self._scheduler.waiting)
+        return self._scheduler.waiting_count
 
     def check_room(self, beside: int = 0) -> None:
         """Raise OverloadedError when a request could not be queued now, `beside` others being on their way."""

@@ -29,6 +29,11 @@ class Scheduler:
         return list(self._waiting.values())
 
     @property
+    def waiting_count(self) -> int:
+        """How many sequences wait. Safe from any thread."""
+        return len(self._waiting)
+
+    @property
     def running(self) -> list[Sequence]:
         """Sequences with a slot, in slot order."""
         return [self._running[slot] for slot in sorted(self._running)]

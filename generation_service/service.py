@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from generation_service import metrics
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.checkpoint import read_checkpoint
 from generation_service.adapters.residency import Residency
@@ -73,6 +74,7 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
         residency = Residency(bank, store)
         stack.callback(residency.close)
         engine = Engine(model, runner, residency, _limits(settings, plan))
+        metrics.watch(engine, residency)
         engine.start()
         stack.callback(engine.close)
         answers = Answers(engine, model, settings.image_limits)
