@@ -16,6 +16,9 @@ PASSES_THROUGH = ("serve", "worker")
 app = typer.Typer(
     name="loraretriever",
     help="Retrieve the LoRA adapters that fit each multimodal request, compose them for it alone, and answer.",
+    epilog="Environment: LORARETRIEVER_CLIENT_RETRIEVAL_TARGET, ..._ORCHESTRATOR_TARGET, ..._TLS_CA, "
+    "..._TLS_CERTIFICATE, ..._TLS_KEY and ..._TOKEN say where the servers are and how to speak to them. "
+    "NO_COLOR turns colours off.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

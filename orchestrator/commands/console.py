@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from datetime import datetime
 from enum import Enum
@@ -17,6 +18,7 @@ from infra.contract.errors import ConfigurationError, InvalidArgumentError, Lora
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 PLAIN_WIDTH = 160
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def results() -> Console:
@@ -36,8 +38,11 @@ def print_json(value: object) -> None:
 
 
 def print_text(text: str) -> None:
-    """Write a text as it is to standard output, at once and without a line end of its own."""
-    sys.stdout.write(text)
+    """Write a text to standard output, at once and without a line end of its own.
+
+    A terminal gets no control characters of it: a model's words must not move the cursor.
+    """
+    sys.stdout.write(_CONTROL.sub("�", text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

@@ -7,18 +7,16 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from infra.contract.errors import UnavailableError
-from infra.runtime.channel import ChannelOptions
-from orchestrator.clients import AnswerClient, EvaluationClient, GenerationClient, RetrievalClient
+from orchestrator.clients import AnswerClient, EvaluationClient, RetrievalClient
 from orchestrator.commands.targets import Target
 
-C = TypeVar("C", RetrievalClient, GenerationClient, AnswerClient, EvaluationClient)
+C = TypeVar("C", RetrievalClient, AnswerClient, EvaluationClient)
 
 
 @asynccontextmanager
 async def reach(client_class: type[C], target: Target) -> AsyncIterator[C]:
     """Yield a client of the tier. UnavailableError within says how to start the tier when nobody listens there."""
-    options = ChannelOptions(target.address, tls_ca=target.tls_ca, token=target.token)
-    async with client_class(options) as client:
+    async with client_class(target.channel) as client:
         try:
             yield client
         except UnavailableError as error:

@@ -9,6 +9,7 @@ import sys
 import typer
 
 from infra.contract.errors import ConfigurationError
+from orchestrator.commands.settings import own_environment
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 NEEDS = {
@@ -28,7 +29,10 @@ def retrieval(context: typer.Context) -> None:
 
 @app.command("generation", context_settings=PASS_THROUGH)
 def generation(context: typer.Context) -> None:
-    """Serve the generation tier: base model and adapters. All its settings: serve generation --help."""
+    """Serve the generation tier: base model and adapters. All its settings: serve generation --help.
+
+    --gpu-id N is taken too, and sets CUDA_VISIBLE_DEVICES.
+    """
     _become("generation", "generation_service", context.args)
 
 
@@ -49,6 +53,21 @@ def _become(extra: str, module: str, arguments: list[str]) -> None:
         raise ConfigurationError(
             f"the {extra} tier needs {', '.join(missing)}, not installed here: pip install 'loraretriever[{extra}]'"
         )
+    flags, gpus = without_gpu_id(arguments)
+    environment = own_environment() | ({"CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else {})
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+    os.execve(sys.executable, [sys.executable, "-m", module, *flags], environment)
+
+
+def without_gpu_id(arguments: list[str]) -> tuple[list[str], str | None]:
+    """Return the arguments without the study's `--gpu_id N`, and N: which GPUs to see is not the tier's to know."""
+    flags, gpus = list(arguments), None
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--gpu-id", "--gpu_id"):
+            if not equals and index + 1 == len(arguments):
+                raise ConfigurationError(f"{name} needs a value: the GPU to use, such as 0")
+            gpus = value if equals else arguments[index + 1]
+            flags = arguments[:index] + arguments[index + (1 if equals else 2) :]
+    return flags, gpus

@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from infra.runtime.channel import ChannelOptions
 from orchestrator.commands.settings import client_settings
 from orchestrator.local_stack import read_state
 
-Tier = Literal["retrieval", "generation", "orchestrator"]
-DEFAULTS: Mapping[Tier, str] = {
+Tier = Literal["retrieval", "orchestrator"]
+DEFAULTS: Mapping[str, str] = {
     "retrieval": "127.0.0.1:50051",
     "generation": "127.0.0.1:50052",
     "orchestrator": "127.0.0.1:50053",
@@ -48,9 +49,12 @@ class Target:
     """A tier's address, and how to start that tier when it is not there."""
 
     tier: Tier
-    address: str
-    tls_ca: Path | None = None
-    token: str | None = None
+    channel: ChannelOptions
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+        return self.channel.target
 
     @property
     def remedy(self) -> str:
@@ -67,5 +71,11 @@ def target(tier: Tier, flag: str = "") -> Target:
     stack = next((found for folder in STACK_DIRS if (found := read_state(folder)) is not None), None)
     running = str(getattr(stack, tier)) if stack is not None else ""
     address = flag or str(getattr(settings, f"{tier}_target")) or running or DEFAULTS[tier]
-    token = settings.token.get_secret_value() if settings.token else None
-    return Target(tier, address, Path(settings.tls_ca) if settings.tls_ca else None, token)
+    channel = ChannelOptions(
+        address,
+        tls_ca=settings.tls_ca,
+        tls_certificate=settings.tls_certificate,
+        tls_key=settings.tls_key,
+        token=settings.token.get_secret_value() if settings.token else None,
+    )
+    return Target(tier, channel)

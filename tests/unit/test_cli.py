@@ -13,8 +13,10 @@ from infra.contract.errors import CheckpointError, InvalidArgumentError
 from orchestrator.adapter_folder import adapter_of
 from orchestrator.cli import run
 from orchestrator.commands import targets
+from orchestrator.commands.console import print_text
 from orchestrator.commands.evaluated import dataset_specs, strategies_of
 from orchestrator.commands.screens import draw
+from orchestrator.commands.serve import without_gpu_id
 from orchestrator.commands.settings import child_environment, client_settings
 from orchestrator.evaluation.spec import AnswerStrategy
 from orchestrator.local_stack import STATE_FILE
@@ -226,3 +228,30 @@ def test_a_screen_is_drawn_two_pixels_a_character(tmp_path: Path) -> None:
     picture(112, 140).save(tmp_path / "screen.png")
     lines = draw(tmp_path / "screen.png", columns=20).plain.splitlines()
     assert (len(lines), len(lines[0])) == (12, 20)
+
+
+def test_an_unknown_variable_of_the_client_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client_settings.cache_clear()
+    monkeypatch.setenv("LORARETRIEVER_CLIENT_TOKE", "secret")
+    assert run(["adapters", "list"]) == 2
+    said = capsys.readouterr().err
+    assert "LORARETRIEVER_CLIENT_TOKE in the environment is no setting" in said
+    assert "secret" not in said
+    client_settings.cache_clear()
+
+
+@pytest.mark.parametrize("words", [["--gpu_id", "1"], ["--gpu-id=1"]])
+def test_the_gpu_is_taken_out_of_a_tiers_flags(words: list[str]) -> None:
+    assert without_gpu_id(["--device", "cuda", *words, "--dtype", "auto"]) == (
+        ["--device", "cuda", "--dtype", "auto"],
+        "1",
+    )
+
+
+def test_a_model_cannot_move_the_cursor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    print_text("a\x1b[2Jb\n")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_text("a\x1b[2Jb\n")
+    assert capsys.readouterr().out == "a\x1b[2Jb\na\ufffd[2Jb\n"
