@@ -22,11 +22,11 @@ from orchestrator import demo as run
 from orchestrator.clients import AnswerClient, EvaluationClient
 from orchestrator.commands import console
 from orchestrator.commands.ask import applied_line, matches_table, tell
-from orchestrator.commands.evaluate import headline_table, shown
 from orchestrator.commands.screens import can_draw, draw
 from orchestrator.commands.settings import child_environment
 from orchestrator.commands.targets import DEMO_DIR, AsJson
 from orchestrator.commands.up import left_in_order, tiers_shown
+from orchestrator.commands.watching import headline_table, shown
 from orchestrator.demo_world import World, WorldDataset, datasets, find_world, generate
 from orchestrator.evaluation.job import Report
 from orchestrator.evaluation.report import headline

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from infra.contract.errors import InvalidArgumentError, UnavailableError
@@ -34,14 +31,13 @@ from orchestrator.commands.ask import (
 from orchestrator.commands.evaluated import dataset_specs, strategies_of
 from orchestrator.commands.reach import reach
 from orchestrator.commands.targets import AsJson, OrchestratorTarget, target
+from orchestrator.commands.watching import headline_table, shown
 from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
-from orchestrator.evaluation.report import HeadlineTable, headline
+from orchestrator.evaluation.report import headline
 from orchestrator.evaluation.result_files import FileScore, MetricName, score_file
 from orchestrator.evaluation.spec import EvaluationSpec, Protocol
 from orchestrator.evaluation.summary import Summary
-
-LINE_INTERVAL_S = 10.0
 
 app = typer.Typer(no_args_is_help=True, help="Run evaluation jobs, follow them, and score result files.")
 
@@ -200,35 +196,6 @@ def cancel(*, job_id: JobId, orchestrator_target: OrchestratorTarget = "", as_js
             return await client.cancel(job_id)
 
     _print_job(asyncio.run(stop()), as_json)
-
-
-async def shown(jobs: AsyncIterator[Evaluation]) -> Evaluation:
-    """Show on standard error how far a watched job is until it ends, by a bar or by lines; return it as it ended."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    err = console.progress()
-    said_at = time.monotonic()
-    job: Evaluation | None = None
-    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=None)
-        async for job in jobs:
-            failed = f", {job.failed_samples} failed" if job.failed_samples else ""
-            bar.update(task, description=f"{job.state}{failed}", total=job.total_samples, completed=job.done_samples)
-            if not err.is_terminal and time.monotonic() - said_at > LINE_INTERVAL_S:
-                said_at = time.monotonic()
-                console.note(f"{job.state}: {job.done_samples} of {job.total_samples} samples{failed}")
-    if job is None or not job.state.ended:
-        raise UnavailableError("the orchestrator stopped telling of the job; see 'loraretriever evaluate status'")
-    return job
-
-
-def headline_table(table: HeadlineTable) -> Table:
-    """Return a report's headline for a terminal."""
-    shown_table = Table(title=table.title, caption=table.note, caption_justify="left")
-    for index, column in enumerate(table.columns):
-        shown_table.add_column(column, justify="left" if index == 0 else "right")
-    for row in table.rows:
-        shown_table.add_row(*row)
-    return shown_table
 
 
 def _follow_and_report(job_id: str, orchestrator_target: str, as_json: bool) -> None:
