@@ -55,16 +55,16 @@ class Episode:
         return [step.action for step in self.steps]
 
 
-def generate(adapter_id: str, split: Split, count: int, seed: int) -> list[Episode]:
-    """Return the first `count` episodes of a dataset's split. A shorter list is a prefix of a longer one.
+def generate(adapter_id: str, split: Split, count: int, seed: int, *, start: int = 0) -> list[Episode]:
+    """Return `count` episodes of a dataset's split, from number `start` on. A shorter list is a prefix of a longer one.
 
     No screen of a `train` split occurs in any `test` split: the screen's own hash decides where it may appear.
     Raises ValueError when more episodes are asked for than a split has ids.
     """
     limit = _MAX_TRAIN if split == "train" else _MAX_TEST
-    if not 0 <= count <= limit:
-        raise ValueError(f"{split} count must be from 0 to {limit}, got {count}")
-    return [_episode(adapter_id, split, number, seed) for number in range(count)]
+    if not 0 <= count <= limit - start:
+        raise ValueError(f"{split} count must be from 0 to {limit - start}, got {count}")
+    return [_episode(adapter_id, split, number, seed) for number in range(start, start + count)]
 
 
 def _episode(adapter_id: str, split: Split, number: int, seed: int) -> Episode:

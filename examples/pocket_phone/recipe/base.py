@@ -28,7 +28,7 @@ STEPS, BATCH, RATE, WARMUP = 1200, 64, 2e-3, 60
 CHUNK, SEQUENCE_BATCH = 10, 24
 EASY_STEPS, RAMP_STEPS = 350, 500
 POOL = 3200
-SAVE_EVERY = 100
+SAVE_EVERY, CHECKED = 100, 200
 EMBEDDING_STD = 0.5
 SHARPNESS = 2.0
 """How much larger W_Q starts than W_K in the heads that look for a word's glyph on the screen."""
@@ -173,7 +173,7 @@ def _train_language(model: Qwen2VLForConditionalGeneration, state: State, seed: 
         progress.say(step, loss=loss.item())
         if (step + 1) % SAVE_EVERY == 0:
             curriculum.reseed(random.Random(f"{seed}/check"))
-            right = exact(model, [encode(curriculum.step()) for _ in range(200)], features)
+            right = exact(model, [encode(curriculum.step()) for _ in range(CHECKED)], features)
             progress.note(f"base step {step + 1}: loss {loss.item():.3f}, exercises exact {right:.1%}")
             saved = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
             state.save("language", {**saved, "schedule": schedule.state_dict()})

@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
-from examples.pocket_phone.apps import ADAPTER_IDS
+from examples.pocket_phone.apps import ADAPTER_IDS, CATEGORIES
 from examples.pocket_phone.recipe import adapters, base, card, jina
+from examples.pocket_phone.recipe.adapters import Task
 from examples.pocket_phone.recipe.state import Progress, State
 
 STATE = ".state"
@@ -55,12 +57,13 @@ def train(output: Path, stage: str, device: str, workers: int, seed: int) -> Non
 
 
 class Journal:
-    """How long each part took, kept beside the checkpoints so that a resumed run still knows."""
+    """How long each part took and how good each adapter's rounds were, kept beside the checkpoints so that a resumed run still knows."""
 
     def __init__(self, path: Path, seed: int, device: str) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self.entries: dict[str, float] = {}
+        self.rounds: dict[str, list[float]] = {}
         if path.exists():
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["seed"] != seed:
@@ -69,12 +72,19 @@ class Journal:
                     "use that seed or another --output"
                 )
             self.entries = content["seconds"]
+            self.rounds = content["rounds"]
         self._head = {"seed": seed, "device": device}
 
     def add(self, name: str, seconds: float) -> None:
         """Add time spent on `name`; a stopped attempt counts as well."""
         self.entries[name] = round(self.entries.get(name, 0.0) + seconds, 1)
-        self._path.write_text(json.dumps({**self._head, "seconds": self.entries}, indent=2) + "\n", encoding="utf-8")
+        content = {**self._head, "seconds": self.entries, "rounds": self.rounds}
+        self._path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def add_round(self, adapter_id: str, score: float, seconds: float) -> None:
+        """Add a finished round of an adapter: its share of right answers and its time."""
+        self.rounds[adapter_id] = [*self.rounds.get(adapter_id, []), round(score, 4)]
+        self.add(f"adapters/{adapter_id}", seconds)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -102,22 +112,33 @@ def _need(folder: Path, stage: str) -> None:
 
 
 def _adapters(output: Path, journal: Journal, seed: int, device: str, *, workers: int, progress: Progress) -> None:
-    """Train the adapters that are missing, `workers` at a time."""
-    missing = [name for name in ADAPTER_IDS if not (output / "adapters" / name).exists()]
-    done = len(ADAPTER_IDS) - len(missing)
-    if not missing:
-        return
+    """Train the adapters that are missing or not yet good, `workers` at a time, round after round."""
+    for number in range(adapters.ROUNDS):
+        tasks = [Task(name, number) for name in ADAPTER_IDS if _wanted(name, journal.rounds.get(name, []), number)]
+        if tasks:
+            _one_round(tasks, output, journal, seed, device, workers=workers, progress=progress)
+
+
+def _wanted(name: str, scores: list[float], number: int) -> bool:
+    """Return whether an adapter with these scores, one a round, needs round `number`."""
+    good = adapters.GOOD_CATEGORY if name in CATEGORIES else adapters.GOOD
+    return len(scores) == number and (number == 0 or scores[-1] < good)
+
+
+def _one_round(
+    tasks: list[Task], output: Path, journal: Journal, seed: int, device: str, *, workers: int, progress: Progress
+) -> None:
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
-        running: dict[Future[float], str] = {
-            pool.submit(_one_adapter, name, output, seed, device): name for name in missing
+        running: dict[Future[Trained], Task] = {
+            pool.submit(_one_adapter, task, output, seed, device): task for task in tasks
         }
         finished = as_completed(running)
-        for _ in progress.track("adapters", len(ADAPTER_IDS), done):
+        for _ in progress.track(f"adapters, round {tasks[0].round + 1}", len(tasks)):
             future = next(finished)
-            seconds = future.result()
-            journal.add(f"adapters/{running[future]}", seconds)
-            progress.note(f"adapter {running[future]}: {seconds:.0f} s")
+            task, trained = running[future], future.result()
+            journal.add_round(task.adapter_id, trained.score, trained.seconds)
+            progress.note(f"adapter {task.adapter_id}: {trained.score:.1%} of fresh steps, {trained.seconds:.0f} s")
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.terminate()
@@ -126,13 +147,24 @@ def _adapters(output: Path, journal: Journal, seed: int, device: str, *, workers
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one_adapter(adapter_id: str, output: Path, seed: int, device: str) -> float:
-    """Train one adapter in a process of its own and return the seconds it took."""
+@dataclass(frozen=True)
+class Trained:
+    """What a worker reports of one adapter's round."""
+
+    score: float
+    seconds: float
+
+
+def _one_adapter(task: Task, output: Path, seed: int, device: str) -> Trained:
+    """Train one round of one adapter in a process of its own; its folder is replaced only when it is complete."""
     torch.set_num_threads(1)
     begun = time.monotonic()
-    folder = output / "adapters" / adapter_id
-    unfinished = folder.with_name(f".{adapter_id}.new")
+    folder = output / "adapters" / task.adapter_id
+    unfinished = folder.with_name(f".{task.adapter_id}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
-    adapters.train(adapter_id, output / "base", unfinished, seed=seed, device=device, progress=Progress(quiet=True))
+    if task.round:
+        shutil.copytree(folder, unfinished)
+    score = adapters.train(task, output / "base", unfinished, seed=seed, device=device, progress=Progress(quiet=True))
+    shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
-    return time.monotonic() - begun
+    return Trained(score, time.monotonic() - begun)
