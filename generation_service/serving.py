@@ -11,7 +11,6 @@ from loraretriever.v1.generation_service_pb2_grpc import add_GenerationServiceSe
 from generation_service.server import SERVICE_NAME, GenerationServicer
 from generation_service.service import GenerationStack, generation_stack
 from generation_service.settings import GenerationSettings
-from infra.contract.errors import LoraRetrieverError
 from infra.runtime.server import ServerOptions, aio_server
 
 
@@ -27,7 +26,7 @@ async def _serve(settings: GenerationSettings) -> None:
         async with _on_a_thread(settings) as stack:
             server.add(GenerationServicer(stack), add_GenerationServiceServicer_to_server, SERVICE_NAME)
             await server.serve()
-    except LoraRetrieverError:
+    except Exception:
         await server.stop()
         raise
 

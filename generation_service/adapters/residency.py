@@ -24,6 +24,9 @@ from generation_service.adapters.store import WeightStore
 from generation_service.adapters.wanted import Wanted, wanted_by
 from infra.contract.composition import Base, Composition, Fusion, Mixture, WeightedAdapter
 from infra.contract.errors import CapacityError, NotFoundError, UnavailableError
+from infra.runtime.logs import get_logger
+
+log = get_logger(__name__)
 
 
 @dataclass(eq=False)
@@ -73,6 +76,7 @@ class Residency:
     def pin(self, adapter_id: str, revision: str = "") -> Future[ResidentAdapter]:
         """Load an adapter and keep it until `unpin`; an older revision of it is no longer kept."""
         future: Future[ResidentAdapter] = Future()
+        future.set_running_or_notify_cancel()
 
         def pinned(outcome: Outcome) -> None:
             if isinstance(outcome, Exception):
@@ -135,7 +139,7 @@ class Residency:
                 wanted.weights = wanted.load()
             self._placer.submit(self._place, ticket)
         except Exception as error:
-            ticket.ready(error)
+            _tell(ticket, error)
 
     def _all_resident(self, composition: Mixture | Fusion, ticket: Ticket) -> bool:
         """Fill the ticket and return True when nothing has to be looked up or read: a slow catalogue harms no such."""
@@ -164,15 +168,18 @@ class Residency:
         """Lease to those who wait, in order, until one does not fit. On the placer's thread."""
         while self._blocked:
             ticket = self._blocked[0]
-            if not ticket.cancelled:
-                try:
-                    outcome: Outcome | None = self._lease(ticket)
-                except Exception as error:
-                    outcome = error
-                if outcome is None:
-                    return
-                ticket.ready(outcome)
+            outcome = None if ticket.cancelled else self._outcome(ticket)
+            if outcome is None and not ticket.cancelled:
+                return
             self._blocked.popleft()
+            if outcome is not None:
+                _tell(ticket, outcome)
+
+    def _outcome(self, ticket: Ticket) -> Outcome | None:
+        try:
+            return self._lease(ticket)
+        except Exception as error:
+            return error
 
     def _lease(self, ticket: Ticket) -> BankLease | None:
         """Return the lease of all that `ticket` wants, or None when leases of others stand in its way.
@@ -290,6 +297,16 @@ class Residency:
             byte_size=resident.owned.rank * self._bank.bytes_per_rank,
             pinned=resident.pinned,
         )
+
+
+def _tell(ticket: Ticket, outcome: Outcome) -> None:
+    """Hand over what a ticket came to; a receiver that fails holds up no other."""
+    try:
+        ticket.ready(outcome)
+    except Exception:
+        log.exception("composition_not_received")
+        if isinstance(outcome, BankLease):
+            outcome.release()
 
 
 def _stopping() -> UnavailableError:

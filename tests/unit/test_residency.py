@@ -234,6 +234,17 @@ def test_pinned_adapters_stay_and_count_against_what_fits(house: House) -> None:
     assert house.names == {"r8-b", "r8-c"}
 
 
+def test_a_caller_that_goes_away_or_fails_holds_up_no_other(house: House) -> None:
+    def broken(_: Outcome) -> None:
+        raise RuntimeError("the loop is closed")
+
+    house.residency.pin("r8-a").cancel()
+    house.residency.request(mixture("r8-b"), broken)
+    house.lease(mixture("r8-c")).release()
+    assert house.residency.pin("r8-a").result(timeout=20).pinned
+    assert house.residency.leased_ranks == 0
+
+
 def test_pinning_what_cannot_be_loaded_fails(house: House) -> None:
     with pytest.raises(NotFoundError):
         house.residency.pin("nobody").result(timeout=20)
