@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def write_text(folder: str, name: str, text: str) -> None:
     files.makedirs(path, exist_ok=True)
     target = f"{path}/{name}"
     if "file" in _protocols(files):
-        unfinished = f"{path}/.{name}.{os.getpid()}"
+        unfinished = f"{path}/.{name}.{uuid.uuid4().hex}"
         files.pipe_file(unfinished, text.encode())
         os.replace(unfinished, target)
     else:
