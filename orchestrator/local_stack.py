@@ -123,15 +123,20 @@ class LocalStack:
         with hurried_by_signals() as hurry:
             while self._children:
                 child = self._children[-1]
-                self._on_tier(child.name, "stopping")
+                self._tell(child.name, "stopping")
                 child.stop(self._plan.grace_s, hurry)
                 self._children.pop()
-                self._on_tier(child.name, "stopped")
+                self._tell(child.name, "stopped")
             self._redis.close()
             if self._addresses is not None:
                 (self._plan.work_dir / STATE_FILE).unlink(missing_ok=True)
                 self._addresses = None
             self._lock.close()
+
+    def _tell(self, name: str, state: TierState) -> None:
+        """Tell how stopping goes, to a terminal that may be gone."""
+        with contextlib.suppress(OSError):
+            self._on_tier(name, state)
 
     def _start_all(self) -> Addresses:
         plan = self._plan
