@@ -57,7 +57,7 @@ def train(output: Path, stage: str, device: str, workers: int, seed: int) -> Non
 
 
 class Journal:
-    """How long each part took and how good each adapter's rounds were, kept beside the checkpoints so that a resumed run still knows."""
+    """How long each part took and how good each adapter's rounds were, kept so that a resumed run still knows."""
 
     def __init__(self, path: Path, seed: int, device: str) -> None:
         self._path = path
