@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from generation_service.models.folder import read_config
 from generation_service.settings import GenerationSettings
 from infra.runtime.main import run_tier
 
 
 def serve(settings: GenerationSettings) -> None:
-    """Serve until a stop signal. What is heavy to import is imported once the settings are known to be right."""
+    """Serve until a stop signal. What is heavy to import comes last, so that a mistake is told at once."""
+    read_config(settings.model_path)
     from generation_service.serving import serve_forever
 
     serve_forever(settings)

@@ -18,6 +18,7 @@ from infra.contract.composition import Composition
 from infra.contract.errors import field
 from infra.contract.generation import Decoding
 from infra.contract.prompt import Prompt
+from infra.runtime.server import AioGrpcServer
 from infra.runtime.wire import composition_from_proto, decoding_from_proto, generation_to_proto, prompt_from_proto
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GenerationService"].full_name
@@ -76,6 +77,11 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         """Release an adapter that was kept."""
         self._stack.residency.unpin(check_adapter_id(request.adapter_id))
         return pb.UnloadAdapterResponse()
+
+
+def add_to(server: AioGrpcServer, servicer: GenerationServicer) -> None:
+    """Let `server` answer the service's methods by `servicer`."""
+    server.add(servicer, generation_service_pb2_grpc.add_GenerationServiceServicer_to_server, SERVICE_NAME)
 
 
 class _Asked(TypedDict):

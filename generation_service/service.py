@@ -19,9 +19,9 @@ from generation_service.answers import Answers
 from generation_service.budget import MemoryPlan, available_bytes, plan_memory
 from generation_service.engine import Engine, EngineLimits
 from generation_service.kv_cache import SlotKVCache
-from generation_service.models import load_base_model
 from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.folder import default_model_name
+from generation_service.models.registry import load_base_model
 from generation_service.runner import Runner
 from generation_service.settings import GenerationSettings
 from infra.contract.errors import ConfigurationError

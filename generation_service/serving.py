@@ -6,9 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from loraretriever.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
-
-from generation_service.server import SERVICE_NAME, GenerationServicer
+from generation_service.server import GenerationServicer, add_to
 from generation_service.service import GenerationStack, generation_stack
 from generation_service.settings import GenerationSettings
 from infra.runtime.server import ServerOptions, aio_server
@@ -24,7 +22,7 @@ async def _serve(settings: GenerationSettings) -> None:
     await server.start()
     try:
         async with _on_a_thread(settings) as stack:
-            server.add(GenerationServicer(stack), add_GenerationServiceServicer_to_server, SERVICE_NAME)
+            add_to(server, GenerationServicer(stack))
             await server.serve()
     except Exception:
         await server.stop()

@@ -37,7 +37,7 @@ def started(*flags: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def address_in(ready: Path, process: subprocess.Popen[str]) -> str:
-    until = monotonic() + 60
+    until = monotonic() + 100
     while not ready.exists():
         assert process.poll() is None, process.communicate()[1]
         assert monotonic() < until
@@ -76,7 +76,7 @@ def test_it_serves_until_a_signal_and_leaves_nothing_behind(tmp_path: Path) -> N
 )
 def test_what_cannot_start_says_why_in_one_line(flags: list[str], words: list[str]) -> None:
     with started(*flags) as process:
-        _, log = process.communicate(timeout=60)
+        _, log = process.communicate(timeout=100)
     last = log.strip().splitlines()[-1]
     assert process.returncode == 2
     assert all(word in last for word in words)

@@ -81,7 +81,7 @@ async def test_64_requests_at_once_are_answered_as_each_alone(world: World) -> N
 async def test_others_joining_and_leaving_change_no_answer(world: World) -> None:
     long = requests(world, seed=2, count=4)
     for request in long:
-        request.decoding.max_new_tokens = 120
+        request.decoding.max_new_tokens = 60
     async with served(settings_for(world.base, [world.roots], max_running=8)) as service:
         alone = [told(await service.stub.Generate(request)) for request in long]
         running = [asyncio.ensure_future(service.stub.Generate(request)) for request in long]

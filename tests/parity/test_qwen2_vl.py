@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from generation_service.kv_cache import CacheShape, SlotKVCache
-from generation_service.models import load_base_model
 from generation_service.models.base import BaseModel, EncodedPrompt, LoadOptions
+from generation_service.models.registry import load_base_model
 from infra.contract.errors import CheckpointError, ConfigurationError, InvalidArgumentError
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
 from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
