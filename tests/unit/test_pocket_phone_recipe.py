@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from examples.pocket_phone.__main__ import main
 from examples.pocket_phone.recipe import base
 from examples.pocket_phone.recipe.jina import centroid_loss
-from examples.pocket_phone.recipe.stages import Journal
-from examples.pocket_phone.recipe.state import Progress, State
+from examples.pocket_phone.recipe.state import Journal, Progress, State
 
 
 class Stopping(Progress):

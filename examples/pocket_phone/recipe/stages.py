@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from examples.pocket_phone.apps import ADAPTER_IDS, CATEGORIES
 from examples.pocket_phone.recipe import adapters, base, card, jina
 from examples.pocket_phone.recipe.adapters import Task
-from examples.pocket_phone.recipe.state import Progress, State
+from examples.pocket_phone.recipe.state import Journal, Progress, State
 
 STATE = ".state"
 """Folder below the output that holds what a stopped run needs to go on; it can be deleted when all is done."""
@@ -53,46 +51,7 @@ def train(output: Path, stage: str, device: str, workers: int, seed: int) -> Non
     if stage in {"card", "all"}:
         for name, previous in (("base", "base"), ("adapters", "adapters"), ("jina_v4", "jina")):
             _need(output / name, previous)
-        card.write(output, seed, device, journal.entries, progress)
-
-
-class Journal:
-    """How long each part took and how good each adapter's rounds were, kept so that a resumed run still knows."""
-
-    def __init__(self, path: Path, seed: int, device: str) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.entries: dict[str, float] = {}
-        self.rounds: dict[str, list[float]] = {}
-        if path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["seed"] != seed:
-                raise ValueError(
-                    f"{path.parents[1]} was begun with --seed {content['seed']}, not {seed}; "
-                    "use that seed or another --output"
-                )
-            self.entries = content["seconds"]
-            self.rounds = content["rounds"]
-        self._head = {"seed": seed, "device": device}
-
-    def add(self, name: str, seconds: float) -> None:
-        """Add time spent on `name`; a stopped attempt counts as well."""
-        self.entries[name] = round(self.entries.get(name, 0.0) + seconds, 1)
-        content = {**self._head, "seconds": self.entries, "rounds": self.rounds}
-        self._path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-    def add_round(self, adapter_id: str, score: float, seconds: float) -> None:
-        """Add a finished round of an adapter: its share of right answers and its time."""
-        self.rounds[adapter_id] = [*self.rounds.get(adapter_id, []), round(score, 4)]
-        self.add(f"adapters/{adapter_id}", seconds)
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.add(name, time.monotonic() - begun)
+        card.write(output, seed, device, journal, progress)
 
 
 def _whole(folder: Path, make: Callable[[Path], None], journal: Journal) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,45 @@ class State:
         path = self._folder / f"{name}.pt"
         torch.save(content, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
+
+
+class Journal:
+    """How long each part took and how good each adapter's rounds were, kept so that a resumed run still knows."""
+
+    def __init__(self, path: Path, seed: int, device: str) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.entries: dict[str, float] = {}
+        self.rounds: dict[str, list[float]] = {}
+        if path.exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["seed"] != seed:
+                raise ValueError(
+                    f"{path.parents[1]} was begun with --seed {content['seed']}, not {seed}; "
+                    "use that seed or another --output"
+                )
+            self.entries = content["seconds"]
+            self.rounds = content["rounds"]
+        self._head = {"seed": seed, "device": device}
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add time spent on `name`; a stopped attempt counts as well."""
+        self.entries[name] = round(self.entries.get(name, 0.0) + seconds, 1)
+        content = {**self._head, "seconds": self.entries, "rounds": self.rounds}
+        self._path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def add_round(self, adapter_id: str, score: float, seconds: float) -> None:
+        """Add a finished round of an adapter: its share of right answers and its time."""
+        self.rounds[adapter_id] = [*self.rounds.get(adapter_id, []), round(score, 4)]
+        self.add(f"adapters/{adapter_id}", seconds)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(name, time.monotonic() - begun)
 
 
 class Progress:
