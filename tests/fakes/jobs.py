@@ -20,7 +20,7 @@ from orchestrator.evaluation.records import Record, read_records
 from orchestrator.settings import OrchestratorSettings
 from tests.fakes.tiers import FakeTiers, fake_tiers
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 100.0
 
 
 def write_dataset(folder: Path, name: str, episodes: int, steps: int = 2, bad_rows: int = 0) -> Path:
