@@ -40,8 +40,15 @@ def adapter_of(
         display_name=display_name,
         description=description,
         tags=tags,
-        rank=max([int(config.get("r") or 0), *map(int, (config.get("rank_pattern") or {}).values())]),
+        rank=_largest_rank(config, checkpoint),
     )
+
+
+def _largest_rank(config: dict[str, Any], folder: Path) -> int:
+    try:
+        return max([int(config.get("r") or 0), *map(int, dict(config.get("rank_pattern") or {}).values())])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}/adapter_config.json: r and rank_pattern must hold ranks ({error})") from error
 
 
 def _config(folder: Path) -> dict[str, Any]:

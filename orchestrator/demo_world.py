@@ -11,6 +11,7 @@ from pathlib import Path
 
 import orchestrator
 from infra.contract.errors import ConfigurationError, UnavailableError
+from orchestrator.local_stack import FRESH
 
 PACKAGE = "examples.pocket_phone"
 GENERATED = "generated.json"
@@ -71,6 +72,15 @@ def find_world(folder: Path | None = None) -> World:
                 "(pip install -e . there), or name its examples/pocket_phone folder with --world"
             )
     return world
+
+
+def check_work_dir(work_dir: Path, data: Path) -> None:
+    """Raise ConfigurationError when `work_dir` holds what the demo did not make: it starts from an empty catalogue."""
+    taken = [name for name in FRESH if (work_dir / name).exists()]
+    if taken and not (data / "world.json").exists():
+        raise ConfigurationError(
+            f"{work_dir} holds {', '.join(taken)} that the demo did not make and would replace: give another --work-dir"
+        )
 
 
 def generate(world: World, data: Path, *, train: int, test: int) -> bool:

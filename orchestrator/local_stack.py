@@ -22,7 +22,7 @@ from orchestrator.processes import POLL_S, Child, Program, Ready, hurried_by_sig
 STATE_FILE = "stack.json"
 FREE = "127.0.0.1:0"
 REDIS, RETRIEVAL, GENERATION, ORCHESTRATOR, WORKER = "redis", "retrieval", "generation", "orchestrator", "worker"
-KEPT = ("qdrant", "redis")
+FRESH = ("qdrant", "redis", "logs")
 
 TierState = Literal["starting", "ready", "stopping", "stopped"]
 OnTier = Callable[[str, TierState], None]
@@ -92,7 +92,7 @@ class LocalStack:
         try:
             self._lock.enter_context(_locked(self._plan.work_dir))
             if self._plan.fresh:
-                for name in (*KEPT, "logs"):
+                for name in FRESH:
                     shutil.rmtree(self._plan.work_dir / name, ignore_errors=True)
             self._addresses = self._start_all()
             _write_state(self._plan.work_dir / STATE_FILE, self._addresses)
@@ -148,7 +148,9 @@ class LocalStack:
         connected |= {"generation_target": generation.address, "redis_url": redis_url}
         settings = {"output_dir": plan.work_dir / "evaluations", **plan.orchestrator, **connected}
         served = self._begin(_tier(ORCHESTRATOR, "orchestrator", settings))
-        working = self._begin(_tier(WORKER, "orchestrator.worker", {**settings, "address": FREE}))
+        working = self._begin(
+            _tier(WORKER, "orchestrator.worker", {**settings, "address": FREE, "metrics_address": ""})
+        )
         orchestrator = self._ready(served)
         self._ready(working)
         return Addresses(retrieval.address, generation.address, orchestrator.address, redis_url, os.getpid())

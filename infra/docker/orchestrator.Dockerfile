@@ -13,6 +13,8 @@ COPY orchestrator ./orchestrator
 COPY retrieval_service ./retrieval_service
 RUN pip install --constraint requirements.lock '.[orchestrator]'
 
+RUN mkdir /evaluations && chown app:app /evaluations
+
 USER 10001
 EXPOSE 50053 9103
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \

@@ -27,7 +27,7 @@ from orchestrator.commands.settings import child_environment
 from orchestrator.commands.targets import DEMO_DIR, AsJson
 from orchestrator.commands.up import left_in_order, tiers_shown
 from orchestrator.commands.watching import headline_table, shown
-from orchestrator.demo_world import World, WorldDataset, datasets, find_world, generate
+from orchestrator.demo_world import World, WorldDataset, check_work_dir, datasets, find_world, generate
 from orchestrator.evaluation.job import Report
 from orchestrator.evaluation.report import headline
 from orchestrator.evaluation.summary import Summary
@@ -63,6 +63,7 @@ def demo(
     with left_in_order():
         outcome = _Outcome()
         data = work_dir / "world"
+        check_work_dir(work_dir, data)
         with outcome.timed("generate the world"):
             _generate(found, data)
         every = datasets(found, data)
