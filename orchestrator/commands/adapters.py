@@ -102,7 +102,7 @@ def list_adapters(
     for adapter in adapters:
         when = f"{adapter.update_time:%Y-%m-%d %H:%M}" if adapter.update_time else ""
         rank, examples = str(adapter.rank or "?"), str(adapter.example_count)
-        table.add_row(adapter.adapter_id, adapter.kind, adapter.base_model, rank, examples, adapter.revision[:12], when)
+        table.add_row(adapter.adapter_id, adapter.kind, adapter.base_model, rank, examples, adapter.revision, when)
     console.results().print(table)
     if not adapters:
         console.note("no adapters; register one with 'loraretriever adapters add'")
