@@ -189,7 +189,7 @@ def test_a_server_that_fell_silent_is_noticed(tmp_path: Path) -> None:
             default_timeout_s=60,
             max_attempts=1,
             keepalive_time_s=1,
-            ping_timeout_s=1,
+            ping_timeout_s=3,
             health_check=False,
         )
         with sync_channel(options) as channel:

