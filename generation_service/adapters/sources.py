@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -50,16 +51,20 @@ class Roots:
         """
         candidates = [Path(uri)] if Path(uri).is_absolute() else [root / uri for root in self._roots]
         for candidate in candidates:
-            for path in (candidate, candidate / CONFIG_FILE, candidate / WEIGHTS_FILE):
-                if not any(path.resolve().is_relative_to(root) for root in self._roots):
-                    raise CheckpointError(
-                        f"{uri} leads outside the folders that adapters are read from ({self}): move it there, or "
-                        "start the server with another --adapter-roots",
-                        checkpoint_uri=uri,
-                    )
-            if candidate.is_dir():
-                return candidate.resolve()
+            with suppress(OSError, ValueError, RuntimeError):  # No name of a folder: too long, a NUL, a loop of links.
+                self._check_inside(uri, candidate)
+                if candidate.is_dir():
+                    return candidate.resolve()
         return None
+
+    def _check_inside(self, uri: str, folder: Path) -> None:
+        for path in (folder, folder / CONFIG_FILE, folder / WEIGHTS_FILE):
+            if not any(path.resolve().is_relative_to(root) for root in self._roots):
+                raise CheckpointError(
+                    f"{uri} leads outside the folders that adapters are read from ({self}): move it there, or "
+                    "start the server with another --adapter-roots",
+                    checkpoint_uri=uri,
+                )
 
 
 class FolderSources:

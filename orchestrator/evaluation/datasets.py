@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,10 @@ def read_datasets(
 
 def _find_folder(path: str, roots: Sequence[Path]) -> Path:
     for base in (Path.cwd(), *roots):
-        folder = (base / path).resolve()
-        if folder.is_dir() and any(folder.is_relative_to(root.resolve()) for root in roots):
-            return folder
+        with suppress(OSError, ValueError, RuntimeError):
+            folder = (base / path).resolve()
+            if folder.is_dir() and any(folder.is_relative_to(root.resolve()) for root in roots):
+                return folder
     raise InvalidArgumentError("image_root", f"{path!r} is no folder below the dataset roots")
 
 

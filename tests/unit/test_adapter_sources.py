@@ -70,6 +70,13 @@ def test_a_registered_checkpoint_that_is_gone_is_named(root: Path) -> None:
         catalogue(root, "apps/gone").resolve("clock", "")
 
 
+@pytest.mark.parametrize("uri", ["apps/clo\0ck", "x" * 300, "x/" * 5000, "loop"], ids=["NUL", "name", "path", "loop"])
+def test_a_registered_checkpoint_that_is_no_file_name_is_one_that_is_not_there(root: Path, uri: str) -> None:
+    (root / "loop").symlink_to(root / "loop")
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        catalogue(root, uri).resolve("clock", "")
+
+
 def test_a_catalogue_that_is_away_is_no_unknown_adapter(root: Path) -> None:
     def away(adapter_id: str) -> Adapter:
         raise UnavailableError("connection refused")

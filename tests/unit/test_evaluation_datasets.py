@@ -160,6 +160,6 @@ def test_a_dataset_that_is_missing_or_outside_the_roots_is_refused_by_name(tmp_p
 def test_an_image_root_outside_the_roots_is_refused(tmp_path: Path) -> None:
     file = write_dataset(tmp_path / "root", "clock", [GOOD])
     dataset = DatasetSpec("clock", str(file))
-    for image_root in ("/", "gone", str(tmp_path)):
+    for image_root in ("/", "gone", str(tmp_path), "a\0b", "x" * 5000):
         with pytest.raises(InvalidArgumentError, match="image_root"):
             read_datasets([dataset], protocol=Protocol.STEP, roots=[tmp_path / "root"], image_root=image_root)
