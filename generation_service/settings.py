@@ -49,6 +49,10 @@ class GenerationSettings(TierSettings):
     retrieval_tls_ca: Path | None = Field(
         None, description="PEM file of the CA that the catalogue's certificate is from"
     )
+    retrieval_tls_certificate: Path | None = Field(
+        None, description="PEM file of our certificate for the catalogue (mTLS)"
+    )
+    retrieval_tls_key: Path | None = Field(None, description="PEM file of its private key")
     retrieval_timeout_s: float = Field(5, gt=0, description="longest wait for the catalogue, in seconds")
     max_pixels: int | None = Field(
         None,

@@ -21,8 +21,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("target", help="host:port of the server")
     parser.add_argument("--service", default="", help="full name of one service; default: the server as a whole")
     parser.add_argument("--tls-ca", type=Path, help="PEM file of the CA of the server's certificate; turns TLS on")
+    parser.add_argument("--tls-certificate", type=Path, help="PEM file of our certificate, if the server asks for one")
+    parser.add_argument("--tls-key", type=Path, help="PEM file of its private key")
     arguments = parser.parse_args(argv)
-    options = ChannelOptions(arguments.target, tls_ca=arguments.tls_ca, max_attempts=1, health_check=False)
+    options = ChannelOptions(
+        arguments.target,
+        tls_ca=arguments.tls_ca,
+        tls_certificate=arguments.tls_certificate,
+        tls_key=arguments.tls_key,
+        max_attempts=1,
+        health_check=False,
+    )
     try:
         status = _status(options, arguments.service)
     except LoraRetrieverError as error:

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.contract.errors import ConfigurationError, DeadlineError, UnavailableError
+from generation_service.clients import CatalogueClient
+from generation_service.settings import GenerationSettings
+from infra.contract.errors import ConfigurationError, DeadlineError, UnavailableError, UnimplementedError
+from infra.runtime import healthcheck
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.error_table import translated
 from infra.runtime.metrics import serve_metrics
@@ -112,6 +115,28 @@ def test_with_a_client_authority_only_its_certificates_are_let_in(
         assert generate("sync", channel) == "ab"
         with pytest.raises(UnavailableError), translated():
             generate("sync", ChannelOptions(server.address, tls_ca=authority.ca, max_attempts=1))
+        trusting = [server.address, f"--tls-ca={authority.ca}"]
+        assert healthcheck.main([*trusting, f"--tls-certificate={ours.certificate}", f"--tls-key={ours.key}"]) == 0
+        assert healthcheck.main(trusting) == 1
+
+
+def test_the_generation_service_shows_the_catalogue_its_certificate(authority: Authority, server_pair: Pair) -> None:
+    ours = authority.issue("generation")
+    options = ServerOptions(
+        tls_certificate=server_pair.certificate, tls_key=server_pair.key, tls_client_ca=authority.ca
+    )
+    with serving("sync", options=options) as server:
+        settings = GenerationSettings(
+            model_path=Path("base"),
+            retrieval_target=server.address,
+            retrieval_tls_ca=authority.ca,
+            retrieval_tls_certificate=ours.certificate,
+            retrieval_tls_key=ours.key,
+        )
+        client = CatalogueClient.from_settings(settings)
+        with pytest.raises(UnimplementedError):  # Let in: the probe is no catalogue.
+            client.get_adapter("clock")
+        client.close()
 
 
 def test_tls_files_that_do_not_fit_are_named(authority: Authority, server_pair: Pair, tmp_path: Path) -> None:
