@@ -56,6 +56,11 @@ class AioProbe(stubs.GenerationServiceServicer):
         self.act(context)
 
 
+def stub_of(channel: Any) -> Any:
+    """Return the generated stub of a channel, of either kind."""
+    return stubs.GenerationServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
 def nothing(_context: Any) -> None:
     """Just answer."""
 
@@ -100,11 +105,11 @@ def generate(kind: Kind, options: ChannelOptions, metadata: Any = None, timeout:
     request = pb.GenerateRequest()
     if kind == "sync":
         with sync_channel(options) as channel:
-            return str(stubs.GenerationServiceStub(channel).Generate(request, metadata=metadata, timeout=timeout).text)
+            return str(stub_of(channel).Generate(request, metadata=metadata, timeout=timeout).text)
 
     async def call() -> str:
         async with aio_channel(options) as channel:
-            stub = stubs.GenerationServiceStub(channel)
+            stub = stub_of(channel)
             return str((await stub.Generate(request, metadata=metadata, timeout=timeout)).text)
 
     return asyncio.run(call())
@@ -115,13 +120,13 @@ def stream(kind: Kind, options: ChannelOptions, into: list[str]) -> None:
     request = pb.StreamGenerateRequest()
     if kind == "sync":
         with sync_channel(options) as channel:
-            for piece in stubs.GenerationServiceStub(channel).StreamGenerate(request):
+            for piece in stub_of(channel).StreamGenerate(request):
                 into.append(piece.delta)
         return
 
     async def call() -> None:
         async with aio_channel(options) as channel:
-            async for piece in stubs.GenerationServiceStub(channel).StreamGenerate(request):
+            async for piece in stub_of(channel).StreamGenerate(request):
                 into.append(piece.delta)
 
     asyncio.run(call())

@@ -29,7 +29,7 @@ from infra.contract.errors import (
 from infra.runtime.channel import ChannelOptions, aio_channel, sync_channel
 from infra.runtime.error_table import DETAILS_KEY, STATUS_OF, from_rpc_error, request_id_of, to_status, translated
 from infra.runtime.server import ServerOptions
-from tests.contract.runtime_probe import GENERATE, PIECES, Kind, generate, raw_call, serving, stream
+from tests.contract.runtime_probe import GENERATE, PIECES, Kind, generate, raw_call, serving, stream, stub_of
 
 KINDS: tuple[Kind, ...] = ("sync", "aio")
 
@@ -151,7 +151,7 @@ def test_errors_of_another_kind_are_not_retried(server: Kind) -> None:
 def test_a_method_that_nobody_wrote_says_so(server: Kind) -> None:
     with serving(server) as running, sync_channel(ChannelOptions(running.address)) as channel:
         with pytest.raises(UnimplementedError, match="does not offer it"), translated():
-            stubs.GenerationServiceStub(channel).GetModel(pb.GetModelRequest())
+            stub_of(channel).GetModel(pb.GetModelRequest())
         with pytest.raises(UnimplementedError, match="is it the right service"), translated(running.address):
             raw_call(running.address, "/no.Such/Method", b"")
 
@@ -230,12 +230,12 @@ def _generate_large(client: Kind, options: ChannelOptions, size: int) -> None:
     request = pb.GenerateRequest(decoding=pb.Decoding(stop=["x" * size]))
     if client == "sync":
         with sync_channel(options) as channel:
-            stubs.GenerationServiceStub(channel).Generate(request)
+            stub_of(channel).Generate(request)
         return
 
     async def call() -> None:
         async with aio_channel(options) as channel:
-            await stubs.GenerationServiceStub(channel).Generate(request)
+            await stub_of(channel).Generate(request)
 
     asyncio.run(call())
 

@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 from loraretriever.v1 import generation_service_pb2 as pb
-from loraretriever.v1 import generation_service_pb2_grpc as stubs
 
 from infra.contract.errors import UnavailableError
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.error_table import translated
-from tests.contract.runtime_probe import generate
+from tests.contract.runtime_probe import generate, stub_of
 
 TIER = '''
 import asyncio, sys
@@ -31,7 +30,7 @@ from infra.contract.errors import CheckpointError, UnavailableError
 from infra.runtime.main import run_tier
 from infra.runtime.server import ServerOptions, aio_server, sync_server
 from infra.runtime.settings import TierSettings
-from tests.contract.runtime_probe import SERVICE, AioProbe, SyncProbe, nothing
+from tests.contract.runtime_probe import SERVICE, AioProbe, SyncProbe, nothing, stub_of
 
 class ProbeSettings(TierSettings):
     """A tier made for a test."""
@@ -193,7 +192,7 @@ def test_a_server_that_fell_silent_is_noticed(tmp_path: Path) -> None:
             health_check=False,
         )
         with sync_channel(options) as channel:
-            stub = stubs.GenerationServiceStub(channel)
+            stub = stub_of(channel)
             assert stub.Generate(pb.GenerateRequest()).text == "ab"
             process.send_signal(signal.SIGSTOP)
             started = time.monotonic()

@@ -38,6 +38,7 @@ from tests.contract.runtime_probe import (
     raw_call,
     serving,
     stream,
+    stub_of,
 )
 
 KINDS: tuple[Kind, ...] = ("sync", "aio")
@@ -201,7 +202,7 @@ def test_a_callers_request_id_is_echoed_and_an_unsafe_one_replaced(kind: Kind) -
         serving(kind, lambda _: seen.append(request_id())) as server,
         sync_channel(ChannelOptions(server.address)) as channel,
     ):
-        stub = stubs.GenerationServiceStub(channel)
+        stub = stub_of(channel)
         for given in ("ticket-42", "x" * 65, "a b", ""):
             _, call = stub.Generate.with_call(pb.GenerateRequest(), metadata=(("x-request-id", given),))
             answer = stub.StreamGenerate(pb.StreamGenerateRequest(), metadata=(("x-request-id", given),))
@@ -235,7 +236,7 @@ def test_the_request_id_and_the_deadline_travel_to_the_service_behind(kind: Kind
                 async def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
                     note(context)
                     async with aio_channel(ChannelOptions(behind.address, default_timeout_s=100)) as channel:
-                        return await stubs.GenerationServiceStub(channel).Generate(request)
+                        return await stub_of(channel).Generate(request)
 
             running = serving(kind, servicer=Front())
         with running as server:
@@ -264,7 +265,7 @@ async def test_a_call_longer_than_the_server_allows_ends_with_a_deadline_error()
     server = aio_server(ServerOptions(max_call_s=0.2))
     server.add(Slow(), stubs.add_GenerationServiceServicer_to_server, SERVICE)
     async with server, aio_channel(ChannelOptions(server.address)) as channel:
-        stub = stubs.GenerationServiceStub(channel)
+        stub = stub_of(channel)
         with pytest.raises(DeadlineError, match=r"longer than this server allows \(0\.2 s\)"), translated():
             await stub.Generate(pb.GenerateRequest())
         assert ended.is_set()
@@ -288,7 +289,7 @@ async def test_a_caller_that_leaves_ends_the_aio_handler_at_once() -> None:
     server = aio_server(ServerOptions())
     server.add(Endless(), stubs.add_GenerationServiceServicer_to_server, SERVICE)
     async with server, aio_channel(ChannelOptions(server.address)) as channel:
-        call = stubs.GenerationServiceStub(channel).StreamGenerate(pb.StreamGenerateRequest())
+        call = stub_of(channel).StreamGenerate(pb.StreamGenerateRequest())
         async for _ in call:
             call.cancel()
             break
@@ -307,7 +308,7 @@ def test_a_caller_that_leaves_ends_the_sync_stream() -> None:
                 ended.set()
 
     with serving("sync", servicer=Endless()) as server, sync_channel(ChannelOptions(server.address)) as channel:
-        call = stubs.GenerationServiceStub(channel).StreamGenerate(pb.StreamGenerateRequest())
+        call = stub_of(channel).StreamGenerate(pb.StreamGenerateRequest())
         next(call)
         call.cancel()
         assert ended.wait(10)
@@ -428,7 +429,7 @@ def test_calls_are_spread_over_all_targets_and_stopping_one_costs_none(kind: Kin
 
     async def run(target: str, stop_second: Callable[[], Any]) -> None:
         async with aio_channel(ChannelOptions(target)) as channel:
-            stub = stubs.GenerationServiceStub(channel)
+            stub = stub_of(channel)
             stopped = asyncio.Event()
 
             async def keep_calling() -> None:
@@ -455,7 +456,7 @@ def test_calls_are_spread_over_all_targets_and_stopping_one_costs_none(kind: Kin
 def test_asking_clients_to_reconnect_costs_no_call(kind: Kind) -> None:
     async def call_for(seconds: float, address: str) -> None:
         async with aio_channel(ChannelOptions(address)) as channel:
-            stub = stubs.GenerationServiceStub(channel)
+            stub = stub_of(channel)
             ends_at = time.monotonic() + seconds
             while time.monotonic() < ends_at:
                 await asyncio.gather(*(stub.Generate(pb.GenerateRequest()) for _ in range(4)))
