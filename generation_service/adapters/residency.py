@@ -188,20 +188,37 @@ class Residency:
         """
         with self._lock:
             others = any(resident.leases for resident in self._residents.values())
+        held = self._hold(ticket.wanted)
+        if held is None and self._never_fits(ticket):
+            raise self._too_large(ticket)
+        if held is None and not others:
+            held = self._hold(self._alone(ticket))
+            if held is None:
+                raise self._too_large(ticket)
+        return None if held is None else BankLease(held, ticket.applied, self._release)
+
+    def _hold(self, wanted: Sequence[Wanted]) -> dict[Resident, float] | None:
+        """Return all that is wanted, leased in this order; None, and nothing leased, when one finds no room."""
         held: dict[Resident, float] = {}
         try:
-            for wanted in ticket.wanted:
-                resident = self._leased(wanted) or self._load(wanted)
+            for one in wanted:
+                resident = self._leased(one) or self._load(one)
                 if resident is None:
-                    if not others or self._never_fits(ticket):
-                        raise self._too_large(ticket)
                     self._unlease(held)
                     return None
-                held[resident] = wanted.weight
+                held[resident] = one.weight
         except Exception:
             self._unlease(held)
             raise
-        return BankLease(held, ticket.applied, self._release)
+        return held
+
+    def _alone(self, ticket: Ticket) -> list[Wanted]:
+        """Let all leave who may, so that free ranks lie in as few pieces as can be; return the largest wanted first."""
+        self._make_room(self._bank.ranks)
+        for wanted in self._absent(ticket):
+            wanted.weights = wanted.weights or wanted.load()
+        ranks = self._ranks(ticket)
+        return sorted(ticket.wanted, key=lambda wanted: ranks[wanted.key], reverse=True)
 
     def _leased(self, wanted: Wanted) -> Resident | None:
         with self._lock:
@@ -242,10 +259,14 @@ class Residency:
         return self._need(ticket) + self._pinned_ranks(ticket) > self._bank.ranks
 
     def _need(self, ticket: Ticket) -> int:
+        return sum(self._ranks(ticket).values())
+
+    def _ranks(self, ticket: Ticket) -> dict[ResidentKey, int]:
+        """Return the rank of each that `ticket` wants; 0 where neither bank nor ticket has its weights yet."""
         with self._lock:
             there = {resident.key: resident.owned.rank for resident in self._residents.values()}
         absent = {wanted.key: wanted.weights.rank for wanted in ticket.wanted if wanted.weights is not None}
-        return sum(there.get(wanted.key, absent.get(wanted.key, 0)) for wanted in ticket.wanted)
+        return {wanted.key: there.get(wanted.key, absent.get(wanted.key, 0)) for wanted in ticket.wanted}
 
     def _pinned_ranks(self, ticket: Ticket) -> int:
         """Return the ranks that pinned adapters hold, those of `ticket` left out."""
@@ -255,10 +276,11 @@ class Residency:
 
     def _too_large(self, ticket: Ticket) -> CapacityError:
         need, pinned = self._need(ticket), self._pinned_ranks(ticket)
+        where = "" if need + pinned > self._bank.ranks else ", with no room in one piece between those that are pinned"
         return CapacityError(
             f"this composition needs {need} ranks, each adapter's side by side; the adapter bank has "
-            f"{self._bank.ranks}, and other pinned adapters hold {pinned}: compose fewer adapters, unload some, or "
-            "start the server with a larger --bank-ranks",
+            f"{self._bank.ranks}, and other pinned adapters hold {pinned}{where}: compose fewer adapters, unload some, "
+            "or start the server with a larger --bank-ranks",
             need=str(need),
             limit=str(self._bank.ranks),
             pinned=str(pinned),

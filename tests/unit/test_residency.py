@@ -224,6 +224,28 @@ def test_what_never_fits_is_refused_at_once(house: House) -> None:
     house.lease(mixture("r8-b", "r8-c")).release()
 
 
+def test_what_fits_the_bank_fits_wherever_idle_adapters_lie() -> None:
+    house = House(ranks=64)
+    first, second = house.lease(mixture("r24-x")), house.lease(mixture("r16-a"))
+    first.release()
+    second.release()
+    house.lease(mixture("r16-a", "r32-b")).release()
+    house.lease(mixture("r24-x", "r8-y", "r32-z")).release()
+    assert house.residency.leased_ranks == 0
+
+
+def test_an_adapter_pinned_in_the_middle_leaves_no_room_in_one_piece() -> None:
+    house = House(ranks=64)
+    first = house.lease(mixture("r24-x"))
+    house.residency.pin("r16-a").result(timeout=20)
+    first.release()
+    error = house.refused(mixture("r16-a", "r32-b"))
+    assert isinstance(error, CapacityError)
+    assert "no room in one piece" in error.message
+    assert house.residency.leased_ranks == 0
+    house.lease(mixture("r16-a", "r24-b", "r24-c")).release()
+
+
 def test_pinned_adapters_stay_and_count_against_what_fits(house: House) -> None:
     pinned = house.residency.pin("r8-a").result(timeout=20)
     assert (pinned.adapter_id, pinned.revision, pinned.rank, pinned.pinned) == ("r8-a", "1", 8, True)
