@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
 
 from examples.pocket_phone.apps import ADAPTER_IDS, CATEGORIES
 from examples.pocket_phone.recipe import adapters, base, card, jina
@@ -31,7 +34,7 @@ def train(output: Path, stage: str, device: str, workers: int, seed: int) -> Non
         raise ValueError(f"--workers must be at least 1, got {workers}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no CUDA device that torch can use; leave the option out")
-    torch.set_num_threads(1)
+    _quieten()
     output.mkdir(parents=True, exist_ok=True)
     journal = Journal(output / STATE / "journal.json", seed, device)
     progress = Progress()
@@ -87,7 +90,7 @@ def _wanted(name: str, scores: list[float], number: int) -> bool:
 def _one_round(
     tasks: list[Task], output: Path, journal: Journal, seed: int, device: str, *, workers: int, progress: Progress
 ) -> None:
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker)
     try:
         running: dict[Future[Trained], Task] = {
             pool.submit(_one_adapter, task, output, seed, device): task for task in tasks
@@ -106,6 +109,20 @@ def _one_round(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _prepare_worker() -> None:
+    """Leave Ctrl-C to the parent, which ends its workers, and use one thread."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _quieten()
+
+
+def _quieten() -> None:
+    """Use one thread a process, and keep the libraries' own bars and notes out of the recipe's progress."""
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a worker reports of one adapter's round."""
@@ -116,7 +133,6 @@ class Trained:
 
 def _one_adapter(task: Task, output: Path, seed: int, device: str) -> Trained:
     """Train one round of one adapter in a process of its own; its folder is replaced only when it is complete."""
-    torch.set_num_threads(1)
     begun = time.monotonic()
     folder = output / "adapters" / task.adapter_id
     unfinished = folder.with_name(f".{task.adapter_id}.new")
