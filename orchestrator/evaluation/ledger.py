@@ -64,7 +64,7 @@ class Ledger:
                 *(part for pair in fields.items() for part in pair),
             ],
         )
-        if not known:
+        if not known or known.split(" ")[0] == evaluation_id:  # The latter: sent again as its first reply was lost.
             return evaluation_id
         await self._store.call(self._store.redis.delete(*keys_of(evaluation_id, "shards")))
         return _same_job(known, job.spec, request_id)

@@ -143,7 +143,7 @@ return 2
 )
 
 # Takes the units whose time has come: leases that ran out, and units that were sent and never claimed, these only
-# while the queue is empty, for else they may still stand in it. Returns those to send again.
+# while the queue is empty, for else they may still stand in it; "finish" in any case. Returns those to send again.
 # KEYS job units owners; ARGV queue_empty resend_s
 OVERDUE = (
     _NOW
@@ -157,7 +157,7 @@ for _, unit in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now())) do
   if cancelled and unit ~= 'finish' then
     if close(KEYS[1], KEYS[2], KEYS[3], unit, resend_s) == 1 then table.insert(send, 'finish') end
   else
-    if held or ARGV[1] == '1' then table.insert(send, unit) end
+    if held or unit == 'finish' or ARGV[1] == '1' then table.insert(send, unit) end
     redis.call('ZADD', KEYS[2], now() + resend_s, unit)
   end
 end

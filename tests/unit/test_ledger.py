@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -277,3 +278,26 @@ async def test_redis_that_is_away_is_unavailable(tmp_path: Path) -> None:
     async with RedisStore(f"redis+socket://{tmp_path}/none.sock?virtual_host=0", retries=1) as store:
         with pytest.raises(UnavailableError, match="Redis"):
             await Ledger(store).get("any")
+
+
+async def test_publish_that_is_sent_again_keeps_its_job_and_plan(
+    store: RedisStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = store.run
+
+    async def run_twice(script: str, names: Sequence[str], arguments: Sequence[Any]) -> Any:
+        await run(script, names, arguments)
+        return await run(script, names, arguments)
+
+    monkeypatch.setattr(store, "run", run_twice)
+    evaluation_id = await ledger.publish(JOB, "nightly")
+    assert await ledger.active() == [evaluation_id]
+    assert await ledger.shard(evaluation_id, "0") == [A, B]
+
+
+async def test_finish_that_nobody_took_is_sent_again_even_while_the_queue_is_full(store: RedisStore) -> None:
+    ledger = Ledger(store, NO_LEASE)
+    evaluation_id = await ledger.publish(JOB)
+    await ledger.close(evaluation_id, "0")
+    await ledger.close(evaluation_id, "1")
+    assert await ledger.overdue(evaluation_id, queue_empty=False) == [FINISH]
