@@ -16,6 +16,9 @@ from infra.contract.errors import field as field_path
 from infra.contract.generation import MAX_SEED, Decoding
 from infra.contract.retrieval import RetrievalOptions
 
+MAX_DATASETS = 1000
+MAX_STRATEGIES = 64
+
 
 class AnswerStrategy(StrEnum):
     """How an answer is composed. `oracle` applies the adapter known to be right, and exists in evaluation only."""
@@ -115,6 +118,8 @@ class EvaluationSpec:
             raise InvalidArgumentError("datasets", "a job needs at least one dataset")
         if not self.strategies:
             raise InvalidArgumentError("strategies", "a job needs at least one strategy")
+        _check_count("datasets", len(self.datasets), MAX_DATASETS)
+        _check_count("strategies", len(self.strategies), MAX_STRATEGIES)
         _check_unique("datasets", [dataset.name for dataset in self.datasets])
         _check_unique("strategies", [strategy.label for strategy in self.strategies])
         if self.max_episodes is not None and self.max_episodes < 1:
@@ -158,8 +163,15 @@ def _check_name(name: str) -> None:
         )
 
 
+def _check_count(field_name: str, count: int, most: int) -> None:
+    if count > most:
+        raise InvalidArgumentError(field_name, f"a job may have at most {most}, got {count}; split it up")
+
+
 def _check_unique(field_name: str, names: Sequence[str]) -> None:
+    seen: set[str] = set()
     for index, name in enumerate(names):
-        if name in names[:index]:
+        if name in seen:
             with field_path(f"{field_name}[{index}]"):
                 raise InvalidArgumentError("name", f"{name!r} is used twice; names in a report must be unique")
+        seen.add(name)

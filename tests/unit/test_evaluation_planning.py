@@ -149,6 +149,8 @@ BASE = EvaluatedStrategy(AnswerStrategy.BASE)
         ({"datasets": ()}, "datasets: a job needs at least one dataset"),
         ({"strategies": ()}, "strategies: a job needs at least one strategy"),
         ({"datasets": (DATASET, DATASET)}, r"datasets\[1\].name: 'clock' is used twice"),
+        ({"datasets": (DATASET,) * 1001}, "datasets: a job may have at most 1000, got 1001"),
+        ({"strategies": (BASE,) * 65}, "strategies: a job may have at most 64, got 65"),
         ({"strategies": (BASE, BASE)}, r"strategies\[1\].name: 'base' is used twice"),
         ({"max_episodes": 0}, "max_episodes: must be at least 1"),
         ({"shard_size": 0}, "shard_size: must be at least 1"),
