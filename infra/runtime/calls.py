@@ -8,31 +8,29 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from infra.contract.errors import (
     DeadlineError,
     InternalError,
-    InvalidArgumentError,
     LoraRetrieverError,
     UnimplementedError,
 )
 from infra.runtime import metrics
 from infra.runtime.deadline import bind_deadline
 from infra.runtime.error_table import DETAILS_KEY, REQUEST_ID_KEY, as_contract_error, status_code, to_status
+from infra.runtime.handlers import Handler, behavior_of, decoder_of, rebuilt
 from infra.runtime.logs import bind_request_id, get_logger, new_request_id, valid_request_id
 from infra.runtime.security import check_token
 
 log = get_logger(__name__)
 
 Metadata = tuple[tuple[str, str | bytes], ...]
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class RunningCalls:
@@ -128,8 +126,8 @@ class ServedCall:
 
 def guard_sync(method: str, handler: Handler, policy: CallPolicy) -> Handler:
     """Return a sync handler that serves `handler` under the policy and the error table."""
-    behavior = _behavior(handler)
-    decode = _decoder(handler)
+    behavior = behavior_of(handler)
+    decode = decoder_of(handler)
 
     def unary(request: Any, context: grpc.ServicerContext) -> Any:
         with _served(method, context, policy) as call:
@@ -144,13 +142,13 @@ def guard_sync(method: str, handler: Handler, policy: CallPolicy) -> Handler:
                     context.send_initial_metadata(call.echo)
                 yield response
 
-    return _rebuilt(handler, stream if handler.response_streaming else unary)
+    return rebuilt(handler, stream if handler.response_streaming else unary)
 
 
 def guard_aio(method: str, handler: Handler, policy: CallPolicy) -> Handler:
     """Return an aio handler that serves `handler`, a coroutine or an async generator, likewise."""
-    behavior = _behavior(handler)
-    decode = _decoder(handler)
+    behavior = behavior_of(handler)
+    decode = decoder_of(handler)
 
     async def unary(request: Any, context: Any) -> Any:
         async with _served_aio(method, context, policy) as call:
@@ -169,7 +167,7 @@ def guard_aio(method: str, handler: Handler, policy: CallPolicy) -> Handler:
                         await context.send_initial_metadata(call.echo)
                     await context.write(response)
 
-    return _rebuilt(handler, stream if handler.response_streaming else unary)
+    return rebuilt(handler, stream if handler.response_streaming else unary)
 
 
 def refusal(error: LoraRetrieverError, aio: bool) -> Handler:
@@ -272,42 +270,3 @@ def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
         if key == REQUEST_ID_KEY and isinstance(value, str) and valid_request_id(value):
             return value
     return new_request_id()
-
-
-def _behavior(handler: Handler) -> Callable[[Any, Any], Any]:
-    kinds = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
-    return next(behavior for behavior in kinds if behavior is not None)
-
-
-def _decoder(handler: Handler) -> Callable[[Any], Any]:
-    """Return what turns a handler's raw request, or stream of them, into messages."""
-    parse = handler.request_deserializer
-
-    def decode(raw: bytes) -> Any:
-        try:
-            return raw if parse is None else parse(raw)
-        except DecodeError as error:
-            raise InvalidArgumentError("", f"the request is no message of this method: {error}") from error
-
-    def decode_each(requests: Any) -> Any:
-        return _decoded(requests, decode) if hasattr(requests, "__aiter__") else map(decode, requests)
-
-    return decode_each if handler.request_streaming else decode
-
-
-async def _decoded(requests: AsyncIterator[bytes], decode: Callable[[bytes], Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield decode(request)
-
-
-def _rebuilt(handler: Handler, behavior: Callable[..., Any]) -> Handler:
-    match handler.request_streaming, handler.response_streaming:
-        case False, False:
-            build: Callable[..., Handler] = grpc.unary_unary_rpc_method_handler
-        case False, True:
-            build = grpc.unary_stream_rpc_method_handler
-        case True, False:
-            build = grpc.stream_unary_rpc_method_handler
-        case _:
-            build = grpc.stream_stream_rpc_method_handler
-    return build(behavior, response_serializer=handler.response_serializer)

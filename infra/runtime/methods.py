@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import grpc
 
 from infra.contract.errors import UnavailableError
-from infra.runtime.calls import CallPolicy, Handler, refusal
+from infra.runtime.calls import CallPolicy, refusal
+from infra.runtime.handlers import Handler
 
 
 class Adder(Protocol):
