@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
@@ -198,8 +199,13 @@ class EvaluationClient(ServiceClient):
     stub_class = orchestrator_service_pb2_grpc.EvaluationServiceStub
 
     async def create(self, spec: EvaluationSpec, request_id: str = "", timeout_s: float | None = None) -> Evaluation:
-        """Start a job, or return the one that `request_id` started before."""
-        request = orchestrator_service_pb2.CreateEvaluationRequest(spec=wire.spec_to_proto(spec), request_id=request_id)
+        """Start a job, or return the one that `request_id` started before.
+
+        An empty `request_id` becomes a fresh one, so that a call that the channel sends again starts one job.
+        """
+        request = orchestrator_service_pb2.CreateEvaluationRequest(
+            spec=wire.spec_to_proto(spec), request_id=request_id or uuid.uuid4().hex
+        )
         response = await self.call("CreateEvaluation", request, timeout_s or LONG_TIMEOUT_S)
         return wire.evaluation_from_proto(response.evaluation)
 

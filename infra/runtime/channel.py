@@ -19,6 +19,11 @@ from infra.runtime.error_table import REQUEST_ID_KEY
 from infra.runtime.logs import new_request_id, request_id
 from infra.runtime.security import AUTHORIZATION_KEY, channel_credentials, check_configured_token
 
+# Sent again after it was done, such a call would say ALREADY_EXISTS or NOT_FOUND.
+_SENT_ONCE = [
+    {"service": "loraretriever.v1.RetrievalService", "method": method} for method in ("CreateAdapter", "DeleteAdapter")
+]
+
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -28,7 +33,8 @@ class ChannelOptions:
 
     `target` is host:port, unix:/path, or several IPv4 host:port parted by commas. TLS is on when `tls` is, or when any
     TLS file is given; `tls_ca` None is the system's CAs. `default_timeout_s` is the deadline of calls that name none.
-    `max_attempts` counts the first one: calls that fail with UNAVAILABLE before an answer began are sent again.
+    `max_attempts` counts the first one: calls that fail with UNAVAILABLE before an answer began are sent again, but
+    those that create or delete adapters.
     """
 
     target: str
@@ -86,7 +92,8 @@ def service_config(options: ChannelOptions) -> str:
                     "backoffMultiplier": 2,
                     "retryableStatusCodes": ["UNAVAILABLE"],
                 },
-            }
+            },
+            {"name": _SENT_ONCE},
         ]
         if options.max_attempts > 1
         else [],

@@ -117,6 +117,23 @@ async def test_created_job_is_queued_with_its_plan_and_its_shards_are_sent(serve
     assert served.queue.sent == [(job.evaluation_id, str(shard)) for shard in range(3)]
 
 
+async def test_creation_that_is_sent_again_starts_one_job_even_without_a_request_id(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = served.client.call
+
+    async def call_twice(method: str, request: Any, timeout_s: float | None) -> Any:
+        await call(method, request, timeout_s)
+        return await call(method, request, timeout_s)
+
+    spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
+    with monkeypatch.context() as patched:
+        patched.setattr(served.client, "call", call_twice)
+        job = await served.client.create(spec)
+    other = await served.client.create(spec)
+    assert [each.evaluation_id for each in await served.client.list()] == [other.evaluation_id, job.evaluation_id]
+
+
 async def test_spec_comes_back_as_it_was_sent(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=4)
     spec = EvaluationSpec(
