@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -15,9 +16,9 @@ from generation_service.images import decode_images
 from generation_service.models.base import BaseModel, EncodedPrompt
 from generation_service.sequence import Delta, Event, Request
 from infra.contract.composition import Composition
-from infra.contract.errors import field
+from infra.contract.errors import InvalidArgumentError, field
 from infra.contract.generation import Decoding, Generation
-from infra.contract.prompt import Prompt
+from infra.contract.prompt import Prompt, TextPart
 from infra.runtime.images import ImageLimits
 
 Events = asyncio.Queue[Event]
@@ -94,7 +95,25 @@ class Answers:
 
     def _encode(self, prompt: Prompt) -> EncodedPrompt:
         with field("prompt"):
+            check_text(prompt, self._engine.limits.max_sequence_tokens, self._model.description.token_characters)
             return self._model.encode(prompt, decode_images(prompt, self._image_limits))
+
+
+def check_text(prompt: Prompt, max_tokens: int, token_characters: int) -> None:
+    """Raise InvalidArgumentError for text that no `max_tokens` tokens can hold: it is told without tokenising it."""
+    texts = [part.text for message in prompt.messages for part in message.parts if isinstance(part, TextPart)]
+    limit = max_tokens * token_characters
+    length = sum(map(len, texts))
+    if length > limit:
+        length = len(unicodedata.normalize("NFC", "".join(texts)))
+    if length > limit:
+        raise InvalidArgumentError(
+            "",
+            f"has {length} characters of text; this server holds {max_tokens} tokens for prompt and answer together, "
+            f"at most {limit} characters: send less text",
+            characters=str(length),
+            limit=str(limit),
+        )
 
 
 class _Post:

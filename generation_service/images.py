@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from PIL.Image import Image
 
 from infra.contract.errors import field
@@ -19,11 +21,15 @@ def image_paths(prompt: Prompt) -> list[str]:
     ]
 
 
-def decode_images(prompt: Prompt, limits: ImageLimits) -> list[Image]:
-    """Return the images of `prompt` as RGB, in reading order. Raises InvalidArgumentError naming the one at fault."""
+def decode_images(prompt: Prompt, limits: ImageLimits) -> Iterator[Image]:
+    """Check the images of `prompt`, and return them as RGB, in reading order, each decoded when it is asked for.
+
+    Here, and from the iterator, InvalidArgumentError names the image at fault.
+    """
     check_images(prompt, limits)
-    decoded = []
-    for path, image in zip(image_paths(prompt), prompt.images, strict=True):
-        with field(path):
-            decoded.append(decode_image(image, limits))
-    return decoded
+    return (_decoded(path, image, limits) for path, image in zip(image_paths(prompt), prompt.images, strict=True))
+
+
+def _decoded(path: str, image: ImagePart, limits: ImageLimits) -> Image:
+    with field(path):
+        return decode_image(image, limits)

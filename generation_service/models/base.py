@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -29,7 +29,7 @@ class ModelDescription:
 
     `targets` are the linear layers an adapter may change: module path -> (in, out); `by_image` are prefixes of those
     that see patches rather than rows of tokens. `eos_tokens` end an answer. A token has a position on each of
-    `position_axes` axes.
+    `position_axes` axes, and stands for at most `token_characters` characters of text in Unicode's form NFC.
     """
 
     family: str
@@ -39,6 +39,7 @@ class ModelDescription:
     vocab_size: int
     max_positions: int
     position_axes: int
+    token_characters: int
     eos_tokens: frozenset[int]
     by_image: tuple[str, ...]
     targets: Mapping[str, tuple[int, int]]
@@ -93,8 +94,8 @@ class BaseModel(Protocol):
     def canonical(self, name: str) -> str:
         """Return the module path that an adapter's key means, whichever library version wrote it."""
 
-    def encode(self, prompt: Prompt, images: Sequence[Image]) -> EncodedPrompt:
-        """Return `prompt` with `images` (decoded, in reading order) as the model reads it."""
+    def encode(self, prompt: Prompt, images: Iterable[Image]) -> EncodedPrompt:
+        """Return `prompt` with `images` (decoded, in reading order) as the model reads it; keeps one at a time."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, special tokens left out."""

@@ -35,6 +35,7 @@ class ChatTokenizer:
             token.content: number for number, token in self._decoder.get_added_tokens_decoder().items() if token.special
         }
         self._plain = _without(self._decoder, self.special)
+        self.longest_token = max(map(len, self._plain.get_vocab()))
         self._template = self._renderer.chat_template or _template_beside(folder)
         by_length = sorted(self.special, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(re.escape(token) for token in by_length) or r"(?!)")

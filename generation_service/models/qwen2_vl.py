@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Qwen2VL:
             vocab_size=text.vocab_size,
             max_positions=min([text.max_position_embeddings, *window]),
             position_axes=3,
+            token_characters=self._chat.longest_token,
             eos_tokens=_eos_tokens(folder),
             by_image=("model.visual",),
             targets=_targets(model),
@@ -70,9 +71,10 @@ class Qwen2VL:
                 return renamed
         return plain
 
-    def encode(self, prompt: Prompt, images: Sequence[Image]) -> EncodedPrompt:
+    def encode(self, prompt: Prompt, images: Iterable[Image]) -> EncodedPrompt:
         """Return `prompt` as Qwen2-VL reads it: each image as grid_h * grid_w / merge^2 tokens between vision marks."""
-        pixels, grids = self._patches(prompt, images)
+        batches = list(map(self._patches, image_paths(prompt), images))  # Unlike a loop, map keeps no image.
+        grids = [batch["image_grid_thw"][0] for batch in batches]
         tokens, in_image = self._expand(self._chat.encode(prompt), [int(grid.prod()) // self._merged for grid in grids])
         ids = torch.tensor([tokens], dtype=torch.long)
         kinds = torch.tensor([in_image], dtype=torch.int)
@@ -85,7 +87,7 @@ class Qwen2VL:
             positions=positions[:, 0],
             position_delta=int(delta),
             image_tokens=sum(in_image),
-            pixels=torch.cat(pixels) if pixels else None,
+            pixels=torch.cat([batch["pixel_values"] for batch in batches]) if batches else None,
             grids=stacked,
         )
 
@@ -129,17 +131,12 @@ class Qwen2VL:
     def _base(self) -> Any:
         return self.module.model
 
-    def _patches(self, prompt: Prompt, images: Sequence[Image]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return each image's patches [grid_h * grid_w, 1176] and grid (t, h, w)."""
-        pixels, grids = [], []
-        for path, image in zip(image_paths(prompt), images, strict=True):
-            try:
-                batch = self._processor(images=[image], return_tensors="pt")
-            except ValueError as error:
-                raise InvalidArgumentError(f"{path}.image", f"{image.width}x{image.height} pixels: {error}") from error
-            pixels.append(batch["pixel_values"])
-            grids.append(batch["image_grid_thw"][0])
-        return pixels, grids
+    def _patches(self, path: str, image: Image) -> Any:
+        """Return an image's pixel_values [grid_h * grid_w, 1176] and image_grid_thw [1, 3]."""
+        try:
+            return self._processor(images=[image], return_tensors="pt")
+        except ValueError as error:
+            raise InvalidArgumentError(f"{path}.image", f"{image.width}x{image.height} pixels: {error}") from error
 
     def _expand(self, tokens: list[int], sizes: list[int]) -> tuple[list[int], list[int]]:
         """Return the tokens with each image's one token repeated to its size, and which of them are an image's (1)."""

@@ -197,6 +197,7 @@ BAD_REQUESTS: dict[str, tuple[Callable[[], pb.GenerateRequest], str, str]] = {
     ),
     "too many images": (lambda: request(images=(png_part(30, 30),) * 4), "prompt.messages", "at most 3"),
     "too long a prompt": (lambda: request("word " * 2000), "prompt", "512"),
+    "more text than any tokens hold": (lambda: request("word " * 20_000), "prompt", "characters of text"),
     "too many adapters": (
         lambda: request(composition=mixture(*((f"a{index}", 0.1) for index in range(5)))),
         "composition.mixture.adapters",

@@ -32,6 +32,7 @@ DESCRIPTION = ModelDescription(
     vocab_size=VOCABULARY,
     max_positions=64,
     position_axes=1,
+    token_characters=1,
     eos_tokens=frozenset({EOS}),
     by_image=(),
     targets={},

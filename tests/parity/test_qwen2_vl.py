@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,26 @@ def test_images_are_resized_to_max_pixels(tmp_path: Path) -> None:
     assert prompt.image_tokens == cut.merged_tokens < 300 * 500 // 28**2
     assert prompt.pixels is not None
     torch.testing.assert_close(prompt.pixels, cut.values, rtol=1e-4, atol=1e-4)
+
+
+def test_one_image_of_a_prompt_is_held_at_a_time(tmp_path: Path) -> None:
+    held: list[weakref.ref[Image]] = []
+
+    def decoded(seed: int) -> Image:
+        assert not any(image() for image in held)
+        image = picture(100, 150, seed)
+        held.append(weakref.ref(image))
+        return image
+
+    model = load(write_qwen2_vl(tmp_path / "base"))
+    images = [picture(100, 150, seed) for seed in range(3)]
+    expected = model.encode(asked("x", images), images)
+    prompt = model.encode(asked("x", images), (decoded(seed) for seed in range(3)))
+    assert len(held) == 3
+    assert prompt.pixels is not None
+    assert expected.pixels is not None
+    assert torch.equal(prompt.pixels, expected.pixels)
+    assert torch.equal(prompt.tokens, expected.tokens)
 
 
 def test_max_pixels_below_what_the_model_needs_is_refused(tmp_path: Path) -> None:
