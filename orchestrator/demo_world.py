@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def generate(world: World, data: Path, *, train: int, test: int) -> bool:
 
     Raises UnavailableError with the generator's last words when it fails.
     """
-    asked = {"train": train, "test": test}
+    asked = {"train": train, "test": test, "generator": _fingerprint(world)}
     marker = data / GENERATED
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == asked:
         return False
@@ -100,6 +101,14 @@ def generate(world: World, data: Path, *, train: int, test: int) -> bool:
         raise UnavailableError(f"the demo world could not be generated: {done.stderr.strip()[-2000:]}")
     marker.write_text(json.dumps(asked), encoding="utf-8")
     return True
+
+
+def _fingerprint(world: World) -> str:
+    """Return a digest of the code that draws the world."""
+    code = hashlib.sha256()
+    for file in sorted(world.folder.glob("*.py")):
+        code.update(file.read_bytes())
+    return code.hexdigest()
 
 
 def datasets(world: World, data: Path, names: Sequence[str] = ()) -> list[WorldDataset]:

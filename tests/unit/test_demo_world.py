@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.contract.errors import ConfigurationError
-from orchestrator.demo_world import check_work_dir
+from infra.contract.errors import ConfigurationError, UnavailableError
+from orchestrator.demo_world import World, check_work_dir, generate
 
 
 def test_a_folder_with_a_catalogue_of_others_is_refused(tmp_path: Path) -> None:
@@ -22,3 +22,22 @@ def test_the_demos_own_folder_is_taken_again(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "world" / "world.json").write_text("[]", encoding="utf-8")
     check_work_dir(tmp_path, tmp_path / "world")
+
+
+def test_the_world_is_written_again_only_when_its_code_or_size_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "examples" / "pocket_phone"
+    folder.mkdir(parents=True)
+    (tmp_path / "examples" / "__init__.py").touch()
+    (folder / "__init__.py").touch()
+    (folder / "__main__.py").write_text("# draws nothing")
+    data = tmp_path / "world"
+    data.mkdir()
+    world = World(folder)
+    assert generate(world, data, train=1, test=1)
+    assert not generate(world, data, train=1, test=1)
+    assert generate(world, data, train=2, test=1)
+    (folder / "__main__.py").write_text("# draws nothing, otherwise")
+    assert generate(world, data, train=2, test=1)
+    (folder / "__main__.py").write_text("raise SystemExit('no ink')")
+    with pytest.raises(UnavailableError, match="no ink"):
+        generate(world, data, train=2, test=1)
