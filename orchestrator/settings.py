@@ -54,7 +54,9 @@ class OrchestratorSettings(TierSettings):
         1800, ge=1, description="seconds after which Redis offers an unacknowledged message again"
     )
     reconcile_interval_s: float = Field(1, gt=0, description="seconds between looks for shards that stand still")
-    record_ttl_s: int = Field(86_400, ge=1, description="seconds that records stay in Redis once the report is stored")
+    record_ttl_s: int = Field(
+        86_400, ge=1, description="seconds that records and request ids stay in Redis once a job has ended"
+    )
 
     @field_validator("redis_url")
     @classmethod
@@ -88,7 +90,10 @@ class OrchestratorSettings(TierSettings):
     def ledger_limits(self) -> LedgerLimits:
         """Leases and attempts of shards and samples."""
         return LedgerLimits(
-            lease_s=self.shard_lease_s, resend_s=self.shard_resend_s, sample_attempts=self.sample_attempts
+            lease_s=self.shard_lease_s,
+            resend_s=self.shard_resend_s,
+            sample_attempts=self.sample_attempts,
+            record_ttl_s=self.record_ttl_s,
         )
 
     @property

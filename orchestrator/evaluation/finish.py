@@ -38,9 +38,8 @@ _FILES = TypeAdapter(tuple[DatasetFile, ...])
 class Finish:
     """Ends jobs. Doing it again, by this worker or another, writes the same files and ends the job once."""
 
-    def __init__(self, ledger: Ledger, record_ttl_s: int) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._record_ttl_s = record_ttl_s
 
     async def run(self, evaluation_id: str) -> None:
         """Write the files of a job whose samples are all recorded, and end it.
@@ -65,7 +64,6 @@ class Finish:
             return
         if await self._ledger.conclude(evaluation_id, state):
             log.info("evaluation ended", evaluation_id=evaluation_id, state=state.value)
-        await self._ledger.expire_records(evaluation_id, self._record_ttl_s)
 
     async def _write(self, evaluation_id: str) -> EvaluationState:
         job = await self._ledger.get(evaluation_id)

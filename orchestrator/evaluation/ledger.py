@@ -18,6 +18,7 @@ from orchestrator.evaluation.spec import EvaluationSpec
 
 _UNPUBLISHED_TTL_S = 3600
 _WRITE_BATCH = 64
+_BULK = ("shards", "records")
 
 
 class Ledger:
@@ -33,10 +34,12 @@ class Ledger:
         Raises AlreadyExistsError when the request id belongs to another job.
         """
         evaluation_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
+        request = request_key(request_id or evaluation_id)
         spec = json.dumps(job.spec.to_json(), sort_keys=True)
         await self._write_shards(evaluation_id, job.shards)
         fields = {
             "id": evaluation_id,
+            "request": request,
             "spec": spec,
             "state": EvaluationState.QUEUED.value,
             "total": job.total_samples,
@@ -51,7 +54,7 @@ class Ledger:
         known = await self._store.run(
             scripts.PUBLISH,
             [
-                request_key(request_id or evaluation_id),
+                request,
                 *keys_of(evaluation_id, "job", "shards", "units"),
                 INDEX,
                 ACTIVE,
@@ -115,8 +118,8 @@ class Ledger:
             str(
                 await self._store.run(
                     scripts.CANCEL,
-                    [*keys_of(evaluation_id, "job", "units", "owners"), ACTIVE],
-                    [evaluation_id, datetime.now(UTC).isoformat(), self.limits.resend_s],
+                    [*keys_of(evaluation_id, "job", "units", "owners"), ACTIVE, *keys_of(evaluation_id, *_BULK)],
+                    [evaluation_id, datetime.now(UTC).isoformat(), self.limits.resend_s, self.limits.record_ttl_s],
                 )
             )
         )
@@ -126,23 +129,18 @@ class Ledger:
         return bool(await self._store.call(self._store.redis.hexists(key_of(evaluation_id, "job"), "cancelled")))
 
     async def conclude(self, evaluation_id: str, state: EvaluationState, error: str = "") -> bool:
-        """End a job; whether this call did it. Its counters and records stay."""
+        """End a job; whether this call did it. Its counters stay; its records too if it failed, else for a while."""
         return bool(
             await self._store.run(
                 scripts.CONCLUDE,
                 [
                     key_of(evaluation_id, "job"),
                     ACTIVE,
-                    *keys_of(evaluation_id, "units", "owners", "attempts", "tries"),
+                    *keys_of(evaluation_id, "units", "owners", "attempts", "tries", *_BULK),
                 ],
-                [evaluation_id, state.value, datetime.now(UTC).isoformat(), error],
+                [evaluation_id, state.value, datetime.now(UTC).isoformat(), error, self.limits.record_ttl_s],
             )
         )
-
-    async def expire_records(self, evaluation_id: str, ttl_s: int) -> None:
-        """Forget plan and records of a job `ttl_s` from now: its report is stored."""
-        for name in keys_of(evaluation_id, "shards", "records"):
-            await self._store.call(self._store.redis.expire(name, ttl_s))
 
     async def claim(self, evaluation_id: str, unit: str, owner: str) -> Claim:
         """Ask to hold a unit for lease_s, counting one attempt."""

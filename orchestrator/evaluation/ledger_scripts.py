@@ -27,6 +27,16 @@ local function close(job, units, owners, unit, resend_s)
 end
 """
 
+# expire(): forgets plan, records and request id of a job that has ended, ttl_s from now.
+_EXPIRE = """
+local function expire(job, shards, records, ttl_s)
+  redis.call('EXPIRE', shards, ttl_s)
+  redis.call('EXPIRE', records, ttl_s)
+  local request = redis.call('HGET', job, 'request')
+  if request then redis.call('EXPIRE', request, ttl_s) end
+end
+"""
+
 # KEYS request job shards units index active; ARGV id digest units resend_s (field value)...
 # Returns "" or, when the request id is known already, "id digest" of its job; then nothing is written.
 PUBLISH = (
@@ -119,10 +129,11 @@ return 1
 
 # Stops a job: units that nobody holds are taken off. Returns 1 when "finish" is to be sent, 2 when nothing had been
 # recorded or held, so that the job has ended here.
-# KEYS job units owners active; ARGV id time resend_s
+# KEYS job units owners active shards records; ARGV id time resend_s ttl_s
 CANCEL = (
     _NOW
     + _CLOSE
+    + _EXPIRE
     + """
 local state = redis.call('HGET', KEYS[1], 'state')
 if state ~= 'queued' and state ~= 'running' then return 0 end
@@ -138,6 +149,7 @@ if opened == 0 or tonumber(redis.call('HGET', KEYS[1], 'done')) > 0 then return 
 redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[1], 'state', 'cancelled', 'ended', ARGV[2])
 redis.call('SREM', KEYS[4], ARGV[1])
+expire(KEYS[1], KEYS[5], KEYS[6], ARGV[4])
 return 2
 """
 )
@@ -165,12 +177,18 @@ return send
 """
 )
 
-# KEYS job active units owners attempts tries; ARGV id state time error. Returns 1 when the job ended by this call.
-CONCLUDE = """
+# A failed job keeps its records, for it has no report.
+# KEYS job active units owners attempts tries shards records; ARGV id state time error ttl_s. Returns 1 when the job
+# ended by this call.
+CONCLUDE = (
+    _EXPIRE
+    + """
 local state = redis.call('HGET', KEYS[1], 'state')
 if state ~= 'queued' and state ~= 'running' then return 0 end
 redis.call('HSET', KEYS[1], 'state', ARGV[2], 'ended', ARGV[3], 'error', ARGV[4])
 redis.call('SREM', KEYS[2], ARGV[1])
 redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[6])
+if ARGV[2] ~= 'failed' then expire(KEYS[1], KEYS[7], KEYS[8], ARGV[5]) end
 return 1
 """
+)

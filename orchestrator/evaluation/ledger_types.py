@@ -51,7 +51,8 @@ class LedgerLimits:
     """How long a silent holder keeps its unit, when a unit that nobody took is sent again, and how often is too often.
 
     `unit_attempts` counts those without any sample recorded in between; `sample_attempts` counts deaths of the worker;
-    `finish_attempts` counts tries to write the report.
+    `finish_attempts` counts tries to write the report. `record_ttl_s` is how long plan, records and request id outlive
+    a job that has not failed.
     """
 
     lease_s: float = 8.0
@@ -59,6 +60,7 @@ class LedgerLimits:
     unit_attempts: int = 10
     sample_attempts: int = 3
     finish_attempts: int = 3
+    record_ttl_s: int = 86_400
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ async def served(tmp_path: Path, redis_url: str) -> AsyncIterator[Served]:
         await stack.enter_async_context(server)
         client = await stack.enter_async_context(EvaluationClient(server.address))
         shards = ShardRun(ledger, pipeline, [data], ShardLimits(concurrency=2))
-        yield Served(client, data, queue, shards, Finish(ledger, 60))
+        yield Served(client, data, queue, shards, Finish(ledger))
 
 
 def spec_of(file: Path, **changes: Any) -> EvaluationSpec:

@@ -15,7 +15,7 @@ from orchestrator.evaluation.answering import failed
 from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_scripts import FINISH
-from orchestrator.evaluation.ledger_store import RedisStore
+from orchestrator.evaluation.ledger_store import RedisStore, request_key
 from orchestrator.evaluation.ledger_types import Cancellation, Claim, Lease, LedgerLimits, NewEvaluation, Start
 from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
@@ -265,6 +265,21 @@ async def test_cancel_between_shards_sends_the_finish(ledger: Ledger) -> None:
     await ledger.release(evaluation_id, "0", "worker")
     assert await ledger.cancel(evaluation_id) is Cancellation.FINISH
     assert await ledger.cancel(evaluation_id) is Cancellation.PENDING
+
+
+@pytest.mark.parametrize("state", [EvaluationState.SUCCEEDED, EvaluationState.FAILED, None])
+async def test_plan_records_and_request_id_expire_with_the_job_s_end_unless_it_failed(
+    ledger: Ledger, store: RedisStore, state: EvaluationState | None
+) -> None:
+    evaluation_id = await ledger.publish(JOB, "nightly")
+    if state is None:
+        assert await ledger.cancel(evaluation_id) is Cancellation.ENDED
+    else:
+        await ledger.record(evaluation_id, "0", Record(A, answer="done"))
+        assert await ledger.conclude(evaluation_id, state)
+    names = await store.redis.keys("*:shards") + await store.redis.keys("*:records") + [request_key("nightly")]
+    kept = [await store.redis.ttl(name) == -1 for name in names]
+    assert kept == [state is EvaluationState.FAILED] * (2 if state is None else 3)
 
 
 async def test_nothing_is_recorded_once_the_report_is_being_written(ledger: Ledger) -> None:
