@@ -23,7 +23,7 @@ from orchestrator.pipeline import Answer, Question
 from orchestrator.training_examples import example_prompts, prompt_of, ranked_samples
 
 TOP_K = 3
-WEIGHTING_TEMPERATURE = 0.2
+WEIGHTING_TEMPERATURE = 0.05
 EXAMPLES = 20
 REGISTERED_AT_ONCE = 4
 REQUESTS = 3

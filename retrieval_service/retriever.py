@@ -31,7 +31,7 @@ class RetrievalDefaults:
 
     top_k: int = 3
     weighting: Weighting = Weighting.SOFTMAX
-    temperature: float = 0.2
+    temperature: float = 0.05
     min_similarity: float = -1.0
     max_top_k: int = 64
 

@@ -54,7 +54,9 @@ class RetrievalSettings(TierSettings):
     top_k: int = Field(3, ge=1, description="adapters retrieved when a request does not say")
     max_top_k: int = Field(64, ge=1, description="adapters that a request may ask for")
     weighting: Weighting = Field(Weighting.SOFTMAX, description="weights when a request does not say")
-    temperature: float = Field(0.2, gt=0, description="temperature of softmax weights when a request does not say")
+    temperature: float = Field(
+        0.05, gt=0, description="temperature of softmax weights when a request does not say; the study used 0.2"
+    )
     min_similarity: float = Field(
         -1, ge=-1, le=1, description="least cosine similarity of a match when a request does not say; -1 keeps all"
     )
