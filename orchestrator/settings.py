@@ -45,7 +45,7 @@ class OrchestratorSettings(TierSettings):
     patience_s: float = Field(
         300, ge=0, description="seconds a sample is tried again while a service is full or unreachable"
     )
-    shard_lease_s: float = Field(8, gt=0, description="seconds after which a worker that went silent loses its shard")
+    shard_lease_s: float = Field(20, gt=0, description="seconds after which a worker that went silent loses its shard")
     shard_resend_s: float = Field(5, gt=0, description="seconds until a shard whose message was lost is sent again")
     shard_time_limit_s: float = Field(
         600, gt=0, description="seconds after which a worker hands an unfinished shard on"

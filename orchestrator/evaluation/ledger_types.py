@@ -55,7 +55,7 @@ class LedgerLimits:
     a job that has not failed.
     """
 
-    lease_s: float = 8.0
+    lease_s: float = 20.0
     resend_s: float = 5.0
     unit_attempts: int = 10
     sample_attempts: int = 3

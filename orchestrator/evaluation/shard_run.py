@@ -72,7 +72,7 @@ class ShardRun:
             spec = (await self._ledger.get(evaluation_id)).spec
             samples = await self._ledger.shard(evaluation_id, shard)
             if claim is Claim.EXHAUSTED:
-                await self._give_up(evaluation_id, shard, samples)
+                await self._give_up(hold, samples)
             else:
                 await self._answer_all(hold, spec, samples)
         if hold.lost:
@@ -109,21 +109,27 @@ class ShardRun:
         start = await self._ledger.begin(hold.evaluation_id, hold.unit, hold.owner, sample.key)
         if start in (Start.LOST, Start.CANCELLED):
             hold.learn(Lease(start.value))
-        elif start is Start.EXHAUSTED:
+        elif start is Start.EXHAUSTED and not hold.lost:
             await self._record(hold.evaluation_id, hold.unit, self._fatal(sample))
         elif start is Start.BEGUN:
+            hold.begun.add(sample.key)
             try:
                 with job_metrics.samples_running.track_inprogress():
                     record = await hold.guard(self._answering.record(sample, spec, hold.stop))
             except InterruptedSampleError:
-                await self._ledger.abandon(hold.evaluation_id, sample.key)
+                await hold.give_back(sample.key)
                 return
+            except asyncio.CancelledError:
+                await hold.give_back(sample.key)
+                raise
+            hold.begun.discard(sample.key)
             await self._record(hold.evaluation_id, hold.unit, record)
 
-    async def _give_up(self, evaluation_id: str, shard: str, samples: Sequence[Sample]) -> None:
-        log.error("shard given up", evaluation_id=evaluation_id, shard=shard)
+    async def _give_up(self, hold: _Hold, samples: Sequence[Sample]) -> None:
+        log.error("shard given up", evaluation_id=hold.evaluation_id, shard=hold.unit)
         for sample in samples:
-            await self._record(evaluation_id, shard, self._fatal(sample))
+            if not hold.lost:
+                await self._record(hold.evaluation_id, hold.unit, self._fatal(sample))
 
     async def _record(self, evaluation_id: str, shard: str, record: Record) -> None:
         if await self._ledger.record(evaluation_id, shard, record):
@@ -135,7 +141,10 @@ class ShardRun:
 
 
 class _Hold:
-    """A unit's lease, kept up while `keep_up` runs. `stop` is set when no further sample may be begun."""
+    """A unit's lease, kept up while `keep_up` runs. `stop` is set when no further sample may be begun.
+
+    `begun` holds the keys of the samples under way whose try counts.
+    """
 
     def __init__(
         self,
@@ -153,6 +162,7 @@ class _Hold:
         self.stop = asyncio.Event()
         self.lost = False
         self.cancelled = False
+        self.begun: set[str] = set()
         self._ledger = ledger
         self._stopping = stopping
         self._until = time.monotonic() + limits.time_limit_s
@@ -180,14 +190,23 @@ class _Hold:
             task.cancel()
             self._under_way.discard(task)
 
+    async def give_back(self, key: str) -> None:
+        """Uncount the try of a sample under way, if Redis can be reached: this worker has not died of it."""
+        if key in self.begun:
+            self.begun.discard(key)
+            with suppress(UnavailableError):
+                await self._ledger.abandon(self.evaluation_id, key)
+
     async def keep_up(self) -> None:
-        """Renew the lease until it is lost."""
+        """Renew the lease until it is lost; then give back the tries of the samples under way."""
         while not self.lost:
             await asyncio.sleep(self._ledger.limits.lease_s / 4)
             if time.monotonic() > self._until:
                 self.stop.set()
             with suppress(UnavailableError):
                 self.learn(await self._ledger.renew(self.evaluation_id, self.unit, self.owner))
+        for key in tuple(self.begun):
+            await self.give_back(key)
 
     async def hear_stop(self) -> None:
         """Wait for the worker to stop, then for the grace that samples under way have."""
