@@ -24,7 +24,7 @@ from orchestrator.training_examples import example_prompts, prompt_of, ranked_sa
 
 TOP_K = 3
 WEIGHTING_TEMPERATURE = 0.2
-"""The study's: at the server's default of 0.05 the best match takes nearly all, and a mixture shows little of the rest."""
+"""The study's: at the server's default of 0.05 the best match takes nearly all, and a mixture shows little else."""
 EXAMPLES = 20
 REGISTERED_AT_ONCE = 4
 REQUESTS = 3

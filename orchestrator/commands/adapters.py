@@ -31,7 +31,7 @@ def add(
     name: Name,
     checkpoint: Annotated[Path, typer.Option(help="PEFT folder, below the generation service's adapter roots.")],
     examples: Annotated[Path | None, typer.Option(help="Training data, JSONL; some of it is embedded.")] = None,
-    vectors: Annotated[Path | None, typer.Option(help="Embeddings made before instead, .npy of one vector or of several, a row each.")] = None,
+    vectors: Annotated[Path | None, typer.Option(help="Embeddings made before instead, .npy; a row each.")] = None,
     kind: Annotated[str, typer.Option("--kind", "--lora-type", help="What it specialises in: app, category, ...")] = "",
     tag: Annotated[list[str] | None, typer.Option(help="Label to filter by; may be repeated.")] = None,
     base_model: Annotated[str, typer.Option(help="Default: as its adapter_config.json says.")] = "",
