@@ -439,7 +439,7 @@ async def test_a_full_queue_says_how_long_it_is(world: World) -> None:
         refusals = [outcome for outcome in outcomes if isinstance(outcome, LoraRetrieverError)]
         assert refusals
         assert all(error.reason == "QUEUE_FULL" and "2" in error.message for error in refusals)
-        assert len(outcomes) - len(refusals) >= 3
+        assert len(outcomes) - len(refusals) >= 2
         assert (await service.stub.Generate(request())).usage.completion_tokens > 0
 
 

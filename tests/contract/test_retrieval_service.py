@@ -127,7 +127,7 @@ def test_an_adapter_is_retrieved_by_prompts_like_its_examples(stub: RetrievalSer
     best, other = matches(stub, said("buy a red shirt"))
     assert best.adapter.adapter_id == "shop"
     assert best.similarity == pytest.approx(float(mean @ vectors[2] / np.linalg.norm(mean)), abs=1e-5)
-    assert best.weight == pytest.approx(1 / (1 + np.exp((other.similarity - best.similarity) / 0.2)))
+    assert best.weight == pytest.approx(1 / (1 + np.exp((other.similarity - best.similarity) / 0.05)))
     assert best.weight + other.weight == pytest.approx(1)
 
 
