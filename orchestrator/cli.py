@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +30,25 @@ app.add_typer(adapters.app, name="adapters")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(serve.app, name="serve")
 app.command("worker", context_settings=serve.PASS_THROUGH)(serve.worker)
+
+
+def _add_tier_commands() -> None:
+    """Add what the installed tiers offer: entry points of the group `loraretriever.commands`.
+
+    Each is a Typer or a function. A tier whose packages are not installed is left out.
+    """
+    for entry in sorted(entry_points(group="loraretriever.commands"), key=lambda entry: entry.name):
+        try:
+            command = entry.load()
+        except ImportError:
+            continue
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=entry.name)
+        else:
+            app.command(entry.name)(command)
+
+
+_add_tier_commands()
 
 
 def main() -> None:

@@ -195,6 +195,7 @@ def test_a_server_that_fell_silent_is_noticed(tmp_path: Path) -> None:
             stub = stub_of(channel)
             assert stub.Generate(pb.GenerateRequest()).text == "ab"
             process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)  # Until then its threads may still answer.
             started = time.monotonic()
             with pytest.raises(UnavailableError), translated():
                 stub.Generate(pb.GenerateRequest())
