@@ -66,7 +66,7 @@ class PeftConfig:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def parse_config(data: bytes, where: str) -> PeftConfig:
+def parse_config(data: bytes | bytearray, where: str) -> PeftConfig:
     """Return the config of the PEFT file at `where`; CheckpointError when it is broken or asks for what we refuse."""
     try:
         config = json.loads(data)

@@ -65,7 +65,7 @@ class House:
     def __init__(self, ranks: int = 16, host_bytes: int = 2**20) -> None:
         self.disk = Disk()
         self.bank = AdapterBank(TARGETS, ranks, torch.float32, "cpu")
-        store = WeightStore(self.disk, self.disk.weights, ["tiny"], host_bytes, self.disk.config)
+        store = WeightStore(self.disk, self.disk.weights, ["tiny"], host_bytes, config_of=self.disk.config)
         self.residency = Residency(self.bank, store)
 
     def ask(self, composition: Composition) -> tuple[Ticket, queue.SimpleQueue[Outcome]]:
