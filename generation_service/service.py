@@ -11,6 +11,7 @@ import torch
 from generation_service import metrics
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.checkpoint import read_checkpoint
+from generation_service.adapters.host import HostForm
 from generation_service.adapters.residency import Residency
 from generation_service.adapters.sources import AdapterResolver, AdapterSource, CatalogueSources, FolderSources, Roots
 from generation_service.adapters.store import WeightStore
@@ -69,7 +70,11 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
     with ExitStack() as stack:
         resolver = _resolver(settings, stack)
         store = WeightStore(
-            resolver, _Reader(model, bank), (name, *settings.model_aliases), settings.host_adapter_bytes
+            resolver,
+            _Reader(model, bank),
+            (name, *settings.model_aliases),
+            settings.host_adapter_bytes,
+            host_form=HostForm(bank.dtype, pinned=bank.device.type == "cuda"),
         )
         residency = Residency(bank, store)
         stack.callback(residency.close)
@@ -96,6 +101,7 @@ class _Reader:
             self.model.canonical,
             max_rank=self.bank.ranks,
             expected_revision=source.content,
+            dtype=self.bank.dtype,
         )
 
 

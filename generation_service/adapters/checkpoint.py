@@ -8,12 +8,11 @@ from pathlib import Path
 from stat import S_ISREG
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from generation_service.adapters.binding import Rename, bind
 from generation_service.adapters.peft_config import CONFIG_FILE, PeftConfig, parse_config
+from generation_service.adapters.tensor_file import tensors_in
 from generation_service.adapters.weights import AdapterWeights, Shapes
 from infra.contract.errors import CapacityError, CheckpointError, ConflictError
 
@@ -71,7 +70,7 @@ def content_revision(folder: Path) -> str:
     return _revision(_read(folder, CONFIG_FILE, _MAX_CONFIG_BYTES), _read(folder, WEIGHTS_FILE, None))
 
 
-def _revision(config: bytes, weights: bytes) -> str:
+def _revision(config: bytearray, weights: bytearray) -> str:
     return hashlib.sha256(hashlib.sha256(config).digest() + hashlib.sha256(weights).digest()).hexdigest()
 
 
@@ -80,7 +79,7 @@ def _largest_weights(targets: Shapes, config: PeftConfig) -> int:
     return values * _LARGEST_ITEM_BYTES + _HEADER_ROOM_BYTES
 
 
-def _read(folder: Path, name: str, limit: int | None) -> bytes:
+def _read(folder: Path, name: str, limit: int | None) -> bytearray:
     path = folder / name
     try:
         status = path.stat()
@@ -88,7 +87,13 @@ def _read(folder: Path, name: str, limit: int | None) -> bytes:
             raise CheckpointError(f"{path} is not a file")
         if limit is not None and status.st_size > limit:
             raise CheckpointError(f"{path} has {status.st_size} bytes; a LoRA for this base model has at most {limit}")
-        return path.read_bytes()
+        data = bytearray(status.st_size)
+        with path.open("rb", buffering=0) as file, memoryview(data) as rest:
+            done = 0
+            while read := file.readinto(rest[done:]):
+                done += read
+        del data[done:]
+        return data
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _missing(folder, name) from error
     except OSError as error:
@@ -108,8 +113,8 @@ def _missing(folder: Path, name: str) -> CheckpointError:
     return CheckpointError(f"{folder} has no {name}: was it saved to the end?")
 
 
-def _tensors(data: bytes, where: str) -> Mapping[str, Tensor]:
+def _tensors(data: bytearray, where: str) -> Mapping[str, Tensor]:
     try:
-        return load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+        return tensors_in(data)
+    except ValueError as error:
         raise CheckpointError(f"{where} is not a complete safetensors file ({error}): save or copy it again") from error
