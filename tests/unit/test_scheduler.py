@@ -43,7 +43,8 @@ def test_the_oldest_get_the_free_slots() -> None:
     assert scheduler.waiting == [third]
     scheduler.remove(first)
     assert scheduler.admit() == [third]
-    assert scheduler.running == [third, second]
+    assert scheduler.reading == [second, third]
+    assert scheduler.decoding == []
 
 
 def test_a_sequence_whose_adapters_load_holds_up_no_other() -> None:
