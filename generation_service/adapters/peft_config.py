@@ -37,7 +37,10 @@ _LARGEST_ALPHA = 1e9
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The arithmetic of a LoRA: ranks, alphas and their exceptions by module, and the kind of scaling."""
+    """The arithmetic of a LoRA: ranks, alphas and their exceptions by module, and the kind of scaling.
+
+    `target_modules` are the module names, or the one pattern, that it was trained on; empty where it does not say.
+    """
 
     rank: int
     alpha: float
@@ -45,6 +48,7 @@ class PeftConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model: str = ""
+    target_modules: frozenset[str] = frozenset()
 
     @property
     def largest_rank(self) -> int:
@@ -82,6 +86,7 @@ def parse_config(data: bytes, where: str) -> PeftConfig:
         rank_pattern={key: _rank(value, f"{where}: rank_pattern[{key!r}]") for key, value in rank_pattern.items()},
         alpha_pattern={key: _alpha(value, f"{where}: alpha_pattern[{key!r}]") for key, value in alpha_pattern.items()},
         base_model=str(config.get("base_model_name_or_path") or ""),
+        target_modules=_targets(config.get("target_modules")),
     )
 
 
@@ -103,6 +108,11 @@ def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
     for name, value in config.items():
         if name.startswith("use_") and name != "use_rslora" and value:
             raise CheckpointError(f"{where}: {name} is set, an option of LoRA that this server does not know")
+
+
+def _targets(value: object) -> frozenset[str]:
+    names = value if isinstance(value, list) else [value]
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def _check_pattern(pattern: object, where: str) -> None:

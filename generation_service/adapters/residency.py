@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from generation_service.adapters.admission import (
+    adapters_field,
+    beyond_bank,
+    check_composition,
+    check_rank,
+    naming,
+)
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.leases import (
     AdapterKey,
@@ -60,6 +67,30 @@ class Residency:
         self._closed = False
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="adapter-reader")
         self._placer = ThreadPoolExecutor(1, thread_name_prefix="adapter-placer")
+
+    def check(self, composition: Composition) -> Composition:
+        """Return `composition` with its adapters' revisions named, once all that configs tell of it is found good.
+
+        Reads no weights; what it looked up is kept by revision. Blocks on disk or network; from any thread. Raises,
+        with the field and the limit in the error's metadata, NotFoundError, CheckpointError, BaseModelMismatchError,
+        CapacityError for a rank or a composition beyond the bank, FailedPreconditionError for adapters that the
+        fusion's method cannot combine.
+        """
+        if isinstance(composition, Base):
+            return composition
+        path = adapters_field(composition)
+        shares, configs = [], []
+        for index, share in enumerate(composition.adapters):
+            with naming(f"{path}[{index}]"):
+                source = self._store.resolve(share.adapter_id, share.revision)
+                config = self._store.config(source)
+                check_rank(share.adapter_id, config, self._bank.ranks)
+            shares.append(replace(share, revision=source.revision))
+            configs.append(config)
+        alone = isinstance(composition, Mixture)
+        own = {AdapterKey(share.adapter_id, share.revision) for share in shares if alone}
+        check_composition(composition, configs, self._bank.ranks, self._pinned_beside(own))
+        return replace(composition, adapters=tuple(shares))
 
     def request(self, composition: Composition, ready: Ready) -> Ticket:
         """Call `ready` once with the composition's lease, or with the error that it ends in; from any thread."""
@@ -270,21 +301,16 @@ class Residency:
 
     def _pinned_ranks(self, ticket: Ticket) -> int:
         """Return the ranks that pinned adapters hold, those of `ticket` left out."""
-        own = {wanted.key for wanted in ticket.wanted}
+        return self._pinned_beside({wanted.key for wanted in ticket.wanted})
+
+    def _pinned_beside(self, own: Set[ResidentKey]) -> int:
         with self._lock:
             return sum(r.owned.rank for r in self._residents.values() if r.pinned and r.key not in own)
 
     def _too_large(self, ticket: Ticket) -> CapacityError:
         need, pinned = self._need(ticket), self._pinned_ranks(ticket)
         where = "" if need + pinned > self._bank.ranks else ", with no room in one piece between those that are pinned"
-        return CapacityError(
-            f"this composition needs {need} ranks, each adapter's side by side; the adapter bank has "
-            f"{self._bank.ranks}, and other pinned adapters hold {pinned}{where}: compose fewer adapters, unload some, "
-            "or start the server with a larger --bank-ranks",
-            need=str(need),
-            limit=str(self._bank.ranks),
-            pinned=str(pinned),
-        )
+        return beyond_bank(need, self._bank.ranks, pinned, where)
 
     def _unlease(self, residents: Mapping[Resident, float]) -> None:
         with self._lock:

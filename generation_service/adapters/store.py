@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from generation_service.adapters.checkpoint import read_config
+from generation_service.adapters.peft_config import PeftConfig
 from generation_service.adapters.sources import AdapterResolver, AdapterSource, check_base_model
 from generation_service.adapters.weights import AdapterWeights
 from infra.contract.composition import WeightedAdapter
@@ -27,13 +29,16 @@ class WeightStore:
         read: Callable[[AdapterSource], AdapterWeights],
         base_model_names: Sequence[str],
         max_bytes: int,
+        config_of: Callable[[AdapterSource], PeftConfig] = lambda source: read_config(source.folder),
     ) -> None:
         self._resolver = resolver
         self._read = read
         self._names = tuple(base_model_names)
         self._max_bytes = max_bytes
+        self._config_of = config_of
         self._lock = threading.Lock()
         self._sources: OrderedDict[Key, AdapterSource] = OrderedDict()
+        self._configs: OrderedDict[Key, PeftConfig] = OrderedDict()
         self._reading: dict[Key, Future[AdapterWeights]] = {}
         self._kept: OrderedDict[Key, AdapterWeights] = OrderedDict()
 
@@ -60,6 +65,20 @@ class WeightStore:
             found = [self._sources.get((share.adapter_id, share.revision)) for share in adapters]
         sources = [source for source in found if source is not None]
         return sources if len(sources) == len(adapters) else None
+
+    def config(self, source: AdapterSource) -> PeftConfig:
+        """Return what the config of `source` says, read once a revision. Raises CheckpointError."""
+        key = (source.adapter_id, source.revision)
+        with self._lock:
+            known = self._configs.get(key)
+        if known is not None:
+            return known
+        config = self._config_of(source)
+        with self._lock:
+            self._configs[key] = config
+            while len(self._configs) > MAX_KNOWN_SOURCES:
+                self._configs.popitem(last=False)
+        return config
 
     def weights(self, source: AdapterSource) -> AdapterWeights:
         """Return the weights of `source`, read now, or kept, or being read by another caller."""

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import queue
-import threading
-from pathlib import Path
 
 import pytest
 import torch
 
-from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.leases import BankLease, Outcome
-from generation_service.adapters.residency import Residency, Ticket
-from generation_service.adapters.sources import AdapterSource
-from generation_service.adapters.store import WeightStore
-from generation_service.adapters.weights import AdapterWeights, LoraPair
-from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
+from infra.contract.composition import Base, Mixture, WeightedAdapter
 from infra.contract.errors import (
     BaseModelMismatchError,
     CapacityError,
@@ -23,75 +16,12 @@ from infra.contract.errors import (
     LoraRetrieverError,
     NotFoundError,
 )
-
-TARGETS = {"layer": (6, 5)}
-
-
-class Disk:
-    """Adapters "r4-a" of rank 4 and so on, whose revisions a test may change, and whose reading it may hold up."""
-
-    def __init__(self) -> None:
-        self.revision = "1"
-        self.base_model = "tiny"
-        self.broken: set[str] = set()
-        self.read: list[str] = []
-        self.open = threading.Event()
-        self.open.set()
-
-    def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
-        if adapter_id == "nobody":
-            raise NotFoundError("adapter 'nobody' is not known")
-        return AdapterSource(adapter_id, revision or self.revision, Path("unused"), self.base_model)
-
-    def weights(self, source: AdapterSource) -> AdapterWeights:
-        assert self.open.wait(timeout=20)
-        self.read.append(source.adapter_id)
-        if source.adapter_id in self.broken:
-            raise CheckpointError(f"{source.adapter_id} is half a file")
-        rank = int(source.adapter_id[1:].split("-")[0])
-        draw = torch.Generator().manual_seed(hash((source.adapter_id, source.revision)) % 2**31)
-        pair = LoraPair(torch.randn(rank, 6, generator=draw), torch.randn(5, rank, generator=draw))
-        return AdapterWeights.of({"layer": pair}, source.revision)
-
-
-class House:
-    """A residency over a bank of `ranks`, and what it answered."""
-
-    def __init__(self, ranks: int = 16, host_bytes: int = 2**20) -> None:
-        self.disk = Disk()
-        self.bank = AdapterBank(TARGETS, ranks, torch.float32, "cpu")
-        self.residency = Residency(self.bank, WeightStore(self.disk, self.disk.weights, ["tiny"], host_bytes))
-
-    def ask(self, composition: Composition) -> tuple[Ticket, queue.SimpleQueue[Outcome]]:
-        answers: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        return self.residency.request(composition, answers.put), answers
-
-    def lease(self, composition: Composition) -> BankLease:
-        outcome = self.ask(composition)[1].get(timeout=20)
-        assert isinstance(outcome, BankLease), outcome
-        return outcome
-
-    def refused(self, composition: Composition) -> LoraRetrieverError:
-        outcome = self.ask(composition)[1].get(timeout=20)
-        assert isinstance(outcome, LoraRetrieverError), outcome
-        return outcome
-
-    @property
-    def names(self) -> set[str]:
-        return {resident.adapter_id for resident in self.residency.residents()}
+from tests.fakes.house import House, fusion, mixture
 
 
 @pytest.fixture
 def house() -> House:
     return House()
-
-
-def mixture(*names: str, weight: float = 0.5) -> Mixture:
-    return Mixture(tuple(WeightedAdapter(name, weight) for name in names))
-
-
-def fusion(*names: str, weight: float = 0.5, method: FusionMethod = FusionMethod.CONCAT) -> Fusion:
-    return Fusion(tuple(WeightedAdapter(name, weight) for name in names), method)
 
 
 def test_the_base_model_needs_nothing(house: House) -> None:
