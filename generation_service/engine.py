@@ -67,13 +67,14 @@ class Engine:
         with self._changed:
             self._scheduler.check_room(beside)
 
-    def check_composition(self, composition: Composition) -> None:
-        """Raise for a composition that could never be decoded with. It may read adapters' configs: it blocks.
+    def check_composition(self, composition: Composition) -> Composition:
+        """Return `composition` with its adapters' revisions named, for `submit`. It may read their configs: it blocks.
 
-        Raises InvalidArgumentError, NotFoundError, CheckpointError, BaseModelMismatchError or CapacityError.
+        Raises InvalidArgumentError, NotFoundError, CheckpointError, BaseModelMismatchError, CapacityError or
+        FailedPreconditionError for one that could never be decoded with.
         """
         self.limits.check_composition(composition)
-        self._residency.check(composition)
+        return self._residency.check(composition)
 
     def submit(self, request: Request, listener: Listener) -> Sequence:
         """Queue a request. Raises InvalidArgumentError for what can never be served, OverloadedError when full."""

@@ -71,8 +71,8 @@ class GenerationSettings(TierSettings):
     def prefill_tokens_on(self, device_type: str) -> int:
         """Return the prompt tokens read in one step on a "cuda" or "cpu" device.
 
-        Running answers wait for one chunk at most: by default it is the shortest that still keeps the device busy, where
-        a token's arithmetic and not the reading of the weights takes the time.
+        Running answers wait for one chunk at most: by default it is about the shortest that keeps the device busy with
+        arithmetic rather than with reading the weights.
         """
         return self.prefill_tokens or (256 if device_type == "cpu" else 1024)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -74,6 +75,7 @@ class ScriptedRunner(Runner):
         self.steps = 0
         self.chunks: list[int] = []
         self.batches: list[int] = []
+        self.calls: list[str] = []
         self.failing_steps: set[int] = set()
         self.failing_answers: set[str] = set()
         self.poisoned: set[str] = set()
@@ -84,18 +86,20 @@ class ScriptedRunner(Runner):
         """Take a chunk of a prompt; return the logits of the answer's first character after the last one."""
         assert prefill.prompt.pixels is not None
         self.chunks.append(tokens)
+        self.calls.append("r")
         self._step()
         script = list(prefill.prompt.pixels.tolist())
-        if "".join(map(chr, script[:-1])) in self.failing_answers:
-            raise RuntimeError("the image is on fire")
         prefill.advance(tokens)
         if prefill.unread:
             return None
+        if "".join(map(chr, script[:-1])) in self.failing_answers:
+            raise RuntimeError("the image is on fire")
         self._scripts[prefill.slot] = script
         return self._logits([prefill.slot])
 
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
         """Return the logits of the next characters."""
+        self.calls.append("d")
         self._step()
         self.batches.append(len(rows))
         return self._logits([row.slot for row in rows])
@@ -127,17 +131,21 @@ class ScriptedResidency(Residency):
         self.checked_on: list[str] = []
         self.held: list[Ready] = []
         self.hold = False
+        self.slow = False
         self.out = 0
 
-    def check(self, composition: Composition) -> None:
-        """Raise NotFoundError for an unknown adapter, and note the thread that asked."""
+    def check(self, composition: Composition) -> Composition:
+        """Return it. Raises NotFoundError for an unknown adapter, and notes the thread that asked."""
         self.checked_on.append(threading.current_thread().name)
         for share in () if isinstance(composition, Base) else composition.adapters:
             if share.adapter_id in self.unknown:
                 raise NotFoundError(f"adapter {share.adapter_id!r} is not known", adapter_id=share.adapter_id)
+        return composition
 
     def request(self, composition: Composition, ready: Ready) -> Ticket:
-        """Answer now, or keep `ready` in `held`."""
+        """Answer now, or keep `ready` in `held`; when `slow`, long after the engine's next step."""
+        if self.slow:
+            time.sleep(0.1)
         if self.hold:
             self.held.append(ready)
         else:
