@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from generation_service.adapters.bank import AdapterBank
 from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.prefill import Prefill
 from generation_service.runner import DecodeRow, Runner
 
 QUESTION = __doc__ or ""
@@ -31,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapters", type=int, default=19, help="adapters in the bank")
     parser.add_argument("--rank", type=int, default=16, help="rank of every adapter")
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 32], help="batch sizes of decoding")
-    parser.add_argument("--context", type=int, default=64, help="tokens read before decoding")
+    parser.add_argument("--context", type=int, help="tokens read before decoding (default: 16, on a GPU 512)")
     parser.add_argument("--steps", type=int, help="decode steps in one repetition (default: 2, on a GPU 32)")
     parser.add_argument("--prefill-rows", type=int, default=8, help="prompts of the prefill; 0 leaves it out")
     parser.add_argument("--prefill-tokens", type=int, default=512, help="tokens of each of those prompts")
@@ -44,6 +45,9 @@ class World:
     """One base model with a bank of random adapters in our runner, and the same model and adapters in PEFT."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        on_gpu = options.device.type == "cuda"
+        options.context = options.context or (512 if on_gpu else 16)
+        options.steps = options.steps or (32 if on_gpu else 2)
         say(f"making {options.shape} in {options.dtype} on {options.device} with {options.adapters} adapters")
         self.options = options
         self.model = RandomBaseModel(SHAPES[options.shape], options.device, options.dtype)
@@ -59,14 +63,9 @@ class World:
             self.ranges.append(bank.acquire(weights.rank))
             bank.write(self.ranges[-1], weights)
         slots = max(*options.rows, options.requests, options.prefill_rows)
-        longest = max(options.context + self.steps, options.context + options.answer_tokens, options.prefill_tokens)
+        longest = max(options.context + options.steps, options.context + options.answer_tokens, options.prefill_tokens)
         cache = CacheShape(about.layers, slots, about.kv_heads, -(-(longest + 1) // 64) * 64, about.head_dim)
         self.runner = Runner(self.model, bank, SlotKVCache(cache, about.dtype, about.device))
-
-    @property
-    def steps(self) -> int:
-        """Decode steps in one repetition."""
-        return self.options.steps or (32 if self.options.device.type == "cuda" else 2)
 
     def prompts(self, rows: int, tokens: int) -> Tensor:
         """Return random prompts [rows, tokens], the same whenever asked."""
@@ -86,10 +85,12 @@ class World:
 
     def prefill(self, prompts: Tensor, compositions: Sequence[Composition]) -> Tensor:
         """Read prompt n into slot n with its adapters; return the logits [N, vocab] after each."""
-        logits = [
-            self.runner.prefill(slot, self.model.prompt_of(tokens.tolist()), self._routed(composition))
-            for slot, (tokens, composition) in enumerate(zip(prompts, compositions, strict=True))
-        ]
+        logits = []
+        for slot, (tokens, composition) in enumerate(zip(prompts, compositions, strict=True)):
+            prefill = Prefill(slot, self.model.prompt_of(tokens.tolist()), self._routed(composition))
+            read = self.runner.read(prefill, prefill.unread)
+            assert read is not None
+            logits.append(read)
         return torch.cat(logits)
 
     def decode(self, tokens: Sequence[int], length: int, compositions: Sequence[Composition]) -> Tensor:
@@ -107,7 +108,7 @@ class World:
 def measure(options: argparse.Namespace) -> Findings:
     """Measure decoding at every batch size, whole requests, and the prefill."""
     world = World(options)
-    findings = Findings(settings={"shape_sizes": vars(SHAPES[options.shape]), "steps": world.steps})
+    findings = Findings(settings={"shape_sizes": vars(SHAPES[options.shape])})
     for rows in options.rows:
         measure_decode(world, rows, findings)
     if options.requests:
@@ -139,14 +140,14 @@ def measure_decode(world: World, rows: int, findings: Findings) -> None:
 
     def ours(compositions: Sequence[Composition]) -> Callable[[], None]:
         def steps() -> None:
-            for step in range(world.steps):
+            for step in range(options.steps):
                 world.decode(tokens, options.context + step, compositions).argmax(-1).tolist()
 
         return steps
 
     def theirs_steps() -> None:
         peft.forget(options.context)
-        for _ in range(world.steps):
+        for _ in range(options.steps):
             peft.read(torch.tensor(tokens)[:, None]).argmax(-1).tolist()
 
     base: list[Composition] = [{}] * rows
@@ -167,7 +168,7 @@ def measure_decode(world: World, rows: int, findings: Findings) -> None:
         times["peft_one_adapter"].over(times["three_adapters"]),
         Bar.at_least_of(1.25),
     )
-    findings.measurements |= {f"decode_{rows}_{name}_{world.steps}_steps": time for name, time in times.items()}
+    findings.measurements |= {f"decode_{rows}_{name}_{options.steps}_steps": time for name, time in times.items()}
 
 
 def check_base(world: World, prompts: Tensor, tokens: Sequence[int]) -> None:
@@ -213,8 +214,7 @@ def measure_requests(world: World, findings: Findings) -> None:
                 chosen.tolist()
 
     alternatives = {f"{options.requests}_requests": ours, f"peft_cat_{options.peft_requests}_requests": theirs}
-    repetitions = max(1, options.repetitions // 2)
-    times = time_interleaved(alternatives, repetitions=repetitions, warmup=1, device=options.device)
+    times = time_interleaved(alternatives, repetitions=_few(options), warmup=0, device=options.device)
     together, alone = times.values()
     findings.add_ratio(
         f"tokens_per_s_{options.requests}_requests_over_peft_one_at_a_time",
@@ -236,14 +236,18 @@ def measure_prefill(world: World, findings: Findings) -> None:
         "prefill_base": lambda: world.prefill(prompts, base).argmax(-1).tolist(),
         "prefill_three_adapters": lambda: world.prefill(prompts, mixtures).argmax(-1).tolist(),
     }
-    repetitions = max(1, options.repetitions // 2)
-    times = time_interleaved(alternatives, repetitions=repetitions, warmup=1, device=options.device)
+    times = time_interleaved(alternatives, repetitions=_few(options), warmup=0, device=options.device)
     findings.add_ratio(
         f"prefill_{rows}x{length}_over_base",
         times["prefill_three_adapters"].over(times["prefill_base"]),
         Bar.at_most_of(1.10 if options.device.type == "cuda" else 1.30),
     )
     findings.measurements |= dict(times)
+
+
+def _few(options: argparse.Namespace) -> int:
+    """Return how often to repeat what takes long."""
+    return max(1, int(options.repetitions) // 2)
 
 
 if __name__ == "__main__":

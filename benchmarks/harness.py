@@ -31,6 +31,7 @@ for _folder in (ROOT, ROOT / "proto"):
 import torch  # noqa: E402
 from hardware import current_commit, describe_hardware  # noqa: E402
 
+_STARTED = time.perf_counter()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -150,8 +151,8 @@ def run(
 
 
 def say(message: str) -> None:
-    """Tell the user how far the benchmark is, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Tell the user how far the benchmark is, and after how many seconds, on stderr."""
+    print(f"{time.perf_counter() - _STARTED:6.1f} s  {message}", file=sys.stderr, flush=True)
 
 
 def require_equal(what: str, ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> float:

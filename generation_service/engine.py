@@ -7,11 +7,12 @@ import time
 
 from generation_service.adapters.leases import BankLease
 from generation_service.adapters.residency import Residency
+from generation_service.decode_row import DecodeRow
 from generation_service.endings import Endings
 from generation_service.limits import EngineLimits
 from generation_service.models.base import BaseModel
 from generation_service.prefill import Prefill
-from generation_service.runner import DecodeRow, Runner
+from generation_service.runner import Runner
 from generation_service.sampler import TokenChooser, choose_tokens
 from generation_service.scheduler import Scheduler
 from generation_service.sequence import Listener, Request, Sequence

@@ -43,8 +43,6 @@ BAD_ADAPTERS: dict[str, type[Exception]] = {
 }
 """Adapters that no request can be answered with, and what it is told."""
 
-METHODS = (FusionMethod.LINEAR, FusionMethod.CONCAT, FusionMethod.SVD)
-
 Cancel = Literal["at once", "after a token", "sometime"]
 
 
@@ -98,7 +96,7 @@ def planned_requests(count: int, seed: int) -> Iterator[Planned]:
     draw = random.Random(seed)
     images = [png_part(width, height) for width, height in ((40, 60), (60, 30), (90, 90))]
     for _ in range(count):
-        kind = draw.choice(["base", "mixture", "mixture", *METHODS])
+        kind = draw.choice(["base", "mixture", "mixture", *FusionMethod])
         names = draw.sample(list(RANKS), draw.randint(1, MAX_ADAPTERS))
         ends: set[type] = {Generation}
         if kind == FusionMethod.LINEAR:

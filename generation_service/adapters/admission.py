@@ -1,59 +1,49 @@
-"""What a composition asks of the bank, told from its adapters' configs alone: before anything is read or queued."""
+"""What a composition asks of the bank, told from its adapters' configs alone, before weights are read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import assert_never
 
+from generation_service.adapters.leases import AdapterKey, ResidentKey
 from generation_service.adapters.peft_config import PeftConfig
-from infra.contract.composition import Composition, Fusion, FusionMethod, Mixture
+from generation_service.adapters.sources import AdapterSource
+from generation_service.adapters.store import WeightStore
+from infra.contract.composition import Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import CapacityError, FailedPreconditionError, LoraRetrieverError
 
 
-def adapters_field(composition: Mixture | Fusion) -> str:
-    """Return the field path of the composition's adapters in a request."""
-    return f"composition.{type(composition).__name__.lower()}.adapters"
+def checked(
+    composition: Mixture | Fusion,
+    store: WeightStore,
+    bank_ranks: int,
+    pinned_ranks: Callable[[Set[ResidentKey]], int],
+) -> tuple[Mixture | Fusion, list[AdapterSource]]:
+    """Return `composition` with its adapters' revisions named, and where they are, once it is found good.
 
-
-@contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Add the field `path` to the metadata of an error raised within; one about a revision names that field of it."""
-    try:
-        yield
-    except LoraRetrieverError as error:
-        named = "revision" if "revision" in error.metadata else "adapter_id"
-        error.metadata = {**error.metadata, "field": f"{path}.{named}"}
-        raise
-
-
-def check_rank(adapter_id: str, config: PeftConfig, bank_ranks: int) -> None:
-    """Raise CapacityError for an adapter of a rank beyond the bank's."""
-    if config.largest_rank > bank_ranks:
-        raise CapacityError(
-            f"adapter {adapter_id!r} has rank {config.largest_rank}, and the adapter bank takes {bank_ranks} at most: "
-            "choose another adapter, or start the server with a larger --bank-ranks",
-            rank=str(config.largest_rank),
-            limit=str(bank_ranks),
-        )
-
-
-def check_composition(composition: Composition, configs: Sequence[PeftConfig], bank_ranks: int, pinned: int) -> None:
-    """Raise an error for what can never be placed, `configs` being those of its adapters, in order.
-
-    CapacityError when it needs more ranks than the bank has beside `pinned`, those that other adapters hold for good;
-    FailedPreconditionError for a linear fusion of adapters that are known to meet in a module with unequal ranks. An
-    adapter counts with the largest rank its config names.
+    `pinned_ranks` tells the ranks that pinned adapters hold, beside some. Raises what Residency.check says.
     """
-    match composition:
-        case Mixture():
-            need = sum(config.largest_rank for config in configs)
-        case Fusion():
-            need = _fused_rank(composition, configs)
-        case _:
-            return
+    path = f"composition.{type(composition).__name__.lower()}.adapters"
+    sources, configs = [], []
+    for index, share in enumerate(composition.adapters):
+        with _naming(f"{path}[{index}]"):
+            source = store.resolve(share.adapter_id, share.revision)
+            config = store.config(source)
+            _check_rank(share.adapter_id, config, bank_ranks)
+        sources.append(source)
+        configs.append(config)
+    own = {AdapterKey(s.adapter_id, s.revision) for s in sources} if isinstance(composition, Mixture) else set()
+    need, pinned = _need(composition, configs, bank_ranks), pinned_ranks(own)
     if need + pinned > bank_ranks:
-        raise beyond_bank(need, bank_ranks, pinned, field=adapters_field(composition))
+        raise beyond_bank(need, bank_ranks, pinned, field=path)
+    return replace(composition, adapters=named(composition.adapters, sources)), sources
+
+
+def named(shares: Sequence[WeightedAdapter], sources: Sequence[AdapterSource]) -> tuple[WeightedAdapter, ...]:
+    """Return `shares` with the revisions of their sources."""
+    return tuple(replace(share, revision=source.revision) for share, source in zip(shares, sources, strict=True))
 
 
 def beyond_bank(need: int, bank_ranks: int, pinned: int, why: str = "", **metadata: str) -> CapacityError:
@@ -69,6 +59,52 @@ def beyond_bank(need: int, bank_ranks: int, pinned: int, why: str = "", **metada
     )
 
 
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Add the field `path` to the metadata of an error raised within; one about a revision names that field of it."""
+    try:
+        yield
+    except LoraRetrieverError as error:
+        said = "revision" if "revision" in error.metadata else "adapter_id"
+        error.metadata = {**error.metadata, "field": f"{path}.{said}"}
+        raise
+
+
+def _check_rank(adapter_id: str, config: PeftConfig, bank_ranks: int) -> None:
+    """Raise CapacityError for an adapter of a rank beyond the bank's."""
+    if config.largest_rank > bank_ranks:
+        raise CapacityError(
+            f"adapter {adapter_id!r} has rank {config.largest_rank}, and the adapter bank takes {bank_ranks} at most: "
+            "choose another adapter, or start the server with a larger --bank-ranks",
+            rank=str(config.largest_rank),
+            limit=str(bank_ranks),
+        )
+
+
+def _check_rank_asked(fusion: Fusion, bank_ranks: int) -> None:
+    """Raise CapacityError for a fusion whose result is asked to have a rank beyond the bank's."""
+    if fusion.rank is not None and fusion.rank > bank_ranks:
+        raise CapacityError(
+            f"the fusion is to have rank {fusion.rank}, and the adapter bank takes {bank_ranks} at most: ask for a "
+            "lower rank, or start the server with a larger --bank-ranks",
+            rank=str(fusion.rank),
+            limit=str(bank_ranks),
+            field="composition.fusion.rank",
+        )
+
+
+def _need(composition: Mixture | Fusion, configs: Sequence[PeftConfig], bank_ranks: int) -> int:
+    """Return the ranks a composition takes in the bank. An adapter counts with the largest rank its config names."""
+    match composition:
+        case Mixture():
+            return sum(map(_rank, configs))
+        case Fusion():
+            _check_rank_asked(composition, bank_ranks)
+            return _fused_rank(composition, configs)
+        case _:
+            assert_never(composition)
+
+
 def _fused_rank(fusion: Fusion, configs: Sequence[PeftConfig]) -> int:
     members = {
         share.adapter_id: config for share, config in zip(fusion.adapters, configs, strict=True) if share.weight != 0
@@ -80,7 +116,7 @@ def _fused_rank(fusion: Fusion, configs: Sequence[PeftConfig]) -> int:
         case FusionMethod.CONCAT:
             return max((sum(map(_rank, group.values())) for group in _by_target(members)), default=0)
         case FusionMethod.SVD | FusionMethod.TIES | FusionMethod.DARE:
-            return _largest(members)
+            return fusion.rank or _largest(members)
         case _:
             assert_never(fusion.method)
 

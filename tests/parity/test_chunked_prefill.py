@@ -12,11 +12,12 @@ from torch import Tensor
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.checkpoint import read_checkpoint
 from generation_service.adapters.ranks import RankRange
+from generation_service.decode_row import DecodeRow
 from generation_service.kv_cache import CacheShape, SlotKVCache
 from generation_service.models.base import BaseModel, EncodedPrompt, LoadOptions
 from generation_service.models.registry import load_base_model
 from generation_service.prefill import Prefill
-from generation_service.runner import DecodeRow, Runner
+from generation_service.runner import Runner
 from infra.contract.prompt import ImagePart, Prompt
 from tests.generation import World, write_world
 from tests.images import picture, png

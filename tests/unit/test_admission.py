@@ -120,6 +120,14 @@ def test_linear_fusion_of_unequal_ranks_is_refused_naming_them(house: House) -> 
     house.residency.check(fusion("r5-a", "r6-b", method=FusionMethod.LINEAR))
 
 
+def test_a_fused_rank_beyond_the_bank_is_named_by_its_field(house: House) -> None:
+    shares = (WeightedAdapter("r4-a", 1.0), WeightedAdapter("r8-b", 1.0))
+    error = refused(house, Fusion(shares, FusionMethod.TIES, rank=17))
+    assert isinstance(error, CapacityError)
+    assert error.metadata == {"rank": "17", "limit": "16", "field": "composition.fusion.rank"}
+    house.residency.check(Fusion(shares, FusionMethod.TIES, rank=16))
+
+
 def test_a_named_revision_is_looked_up_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = house.residency.check(mixture("r4-a", "r4-b"))
     monkeypatch.setattr(house.disk, "resolve", None)

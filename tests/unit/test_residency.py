@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from generation_service.adapters.leases import BankLease, Outcome
-from infra.contract.composition import Base, Mixture, WeightedAdapter
+from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import (
     BaseModelMismatchError,
     CapacityError,
@@ -17,6 +17,8 @@ from infra.contract.errors import (
     NotFoundError,
 )
 from tests.fakes.house import House, fusion, mixture
+
+TWO = (WeightedAdapter("r2-a", 0.5), WeightedAdapter("r2-b", 0.25))
 
 
 @pytest.fixture
@@ -53,6 +55,35 @@ def test_equal_fusions_share_a_range_whatever_the_order(house: House) -> None:
     other = house.lease(fusion("r2-a", "r3-b", weight=0.4))
     assert other.ranges != first.ranges
     assert house.bank.free == 16 - 5 - 5
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        (Fusion(TWO, FusionMethod.SVD), Fusion(TWO, FusionMethod.CONCAT), False),
+        (Fusion(TWO, FusionMethod.SVD, rank=2), Fusion(TWO[::-1], FusionMethod.SVD, rank=2), True),
+        (Fusion(TWO, FusionMethod.SVD, rank=2), Fusion(TWO, FusionMethod.SVD, rank=1), False),
+        (Fusion(TWO, FusionMethod.TIES), Fusion(TWO[::-1], FusionMethod.TIES, density=0.5), True),
+        (Fusion(TWO, FusionMethod.TIES), Fusion(TWO, FusionMethod.TIES, density=0.4), False),
+        (Fusion(TWO, FusionMethod.DARE), Fusion(TWO[::-1], FusionMethod.DARE), True),
+        (Fusion(TWO, FusionMethod.DARE, seed=1), Fusion(TWO, FusionMethod.DARE, seed=2), False),
+        (Fusion(TWO, FusionMethod.DARE, seed=1), Fusion(TWO[::-1], FusionMethod.DARE, seed=1), True),
+        (Fusion(TWO, FusionMethod.DARE), Fusion((TWO[0], WeightedAdapter("r2-b", 0.1)), FusionMethod.DARE), False),
+    ],
+)
+def test_fusions_are_shared_when_every_option_is_equal(
+    house: House, one: Composition, other: Composition, shared: bool
+) -> None:
+    assert (house.lease(one).ranges == house.lease(other).ranges) is shared
+
+
+def test_fusing_for_each_new_request_keeps_nothing_of_the_ones_before(house: House) -> None:
+    for number in range(200):
+        shares = (WeightedAdapter("r2-a", 1 / (1 + number)), WeightedAdapter("r3-b", 0.5))
+        house.lease(Fusion(shares, FusionMethod.CONCAT)).release()
+    assert house.residency.ranks == 15
+    assert house.bank.free == 1
+    assert house.disk.read == ["r2-a", "r3-b"]
 
 
 def test_a_fusion_is_the_weighted_sum_of_its_members(house: House) -> None:
@@ -149,7 +180,7 @@ def test_what_never_fits_is_refused_at_once(house: House) -> None:
     held = house.lease(mixture("r8-a"))
     error = house.refused(mixture("r8-b", "r8-c", "r8-d"))
     assert isinstance(error, CapacityError)
-    assert error.metadata == {"need": "24", "limit": "16", "pinned": "0"}
+    assert error.metadata == {"need": "24", "limit": "16", "pinned": "0", "field": "composition.mixture.adapters"}
     held.release()
     house.lease(mixture("r8-b", "r8-c")).release()
 
