@@ -127,7 +127,7 @@ def planned_requests(count: int, seed: int) -> Iterator[Planned]:
             patience = draw.uniform(0.0, 0.5)
             ends.add(DeadlineError)
         yield Planned(
-            prompt=Prompt.of(text, draw.sample(images, draw.randint(1, 2)) if draw.random() < 0.25 else []),
+            prompt=Prompt.of(text, draw.sample(images, draw.randint(1, 2)) if draw.random() < 0.15 else []),
             kind=kind,
             shares=tuple(shares),
             decoding=Decoding(

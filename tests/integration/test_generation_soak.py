@@ -58,7 +58,7 @@ class Callers:
         deadline = time.monotonic() + TIME_LIMIT_S
         while len(self.ends) < len(self._requests):
             assert time.monotonic() < deadline, f"{len(self._requests) - len(self.ends)} requests never ended"
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     def _call(self) -> None:
         while True:
@@ -97,7 +97,7 @@ class Callers:
                 self.refusals.append(error)
                 if deadline is not None and time.monotonic() > deadline:
                     raise DeadlineError("the caller gave up") from error
-                time.sleep(0.005)
+                time.sleep(0.02)
 
     def _hear(self, number: int, event: Event) -> None:
         """Listen on the engine's threads."""
