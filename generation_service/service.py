@@ -67,7 +67,8 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
     bank = AdapterBank(
         description.targets, settings.bank_ranks, description.dtype, description.device, by_image=description.by_image
     )
-    runner = Runner(model, bank, SlotKVCache(plan.cache, description.dtype, description.device))
+    cache = SlotKVCache(plan.cache, description.dtype, description.device)
+    runner = Runner(model, bank, cache, graphs=settings.decode_graphs)
     with ExitStack() as stack:
         resolver = _resolver(settings, stack)
         store = WeightStore(

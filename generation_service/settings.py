@@ -42,6 +42,7 @@ class GenerationSettings(TierSettings):
         ge=1,
         description="prompt tokens read between two steps of running answers; unset: 1024 on a GPU, 256 on a CPU",
     )
+    decode_graphs: bool = Field(True, description="replay captured decode steps (CUDA graphs) on a GPU")
     bank_ranks: int = Field(512, ge=1, description="ranks in the adapter bank, all resident adapters together")
     max_adapters: int = Field(16, ge=1, description="adapters in one composition")
     adapter_roots: tuple[Path, ...] = Field((), description="folders below which adapter checkpoints may be read")
