@@ -16,6 +16,7 @@ from generation_service.models.folder import read_json
 from infra.contract.errors import CheckpointError
 from infra.contract.prompt import Prompt, TextPart
 
+_TEMPLATE_FILE = "chat_template.json"
 _BEGIN, _END = "\ue000", "\ue001"
 
 
@@ -36,9 +37,19 @@ class ChatTokenizer:
         }
         self._plain = _without(self._decoder, self.special)
         self.longest_token = max(map(len, self._plain.get_vocab()))
+        self.template_source = "tokenizer_config.json" if self._renderer.chat_template else _TEMPLATE_FILE
         self._template = self._renderer.chat_template or _template_beside(folder)
         by_length = sorted(self.special, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(re.escape(token) for token in by_length) or r"(?!)")
+
+    def __len__(self) -> int:
+        """Tokens of the vocabulary, the special ones included."""
+        return int(self._decoder.get_vocab_size())
+
+    @property
+    def name(self) -> str:
+        """What kind of tokenizer it is."""
+        return str(type(self._renderer).__name__)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the ids of `prompt` with the answer's turn opened; each image as the template marks it."""
@@ -98,8 +109,8 @@ class ChatTokenizer:
 
 
 def _template_beside(folder: Path) -> str:
-    if (folder / "chat_template.json").is_file():
-        template = read_json(folder / "chat_template.json").get("chat_template")
+    if (folder / _TEMPLATE_FILE).is_file():
+        template = read_json(folder / _TEMPLATE_FILE).get("chat_template")
         if isinstance(template, str):
             return template
     raise CheckpointError(
