@@ -15,6 +15,7 @@ from generation_service.models.pieces import Piece, PieceTokenizer
 from infra.contract.errors import CheckpointError
 from infra.contract.prompt import Prompt, TextPart
 
+_TEMPLATE_FILE = "chat_template.json"
 _BEGIN, _END = "\ue000", "\ue001"
 
 
@@ -32,7 +33,17 @@ class ChatTokenizer:
         self.special = self._tokenizer.special
         self.longest_token = self._tokenizer.longest_token
         self.decode = self._tokenizer.decode
+        self.template_source = "tokenizer_config.json" if self._renderer.chat_template else _TEMPLATE_FILE
         self._template = self._renderer.chat_template or _template_beside(folder)
+
+    def __len__(self) -> int:
+        """Tokens of the vocabulary, the special ones included."""
+        return len(self._tokenizer)
+
+    @property
+    def name(self) -> str:
+        """What kind of tokenizer it is."""
+        return str(type(self._renderer).__name__)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the ids of `prompt` with the answer's turn opened; each image as the template marks it."""
@@ -77,8 +88,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _template_beside(folder: Path) -> str:
-    if (folder / "chat_template.json").is_file():
-        template = read_json(folder / "chat_template.json").get("chat_template")
+    if (folder / _TEMPLATE_FILE).is_file():
+        template = read_json(folder / _TEMPLATE_FILE).get("chat_template")
         if isinstance(template, str):
             return template
     raise CheckpointError(

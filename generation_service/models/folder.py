@@ -70,6 +70,15 @@ def tensor_names(folder: Path) -> dict[str, Path]:
     )
 
 
+def eos_tokens(folder: Path) -> frozenset[int]:
+    """Return the ids that end an answer: generation_config.json's, else config.json's."""
+    path = folder / "generation_config.json"
+    given = read_json(path).get("eos_token_id") if path.is_file() else None
+    if given is None:
+        given = read_config(folder).get("eos_token_id")
+    return frozenset(given if isinstance(given, list) else [] if given is None else [given])
+
+
 def _sharded(folder: Path) -> dict[str, Path]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

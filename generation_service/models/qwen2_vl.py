@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -14,12 +14,21 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from generation_service.images import image_paths
-from generation_service.models.base import EncodedPrompt, LayerCache, LoadOptions, ModelDescription
+from generation_service.models.base import (
+    EncodedPrompt,
+    InputFormat,
+    LayerCache,
+    LoadOptions,
+    ModelDescription,
+    ModelOutline,
+)
 from generation_service.models.chat import ChatTokenizer
-from generation_service.models.folder import read_config, read_json, tensor_names
+from generation_service.models.folder import eos_tokens, read_json
+from generation_service.models.modules import linear_layers, outline, parse_config, with_weights, without_weights
 from infra.contract.errors import CheckpointError, ConfigurationError, InvalidArgumentError
 from infra.contract.prompt import Prompt
 
+VISION, LANGUAGE = "model.visual", "model.language_model"
 _RENAMED = (
     (re.compile(r"^(?:model\.)?visual\."), "model.visual."),
     (re.compile(r"^(?:model\.)?language_model\.(?:model\.)?(?=layers\.)"), "model.language_model."),
@@ -33,43 +42,29 @@ class Qwen2VL:
     Positions have three axes, time, height and width (M-RoPE); text moves on all three alike.
     """
 
-    def __init__(self, folder: Path, model: Any, options: LoadOptions) -> None:
+    def __init__(self, folder: Path, model: Any, shape: ModelOutline, options: LoadOptions) -> None:
         self.module: nn.Module = model
+        self.canonical = canonical
         self._config = model.config
         self._chat = ChatTokenizer(folder)
         self._processor = _image_processor(folder, options.max_pixels)
         self._merged = self._processor.merge_size**2
-        text = model.config.text_config
-        window = [text.sliding_window] if text.use_sliding_window else []
         self.description = ModelDescription(
-            family=Qwen2VLFamily.model_type,
-            layers=text.num_hidden_layers,
-            kv_heads=text.num_key_value_heads,
-            head_dim=text.hidden_size // text.num_attention_heads,
-            vocab_size=text.vocab_size,
-            max_positions=min([text.max_position_embeddings, *window]),
+            family=model.config.model_type,
+            layers=shape.layers,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            vocab_size=shape.vocab_size,
+            max_positions=shape.max_positions,
             position_axes=3,
             token_characters=self._chat.longest_token,
-            eos_tokens=_eos_tokens(folder),
-            by_image=("model.visual",),
-            targets=_targets(model),
+            eos_tokens=eos_tokens(folder),
+            by_image=shape.by_image,
+            targets=shape.targets,
             dtype=model.dtype,
             device=options.device,
             weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         )
-
-    def canonical(self, name: str) -> str:
-        """Return the module path that an adapter's key means.
-
-        Files saved before transformers 4.52 say `model.layers.` and `visual.`, later ones
-        `model.language_model.layers.` and `model.visual.`.
-        """
-        plain = name.removeprefix("base_model.model.")
-        for pattern, replacement in _RENAMED:
-            renamed, count = pattern.subn(replacement, plain)
-            if count:
-                return renamed
-        return plain
 
     def encode(self, prompt: Prompt, images: Iterable[Image]) -> EncodedPrompt:
         """Return `prompt` as Qwen2-VL reads it: each image as grid_h * grid_w / merge^2 tokens between vision marks."""
@@ -154,48 +149,48 @@ class Qwen2VL:
 
 
 class Qwen2VLFamily:
-    """Loads checkpoints whose config.json says `qwen2_vl`."""
+    """Reads checkpoints whose config.json says `qwen2_vl`."""
 
     model_type = "qwen2_vl"
+    title: ClassVar[str] = "Qwen2-VL"
+    config_class: ClassVar[Any] = Qwen2VLConfig
+    model_class: ClassVar[Any] = Qwen2VLForConditionalGeneration
+
+    def describe(self, folder: Path) -> ModelOutline:
+        """Return the shape of the model in `folder`; every linear layer but the head can be adapted."""
+        config = parse_config(folder, self.config_class, self.title)
+        return self._outline(without_weights(folder, self.model_class, config, self.title))
+
+    def inputs(self, folder: Path, options: LoadOptions) -> InputFormat:
+        """Return what tokenizer, chat template and preprocessor_config.json of `folder` say."""
+        chat = ChatTokenizer(folder)
+        processor = _image_processor(folder, options.max_pixels)
+        limits = {"min_pixels": processor.size["shortest_edge"], "max_pixels": processor.size["longest_edge"]}
+        sizes = {"patch_size": processor.patch_size, "merge_size": processor.merge_size}
+        return InputFormat(chat.name, len(chat), chat.template_source, limits | sizes)
 
     def load(self, folder: Path, options: LoadOptions) -> Qwen2VL:
-        """Load `folder` onto transformers' Qwen2VLForConditionalGeneration; every tensor binds or CheckpointError."""
-        read_config(folder)
-        tensor_names(folder)
-        try:
-            config = Qwen2VLConfig.from_pretrained(folder, local_files_only=True)
-            model, report = Qwen2VLForConditionalGeneration.from_pretrained(
-                folder,
-                config=config,
-                dtype=options.dtype or "auto",
-                attn_implementation="sdpa",
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except Exception as error:
-            raise CheckpointError(f"{folder} cannot be loaded as Qwen2-VL: {error}", path=str(folder)) from error
-        _check_bound(folder, report)
-        model.eval().requires_grad_(False).to(options.device)
-        return Qwen2VL(folder, model, options)
+        """Load `folder` onto transformers' classes; every tensor binds or CheckpointError."""
+        config = parse_config(folder, self.config_class, self.title)
+        model = with_weights(folder, self.model_class, config, options, self.title)
+        return Qwen2VL(folder, model, self._outline(model), options)
+
+    def _outline(self, model: Any) -> ModelOutline:
+        return outline(self.title, model, linear_layers(model, LANGUAGE, VISION), (VISION,), canonical)
 
 
-def _check_bound(folder: Path, report: dict[str, Any]) -> None:
-    problems = {
-        "missing from the files": sorted(report["missing_keys"]),
-        "of another shape than config.json says": sorted(
-            entry if isinstance(entry, str) else str(entry[0]) for entry in report["mismatched_keys"]
-        ),
-        "in the files without a place in the model": sorted(report["unexpected_keys"]),
-        "that could not be read": sorted(str(message) for message in report.get("error_msgs") or ()),
-    }
-    found = [f"{len(names)} tensors {what}: {', '.join(names[:8])}" for what, names in problems.items() if names]
-    if found:
-        raise CheckpointError(
-            f"{folder} does not hold the model of its config.json; " + "; ".join(found), path=str(folder)
-        )
+def canonical(name: str) -> str:
+    """Return the module path that an adapter's key means.
+
+    Files saved before transformers 4.52 say `model.layers.` and `visual.`, later ones `model.language_model.layers.`
+    and `model.visual.`.
+    """
+    plain = name.removeprefix("base_model.model.")
+    for pattern, replacement in _RENAMED:
+        renamed, count = pattern.subn(replacement, plain)
+        if count:
+            return renamed
+    return plain
 
 
 def _image_processor(folder: Path, max_pixels: int | None) -> Any:
@@ -209,21 +204,3 @@ def _image_processor(folder: Path, max_pixels: int | None) -> Any:
             )
         processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
     return processor
-
-
-def _eos_tokens(folder: Path) -> frozenset[int]:
-    """Return the ids that end an answer: generation_config.json's, else config.json's."""
-    path = folder / "generation_config.json"
-    given = read_json(path).get("eos_token_id") if path.is_file() else None
-    if given is None:
-        given = read_config(folder).get("eos_token_id")
-    return frozenset(given if isinstance(given, list) else [] if given is None else [given])
-
-
-def _targets(model: Any) -> dict[str, tuple[int, int]]:
-    """Return the linear layers of language model, vision tower and merger: module path -> (in, out)."""
-    return {
-        name: (module.in_features, module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(("model.language_model.", "model.visual."))
-    }

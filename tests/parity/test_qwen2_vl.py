@@ -279,5 +279,5 @@ def test_a_missing_folder_is_named_with_the_remedy(tmp_path: Path) -> None:
 
 def test_an_unsupported_family_lists_the_supported_ones(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(CheckpointError, match=r"'llama'.*serves: qwen2_vl"):
+    with pytest.raises(CheckpointError, match=r"'llama'.*serves: .*qwen2_vl"):
         load(tmp_path)
