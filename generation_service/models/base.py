@@ -18,11 +18,17 @@ from infra.contract.prompt import Prompt
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Where and how a base model is loaded. None: the checkpoint's own dtype, its own bound on an image's pixels."""
+    """Where and how a base model is loaded. None: as the checkpoint says.
+
+    An image is resized to at most `max_pixels`, or cut into at most `max_tiles`, whichever the family does.
+    `image_suffix` is written after each image of a prompt; None: images are placed as the model was published.
+    """
 
     device: torch.device
     dtype: torch.dtype | None = None
     max_pixels: int | None = None
+    max_tiles: int | None = None
+    image_suffix: str | None = None
 
 
 @dataclass(frozen=True)
