@@ -96,7 +96,7 @@ def write_folder(
     """Write config and weights, given the special tokens and the size of the vocabulary, beside Qwen's other files."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
-    special = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+    special = {added.content: number for number, added in tokenizer.get_added_tokens_decoder().items()}
     vocab = -(-tokenizer.get_vocab_size() // 16) * 16
     _write_tokenizer(folder, tokenizer, special)
     _write_json(folder / "config.json", config(special, vocab))
@@ -118,11 +118,12 @@ class Draw:
 
     def linear(self, rows: int, columns: int) -> Tensor:
         """Return a weight that keeps the size of what goes through it."""
-        return self.normal(rows, columns) / columns**0.5
+        drawn: Tensor = self.normal(rows, columns) / columns**0.5
+        return drawn
 
     def vector(self, size: int, around: float = 0.0) -> Tensor:
         """Return a bias, or a norm's weight around 1."""
-        return around + 0.1 * self.normal(size)
+        return torch.full((size,), around) + 0.1 * self.normal(size)
 
     def affine(self, name: str, rows: int, columns: int) -> dict[str, Tensor]:
         """Return a linear layer with a bias."""

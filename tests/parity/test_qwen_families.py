@@ -50,10 +50,9 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
+@pytest.fixture(params=list(FAMILIES))
 def family(request: pytest.FixtureRequest) -> Family:
-    found: Family = request.param
-    return found
+    return FAMILIES[request.param]
 
 
 def load(folder: Path) -> BaseModel:
