@@ -103,7 +103,7 @@ def _factors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, _Factors], list[_
     found: dict[str, _Factors] = {}
     problems: list[_Problem] = []
     names: set[str] = set()
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items()):
         match = _FACTOR_KEY.fullmatch(key)
         refused = next((reason for part, reason in _REFUSED_KEYS if part in key), None)
         if match is None or refused:
