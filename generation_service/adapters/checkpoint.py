@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from stat import S_ISREG
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
 from generation_service.adapters.binding import Rename, bind
 from generation_service.adapters.peft_config import CONFIG_FILE, PeftConfig, parse_config
+from generation_service.adapters.tensor_files import BROKEN, TensorHeader, file_headers
 from generation_service.adapters.weights import AdapterWeights, Shapes
 from infra.contract.errors import CapacityError, CheckpointError, ConflictError
 
@@ -25,7 +24,6 @@ _PICKLE_FILE = "adapter_model.bin"
 _MAX_CONFIG_BYTES = 4 * 2**20
 _HEADER_ROOM_BYTES = 16 * 2**20
 _LARGEST_ITEM_BYTES = 8
-_BROKEN = (SafetensorError, ValueError, KeyError)
 
 
 def read_checkpoint(
@@ -79,24 +77,14 @@ def content_revision(folder: Path) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class TensorHeader:
-    """A tensor as its file's header describes it; `dtype` in the words of safetensors, such as BF16."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
 def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
     """Return the folder's tensors by name, their values unread. Raises CheckpointError when the file is not whole."""
     with _opened(folder, WEIGHTS_FILE):
         pass
     path = folder / WEIGHTS_FILE
     try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: TensorHeader(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-    except _BROKEN as error:
+        return file_headers(path)
+    except BROKEN as error:
         raise _not_whole(path, error) from error
 
 
@@ -159,5 +147,5 @@ def _not_whole(path: Path | str, error: Exception) -> CheckpointError:
 def _tensors(data: bytes, where: str) -> Mapping[str, Tensor]:
     try:
         return load(data)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise _not_whole(where, error) from error

@@ -120,7 +120,7 @@ def test_headers_tell_names_shapes_and_types(tmp_path: Path) -> None:
     adapter.tensors = {key: tensor.half() for key, tensor in adapter.tensors.items()}
     headers = tensor_headers(adapter.write(tmp_path))
     assert headers.keys() == adapter.tensors.keys()
-    assert {found.dtype for found in headers.values()} == {"F16"}
+    assert {found.dtype for found in headers.values()} == {"float16"}
     assert headers[f"{PREFIX}model.layers.0.k_proj.lora_B.weight"].shape == (4, 3)
 
 
