@@ -76,10 +76,10 @@ class ChatTokenizer:
         )
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, tokenizer_class: Any = AutoTokenizer) -> Any:
     """Return transformers' tokenizer of a folder. Raises CheckpointError when there is none that can be read."""
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return tokenizer_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(
             f"{folder} has no readable tokenizer ({error}): give the complete folder, tokenizer.json included",

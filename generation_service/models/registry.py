@@ -7,11 +7,17 @@ from pathlib import Path
 
 from generation_service.models.base import BaseModel, Family, LoadOptions
 from generation_service.models.folder import read_config
+from generation_service.models.internvl.family import InternVLChatFamily, InternVLFamily
 from generation_service.models.qwen2_5_vl import Qwen25VLFamily
 from generation_service.models.qwen2_vl import Qwen2VLFamily
 from infra.contract.errors import CheckpointError
 
-FAMILIES: tuple[Family, ...] = (Qwen2VLFamily(), Qwen25VLFamily())
+FAMILIES: tuple[Family, ...] = (
+    InternVLChatFamily(),
+    InternVLFamily(),
+    Qwen2VLFamily(),
+    Qwen25VLFamily(),
+)
 
 
 def family_of(folder: Path, families: Sequence[Family] = FAMILIES) -> Family:
