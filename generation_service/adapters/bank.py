@@ -69,6 +69,11 @@ class AdapterBank:
         """Bytes that one rank column takes over all modules."""
         return self.bytes // self.ranks
 
+    @property
+    def adapted_modules(self) -> int:
+        """Modules that an adapter ever changed since the start; it only grows."""
+        return sum(sum(shelf.ever_adapted) for shelf in self.shelves)
+
     def install(self, model: nn.Module) -> None:
         """Replace each linear layer named in `targets` by a LoraLinear of the same parameters, in place.
 

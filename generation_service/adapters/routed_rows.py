@@ -101,10 +101,11 @@ class RoutedRows:
         for index in given:
             if index.shape[0] == leading:
                 return index
+        lengths = [len(index) for index in given]
         raise ValueError(
             f"{place.path} got {leading} patches or tiles of several rows' images, and the step was not told whose "
-            f"they are (image_rows[{place.image_prefix!r}] has lengths {[len(one) for one in given]}): give an index of that "
-            "length, or prefill one row at a time"
+            f"they are (image_rows[{place.image_prefix!r}] has lengths {lengths}): give an index of that length, or "
+            "prefill one row at a time"
         )
 
 
