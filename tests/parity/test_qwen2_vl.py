@@ -12,13 +12,13 @@ from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from generation_service.kv_cache import CacheShape, SlotKVCache
-from generation_service.models.base import BaseModel, EncodedPrompt, LoadOptions
+from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.registry import load_base_model
 from infra.contract.errors import CheckpointError, ConfigurationError, InvalidArgumentError
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
 from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
 from tests.images import picture
+from tests.parity.prompt_logits import prompt_logits
 from tests.parity.qwen2_vl_reference import Qwen2VLReference, patches
 
 CPU = torch.device("cpu")
@@ -31,16 +31,6 @@ def load(folder: Path, max_pixels: int | None = None) -> BaseModel:
 
 def asked(text: str, images: list[Image]) -> Prompt:
     return Prompt.of(text, [ImagePart(b"decoded already") for _ in images])
-
-
-@torch.inference_mode()
-def prompt_logits(model: BaseModel, prompt: EncodedPrompt) -> Tensor:
-    """Return the logits [T, vocab] of a whole prompt."""
-    shape = model.description
-    cache = SlotKVCache(CacheShape(shape.layers, 1, shape.kv_heads, 512, shape.head_dim), torch.float32, CPU)
-    view = cache.prefill_view(0, 0)
-    hidden = model.forward(model.embed(prompt), prompt.positions[:, None], None, view)
-    return model.logits(hidden[0])
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
