@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from tokenizers.implementations import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 
 from tests.checkpoints.sentencepiece_model import sentencepiece_bpe

@@ -150,9 +150,10 @@ def _rope(folder: Path, llm: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "linear":
         return {"rope_type": "linear", "factor": float(scaling["factor"])} | theta
     if kind in ("su", "longrope"):
+        trained = llm["original_max_position_embeddings"]
         factors = {name: scaling[name] for name in ("short_factor", "long_factor")}
-        trained = {"original_max_position_embeddings": llm["original_max_position_embeddings"]}
-        return {"rope_type": "longrope"} | factors | trained | theta
+        lengths = {"original_max_position_embeddings": trained, "factor": llm["max_position_embeddings"] / trained}
+        return {"rope_type": "longrope"} | factors | lengths | theta
     raise CheckpointError(
         f"{folder / 'config.json'}: rope_scaling of type {kind!r} is not known; default, dynamic, linear, su and "
         "longrope are",

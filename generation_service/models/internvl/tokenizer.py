@@ -29,9 +29,7 @@ class OriginalChat:
         self._image_suffix = image_suffix
         config = read_json(folder / _CONFIG)
         from_pieces = (folder / _SENTENCEPIECE).is_file() or "Qwen2" not in str(config.get("tokenizer_class"))
-        backend = (
-            _sentencepiece(folder, config) if from_pieces else load_tokenizer(folder, Qwen2Tokenizer).backend_tokenizer
-        )
+        backend = _sentencepiece(folder, config) if from_pieces else _qwen2(folder)
         self._tokenizer = PieceTokenizer(backend)
         self.name = f"{config.get('tokenizer_class')} from {_SENTENCEPIECE if from_pieces else 'vocab.json'}"
         self.special = self._tokenizer.special
@@ -54,6 +52,18 @@ class OriginalChat:
         """Return the ids of `prompt` with the answer's turn opened, one `<IMG_CONTEXT>` an image."""
         pieces = conversation_pieces(prompt, self.form, self._image_suffix)
         return self._tokenizer.encode([(self._begin, True), *pieces])
+
+
+def _qwen2(folder: Path) -> Tokenizer:
+    """Return the byte-level tokenizer. transformers would build an empty one for a folder without its files."""
+    if not (folder / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            if not (folder / name).is_file():
+                raise CheckpointError(
+                    f"{folder} has no {name}: give the complete folder as it was downloaded", path=str(folder / name)
+                )
+    backend: Tokenizer = load_tokenizer(folder, Qwen2Tokenizer).backend_tokenizer
+    return backend
 
 
 def _sentencepiece(folder: Path, config: dict[str, Any]) -> Tokenizer:

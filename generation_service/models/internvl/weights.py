@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from generation_service.adapters.binding import Rename
-from generation_service.models.folder import tensor_names
+from generation_service.models.folder import StoredTensor, stored_tensors
 from infra.contract.errors import CheckpointError
 
 HEAD_WEIGHT, EMBEDDING_WEIGHT = "lm_head.weight", "model.language_model.embed_tokens.weight"
@@ -24,18 +24,14 @@ class _Binding:
     """A tensor of a file, and the parameters that its rows become (rows None: all of them)."""
 
     name: str
-    file: Path
+    stored: StoredTensor
     parts: tuple[tuple[str, Tensor | None], ...]
 
     def read(self) -> Tensor:
         """Return the tensor. The file is opened for it alone: what it maps into memory goes with the tensor."""
-        with safe_open(self.file, framework="pt") as file:
-            return file.get_tensor(self.name)  # type: ignore[no-any-return]
-
-    def shape(self) -> tuple[int, ...]:
-        """Return the tensor's shape by the file's header."""
-        with safe_open(self.file, framework="pt") as file:
-            return tuple(file.get_slice(self.name).get_shape())
+        with safe_open(self.stored.file, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(self.name)
+            return tensor
 
 
 def bind_weights(folder: Path, model: Any, rename: Rename, dtype: torch.dtype | None, device: torch.device) -> None:
@@ -61,8 +57,8 @@ def _plan(folder: Path, model: Any, rename: Rename) -> list[_Binding]:
     unplaced, misshapen = problems.values()
     bindings: list[_Binding] = []
     filled: set[str] = set()
-    for name, file in tensor_names(folder).items():
-        binding = _Binding(name, file, _parts(name, rename))
+    for name, stored in stored_tensors(folder).items():
+        binding = _Binding(name, stored, _parts(name, rename))
         paths = {path for path, _ in binding.parts}
         if not paths <= parameters.keys() or paths & filled:
             unplaced.append(name)
@@ -70,8 +66,8 @@ def _plan(folder: Path, model: Any, rename: Rename) -> list[_Binding]:
         filled |= paths
         bindings.append(binding)
         expected = _shape_of(binding, parameters)
-        if binding.shape() != expected:
-            misshapen.append(f"{name} is {list(binding.shape())}, not {list(expected)}")
+        if tuple(stored.header.shape) != expected:
+            misshapen.append(f"{name} is {list(stored.header.shape)}, not {list(expected)}")
     optional = {HEAD_WEIGHT} if model.config.tie_word_embeddings else set()
     problems["missing from the files (as transformers names them)"] = sorted(parameters.keys() - filled - optional)
     found = [f"{len(names)} tensors {what}: {_listed(names)}" for what, names in problems.items() if names]
