@@ -117,7 +117,7 @@ def _add_stored(report: BaseModelReport, folder: Path, outline: ModelOutline) ->
     report.dtype = ", ".join(dtypes)
     if "float32" in dtypes:
         report.warnings.append(
-            "stored in float32, and served so on a GPU unless --dtype bfloat16 is given; the memory below is bfloat16's"
+            "stored in float32, and served so on a GPU unless --dtype bfloat16 is given; the memory given is bfloat16's"
         )
     surplus = report.stored_parameters - outline.parameters
     if surplus < 0:
