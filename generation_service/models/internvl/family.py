@@ -56,6 +56,7 @@ class InternVLChatFamily:
         tiling = _tiling(config, options)
         model = without_weights(folder, InternVLForConditionalGeneration, config.model, _TITLE)
         shape = _outline(model, config.dtype)
+        _check_vocabulary(folder, chat, shape)
         bind_weights(folder, model, shape.canonical, options.dtype or config.dtype, options.device)
         _with_rotations(model, options)
         reader = InputReader(chat, tiling, chat.special[IMAGE_TOKEN], config.tile_tokens)
@@ -130,6 +131,16 @@ def _limits(tiling: Tiling, tile_tokens: int) -> dict[str, int]:
         "max_tiles": tiling.most,
         "tokens_per_tile": tile_tokens,
     }
+
+
+def _check_vocabulary(folder: Path, chat: OriginalChat, shape: ModelOutline) -> None:
+    largest = max(chat.special.values())
+    if largest >= shape.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer goes up to token {largest}, and config.json has {shape.vocab_size} tokens: "
+            "take tokenizer and weights from one model",
+            path=str(folder),
+        )
 
 
 def _marker(folder: Path, chat: ChatTokenizer, token: str) -> int:
