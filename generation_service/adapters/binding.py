@@ -54,6 +54,9 @@ def bind(
 
     Raises CheckpointError unless every tensor binds exactly once, with the shape of its module and rank of its config.
     """
+    names = {match["name"] or "default" for match in map(_FACTOR_KEY.fullmatch, tensors) if match}
+    if len(names) > 1:
+        raise CheckpointError(f"{where} holds several adapters, {', '.join(sorted(names))}: save each alone")
     factors, problems = _factors(tensors)
     pairs: dict[str, LoraPair] = {}
     bound_by: dict[str, str] = {}
@@ -75,6 +78,12 @@ def bind(
     if not pairs:
         raise CheckpointError(f"{where} holds no LoRA tensors")
     return pairs
+
+
+def module_of(key: str) -> str:
+    """Return the module that a LoRA tensor's key names, "base_model.model." left out; the key itself if it is none."""
+    match = _FACTOR_KEY.fullmatch(key)
+    return match["module"] if match else key
 
 
 class _UnboundError(Exception):
@@ -102,22 +111,18 @@ class _Factors:
 def _factors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, _Factors], list[_Problem]]:
     found: dict[str, _Factors] = {}
     problems: list[_Problem] = []
-    names: set[str] = set()
     for key, tensor in sorted(tensors.items()):
         match = _FACTOR_KEY.fullmatch(key)
         refused = next((reason for part, reason in _REFUSED_KEYS if part in key), None)
         if match is None or refused:
             problems.append(_Problem(f"{key}: {refused or 'it is no lora_A or lora_B weight'}"))
             continue
-        names.add(match["name"] or "default")
         factors = found.setdefault(match["module"], _Factors())
         if match["factor"] in factors.tensors:
             problems.append(_Problem(f"{key}: {factors.keys[match['factor']]} is the same factor of the same module"))
             continue
         factors.tensors[match["factor"]] = tensor
         factors.keys[match["factor"]] = key
-    if len(names) > 1:
-        problems.insert(0, _Problem(f"the file holds several adapters, {', '.join(sorted(names))}: save each alone"))
     return found, problems
 
 

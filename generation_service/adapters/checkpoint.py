@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from stat import S_ISREG
+from typing import Any
 
 import torch
 from safetensors.torch import load
 from torch import Tensor
 
 from generation_service.adapters.binding import Rename, bind
-from generation_service.adapters.peft_config import CONFIG_FILE, PeftConfig, parse_config
+from generation_service.adapters.peft_config import CONFIG_FILE, PeftConfig, parse_config, read_content
 from generation_service.adapters.tensor_files import BROKEN, TensorHeader, file_headers
 from generation_service.adapters.weights import AdapterWeights, Shapes
 from infra.contract.errors import CapacityError, CheckpointError, ConflictError
@@ -63,6 +64,11 @@ def read_checkpoint(
 def read_config(folder: Path) -> PeftConfig:
     """Return what the folder's config alone says: ranks, scaling, the base model it names. Raises CheckpointError."""
     return parse_config(_read(folder, CONFIG_FILE, _MAX_CONFIG_BYTES), str(folder / CONFIG_FILE))
+
+
+def read_config_content(folder: Path) -> dict[str, Any]:
+    """Return the folder's config as it stands, whether it is applied or refused. Raises CheckpointError."""
+    return read_content(_read(folder, CONFIG_FILE, _MAX_CONFIG_BYTES), str(folder / CONFIG_FILE))
 
 
 def content_revision(folder: Path) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +25,7 @@ class LoadOptions:
     `image_suffix` is written after each image of a prompt; None: images are placed as the model was published.
     """
 
-    device: torch.device
+    device: torch.device = field(default_factory=partial(torch.device, "cpu"))
     dtype: torch.dtype | None = None
     max_pixels: int | None = None
     max_tiles: int | None = None
@@ -77,6 +78,14 @@ class ModelOutline:
     by_image: tuple[str, ...]
     targets: Shapes
     canonical: Rename
+
+    def bank_values(self, ranks: int) -> int:
+        """Return the values of an adapter bank of `ranks` columns: A and B of every module that can be adapted."""
+        return ranks * sum(inputs + outputs for inputs, outputs in self.targets.values())
+
+    def cache_values(self, tokens: int) -> int:
+        """Return the values of keys and values of `tokens` tokens in all layers."""
+        return 2 * tokens * self.layers * self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from generation_service.models.pieces import Piece, PieceTokenizer
 from infra.contract.errors import CheckpointError
 from infra.contract.prompt import Prompt, TextPart
 
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+_OWN_TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
 _TEMPLATE_FILE = "chat_template.json"
 _BEGIN, _END = "\ue000", "\ue001"
 
@@ -33,7 +35,7 @@ class ChatTokenizer:
         self.special = self._tokenizer.special
         self.longest_token = self._tokenizer.longest_token
         self.decode = self._tokenizer.decode
-        self.template_source = "tokenizer_config.json" if self._renderer.chat_template else _TEMPLATE_FILE
+        self.template_source = _template_source(folder) if self._renderer.chat_template else _TEMPLATE_FILE
         self._template = self._renderer.chat_template or _template_beside(folder)
 
     def __len__(self) -> int:
@@ -77,14 +79,24 @@ class ChatTokenizer:
 
 
 def load_tokenizer(folder: Path, tokenizer_class: Any = AutoTokenizer) -> Any:
-    """Return transformers' tokenizer of a folder. Raises CheckpointError when there is none that can be read."""
+    """Return transformers' tokenizer of a folder. Raises CheckpointError when there is none that can be read.
+
+    Without any file of a vocabulary, transformers would make up an empty one.
+    """
     try:
+        if not any((folder / name).is_file() for name in _VOCABULARIES):
+            raise FileNotFoundError(f"none of {', '.join(_VOCABULARIES)} is there")
         return tokenizer_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(
             f"{folder} has no readable tokenizer ({error}): give the complete folder, tokenizer.json included",
             path=str(folder),
         ) from error
+
+
+def _template_source(folder: Path) -> str:
+    """Return the file that transformers takes the template from."""
+    return next((name for name in _OWN_TEMPLATES if (folder / name).is_file()), _OWN_TEMPLATES[-1])
 
 
 def _template_beside(folder: Path) -> str:

@@ -9,20 +9,14 @@ from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from generation_service.images import image_paths
-from generation_service.models.base import (
-    EncodedPrompt,
-    InputFormat,
-    LayerCache,
-    LoadOptions,
-    ModelDescription,
-    ModelOutline,
-)
+from generation_service.models.base import EncodedPrompt, InputFormat, LoadOptions, ModelOutline
 from generation_service.models.chat import ChatTokenizer
+from generation_service.models.decoder import Decoder, described
 from generation_service.models.folder import eos_tokens, read_json
 from generation_service.models.modules import linear_layers, outline, parse_config, with_weights, without_weights
 from infra.contract.errors import CheckpointError, ConfigurationError, InvalidArgumentError
@@ -36,35 +30,28 @@ _RENAMED = (
 )
 
 
-class Qwen2VL:
+class Qwen2VL(Decoder):
     """A loaded Qwen2-VL: transformers' modules, our own forward around them.
 
     Positions have three axes, time, height and width (M-RoPE); text moves on all three alike.
     """
 
     def __init__(self, folder: Path, model: Any, shape: ModelOutline, options: LoadOptions) -> None:
-        self.module: nn.Module = model
-        self.canonical = canonical
-        self._config = model.config
         self._chat = ChatTokenizer(folder)
         self._processor = _image_processor(folder, options.max_pixels)
         self._merged = self._processor.merge_size**2
-        self.description = ModelDescription(
-            family=model.config.model_type,
-            layers=shape.layers,
-            kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            vocab_size=shape.vocab_size,
-            max_positions=shape.max_positions,
-            position_axes=3,
+        self._base = model.model
+        self._image_token = int(model.config.image_token_id)
+        description = described(
+            model.config.model_type,
+            model,
+            shape,
+            options,
             token_characters=self._chat.longest_token,
             eos_tokens=eos_tokens(folder),
-            by_image=shape.by_image,
-            targets=shape.targets,
-            dtype=model.dtype,
-            device=options.device,
-            weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+            position_axes=3,
         )
+        super().__init__(model, model.model.language_model, description, canonical)
 
     def encode(self, prompt: Prompt, images: Iterable[Image]) -> EncodedPrompt:
         """Return `prompt` as Qwen2-VL reads it: each image as grid_h * grid_w / merge^2 tokens between vision marks."""
@@ -74,9 +61,7 @@ class Qwen2VL:
         ids = torch.tensor([tokens], dtype=torch.long)
         kinds = torch.tensor([in_image], dtype=torch.int)
         stacked = torch.stack(grids) if grids else None
-        positions, delta = self.module.model.get_rope_index(  # type: ignore[union-attr,operator]
-            ids, mm_token_type_ids=kinds, image_grid_thw=stacked
-        )
+        positions, delta = self._base.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=stacked)
         return EncodedPrompt(
             tokens=ids[0],
             positions=positions[:, 0],
@@ -90,41 +75,16 @@ class Qwen2VL:
         """Return the text of `tokens`, special tokens left out."""
         return self._chat.decode(tokens)
 
-    def embed(self, prompt: EncodedPrompt) -> Tensor:
-        """Return the input embeddings [1, T, hidden] of a prompt, its images' from the vision tower."""
-        tokens = prompt.tokens.to(self.description.device)
-        embeddings = self.embed_tokens(tokens)
-        if prompt.pixels is not None and prompt.grids is not None:
-            pixels = prompt.pixels.to(self.description.device, self.description.dtype)
-            seen = self._base.get_image_features(pixels, prompt.grids.to(self.description.device), return_dict=True)
-            embeddings[tokens == self._config.image_token_id] = torch.cat(list(seen.pooler_output)).to(embeddings.dtype)
-        return embeddings[None]
-
-    def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Return the input embeddings [.., hidden] of text tokens [..]."""
-        embeddings: Tensor = self._base.language_model.embed_tokens(tokens)
-        return embeddings
-
-    def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: LayerCache) -> Tensor:
-        """Return the last hidden states [N, T, hidden]; embeddings [N, T, hidden], positions [3, N, T]."""
-        output = self._base.language_model(
-            inputs_embeds=embeddings,
-            position_ids=positions,
-            attention_mask={"full_attention": mask, "sliding_attention": mask},
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits [N, vocab] of hidden states [N, hidden]."""
-        logits: Tensor = self.module.lm_head(hidden)  # type: ignore[operator]
-        return logits
-
     @property
-    def _base(self) -> Any:
-        return self.module.model
+    def image_token(self) -> int:
+        """The token that stands for a merged patch."""
+        return self._image_token
+
+    def see(self, pixels: Tensor, grids: Tensor) -> Tensor:
+        """Return the embeddings [merged patches, hidden] of patches [patches, 1176] from the vision tower."""
+        device, dtype = self.description.device, self.description.dtype
+        seen = self._base.get_image_features(pixels.to(device, dtype), grids.to(device), return_dict=True)
+        return torch.cat(list(seen.pooler_output))
 
     def _patches(self, path: str, image: Image) -> Any:
         """Return an image's pixel_values [grid_h * grid_w, 1176] and image_grid_thw [1, 3]."""
@@ -135,7 +95,7 @@ class Qwen2VL:
 
     def _expand(self, tokens: list[int], sizes: list[int]) -> tuple[list[int], list[int]]:
         """Return the tokens with each image's one token repeated to its size, and which of them are an image's (1)."""
-        image_token = self._config.image_token_id
+        image_token = self._image_token
         if tokens.count(image_token) != len(sizes):
             raise CheckpointError(
                 f"the chat template places {tokens.count(image_token)} image tokens for {len(sizes)} images: "

@@ -196,6 +196,14 @@ def test_the_chat_template_may_lie_beside_the_tokenizer(tmp_path: Path) -> None:
         load(folder)
 
 
+def test_a_folder_without_a_vocabulary_gets_no_empty_one(tmp_path: Path) -> None:
+    folder = write_qwen2_vl(tmp_path / "base")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=r"no readable tokenizer.*tokenizer\.json"):
+        load(folder)
+
+
 def rewrite(folder: Path, weights: dict[str, Tensor]) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
