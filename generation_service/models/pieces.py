@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -30,6 +31,9 @@ class PieceTokenizer:
         self.longest_token = max(map(len, self._plain.get_vocab()))
         by_length = sorted(self.special, key=len, reverse=True)
         self._pattern = re.compile("|".join(re.escape(token) for token in by_length) or r"(?!)")
+        spec = json.loads(self._decoder.to_str())
+        fallback = bool(spec["model"].get("byte_fallback"))
+        self._bytes = _ByteFallback(spec, self._decoder.get_added_tokens_decoder()) if fallback else None
 
     def __len__(self) -> int:
         """Tokens of the vocabulary, the special ones included."""
@@ -51,7 +55,9 @@ class PieceTokenizer:
         return tokens + self._ordinary(ordinary, before, None)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, special tokens left out."""
+        """Return the text of `tokens`, special tokens left out. Bytes that are no character yet are one U+FFFD."""
+        if self._bytes is not None:
+            return self._bytes.decode(tokens)
         return str(self._decoder.decode(list(tokens), skip_special_tokens=True))
 
     def _ordinary(self, text: str, before: AddedToken | None, after: AddedToken | None) -> list[int]:
@@ -61,6 +67,28 @@ class PieceTokenizer:
         if after is not None and after.lstrip:
             text = text.rstrip()
         return list(self._plain.encode(text, add_special_tokens=False).ids) if text else []
+
+
+class _ByteFallback:
+    """Decodes a vocabulary that spells rare characters in byte tokens (sentencepiece's byte fallback).
+
+    The decoder of `tokenizers` makes every byte of a run U+FFFD until all of it is valid, even a line break before an
+    emoji that has begun: such a text does not grow by its end alone, as a stream of tokens must.
+    """
+
+    def __init__(self, spec: dict[str, Any], added: Mapping[int, AddedToken]) -> None:
+        vocabulary: dict[str, int] = spec["model"]["vocab"]
+        table = {number: piece.replace("▁", " ").encode() for piece, number in vocabulary.items()}
+        table |= {vocabulary[name]: bytes([byte]) for byte in range(256) if (name := f"<0x{byte:02X}>") in vocabulary}
+        table |= {number: b"" if token.special else token.content.encode() for number, token in added.items()}
+        self._table = table
+        steps = (spec["decoder"] or {}).get("decoders", [])
+        self._leading_space = any(step["type"] == "Strip" and step["start"] for step in steps)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`, special tokens left out."""
+        data = b"".join(self._table.get(token, b"") for token in tokens)
+        return data.removeprefix(b" " if self._leading_space else b"").decode(errors="replace")
 
 
 def _without(tokenizer: Tokenizer, special: Iterable[str]) -> Tokenizer:

@@ -152,6 +152,11 @@ def test_a_tokenizer_without_the_templates_marks_is_refused(folder: Path) -> Non
     refused(folder, "no special token <IMG_CONTEXT>")
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder: Path) -> None:
+    edit(folder, lambda config: config["llm_config"].update(vocab_size=500))
+    refused(folder, "goes up to token 60., and config.json has 500 tokens")
+
+
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\x0a\xff", b"\xff" * 40, b"\x0a\x03\x0a\x01a"])
 def test_a_tokenizer_file_that_is_no_sentencepiece_model_is_refused(folder: Path, data: bytes) -> None:
     (folder / "tokenizer.model").write_bytes(data)

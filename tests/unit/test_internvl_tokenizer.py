@@ -12,6 +12,7 @@ from tokenizers import AddedToken
 from generation_service.models.internvl.sentencepiece import from_sentencepiece
 from generation_service.models.internvl.sentencepiece_file import PieceKind, read_sentencepiece
 from generation_service.models.pieces import PieceTokenizer
+from generation_service.text_stream import TextStream
 
 spm = pytest.importorskip("sentencepiece", reason="the reference is sentencepiece itself (extra dev)")
 
@@ -76,12 +77,15 @@ def test_ids_are_those_of_sentencepiece(tmp_path: Path, options: dict[str, objec
         assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text), repr(text)
 
 
-def test_decoding_gives_the_text_back(tmp_path: Path) -> None:
+def test_decoding_gives_the_text_back_at_once_and_token_by_token(tmp_path: Path) -> None:
     for prefix in (False, True):
         tokenizer = PieceTokenizer(from_sentencepiece(trained(tmp_path, add_dummy_prefix=prefix), {}))
         for text in texts():
             plain = text.replace("\u2581", " ")
-            assert tokenizer.decode(tokenizer.encode([(text, False)])) == plain
+            tokens = tokenizer.encode([(text, False)])
+            assert tokenizer.decode(tokens) == plain
+            stream = TextStream(tokenizer.decode)
+            assert "".join([*map(stream.push, tokens), stream.finish()]) == plain
 
 
 def test_a_prefix_that_is_not_kept_is_not_written(tmp_path: Path) -> None:
@@ -116,6 +120,19 @@ def test_a_special_token_swallows_the_spaces_that_it_says_it_does(tmp_path: Path
     inner = tokenizer.encode([("the screen", False)])
     assert tokenizer.encode([("<|user|>\n", True), (" the screen\n", False), ("<|end|>", True)]) == [900, *inner, 901]
     assert tokenizer.encode([("<|user|>\n<|end|>", True)]) == [900, 901]
+
+
+def test_half_a_character_is_one_mark_behind_what_is_certain(tmp_path: Path) -> None:
+    tokenizer = PieceTokenizer(from_sentencepiece(trained(tmp_path, add_dummy_prefix=False), {}))
+    tokens = tokenizer.encode([("\x05🙂", False)])
+    assert [tokenizer.decode(tokens[:count]) for count in range(6)] == [
+        "",
+        "\x05",
+        "\x05\ufffd",
+        "\x05\ufffd",
+        "\x05\ufffd",
+        "\x05🙂",
+    ]
 
 
 def test_pieces_are_read_as_sentencepiece_reads_them(tmp_path: Path) -> None:

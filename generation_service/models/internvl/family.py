@@ -11,6 +11,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from generation_service.models.base import InputFormat, LoadOptions, ModelDescription, ModelOutline
 from generation_service.models.chat import ChatTokenizer
+from generation_service.models.decoder import described
 from generation_service.models.folder import eos_tokens, read_json
 from generation_service.models.internvl.config import (
     LANGUAGE_MODEL_TYPES,
@@ -56,6 +57,7 @@ class InternVLChatFamily:
         tiling = _tiling(config, options)
         model = without_weights(folder, InternVLForConditionalGeneration, config.model, _TITLE)
         shape = _outline(model, config.dtype)
+        _check_vocabulary(folder, chat, shape)
         bind_weights(folder, model, shape.canonical, options.dtype or config.dtype, options.device)
         _with_rotations(model, options)
         reader = InputReader(chat, tiling, chat.special[IMAGE_TOKEN], config.tile_tokens)
@@ -132,6 +134,16 @@ def _limits(tiling: Tiling, tile_tokens: int) -> dict[str, int]:
     }
 
 
+def _check_vocabulary(folder: Path, chat: OriginalChat, shape: ModelOutline) -> None:
+    largest = max(chat.special.values())
+    if largest >= shape.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer goes up to token {largest}, and config.json has {shape.vocab_size} tokens: "
+            "take tokenizer and weights from one model",
+            path=str(folder),
+        )
+
+
 def _marker(folder: Path, chat: ChatTokenizer, token: str) -> int:
     if token not in chat.special:
         raise CheckpointError(
@@ -157,21 +169,8 @@ def _outline(model: Any, dtype: torch.dtype | None = None) -> ModelOutline:
 def _description(
     model: Any, shape: ModelOutline, chat: Chat, ends: frozenset[int], options: LoadOptions
 ) -> ModelDescription:
-    return ModelDescription(
-        family=InternVLFamily.model_type,
-        layers=shape.layers,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab_size,
-        max_positions=shape.max_positions,
-        position_axes=1,
-        token_characters=chat.longest_token,
-        eos_tokens=ends,
-        by_image=shape.by_image,
-        targets=shape.targets,
-        dtype=model.dtype,
-        device=options.device,
-        weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+    return described(
+        InternVLFamily.model_type, model, shape, options, token_characters=chat.longest_token, eos_tokens=ends
     )
 
 

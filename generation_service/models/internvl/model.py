@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from generation_service.adapters.binding import Rename
-from generation_service.models.base import EncodedPrompt, LayerCache, ModelDescription
+from generation_service.models.base import EncodedPrompt, ModelDescription
+from generation_service.models.decoder import Decoder
 from generation_service.models.internvl.tiles import Tiling
 from infra.contract.errors import CheckpointError
 from infra.contract.prompt import Prompt
@@ -65,13 +66,12 @@ class InputReader:
         return expanded
 
 
-class InternVL:
+class InternVL(Decoder):
     """An InternVL on its device. Positions have one axis: a tile's tokens count on like text."""
 
     def __init__(self, model: Any, description: ModelDescription, canonical: Rename, reader: InputReader) -> None:
-        self.module: nn.Module = model
-        self.description = description
-        self.canonical = canonical
+        super().__init__(model, model.model.language_model, description, canonical)
+        self._base = model.model
         self._reader = reader
 
     def encode(self, prompt: Prompt, images: Iterable[Image]) -> EncodedPrompt:
@@ -92,51 +92,19 @@ class InternVL:
         """Return the text of `tokens`, special tokens left out."""
         return self._reader.chat.decode(tokens)
 
-    def embed(self, prompt: EncodedPrompt) -> Tensor:
-        """Return the input embeddings [1, T, hidden] of a prompt, its images' from the vision tower."""
-        tokens = prompt.tokens.to(self.description.device)
-        embeddings = self.embed_tokens(tokens)
-        if prompt.pixels is not None:
-            seen = torch.cat([self._see(tiles) for tiles in torch.split(prompt.pixels, _TILES_AT_ONCE)])
-            embeddings[tokens == self._reader.image_token] = seen.to(embeddings.dtype)
-        return embeddings[None]
-
-    def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Return the input embeddings [.., hidden] of text tokens [..]."""
-        embeddings: Tensor = self._base.language_model.embed_tokens(tokens)
-        return embeddings
-
-    def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: LayerCache) -> Tensor:
-        """Return the last hidden states [N, T, hidden]; embeddings [N, T, hidden], positions [1, N, T]."""
-        language = self._base.language_model
-        rotations = language.rotary_emb(embeddings, position_ids=positions[0])
-        hidden = embeddings
-        for layer in language.layers:
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_ids=positions[0],
-                position_embeddings=rotations,
-                past_key_values=cache,
-                use_cache=True,
-            )
-        normed: Tensor = language.norm(hidden)
-        return normed
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits [N, vocab] of hidden states [N, hidden]."""
-        logits: Tensor = self.module.lm_head(hidden)  # type: ignore[operator]
-        return logits
-
     @property
-    def _base(self) -> Any:
-        return self.module.model
+    def image_token(self) -> int:
+        """The token that stands for four patches of a tile."""
+        return self._reader.image_token
+
+    def see(self, pixels: Tensor, grids: Tensor) -> Tensor:
+        """Return the embeddings [tiles * tile_tokens, hidden] of tiles [tiles, 3, size, size], some at a time."""
+        return torch.cat([self._see(tiles) for tiles in torch.split(pixels, _TILES_AT_ONCE)])
 
     def _tiles(self, image: Image) -> Tensor:
         return self._reader.tiling.tiles(image).to(self.description.dtype)
 
     def _see(self, tiles: Tensor) -> Tensor:
-        """Return the tokens [tiles * tile_tokens, hidden] of tiles [tiles, 3, size, size]."""
         features = self._base.get_image_features(
             tiles.to(self.description.device, self.description.dtype),
             vision_feature_layer=-1,

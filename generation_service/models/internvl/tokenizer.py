@@ -35,7 +35,7 @@ class OriginalChat:
         self.special = self._tokenizer.special
         self.longest_token = self._tokenizer.longest_token
         self.decode = self._tokenizer.decode
-        self._begin = str(config.get("bos_token") or "<s>") if from_pieces and config.get("add_bos_token", True) else ""
+        self._begin = _begin(config) if from_pieces else ""
         for token in filter(None, (self.form.end, IMAGE_TOKEN, self._begin)):
             if token not in self.special:
                 raise CheckpointError(
@@ -52,6 +52,12 @@ class OriginalChat:
         """Return the ids of `prompt` with the answer's turn opened, one `<IMG_CONTEXT>` an image."""
         pieces = conversation_pieces(prompt, self.form, self._image_suffix)
         return self._tokenizer.encode([(self._begin, True), *pieces])
+
+
+def _begin(config: dict[str, Any]) -> str:
+    """Return the token that a conversation begins with, empty without one."""
+    token = config.get("bos_token") or "<s>"
+    return str(token["content"] if isinstance(token, dict) else token) if config.get("add_bos_token", True) else ""
 
 
 def _qwen2(folder: Path) -> Tokenizer:
