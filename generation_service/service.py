@@ -53,7 +53,14 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
     name = settings.model_name or default_model_name(settings.model_path)
     log.info("loading_model", model=name, path=str(settings.model_path), device=str(device))
     model = load_base_model(
-        settings.model_path, LoadOptions(device, _dtype(settings.dtype, device), settings.max_pixels)
+        settings.model_path,
+        LoadOptions(
+            device,
+            _dtype(settings.dtype, device),
+            max_pixels=settings.max_pixels,
+            max_tiles=settings.max_tiles,
+            image_suffix=settings.image_suffix,
+        ),
     )
     plan = plan_memory(
         model.description,
