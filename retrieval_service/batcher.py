@@ -114,9 +114,9 @@ class BatchedEmbedder:
             ]
         finally:
             with self._changed:
-                for one in found:
-                    if isinstance(one, Wanted):
-                        one.callers.discard(caller)
+                for waited in found:
+                    if isinstance(waited, Wanted):
+                        waited.callers.discard(caller)
 
     def _claim(
         self, parts: Sequence[Part], digests: Sequence[bytes], caller: Caller
@@ -227,12 +227,14 @@ class BatchedEmbedder:
     def _embed(self, batch: Sequence[Wanted]) -> None:
         """Run one pass. When it fails, each part of it has one of its own: only the culprit's callers fail."""
         kind = batch[0].row.kind
-        with self._changed:
-            ends_at = max(one.ends_at for one in batch)
-        within_s = None if math.isinf(ends_at) else max(ends_at - time.monotonic(), 0.0)
+
+        def left_s() -> float:
+            with self._changed:
+                return max(one.ends_at for one in batch) - time.monotonic()
+
         try:
             with metrics.batch_seconds.labels(kind).time():
-                vectors = self._model.run([one.row for one in batch], within_s)
+                vectors = self._model.run([one.row for one in batch], left_s)
             check_vectors(vectors, len(batch), self.dim)
         except BaseException as error:  # whatever it is, callers wait for it
             if len(batch) > 1 and not isinstance(error, _OF_THE_EMBEDDER):

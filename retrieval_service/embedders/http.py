@@ -20,7 +20,7 @@ from infra.runtime.images import ImageLimits, decode_image
 from infra.runtime.logs import get_logger
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
 from retrieval_service.embedders.http_client import Endpoint, HttpClient
-from retrieval_service.embedders.parts import PartEmbedder, PartKind, Row
+from retrieval_service.embedders.parts import PartEmbedder, PartKind, Patience, Row, for_ever
 
 log = get_logger(__name__)
 
@@ -92,13 +92,13 @@ class HttpEmbedder(PartEmbedder):
         decode_image(image, self._options.limits)
         return Row(PartKind.IMAGE, len(image.data), {"image": base64.b64encode(image.data).decode()})
 
-    def run(self, rows: Sequence[Row], within_s: float | None = None) -> FloatArray:
+    def run(self, rows: Sequence[Row], left_s: Patience = for_ever) -> FloatArray:
         """Return the vectors of rows, [len(rows), dim], from one request.
 
         Raises UnavailableError, OverloadedError, FailedPreconditionError or DeadlineError for the endpoint,
         InvalidArgumentError for an input that it refuses, InternalError for an answer that is none.
         """
-        vectors = self._ask([row.content for row in rows], within_s)
+        vectors = self._ask([row.content for row in rows], left_s)
         if vectors.shape[1] != self.dim:
             asked = "; it does not obey `dimensions`, so leave --truncate-dim unset" if self._options.dim else ""
             raise InternalError(
@@ -106,7 +106,7 @@ class HttpEmbedder(PartEmbedder):
             )
         return normalise(vectors)
 
-    def _ask(self, inputs: Sequence[Any], within_s: float | None) -> FloatArray:
+    def _ask(self, inputs: Sequence[Any], left_s: Patience) -> FloatArray:
         asked: dict[str, Any] = {
             "model": self._client.endpoint.model,
             "input": list(inputs),
@@ -114,7 +114,7 @@ class HttpEmbedder(PartEmbedder):
         }
         if self._options.dim is not None:
             asked["dimensions"] = self._options.dim
-        answer = self._client.post(asked, within_s)
+        answer = self._client.post(asked, left_s)
         try:
             return _vectors(answer, len(inputs))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -128,7 +128,7 @@ class HttpEmbedder(PartEmbedder):
         give_up = time.monotonic() + self._options.wait_s
         while True:
             try:
-                return int(self._ask([self.text_row(_PROBE).content], None).shape[1])
+                return int(self._ask([self.text_row(_PROBE).content], for_ever).shape[1])
             except UnavailableError as error:
                 if time.monotonic() + _PROBE_PAUSE_S > give_up:
                     raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,30 +72,27 @@ class HttpClient:
             raise ConfigurationError("--embedder-api-key holds characters that no HTTP header can carry")
         self._client = httpx.Client(headers={} if key is None else {"Authorization": f"Bearer {key}"})
 
-    def post(self, body: Mapping[str, Any], within_s: float | None) -> Any:
-        """Return the JSON that answers `body`, within so many seconds (None: as long as tries and retries take).
+    def post(self, body: Mapping[str, Any], left_s: Callable[[], float]) -> Any:
+        """Return the JSON that answers `body`, in the seconds that `left_s` says, which may grow.
 
         429 and 5xx, and connections that fail, are tried again with growing pauses, or those that the endpoint asks
         for. Raises UnavailableError, OverloadedError, FailedPreconditionError, DeadlineError, InvalidArgumentError for
         an input that is refused, InternalError for what is no JSON.
         """
         content = json.dumps(body).encode()
-        ends_at = None if within_s is None else time.monotonic() + within_s
         attempt = 0
         while True:
             try:
-                return self._try(content, self._time_for_a_try(ends_at))
+                return self._try(content, self._time_for_a_try(left_s()))
             except _AgainError as again:
                 pause_s = again.pause_s if again.pause_s is not None else _pause_s(attempt)
-                late = ends_at is not None and time.monotonic() + pause_s >= ends_at
-                if attempt >= self.endpoint.retries or late:
+                if attempt >= self.endpoint.retries or pause_s >= left_s():
                     raise again.error from again
                 attempt += 1
                 log.warning("asking the embeddings endpoint again", problem=again.error.message, seconds=pause_s)
                 time.sleep(pause_s)
 
-    def _time_for_a_try(self, ends_at: float | None) -> float:
-        left_s = self.endpoint.timeout_s if ends_at is None else ends_at - time.monotonic()
+    def _time_for_a_try(self, left_s: float) -> float:
         if left_s <= 0:
             raise DeadlineError(f"the deadline passed before {self._shown} was asked; allow more time")
         return min(left_s, self.endpoint.timeout_s)

@@ -26,7 +26,7 @@ from infra.runtime.images import ImageLimits, decode_image
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
 from retrieval_service.embedders.jina_checkpoint import load_checkpoint
 from retrieval_service.embedders.jina_files import read_json
-from retrieval_service.embedders.parts import PartEmbedder, PartKind, Row
+from retrieval_service.embedders.parts import PartEmbedder, PartKind, Patience, Row, for_ever
 from retrieval_service.embedders.placement import device_of, dim_of, dtype_of
 
 IMAGE_PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>\n"
@@ -134,7 +134,7 @@ class JinaV4Embedder(PartEmbedder):
         """Return the vector of each RGB image, [len(images), dim]."""
         return self.run_all([self._row(image) for image in images])
 
-    def run(self, rows: Sequence[Row], within_s: float | None = None) -> FloatArray:
+    def run(self, rows: Sequence[Row], left_s: Patience = for_ever) -> FloatArray:
         """Return the vectors of rows of one kind, [len(rows), dim], from one forward pass."""
         contents = [row.content for row in rows]
         return self._run_texts(contents) if rows[0].kind is PartKind.TEXT else self._run_images(contents)

@@ -7,6 +7,7 @@ text and a known image.
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,14 @@ class Row:
     content: Any
 
 
+Patience = Callable[[], float]  # seconds that someone still waits; it may grow when others join
+
+
+def for_ever() -> float:
+    """Return the patience of a caller without a deadline."""
+    return math.inf
+
+
 class PartEmbedder(ABC):
     """An embedder whose forward passes take parts. Its methods may be called from many threads.
 
@@ -88,10 +97,10 @@ class PartEmbedder(ABC):
         """Return an image as a forward pass takes it. Raises InvalidArgumentError, its path from the part on."""
 
     @abstractmethod
-    def run(self, rows: Sequence[Row], within_s: float | None = None) -> FloatArray:
+    def run(self, rows: Sequence[Row], left_s: Patience = for_ever) -> FloatArray:
         """Return the vectors of rows of one kind, [len(rows), dim], each of length 1, from one forward pass.
 
-        `within_s` is how long anyone waits for them, None is for ever; an embedder that calls others keeps to it.
+        An embedder that calls others keeps to the seconds that `left_s` says.
         """
 
     def row(self, part: Part) -> Row:

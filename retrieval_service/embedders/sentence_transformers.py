@@ -20,7 +20,7 @@ from infra.contract.errors import CheckpointError, ConfigurationError
 from infra.contract.prompt import ImagePart
 from infra.runtime.logs import get_logger
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
-from retrieval_service.embedders.parts import PartEmbedder, PartKind, Row, check_vectors
+from retrieval_service.embedders.parts import PartEmbedder, PartKind, Patience, Row, check_vectors, for_ever
 from retrieval_service.embedders.placement import device_of, dtype_of
 from retrieval_service.embedders.weights import weights_digest
 
@@ -109,7 +109,7 @@ class SentenceTransformersEmbedder(PartEmbedder):
         """Never called: this embedder takes no images."""
         raise NotImplementedError("a sentence-transformers folder embeds text alone")
 
-    def run(self, rows: Sequence[Row], within_s: float | None = None) -> FloatArray:
+    def run(self, rows: Sequence[Row], left_s: Patience = for_ever) -> FloatArray:
         """Return the vectors of texts, [len(rows), dim], from one forward pass."""
         vectors = self._encode([row.content for row in rows])
         return normalise(check_vectors(vectors, len(rows), self.dim))

@@ -11,7 +11,7 @@ import numpy as np
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import ImagePart
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
-from retrieval_service.embedders.parts import PartEmbedder, PartKind, Row
+from retrieval_service.embedders.parts import PartEmbedder, PartKind, Patience, Row, for_ever
 
 DIM = 8
 
@@ -26,7 +26,7 @@ class FakePartEmbedder(PartEmbedder):
         self.batch_size, self.parallel, self.batch_tokens = batch_size, parallel, batch_tokens
         self.late_fusion = LateFusion()
         self.passes: list[list[str]] = []
-        self.times: list[float | None] = []
+        self.times: list[float] = []
         self.broken: dict[str, BaseException] = {}
         self.unreadable: set[str] = set()
         self.gate = threading.Event()
@@ -54,11 +54,11 @@ class FakePartEmbedder(PartEmbedder):
             raise InvalidArgumentError("image.data", "the image is broken")
         return Row(PartKind.IMAGE, len(image.data), name)
 
-    def run(self, rows: Sequence[Row], within_s: float | None = None) -> FloatArray:
+    def run(self, rows: Sequence[Row], left_s: Patience = for_ever) -> FloatArray:
         names = [row.content for row in rows]
         assert len({row.kind for row in rows}) == 1
         self.passes.append(names)
-        self.times.append(within_s)
+        self.times.append(left_s())
         self.gate.wait(10)
         for name in names:
             if name in self.broken:
