@@ -27,7 +27,7 @@ from retrieval_service.embedders.weights import weights_digest
 log = get_logger(__name__)
 
 _MODULES = ("Transformer", "Pooling", "Normalize", "Dense", "LayerNorm")
-_UNUSED = ("pooler.",)  # sentence-transformers pools by itself
+_UNUSED = "pooler."  # random where a folder has none: sentence-transformers pools by itself
 _CHARACTERS_PER_TOKEN = 64
 _PROMPT_NAMES = {"query": ("query",), "passage": ("passage", "document")}
 
@@ -64,6 +64,7 @@ class SentenceTransformersEmbedder(PartEmbedder):
         self.batch_size = options.batch_size
         device = device_of(options.device)
         transformers.logging.set_verbosity_error()  # what matters of a checkpoint is checked, and said, here
+        transformers.logging.disable_progress_bar()
         _check_folder(folder)
         try:
             self._model = library.SentenceTransformer(
@@ -195,7 +196,8 @@ def _check_transformer(folder: Path) -> None:
 
 def _digest(folder: Path, model: torch.nn.Module) -> str:
     """Return a name for the weights and for the files that say how they are used."""
-    digest = hashlib.sha256(weights_digest(model.state_dict().items()).encode())
+    used = [(name, tensor) for name, tensor in model.state_dict().items() if f".{_UNUSED}" not in name]
+    digest = hashlib.sha256(weights_digest(used).encode())
     for path in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".txt", ".model")):
         digest.update(f"{path.relative_to(folder)}".encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
