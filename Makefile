@@ -50,7 +50,8 @@ lock: $(STAMP) ## Write requirements.lock anew from pyproject.toml
 	mv requirements.lock.new requirements.lock
 
 bench: $(STAMP) ## Run every benchmark and write benchmarks/results/
-	@for file in benchmarks/bench_*.py; do [ -e "$$file" ] || { echo "no benchmarks yet"; break; }; $(BIN)/python $$file || exit 1; done
+	@mkdir -p benchmarks/results
+	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file --output benchmarks/results || exit 1; done
 
 clean: ## Remove .venv, caches and the demo's files
 	rm -rf $(VENV) .loraretriever .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

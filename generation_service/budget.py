@@ -43,8 +43,8 @@ def plan_memory(
         raise ConfigurationError(
             f"max_sequence_tokens is {sequence_tokens}; this model was made for {model.max_positions} at most"
         )
-    per_token = CacheShape(model.layers, slots, model.kv_heads, 1, model.head_dim).bytes(model.dtype)
-    fits = available // per_token
+    per_token = CacheShape(model.layers, slots, model.kv_heads, 0, model.head_dim).bytes(model.dtype)
+    fits = max(0, available // per_token - 1)
     length = sequence_tokens or min(model.max_positions, LONGEST_DEFAULT, fits)
     if sequence_tokens is None and length < min(SHORTEST_DEFAULT, model.max_positions):
         raise ConfigurationError(

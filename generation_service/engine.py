@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from generation_service.adapters.leases import BankLease
 from generation_service.adapters.residency import Residency
+from generation_service.decode_row import DecodeRow
 from generation_service.models.base import BaseModel
-from generation_service.runner import DecodeRow, Runner
+from generation_service.runner import Runner
 from generation_service.sampler import TokenChooser, choose_tokens
 from generation_service.scheduler import Scheduler
 from generation_service.sequence import Listener, Request, Sequence

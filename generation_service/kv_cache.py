@@ -23,19 +23,20 @@ class CacheShape:
     head_dim: int
 
     def bytes(self, dtype: torch.dtype) -> int:
-        """Return the memory of keys and values together."""
-        return 2 * self.layers * self.slots * self.kv_heads * self.length * self.head_dim * dtype.itemsize
+        """Return the memory of keys and values together, one place a slot for what is not kept included."""
+        return 2 * self.layers * self.slots * self.kv_heads * (self.length + 1) * self.head_dim * dtype.itemsize
 
 
 class SlotKVCache:
-    """Keys and values [slots, kv_heads, length, head_dim] of every layer, at addresses that never change.
+    """Keys and values [slots, kv_heads, length + 1, head_dim] of every layer, at addresses that never change.
 
-    Slots start as zeros: a masked position has probability 0, and 0 times a finite number is 0.
+    The last place of a slot is written by rows that have nothing to keep, and never read. Slots start as zeros: a
+    masked position has probability 0, and 0 times a finite number is 0.
     """
 
     def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
-        size = (shape.slots, shape.kv_heads, shape.length, shape.head_dim)
+        size = (shape.slots, shape.kv_heads, shape.length + 1, shape.head_dim)
         self.keys = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
         self.values = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
         self.bytes = shape.bytes(dtype)
@@ -97,11 +98,37 @@ class DecodeView:
 
     def mask(self) -> Tensor:
         """Return which positions each row sees, [N, 1, 1, span]: those before its length, and its new token."""
-        positions = torch.arange(self._span, device=self._lengths.device)
-        return (positions <= self._lengths[:, None])[:, None, None, :]
+        return _seen(self._lengths, self._span)
 
     def _write(self, store: Tensor, new: Tensor) -> Tensor:
         store[self._slots, :, self._lengths] = new[:, :, 0]
         if self._adjacent:
             return store[: len(self._slots), :, : self._span]
         return store[:, :, : self._span].index_select(0, self._slots)
+
+
+class FixedDecodeView:
+    """A transformers cache over slots 0 to N - 1, whose lengths are read from a tensor: one token each.
+
+    The token of slot n is kept at places[n] and sees the positions up to lengths[n], of the first `span`.
+    """
+
+    def __init__(self, cache: SlotKVCache, slots: Tensor, lengths: Tensor, places: Tensor, span: int) -> None:
+        self._cache, self._slots, self._lengths, self._places, self._span = cache, slots, lengths, places, span
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Store keys and values [N, kv_heads, 1, head_dim] of `layer`; return [N, kv_heads, span, head_dim]."""
+        return self._write(self._cache.keys[layer], keys), self._write(self._cache.values[layer], values)
+
+    def mask(self) -> Tensor:
+        """Return which positions each row sees, [N, 1, 1, span]."""
+        return _seen(self._lengths, self._span)
+
+    def _write(self, store: Tensor, new: Tensor) -> Tensor:
+        store[self._slots, :, self._places] = new[:, :, 0]
+        return store[: len(self._slots), :, : self._span]
+
+
+def _seen(lengths: Tensor, span: int) -> Tensor:
+    positions = torch.arange(span, device=lengths.device)
+    return (positions <= lengths[:, None])[:, None, None, :]

@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.ranks import RankRange
+from generation_service.decode_graphs import CudaCapture, DecodeGraphs
+from generation_service.decode_row import DecodeRow
+from generation_service.fixed_decode import FixedDecode
+from generation_service.kernels.fixed_ops import TorchFixedKernels
 from generation_service.kv_cache import SlotKVCache
 from generation_service.models.base import BaseModel, EncodedPrompt
 
 
-@dataclass(frozen=True)
-class DecodeRow:
-    """One running sequence in a decode step: its newest token, and the `length` tokens before it in its slot."""
-
-    slot: int
-    token: int
-    length: int
-    position_delta: int
-    ranges: Mapping[RankRange, float]
-
-
 class Runner:
-    """Runs the model on its device. For the engine's thread only."""
+    """Runs the model on its device. For the engine's thread only.
 
-    def __init__(self, model: BaseModel, bank: AdapterBank, cache: SlotKVCache) -> None:
+    `graphs` replays decode steps that were captured before; without, they run as written. None: on a GPU.
+    """
+
+    def __init__(self, model: BaseModel, bank: AdapterBank, cache: SlotKVCache, graphs: bool | None = None) -> None:
         self._model = model
         self._bank = bank
         self._cache = cache
         self._device = model.description.device
         bank.install(model.module)
+        on_gpu = self._device.type == "cuda"
+        self._graphs = _graphs(model, bank, cache) if on_gpu and graphs is not False else None
 
     @torch.inference_mode()
     def prefill(self, slot: int, prompt: EncodedPrompt, ranges: Mapping[RankRange, float]) -> Tensor:
@@ -49,6 +46,8 @@ class Runner:
     @torch.inference_mode()
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
         """Read the newest token of every row; return the logits [N, vocab] after each."""
+        if self._graphs is not None:
+            return self._graphs.decode(rows)
         lengths = [row.length for row in rows]
         view = self._cache.decode_view([row.slot for row in rows], lengths)
         tokens = torch.tensor([[row.token] for row in rows], device=self._device)
@@ -65,3 +64,8 @@ class Runner:
     @property
     def _axes(self) -> int:
         return self._model.description.position_axes
+
+
+def _graphs(model: BaseModel, bank: AdapterBank, cache: SlotKVCache) -> DecodeGraphs:
+    fixed = FixedDecode(model, bank, cache, TorchFixedKernels())
+    return DecodeGraphs(fixed, CudaCapture(model.description.device))

@@ -6,17 +6,21 @@ import threading
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from generation_service.adapters.lora_linear import LoraLinear, Shelf
+from generation_service.adapters.applied import Place
+from generation_service.adapters.lora_linear import LoraLinear, SharedShrink
 from generation_service.adapters.ranks import RankAllocator, RankRange
 from generation_service.adapters.routing import Routing
+from generation_service.adapters.shelf import Shelf, groups_of
 from generation_service.adapters.weights import AdapterWeights, LoraPair, Shapes
 from infra.contract.errors import CheckpointError
 
 
 class AdapterBank:
     """For every module of `targets`, A [ranks, in] and B [ranks, out] at fixed addresses, zero where no one writes.
+
+    Modules that read the same input (q, k and v; gate and up) share a shelf and one product with A.
 
     An adapter of rank r owns the same r columns in every module, whatever rank each of its modules has and whichever
     it leaves alone; nothing is padded to the largest adapter. Its scaling is folded into B. `write` may run on a
@@ -32,9 +36,11 @@ class AdapterBank:
         self._written: set[RankRange] = set()
         self.routing = Routing(self._written, self.device, dtype, by_image)
         self._ranges = RankAllocator(ranks)
-        self._shelves = {
-            path: Shelf(self._zeros(ranks, inputs), self._zeros(ranks, outputs))
-            for path, (inputs, outputs) in self.targets.items()
+        self.shelves = [Shelf(group, self.targets, ranks, dtype, self.device) for group in groups_of(self.targets)]
+        self._places = {
+            path: Place(path, shelf, member, self.routing.image_prefix(path))
+            for shelf in self.shelves
+            for member, path in enumerate(shelf.paths)
         }
         self._lock = threading.Lock()
 
@@ -56,12 +62,17 @@ class AdapterBank:
     @property
     def bytes(self) -> int:
         """Bytes on the device, whether in use or not."""
-        return sum(shelf.bytes for shelf in self._shelves.values())
+        return sum(shelf.bytes for shelf in self.shelves)
 
     @property
     def bytes_per_rank(self) -> int:
         """Bytes that one rank column takes over all modules."""
         return self.bytes // self.ranks
+
+    @property
+    def adapted_modules(self) -> int:
+        """Modules that an adapter ever changed since the start; it only grows."""
+        return sum(sum(shelf.ever_adapted) for shelf in self.shelves)
 
     def install(self, model: nn.Module) -> None:
         """Replace each linear layer named in `targets` by a LoraLinear of the same parameters, in place.
@@ -69,9 +80,11 @@ class AdapterBank:
         Raises ValueError when a target is not a linear layer of the shape that `targets` says.
         """
         linears = {path: self._linear(model, path) for path in self.targets}
+        shared = {shelf: SharedShrink(shelf) for shelf in self.shelves}
         for path, linear in linears.items():
+            place = self._places[path]
             parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, LoraLinear(linear, path, self._shelves[path], self.routing))
+            setattr(model.get_submodule(parent), name, LoraLinear(linear, place, shared[place.shelf], self.routing))
 
     def acquire(self, rank: int) -> RankRange:
         """Return a range of `rank` columns, all zero. Raises CapacityError naming the need and the limit."""
@@ -91,7 +104,8 @@ class AdapterBank:
                 raise ValueError(f"an adapter of rank {weights.rank} does not fit {owned}")
             pairs = {path: self._fitted(path, pair) for path, pair in weights.modules.items()}
             for path, pair in pairs.items():
-                self._put(self._shelves[path], owned, pair)
+                place = self._places[path]
+                place.shelf.put(place.member, owned, pair)
             self._written.add(owned)
 
     def release(self, owned: RankRange) -> None:
@@ -101,16 +115,10 @@ class AdapterBank:
         """
         with self._lock:
             self._ranges.check(owned)
-            for shelf in self._shelves.values():
-                if owned.ticket in shelf.adapted_by:
-                    shelf.adapted_by -= {owned.ticket}
-                    shelf.a[owned.start : owned.stop].zero_()
-                    shelf.b[owned.start : owned.stop].zero_()
+            for shelf in self.shelves:
+                shelf.clear(owned)
             self._written.discard(owned)
             self._ranges.release(owned)
-
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def _linear(self, model: nn.Module, path: str) -> nn.Linear:
         module = model.get_submodule(path)
@@ -132,10 +140,3 @@ class AdapterBank:
         if not (fitted.a.isfinite().all() and fitted.b.isfinite().all()):
             raise CheckpointError(f"{path}: values of the adapter are not finite in {self.dtype}")
         return fitted
-
-    @staticmethod
-    def _put(shelf: Shelf, owned: RankRange, pair: LoraPair) -> None:
-        shelf.adapted_by |= {owned.ticket}
-        columns = slice(owned.start, owned.start + pair.rank)
-        shelf.a[columns].copy_(pair.a)
-        shelf.b[columns].copy_(pair.b.t())

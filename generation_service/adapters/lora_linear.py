@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from generation_service.adapters.applied import Applied, Place
 from generation_service.adapters.routing import Routing
-from generation_service.kernels.torch_ops import add_mixture_delta
+from generation_service.adapters.shelf import Shelf
 
 
-@dataclass
-class Shelf:
-    """One module's part of the bank: a [R, in], b [R, out]. Column r of every module belongs to the same adapter.
+class SharedShrink:
+    """The product with A of one shelf: the first of its modules to see an input makes it for all.
 
-    `adapted_by` are the tickets of the ranges that hold something here; it is replaced, never changed in place.
+    It is held from the first module's call to the last one's, for the very same tensor object within one step.
     """
 
-    a: Tensor
-    b: Tensor
-    adapted_by: frozenset[int] = frozenset()
+    def __init__(self, shelf: Shelf) -> None:
+        self._members = len(shelf.paths)
+        self._input: Tensor | None = None
+        self._applied: Applied | None = None
+        self._product: list[Tensor] = []
+        self._uses = 0
 
-    @property
-    def bytes(self) -> int:
-        """Bytes on the device."""
-        return self.a.nbytes + self.b.nbytes
+    def of(self, input: Tensor, x: Tensor, place: Place, applied: Applied) -> list[Tensor]:
+        """Return the weighted x A^T, x being `input` in the bank's dtype."""
+        if self._input is not input or self._applied is not applied:
+            self._input, self._applied, self._uses = input, applied, 0
+            self._product = applied.shrink(x, place)
+        self._uses += 1
+        product = self._product
+        if self._uses >= self._members:
+            self._input, self._applied, self._product = None, None, []
+        return product
 
 
 class LoraLinear(nn.Linear):
@@ -36,29 +42,26 @@ class LoraLinear(nn.Linear):
     state dict, dtype look-ups and tied weights do not change. The bank's tensors are no part of the module.
     """
 
-    def __init__(self, base: nn.Linear, path: str, shelf: Shelf, routing: Routing) -> None:
+    def __init__(self, base: nn.Linear, place: Place, shared: SharedShrink, routing: Routing) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.training = base.training
-        self._path = path
-        self._shelf = shelf
+        self._place = place
+        self._shared = shared
         self._routing = routing
-        self._image_prefix = routing.image_prefix(path)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the base layer's output, exactly, when no adapter of the step adapts this module."""
         out = F.linear(input, self.weight, self.bias)
-        active = self._routing.active
-        if active is None or self._untouched_by(active.tickets):
+        applied, place = self._routing.active, self._place
+        if applied is None or not applied.touches(place):
             return out
-        mask = self._routing.mask_for(self._path, self._image_prefix, input)
-        a, b = active.rows_of(self._shelf.a), active.rows_of(self._shelf.b)
-        x = input.to(a.dtype)
-        if out.dtype == a.dtype:
-            return add_mixture_delta(out, x, a, b, mask)
+        x = input.to(place.shelf.a.dtype)
+        shrunk = self._shared.of(input, x, place, applied)
+        if out.dtype == x.dtype:
+            applied.expand_(out, shrunk, place)
+            return out
         delta = x.new_zeros(out.shape)
-        return out + add_mixture_delta(delta, x, a, b, mask).to(out.dtype)
-
-    def _untouched_by(self, tickets: Collection[int]) -> bool:
-        return self._shelf.adapted_by.isdisjoint(tickets)
+        applied.expand_(delta, shrunk, place)
+        return out + delta.to(out.dtype)

@@ -8,12 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from generation_service.adapters.applied import Applied
 from generation_service.adapters.ranks import RankRange
+from generation_service.adapters.routed_rows import RoutedRows, RowIndex
 from generation_service.compose.mixture import ActiveRanks, RowWeights, active_ranks
-from generation_service.kernels.torch_ops import RankMask
-
-RowIndex = Sequence[int] | Tensor
-"""For each leading element of an input (patch, merged patch or tile), the row of the batch it belongs to."""
 
 
 class Routing:
@@ -29,13 +27,11 @@ class Routing:
     ) -> None:
         self._published = published
         self._device = device
-        self._mask_dtype = torch.promote_types(dtype, torch.float32)
+        self._weights_dtype = torch.promote_types(dtype, torch.float32)
         self._by_image = tuple(by_image)
-        self._image_rows: dict[str, tuple[Tensor, ...]] = {}
-        self._masks: dict[tuple[str | None, int, int], RankMask] = {}
         self._rows: list[dict[RankRange, float]] = []
         self._last: ActiveRanks | None = None
-        self.active: ActiveRanks | None = None
+        self.active: Applied | None = None
 
     def begin(self, rows: Sequence[RowWeights], image_rows: Mapping[str, Sequence[RowIndex]] | None = None) -> None:
         """Route the next forward passes: `rows[n]` is the composition of row n of the batch.
@@ -47,24 +43,15 @@ class Routing:
         prefix.
         """
         self.idle()
-        for owned in {owned for row in rows for owned in row}:
-            if owned not in self._published:
-                raise ValueError(f"{owned} holds no adapter of this bank: it was released, or never written")
-        self.active = self._active(rows)
-        if self.active is not None:
-            try:
-                self._image_rows = {
-                    prefix: self._checked(prefix, indices, len(rows)) for prefix, indices in (image_rows or {}).items()
-                }
-            except ValueError:
-                self.idle()
-                raise
+        self.check(rows)
+        ranks = self._active(rows)
+        if ranks is not None:
+            indices = {prefix: self._checked(prefix, given, len(rows)) for prefix, given in (image_rows or {}).items()}
+            self.active = RoutedRows(ranks, indices)
 
     def idle(self) -> None:
         """Apply nothing: the base model alone, at no cost."""
         self.active = None
-        self._image_rows = {}
-        self._masks = {}
 
     @contextmanager
     def step(
@@ -77,58 +64,32 @@ class Routing:
         finally:
             self.idle()
 
+    @contextmanager
+    def applying(self, applied: Applied | None) -> Iterator[None]:
+        """Apply what was made ready elsewhere, until exit."""
+        self.active = applied
+        try:
+            yield
+        finally:
+            self.idle()
+
+    def check(self, rows: Sequence[RowWeights]) -> None:
+        """Raise ValueError when a row applies a range that holds no adapter."""
+        for owned in {owned for row in rows for owned in row}:
+            if owned not in self._published:
+                raise ValueError(f"{owned} holds no adapter of this bank: it was released, or never written")
+
     def image_prefix(self, path: str) -> str | None:
         """Return the `by_image` prefix that the module at `path` is below, or None."""
         return next((prefix for prefix in self._by_image if path == prefix or path.startswith(f"{prefix}.")), None)
 
-    def mask_for(self, path: str, image_prefix: str | None, x: Tensor) -> RankMask:
-        """Return the mask for input x [leading, ..., in] of the module at `path`.
-
-        Raises ValueError when the leading elements of x cannot be told apart by row: no answer beats a wrong one.
-        """
-        leading = 1 if x.dim() == 1 else x.shape[0]
-        known = self._masks.get((image_prefix, leading, x.dim()))
-        if known is not None:
-            return known
-        mask = self._masks[image_prefix, leading, x.dim()] = self._mask_for(path, image_prefix, x)
-        return mask
-
     def _active(self, rows: Sequence[RowWeights]) -> ActiveRanks | None:
-        """Return the mask of `rows`; the one of the step before when nothing changed, as in most decode steps."""
+        """Return what `rows` apply; the same as the step before when nothing changed, as in most decode steps."""
         given = [dict(row) for row in rows]
         if given != self._rows:
-            self._last = active_ranks(rows, self._device, self._mask_dtype)
+            self._last = active_ranks(rows, self._device, self._weights_dtype)
             self._rows = given
         return self._last
-
-    def _mask_for(self, path: str, image_prefix: str | None, x: Tensor) -> RankMask:
-        active = self.active
-        assert active is not None, "mask_for is for an active step only"
-        mask, unused = active.mask, active.unused
-        if active.rows == 1:
-            return RankMask(mask[0], unused[0])
-        leading = x.shape[0]
-        if image_prefix is not None:
-            index = self._index_of(path, image_prefix, leading)
-            mask, unused = mask.index_select(0, index), unused.index_select(0, index)
-        elif leading != active.rows or x.dim() < 3:
-            raise ValueError(
-                f"{path} got an input of shape {list(x.shape)} in a step of {active.rows} rows: its leading dimension "
-                "must be the rows of the batch, [rows, tokens, features]"
-            )
-        shape = (leading, *([1] * (x.dim() - 2)), mask.shape[1])
-        return RankMask(mask.view(shape), unused.view(shape))
-
-    def _index_of(self, path: str, prefix: str, leading: int) -> Tensor:
-        given = self._image_rows.get(prefix, ())
-        for index in given:
-            if index.shape[0] == leading:
-                return index
-        raise ValueError(
-            f"{path} got {leading} patches or tiles of several rows' images, and the step was not told whose they are "
-            f"(image_rows[{prefix!r}] has lengths {[len(index) for index in given]}): give an index of that length, "
-            "or prefill one row at a time"
-        )
 
     def _checked(self, prefix: str, indices: Sequence[RowIndex], rows: int) -> tuple[Tensor, ...]:
         if prefix not in self._by_image:

@@ -1,29 +1,63 @@
-"""The portable path: weighted adapters as two GEMMs over the active ranks of the bank."""
+"""The portable path: weighted adapters as GEMMs over the ranks in use, read where they lie in the bank."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+GATHER_BELOW = 16384
+"""Values a run below which copying all runs together costs less than a GEMM for each (measured: docs/lab_log.md)."""
 
 
 @dataclass(frozen=True)
-class RankMask:
-    """The weight of each active rank, [..., R] to broadcast over a layer's input [..., in].
+class RankSet:
+    """Ranks of the bank in ascending order: their columns [R], and the same as runs of neighbours."""
 
-    `weights` has at least float32's precision; `unused` is where it is 0.
+    columns: Tensor
+    runs: tuple[slice, ...]
+
+    @property
+    def count(self) -> int:
+        """R, the ranks."""
+        return int(self.columns.shape[0])
+
+    def gathered(self, bank: Tensor) -> Tensor | None:
+        """Return bank [ranks, ...] at these columns, [R, ...]: a view of one run, a copy of little; else None."""
+        if len(self.runs) == 1:
+            return bank[self.runs[0]]
+        if self.count * bank[0].numel() < GATHER_BELOW * len(self.runs):
+            return bank.index_select(0, self.columns)
+        return None
+
+
+def shrink(x: Tensor, a: Tensor, ranks: RankSet) -> Tensor:
+    """Return x A^T over `ranks` for every module of a group.
+
+    x [T, in]; a [bank ranks, M, in]. Returns [T, R, M].
     """
+    members = a.shape[1]
+    together = ranks.gathered(a)
+    if together is not None:
+        return (x @ together.view(-1, x.shape[1]).t()).view(len(x), ranks.count, members)
+    out = x.new_empty(len(x), ranks.count * members)
+    place = 0
+    for run in ranks.runs:
+        width = (run.stop - run.start) * members
+        torch.mm(x, a[run].view(-1, x.shape[1]).t(), out=out[:, place : place + width])
+        place += width
+    return out.view(len(x), ranks.count, members)
 
-    weights: Tensor
-    unused: Tensor
 
-
-def add_mixture_delta(out: Tensor, x: Tensor, a: Tensor, b: Tensor, mask: RankMask) -> Tensor:
-    """Add ((x a^T) * mask) b to `out`, in place, and return it (LoraRetriever, eq. 4, stacked along the rank).
-
-    x [..., in]; out [..., out], contiguous; a [R, in] and b [R, out], scaling folded into b. A rank that a row does
-    not use adds exactly nothing to that row, even where its own product overflows.
-    """
-    shrunk = (x @ a.t()).mul(mask.weights).masked_fill_(mask.unused, 0).to(x.dtype)
-    out.view(-1, out.shape[-1]).addmm_(shrunk.view(-1, shrunk.shape[-1]), b)
-    return out
+def expand_(out: Tensor, shrunk: Tensor, b: Tensor, ranks: RankSet) -> None:
+    """Add shrunk B to `out`, in place: out [T, out]; shrunk [T, R], weighted; b [bank ranks, out] with the scaling."""
+    together = ranks.gathered(b)
+    if together is not None:
+        out.addmm_(shrunk, together)
+        return
+    place = 0
+    for run in ranks.runs:
+        width = run.stop - run.start
+        out.addmm_(shrunk[:, place : place + width], b[run])
+        place += width

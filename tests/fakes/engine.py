@@ -14,9 +14,10 @@ from torch import Tensor
 from generation_service.adapters.leases import BankLease, Outcome, Ready
 from generation_service.adapters.ranks import RankRange
 from generation_service.adapters.residency import Residency, Ticket
+from generation_service.decode_row import DecodeRow
 from generation_service.engine import Engine, EngineLimits
 from generation_service.models.base import BaseModel, EncodedPrompt, ModelDescription
-from generation_service.runner import DecodeRow, Runner
+from generation_service.runner import Runner
 from generation_service.sequence import Delta, Event, Request
 from generation_service.sequence import Sequence as EngineSequence
 from infra.contract.composition import Base, Composition

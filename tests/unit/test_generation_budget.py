@@ -22,9 +22,9 @@ PER_TOKEN = 2 * 2 * 3 * 5 * 4
 
 
 def test_unset_the_longest_sequence_is_what_memory_allows() -> None:
-    plan = plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=None, available=4 * PER_TOKEN * 1000)
+    plan = plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=None, available=4 * PER_TOKEN * 1001)
     assert plan.cache == CacheShape(2, 4, 3, 1000, 5)
-    assert plan.cache_bytes == 4 * PER_TOKEN * 1000
+    assert plan.cache_bytes == 4 * PER_TOKEN * 1001
     assert plan.bank_bytes == bank_bytes(MODEL, 8) == 8 * (7 + 9) * 4
 
 
