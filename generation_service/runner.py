@@ -11,7 +11,7 @@ from generation_service.adapters.bank import AdapterBank
 from generation_service.decode_graphs import CudaCapture, DecodeGraphs
 from generation_service.decode_row import DecodeRow
 from generation_service.fixed_decode import FixedDecode
-from generation_service.kernels.fixed_ops import TorchFixedKernels
+from generation_service.kernels.choice import fixed_kernels
 from generation_service.kv_cache import SlotKVCache
 from generation_service.models.base import BaseModel
 from generation_service.prefill import Prefill
@@ -20,17 +20,17 @@ from generation_service.prefill import Prefill
 class Runner:
     """Runs the model on its device. For the engine's thread only.
 
-    `graphs` replays decode steps that were captured before; without, they run as written. None: on a GPU.
+    On a GPU, `graphs` replays decode steps that were captured before; elsewhere and without, they run as written.
     """
 
-    def __init__(self, model: BaseModel, bank: AdapterBank, cache: SlotKVCache, graphs: bool | None = None) -> None:
+    def __init__(self, model: BaseModel, bank: AdapterBank, cache: SlotKVCache, graphs: bool = True) -> None:
         self._model = model
         self._bank = bank
         self._cache = cache
         self._device = model.description.device
         bank.install(model.module)
-        on_gpu = self._device.type == "cuda"
-        self._graphs = _graphs(model, bank, cache) if on_gpu and graphs is not False else None
+        captured = graphs and self._device.type == "cuda"
+        self._graphs = _graphs(model, bank, cache) if captured else None
 
     @torch.inference_mode()
     def read(self, prefill: Prefill, tokens: int) -> Tensor | None:
@@ -72,5 +72,5 @@ class Runner:
 
 
 def _graphs(model: BaseModel, bank: AdapterBank, cache: SlotKVCache) -> DecodeGraphs:
-    fixed = FixedDecode(model, bank, cache, TorchFixedKernels())
+    fixed = FixedDecode(model, bank, cache, fixed_kernels(model.description.device))
     return DecodeGraphs(fixed, CudaCapture(model.description.device))

@@ -12,7 +12,7 @@ from generation_service.adapters.peft_config import PeftConfig
 from generation_service.adapters.sources import AdapterSource
 from generation_service.adapters.store import WeightStore
 from infra.contract.composition import Fusion, FusionMethod, Mixture, WeightedAdapter
-from infra.contract.errors import CapacityError, FailedPreconditionError, LoraRetrieverError
+from infra.contract.errors import CapacityError, FailedPreconditionError, InvalidArgumentError, LoraRetrieverError
 
 
 def checked(
@@ -61,13 +61,17 @@ def beyond_bank(need: int, bank_ranks: int, pinned: int, why: str = "", **metada
 
 @contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """Add the field `path` to the metadata of an error raised within; one about a revision names that field of it."""
+    """Add the field `path` to an error raised within; one about a revision names that field of it.
+
+    Raises another of its class: several requests may have caught the same one, each with a path of its own.
+    """
     try:
         yield
-    except LoraRetrieverError as error:
-        said = "revision" if "revision" in error.metadata else "adapter_id"
-        error.metadata = {**error.metadata, "field": f"{path}.{said}"}
+    except InvalidArgumentError:
         raise
+    except LoraRetrieverError as error:
+        name = "revision" if "revision" in error.metadata else "adapter_id"
+        raise type(error)(error.message, **{**error.metadata, "field": f"{path}.{name}"}) from error
 
 
 def _check_rank(adapter_id: str, config: PeftConfig, bank_ranks: int) -> None:

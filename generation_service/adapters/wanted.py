@@ -49,13 +49,14 @@ def _fusion(fusion: Fusion, members: Sequence[Member], store: WeightStore) -> Wa
     key = fusion_key(fusion, [share for share, _ in members])
 
     def load() -> AdapterWeights:
-        return fuse(
+        fused = fuse(
             [WeightedWeights(store.weights(source), share.weight, share.adapter_id) for share, source in members],
             key.method,
             rank=key.rank,
             density=key.density or DEFAULT_DENSITY,
             seed=key.seed or 0,
         )
+        return store.in_host_form(fused)
 
     return Wanted(key, 1.0, load)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 import threading
 import zlib
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.leases import BankLease, Outcome
@@ -45,18 +47,21 @@ class Disk:
         self.read.append(source.adapter_id)
         if source.adapter_id in self.broken:
             raise CheckpointError(f"{source.adapter_id} is half a file")
-        rank = self.rank(source)
-        draw = torch.Generator().manual_seed(zlib.crc32(f"{source.adapter_id} {source.revision}".encode()))
+        return self.made(source.adapter_id, source.revision)
+
+    @staticmethod
+    def made(adapter_id: str, revision: str) -> AdapterWeights:
+        """Return the adapter of that name and revision."""
+        rank = rank_of(adapter_id)
+        draw = torch.Generator().manual_seed(zlib.crc32(f"{adapter_id} {revision}".encode()))
         pair = LoraPair(torch.randn(rank, 6, generator=draw), torch.randn(5, rank, generator=draw))
-        return AdapterWeights.of({"layer": pair}, source.revision)
+        return AdapterWeights.of({"layer": pair}, revision)
 
     def config(self, source: AdapterSource) -> PeftConfig:
         self.configs_read.append(source.adapter_id)
-        return PeftConfig(self.rank(source), 1.0, target_modules=self.targets.get(source.adapter_id, frozenset()))
-
-    @staticmethod
-    def rank(source: AdapterSource) -> int:
-        return int(source.adapter_id[1:].split("-")[0])
+        return PeftConfig(
+            rank_of(source.adapter_id), 1.0, target_modules=self.targets.get(source.adapter_id, frozenset())
+        )
 
 
 class House:
@@ -65,8 +70,11 @@ class House:
     def __init__(self, ranks: int = 16, host_bytes: int = 2**20) -> None:
         self.disk = Disk()
         self.bank = AdapterBank(TARGETS, ranks, torch.float32, "cpu")
-        store = WeightStore(self.disk, self.disk.weights, ["tiny"], host_bytes, self.disk.config)
-        self.residency = Residency(self.bank, store)
+        self.store = WeightStore(self.disk, self.disk.weights, ["tiny"], host_bytes, config_of=self.disk.config)
+        self.residency = Residency(self.bank, self.store)
+        self.layer = torch.nn.Linear(6, 5, bias=False)
+        self.model = torch.nn.ModuleDict({"layer": copy.deepcopy(self.layer)})
+        self.bank.install(self.model)
 
     def ask(self, composition: Composition) -> tuple[Ticket, queue.SimpleQueue[Outcome]]:
         answers: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -82,6 +90,21 @@ class House:
         assert isinstance(outcome, LoraRetrieverError), outcome
         return outcome
 
+    def applied(self, lease: BankLease, x: Tensor) -> Tensor:
+        """Return what a model with this bank adds to x [1, tokens, 6] under the lease, [1, tokens, 5]."""
+        with torch.inference_mode(), self.bank.routing.step([lease.ranges]):
+            changed: Tensor = self.model["layer"](x)
+            plain: Tensor = self.layer(x)
+        return changed - plain
+
+    def expected(self, composition: Mixture | Fusion, revisions: dict[str, str], x: Tensor) -> Tensor:
+        """Return the weighted sum of the adapters' own deltas, as `disk` has them."""
+        total = torch.zeros(1, x.shape[1], 5)
+        for share in composition.adapters:
+            pair = self.disk.made(share.adapter_id, revisions[share.adapter_id]).modules["layer"]
+            total += share.weight * x @ pair.a.T @ pair.b.T
+        return total
+
     @property
     def names(self) -> set[str]:
         return {resident.adapter_id for resident in self.residency.residents()}
@@ -93,3 +116,8 @@ def mixture(*names: str, weight: float = 0.5) -> Mixture:
 
 def fusion(*names: str, weight: float = 0.5, method: FusionMethod = FusionMethod.CONCAT) -> Fusion:
     return Fusion(tuple(WeightedAdapter(name, weight) for name in names), method)
+
+
+def rank_of(adapter_id: str) -> int:
+    """Return the rank that an adapter's name says: 4 for "r4-a"."""
+    return int(adapter_id[1:].split("-", maxsplit=1)[0])
