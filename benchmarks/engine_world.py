@@ -24,8 +24,9 @@ from generation_service.adapters.residency import Residency
 from generation_service.adapters.sources import AdapterSource
 from generation_service.adapters.store import WeightStore
 from generation_service.adapters.weights import AdapterWeights
-from generation_service.engine import Engine, EngineLimits
+from generation_service.engine import Engine
 from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.limits import EngineLimits
 from generation_service.models.base import EncodedPrompt
 from generation_service.runner import Runner
 from generation_service.sequence import Delta, Event, Request
