@@ -14,7 +14,15 @@ from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
-from engine_world import ENGINE_SHAPES, AdapterFiles, EngineWorld, Sizes, request_of, require_same_answers
+from engine_world import (
+    ENGINE_SHAPES,
+    AdapterFiles,
+    EngineWorld,
+    Sizes,
+    adapter_bytes,
+    request_of,
+    require_same_answers,
+)
 from harness import Bar, Findings, Timing, run, say, time_interleaved
 from random_models import RandomBaseModel
 
@@ -36,9 +44,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, help="rank of every adapter (default: 4, on a GPU 16)")
     parser.add_argument("--per-request", type=int, nargs="+", default=[1, 3], help="adapters in a request's mixture")
     parser.add_argument("--together", type=int, help="requests under way at any time (default: 8, on a GPU 32)")
-    parser.add_argument("--requests", type=int, help="requests in one repetition (default: 48, on a GPU 512)")
+    parser.add_argument("--requests", type=int, help="requests in one repetition (default: 32, on a GPU 512)")
     parser.add_argument("--prompt-tokens", type=int, help="tokens of each prompt (default: 16, on a GPU 256)")
-    parser.add_argument("--answer-tokens", type=int, help="tokens of each answer (default: 32, on a GPU 64)")
+    parser.add_argument("--answer-tokens", type=int, default=64, help="tokens of each answer")
 
 
 def measure(options: argparse.Namespace) -> Findings:
@@ -121,18 +129,16 @@ def _fill_in(options: argparse.Namespace) -> None:
     on_gpu = options.device.type == "cuda"
     options.rank = options.rank or (16 if on_gpu else 4)
     options.together = options.together or (32 if on_gpu else 8)
-    options.requests = options.requests or (512 if on_gpu else 48)
+    options.requests = options.requests or (512 if on_gpu else 32)
     options.prompt_tokens = options.prompt_tokens or (256 if on_gpu else 16)
-    options.answer_tokens = options.answer_tokens or (64 if on_gpu else 32)
 
 
 def _sizes(options: argparse.Namespace, model: RandomBaseModel) -> Sizes:
-    values = sum(inputs + outputs for inputs, outputs in model.description.targets.values())
     return Sizes(
         bank_ranks=options.bank * options.rank,
         slots=options.together,
         sequence_tokens=options.prompt_tokens + options.answer_tokens,
-        host_bytes=options.host * options.rank * values * model.description.dtype.itemsize,
+        host_bytes=options.host * adapter_bytes(model, options.rank),
     )
 
 

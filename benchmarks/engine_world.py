@@ -6,6 +6,7 @@ Import `harness` first.
 from __future__ import annotations
 
 import copy
+import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ from pathlib import Path
 from harness import say
 from random_adapters import random_adapter, write_peft_folder
 from random_models import SHAPES, RandomBaseModel, Shape, copy_sharing_weights
+from torch import Tensor
 
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.checkpoint import read_checkpoint
 from generation_service.adapters.host import HostForm
+from generation_service.adapters.leases import BankLease, Outcome
 from generation_service.adapters.ranks import RankRange
 from generation_service.adapters.residency import Residency
 from generation_service.adapters.sources import AdapterSource
@@ -69,6 +72,12 @@ class AdapterFiles:
         return read_checkpoint(source.folder, about.targets, self._model.canonical, dtype=about.dtype)
 
 
+def adapter_bytes(model: RandomBaseModel, rank: int) -> int:
+    """Return what an adapter of `rank` on all modules takes, in the model's dtype."""
+    about = model.description
+    return rank * about.dtype.itemsize * sum(inputs + outputs for inputs, outputs in about.targets.values())
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What a world is made with: ranks of the bank, slots and tokens of the cache, bytes of adapters on the host."""
@@ -108,10 +117,10 @@ class EngineWorld:
         self.residency = Residency(self.bank, self.store)
         length = -(-(sizes.sequence_tokens + 1) // 64) * 64
         cache = CacheShape(about.layers, sizes.slots, about.kv_heads, length, about.head_dim)
-        runner = Runner(self.model, self.bank, SlotKVCache(cache, about.dtype, about.device))
+        self.runner = Runner(self.model, self.bank, SlotKVCache(cache, about.dtype, about.device))
         self.engine = Engine(
             self.model,
-            runner,
+            self.runner,
             self.residency,
             EngineLimits(
                 max_running=sizes.slots,
@@ -137,6 +146,23 @@ class EngineWorld:
     def loads(self) -> int:
         """Adapters and fusions written into the bank so far."""
         return self.bank.writes
+
+    def lease(self, composition: Composition) -> BankLease:
+        """Return the composition's lease once it is in the bank. Raises what loading it ended in."""
+        outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self.residency.request(self.residency.check(composition), outcomes.put)
+        outcome = outcomes.get()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def logits(self, composition: Composition, prompt: EncodedPrompt) -> Tensor:
+        """Return the logits [1, vocab] after `prompt`, while the engine has nothing to do."""
+        lease = self.lease(composition)
+        try:
+            return self.runner.prefill(0, prompt, lease.ranges)
+        finally:
+            lease.release()
 
     def answer(self, requests: Iterable[Request], together: int) -> list[Generation]:
         """Answer all requests, `together` of them at any time, and return the answers in the order of the requests.
