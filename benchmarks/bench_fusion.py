@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", choices=list(ENGINE_SHAPES), default="small", help="sizes of the base model")
     parser.add_argument("--methods", choices=methods, nargs="+", default=methods, help="ways to fuse")
     parser.add_argument("--requests", type=int, default=1000, help="fusions before the late ones are timed")
-    parser.add_argument("--timed", type=int, default=20, help="fusions in one repetition, early and late")
+    parser.add_argument("--timed", type=int, default=10, help="fusions in one repetition, early and late")
     parser.add_argument("--adapters", type=int, default=19, help="adapters known")
     parser.add_argument("--bank", type=int, default=64, help="adapters that the device's bank has room for")
     parser.add_argument("--rank", type=int, help="rank of every adapter (default: 4, on a GPU 16)")
@@ -112,7 +112,10 @@ def check(options: argparse.Namespace, world: EngineWorld, files: Kitchen, folde
 def measure_early_and_late(
     options: argparse.Namespace, young: EngineWorld, old: EngineWorld, findings: Findings
 ) -> None:
-    """Time new fusions in an engine that fused few before, and in one that fused `--requests`."""
+    """Time new fusions in an engine that fused few before, and in one that fused `--requests`.
+
+    Early ones are requests 10 to about 100, late ones as many after request 1,000: one alone is too short to time.
+    """
     method = FusionMethod(options.methods[0])
     say(f"{options.requests} {method} fusions")
     for world, before in ((young, EARLY), (old, options.requests)):
@@ -133,7 +136,7 @@ def measure_early_and_late(
         "early": leases(young, iter(range(10_000, 20_000))),
         "late": leases(old, iter(range(20_000, 30_000))),
     }
-    times = time_interleaved(alternatives, repetitions=3 * options.repetitions, device=options.device)
+    times = time_interleaved(alternatives, repetitions=2 * options.repetitions, device=options.device)
     findings.add_ratio(
         f"fusion_request_{options.requests}_over_{EARLY}", times["late"].over(times["early"]), Bar.at_most_of(1.05)
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from generation_service.kv_cache import CacheShape, SlotKVCache
 from generation_service.models.base import EncodedPrompt
 from generation_service.runner import Runner
 from generation_service.sequence import Delta, Event, Request
-from infra.contract.composition import Composition
+from infra.contract.composition import Composition, Mixture, WeightedAdapter
 from infra.contract.errors import NotFoundError
 from infra.contract.generation import Decoding, Generation
 
@@ -147,6 +148,11 @@ class EngineWorld:
         """Adapters and fusions written into the bank so far."""
         return self.bank.writes
 
+    def fill(self, adapters: Sequence[str]) -> None:
+        """Let the bank and the host hold those of `adapters` that they have room for, the last ones first."""
+        for adapter in adapters:
+            self.lease(Mixture((WeightedAdapter(adapter, 1.0),))).release()
+
     def lease(self, composition: Composition) -> BankLease:
         """Return the composition's lease once it is in the bank. Raises what loading it ended in."""
         outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -163,6 +169,24 @@ class EngineWorld:
             return self.runner.prefill(0, prompt, lease.ranges)
         finally:
             lease.release()
+
+    def token_times(self, request: Request, beside: Iterable[str]) -> list[float]:
+        """Return when each token of an answer came, while the adapters of `beside` are loaded one after another."""
+        times: list[float] = []
+        ended = threading.Event()
+
+        def hear(event: Event) -> None:
+            times.append(time.perf_counter())
+            if not isinstance(event, Delta):
+                ended.set()
+
+        self.engine.submit(request, hear)
+        for adapter in beside:
+            if ended.is_set():
+                break
+            self.fill([adapter])
+        ended.wait()
+        return times[:-1]
 
     def answer(self, requests: Iterable[Request], together: int) -> list[Generation]:
         """Answer all requests, `together` of them at any time, and return the answers in the order of the requests.
