@@ -28,9 +28,11 @@ from generation_service.adapters.residency import Residency
 from generation_service.adapters.sources import AdapterSource
 from generation_service.adapters.store import WeightStore
 from generation_service.adapters.weights import AdapterWeights
-from generation_service.engine import Engine, EngineLimits
+from generation_service.engine import Engine
 from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.limits import EngineLimits
 from generation_service.models.base import EncodedPrompt
+from generation_service.prefill import Prefill
 from generation_service.runner import Runner
 from generation_service.sequence import Delta, Event, Request
 from infra.contract.composition import Composition, Mixture, WeightedAdapter
@@ -166,7 +168,9 @@ class EngineWorld:
         """Return the logits [1, vocab] after `prompt`, while the engine has nothing to do."""
         lease = self.lease(composition)
         try:
-            return self.runner.prefill(0, prompt, lease.ranges)
+            logits = self.runner.read(Prefill(0, prompt, lease.ranges), prompt.length)
+            assert logits is not None
+            return logits
         finally:
             lease.release()
 
