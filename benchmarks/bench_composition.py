@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from generation_service.adapters.bank import AdapterBank
 from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.prefill import Prefill
 from generation_service.runner import DecodeRow, Runner
 
 QUESTION = __doc__ or ""
@@ -84,10 +85,12 @@ class World:
 
     def prefill(self, prompts: Tensor, compositions: Sequence[Composition]) -> Tensor:
         """Read prompt n into slot n with its adapters; return the logits [N, vocab] after each."""
-        logits = [
-            self.runner.prefill(slot, self.model.prompt_of(tokens.tolist()), self._routed(composition))
-            for slot, (tokens, composition) in enumerate(zip(prompts, compositions, strict=True))
-        ]
+        logits = []
+        for slot, (tokens, composition) in enumerate(zip(prompts, compositions, strict=True)):
+            prefill = Prefill(slot, self.model.prompt_of(tokens.tolist()), self._routed(composition))
+            read = self.runner.read(prefill, prefill.unread)
+            assert read is not None
+            logits.append(read)
         return torch.cat(logits)
 
     def decode(self, tokens: Sequence[int], length: int, compositions: Sequence[Composition]) -> Tensor:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from io import BufferedReader
+from io import FileIO
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
 from generation_service.adapters.binding import Rename, bind
 from generation_service.adapters.peft_config import CONFIG_FILE, PeftConfig, parse_config, read_content
-from generation_service.adapters.tensor_files import BROKEN, TensorHeader, file_headers
+from generation_service.adapters.tensor_file import tensors_in
+from generation_service.adapters.tensor_headers import BROKEN, TensorHeader, file_headers
 from generation_service.adapters.weights import AdapterWeights, Shapes
 from infra.contract.errors import CapacityError, CheckpointError, ConflictError
 
@@ -94,7 +95,7 @@ def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
         raise _not_whole(path, error) from error
 
 
-def _revision(config: bytes, weights: bytes) -> str:
+def _revision(config: bytearray, weights: bytearray) -> str:
     return hashlib.sha256(hashlib.sha256(config).digest() + hashlib.sha256(weights).digest()).hexdigest()
 
 
@@ -103,13 +104,19 @@ def _largest_weights(targets: Shapes, config: PeftConfig) -> int:
     return values * _LARGEST_ITEM_BYTES + _HEADER_ROOM_BYTES
 
 
-def _read(folder: Path, name: str, limit: int) -> bytes:
+def _read(folder: Path, name: str, limit: int) -> bytearray:
     with _opened(folder, name, limit) as file:
-        return file.read(limit)
+        data = bytearray(min(limit, os.fstat(file.fileno()).st_size))
+        done = 0
+        with memoryview(data) as rest:
+            while read := file.readinto(rest[done:]):
+                done += read
+        del data[done:]
+        return data
 
 
 @contextmanager
-def _opened(folder: Path, name: str, limit: int | None = None) -> Iterator[BufferedReader]:
+def _opened(folder: Path, name: str, limit: int | None = None) -> Iterator[FileIO]:
     """Open a file of the folder of at most `limit` bytes. Raises CheckpointError naming it and what is wrong."""
     path = folder / name
     try:
@@ -118,7 +125,7 @@ def _opened(folder: Path, name: str, limit: int | None = None) -> Iterator[Buffe
             raise CheckpointError(f"{path} is not a file")
         if limit is not None and status.st_size > limit:
             raise CheckpointError(f"{path} has {status.st_size} bytes; a LoRA for this base model has at most {limit}")
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             yield file
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _missing(folder, name) from error
@@ -150,8 +157,8 @@ def _not_whole(path: Path | str, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} is not a complete safetensors file ({error}): save or copy it again")
 
 
-def _tensors(data: bytes, where: str) -> Mapping[str, Tensor]:
+def _tensors(data: bytearray, where: str) -> Mapping[str, Tensor]:
     try:
-        return load(data)
-    except BROKEN as error:
+        return tensors_in(data)
+    except ValueError as error:
         raise _not_whole(where, error) from error

@@ -38,7 +38,10 @@ _LARGEST_ALPHA = 1e9
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The arithmetic of a LoRA: ranks, alphas and their exceptions by module, and the kind of scaling."""
+    """The arithmetic of a LoRA: ranks, alphas and their exceptions by module, and the kind of scaling.
+
+    `target_modules` are the module names, or the one pattern, that it was trained on; empty where it does not say.
+    """
 
     rank: int
     alpha: float
@@ -46,6 +49,7 @@ class PeftConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model: str = ""
+    target_modules: frozenset[str] = frozenset()
 
     @property
     def largest_rank(self) -> int:
@@ -63,7 +67,7 @@ class PeftConfig:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def parse_config(data: bytes, where: str) -> PeftConfig:
+def parse_config(data: bytes | bytearray, where: str) -> PeftConfig:
     """Return the config of the PEFT file at `where`; CheckpointError when it is broken or asks for what we refuse."""
     content = read_content(data, where)
     refused = refusals(content)
@@ -72,7 +76,7 @@ def parse_config(data: bytes, where: str) -> PeftConfig:
     return arithmetic(content, where)
 
 
-def read_content(data: bytes, where: str) -> dict[str, Any]:
+def read_content(data: bytes | bytearray, where: str) -> dict[str, Any]:
     """Return the JSON object that the file at `where` holds. Raises CheckpointError when it holds none."""
     try:
         content = json.loads(data)
@@ -96,6 +100,7 @@ def arithmetic(content: Mapping[str, Any], where: str) -> PeftConfig:
         rank_pattern={key: _rank(value, f"{where}: rank_pattern[{key!r}]") for key, value in rank_pattern.items()},
         alpha_pattern={key: _alpha(value, f"{where}: alpha_pattern[{key!r}]") for key, value in alpha_pattern.items()},
         base_model=str(content.get("base_model_name_or_path") or ""),
+        target_modules=_targets(content.get("target_modules")),
     )
 
 
@@ -115,6 +120,11 @@ def refusals(content: Mapping[str, Any]) -> list[str]:
         )
     unknown = [name for name, value in content.items() if name.startswith("use_") and value and name not in _KNOWN_USES]
     return [*found, *(f"{name} is set, an option of LoRA that this server does not know" for name in unknown)]
+
+
+def _targets(value: object) -> frozenset[str]:
+    names = value if isinstance(value, list) else [value]
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def _check_pattern(pattern: object, where: str) -> None:

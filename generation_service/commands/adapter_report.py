@@ -16,7 +16,7 @@ from generation_service.adapters.checkpoint import (
     tensor_headers,
 )
 from generation_service.adapters.peft_config import CONFIG_FILE, PeftConfig, arithmetic, refusals
-from generation_service.adapters.tensor_files import TensorHeader
+from generation_service.adapters.tensor_headers import TensorHeader
 from generation_service.commands.base_model_report import BANK_RANKS, BF16_BYTES
 from generation_service.models.folder import default_model_name
 from generation_service.models.registry import family_of

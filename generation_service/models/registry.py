@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from generation_service.models.base import BaseModel, Family, LoadOptions
@@ -20,7 +19,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-def family_of(folder: Path, families: Sequence[Family] = FAMILIES) -> Family:
+def family_of(folder: Path) -> Family:
     """Return the family of the base model in `folder`. Raises CheckpointError when none serves it."""
     config = read_config(folder)
     model_type = config.get("model_type")
@@ -32,10 +31,10 @@ def family_of(folder: Path, families: Sequence[Family] = FAMILIES) -> Family:
             "download the model that was not quantised",
             model_type=str(model_type),
         )
-    for family in families:
+    for family in FAMILIES:
         if family.model_type == model_type:
             return family
-    supported = ", ".join(sorted(family.model_type for family in families))
+    supported = ", ".join(sorted(family.model_type for family in FAMILIES))
     raise CheckpointError(
         f"{folder} is a model of type {model_type!r}, which this version does not serve; it serves: {supported}",
         model_type=str(model_type),

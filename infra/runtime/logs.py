@@ -7,10 +7,17 @@ import re
 import sys
 import uuid
 from contextvars import ContextVar
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+try:
+    import structlog
+except ModuleNotFoundError:  # Where only the engine runs, as in a benchmark, its few messages go out as plain lines.
+    structlog = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+from infra.contract.errors import ConfigurationError
 
 LogFormat = Literal["console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -41,12 +48,19 @@ def valid_request_id(value: str) -> bool:
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """Return the logger of a module; call it as `log.info("event", key=value)`."""
+    if structlog is None:
+        return _PlainLogger(name)
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
     return logger
 
 
 def configure_logging(service: str, level: LogLevel = "info", fmt: LogFormat = "console") -> None:
-    """Send this process's logs, libraries' included, to stderr: lines for people, or one JSON object a line."""
+    """Send this process's logs, libraries' included, to stderr: lines for people, or one JSON object a line.
+
+    Raises ConfigurationError where structlog is not installed.
+    """
+    if structlog is None:
+        raise ConfigurationError("a server needs structlog for its logs: pip install structlog")
     renderer: Processor
     if fmt == "json":
         renderer = structlog.processors.JSONRenderer()
@@ -82,6 +96,33 @@ def configure_logging(service: str, level: LogLevel = "info", fmt: LogFormat = "
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 
+class _PlainLogger:
+    """What the code calls of a structlog logger, on the standard library's."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, event: str, **values: Any) -> None:
+        self._log(logging.DEBUG, event, values)
+
+    def info(self, event: str, **values: Any) -> None:
+        self._log(logging.INFO, event, values)
+
+    def warning(self, event: str, **values: Any) -> None:
+        self._log(logging.WARNING, event, values)
+
+    def error(self, event: str, **values: Any) -> None:
+        self._log(logging.ERROR, event, values)
+
+    def exception(self, event: str, **values: Any) -> None:
+        self._log(logging.ERROR, event, {"exc_info": True} | values)
+
+    def _log(self, level: int, event: str, values: dict[str, Any]) -> None:
+        exc_info = values.pop("exc_info", None)
+        pairs = "".join(f" {name}={value!r}" for name, value in values.items())
+        self._logger.log(level, "%s%s", event, pairs, exc_info=exc_info)
+
+
 def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     current = _current_request_id.get()
     if current and "request_id" not in event:
@@ -114,4 +155,5 @@ def _route_structlog_through_logging() -> None:
     )
 
 
-_route_structlog_through_logging()
+if structlog is not None:
+    _route_structlog_through_logging()

@@ -108,7 +108,11 @@ def test_a_config_that_is_no_object_is_refused(tmp_path: Path) -> None:
 
 def test_the_config_alone_names_the_base_model_and_ranks(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(SHAPES, rank=4, rank_pattern={"q_proj": 6})
-    assert read_config(adapter.write(tmp_path)) == PeftConfig(4, 8.0, False, {"q_proj": 6}, {}, "tiny")
+    pattern = frozenset({adapter.config["target_modules"]})
+    assert read_config(adapter.write(tmp_path)) == PeftConfig(4, 8.0, False, {"q_proj": 6}, {}, "tiny", pattern)
     assert read_config(tmp_path).largest_rank == 6
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
     assert read_config(tmp_path).base_model == ""
+    assert not read_config(tmp_path).target_modules
+    adapter.config["target_modules"] = ["q_proj", "k_proj"]
+    assert read_config(adapter.write(tmp_path)).target_modules == {"q_proj", "k_proj"}

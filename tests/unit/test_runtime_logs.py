@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -102,3 +104,14 @@ def test_timeouts_are_cut_to_what_the_call_has_left() -> None:
         assert remaining_s() is None
     finally:
         bind_deadline(None)
+
+
+def test_the_engine_runs_and_logs_where_structlog_is_not_installed() -> None:
+    code = (
+        "import sys; sys.modules['structlog'] = None\n"
+        "import logging; logging.basicConfig(format='%(levelname)s %(message)s')\n"
+        "import generation_service.engine\n"
+        "generation_service.engine.log.error('step_failed', sequences=2, exc_info=ValueError('why'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ERROR step_failed sequences=2\nValueError: why" in done.stderr
