@@ -22,7 +22,7 @@ _REFUSED_KEYS = (
     ("trainable_tokens", "trained tokens are not applied"),
     (".bias", "trained biases are not applied"),
 )
-_HEADS = ("lm_head", "output")
+_HEAD = "lm_head"
 _SHOWN = 8
 
 
@@ -156,7 +156,7 @@ def _check(path: str, a: Tensor, b: Tensor, targets: Shapes, rank: int) -> None:
     shape = targets.get(path)
     if shape is None:
         head = " (the output head takes no adapter: train with target_modules that leave it out)"
-        why = head if path.rpartition(".")[2] in _HEADS else ""
+        why = head if path == _HEAD else ""
         raise _UnboundError(f"the base model has no adaptable layer {path}{why}", sought=path)
     inputs, outputs = shape
     if a.shape != (rank, inputs) or b.shape != (outputs, rank):

@@ -110,6 +110,16 @@ def test_added_tokens_stand_over_pieces_and_behind_them(tmp_path: Path) -> None:
     assert place + 1 in tokenizer.encode([("[UNUSED_TOKEN_2]", False)])
 
 
+def test_a_piece_that_an_added_token_stands_over_is_text_no_more(tmp_path: Path) -> None:
+    path = trained(tmp_path, add_dummy_prefix=False)
+    place = next(n for n, piece in enumerate(read_sentencepiece(path).pieces) if piece.text == "▁quick")
+    tokenizer = PieceTokenizer(from_sentencepiece(path, {place: AddedToken("<|im_start|>", special=True)}))
+    tokens = tokenizer.encode([("<|im_start|>", True), ("the quick", False)])
+    assert tokens[0] == place
+    assert place not in tokens[1:]
+    assert tokenizer.decode(tokens) == "the quick"
+
+
 def test_a_special_token_swallows_the_spaces_that_it_says_it_does(tmp_path: Path) -> None:
     path = trained(tmp_path, add_dummy_prefix=False)
     added = {
