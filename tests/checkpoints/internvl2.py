@@ -80,7 +80,7 @@ def write_internvl2(
     shape = shape or TinyInternVL()
     folder.mkdir(parents=True, exist_ok=True)
     vocab = _write_tokenizer(folder, shape.language)
-    _write_json(folder / "config.json", _config(shape, vocab, dtype, name))
+    _write_json(folder / "config.json", internvl2_config(shape, vocab, dtype, name))
     _write_json(folder / "generation_config.json", {"_from_model_config": True, "transformers_version": "4.37.2"})
     weights = {key: value.to(dtype) for key, value in tensors(shape, vocab, seed).items()}
     _write_tensors(folder, weights, shards)
@@ -190,7 +190,8 @@ def tensors(shape: TinyInternVL, vocab: int, seed: int) -> dict[str, Tensor]:
     )
 
 
-def _config(shape: TinyInternVL, vocab: int, dtype: torch.dtype, name: str) -> dict[str, Any]:
+def internvl2_config(shape: TinyInternVL, vocab: int, dtype: torch.dtype, name: str) -> dict[str, Any]:
+    """Return config.json as the hub's folders have it."""
     stored = str(dtype).removeprefix("torch.")
     return {
         "_commit_hash": None,
