@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from generation_service.models.registry import family_of
 from tests.checkpoints.internvl2 import TinyInternVL, internvl2_config
 
-VISION = {"vision_width": 1024, "vision_depth": 24, "vision_heads": 16, "image_size": 448}
+VISION: dict[str, Any] = {"vision_width": 1024, "vision_depth": 24, "vision_heads": 16, "image_size": 448}
 LONG = {
     "type": "su",
     "short_factor": [1.0 + 0.02 * step for step in range(48)],
