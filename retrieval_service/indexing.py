@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 from infra.contract.adapter import Adapter
-from infra.contract.errors import AlreadyExistsError, InvalidArgumentError, field
+from infra.contract.errors import InvalidArgumentError, NotFoundError, field
 from infra.contract.prompt import Prompt
-from retrieval_service.catalogue import Catalogue
+from retrieval_service.catalogue import Catalogue, already_exists
 from retrieval_service.embedders.base import Embedder, FloatArray
 from retrieval_service.points import AdapterVectors
 
@@ -50,11 +51,8 @@ class Indexer:
         with field("adapter"):
             _check_given(adapter)
             _check_complete(adapter)
-        if self._catalogue.exists(adapter.adapter_id):  # before the examples are embedded, which takes time
-            raise AlreadyExistsError(
-                f"adapter {adapter.adapter_id!r} exists already; update or delete it, or choose another id",
-                adapter_id=adapter.adapter_id,
-            )
+        with contextlib.suppress(NotFoundError):  # before the examples are embedded, which takes time
+            raise already_exists(adapter, self._catalogue.get(adapter.adapter_id))
         return self._catalogue.create(adapter, self._vectors(examples))
 
     def update(

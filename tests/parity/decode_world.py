@@ -17,6 +17,7 @@ from generation_service.fixed_decode import FixedDecode
 from generation_service.kv_cache import CacheShape, SlotKVCache
 from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
+from generation_service.prefill import Prefill
 from generation_service.runner import Runner
 from infra.contract.prompt import Prompt
 from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
@@ -80,5 +81,5 @@ class DecodeWorld:
 
     def _read(self, slot: int, text: str) -> int:
         prompt = self.model.encode(Prompt.of(text), [])
-        self.written.prefill(slot, prompt, {})
+        self.written.read(Prefill(slot, prompt, {}), prompt.length)
         return prompt.length

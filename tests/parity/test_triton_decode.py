@@ -19,7 +19,7 @@ def test_steps_with_the_triton_kernels_are_the_steps_as_written(tmp_path: Path) 
     world = DecodeWorld(tmp_path, "cpu", torch.float32)
     fixed = world.fixed(TritonFixedKernels(interpreted_kernels()))
     buckets = set()
-    for step, compositions in enumerate(STEPS):
+    for step, compositions in enumerate(STEPS[1::2]):
         rows = world.rows(step, compositions)
         bucket = fixed.fill(rows)
         buckets.add(bucket)

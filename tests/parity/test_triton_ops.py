@@ -114,14 +114,27 @@ def test_pytorchs_path_gives_the_same(kernels: TritonFixedKernels, dtype: torch.
     assert_close(case.expand(kernels, shrunk), case.expand(TorchFixedKernels(), shrunk).double(), dtype)
 
 
-@pytest.mark.parametrize(("dtype", "rows"), [*((dtype, 8) for dtype in TOLERANCE), (torch.float32, 64)])
+LONG = Sizes(rows=8, ranks=256, used=48, members=2, inputs=9472, outputs=512)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sizes"),
+    [
+        *((dtype, LONG) for dtype in TOLERANCE),
+        (torch.float32, replace(LONG, rows=64)),
+        (torch.bfloat16, replace(LONG, rows=1, members=1)),
+        (torch.bfloat16, Sizes(rows=1, ranks=1, used=1, members=1, inputs=1, outputs=1)),
+    ],
+    ids=str,
+)
 def test_every_kernel_compiles_for_a_gpu(
-    dtype: torch.dtype, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, sizes: Sizes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    compiled = compile_for_gpu(dtype, rows)
-    tensor_cores = "mma.sync" in compiled["shrink"] and "mma.sync" in compiled["expand"]
-    assert tensor_cores == (dtype != torch.float32), "float32 is multiplied exactly, shorter types by tensor cores"
+    compiled = compile_for_gpu(dtype, sizes)
+    assert ("finish" in compiled) == (sizes.inputs > triton_ops.LONGEST_PART)
+    for name in ("shrink", "expand"):
+        assert ("mma.sync" in compiled[name]) == (dtype != torch.float32), "float32 is not rounded to tensor cores"
 
 
 def test_without_triton_the_error_says_what_to_do_and_only_on_use() -> None:
