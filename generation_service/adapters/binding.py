@@ -22,6 +22,7 @@ _REFUSED_KEYS = (
     ("trainable_tokens", "trained tokens are not applied"),
     (".bias", "trained biases are not applied"),
 )
+_HEAD = "lm_head"
 _SHOWN = 8
 
 
@@ -154,7 +155,9 @@ def _check_split(parts: Sequence[Part], b: Tensor) -> None:
 def _check(path: str, a: Tensor, b: Tensor, targets: Shapes, rank: int) -> None:
     shape = targets.get(path)
     if shape is None:
-        raise _UnboundError(f"the base model has no adaptable layer {path}", sought=path)
+        head = " (the output head takes no adapter: train with target_modules that leave it out)"
+        why = head if path == _HEAD else ""
+        raise _UnboundError(f"the base model has no adaptable layer {path}{why}", sought=path)
     inputs, outputs = shape
     if a.shape != (rank, inputs) or b.shape != (outputs, rank):
         raise _UnboundError(
