@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,17 @@ from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
 from orchestrator.cli import run
 from tests.checkpoints.internvl2 import TinyInternVL, language_linears, write_internvl2
+from tests.checkpoints.internvl_native import write_internvl_native
 from tests.checkpoints.peft_adapters import PREFIX, TinyAdapter
 from tests.checkpoints.qwen2_5_vl import write_qwen2_5_vl
 from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
 from tests.generation import language_shapes, tiny_adapter
 
-WRITERS = {"qwen2_vl": write_qwen2_vl, "qwen2_5_vl": write_qwen2_5_vl, "internvl_chat": write_internvl2}
+WRITERS: dict[str, Callable[..., Path]] = {
+    "qwen2_vl": write_qwen2_vl,
+    "qwen2_5_vl": write_qwen2_5_vl,
+    "internvl_chat": write_internvl2,
+}
 SHAPE = TinyShape()
 
 
@@ -73,6 +80,13 @@ def test_a_base_model_is_described_as_it_is_when_it_is_loaded(tmp_path: Path, sa
     }
     assert report["tokenizer"]
     assert report["chat_template"]
+
+
+def test_a_folder_in_transformers_layout_is_described(tmp_path: Path, said: Said) -> None:
+    folder = write_internvl_native(tmp_path / "InternVL-hf", tmp_path / "original", TinyInternVL("qwen2"))
+    status, report = said(folder)
+    assert (status, report["model_type"], report["problems"]) == (0, "internvl", [])
+    assert report["parameters"] == report["stored_parameters"]
 
 
 @pytest.mark.parametrize(
@@ -260,6 +274,12 @@ def test_people_get_a_table(tmp_path: Path, base: Path, capsys: pytest.CaptureFi
     assert "\x1b[" not in shown
 
 
+def test_a_folder_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = tiny_adapter(SHAPE, 1, target_modules="\x1b[2Jall", base_model_name_or_path="\x1b]0;title\x07model")
+    assert run(["inspect", str(adapter.write(tmp_path / "adapter"))]) == 0
+    assert not {"\x1b", "\x07"} & set(capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -280,3 +300,12 @@ def test_a_path_that_leads_nowhere_is_one_line_and_status_2(
     output = capsys.readouterr()
     assert problem.format(**places) in output.err
     assert (output.out, output.err.count("\n")) == ("", 1)
+
+
+def test_an_installation_without_torch_has_no_inspect_and_loads_without_it() -> None:
+    code = "import sys; sys.modules['torch'] = None; from orchestrator.cli import run; sys.exit(run(['inspect', 'x']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No such command 'inspect'" in done.stderr
+    code = "import sys, orchestrator.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
