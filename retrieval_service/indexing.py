@@ -14,7 +14,7 @@ from retrieval_service.catalogue import Catalogue, already_exists
 from retrieval_service.embedders.base import Embedder, FloatArray
 from retrieval_service.points import AdapterVectors
 
-CHANGEABLE = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank")
+CHANGEABLE = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank", "targets")
 _GIVEN_BY_THE_CATALOGUE = ("revision", "example_count", "update_time")
 
 
