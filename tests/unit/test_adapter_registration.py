@@ -210,8 +210,8 @@ def _cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-7])
 
 
-def _header(text: bytes) -> Callable[[Path], None]:
-    return lambda file: file.write_bytes(struct.pack("<Q", len(text)) + text) and None  # type: ignore[func-returns-value]
+def _header(text: bytes) -> Callable[[Path], object]:
+    return lambda file: file.write_bytes(struct.pack("<Q", len(text)) + text)
 
 
 def _pickle(file: Path) -> None:
