@@ -173,6 +173,7 @@ class BatchedEmbedder:
                     self._settle(one, stopping())
                 else:
                     self._queue.append(one)
+            metrics.queue_length.set(len(self._queue))
             self._changed.notify_all()
 
     def _work(self) -> None:
@@ -232,19 +233,22 @@ class BatchedEmbedder:
             with self._changed:
                 return max(one.ends_at for one in batch) - time.monotonic()
 
+        outcomes: Sequence[FloatArray | BaseException] = []
         try:
             with metrics.batch_seconds.labels(kind).time():
                 vectors = self._model.run([one.row for one in batch], left_s)
-            check_vectors(vectors, len(batch), self.dim)
+            outcomes = list(check_vectors(vectors, len(batch), self.dim))
         except BaseException as error:  # whatever it is, callers wait for it
-            if len(batch) > 1 and not isinstance(error, _OF_THE_EMBEDDER):
-                log.warning("a batch failed; embedding its parts one by one", size=len(batch), kind=kind, error=error)
-                for one in batch:
-                    self._embed([one])
-                return
-            outcomes: Sequence[FloatArray | BaseException] = [error] * len(batch)
-        else:
-            outcomes = list(vectors)
+            if len(batch) == 1 or isinstance(error, _OF_THE_EMBEDDER):
+                outcomes = [error] * len(batch)
+            else:
+                log.warning(
+                    "a batch failed; embedding its parts one by one", size=len(batch), error=type(error).__name__
+                )
+        if not outcomes:  # by now the error has let go of the pass's memory
+            for one in batch:
+                self._embed([one])
+            return
         metrics.batch_size.labels(kind).observe(len(batch))
         with self._changed:
             for one, outcome in zip(batch, outcomes, strict=True):
@@ -253,7 +257,7 @@ class BatchedEmbedder:
 
     def _settle(self, wanted: Wanted, outcome: FloatArray | BaseException) -> None:
         """Give all who wait for a part its vector, or the error."""
-        del self._in_flight[wanted.digest]
+        self._in_flight.pop(wanted.digest, None)
         if isinstance(outcome, BaseException):
             wanted.future.set_exception(outcome)
         else:

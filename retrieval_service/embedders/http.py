@@ -27,6 +27,7 @@ log = get_logger(__name__)
 _PROBE = "dimensions"
 _PROBE_PAUSE_S = 1.0
 _SHOWN = 80
+_REQUEST_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class HttpOptions:
 
 class HttpEmbedder(PartEmbedder):
     """The embedder behind an endpoint."""
+
+    batch_tokens = _REQUEST_BYTES  # rows count in characters and bytes here
 
     def __init__(self, endpoint: Endpoint, options: HttpOptions) -> None:
         """Ask the endpoint for the length of its vectors, unless it is configured.
