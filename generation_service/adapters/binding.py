@@ -54,18 +54,22 @@ def bind(
 
     Raises CheckpointError unless every tensor binds exactly once, with the shape of its module and rank of its config.
     """
+    names = {match["name"] or "default" for match in map(_FACTOR_KEY.fullmatch, tensors) if match}
+    if len(names) > 1:
+        raise CheckpointError(f"{where} holds several adapters, {', '.join(sorted(names))}: save each alone")
     factors, problems = _factors(tensors)
     pairs: dict[str, LoraPair] = {}
+    bound_by: dict[str, str] = {}
     for module, pair in factors.items():
         try:
             for path, bound in _bound(module, pair, config, targets, rename, dtype=dtype):
                 if path in pairs:
-                    raise _UnboundError(f"{path} is bound by another tensor already")
-                pairs[path] = bound
+                    raise _UnboundError(f"{path} is bound by another tensor already, of the module {bound_by[path]}")
+                pairs[path], bound_by[path] = bound, module
         except _UnboundError as error:
-            problems.extend(f"{key}: {error}" for key in pair.keys.values())
+            problems.extend(_Problem(f"{key}: {error}", error.sought) for key in pair.keys.values())
     if problems:
-        shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
+        shown = "".join(f"\n  {problem.text}{_nearest(problem.sought, targets)}" for problem in problems[:_SHOWN])
         more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CheckpointError(
             f"{where}: {len(problems)} of {len(tensors)} tensors do not bind to this base model:{shown}{more}",
@@ -76,8 +80,24 @@ def bind(
     return pairs
 
 
+def module_of(key: str) -> str:
+    """Return the module that a LoRA tensor's key names, "base_model.model." left out; the key itself if it is none."""
+    match = _FACTOR_KEY.fullmatch(key)
+    return match["module"] if match else key
+
+
 class _UnboundError(Exception):
-    """Why the tensors of one module do not bind."""
+    """Why the tensors of one module do not bind; `sought` is the layer that the base model does not have, if so."""
+
+    def __init__(self, message: str, sought: str = "") -> None:
+        super().__init__(message)
+        self.sought = sought
+
+
+@dataclass(frozen=True)
+class _Problem:
+    text: str
+    sought: str = ""
 
 
 @dataclass
@@ -88,25 +108,21 @@ class _Factors:
     keys: dict[str, str] = field(default_factory=dict)
 
 
-def _factors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, _Factors], list[str]]:
+def _factors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, _Factors], list[_Problem]]:
     found: dict[str, _Factors] = {}
-    problems: list[str] = []
-    names: set[str] = set()
-    for key, tensor in tensors.items():
+    problems: list[_Problem] = []
+    for key, tensor in sorted(tensors.items()):
         match = _FACTOR_KEY.fullmatch(key)
         refused = next((reason for part, reason in _REFUSED_KEYS if part in key), None)
         if match is None or refused:
-            problems.append(f"{key}: {refused or 'it is no lora_A or lora_B weight'}")
+            problems.append(_Problem(f"{key}: {refused or 'it is no lora_A or lora_B weight'}"))
             continue
-        names.add(match["name"] or "default")
         factors = found.setdefault(match["module"], _Factors())
         if match["factor"] in factors.tensors:
-            problems.append(f"{key}: {factors.keys[match['factor']]} is the same factor of the same module")
+            problems.append(_Problem(f"{key}: {factors.keys[match['factor']]} is the same factor of the same module"))
             continue
         factors.tensors[match["factor"]] = tensor
         factors.keys[match["factor"]] = key
-    if len(names) > 1:
-        problems.insert(0, f"the file holds several adapters, {', '.join(sorted(names))}: save each alone")
     return found, problems
 
 
@@ -138,9 +154,7 @@ def _check_split(parts: Sequence[Part], b: Tensor) -> None:
 def _check(path: str, a: Tensor, b: Tensor, targets: Shapes, rank: int) -> None:
     shape = targets.get(path)
     if shape is None:
-        nearest = get_close_matches(path, targets, n=3)
-        hint = f"; nearest are {', '.join(nearest)}" if nearest else ""
-        raise _UnboundError(f"the base model has no adaptable layer {path}{hint}")
+        raise _UnboundError(f"the base model has no adaptable layer {path}", sought=path)
     inputs, outputs = shape
     if a.shape != (rank, inputs) or b.shape != (outputs, rank):
         raise _UnboundError(
@@ -149,6 +163,12 @@ def _check(path: str, a: Tensor, b: Tensor, targets: Shapes, rank: int) -> None:
         )
     if not (a.is_floating_point() and b.is_floating_point()):
         raise _UnboundError(f"{a.dtype} and {b.dtype} are no floating point types")
+
+
+def _nearest(path: str, targets: Shapes) -> str:
+    """Return the layers that `path` may have meant; costly, so for the problems that are shown only."""
+    nearest = get_close_matches(path, targets, n=3) if path else []
+    return f"; nearest are {', '.join(nearest)}" if nearest else ""
 
 
 def _pair(a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> LoraPair:

@@ -18,6 +18,7 @@ from generation_service.kernels.fixed_ops import TorchFixedKernels
 from generation_service.kv_cache import CacheShape, SlotKVCache
 from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
+from generation_service.prefill import Prefill
 from generation_service.runner import Runner
 from infra.contract.prompt import Prompt
 from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
@@ -62,7 +63,7 @@ class Bench:
 
     def prefill(self, slot: int, text: str, ranges: dict[RankRange, float]) -> None:
         prompt = self.model.encode(Prompt.of(text), [])
-        self.runner.prefill(slot, prompt, ranges)
+        self.runner.read(Prefill(slot, prompt, ranges), prompt.length)
         self.lengths[slot] = prompt.length
 
     def row(self, slot: int, token: int, ranges: dict[RankRange, float]) -> DecodeRow:
