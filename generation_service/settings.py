@@ -65,17 +65,18 @@ class GenerationSettings(TierSettings):
         validation_alias=AliasChoices("LORARETRIEVER_GENERATION_MAX_PIXELS", "MAX_PIXELS"),
         description="pixels an image is resized to at most; unset: what the model's preprocessor_config.json says",
     )
+    max_tiles: int | None = Field(
+        None,
+        ge=1,
+        validation_alias=AliasChoices("LORARETRIEVER_GENERATION_MAX_TILES", "MAX_NUM"),
+        description="tiles an image is cut into at most; unset: what the model's own files say",
+    )
+    image_suffix: str | None = Field(
+        None, description="what is written after each image of an InternVL prompt; unset: as the model was published"
+    )
     max_images: int = Field(16, ge=0, description="images a prompt")
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="bytes of one encoded image")
     max_image_pixels: int = Field(50_000_000, ge=1, description="pixels of one image before it is resized")
-
-    def prefill_tokens_on(self, device_type: str) -> int:
-        """Return the prompt tokens read in one step on a "cuda" or "cpu" device.
-
-        Running answers wait for one chunk at most: by default it is about the shortest that keeps the device busy with
-        arithmetic rather than with reading the weights.
-        """
-        return self.prefill_tokens or (256 if device_type == "cpu" else 1024)
 
     @property
     def image_limits(self) -> ImageLimits:

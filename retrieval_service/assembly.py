@@ -8,12 +8,12 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from infra.contract.errors import UnavailableError
-from infra.runtime.images import ImageLimits
 from infra.runtime.logs import get_logger
-from infra.runtime.server import ServerOptions, sync_server
+from infra.runtime.server import GrpcServer, ServerOptions, sync_server
+from retrieval_service.batcher import BatchedEmbedder, BatchingOptions
 from retrieval_service.catalogue import Catalogue
-from retrieval_service.embedders.base import Embedder, LateFusion
-from retrieval_service.embedders.jina_files import read_json
+from retrieval_service.embedders.base import Embedder
+from retrieval_service.embedders.build import build_embedder, image_limits
 from retrieval_service.indexing import Indexer
 from retrieval_service.qdrant import LocalFolder, Qdrant, Server
 from retrieval_service.retriever import RetrievalDefaults, Retriever
@@ -29,57 +29,58 @@ def serve_retrieval(settings: RetrievalSettings) -> None:
     """Serve until a stop signal. The port answers at once, NOT_SERVING until all is loaded."""
     server = sync_server(ServerOptions.from_settings(settings), settings.workers)
     server.start()
-    with closing(_qdrant(settings)) as qdrant:
-        add_to(server, _servicer(settings, qdrant))
+    with loaded(server, settings):
         server.serve_forever()
 
 
-def _servicer(settings: RetrievalSettings, qdrant: Qdrant) -> RetrievalServicer:
-    limits = ImageLimits(settings.max_images, settings.max_image_bytes, settings.max_decoded_pixels)
-    with _timed("embedder", folder=str(settings.embedder_path), task=settings.embedder_task):
-        embedder = _embedder(settings, limits)
+@contextmanager
+def loaded(server: GrpcServer, settings: RetrievalSettings) -> Iterator[None]:
+    """Load what the settings name and let `server` answer by it; let go of it in the end."""
+    with closing(open_qdrant(settings)) as qdrant, closing(_embedder(settings)) as embedder:
+        add_to(server, _servicer(settings, qdrant, embedder))
+        yield
+
+
+def _servicer(settings: RetrievalSettings, qdrant: Qdrant, embedder: BatchedEmbedder) -> RetrievalServicer:
     with _timed("catalogue", place=str(qdrant.place), collection=settings.collection):
         catalogue = _catalogue(settings, qdrant, embedder)
     defaults = RetrievalDefaults(
-        settings.top_k, settings.weighting, settings.temperature, settings.min_similarity, settings.max_top_k
+        settings.top_k,
+        settings.weighting,
+        settings.temperature,
+        settings.min_similarity,
+        settings.max_top_k,
+        settings.strategy,
     )
     return RetrievalServicer(
         embedder,
         catalogue,
         Retriever(embedder, catalogue, defaults),
         Indexer(embedder, catalogue, settings.max_examples),
-        RequestLimits(settings.max_prompts, limits),
+        RequestLimits(settings.max_prompts, image_limits(settings)),
     )
 
 
-def _embedder(settings: RetrievalSettings, limits: ImageLimits) -> Embedder:
-    late_fusion = LateFusion(settings.text_weight, settings.image_weight, settings.max_query_images)
-    read_json(settings.embedder_path / "config.json", settings.embedder_path)
-    # Imported late: torch and transformers take seconds, and what is wrong in the settings should show before.
-    from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options, Task, TextPrefix
-
-    options = JinaV4Options(
-        task=Task(settings.embedder_task),
-        prefix=TextPrefix(settings.text_prefix),
-        dim=settings.truncate_dim,
-        max_image_pixels=settings.max_image_pixels,
-        max_text_tokens=settings.max_text_tokens,
-        late_fusion=late_fusion,
-        limits=limits,
-        batch_size=settings.batch_size,
-        device=settings.device,
-        dtype=settings.dtype,
-        threads=settings.torch_threads,
+def _embedder(settings: RetrievalSettings) -> BatchedEmbedder:
+    with _timed("embedder", place=str(settings.embedder_path or settings.embedder_url)):
+        model = build_embedder(settings)
+    log.info(
+        "embedder",
+        fingerprint=model.fingerprint,
+        dim=model.dim,
+        reads="texts and images" if model.takes_images else "texts alone: images of prompts do not count",
+        batch_size=model.batch_size,
+        cache_bytes=settings.cache_bytes,
     )
-    return JinaV4Embedder(settings.embedder_path, options)
+    return BatchedEmbedder(model, BatchingOptions(settings.max_queue, settings.batch_wait_s, settings.cache_bytes))
 
 
-def _qdrant(settings: RetrievalSettings) -> Qdrant:
+def open_qdrant(settings: RetrievalSettings) -> Qdrant:
     """Open Qdrant before the embedder is loaded: a folder in use shows within a second, not after minutes."""
     if not settings.qdrant_url:
         return Qdrant(LocalFolder(settings.qdrant_path))
-    key = settings.qdrant_api_key
-    return Qdrant(Server(settings.qdrant_url, key.get_secret_value() if key else None, settings.qdrant_timeout_s))
+    key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
+    return Qdrant(Server(settings.qdrant_url, key, settings.qdrant_timeout_s, settings.qdrant_tls_ca))
 
 
 def _catalogue(settings: RetrievalSettings, qdrant: Qdrant, embedder: Embedder) -> Catalogue:
@@ -87,7 +88,15 @@ def _catalogue(settings: RetrievalSettings, qdrant: Qdrant, embedder: Embedder) 
     give_up = time.monotonic() + settings.qdrant_wait_s
     while True:
         try:
-            return Catalogue(qdrant, settings.collection, dim=embedder.dim, fingerprint=embedder.fingerprint)
+            return Catalogue(
+                qdrant,
+                settings.collection,
+                dim=embedder.dim,
+                fingerprint=embedder.fingerprint,
+                memory_vectors=settings.memory_vectors,
+                stale_reads=settings.stale_reads,
+                keep_prompts=settings.keep_examples,
+            )
         except UnavailableError as error:
             if not qdrant.shared or time.monotonic() > give_up:
                 raise

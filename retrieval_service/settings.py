@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from infra.contract.retrieval import Weighting
+from infra.contract.retrieval import RetrievalStrategy, Weighting
 from infra.runtime.settings import TierSettings
 
 
@@ -20,12 +20,23 @@ class RetrievalSettings(TierSettings):
     address: str = Field("127.0.0.1:50051", description="host:port or unix:/path to listen on; port 0 is a free one")
     workers: int = Field(16, ge=1, le=256, description="calls that are worked on at once")
 
-    embedder_path: Path = Field(description="folder of a jina-embeddings-v4 model, in the layout of the hub")
+    embedder: Literal["auto", "jina-v4", "http", "sentence-transformers"] = Field(
+        "auto",
+        description="what embeds prompts: a jina-embeddings-v4 folder (text and images), an OpenAI-compatible endpoint "
+        "(text), or a sentence-transformers folder (text); auto is http with --embedder-url, else what the folder is",
+    )
+    embedder_path: Path | None = Field(
+        None, description="folder of the model, in the layout of the hub; needed unless the embedder is http"
+    )
     embedder_task: Literal["retrieval", "text-matching", "code"] = Field(
         "retrieval", description="task whose adapter the embedder applies"
     )
     text_prefix: Literal["query", "passage"] = Field(
         "query", description="what texts are announced as to the embedder, requests and training examples alike"
+    )
+    text_prompt: str | None = Field(
+        None,
+        description="words put before every text; for http, and for sentence-transformers instead of the folder's own",
     )
     text_weight: float = Field(0.7, ge=0, description="weight of a prompt's text in its vector")
     image_weight: float = Field(0.3, ge=0, description="weight of the mean of a prompt's images in its vector")
@@ -33,24 +44,68 @@ class RetrievalSettings(TierSettings):
     max_image_pixels: int = Field(100_000, ge=784, description="pixels of an image after resizing for the embedder")
     max_text_tokens: int = Field(8192, ge=8, description="tokens of a text that count, from the first on")
     truncate_dim: int | None = Field(
-        None, ge=1, description="dimensions of a vector, one of the model's matryoshka_dims; unset is all"
+        None,
+        ge=1,
+        description="dimensions of a vector: one of jina-v4's matryoshka_dims, what the endpoint is asked for, or "
+        "where sentence-transformers vectors are cut; unset is all",
     )
     device: str = Field("auto", description="where the embedder runs: auto, cpu, cuda, cuda:1")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="precision of the embedder; auto is float32 on the CPU, bfloat16 elsewhere"
     )
     torch_threads: int | None = Field(None, ge=1, description="CPU threads of a forward pass; unset is torch's choice")
-    batch_size: int = Field(16, ge=1, description="texts or images in one forward pass")
+    batch_size: int = Field(16, ge=1, description="texts or images in one forward pass, or one request to the endpoint")
+    batch_tokens: int = Field(
+        16_384, ge=1, description="tokens of one forward pass of jina-v4, with padding; what is longer goes alone"
+    )
+    batch_wait_s: float = Field(
+        0.005, ge=0, le=1, description="seconds that a forward pass may wait for callers who are about to join it"
+    )
+    max_queue: int = Field(
+        1024, ge=1, description="texts and images that may wait to be embedded before calls get RESOURCE_EXHAUSTED"
+    )
+    cache_bytes: int = Field(
+        256 * 2**20, ge=0, description="memory for the vectors of texts and images seen before; 0 keeps none"
+    )
+
+    embedder_url: str = Field("", description="base URL of the embeddings endpoint, such as http://127.0.0.1:8000/v1")
+    embedder_model: str = Field("", description="model that the endpoint embeds with")
+    embedder_api_key: SecretStr | None = Field(
+        None, min_length=1, description="key of the endpoint; better given by the environment"
+    )
+    embedder_timeout_s: float = Field(30, gt=0, description="seconds that one request to the endpoint may take")
+    embedder_retries: int = Field(4, ge=0, le=20, description="tries after a first one that met 429, 5xx or no answer")
+    embedder_wait_s: float = Field(60, ge=0, description="seconds to wait for the endpoint at start")
+    embedder_parallel: int = Field(4, ge=1, le=64, description="requests to the endpoint under way at once")
+    embedder_encoding: Literal["float", "base64"] = Field(
+        "float", description="how the endpoint is asked to write vectors; either is understood"
+    )
+    embedder_images: bool = Field(
+        False, description='the endpoint reads images, as {"image": base64} among the inputs; else texts alone count'
+    )
 
     qdrant_path: Path = Field(
         Path(".loraretriever/qdrant"), description="folder of the catalogue, used by one process at a time"
     )
     qdrant_url: str = Field("", description="Qdrant server such as http://qdrant:6333, instead of the folder")
     qdrant_api_key: SecretStr | None = Field(None, description="key of the Qdrant server")
+    qdrant_tls_ca: Path | None = Field(None, description="PEM file of the CA of an https Qdrant server's certificate")
     qdrant_timeout_s: int = Field(10, ge=1, description="seconds that Qdrant may take to answer")
     qdrant_wait_s: float = Field(60, ge=0, description="seconds to wait for the Qdrant server at start")
-    collection: str = Field("adapters", min_length=1, description="Qdrant collection of the catalogue")
+    collection: str = Field("adapters", min_length=1, description="name of the catalogue in Qdrant")
+    memory_vectors: int = Field(
+        50_000, ge=0, description="example vectors up to which the catalogue is searched in memory, by any strategy"
+    )
+    keep_examples: bool = Field(
+        True, description="keep the examples that adapters are registered by, so that another embedder can embed them"
+    )
+    stale_reads: bool = Field(
+        False, description="answer by the last known catalogue, saying so, while Qdrant cannot be reached"
+    )
 
+    strategy: RetrievalStrategy = Field(
+        RetrievalStrategy.CENTROID, description="how adapters are compared when a request does not say"
+    )
     top_k: int = Field(3, ge=1, description="adapters retrieved when a request does not say")
     max_top_k: int = Field(64, ge=1, description="adapters that a request may ask for")
     weighting: Weighting = Field(Weighting.SOFTMAX, description="weights when a request does not say")
@@ -66,3 +121,16 @@ class RetrievalSettings(TierSettings):
     max_images: int = Field(16, ge=0, description="images in one prompt")
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="bytes of one encoded image")
     max_decoded_pixels: int = Field(50_000_000, ge=1, description="pixels of one image as sent")
+
+    @model_validator(mode="after")
+    def _embedder_is_whole(self) -> RetrievalSettings:
+        if self.embedder == "http" or (self.embedder == "auto" and self.embedder_url):
+            if not self.embedder_url or not self.embedder_model:
+                raise ValueError("an http embedder needs --embedder-url and --embedder-model")
+            if self.embedder == "auto" and self.embedder_path is not None:
+                raise ValueError("--embedder-path and --embedder-url are both given; choose with --embedder")
+        elif self.embedder_path is None:
+            raise ValueError(
+                "--embedder-path is missing; name the folder of a model, or an endpoint with --embedder-url"
+            )
+        return self

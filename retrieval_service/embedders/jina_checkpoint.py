@@ -8,9 +8,8 @@ are not part of a dense embedding and are left out by name; every other tensor b
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,8 +23,7 @@ from transformers.initialization import no_init_weights
 from infra.contract.errors import CheckpointError
 from retrieval_service.embedders.jina_files import LEFT_OUT, canonical, listed, opened, raise_for, read_json
 from retrieval_service.embedders.jina_lora import LoraPair, read_lora
-
-_DIGEST_VALUES_PER_TENSOR = 64
+from retrieval_service.embedders.weights import weights_digest
 
 
 @dataclass(frozen=True)
@@ -112,15 +110,8 @@ def _shards(folder: Path) -> Iterator[tuple[Path, list[str] | None]]:
 
 
 def _digest(weights: Mapping[str, Tensor], lora: Mapping[str, LoraPair]) -> str:
-    """Return a name for the weights: SHA-256 over all names and shapes and evenly spaced values of each tensor."""
-    digest = hashlib.sha256()
-    named: Iterable[tuple[str, Tensor]] = [
-        *sorted(weights.items()),
-        *((f"{module}.{side}", getattr(pair, side)) for module, pair in sorted(lora.items()) for side in ("a", "b")),
-    ]
-    for name, tensor in named:
-        flat = tensor.flatten()
-        sampled = flat[:: max(1, len(flat) // _DIGEST_VALUES_PER_TENSOR)].float().contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(sampled.numpy().tobytes())
-    return digest.hexdigest()[:12]
+    """Return a name for the weights."""
+    factors = (
+        (f"{module}.{side}", getattr(pair, side)) for module, pair in sorted(lora.items()) for side in ("a", "b")
+    )
+    return weights_digest([*sorted(weights.items()), *factors])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from infra.contract.errors import CheckpointError
 from retrieval_service.embedders.jina_files import LEFT_OUT, canonical, opened, raise_for, read_json
 
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.(?P<task>[^.]+)\.weight")
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.(?:default\.)?(?P<task>[^.]+)\.weight")
 _LAYER = re.compile(r"(?P<stack>.+\.(?:layers|blocks))\.(?P<layer>\d+)\.(?P<linear>.+)")
 
 

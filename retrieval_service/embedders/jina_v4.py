@@ -14,7 +14,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
@@ -22,12 +21,13 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from infra.contract.errors import CheckpointError, ConfigurationError, InternalError, InvalidArgumentError
-from infra.contract.errors import field as error_field
-from infra.contract.prompt import ImagePart, Prompt
+from infra.contract.prompt import ImagePart
 from infra.runtime.images import ImageLimits, decode_image
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
 from retrieval_service.embedders.jina_checkpoint import load_checkpoint
 from retrieval_service.embedders.jina_files import read_json
+from retrieval_service.embedders.parts import PartEmbedder, PartKind, Patience, Row, for_ever
+from retrieval_service.embedders.placement import device_of, dim_of, dtype_of
 
 IMAGE_PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>\n"
 _CHARACTERS_PER_TOKEN = 64  # a bound on the tokenizer's work: no token of ordinary text is longer
@@ -52,8 +52,9 @@ class TextPrefix(StrEnum):
 class JinaV4Options:
     """How prompts are embedded. `dim` None is the model's own; `device` and `dtype` "auto" pick what is there.
 
-    `max_image_pixels` is after resizing; `limits` bound images before they are decoded. `batch_size` is rows a forward;
-    `threads` are the CPU threads of this process's torch, None is its own choice.
+    `max_image_pixels` is after resizing; `limits` bound images before they are decoded. `batch_size` is rows a forward,
+    `batch_tokens` their tokens with padding; `threads` are the CPU threads of this process's torch, None is its own
+    choice.
     """
 
     task: Task = Task.RETRIEVAL
@@ -64,12 +65,21 @@ class JinaV4Options:
     late_fusion: LateFusion = field(default_factory=LateFusion)
     limits: ImageLimits = field(default_factory=ImageLimits)
     batch_size: int = 16
+    batch_tokens: int = 16_384
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
 
 
-class JinaV4Embedder:
+@dataclass(frozen=True)
+class _Pixels:
+    """An image's patches [n, patch], and its grid [1, 3] of frames, rows and columns of patches."""
+
+    patches: Tensor
+    grid: Tensor
+
+
+class JinaV4Embedder(PartEmbedder):
     """The embedder of a folder in the hub's layout. One forward pass runs at a time."""
 
     def __init__(self, folder: Path, options: JinaV4Options) -> None:
@@ -77,15 +87,20 @@ class JinaV4Embedder:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._options = options
-        self._device = _device(options.device)
-        checkpoint = load_checkpoint(folder, options.task, _dtype(options.dtype, self._device), self._device)
+        self.late_fusion, self.batch_size, self.batch_tokens = (
+            options.late_fusion,
+            options.batch_size,
+            options.batch_tokens,
+        )
+        self._device = device_of(options.device)
+        checkpoint = load_checkpoint(folder, options.task, dtype_of(options.dtype, self._device), self._device)
         self._model = checkpoint.model
         self._tokenizer = _tokenizer(folder)
         self._images = _image_processor(folder, options.max_image_pixels)
         self._image_prompt = self._encode_image_prompt(folder)
         self._tokenizer.encode_special_tokens = True  # from here on texts are the callers', never markup
         self._full_dim = self._model.config.text_config.hidden_size
-        self._dim = _dim(options.dim, self._full_dim, checkpoint.config.get("matryoshka_dims"))
+        self._dim = dim_of(options.dim, self._full_dim, checkpoint.config.get("matryoshka_dims"))
         self._digest = checkpoint.digest
         self._forward_lock = threading.Lock()
 
@@ -105,80 +120,51 @@ class JinaV4Embedder:
             f" max_query_images={late_fusion.max_images}"
         )
 
-    def embed(self, prompts: Sequence[Prompt]) -> FloatArray:
-        """Return one vector a prompt, [len(prompts), dim]: its texts and images embedded apart, then combined."""
-        late_fusion = self._options.late_fusion
-        texts, images, owners = [], [], []
-        for index, prompt in enumerate(prompts):
-            with error_field(f"[{index}]"):
-                text, wanted = prompt.user_text, late_fusion.max_images
-                if not text and not (prompt.images and wanted):
-                    raise InvalidArgumentError("messages", "there is no text but placeholders, and no image to embed")
-                decoded = self._decoded(prompt, wanted if late_fusion.image_weight or not text else 0)
-            texts.append(text)
-            images += decoded
-            owners += [index] * len(decoded)
-        text_vectors = iter(self.embed_texts([text for text in texts if text]))
-        image_vectors, owner = self._embed_pixels(images), np.array(owners, dtype=np.int64)
-        combined = [
-            late_fusion.combine(next(text_vectors) if text else None, image_vectors[owner == index])
-            for index, text in enumerate(texts)
-        ]
-        return np.stack(combined) if combined else np.empty((0, self.dim), np.float32)
-
-    def embed_texts(self, texts: Sequence[str]) -> FloatArray:
-        """Return the vector of each text, [len(texts), dim]."""
+    def text_row(self, text: str) -> Row:
+        """Return the token ids of a text behind its prefix, cut to `max_text_tokens`."""
         limit = self._options.max_text_tokens
-        rows = [
-            self._tokenizer.encode(self._prefix + text[: limit * _CHARACTERS_PER_TOKEN]).ids[:limit] for text in texts
-        ]
-        vectors = np.empty((len(rows), self.dim), np.float32)
-        for chosen in self._batches([len(row) for row in rows]):
-            ids, mask = _padded([rows[index] for index in chosen])
-            with self._forward():
-                hidden = self._model.language_model(
-                    input_ids=ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False
-                ).last_hidden_state
-                vectors[chosen] = self._pooled(hidden, mask.to(self._device))
-        return vectors
+        ids = self._tokenizer.encode(self._prefix + text[: limit * _CHARACTERS_PER_TOKEN]).ids[:limit]
+        return Row(PartKind.TEXT, len(ids), ids)
+
+    def image_row(self, image: ImagePart) -> Row:
+        """Return the patches of an image. Raises InvalidArgumentError when it is broken, too large or too thin."""
+        return self._row(decode_image(image, self._options.limits))
 
     def embed_images(self, images: Sequence[Image.Image]) -> FloatArray:
         """Return the vector of each RGB image, [len(images), dim]."""
-        return self._embed_pixels([self._pixels(image) for image in images])
+        return self.run_all([self._row(image) for image in images])
 
-    def _embed_pixels(self, images: Sequence[tuple[Tensor, Tensor]]) -> FloatArray:
-        """Embed images as (patches [n, patch], grid [1, 3]), one a row: pooling needs each image in its own."""
-        config, merged = self._model.config, self._images.merge_size**2
-        prompt = self._image_prompt
-        pad = prompt.index(config.image_token_id)
-        rows = [
-            [*prompt[:pad], *[config.image_token_id] * (len(patches) // merged), *prompt[pad + 1 :]]
-            for patches, _ in images
-        ]
-        vectors = np.empty((len(rows), self.dim), np.float32)
-        for chosen in self._batches([len(row) for row in rows]):
-            ids, mask = (tensor.to(self._device) for tensor in _padded([rows[index] for index in chosen]))
-            grids = torch.cat([images[index][1] for index in chosen]).to(self._device)
-            patches = torch.cat([images[index][0] for index in chosen]).to(self._device)
-            with self._forward():
-                positions, _ = self._model.get_rope_index(
-                    ids,
-                    mm_token_type_ids=(ids == config.image_token_id).int(),
-                    image_grid_thw=grids,
-                    attention_mask=mask,
-                )
-                hidden = self._model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    pixel_values=patches,
-                    image_grid_thw=grids,
-                    use_cache=False,
-                ).last_hidden_state
-                started = (ids == config.vision_start_token_id).cumsum(-1) > 0
-                ended = (ids == config.vision_end_token_id).cumsum(-1) - (ids == config.vision_end_token_id).long() > 0
-                vectors[chosen] = self._pooled(hidden, started & ~ended)
-        return vectors
+    def run(self, rows: Sequence[Row], left_s: Patience = for_ever) -> FloatArray:
+        """Return the vectors of rows of one kind, [len(rows), dim], from one forward pass."""
+        contents = [row.content for row in rows]
+        return self._run_texts(contents) if rows[0].kind is PartKind.TEXT else self._run_images(contents)
+
+    def _run_texts(self, texts: Sequence[Sequence[int]]) -> FloatArray:
+        with self._forward():
+            ids, mask = (tensor.to(self._device) for tensor in _padded(texts))
+            hidden = self._model.language_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            return self._pooled(hidden, mask)
+
+    def _run_images(self, images: Sequence[_Pixels]) -> FloatArray:
+        """Embed images one a row: pooling needs each in its own."""
+        config = self._model.config
+        with self._forward():
+            ids, mask = (tensor.to(self._device) for tensor in _padded([self._image_ids(one) for one in images]))
+            grids = torch.cat([one.grid for one in images]).to(self._device)
+            positions, _ = self._model.get_rope_index(
+                ids, mm_token_type_ids=(ids == config.image_token_id).int(), image_grid_thw=grids, attention_mask=mask
+            )
+            hidden = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                pixel_values=torch.cat([one.patches for one in images]).to(self._device),
+                image_grid_thw=grids,
+                use_cache=False,
+            ).last_hidden_state
+            started = (ids == config.vision_start_token_id).cumsum(-1) > 0
+            ended = (ids == config.vision_end_token_id).cumsum(-1) - (ids == config.vision_end_token_id).long() > 0
+            return self._pooled(hidden, started & ~ended)
 
     @property
     def _prefix(self) -> str:
@@ -194,33 +180,21 @@ class JinaV4Embedder:
             raise InternalError("the embedder's numbers overflow; run it with --dtype bfloat16 or float32")
         return normalise(mean[:, : self.dim].cpu().numpy())
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Yield the rows of each forward pass, rows of like length together."""
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        size = self._options.batch_size
-        yield from (order[start : start + size] for start in range(0, len(order), size))
-
-    def _decoded(self, prompt: Prompt, count: int) -> list[tuple[Tensor, Tensor]]:
-        """Return patches and grid of each of the prompt's first `count` images."""
-        placed = [
-            (f"messages[{turn}].parts[{index}]", part)
-            for turn, message in enumerate(prompt.messages)
-            for index, part in enumerate(message.parts)
-            if isinstance(part, ImagePart)
-        ]
-        decoded = []
-        for path, part in placed[:count]:
-            with error_field(path):
-                decoded.append(self._pixels(decode_image(part, self._options.limits)))
-        return decoded
-
-    def _pixels(self, image: Image.Image) -> tuple[Tensor, Tensor]:
-        """Return the image's patches [n, patch], and its grid [1, 3] of frames, rows and columns of patches."""
+    def _row(self, image: Image.Image) -> Row:
         try:
             batch = self._images(images=[image], return_tensors="pt")
         except ValueError as error:  # an aspect ratio over 200
             raise InvalidArgumentError("image", f"cannot be embedded: {error}") from error
-        return batch["pixel_values"], batch["image_grid_thw"]
+        pixels = _Pixels(batch["pixel_values"], batch["image_grid_thw"])
+        return Row(PartKind.IMAGE, len(self._image_prompt) - 1 + self._visual_tokens(pixels), pixels)
+
+    def _image_ids(self, image: _Pixels) -> list[int]:
+        prompt, token = self._image_prompt, self._model.config.image_token_id
+        pad = prompt.index(token)
+        return [*prompt[:pad], *[token] * self._visual_tokens(image), *prompt[pad + 1 :]]
+
+    def _visual_tokens(self, image: _Pixels) -> int:
+        return len(image.patches) // int(self._images.merge_size) ** 2
 
     @contextmanager
     def _forward(self) -> Iterator[None]:
@@ -245,33 +219,6 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     ids = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     return ids, mask
-
-
-def _dim(wanted: int | None, full: int, allowed: Sequence[int] | None) -> int:
-    dims = sorted({*(allowed or ()), full})
-    if wanted is None:
-        return full
-    if wanted not in dims:
-        raise ConfigurationError(f"truncate_dim {wanted} is none of this model's: {', '.join(map(str, dims))}")
-    return wanted
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigurationError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from error
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise ConfigurationError(f"dtype {name!r} is none of auto, {', '.join(dtypes)}")
-    return dtypes[name]
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

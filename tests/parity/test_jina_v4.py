@@ -126,11 +126,37 @@ def test_both_spellings_and_shards_load_to_the_same_vectors(
     tiny: TinyJina, embedder: JinaV4Embedder, tmp_path: Path
 ) -> None:
     image = picture((140, 140))
-    for name, content, shards in (("new", tiny.newer_spelling(), 1), ("sharded", tiny, 3)):
+    # PEFT strips the adapter's name when it saves; tools that save by themselves may not.
+    named = {
+        key.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."): value
+        for key, value in tiny.adapter.items()
+    }
+    kept = TinyJina(tiny.config, tiny.base, named, tiny.adapter_config, tiny.tokenizer)
+    for name, content, shards in (("new", tiny.newer_spelling(), 1), ("sharded", tiny, 3), ("named", kept, 1)):
         other = JinaV4Embedder(content.write(tmp_path / name, shards=shards), JinaV4Options())
         np.testing.assert_array_equal(other.embed_texts(["hi"]), embedder.embed_texts(["hi"]))
         np.testing.assert_array_equal(other.embed_images([image]), embedder.embed_images([image]))
         assert other.fingerprint == embedder.fingerprint
+
+
+def test_the_projector_for_late_interaction_changes_nothing(
+    tiny: TinyJina, embedder: JinaV4Embedder, tmp_path: Path
+) -> None:
+    base = {key: value for key, value in tiny.base.items() if not key.startswith("multi_vector_projector")}
+    adapter = {key: value for key, value in tiny.adapter.items() if "multi_vector_projector" not in key}
+    assert len(base) < len(tiny.base)
+    assert len(adapter) < len(tiny.adapter)
+    without = TinyJina(tiny.config, base, adapter, tiny.adapter_config, tiny.tokenizer).write(tmp_path)
+    other = JinaV4Embedder(without, JinaV4Options())
+    np.testing.assert_array_equal(other.embed_texts(TEXTS), embedder.embed_texts(TEXTS))
+    assert other.fingerprint == embedder.fingerprint
+
+
+def test_texts_over_the_limit_are_cut(folder: Path, embedder: JinaV4Embedder) -> None:
+    short = JinaV4Embedder(folder, JinaV4Options(max_text_tokens=12, batch_tokens=20))
+    left = 12 - len("Query: ")
+    expected = embedder.embed_texts(["abcdefghij"[:left], "ab", "x"])
+    np.testing.assert_allclose(short.embed_texts(["abcdefghij", "ab", "x"]), expected, atol=2e-6)
 
 
 def test_a_vector_does_not_depend_on_what_it_is_batched_with(embedder: JinaV4Embedder) -> None:
@@ -165,6 +191,17 @@ def test_bfloat16_stays_close(folder: Path, embedder: JinaV4Embedder) -> None:
     half = JinaV4Embedder(folder, JinaV4Options(dtype="bfloat16"))
     cosines = (half.embed_texts(TEXTS) * embedder.embed_texts(TEXTS)).sum(-1)
     assert cosines.min() > 0.999
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_vectors_of_the_cpu(folder: Path, embedder: JinaV4Embedder) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    images = [picture(size) for size in SIZES]
+    for dtype, tolerance in (("float32", 1e-3), ("bfloat16", 3e-2)):
+        on_gpu = JinaV4Embedder(folder, JinaV4Options(device="cuda", dtype=dtype))
+        np.testing.assert_allclose(on_gpu.embed_texts(TEXTS), embedder.embed_texts(TEXTS), atol=tolerance)
+        np.testing.assert_allclose(on_gpu.embed_images(images), embedder.embed_images(images), atol=tolerance)
 
 
 def test_numbers_that_overflow_are_an_error_and_never_a_vector(tiny: TinyJina, tmp_path: Path) -> None:

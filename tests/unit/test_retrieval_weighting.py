@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.contract.adapter import Adapter
-from infra.contract.errors import InvalidArgumentError, UnimplementedError
+from infra.contract.errors import InvalidArgumentError
 from infra.contract.retrieval import RetrievalOptions, RetrievalStrategy, Weighting
 from retrieval_service.points import AdapterFilter, Found
 from retrieval_service.retriever import Query, RetrievalDefaults, select
@@ -88,7 +88,8 @@ def test_a_top_k_over_the_limit_is_refused() -> None:
         RetrievalDefaults().query(RetrievalOptions(top_k=65))
 
 
-@pytest.mark.parametrize("strategy", [s for s in RetrievalStrategy if s is not RetrievalStrategy.CENTROID])
-def test_strategies_of_later_versions_say_what_works_now(strategy: RetrievalStrategy) -> None:
-    with pytest.raises(UnimplementedError, match="'centroid' works now"):
-        RetrievalDefaults().query(RetrievalOptions(strategy=strategy))
+def test_the_strategy_of_a_request_goes_over_the_default() -> None:
+    defaults = RetrievalDefaults(strategy=RetrievalStrategy.CALIBRATED)
+    assert defaults.query(RetrievalOptions()).strategy is RetrievalStrategy.CALIBRATED
+    asked = defaults.query(RetrievalOptions(strategy=RetrievalStrategy.NEAREST_EXAMPLES))
+    assert asked.strategy is RetrievalStrategy.NEAREST_EXAMPLES
