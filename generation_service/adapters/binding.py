@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from generation_service.adapters.peft_config import PeftConfig
-from generation_service.adapters.weights import LoraPair, Shapes
+from generation_service.adapters.weights import LoraPair, Shapes, all_finite
 from infra.contract.errors import CheckpointError
 
 _FACTOR_KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<name>[^.]+))?\.weight")
@@ -177,6 +177,6 @@ def _nearest(path: str, targets: Shapes) -> str:
 def _pair(a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> LoraPair:
     exact = torch.promote_types(dtype, torch.float32)
     pair = LoraPair(a.to(dtype).contiguous(), (b.to(exact) * scaling).to(dtype).contiguous())
-    if not (pair.a.isfinite().all() and pair.b.isfinite().all()):
+    if not (all_finite(pair.a) and all_finite(pair.b)):
         raise _UnboundError(f"it has values that are NaN or infinite (in {dtype}, scaled by {scaling:.3g})")
     return pair

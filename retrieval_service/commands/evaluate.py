@@ -62,9 +62,8 @@ def evaluate(
     """
     if vectors is not None and data:
         raise InvalidArgumentError("", "give --vectors or --data, not both")
-    from rich.console import Console
-
     from retrieval_service.commands.measured import Measured, show
+    from retrieval_service.commands.said import errors
 
     plan = _Plan(_strategies(strategy or []), weighting or [Weighting.SOFTMAX], temperature, top_k)
     measured: list[Measured]
@@ -73,11 +72,10 @@ def evaluate(
         from retrieval_service.evaluation.labelled import read_labelled
 
         content = read_labelled(data, max_images)
-        errors = Console(stderr=True, highlight=False, markup=False)
         for problem in content.problems:
-            errors.print(f"left out {problem}", soft_wrap=True)
+            errors().print(f"left out {problem}", soft_wrap=True)
         options = RetrievalOptions(top_k, base_model, kind, temperature=temperature)
-        with connected(context, retrieval_target) as service, errors.status("asking the service"):
+        with connected(context, retrieval_target) as service, errors().status("asking the service"):
             asked = _ask(service, content, plan, options)
         measured = [Measured.of(name, outcomes, temperature) for name, outcomes in asked.items()]
     else:
