@@ -1,4 +1,4 @@
-"""`loraretriever inspect`: what it says of base models and adapters, whole and broken, and its exit status."""
+"""`loraretriever inspect` of base models, whole and broken: what it says, how it prints, and its exit status."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from generation_service.adapters.checkpoint import content_revision
 from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
 from orchestrator.cli import run
-from tests.checkpoints.internvl2 import TinyInternVL, language_linears, write_internvl2
+from tests.checkpoints.internvl2 import TinyInternVL, write_internvl2
 from tests.checkpoints.internvl_native import write_internvl_native
-from tests.checkpoints.peft_adapters import PREFIX, TinyAdapter
 from tests.checkpoints.qwen2_5_vl import write_qwen2_5_vl
 from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
-from tests.generation import language_shapes, tiny_adapter
+from tests.generation import tiny_adapter
+from tests.inspecting import inspected
 
 WRITERS: dict[str, Callable[..., Path]] = {
     "qwen2_vl": write_qwen2_vl,
@@ -37,25 +36,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_qwen2_vl(tmp_path_factory.mktemp("models") / "Qwen2-VL-tiny", SHAPE)
 
 
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[str, Any]]]:
-    """Return a function that inspects with --json and returns exit status and document."""
-
-    def inspect(*arguments: object) -> tuple[int, dict[str, Any]]:
-        capsys.readouterr()
-        status = run(["inspect", *map(str, arguments), "--json"])
-        return status, json.loads(capsys.readouterr().out)
-
-    return inspect
-
-
-Said = Callable[..., tuple[int, dict[str, Any]]]
-
-
 @pytest.mark.parametrize("model_type", WRITERS)
-def test_a_base_model_is_described_as_it_is_when_it_is_loaded(tmp_path: Path, said: Said, model_type: str) -> None:
+def test_a_base_model_is_described_as_it_is_when_it_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str
+) -> None:
     folder = WRITERS[model_type](tmp_path / "model", dtype=torch.bfloat16, shards=3)
-    status, report = said(folder)
+    status, report = inspected(capsys, folder)
     loaded = load_base_model(folder, LoadOptions())
     described = loaded.description
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
@@ -82,9 +68,9 @@ def test_a_base_model_is_described_as_it_is_when_it_is_loaded(tmp_path: Path, sa
     assert report["chat_template"]
 
 
-def test_a_folder_in_transformers_layout_is_described(tmp_path: Path, said: Said) -> None:
+def test_a_folder_in_transformers_layout_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_internvl_native(tmp_path / "InternVL-hf", tmp_path / "original", TinyInternVL("qwen2"))
-    status, report = said(folder)
+    status, report = inspected(capsys, folder)
     assert (status, report["model_type"], report["problems"]) == (0, "internvl", [])
     assert report["parameters"] == report["stored_parameters"]
 
@@ -93,9 +79,9 @@ def test_a_folder_in_transformers_layout_is_described(tmp_path: Path, said: Said
     ("model_type", "limits"), [("qwen2_vl", {"max_pixels": 12845056}), ("internvl_chat", {"max_tiles": 12})]
 )
 def test_the_bounds_of_images_are_those_of_the_folder(
-    tmp_path: Path, said: Said, model_type: str, limits: dict[str, int]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str, limits: dict[str, int]
 ) -> None:
-    _, report = said(WRITERS[model_type](tmp_path / "model"))
+    _, report = inspected(capsys, WRITERS[model_type](tmp_path / "model"))
     assert limits.items() <= report["image_limits"].items()
 
 
@@ -142,124 +128,23 @@ def configured(**values: Any) -> Callable[[Path], None]:
     ids=["family", "quantised", "config", "weights", "preprocessor", "cut", "tensor missing", "tensor too many"],
 )
 def test_a_base_model_that_cannot_be_served_is_told_why_with_status_1(
-    tmp_path: Path, said: Said, spoil: Callable[[Path], None], problem: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], problem: str
 ) -> None:
     folder = write_qwen2_vl(tmp_path / "model")
     spoil(folder)
-    status, report = said(folder)
+    status, report = inspected(capsys, folder)
     assert (status, report["supported"]) == (1, False)
     assert problem in " ".join(report["problems"])
 
 
-def test_what_config_says_is_told_though_files_are_missing(tmp_path: Path, said: Said) -> None:
+def test_what_config_says_is_told_though_files_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_qwen2_vl(tmp_path / "model")
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
         (folder / name).unlink(missing_ok=True)
-    status, report = said(folder)
+    status, report = inspected(capsys, folder)
     assert status == 1
     assert report["layers"] == SHAPE.layers
     assert len(report["problems"]) == 2
-
-
-def test_an_adapter_is_checked_against_the_base_model_given(tmp_path: Path, said: Said, base: Path) -> None:
-    adapter = tiny_adapter(SHAPE, 1, rank=4, vision=True, use_rslora=True, lora_dropout=0.05)
-    folder = adapter.write(tmp_path / "adapter")
-    for name in ("args.json", "additional_config.json", "training_args.bin"):
-        (folder / name).write_text("{}")
-    status, report = said(folder, "--base-model", base)
-    targets = load_base_model(base, LoadOptions()).description.targets
-    assert (status, report["kind"], report["supported"], report["problems"]) == (0, "adapter", True, [])
-    assert (report["rank"], report["rank_range"], report["alpha"]) == (4, [4, 4], 2.0)
-    assert report["scaling_range"] == [1.0, 1.0]
-    assert report["tensors"] == report["bound_tensors"] == len(adapter.tensors)
-    assert report["adapted_modules"] == len(targets)
-    assert (report["rank_columns"], report["bank_bytes"]) == (4, 2 * 4 * sum(map(sum, targets.values())))
-    assert report["bytes"] == 2 * sum(tensor.numel() for tensor in adapter.tensors.values())
-    assert report["revision"] == content_revision(folder)
-    notes = " ".join(report["warnings"])
-    assert "lora_dropout 0.05" in notes
-    assert "pickles, never opened: training_args.bin" in notes
-    assert "files that are ignored: additional_config.json, args.json" in notes
-
-
-def test_the_folder_that_an_adapter_names_as_its_base_model_is_used(tmp_path: Path, said: Said, base: Path) -> None:
-    folder = tiny_adapter(SHAPE, 1, base_model_name_or_path=str(base)).write(tmp_path / "adapter")
-    status, report = said(folder)
-    assert (status, report["checked_against"], report["bound_tensors"]) == (0, str(base), report["tensors"])
-    assert report["warnings"] == []
-
-
-def test_without_its_base_model_an_adapter_is_not_said_to_bind(tmp_path: Path, said: Said) -> None:
-    status, report = said(tiny_adapter(SHAPE, 1).write(tmp_path / "adapter"))
-    assert (status, report["bound_tensors"], report["bank_bytes"]) == (0, None, None)
-    assert "whether its tensors bind is not known" in " ".join(report["warnings"])
-
-
-def test_ranks_and_scalings_of_modules_are_told_as_ranges(tmp_path: Path, said: Said, base: Path) -> None:
-    adapter = tiny_adapter(SHAPE, 1, rank=4, rank_pattern={"q_proj": 2}, alpha_pattern={"k_proj": 8})
-    for path in language_shapes(SHAPE):
-        if path.endswith("q_proj"):
-            adapter.tensors[f"{PREFIX}{path}.lora_A.weight"] = adapter.a(path)[:2]
-            adapter.tensors[f"{PREFIX}{path}.lora_B.weight"] = adapter.b(path)[:, :2]
-    status, report = said(adapter.write(tmp_path / "adapter"), "--base-model", base)
-    assert (status, report["rank"], report["rank_range"], report["scaling_range"]) == (0, 4, [2, 4], [0.5, 2.0])
-
-
-def test_a_fused_adapter_of_internvl_binds(tmp_path: Path, said: Said) -> None:
-    shape = TinyInternVL()
-    folder = write_internvl2(tmp_path / "InternVL2-tiny", shape)
-    adapter = TinyAdapter.random(language_linears(shape), base_model_name_or_path="OpenGVLab/InternVL2-tiny")
-    assert any("wqkv" in key for key in adapter.tensors)
-    status, report = said(adapter.write(tmp_path / "adapter"), "--base-model", folder)
-    assert (status, report["bound_tensors"], report["problems"]) == (0, len(adapter.tensors), [])
-
-
-def test_tensors_that_do_not_bind_are_counted_and_listed(tmp_path: Path, said: Said, base: Path) -> None:
-    adapter = tiny_adapter(SHAPE, 1)
-    adapter.tensors |= TinyAdapter.random({"model.layers.9.mlp.up_proj": (64, 96)}).tensors
-    status, report = said(adapter.write(tmp_path / "adapter"), "--base-model", base)
-    assert (status, report["tensors"] - report["bound_tensors"]) == (1, 2)
-    assert "nearest are model.language_model.layers" in " ".join(report["problems"])
-
-
-@pytest.mark.parametrize(
-    ("option", "problem"),
-    [
-        ({"use_dora": True}, "DoRA"),
-        ({"bias": "all"}, "bias is 'all'"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-    ],
-)
-def test_what_is_not_applied_is_refused_by_name(
-    tmp_path: Path, said: Said, base: Path, option: dict[str, Any], problem: str
-) -> None:
-    status, report = said(tiny_adapter(SHAPE, 1, **option).write(tmp_path / "adapter"), "--base-model", base)
-    assert (status, report["supported"]) == (1, False)
-    assert problem in " ".join(report["problems"])
-    assert report["tensors"] > 0
-
-
-def test_an_embedding_lora_is_refused(tmp_path: Path, said: Said, base: Path) -> None:
-    adapter = tiny_adapter(SHAPE, 1)
-    adapter.tensors[f"{PREFIX}model.embed_tokens.lora_embedding_A"] = torch.ones(4, 8)
-    status, report = said(adapter.write(tmp_path / "adapter"), "--base-model", base)
-    assert status == 1
-    assert "embedding LoRA is not applied" in " ".join(report["problems"])
-
-
-def test_a_pickled_adapter_is_told_how_to_be_converted(tmp_path: Path, said: Said) -> None:
-    folder = tiny_adapter(SHAPE, 1).write(tmp_path / "adapter")
-    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    status, report = said(folder)
-    assert status == 1
-    assert "convert it" in " ".join(report["problems"])
-
-
-def test_an_adapter_that_names_another_model_needs_an_alias(tmp_path: Path, said: Said, base: Path) -> None:
-    folder = tiny_adapter(SHAPE, 1, base_model_name_or_path="Qwen/Qwen2-VL-other").write(tmp_path / "adapter")
-    _, report = said(folder, "--base-model", base)
-    assert "--model-aliases Qwen2-VL-other" in " ".join(report["warnings"])
 
 
 def test_people_get_a_table(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
