@@ -131,22 +131,22 @@ class _Plan:
 def _tried(examples: ExampleSet, plan: _Plan, kind: str, few: int | None, seed: int) -> list[Measured]:
     from retrieval_service.commands.measured import Measured
     from retrieval_service.evaluation.leave_one_out import few_examples, leave_one_out
+    from retrieval_service.evaluation.outcomes import figures
 
     if few is None:
         trials = {one: leave_one_out(one, examples, kind) for one in plan.strategies}
     else:
         trials = few_examples(plan.strategies, examples, few, seed)
     single = tuple(one for one, count in zip(examples.ids, examples.counts, strict=True) if count < 2)
-    return [
-        Measured.of(
-            name,
-            {each: trial.outcomes(plan.top_k, each, plan.temperature) for each in plan.weightings},
-            plan.temperature,
-            trial.best_temperature(),
-            single,
+    measured = []
+    for name, trial in trials.items():
+        outcomes = {each: trial.outcomes(plan.top_k, each, plan.temperature) for each in plan.weightings}
+        best = trial.best_temperature()
+        best_ece = figures(trial.outcomes(plan.top_k, Weighting.SOFTMAX, best)).ece
+        measured.append(
+            Measured.of(name, outcomes, plan.temperature, best_temperature=best, best_ece=best_ece, single=single)
         )
-        for name, trial in trials.items()
-    ]
+    return measured
 
 
 def _ask(
