@@ -52,7 +52,8 @@ class Runner:
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
         """Read the newest token of every row; return the logits [N, vocab] after each."""
         if self._graphs is not None:
-            return self._graphs.decode(rows)
+            with torch.cuda.device(self._device):  # Launches and captures go to the thread's current device.
+                return self._graphs.decode(rows)
         lengths = [row.length for row in rows]
         view = self._cache.decode_view([row.slot for row in rows], lengths)
         tokens = torch.tensor([[row.token] for row in rows], device=self._device)
