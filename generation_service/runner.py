@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from generation_service.adapters.bank import AdapterBank
-from generation_service.decode_graphs import CudaCapture, DecodeGraphs
+from generation_service.decode_graphs import CaptureError, CudaCapture, DecodeGraphs
 from generation_service.decode_row import DecodeRow
 from generation_service.fixed_decode import FixedDecode
 from generation_service.kernels.choice import fixed_kernels
 from generation_service.kv_cache import SlotKVCache
 from generation_service.models.base import BaseModel
 from generation_service.prefill import Prefill
+from infra.runtime.logs import get_logger
+
+log = get_logger(__name__)
 
 
 class Runner:
@@ -52,8 +55,12 @@ class Runner:
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
         """Read the newest token of every row; return the logits [N, vocab] after each."""
         if self._graphs is not None:
-            with torch.cuda.device(self._device):  # Launches and captures go to the thread's current device.
-                return self._graphs.decode(rows)
+            try:
+                with torch.cuda.device(self._device):  # Launches and captures go to the thread's current device.
+                    return self._graphs.decode(rows)
+            except CaptureError as error:
+                log.warning("decode_not_captured", reason=str(error))
+                self._graphs = None
         lengths = [row.length for row in rows]
         view = self._cache.decode_view([row.slot for row in rows], lengths)
         tokens = torch.tensor([[row.token] for row in rows], device=self._device)

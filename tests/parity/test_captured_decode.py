@@ -10,7 +10,7 @@ from torch import Tensor
 
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.ranks import RankRange
-from generation_service.decode_graphs import DecodeGraphs, Forward
+from generation_service.decode_graphs import CaptureError, DecodeGraphs, Forward
 from generation_service.decode_row import DecodeRow
 from generation_service.fixed_decode import FixedDecode
 from generation_service.kernels.fixed_ops import TorchFixedKernels
@@ -149,3 +149,17 @@ def test_a_longer_sequence_outgrows_its_span(bench: Bench) -> None:
         torch.testing.assert_close(captured, written, rtol=1e-5, atol=1e-5)
         spans.append(bench.captures)
     assert spans == [1, 1, 2, 2]
+
+
+def test_a_model_that_cannot_be_captured_decodes_as_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    owned = bench.hold(4, 1)
+    bench.prefill(0, "one", {owned: 1.0})
+    expected = bench.runner.decode([bench.row(0, 40, {owned: 1.0})])
+
+    def refuse(forward: Forward) -> Forward:
+        raise CaptureError("a value was read on the host")
+
+    graphs = DecodeGraphs(FixedDecode(bench.model, bench.bank, bench.cache, TorchFixedKernels()), refuse)
+    monkeypatch.setattr(bench.runner, "_graphs", graphs)
+    torch.testing.assert_close(bench.runner.decode([bench.row(0, 40, {owned: 1.0})]), expected)
+    torch.testing.assert_close(bench.runner.decode([bench.row(0, 40, {owned: 1.0})]), expected)
