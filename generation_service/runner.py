@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Runner:
         """Read the newest token of every row; return the logits [N, vocab] after each."""
         if self._graphs is not None:
             try:
-                with torch.cuda.device(self._device):  # Launches and captures go to the thread's current device.
+                with _current(self._device):
                     return self._graphs.decode(rows)
             except CaptureError as error:
                 log.warning("decode_not_captured", reason=str(error))
@@ -77,6 +78,11 @@ class Runner:
     @property
     def _axes(self) -> int:
         return self._model.description.position_axes
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the thread's current device: that is where kernels are launched and captured."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _graphs(model: BaseModel, bank: AdapterBank, cache: SlotKVCache) -> DecodeGraphs:
