@@ -6,14 +6,14 @@ import asyncio
 import threading
 import time
 import unicodedata
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
 from generation_service import metrics
 from generation_service.engine import Engine
 from generation_service.images import decode_images
-from generation_service.models.base import BaseModel, EncodedPrompt
+from generation_service.models.base import BaseModel
 from generation_service.sequence import Delta, Event, Request
 from infra.contract.composition import Composition
 from infra.contract.errors import InvalidArgumentError, field
@@ -25,14 +25,14 @@ Events = asyncio.Queue[Event]
 
 
 class Answers:
-    """Encodes prompts on threads of its own, and follows their sequences through the engine."""
+    """Checks and encodes requests on threads of its own, and follows their sequences through the engine."""
 
     def __init__(self, engine: Engine, model: BaseModel, image_limits: ImageLimits, encoders: int = 4) -> None:
         self._engine = engine
         self._model = model
         self._image_limits = image_limits
         self._encoders = ThreadPoolExecutor(encoders, thread_name_prefix="encoder")
-        self._encoding = 0
+        self._preparing = 0
         self._post: _Post | None = None
 
     async def generate(
@@ -62,7 +62,7 @@ class Answers:
     ) -> AsyncGenerator[Delta | Generation, None]:
         deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
         loop = asyncio.get_running_loop()
-        encoded = await self._encoded(prompt, loop)
+        request = await self._prepared(lambda: self._request(prompt, composition, decoding, deadline), loop)
         events: Events = asyncio.Queue()
         post = self._post = self._post if self._post and self._post.loop is loop else _Post(loop)
 
@@ -70,7 +70,7 @@ class Answers:
             if deltas or not isinstance(event, Delta):
                 post.send(events, event)
 
-        sequence = self._engine.submit(Request(encoded, composition, decoding, deadline), listen)
+        sequence = self._engine.submit(request, listen)
         try:
             while True:
                 event = await events.get()
@@ -84,19 +84,22 @@ class Answers:
         finally:
             self._engine.cancel(sequence)
 
-    async def _encoded(self, prompt: Prompt, loop: asyncio.AbstractEventLoop) -> EncodedPrompt:
-        """Encode on another thread; a prompt that is being encoded counts as one that waits."""
-        self._engine.check_room(beside=self._encoding)
-        self._encoding += 1
+    async def _prepared(self, make: Callable[[], Request], loop: asyncio.AbstractEventLoop) -> Request:
+        """Make a request on another thread; one that is being made counts as one that waits."""
+        self._engine.check_room(beside=self._preparing)
+        self._preparing += 1
         try:
-            return await loop.run_in_executor(self._encoders, self._encode, prompt)
+            return await loop.run_in_executor(self._encoders, make)
         finally:
-            self._encoding -= 1
+            self._preparing -= 1
 
-    def _encode(self, prompt: Prompt) -> EncodedPrompt:
+    def _request(self, prompt: Prompt, composition: Composition, decoding: Decoding, deadline: float | None) -> Request:
+        """Look the adapters up and encode the prompt. Raises for whatever of them can never be served."""
+        checked = self._engine.check_composition(composition)
         with field("prompt"):
             check_text(prompt, self._engine.limits.max_sequence_tokens, self._model.description.token_characters)
-            return self._model.encode(prompt, decode_images(prompt, self._image_limits))
+            encoded = self._model.encode(prompt, decode_images(prompt, self._image_limits))
+        return Request(encoded, checked, decoding, deadline)
 
 
 def check_text(prompt: Prompt, max_tokens: int, token_characters: int) -> None:

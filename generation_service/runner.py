@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from generation_service.adapters.bank import AdapterBank
-from generation_service.adapters.ranks import RankRange
 from generation_service.decode_graphs import CudaCapture, DecodeGraphs
 from generation_service.decode_row import DecodeRow
 from generation_service.fixed_decode import FixedDecode
-from generation_service.kernels.fixed_ops import TorchFixedKernels
+from generation_service.kernels.choice import fixed_kernels
 from generation_service.kv_cache import SlotKVCache
-from generation_service.models.base import BaseModel, EncodedPrompt
+from generation_service.models.base import BaseModel
+from generation_service.prefill import Prefill
 
 
 class Runner:
     """Runs the model on its device. For the engine's thread only.
 
-    `graphs` replays decode steps that were captured before; without, they run as written. None: on a GPU.
+    On a GPU, `graphs` replays decode steps that were captured before; elsewhere and without, they run as written.
     """
 
-    def __init__(self, model: BaseModel, bank: AdapterBank, cache: SlotKVCache, graphs: bool | None = None) -> None:
+    def __init__(self, model: BaseModel, bank: AdapterBank, cache: SlotKVCache, graphs: bool = True) -> None:
         self._model = model
         self._bank = bank
         self._cache = cache
         self._device = model.description.device
         bank.install(model.module)
-        on_gpu = self._device.type == "cuda"
-        self._graphs = _graphs(model, bank, cache) if on_gpu and graphs is not False else None
+        captured = graphs and self._device.type == "cuda"
+        self._graphs = _graphs(model, bank, cache) if captured else None
 
     @torch.inference_mode()
-    def prefill(self, slot: int, prompt: EncodedPrompt, ranges: Mapping[RankRange, float]) -> Tensor:
-        """Read a whole prompt into `slot`; return the logits [1, vocab] after it."""
-        view = self._cache.prefill_view(slot, start=0)
-        with self._bank.routing.step([ranges]):
-            embeddings = self._model.embed(prompt)
-            positions = prompt.positions[:, None].to(self._device)
-            mask = view.mask(prompt.length, self._device)
+    def read(self, prefill: Prefill, tokens: int) -> Tensor | None:
+        """Read the next `tokens` of a prompt into its slot; return the logits [1, vocab] after it once it is complete.
+
+        The images go through the vision tower with the first chunk.
+        """
+        chunk = slice(prefill.place, prefill.place + min(tokens, prefill.unread))
+        view = self._cache.prefill_view(prefill.slot, chunk.start)
+        with self._bank.routing.step([prefill.ranges]):
+            embeddings = prefill.embeddings(self._model.embed)[:, chunk]
+            positions = prefill.prompt.positions[:, None, chunk].to(self._device)
+            mask = view.mask(chunk.stop - chunk.start, self._device)
             hidden = self._model.forward(embeddings, positions, mask, view)
-            return self._model.logits(hidden[:, -1])
+            prefill.advance(chunk.stop - chunk.start)
+            return None if prefill.unread else self._model.logits(hidden[:, -1])
 
     @torch.inference_mode()
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
@@ -67,5 +72,5 @@ class Runner:
 
 
 def _graphs(model: BaseModel, bank: AdapterBank, cache: SlotKVCache) -> DecodeGraphs:
-    fixed = FixedDecode(model, bank, cache, TorchFixedKernels())
+    fixed = FixedDecode(model, bank, cache, fixed_kernels(model.description.device))
     return DecodeGraphs(fixed, CudaCapture(model.description.device))

@@ -15,6 +15,7 @@ from infra.contract.generation import Decoding, FinishReason, Generation, Timing
 if TYPE_CHECKING:
     from generation_service.adapters.ranks import RankRange
     from generation_service.models.base import EncodedPrompt
+    from generation_service.prefill import Prefill
     from generation_service.sampler import TokenChooser
 
 
@@ -68,7 +69,7 @@ _numbers = itertools.count(1)
 
 @dataclass(eq=False)
 class Sequence:
-    """A request on its way: waiting until its adapters are leased and a slot is free, then running until it ends."""
+    """A request on its way: it waits until its adapters are leased and a slot is free, has its prompt read, decodes."""
 
     request: Request
     listener: Listener
@@ -79,6 +80,7 @@ class Sequence:
     ticket: Ticket | None = None
     lease: Lease | None = None
     slot: int | None = None
+    prefill: Prefill | None = None
     tokens: list[int] = field(default_factory=list)
     cancelled: bool = False
     ended: bool = False
@@ -92,6 +94,20 @@ class Sequence:
         return self.request.prompt.length
 
     @property
+    def unread(self) -> int:
+        """Tokens of the prompt that are still to be read."""
+        return self.prompt_length if self.prefill is None else self.prefill.unread
+
+    @property
+    def progress(self) -> str:
+        """How far it has come, for a sentence."""
+        if self.prefill is None:
+            return "in the queue"
+        if self.unread:
+            return f"after {self.prefill.place} of the prompt's {self.prompt_length} tokens were read"
+        return f"after {len(self.tokens)} tokens of the answer"
+
+    @property
     def cached_length(self) -> int:
         """Tokens whose keys and values the cache holds: all but the newest, which the next step reads."""
         return self.prompt_length + len(self.tokens) - 1
@@ -102,7 +118,8 @@ class Sequence:
 
     def forget_images(self) -> None:
         """Let go of the prompt's pixels: they are read once."""
-        self.request = replace(self.request, prompt=self.request.prompt.without_images())
+        if self.request.prompt.pixels is not None:
+            self.request = replace(self.request, prompt=self.request.prompt.without_images())
 
     def emit(self, text: str) -> None:
         """Tell the listener what came next."""

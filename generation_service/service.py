@@ -11,14 +11,16 @@ import torch
 from generation_service import metrics
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.checkpoint import read_checkpoint
+from generation_service.adapters.host import HostForm
 from generation_service.adapters.residency import Residency
 from generation_service.adapters.sources import AdapterResolver, AdapterSource, CatalogueSources, FolderSources, Roots
 from generation_service.adapters.store import WeightStore
 from generation_service.adapters.weights import AdapterWeights
 from generation_service.answers import Answers
 from generation_service.budget import MemoryPlan, available_bytes, plan_memory
-from generation_service.engine import Engine, EngineLimits
+from generation_service.engine import Engine
 from generation_service.kv_cache import SlotKVCache
+from generation_service.limits import EngineLimits, default_prefill_tokens
 from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.folder import default_model_name
 from generation_service.models.registry import load_base_model
@@ -51,7 +53,14 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
     name = settings.model_name or default_model_name(settings.model_path)
     log.info("loading_model", model=name, path=str(settings.model_path), device=str(device))
     model = load_base_model(
-        settings.model_path, LoadOptions(device, _dtype(settings.dtype, device), settings.max_pixels)
+        settings.model_path,
+        LoadOptions(
+            device,
+            _dtype(settings.dtype, device),
+            max_pixels=settings.max_pixels,
+            max_tiles=settings.max_tiles,
+            image_suffix=settings.image_suffix,
+        ),
     )
     plan = plan_memory(
         model.description,
@@ -65,15 +74,20 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
     bank = AdapterBank(
         description.targets, settings.bank_ranks, description.dtype, description.device, by_image=description.by_image
     )
-    runner = Runner(model, bank, SlotKVCache(plan.cache, description.dtype, description.device))
+    cache = SlotKVCache(plan.cache, description.dtype, description.device)
+    runner = Runner(model, bank, cache, graphs=settings.decode_graphs)
     with ExitStack() as stack:
         resolver = _resolver(settings, stack)
         store = WeightStore(
-            resolver, _Reader(model, bank), (name, *settings.model_aliases), settings.host_adapter_bytes
+            resolver,
+            _Reader(model, bank),
+            (name, *settings.model_aliases),
+            settings.host_adapter_bytes,
+            host_form=HostForm(bank.dtype, pinned=bank.device.type == "cuda"),
         )
         residency = Residency(bank, store)
         stack.callback(residency.close)
-        engine = Engine(model, runner, residency, _limits(settings, plan))
+        engine = Engine(model, runner, residency, _limits(settings, plan, device))
         metrics.watch(engine, residency)
         engine.start()
         stack.callback(engine.close)
@@ -96,6 +110,7 @@ class _Reader:
             self.model.canonical,
             max_rank=self.bank.ranks,
             expected_revision=source.content,
+            dtype=self.bank.dtype,
         )
 
 
@@ -110,14 +125,14 @@ def _resolver(settings: GenerationSettings, stack: ExitStack) -> AdapterResolver
     return CatalogueSources(client.get_adapter, roots)
 
 
-def _limits(settings: GenerationSettings, plan: MemoryPlan) -> EngineLimits:
+def _limits(settings: GenerationSettings, plan: MemoryPlan, device: torch.device) -> EngineLimits:
     return EngineLimits(
         max_running=settings.max_running,
         max_waiting=settings.max_waiting,
         max_sequence_tokens=plan.cache.length,
         max_adapters=settings.max_adapters,
         default_max_new_tokens=settings.default_max_new_tokens,
-        prefill_tokens=settings.prefill_tokens,
+        prefill_tokens=settings.prefill_tokens or default_prefill_tokens(device.type),
     )
 
 

@@ -37,7 +37,12 @@ class GenerationSettings(TierSettings):
     default_max_new_tokens: int = Field(
         512, ge=1, description="longest answer of a request that does not say, in tokens"
     )
-    prefill_tokens: int = Field(2048, ge=1, description="prompt tokens read between two steps of running answers")
+    prefill_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="prompt tokens read between two steps of running answers; unset: 1024 on a GPU, 256 on a CPU",
+    )
+    decode_graphs: bool = Field(True, description="replay captured decode steps (CUDA graphs) on a GPU")
     bank_ranks: int = Field(512, ge=1, description="ranks in the adapter bank, all resident adapters together")
     max_adapters: int = Field(16, ge=1, description="adapters in one composition")
     adapter_roots: tuple[Path, ...] = Field((), description="folders below which adapter checkpoints may be read")
@@ -59,6 +64,15 @@ class GenerationSettings(TierSettings):
         ge=1,
         validation_alias=AliasChoices("LORARETRIEVER_GENERATION_MAX_PIXELS", "MAX_PIXELS"),
         description="pixels an image is resized to at most; unset: what the model's preprocessor_config.json says",
+    )
+    max_tiles: int | None = Field(
+        None,
+        ge=1,
+        validation_alias=AliasChoices("LORARETRIEVER_GENERATION_MAX_TILES", "MAX_NUM"),
+        description="tiles an image is cut into at most; unset: what the model's own files say",
+    )
+    image_suffix: str | None = Field(
+        None, description="what is written after each image of an InternVL prompt; unset: as the model was published"
     )
     max_images: int = Field(16, ge=0, description="images a prompt")
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="bytes of one encoded image")

@@ -10,6 +10,7 @@ import typer
 
 from infra.contract.errors import LoraRetrieverError
 from orchestrator.commands import adapters, ask, console, demo, evaluate, serve, up
+from orchestrator.commands.targets import target
 
 PASSES_THROUGH = ("serve", "worker")
 
@@ -109,6 +110,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -116,7 +118,7 @@ def _options(
         bool, typer.Option("--debug", help="Raise errors instead of printing them; taken anywhere in the line.")
     ] = False,
 ) -> None:
-    pass
+    context.obj = target  # how commands of other tiers find the tiers: (tier, flag) -> Target
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def serve_retrieval(settings: RetrievalSettings) -> None:
 @contextmanager
 def loaded(server: GrpcServer, settings: RetrievalSettings) -> Iterator[None]:
     """Load what the settings name and let `server` answer by it; let go of it in the end."""
-    with closing(_qdrant(settings)) as qdrant, closing(_embedder(settings)) as embedder:
+    with closing(open_qdrant(settings)) as qdrant, closing(_embedder(settings)) as embedder:
         add_to(server, _servicer(settings, qdrant, embedder))
         yield
 
@@ -45,7 +45,12 @@ def _servicer(settings: RetrievalSettings, qdrant: Qdrant, embedder: BatchedEmbe
     with _timed("catalogue", place=str(qdrant.place), collection=settings.collection):
         catalogue = _catalogue(settings, qdrant, embedder)
     defaults = RetrievalDefaults(
-        settings.top_k, settings.weighting, settings.temperature, settings.min_similarity, settings.max_top_k
+        settings.top_k,
+        settings.weighting,
+        settings.temperature,
+        settings.min_similarity,
+        settings.max_top_k,
+        settings.strategy,
     )
     return RetrievalServicer(
         embedder,
@@ -70,12 +75,12 @@ def _embedder(settings: RetrievalSettings) -> BatchedEmbedder:
     return BatchedEmbedder(model, BatchingOptions(settings.max_queue, settings.batch_wait_s, settings.cache_bytes))
 
 
-def _qdrant(settings: RetrievalSettings) -> Qdrant:
+def open_qdrant(settings: RetrievalSettings) -> Qdrant:
     """Open Qdrant before the embedder is loaded: a folder in use shows within a second, not after minutes."""
     if not settings.qdrant_url:
         return Qdrant(LocalFolder(settings.qdrant_path))
-    key = settings.qdrant_api_key
-    return Qdrant(Server(settings.qdrant_url, key.get_secret_value() if key else None, settings.qdrant_timeout_s))
+    key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
+    return Qdrant(Server(settings.qdrant_url, key, settings.qdrant_timeout_s, settings.qdrant_tls_ca))
 
 
 def _catalogue(settings: RetrievalSettings, qdrant: Qdrant, embedder: Embedder) -> Catalogue:
@@ -83,7 +88,15 @@ def _catalogue(settings: RetrievalSettings, qdrant: Qdrant, embedder: Embedder) 
     give_up = time.monotonic() + settings.qdrant_wait_s
     while True:
         try:
-            return Catalogue(qdrant, settings.collection, dim=embedder.dim, fingerprint=embedder.fingerprint)
+            return Catalogue(
+                qdrant,
+                settings.collection,
+                dim=embedder.dim,
+                fingerprint=embedder.fingerprint,
+                memory_vectors=settings.memory_vectors,
+                stale_reads=settings.stale_reads,
+                keep_prompts=settings.keep_examples,
+            )
         except UnavailableError as error:
             if not qdrant.shared or time.monotonic() > give_up:
                 raise

@@ -1,56 +1,50 @@
-"""The adapters and their vectors, in a Qdrant collection: one point an adapter.
+"""The adapters that are known, and the search for those that fit: in memory, or by Qdrant where there are too many.
 
-A point's id is the uuid5 of the adapter's id; its payload is the adapter; its named vectors are `centroid`, the mean of
-the adapter's examples (LoraRetriever, section 3.2), and `examples`, all of them as a multivector. The collection's
-metadata holds what made the vectors, and the revision of the catalogue.
+Every change gives the catalogue a new revision; every read looks at the revision first, so a change through any replica
+is seen by the next request of each.
 """
 
 from __future__ import annotations
 
-import uuid
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from qdrant_client import QdrantClient, models
-from qdrant_client.http.exceptions import UnexpectedResponse
+import numpy as np
+from qdrant_client import QdrantClient
 
 from infra.contract.adapter import Adapter, check_adapter_id
 from infra.contract.errors import (
     AlreadyExistsError,
-    ConfigurationError,
     ConflictError,
+    FailedPreconditionError,
+    InvalidArgumentError,
     NotFoundError,
+    UnavailableError,
 )
-from retrieval_service.embedders.base import FloatArray
-from retrieval_service.points import (
-    CENTROID,
-    EXAMPLES,
-    AdapterFilter,
-    AdapterVectors,
-    Found,
-    adapter_of,
-    condition,
-    equals,
-    point_id,
-    point_of,
-    ranked,
-)
+from infra.contract.prompt import Prompt
+from infra.contract.retrieval import RetrievalStrategy
+from retrieval_service.collections import Head, head_of, open_collection
+from retrieval_service.embedders.base import FloatArray, normalise
+from retrieval_service.kept_prompts import KeptPrompts
+from retrieval_service.memory import Known, Memory
+from retrieval_service.points import AdapterFilter, AdapterVectors, Found
 from retrieval_service.qdrant import Qdrant
+from retrieval_service.store import Store, stamped
 
-_SCHEMA = 1
-_KEYWORDS = ("adapter_id", "base_model", "kind", "tags")
-_SCROLL_PAGE = 1000
+MEMORY_VECTORS = 50_000
 _UPDATE_ATTEMPTS = 5
+_STALE_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What was found for each vector, most similar first, and the revision that was searched."""
+    """What was found for each vector, most similar first, the revision searched, and whether it may be out of date."""
 
     found: tuple[tuple[Found, ...], ...]
     revision: str
+    stale: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,38 +55,67 @@ class Page:
     total: int
     more: bool
     revision: str
+    stale: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class LookedUp:
+    """An adapter, the vectors of its examples [n, dim] (none unless wanted), and whether it may be out of date."""
+
+    adapter: Adapter
+    vectors: FloatArray
+    stale: bool
 
 
 class Catalogue:
     """Registered adapters. Safe for threads, and for several processes that share a Qdrant server."""
 
-    def __init__(self, qdrant: Qdrant, collection: str, *, dim: int, fingerprint: str) -> None:
-        """Open the collection, or make it.
+    def __init__(
+        self,
+        qdrant: Qdrant,
+        collection: str,
+        *,
+        dim: int,
+        fingerprint: str,
+        memory_vectors: int = MEMORY_VECTORS,
+        stale_reads: bool = False,
+        keep_prompts: bool = True,
+    ) -> None:
+        """Open the catalogue of that name, or make it.
+
+        One of at most `memory_vectors` example vectors is searched in memory; a larger one by Qdrant, and by its
+        centroids alone. With `stale_reads` the last state known is read while Qdrant cannot be reached. With
+        `keep_prompts` the examples that adapters are registered by are kept, for other embedders to come.
 
         Raises ConfigurationError when it holds vectors of another embedder, or is none of ours.
         """
         self._qdrant = qdrant
-        self._collection = collection
-        self._dim = dim
+        self._alias = collection
+        self._stale_reads = stale_reads
+        self._keep_prompts = keep_prompts
+        self._memory = Memory(memory_vectors)
+        self._pause_ends = 0.0
         with qdrant.session() as client:
-            if not client.collection_exists(collection):
-                self._make(client, fingerprint)
-            self._check(client, fingerprint)
+            self._head = open_collection(client, collection, fingerprint, dim, indexed=qdrant.shared)
+            if stale_reads:
+                self._memory.at(client, self._head)
 
-    def create(self, adapter: Adapter, vectors: AdapterVectors) -> Adapter:
-        """Store a new adapter; return it as stored. Raises AlreadyExistsError."""
-        stored = _stamped(adapter, vectors)
-        with self._qdrant.session() as client:
-            if self._read(client, adapter.adapter_id) is None:
-                point = point_of(stored, _named(vectors))
-                client.upsert(self._collection, [point], update_mode=models.UpdateMode.INSERT_ONLY)
-                self._touch(client)
-            there = self._read(client, adapter.adapter_id)
-        if there is None or there.revision != stored.revision:
-            raise AlreadyExistsError(
-                f"adapter {adapter.adapter_id!r} exists already; update or delete it, or choose another id",
-                adapter_id=adapter.adapter_id,
-            )
+    @property
+    def fingerprint(self) -> str:
+        """Of the embedder that makes this catalogue's vectors."""
+        return self._head.fingerprint
+
+    def create(self, adapter: Adapter, vectors: AdapterVectors, prompts: Sequence[Prompt] = ()) -> Adapter:
+        """Store a new adapter, and the prompts of its examples; return it as stored. Raises AlreadyExistsError."""
+        stored = stamped(adapter, vectors)
+        with self._writing() as store:
+            if store.read(adapter.adapter_id) is None:
+                store.insert(stored, vectors)
+            store.touch()  # also when it is there: the one who stored it may have failed before this
+            there = store.read(adapter.adapter_id)
+            if there is None or there.revision != stored.revision:
+                raise already_exists(adapter, there)
+            self._keep(store, adapter.adapter_id, prompts)
         return stored
 
     def update(
@@ -101,163 +124,181 @@ class Catalogue:
         change: Callable[[Adapter], Adapter],
         vectors: AdapterVectors | None = None,
         expected_revision: str = "",
+        prompts: Sequence[Prompt] = (),
     ) -> Adapter:
         """Store `change(adapter)` under a new revision, with new example vectors if there are; return it as stored.
 
         Raises NotFoundError; ConflictError when `expected_revision` is not the adapter's any more.
         """
         for _ in range(_UPDATE_ATTEMPTS):
-            with self._qdrant.session() as client:
-                point = self._points(client, [adapter_id], with_vectors=vectors is None)
-                if not point:
+            with self._writing() as store:
+                before = store.read(adapter_id)
+                if before is None:
                     raise _not_found(adapter_id)
-                before = adapter_of(point[0])
                 if expected_revision and before.revision != expected_revision:
                     break
-                stored = _stamped(change(before), vectors)
-                named = _named(vectors) if vectors is not None else point[0].vector
-                client.upsert(
-                    self._collection,
-                    [point_of(stored, named)],
-                    update_mode=models.UpdateMode.UPDATE_ONLY,
-                    update_filter=models.Filter(must=[equals("revision", before.revision)]),
-                )
-                self._touch(client)
-                there = self._read(client, adapter_id)
-            if there is not None and there.revision == stored.revision:
-                return stored
+                stored = stamped(change(before), vectors)
+                store.replace(stored, vectors, before.revision)
+                store.touch()
+                there = store.read(adapter_id)
+                if there is not None and there.revision == stored.revision:
+                    if vectors is not None:
+                        self._keep(store, adapter_id, prompts)
+                    return stored
         raise ConflictError(
             f"adapter {adapter_id!r} was changed by someone else; get it again and repeat", adapter_id=adapter_id
         )
 
-    def get(self, adapter_id: str) -> Adapter:
-        """Return an adapter. Raises NotFoundError."""
-        check_adapter_id(adapter_id)
-        with self._qdrant.session() as client:
-            adapter = self._read(client, adapter_id)
-        if adapter is None:
-            raise _not_found(adapter_id)
-        return adapter
-
-    def exists(self, adapter_id: str) -> bool:
-        """Return whether there is an adapter of that id."""
-        with self._qdrant.session() as client:
-            return self._read(client, adapter_id) is not None
-
-    def page(self, wanted: AdapterFilter, size: int, after: str = "") -> Page:
-        """Return the first `size` adapters, by id, whose ids come after `after`."""
-        with self._qdrant.session() as client:
-            ids = sorted(self._ids(client, wanted))
-            later = [adapter_id for adapter_id in ids if adapter_id > after]
-            points = self._points(client, later[:size])
-            revision = self._revision(client)
-        adapters = tuple(sorted(map(adapter_of, points), key=lambda adapter: adapter.adapter_id))
-        return Page(adapters, len(ids), len(later) > size, revision)
-
     def delete(self, adapter_id: str) -> None:
         """Remove an adapter with its vectors. Raises NotFoundError."""
         check_adapter_id(adapter_id)
-        with self._qdrant.session() as client:
-            if self._read(client, adapter_id) is None:
-                raise _not_found(adapter_id)
-            client.delete(self._collection, models.PointIdsList(points=[point_id(adapter_id)]), wait=True)
-            self._touch(client)
+        with self._writing() as store:
+            there = store.read(adapter_id) is not None
+            if there:
+                store.delete([adapter_id])
+                self._keep(store, adapter_id, ())
+            store.touch()
+        if not there:
+            raise _not_found(adapter_id)
 
-    def search(self, vectors: FloatArray, wanted: AdapterFilter, top_k: int) -> SearchResult:
-        """Return the `top_k` adapters whose centroids are nearest to each vector of [n, dim]."""
-        requests = [
-            models.QueryRequest(query=vector, using=CENTROID, filter=condition(wanted), limit=top_k, with_payload=True)
-            for vector in vectors.tolist()
-        ]
-        with self._qdrant.session() as client:
-            revision = self._revision(client)
-            answers = client.query_batch_points(self._collection, requests)
-        return SearchResult(tuple(ranked(answer.points) for answer in answers), revision)
+    def get(self, adapter_id: str) -> Adapter:
+        """Return an adapter. Raises NotFoundError."""
+        return self.look_up(adapter_id).adapter
+
+    def exists(self, adapter_id: str) -> bool:
+        """Return whether there is an adapter of that id."""
+        with self._reading() as (store, _):
+            return store.read(adapter_id) is not None
+
+    def look_up(self, adapter_id: str, *, with_vectors: bool = False) -> LookedUp:
+        """Return an adapter, with the vectors of its examples where they are wanted. Raises NotFoundError."""
+        check_adapter_id(adapter_id)
+        adapter, vectors, stale = None, np.zeros((0, self._head.dim), np.float32), False
+        try:
+            with self._reading() as (store, _):
+                entry = store.entry(adapter_id) if with_vectors else None
+                adapter = store.read(adapter_id) if entry is None else entry.adapter
+        except UnavailableError as error:
+            entry, stale = self._last_known(error).entries.get(adapter_id), True
+            adapter = entry.adapter if entry is not None else None
+        if adapter is None:
+            raise _not_found(adapter_id)
+        if with_vectors and entry is not None:
+            vectors = entry.vectors
+        return LookedUp(adapter, vectors, stale)
+
+    def page(self, wanted: AdapterFilter, size: int, after: str = "") -> Page:
+        """Return the first `size` adapters, by id, whose ids come after `after`."""
+        try:
+            with self._reading() as (store, head):
+                ids = sorted(card.adapter_id for card in store.cards(wanted))
+                later = [one for one in ids if one > after]
+                adapters = store.read_many(later[:size])
+            return Page(tuple(adapters), len(ids), len(later) > size, head.revision)
+        except UnavailableError as error:
+            known = self._last_known(error)
+            matching = [one for one in known.adapters if wanted.passes(one)]
+            rest = [one for one in matching if one.adapter_id > after]
+            return Page(tuple(rest[:size]), len(matching), len(rest) > size, known.head.revision, stale=True)
+
+    def search(
+        self,
+        vectors: FloatArray,
+        wanted: AdapterFilter,
+        top_k: int,
+        strategy: RetrievalStrategy = RetrievalStrategy.CENTROID,
+    ) -> SearchResult:
+        """Return the `top_k` adapters most similar to each vector of [n, dim].
+
+        Raises InvalidArgumentError for a base model of which there is no adapter, though there are others;
+        FailedPreconditionError for a strategy that needs all vectors in memory, when there are too many.
+        """
+        known, stale = self._current()
+        if known is not None:
+            _check_base_model(known, wanted.base_model)
+            return SearchResult(known.search(normalise(vectors), wanted, top_k, strategy), known.head.revision, stale)
+        if strategy is not RetrievalStrategy.CENTROID:
+            raise FailedPreconditionError(
+                f"the catalogue holds more than {self._memory.limit} example vectors, too many for strategy "
+                f"{strategy.value!r}; use 'centroid', or raise --memory-vectors"
+            )
+        with self._reading() as (store, head):
+            return SearchResult(store.nearest(vectors, wanted, top_k), head.revision)
 
     def close(self) -> None:
         """Let go of the folder or the connections."""
         self._qdrant.close()
 
-    def _make(self, client: QdrantClient, fingerprint: str) -> None:
-        vectors = {
-            CENTROID: models.VectorParams(size=self._dim, distance=models.Distance.COSINE),
-            EXAMPLES: models.VectorParams(
-                size=self._dim,
-                distance=models.Distance.COSINE,
-                multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
-                hnsw_config=models.HnswConfigDiff(m=0),
-                on_disk=True,
-            ),
-        }
-        metadata = {"schema": _SCHEMA, "fingerprint": fingerprint, "dim": self._dim, "revision": _new_revision()}
+    def _current(self) -> tuple[Known | None, bool]:
+        """Return the catalogue in memory (None: too large for it), and whether it may be out of date."""
+        last = self._memory.last
+        if last is not None and time.monotonic() < self._pause_ends:
+            return last, True
         try:
-            client.create_collection(self._collection, vectors_config=vectors, metadata=metadata)
-        except UnexpectedResponse:
-            if not client.collection_exists(self._collection):  # else another replica was faster
-                raise
-        if self._qdrant.shared:  # a local folder has no payload indexes
-            for name in _KEYWORDS:
-                client.create_payload_index(self._collection, name, models.PayloadSchemaType.KEYWORD)
+            with self._qdrant.session() as client:
+                return self._memory.at(client, self._here(client)), False
+        except UnavailableError as error:
+            known = self._last_known(error)
+            self._pause_ends = time.monotonic() + _STALE_PAUSE_S  # so that not every request waits for Qdrant
+            return known, True
 
-    def _check(self, client: QdrantClient, fingerprint: str) -> None:
-        where = f"collection {self._collection!r} in {self._qdrant.place}"
-        metadata = self._metadata(client)
-        if metadata.get("schema") != _SCHEMA:
-            raise ConfigurationError(
-                f"{where} was not made by this version of the service; choose another --collection"
-            )
-        if (metadata.get("fingerprint"), metadata.get("dim")) != (fingerprint, self._dim):
-            raise ConfigurationError(
-                f"{where} was made with [{metadata.get('fingerprint')}], this server embeds with [{fingerprint}]: "
-                "use the same embedder and settings, or choose another --collection and register the adapters again"
-            )
+    def _last_known(self, error: UnavailableError) -> Known:
+        """Return the last state known. Raises `error` when there is none, or it is not to be served."""
+        known = self._memory.last
+        if known is None or not self._stale_reads:
+            raise error
+        return known
 
-    def _metadata(self, client: QdrantClient) -> dict[str, Any]:
-        return dict(client.get_collection(self._collection).config.metadata or {})
+    @contextmanager
+    def _reading(self) -> Iterator[tuple[Store, Head]]:
+        with self._qdrant.session() as client:
+            head = self._here(client)
+            yield Store(client, head.collection), head
 
-    def _revision(self, client: QdrantClient) -> str:
-        return str(self._metadata(client).get("revision", ""))
+    @contextmanager
+    def _writing(self) -> Iterator[Store]:
+        """Give the collection in use. Raises FailedPreconditionError when it is another embedder's by now."""
+        with self._qdrant.session() as client:
+            head = head_of(client, self._alias)
+            if not head.made_by(self._head.fingerprint, self._head.dim):
+                raise FailedPreconditionError(
+                    f"the catalogue was re-indexed with [{head.fingerprint}], this server embeds with "
+                    f"[{self._head.fingerprint}]: it still answers but takes no changes; restart it with the new one"
+                )
+            self._head = head
+            yield Store(client, head.collection)
 
-    def _touch(self, client: QdrantClient) -> None:
-        client.update_collection(self._collection, metadata={"revision": _new_revision()})
+    def _keep(self, store: Store, adapter_id: str, prompts: Sequence[Prompt]) -> None:
+        KeptPrompts(store.client, self._alias).put(adapter_id, prompts if self._keep_prompts else ())
 
-    def _read(self, client: QdrantClient, adapter_id: str) -> Adapter | None:
-        points = self._points(client, [adapter_id])
-        return adapter_of(points[0]) if points else None
-
-    def _points(
-        self, client: QdrantClient, adapter_ids: Sequence[str], *, with_vectors: bool = False
-    ) -> list[models.Record]:
-        if not adapter_ids:
-            return []
-        return client.retrieve(self._collection, [point_id(one) for one in adapter_ids], with_vectors=with_vectors)
-
-    def _ids(self, client: QdrantClient, wanted: AdapterFilter) -> Iterator[str]:
-        offset: Any = None
-        while True:
-            points, offset = client.scroll(
-                self._collection,
-                scroll_filter=condition(wanted),
-                limit=_SCROLL_PAGE,
-                offset=offset,
-                with_payload=["adapter_id"],
-            )
-            yield from (str((point.payload or {})["adapter_id"]) for point in points)
-            if offset is None:
-                return
+    def _here(self, client: QdrantClient) -> Head:
+        """Return the head of this embedder's collection: the one in use, or the last that was."""
+        head = head_of(client, self._alias)
+        if not head.made_by(self._head.fingerprint, self._head.dim):
+            return head_of(client, self._head.collection)
+        self._head = head
+        return head
 
 
-def _named(vectors: AdapterVectors) -> dict[str, Any]:
-    return {CENTROID: vectors.centroid.tolist(), EXAMPLES: vectors.examples.tolist()}
+def already_exists(wanted: Adapter, there: Adapter | None) -> AlreadyExistsError:
+    """Return the error for an id that is taken, which says whether it is by the same checkpoint."""
+    if there is not None and there.checkpoint_uri != wanted.checkpoint_uri:
+        taken = f"by another checkpoint, {there.checkpoint_uri!r}; this one is {wanted.checkpoint_uri!r}: "
+        remedy = "choose another id, or update or delete that adapter"
+    else:
+        taken, remedy = "", "update or delete it, or choose another id"
+    return AlreadyExistsError(
+        f"adapter {wanted.adapter_id!r} exists already{': ' if not taken else ', taken ' + taken}{remedy}",
+        adapter_id=wanted.adapter_id,
+    )
 
 
-def _stamped(adapter: Adapter, vectors: AdapterVectors | None) -> Adapter:
-    count = adapter.example_count if vectors is None else len(vectors.examples)
-    return replace(adapter, revision=_new_revision(), example_count=count, update_time=datetime.now(UTC))
-
-
-def _new_revision() -> str:
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+def _check_base_model(known: Known, base_model: str) -> None:
+    known_models = sorted({adapter.base_model for adapter in known.adapters})
+    if base_model and known_models and base_model not in known_models:
+        raise InvalidArgumentError(
+            "base_model", f"no adapter is of {base_model!r}; the catalogue has adapters of {', '.join(known_models)}"
+        )
 
 
 def _not_found(adapter_id: str) -> NotFoundError:

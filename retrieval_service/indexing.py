@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 from infra.contract.adapter import Adapter
-from infra.contract.errors import AlreadyExistsError, InvalidArgumentError, field
+from infra.contract.errors import InvalidArgumentError, NotFoundError, field
 from infra.contract.prompt import Prompt
-from retrieval_service.catalogue import Catalogue
+from retrieval_service.catalogue import Catalogue, already_exists
 from retrieval_service.embedders.base import Embedder, FloatArray
 from retrieval_service.points import AdapterVectors
 
-CHANGEABLE = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank")
+CHANGEABLE = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank", "targets")
 _GIVEN_BY_THE_CATALOGUE = ("revision", "example_count", "update_time")
 
 
@@ -50,12 +51,9 @@ class Indexer:
         with field("adapter"):
             _check_given(adapter)
             _check_complete(adapter)
-        if self._catalogue.exists(adapter.adapter_id):  # before the examples are embedded, which takes time
-            raise AlreadyExistsError(
-                f"adapter {adapter.adapter_id!r} exists already; update or delete it, or choose another id",
-                adapter_id=adapter.adapter_id,
-            )
-        return self._catalogue.create(adapter, self._vectors(examples))
+        with contextlib.suppress(NotFoundError):  # before the examples are embedded, which takes time
+            raise already_exists(adapter, self._catalogue.get(adapter.adapter_id))
+        return self._catalogue.create(adapter, self._vectors(examples), _prompts(examples))
 
     def update(
         self, adapter: Adapter, paths: Sequence[str], examples: Examples | None, expected_revision: str
@@ -74,7 +72,11 @@ class Indexer:
         self._catalogue.get(adapter.adapter_id)  # before the examples are embedded, which takes time
         vectors = None if examples is None else self._vectors(examples)
         return self._catalogue.update(
-            adapter.adapter_id, lambda before: replace(before, **changes), vectors, expected_revision
+            adapter.adapter_id,
+            lambda before: replace(before, **changes),
+            vectors,
+            expected_revision,
+            _prompts(examples),
         )
 
     def _vectors(self, examples: Examples) -> AdapterVectors:
@@ -93,6 +95,10 @@ class Indexer:
     def _check_count(self, count: int) -> None:
         if count > self._max_examples:
             raise InvalidArgumentError("", f"{count} examples are too many; send at most {self._max_examples}")
+
+
+def _prompts(examples: Examples | None) -> tuple[Prompt, ...]:
+    return examples.prompts if isinstance(examples, ExamplePrompts) else ()
 
 
 def _check_given(adapter: Adapter) -> None:

@@ -14,6 +14,7 @@ from qdrant_client import models
 from infra.contract.adapter import Adapter
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError
 from retrieval_service.embedders.base import FloatArray, normalise
+from retrieval_service.strategies.ranking import ranking
 
 CENTROID, EXAMPLES = "centroid", "examples"
 _NAMESPACE = uuid.UUID("5d3c8f2e-6d0b-4f0e-9a53-3f1f6f0c7b11")
@@ -31,10 +32,20 @@ class AdapterFilter:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
+    def passes(self, adapter: Adapter) -> bool:
+        """Return whether an adapter counts."""
+        return (
+            self.base_model in ("", adapter.base_model)
+            and self.kind in ("", adapter.kind)
+            and set(self.tags) <= set(adapter.tags)
+            and (not self.include or adapter.adapter_id in self.include)
+            and adapter.adapter_id not in self.exclude
+        )
+
 
 @dataclass(frozen=True)
 class Found:
-    """An adapter, and the cosine of its centroid and the query, in [-1, 1]."""
+    """An adapter, and its similarity to the query, in [-1, 1], on the scale of the cosine with a centroid."""
 
     adapter: Adapter
     similarity: float
@@ -75,7 +86,9 @@ class AdapterVectors:
 def ranked(points: Sequence[models.ScoredPoint]) -> tuple[Found, ...]:
     """Return search results, most similar first, equals by id."""
     found = [Found(adapter_of(point), min(1.0, max(-1.0, point.score))) for point in points]
-    return tuple(sorted(found, key=lambda one: (-one.similarity, one.adapter.adapter_id)))
+    found.sort(key=lambda one: one.adapter.adapter_id)
+    order = ranking(np.array([[one.similarity for one in found]]))[0]
+    return tuple(found[one] for one in order)
 
 
 def condition(wanted: AdapterFilter) -> models.Filter | None:
@@ -109,15 +122,17 @@ def point_of(adapter: Adapter, vector: Any) -> models.PointStruct:
 
 def _payload(adapter: Adapter) -> dict[str, Any]:
     moment = adapter.update_time
-    return asdict(adapter) | {"tags": list(adapter.tags), "update_time": moment.isoformat() if moment else None}
+    lists = {"tags": list(adapter.tags), "targets": list(adapter.targets)}
+    return asdict(adapter) | lists | {"update_time": moment.isoformat() if moment else None}
 
 
 def adapter_of(point: models.Record | models.ScoredPoint) -> Adapter:
     """Return the adapter that a point stands for."""
-    payload, known = point.payload or {}, {field.name for field in fields(Adapter)}
+    payload, known = {"targets": [], **(point.payload or {})}, {field.name for field in fields(Adapter)}
     if not known <= payload.keys():
         raise FailedPreconditionError(f"point {point.id} of the catalogue is no adapter; who else writes to it?")
     values = {name: payload[name] for name in known}
     moment = values["update_time"]
-    values |= {"tags": tuple(values["tags"]), "update_time": datetime.fromisoformat(moment) if moment else None}
+    values |= {"tags": tuple(values["tags"]), "targets": tuple(values["targets"])}
+    values |= {"update_time": datetime.fromisoformat(moment) if moment else None}
     return Adapter(**values)

@@ -14,6 +14,7 @@ from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from infra.contract.errors import ConfigurationError, FailedPreconditionError, InternalError, UnavailableError
+from retrieval_service.qdrant_http import transport
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Server:
     url: str
     api_key: str | None = None
     timeout_s: int = 10
+    tls_ca: Path | None = None
 
     def __str__(self) -> str:
         return self.url
@@ -83,7 +85,8 @@ class Qdrant:
             return UnavailableError(f"Qdrant at {self.place} answers {status} {error.reason_phrase}; retry")
         if status == 404:
             return FailedPreconditionError(
-                f"the catalogue is gone from Qdrant at {self.place}; restart this server to make a new one"
+                f"the catalogue is gone from Qdrant at {self.place}; restore a backup with 'loraretriever retrieval "
+                "restore', or restart this server to make a new one"
             )
         return InternalError(f"Qdrant at {self.place} answers {status} {error.reason_phrase}")
 
@@ -92,7 +95,11 @@ def _connect(place: LocalFolder | Server) -> QdrantClient:
     if isinstance(place, Server):
         try:
             return QdrantClient(
-                url=place.url, api_key=place.api_key, timeout=place.timeout_s, check_compatibility=False
+                url=place.url,
+                api_key=place.api_key,
+                timeout=place.timeout_s,
+                check_compatibility=False,
+                transport=transport(place.tls_ca),
             )
         except ValueError as error:
             raise ConfigurationError(f"--qdrant-url {place.url!r}: {error}") from error

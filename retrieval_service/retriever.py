@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infra.contract.errors import InvalidArgumentError, UnimplementedError
+from infra.contract.errors import InvalidArgumentError, field
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import Match, RetrievalOptions, RetrievalStrategy, Selection, Weighting
 from retrieval_service.catalogue import Catalogue
@@ -23,6 +23,7 @@ class Query:
     weighting: Weighting
     temperature: float
     min_similarity: float
+    strategy: RetrievalStrategy = RetrievalStrategy.CENTROID
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,13 @@ class RetrievalDefaults:
     temperature: float = 0.05
     min_similarity: float = -1.0
     max_top_k: int = 64
+    strategy: RetrievalStrategy = RetrievalStrategy.CENTROID
 
     def query(self, options: RetrievalOptions) -> Query:
         """Return the options with the defaults filled in.
 
-        Raises InvalidArgumentError for a top_k over the limit, UnimplementedError for a strategy of a later version.
+        Raises InvalidArgumentError for a top_k over the limit.
         """
-        if options.strategy not in (None, RetrievalStrategy.CENTROID):
-            raise UnimplementedError(
-                f"retrieval strategy {str(options.strategy)!r} is not implemented yet; 'centroid' works now"
-            )
         top_k = self.top_k if options.top_k is None else options.top_k
         if top_k > self.max_top_k:
             raise InvalidArgumentError("top_k", f"must be at most {self.max_top_k} on this server, got {top_k}")
@@ -53,15 +51,20 @@ class RetrievalDefaults:
             options.weighting or self.weighting,
             self.temperature if options.temperature is None else options.temperature,
             self.min_similarity if options.min_similarity is None else options.min_similarity,
+            options.strategy or self.strategy,
         )
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A selection a prompt, in their order, and the revision of the catalogue that was searched."""
+    """A selection a prompt, in their order, and the revision of the catalogue that was searched.
+
+    `stale`: Qdrant could not be reached, and the last known catalogue was searched.
+    """
 
     selections: tuple[Selection, ...]
     catalogue_revision: str
+    stale: bool = False
 
 
 class Retriever:
@@ -73,14 +76,19 @@ class Retriever:
         self._defaults = defaults
 
     def query(self, options: RetrievalOptions) -> Query:
-        """Return what the options ask for. Raises InvalidArgumentError and UnimplementedError."""
+        """Return what the options ask for. Raises InvalidArgumentError."""
         return self._defaults.query(options)
 
     def retrieve(self, prompts: Sequence[Prompt], query: Query) -> Retrieval:
-        """Return each prompt's adapters. Raises InvalidArgumentError, its path starting at `[i]` of the prompt."""
-        vectors = self._embedder.embed(prompts)
-        result = self._catalogue.search(vectors, query.wanted, query.top_k)
-        return Retrieval(tuple(select(found, query) for found in result.found), result.revision)
+        """Return each prompt's adapters.
+
+        Raises InvalidArgumentError, its path starting at "prompts" or "options", and UnavailableError.
+        """
+        with field("prompts"):
+            vectors = self._embedder.embed(prompts)
+        with field("options"):
+            result = self._catalogue.search(vectors, query.wanted, query.top_k, query.strategy)
+        return Retrieval(tuple(select(found, query) for found in result.found), result.revision, result.stale)
 
 
 def select(found: Sequence[Found], query: Query) -> Selection:

@@ -57,11 +57,11 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         with field("options"):
             options = wire.retrieval_options_from_proto(request.options)
             query = self._retriever.query(options)
-        with field("prompts"):
-            retrieval = self._retriever.retrieve(prompts, query)
+        retrieval = self._retriever.retrieve(prompts, query)
         return retrieval_service_pb2.RetrieveAdaptersResponse(
             selections=[wire.selection_to_proto(selection) for selection in retrieval.selections],
             catalogue_revision=retrieval.catalogue_revision,
+            stale=retrieval.stale,
         )
 
     def EmbedPrompts(  # noqa: N802
@@ -103,8 +103,13 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         self, request: retrieval_service_pb2.GetAdapterRequest, context: grpc.ServicerContext
     ) -> retrieval_service_pb2.GetAdapterResponse:
         """Return an adapter."""
-        adapter = self._catalogue.get(request.adapter_id)
-        return retrieval_service_pb2.GetAdapterResponse(adapter=wire.adapter_to_proto(adapter))
+        found = self._catalogue.look_up(request.adapter_id, with_vectors=request.with_vectors)
+        return retrieval_service_pb2.GetAdapterResponse(
+            adapter=wire.adapter_to_proto(found.adapter),
+            vectors=[wire.vector_to_proto(vector.astype("<f4").tobytes()) for vector in found.vectors],
+            embedder_fingerprint=self._catalogue.fingerprint if request.with_vectors else "",
+            stale=found.stale,
+        )
 
     def ListAdapters(  # noqa: N802
         self, request: retrieval_service_pb2.ListAdaptersRequest, context: grpc.ServicerContext
@@ -117,6 +122,7 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
             next_page_token=_token(page.adapters[-1].adapter_id) if page.more else "",
             total_size=page.total,
             catalogue_revision=page.revision,
+            stale=page.stale,
         )
 
     def DeleteAdapter(  # noqa: N802

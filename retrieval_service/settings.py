@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from infra.contract.retrieval import Weighting
+from infra.contract.retrieval import RetrievalStrategy, Weighting
 from infra.runtime.settings import TierSettings
 
 
@@ -89,10 +89,23 @@ class RetrievalSettings(TierSettings):
     )
     qdrant_url: str = Field("", description="Qdrant server such as http://qdrant:6333, instead of the folder")
     qdrant_api_key: SecretStr | None = Field(None, description="key of the Qdrant server")
+    qdrant_tls_ca: Path | None = Field(None, description="PEM file of the CA of an https Qdrant server's certificate")
     qdrant_timeout_s: int = Field(10, ge=1, description="seconds that Qdrant may take to answer")
     qdrant_wait_s: float = Field(60, ge=0, description="seconds to wait for the Qdrant server at start")
-    collection: str = Field("adapters", min_length=1, description="Qdrant collection of the catalogue")
+    collection: str = Field("adapters", min_length=1, description="name of the catalogue in Qdrant")
+    memory_vectors: int = Field(
+        50_000, ge=0, description="example vectors up to which the catalogue is searched in memory, by any strategy"
+    )
+    keep_examples: bool = Field(
+        True, description="keep the examples that adapters are registered by, so that another embedder can embed them"
+    )
+    stale_reads: bool = Field(
+        False, description="answer by the last known catalogue, saying so, while Qdrant cannot be reached"
+    )
 
+    strategy: RetrievalStrategy = Field(
+        RetrievalStrategy.CENTROID, description="how adapters are compared when a request does not say"
+    )
     top_k: int = Field(3, ge=1, description="adapters retrieved when a request does not say")
     max_top_k: int = Field(64, ge=1, description="adapters that a request may ask for")
     weighting: Weighting = Field(Weighting.SOFTMAX, description="weights when a request does not say")

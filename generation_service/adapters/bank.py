@@ -13,6 +13,7 @@ from generation_service.adapters.lora_linear import LoraLinear, SharedShrink
 from generation_service.adapters.ranks import RankAllocator, RankRange
 from generation_service.adapters.routing import Routing
 from generation_service.adapters.shelf import Shelf, groups_of
+from generation_service.adapters.upload import Upload
 from generation_service.adapters.weights import AdapterWeights, LoraPair, Shapes
 from infra.contract.errors import CheckpointError
 
@@ -42,6 +43,7 @@ class AdapterBank:
             for shelf in self.shelves
             for member, path in enumerate(shelf.paths)
         }
+        self._upload = Upload(self.device)
         self._lock = threading.Lock()
 
     @property
@@ -105,7 +107,8 @@ class AdapterBank:
             pairs = {path: self._fitted(path, pair) for path, pair in weights.modules.items()}
             for path, pair in pairs.items():
                 place = self._places[path]
-                place.shelf.put(place.member, owned, pair)
+                place.shelf.put(place.member, owned, pair, self._upload)
+            self._upload.finish()
             self._written.add(owned)
 
     def release(self, owned: RankRange) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from generation_service.adapters.peft_config import PeftConfig
-from generation_service.adapters.weights import LoraPair, Shapes
+from generation_service.adapters.weights import LoraPair, Shapes, all_finite
 from infra.contract.errors import CheckpointError
 
 _FACTOR_KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<name>[^.]+))?\.weight")
@@ -22,6 +22,7 @@ _REFUSED_KEYS = (
     ("trainable_tokens", "trained tokens are not applied"),
     (".bias", "trained biases are not applied"),
 )
+_HEAD = "lm_head"
 _SHOWN = 8
 
 
@@ -54,18 +55,22 @@ def bind(
 
     Raises CheckpointError unless every tensor binds exactly once, with the shape of its module and rank of its config.
     """
+    names = {match["name"] or "default" for match in map(_FACTOR_KEY.fullmatch, tensors) if match}
+    if len(names) > 1:
+        raise CheckpointError(f"{where} holds several adapters, {', '.join(sorted(names))}: save each alone")
     factors, problems = _factors(tensors)
     pairs: dict[str, LoraPair] = {}
+    bound_by: dict[str, str] = {}
     for module, pair in factors.items():
         try:
             for path, bound in _bound(module, pair, config, targets, rename, dtype=dtype):
                 if path in pairs:
-                    raise _UnboundError(f"{path} is bound by another tensor already")
-                pairs[path] = bound
+                    raise _UnboundError(f"{path} is bound by another tensor already, of the module {bound_by[path]}")
+                pairs[path], bound_by[path] = bound, module
         except _UnboundError as error:
-            problems.extend(f"{key}: {error}" for key in pair.keys.values())
+            problems.extend(_Problem(f"{key}: {error}", error.sought) for key in pair.keys.values())
     if problems:
-        shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
+        shown = "".join(f"\n  {problem.text}{_nearest(problem.sought, targets)}" for problem in problems[:_SHOWN])
         more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CheckpointError(
             f"{where}: {len(problems)} of {len(tensors)} tensors do not bind to this base model:{shown}{more}",
@@ -76,8 +81,24 @@ def bind(
     return pairs
 
 
+def module_of(key: str) -> str:
+    """Return the module that a LoRA tensor's key names, "base_model.model." left out; the key itself if it is none."""
+    match = _FACTOR_KEY.fullmatch(key)
+    return match["module"] if match else key
+
+
 class _UnboundError(Exception):
-    """Why the tensors of one module do not bind."""
+    """Why the tensors of one module do not bind; `sought` is the layer that the base model does not have, if so."""
+
+    def __init__(self, message: str, sought: str = "") -> None:
+        super().__init__(message)
+        self.sought = sought
+
+
+@dataclass(frozen=True)
+class _Problem:
+    text: str
+    sought: str = ""
 
 
 @dataclass
@@ -88,25 +109,21 @@ class _Factors:
     keys: dict[str, str] = field(default_factory=dict)
 
 
-def _factors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, _Factors], list[str]]:
+def _factors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, _Factors], list[_Problem]]:
     found: dict[str, _Factors] = {}
-    problems: list[str] = []
-    names: set[str] = set()
-    for key, tensor in tensors.items():
+    problems: list[_Problem] = []
+    for key, tensor in sorted(tensors.items()):
         match = _FACTOR_KEY.fullmatch(key)
         refused = next((reason for part, reason in _REFUSED_KEYS if part in key), None)
         if match is None or refused:
-            problems.append(f"{key}: {refused or 'it is no lora_A or lora_B weight'}")
+            problems.append(_Problem(f"{key}: {refused or 'it is no lora_A or lora_B weight'}"))
             continue
-        names.add(match["name"] or "default")
         factors = found.setdefault(match["module"], _Factors())
         if match["factor"] in factors.tensors:
-            problems.append(f"{key}: {factors.keys[match['factor']]} is the same factor of the same module")
+            problems.append(_Problem(f"{key}: {factors.keys[match['factor']]} is the same factor of the same module"))
             continue
         factors.tensors[match["factor"]] = tensor
         factors.keys[match["factor"]] = key
-    if len(names) > 1:
-        problems.insert(0, f"the file holds several adapters, {', '.join(sorted(names))}: save each alone")
     return found, problems
 
 
@@ -138,9 +155,9 @@ def _check_split(parts: Sequence[Part], b: Tensor) -> None:
 def _check(path: str, a: Tensor, b: Tensor, targets: Shapes, rank: int) -> None:
     shape = targets.get(path)
     if shape is None:
-        nearest = get_close_matches(path, targets, n=3)
-        hint = f"; nearest are {', '.join(nearest)}" if nearest else ""
-        raise _UnboundError(f"the base model has no adaptable layer {path}{hint}")
+        head = " (the output head takes no adapter: train with target_modules that leave it out)"
+        why = head if path == _HEAD else ""
+        raise _UnboundError(f"the base model has no adaptable layer {path}{why}", sought=path)
     inputs, outputs = shape
     if a.shape != (rank, inputs) or b.shape != (outputs, rank):
         raise _UnboundError(
@@ -151,9 +168,15 @@ def _check(path: str, a: Tensor, b: Tensor, targets: Shapes, rank: int) -> None:
         raise _UnboundError(f"{a.dtype} and {b.dtype} are no floating point types")
 
 
+def _nearest(path: str, targets: Shapes) -> str:
+    """Return the layers that `path` may have meant; costly, so for the problems that are shown only."""
+    nearest = get_close_matches(path, targets, n=3) if path else []
+    return f"; nearest are {', '.join(nearest)}" if nearest else ""
+
+
 def _pair(a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> LoraPair:
     exact = torch.promote_types(dtype, torch.float32)
     pair = LoraPair(a.to(dtype).contiguous(), (b.to(exact) * scaling).to(dtype).contiguous())
-    if not (pair.a.isfinite().all() and pair.b.isfinite().all()):
+    if not (all_finite(pair.a) and all_finite(pair.b)):
         raise _UnboundError(f"it has values that are NaN or infinite (in {dtype}, scaled by {scaling:.3g})")
     return pair

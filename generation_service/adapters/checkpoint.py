@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from stat import S_ISREG
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from generation_service.adapters.binding import Rename, bind
-from generation_service.adapters.peft_config import CONFIG_FILE, PeftConfig, parse_config
+from generation_service.adapters.peft_config import CONFIG_FILE, PeftConfig, parse_config, read_content
+from generation_service.adapters.tensor_file import tensors_in
+from generation_service.adapters.tensor_headers import BROKEN, TensorHeader, file_headers
 from generation_service.adapters.weights import AdapterWeights, Shapes
 from infra.contract.errors import CapacityError, CheckpointError, ConflictError
 
@@ -63,15 +67,35 @@ def read_config(folder: Path) -> PeftConfig:
     return parse_config(_read(folder, CONFIG_FILE, _MAX_CONFIG_BYTES), str(folder / CONFIG_FILE))
 
 
+def read_config_content(folder: Path) -> dict[str, Any]:
+    """Return the folder's config as it stands, whether it is applied or refused. Raises CheckpointError."""
+    return read_content(_read(folder, CONFIG_FILE, _MAX_CONFIG_BYTES), str(folder / CONFIG_FILE))
+
+
 def content_revision(folder: Path) -> str:
     """Return the SHA-256 (hex) of the folder's config and weights: what the adapter is, whatever it is called.
 
     Raises CheckpointError when either file is missing or cannot be read.
     """
-    return _revision(_read(folder, CONFIG_FILE, _MAX_CONFIG_BYTES), _read(folder, WEIGHTS_FILE, None))
+    digest = hashlib.sha256()
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        with _opened(folder, name) as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
-def _revision(config: bytes, weights: bytes) -> str:
+def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Return the folder's tensors by name, their values unread. Raises CheckpointError when the file is not whole."""
+    with _opened(folder, WEIGHTS_FILE):
+        pass
+    path = folder / WEIGHTS_FILE
+    try:
+        return file_headers(path)
+    except BROKEN as error:
+        raise _not_whole(path, error) from error
+
+
+def _revision(config: bytearray, weights: bytearray) -> str:
     return hashlib.sha256(hashlib.sha256(config).digest() + hashlib.sha256(weights).digest()).hexdigest()
 
 
@@ -80,7 +104,20 @@ def _largest_weights(targets: Shapes, config: PeftConfig) -> int:
     return values * _LARGEST_ITEM_BYTES + _HEADER_ROOM_BYTES
 
 
-def _read(folder: Path, name: str, limit: int | None) -> bytes:
+def _read(folder: Path, name: str, limit: int) -> bytearray:
+    with _opened(folder, name, limit) as file:
+        data = bytearray(min(limit, os.fstat(file.fileno()).st_size))
+        done = 0
+        with memoryview(data) as rest:
+            while read := file.readinto(rest[done:]):
+                done += read
+        del data[done:]
+        return data
+
+
+@contextmanager
+def _opened(folder: Path, name: str, limit: int | None = None) -> Iterator[FileIO]:
+    """Open a file of the folder of at most `limit` bytes. Raises CheckpointError naming it and what is wrong."""
     path = folder / name
     try:
         status = path.stat()
@@ -88,9 +125,15 @@ def _read(folder: Path, name: str, limit: int | None) -> bytes:
             raise CheckpointError(f"{path} is not a file")
         if limit is not None and status.st_size > limit:
             raise CheckpointError(f"{path} has {status.st_size} bytes; a LoRA for this base model has at most {limit}")
-        return path.read_bytes()
+        with path.open("rb", buffering=0) as file:
+            yield file
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _missing(folder, name) from error
+    except PermissionError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}; libraries save adapters for their owner alone (mode 0600): "
+            "let the user this server runs as read it"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -105,11 +148,17 @@ def _missing(folder: Path, name: str) -> CheckpointError:
             f"{folder} holds {_PICKLE_FILE}, a pickle, which is never opened: convert it where you trust it, with "
             f"safetensors.torch.save_file(torch.load({_PICKLE_FILE!r}, weights_only=True), {WEIGHTS_FILE!r})"
         )
-    return CheckpointError(f"{folder} has no {name}: was it saved to the end?")
+    below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
+    hint = f"give the folder of one adapter: {', '.join(below[:5])}" if below else "was it saved to the end?"
+    return CheckpointError(f"{folder} has no {name}: {hint}")
 
 
-def _tensors(data: bytes, where: str) -> Mapping[str, Tensor]:
+def _not_whole(path: Path | str, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is not a complete safetensors file ({error}): save or copy it again")
+
+
+def _tensors(data: bytearray, where: str) -> Mapping[str, Tensor]:
     try:
-        return load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{where} is not a complete safetensors file ({error}): save or copy it again") from error
+        return tensors_in(data)
+    except ValueError as error:
+        raise _not_whole(where, error) from error

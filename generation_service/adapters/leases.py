@@ -19,10 +19,13 @@ class AdapterKey:
 
 @dataclass(frozen=True)
 class FusionKey:
-    """One fusion: its method, and its members in the order of their ids."""
+    """One fusion: its members in the order of their ids, its method, and the options that the method uses."""
 
-    method: FusionMethod
     members: tuple[WeightedAdapter, ...]
+    method: FusionMethod
+    rank: int | None = None
+    density: float | None = None
+    seed: int | None = None
 
 
 ResidentKey = AdapterKey | FusionKey

@@ -30,6 +30,7 @@ _REFUSED = {
     "velora_config": "VeLoRA (velora_config) compresses activations",
     "megatron_config": "megatron_config shards layers across devices",
 }
+_KNOWN_USES = {"use_rslora", *_REFUSED}
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 _LARGEST_RANK = 2**16
 _LARGEST_ALPHA = 1e9
@@ -37,7 +38,10 @@ _LARGEST_ALPHA = 1e9
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The arithmetic of a LoRA: ranks, alphas and their exceptions by module, and the kind of scaling."""
+    """The arithmetic of a LoRA: ranks, alphas and their exceptions by module, and the kind of scaling.
+
+    `target_modules` are the module names, or the one pattern, that it was trained on; empty where it does not say.
+    """
 
     rank: int
     alpha: float
@@ -45,6 +49,7 @@ class PeftConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model: str = ""
+    target_modules: frozenset[str] = frozenset()
 
     @property
     def largest_rank(self) -> int:
@@ -62,47 +67,64 @@ class PeftConfig:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def parse_config(data: bytes, where: str) -> PeftConfig:
+def parse_config(data: bytes | bytearray, where: str) -> PeftConfig:
     """Return the config of the PEFT file at `where`; CheckpointError when it is broken or asks for what we refuse."""
+    content = read_content(data, where)
+    refused = refusals(content)
+    if refused:
+        raise CheckpointError(f"{where}: {'; '.join(refused)}")
+    return arithmetic(content, where)
+
+
+def read_content(data: bytes | bytearray, where: str) -> dict[str, Any]:
+    """Return the JSON object that the file at `where` holds. Raises CheckpointError when it holds none."""
     try:
-        config = json.loads(data)
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not valid JSON ({error}): was it written to the end?") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{where} must hold a JSON object, it holds a {type(config).__name__}")
-    _refuse_unsupported(config, where)
-    rank_pattern = config.get("rank_pattern") or {}
-    alpha_pattern = config.get("alpha_pattern") or {}
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{where} must hold a JSON object, it holds a {type(content).__name__}")
+    return content
+
+
+def arithmetic(content: Mapping[str, Any], where: str) -> PeftConfig:
+    """Return what a config says of ranks and scaling. Raises CheckpointError for values that are none."""
+    rank_pattern = content.get("rank_pattern") or {}
+    alpha_pattern = content.get("alpha_pattern") or {}
     for name, pattern in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern)):
         _check_pattern(pattern, f"{where}: {name}")
     return PeftConfig(
-        rank=_rank(config.get("r"), f"{where}: r"),
-        alpha=_alpha(config.get("lora_alpha"), f"{where}: lora_alpha"),
-        use_rslora=bool(config.get("use_rslora")),
+        rank=_rank(content.get("r"), f"{where}: r"),
+        alpha=_alpha(content.get("lora_alpha"), f"{where}: lora_alpha"),
+        use_rslora=bool(content.get("use_rslora")),
         rank_pattern={key: _rank(value, f"{where}: rank_pattern[{key!r}]") for key, value in rank_pattern.items()},
         alpha_pattern={key: _alpha(value, f"{where}: alpha_pattern[{key!r}]") for key, value in alpha_pattern.items()},
-        base_model=str(config.get("base_model_name_or_path") or ""),
+        base_model=str(content.get("base_model_name_or_path") or ""),
+        target_modules=_targets(content.get("target_modules")),
     )
 
 
-def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
-    kind = config.get("peft_type")
+def refusals(content: Mapping[str, Any]) -> list[str]:
+    """Return what a config asks for that would change the answer and is not applied, a sentence each."""
+    kind = content.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{where}: peft_type is {kind!r}; this server applies LORA only")
-    for name, reason in _REFUSED.items():
-        if config.get(name):
-            raise CheckpointError(f"{where}: {reason}, which this server does not apply")
-    if config.get("bias", "none") not in ("none", None):
-        raise CheckpointError(f"{where}: bias is {config['bias']!r}: trained biases of the base model are not applied")
-    init = config.get("init_lora_weights")
+        return [f"peft_type is {kind!r}; this server applies LORA only"]
+    found = [f"{reason}, which this server does not apply" for name, reason in _REFUSED.items() if content.get(name)]
+    if content.get("bias", "none") not in ("none", None):
+        found.append(f"bias is {content['bias']!r}: trained biases of the base model are not applied")
+    init = content.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
-        raise CheckpointError(
-            f"{where}: init_lora_weights is {init!r}, which also changed the base model's weights: save the adapter "
-            "again with PEFT's path_initial_model_for_weight_conversion"
+        found.append(
+            f"init_lora_weights is {init!r}, which also changed the base model's weights: save the adapter again with "
+            "PEFT's path_initial_model_for_weight_conversion"
         )
-    for name, value in config.items():
-        if name.startswith("use_") and name != "use_rslora" and value:
-            raise CheckpointError(f"{where}: {name} is set, an option of LoRA that this server does not know")
+    unknown = [name for name, value in content.items() if name.startswith("use_") and value and name not in _KNOWN_USES]
+    return [*found, *(f"{name} is set, an option of LoRA that this server does not know" for name in unknown)]
+
+
+def _targets(value: object) -> frozenset[str]:
+    names = value if isinstance(value, list) else [value]
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def _check_pattern(pattern: object, where: str) -> None:

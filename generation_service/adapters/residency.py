@@ -1,14 +1,15 @@
-"""Who is in the adapter bank: loaded when asked for, leased while used, reclaimed least recently used."""
+"""A composition on its way into the bank: checked, read, placed, and handed over as a lease."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from generation_service.adapters.admission import checked, named
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.leases import (
     AdapterKey,
@@ -17,26 +18,31 @@ from generation_service.adapters.leases import (
     Ready,
     Resident,
     ResidentAdapter,
-    ResidentKey,
 )
+from generation_service.adapters.placement import NotYet, Placement
 from generation_service.adapters.sources import AdapterSource
 from generation_service.adapters.store import WeightStore
 from generation_service.adapters.wanted import Wanted, wanted_by
 from infra.contract.composition import Base, Composition, Fusion, Mixture, WeightedAdapter
-from infra.contract.errors import CapacityError, NotFoundError, UnavailableError
+from infra.contract.errors import LoraRetrieverError, UnavailableError
 from infra.runtime.logs import get_logger
 
 log = get_logger(__name__)
 
+READ_AHEAD = 16
+
 
 @dataclass(eq=False)
 class Ticket:
-    """A composition on its way into the bank."""
+    """A composition on its way into the bank. `ahead`: it is one of the READ_AHEAD that may hold weights."""
 
     ready: Ready
+    composition: Composition = field(default_factory=Base)
     wanted: list[Wanted] = field(default_factory=list)
     applied: tuple[WeightedAdapter, ...] = ()
     cancelled: bool = False
+    ahead: bool = False
+    again: bool = False
 
     def cancel(self) -> None:
         """Forget it, if it is not ready yet; a lease that comes all the same is its receiver's to release."""
@@ -44,102 +50,101 @@ class Ticket:
 
 
 class Residency:
-    """The tenants of an adapter bank.
+    """Loads what compositions ask for and leases it to them.
 
-    Reader threads resolve and read; one placer thread alone changes who is in the bank, in the order in which
-    compositions are ready to be placed. A composition gets all its ranges or none, so two can never wait for each
-    other; one that does not fit waits until running sequences give theirs back.
+    Reader threads resolve and read; one placer thread alone changes who is in the bank, first come, first served, in
+    the order in which compositions are ready to be placed. A composition gets all its ranges or none, so two can never
+    wait for each other; one that does not fit waits, and all behind it, until running sequences give theirs back. No
+    more than READ_AHEAD of those that wait hold weights on the host.
     """
 
     def __init__(self, bank: AdapterBank, store: WeightStore, readers: int = 4) -> None:
-        self._bank = bank
         self._store = store
+        self._bank_ranks = bank.ranks
+        self._placement = Placement(bank)
         self._lock = threading.Lock()
-        self._residents: OrderedDict[ResidentKey, Resident] = OrderedDict()
-        self._blocked: deque[Ticket] = deque()
+        self._unread: deque[Ticket] = deque()
+        self._ahead = 0
         self._closed = False
+        self._blocked: deque[Ticket] = deque()
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="adapter-reader")
         self._placer = ThreadPoolExecutor(1, thread_name_prefix="adapter-placer")
 
+    def check(self, composition: Composition) -> Composition:
+        """Return `composition` with its adapters' revisions named, once all that configs tell of it is found good.
+
+        Reads no weights; what it looked up is kept by revision. Blocks on disk or network; from any thread. Raises,
+        with the field and the limit in the error's metadata, NotFoundError, CheckpointError, BaseModelMismatchError,
+        CapacityError for a rank or a composition beyond the bank, FailedPreconditionError for adapters that the
+        fusion's method cannot combine.
+        """
+        return composition if isinstance(composition, Base) else self._checked(composition)[0]
+
     def request(self, composition: Composition, ready: Ready) -> Ticket:
         """Call `ready` once with the composition's lease, or with the error that it ends in; from any thread."""
-        ticket = Ticket(ready)
+        ticket = Ticket(ready, composition)
         if isinstance(composition, Base):
-            ready(BankLease({}, (), self._release))
+            _tell(ticket, BankLease({}, (), self._release))
         elif self._all_resident(composition, ticket):
-            self._placer.submit(self._place, ticket)
+            self._send(self._placer, self._place, ticket)
         else:
-            reading = self._readers.submit(self._read, composition, ticket)
-            reading.add_done_callback(lambda done: ready(_stopping()) if done.cancelled() else None)
+            self._read_soon(ticket)
         return ticket
 
     def pin(self, adapter_id: str, revision: str = "") -> Future[ResidentAdapter]:
-        """Load an adapter and keep it until `unpin`; an older revision of it is no longer kept."""
+        """Load an adapter and keep it until `unpin`; an older revision of it is no longer kept.
+
+        Beside what loading raises, CapacityError when pinned adapters would hold more than half of the bank.
+        """
         future: Future[ResidentAdapter] = Future()
         future.set_running_or_notify_cancel()
 
-        def pinned(outcome: Outcome) -> None:
+        def loaded(outcome: Outcome) -> None:
             if isinstance(outcome, Exception):
-                future.set_exception(outcome)
+                future.set_exception(_of_one(outcome))
                 return
             (share,) = outcome.applied
-            key = AdapterKey(share.adapter_id, share.revision)
-            with self._lock:
-                for resident in self._revisions(adapter_id):
-                    resident.pinned = resident.key == key
-                described = self._described(self._residents[key])
-            outcome.release()
-            future.set_result(described)
+            try:
+                future.set_result(self._placement.pin(AdapterKey(share.adapter_id, share.revision)))
+            except LoraRetrieverError as error:
+                future.set_exception(error)
+            finally:
+                outcome.release()
 
-        self.request(Mixture((WeightedAdapter(adapter_id, 1.0, revision),)), pinned)
+        self.request(Mixture((WeightedAdapter(adapter_id, 1.0, revision),)), loaded)
         return future
 
     def unpin(self, adapter_id: str) -> None:
         """Let an adapter leave when its place is needed. Raises NotFoundError when it is not in the bank."""
-        with self._lock:
-            revisions = self._revisions(adapter_id)
-            for resident in revisions:
-                resident.pinned = False
-        if not revisions:
-            raise NotFoundError(f"adapter {adapter_id!r} is not loaded; GetModel lists those that are")
+        self._placement.unpin(adapter_id)
         self._wake()
 
     def residents(self) -> list[ResidentAdapter]:
         """Return the adapters in the bank, least recently used first."""
-        with self._lock:
-            return [self._described(r) for r in self._residents.values() if isinstance(r.key, AdapterKey)]
+        return self._placement.adapters()
 
     @property
     def leased_ranks(self) -> int:
         """Ranks that leases hold in the bank."""
-        with self._lock:
-            return sum(resident.owned.rank for resident in self._residents.values() if resident.leases)
+        return self._placement.leased_ranks
 
     @property
     def ranks(self) -> int:
         """Ranks that adapters and fusions take in the bank, in use or not."""
-        with self._lock:
-            return sum(resident.owned.rank for resident in self._residents.values())
+        return self._placement.ranks
 
     def close(self) -> None:
         """End the threads; compositions that still wait end in UnavailableError."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._placer.shutdown(wait=True)
-        while self._blocked:
-            self._blocked.popleft().ready(_stopping())
+        for waiting in (self._unread, self._blocked):
+            while waiting:
+                self._end(waiting.popleft(), _stopping())
 
-    def _read(self, composition: Mixture | Fusion, ticket: Ticket) -> None:
-        try:
-            if ticket.cancelled:
-                return
-            sources = [self._store.resolve(share.adapter_id, share.revision) for share in composition.adapters]
-            self._fill(ticket, composition, sources)
-            for wanted in self._absent(ticket):
-                wanted.weights = wanted.load()
-            self._placer.submit(self._place, ticket)
-        except Exception as error:
-            _tell(ticket, error)
+    def _checked(self, composition: Mixture | Fusion) -> tuple[Mixture | Fusion, list[AdapterSource]]:
+        return checked(composition, self._store, self._bank_ranks, self._placement.pinned_ranks)
 
     def _all_resident(self, composition: Mixture | Fusion, ticket: Ticket) -> bool:
         """Fill the ticket and return True when nothing has to be looked up or read: a slow catalogue harms no such."""
@@ -147,21 +152,53 @@ class Residency:
         if sources is None:
             return False
         self._fill(ticket, composition, sources)
-        return not self._absent(ticket)
+        return not self._placement.absent(ticket.wanted)
 
     def _fill(self, ticket: Ticket, composition: Mixture | Fusion, sources: Sequence[AdapterSource]) -> None:
-        ticket.applied = tuple(
-            WeightedAdapter(share.adapter_id, share.weight, source.revision)
-            for share, source in zip(composition.adapters, sources, strict=True)
-        )
+        ticket.applied = named(composition.adapters, sources)
         ticket.wanted = wanted_by(composition, list(zip(ticket.applied, sources, strict=True)), self._store)
 
-    def _absent(self, ticket: Ticket) -> list[Wanted]:
+    def _read_soon(self, ticket: Ticket) -> None:
         with self._lock:
-            return [wanted for wanted in ticket.wanted if wanted.key not in self._residents]
+            closed = self._closed
+            if not closed:
+                self._unread.append(ticket)
+        if closed:
+            self._end(ticket, _stopping())
+        else:
+            self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        """Start to read for those who came first, as many as may hold weights."""
+        starting = []
+        with self._lock:
+            while self._unread and self._ahead < READ_AHEAD and not self._closed:
+                ticket = self._unread.popleft()
+                ticket.ahead = True
+                self._ahead += 1
+                starting.append(ticket)
+        for ticket in starting:
+            self._send(self._readers, self._read, ticket)
+
+    def _read(self, ticket: Ticket) -> None:
+        """Read what `ticket` needs and the bank does not hold; all that it needs when it comes here again."""
+        assert not isinstance(ticket.composition, Base)
+        try:
+            if not ticket.cancelled:
+                ticket.composition, sources = self._checked(ticket.composition)
+                self._fill(ticket, ticket.composition, sources)
+                for wanted in ticket.wanted if ticket.again else self._placement.absent(ticket.wanted):
+                    wanted.weights = wanted.load()
+        except Exception as error:
+            self._end(ticket, error)
+            return
+        self._send(self._placer, self._place, ticket)
 
     def _place(self, ticket: Ticket) -> None:
-        self._blocked.append(ticket)
+        if ticket.again:
+            self._blocked.appendleft(ticket)
+        else:
+            self._blocked.append(ticket)
         self._drain()
 
     def _drain(self) -> None:
@@ -169,156 +206,66 @@ class Residency:
         while self._blocked:
             ticket = self._blocked[0]
             outcome = None if ticket.cancelled else self._outcome(ticket)
-            if outcome is None and not ticket.cancelled:
+            if outcome is NotYet.NO_ROOM:
                 return
             self._blocked.popleft()
-            if outcome is not None:
-                _tell(ticket, outcome)
+            if outcome is NotYet.UNREAD:
+                self._read_again(ticket)
+            else:
+                self._end(ticket, outcome)
 
-    def _outcome(self, ticket: Ticket) -> Outcome | None:
+    def _outcome(self, ticket: Ticket) -> Outcome | NotYet:
         try:
-            return self._lease(ticket)
+            placed = self._placement.place(ticket.wanted)
         except Exception as error:
             return error
+        return placed if isinstance(placed, NotYet) else BankLease(placed, ticket.applied, self._release)
 
-    def _lease(self, ticket: Ticket) -> BankLease | None:
-        """Return the lease of all that `ticket` wants, or None when leases of others stand in its way.
+    def _read_again(self, ticket: Ticket) -> None:
+        """Read what left the bank since the ticket was filled; it has the first place when it comes back."""
+        ticket.again = True
+        if ticket.ahead:
+            self._send(self._readers, self._read, ticket)
+        else:
+            self._read_soon(ticket)
 
-        Raises CapacityError when it cannot fit whoever leaves.
-        """
+    def _end(self, ticket: Ticket, outcome: Outcome | None) -> None:
+        """Let go of what a ticket holds, and hand over what it came to."""
+        ticket.wanted = []
         with self._lock:
-            others = any(resident.leases for resident in self._residents.values())
-        held = self._hold(ticket.wanted)
-        if held is None and self._never_fits(ticket):
-            raise self._too_large(ticket)
-        if held is None and not others:
-            held = self._hold(self._alone(ticket))
-            if held is None:
-                raise self._too_large(ticket)
-        return None if held is None else BankLease(held, ticket.applied, self._release)
+            held = ticket.ahead
+            self._ahead -= held
+            ticket.ahead = False
+        if outcome is not None:
+            _tell(ticket, outcome)
+        if held:
+            self._read_ahead()
 
-    def _hold(self, wanted: Sequence[Wanted]) -> dict[Resident, float] | None:
-        """Return all that is wanted, leased in this order; None, and nothing leased, when one finds no room."""
-        held: dict[Resident, float] = {}
-        try:
-            for one in wanted:
-                resident = self._leased(one) or self._load(one)
-                if resident is None:
-                    self._unlease(held)
-                    return None
-                held[resident] = one.weight
-        except Exception:
-            self._unlease(held)
-            raise
-        return held
-
-    def _alone(self, ticket: Ticket) -> list[Wanted]:
-        """Let all leave who may, so that free ranks lie in as few pieces as can be; return the largest wanted first."""
-        self._make_room(self._bank.ranks)
-        for wanted in self._absent(ticket):
-            wanted.weights = wanted.weights or wanted.load()
-        ranks = self._ranks(ticket)
-        return sorted(ticket.wanted, key=lambda wanted: ranks[wanted.key], reverse=True)
-
-    def _leased(self, wanted: Wanted) -> Resident | None:
-        with self._lock:
-            resident = self._residents.get(wanted.key)
-            if resident is not None:
-                resident.leases += 1
-                self._residents.move_to_end(wanted.key)
-            return resident
-
-    def _load(self, wanted: Wanted) -> Resident | None:
-        """Return a new resident, leased; None when no range is free and none can be reclaimed."""
-        if wanted.weights is None:
-            wanted.weights = wanted.load()
-        if not self._make_room(wanted.weights.rank):
-            return None
-        owned = self._bank.acquire(wanted.weights.rank)
-        try:
-            self._bank.write(owned, wanted.weights)
-        except BaseException:
-            self._bank.release(owned)
-            raise
-        resident = Resident(wanted.key, owned, leases=1)
-        with self._lock:
-            self._residents[wanted.key] = resident
-        return resident
-
-    def _make_room(self, rank: int) -> bool:
-        while self._bank.largest_free < rank:
-            with self._lock:
-                victim = next((resident for resident in self._residents.values() if resident.idle), None)
-                if victim is None:
-                    return False
-                del self._residents[victim.key]
-            self._bank.release(victim.owned)
-        return True
-
-    def _never_fits(self, ticket: Ticket) -> bool:
-        return self._need(ticket) + self._pinned_ranks(ticket) > self._bank.ranks
-
-    def _need(self, ticket: Ticket) -> int:
-        return sum(self._ranks(ticket).values())
-
-    def _ranks(self, ticket: Ticket) -> dict[ResidentKey, int]:
-        """Return the rank of each that `ticket` wants; 0 where neither bank nor ticket has its weights yet."""
-        with self._lock:
-            there = {resident.key: resident.owned.rank for resident in self._residents.values()}
-        absent = {wanted.key: wanted.weights.rank for wanted in ticket.wanted if wanted.weights is not None}
-        return {wanted.key: there.get(wanted.key, absent.get(wanted.key, 0)) for wanted in ticket.wanted}
-
-    def _pinned_ranks(self, ticket: Ticket) -> int:
-        """Return the ranks that pinned adapters hold, those of `ticket` left out."""
-        own = {wanted.key for wanted in ticket.wanted}
-        with self._lock:
-            return sum(r.owned.rank for r in self._residents.values() if r.pinned and r.key not in own)
-
-    def _too_large(self, ticket: Ticket) -> CapacityError:
-        need, pinned = self._need(ticket), self._pinned_ranks(ticket)
-        where = "" if need + pinned > self._bank.ranks else ", with no room in one piece between those that are pinned"
-        return CapacityError(
-            f"this composition needs {need} ranks, each adapter's side by side; the adapter bank has "
-            f"{self._bank.ranks}, and other pinned adapters hold {pinned}{where}: compose fewer adapters, unload some, "
-            "or start the server with a larger --bank-ranks",
-            need=str(need),
-            limit=str(self._bank.ranks),
-            pinned=str(pinned),
-        )
-
-    def _unlease(self, residents: Mapping[Resident, float]) -> None:
-        with self._lock:
-            for resident in residents:
-                resident.leases -= 1
-                if self._residents.get(resident.key) is resident:
-                    self._residents.move_to_end(resident.key)
-
-    def _release(self, residents: Mapping[Resident, float]) -> None:
-        self._unlease(residents)
+    def _release(self, held: Mapping[Resident, float]) -> None:
+        self._placement.release(held)
         self._wake()
 
     def _wake(self) -> None:
         """Let the placer look again at those who wait."""
-        if self._blocked and not self._closed:
-            with suppress(RuntimeError):
+        if self._blocked:
+            with suppress(RuntimeError):  # It ended: `close` answers those who wait.
                 self._placer.submit(self._drain)
 
-    def _revisions(self, adapter_id: str) -> list[Resident]:
-        return [
-            resident
-            for resident in self._residents.values()
-            if isinstance(resident.key, AdapterKey) and resident.key.adapter_id == adapter_id
-        ]
+    def _send(self, threads: Executor, work: Callable[[Ticket], None], ticket: Ticket) -> None:
+        """Let `threads` do `work` for a ticket; one that they no longer take, or drop, ends in UnavailableError."""
+        try:
+            done = threads.submit(work, ticket)
+        except RuntimeError:
+            self._end(ticket, _stopping())
+            return
+        done.add_done_callback(lambda future: self._end(ticket, _stopping()) if future.cancelled() else None)
 
-    def _described(self, resident: Resident) -> ResidentAdapter:
-        assert isinstance(resident.key, AdapterKey)
-        return ResidentAdapter(
-            adapter_id=resident.key.adapter_id,
-            revision=resident.key.revision,
-            rank=resident.owned.rank,
-            byte_size=resident.owned.rank * self._bank.bytes_per_rank,
-            pinned=resident.pinned,
-        )
+
+def _of_one(error: Exception) -> Exception:
+    """Return an error about the one adapter of a pin, its field as a request for one adapter has it."""
+    if isinstance(error, LoraRetrieverError) and "field" in error.metadata:
+        error.metadata = {**error.metadata, "field": error.metadata["field"].rpartition(".")[2]}
+    return error
 
 
 def _tell(ticket: Ticket, outcome: Outcome) -> None:

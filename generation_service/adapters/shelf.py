@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from generation_service.adapters.ranks import RankRange
+from generation_service.adapters.upload import Upload
 from generation_service.adapters.weights import LoraPair, Shapes
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -51,13 +52,13 @@ class Shelf:
         """Bytes on the device."""
         return self.a.nbytes + self.b.nbytes
 
-    def put(self, member: int, owned: RankRange, pair: LoraPair) -> None:
-        """Write module `member`'s factors into the first columns of a range that is not in use."""
+    def put(self, member: int, owned: RankRange, pair: LoraPair, upload: Upload) -> None:
+        """Send module `member`'s factors to the first columns of a range that is not in use."""
         columns = slice(owned.start, owned.start + pair.rank)
-        self.a[columns, member].copy_(pair.a, non_blocking=True)
-        self.factors_b[member][columns].copy_(pair.b.t(), non_blocking=True)
         self.adapted_by[member] |= {owned.ticket}
         self.ever_adapted[member] = True
+        upload.copy(pair.a, self.a[columns, member])
+        upload.copy(pair.b.t(), self.factors_b[member][columns])
 
     def clear(self, owned: RankRange) -> None:
         """Zero the columns of a range that is no longer in use."""

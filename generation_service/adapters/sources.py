@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,11 +11,15 @@ from pathlib import Path
 from typing import Protocol
 
 from generation_service.adapters.checkpoint import WEIGHTS_FILE, content_revision, read_config
+from generation_service.adapters.once import Once
 from generation_service.adapters.peft_config import CONFIG_FILE
 from infra.contract.adapter import Adapter
 from infra.contract.errors import BaseModelMismatchError, CheckpointError, NotFoundError
 
 REVISION_LENGTH = 12
+
+Signature = tuple[tuple[int, ...], ...]
+"""What the file system says of some files; empty for one that is not there."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,11 @@ class Roots:
     def __str__(self) -> str:
         return ", ".join(str(root) for root in self._roots) or "no folder: start the server with --adapter-roots"
 
+    def signature(self, name: str) -> Signature:
+        """Return what changes whenever the files of the adapter folder `name`, below any root, do."""
+        paths = [f"{root}/{name}/{file}" for root in self._roots for file in (CONFIG_FILE, WEIGHTS_FILE)]
+        return tuple(_state(path) for path in paths)
+
     def find(self, uri: str) -> Path | None:
         """Return the folder that `uri` names, relative to a root or absolute; None when there is none.
 
@@ -68,41 +78,46 @@ class Roots:
 
 
 class FolderSources:
-    """Adapters that lie in `<root>/<adapter_id>/`; their revision is their content's."""
+    """Adapters that lie in `<root>/<adapter_id>/`; their revision is their content's.
+
+    What was found is kept until a file of the adapter changes, in any root.
+    """
 
     def __init__(self, roots: Roots) -> None:
         self._roots = roots
         self._lock = threading.Lock()
-        self._known: dict[Path, tuple[tuple[int, ...], str]] = {}
+        self._known: dict[str, tuple[Signature, AdapterSource]] = {}
+        self._once: Once[tuple[str, Signature], AdapterSource] = Once()
 
     def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
         """Return the folder of `adapter_id`. Raises NotFoundError for an unknown adapter or another revision."""
+        signature = self._roots.signature(adapter_id)
+        with self._lock:
+            known = self._known.get(adapter_id)
+        if known is not None and known[0] == signature:
+            source = known[1]
+        else:
+            source = self._once((adapter_id, signature), lambda: self._found(adapter_id))
+            with self._lock:
+                self._known[adapter_id] = (signature, source)
+        if revision and revision != source.revision:
+            raise NotFoundError(
+                f"adapter {adapter_id!r} has no revision {revision!r}; on disk is {source.revision!r}",
+                adapter_id=adapter_id,
+                revision=revision,
+            )
+        return source
+
+    def _found(self, adapter_id: str) -> AdapterSource:
         folder = self._roots.find(adapter_id)
         if folder is None:
             raise NotFoundError(
                 f"adapter {adapter_id!r} is not known: put its PEFT folder into {adapter_id}/ below {self._roots}",
                 adapter_id=adapter_id,
             )
-        content = self._content(folder)
-        if revision and revision != content[:REVISION_LENGTH]:
-            raise NotFoundError(
-                f"adapter {adapter_id!r} has no revision {revision!r}; on disk is {content[:REVISION_LENGTH]!r}",
-                adapter_id=adapter_id,
-                revision=revision,
-            )
-        return AdapterSource(adapter_id, content[:REVISION_LENGTH], folder, read_config(folder).base_model, content)
-
-    def _content(self, folder: Path) -> str:
-        """Return the content revision, hashing only what changed since the last call."""
-        signature = _signature(folder)
-        with self._lock:
-            known = self._known.get(folder)
-        if known is not None and known[0] == signature:
-            return known[1]
+        base_model = read_config(folder).base_model
         content = content_revision(folder)
-        with self._lock:
-            self._known[folder] = (signature, content)
-        return content
+        return AdapterSource(adapter_id, content[:REVISION_LENGTH], folder, base_model, content)
 
 
 class CatalogueSources:
@@ -152,9 +167,9 @@ def check_base_model(source: AdapterSource, names: Sequence[str]) -> None:
         )
 
 
-def _signature(folder: Path) -> tuple[int, ...]:
+def _state(path: str) -> tuple[int, ...]:
     try:
-        stats = [(folder / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    except OSError:
+        status = os.stat(path)
+    except (OSError, ValueError):
         return ()
-    return tuple(value for stat in stats for value in (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 
+from generation_service.adapters.checkpoint import read_config
+from generation_service.adapters.once import Once
+from generation_service.adapters.peft_config import PeftConfig
 from generation_service.adapters.sources import AdapterResolver, AdapterSource, check_base_model
 from generation_service.adapters.weights import AdapterWeights
 from infra.contract.composition import WeightedAdapter
@@ -14,12 +16,15 @@ from infra.contract.composition import WeightedAdapter
 Key = tuple[str, str]
 """Adapter id and revision."""
 
-
 MAX_KNOWN_SOURCES = 4096
 
 
 class WeightStore:
-    """Resolves adapters and reads their weights, keeping at most `max_bytes` of them. Safe from any thread."""
+    """Resolves adapters and reads their weights, keeping at most `max_bytes` of them. Safe from any thread.
+
+    `read` gives the weights of a source as they are on disk, `config_of` what its config says; `host_form` brings
+    weights into the form in which they are kept and go to the device.
+    """
 
     def __init__(
         self,
@@ -27,15 +32,23 @@ class WeightStore:
         read: Callable[[AdapterSource], AdapterWeights],
         base_model_names: Sequence[str],
         max_bytes: int,
+        *,
+        config_of: Callable[[AdapterSource], PeftConfig] = lambda source: read_config(source.folder),
+        host_form: Callable[[AdapterWeights], AdapterWeights] = lambda weights: weights,
     ) -> None:
         self._resolver = resolver
         self._read = read
         self._names = tuple(base_model_names)
         self._max_bytes = max_bytes
+        self._config_of = config_of
+        self._host_form = host_form
         self._lock = threading.Lock()
         self._sources: OrderedDict[Key, AdapterSource] = OrderedDict()
-        self._reading: dict[Key, Future[AdapterWeights]] = {}
+        self._configs: OrderedDict[Key, PeftConfig] = OrderedDict()
+        self._once: Once[Key, AdapterWeights] = Once()
         self._kept: OrderedDict[Key, AdapterWeights] = OrderedDict()
+        self._sizes: dict[Key, int] = {}
+        self._bytes = 0
 
     def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
         """Return where the adapter is. Raises NotFoundError, CheckpointError or BaseModelMismatchError.
@@ -61,34 +74,51 @@ class WeightStore:
         sources = [source for source in found if source is not None]
         return sources if len(sources) == len(adapters) else None
 
-    def weights(self, source: AdapterSource) -> AdapterWeights:
-        """Return the weights of `source`, read now, or kept, or being read by another caller."""
+    def config(self, source: AdapterSource) -> PeftConfig:
+        """Return what the config of `source` says, read once a revision. Raises CheckpointError."""
         key = (source.adapter_id, source.revision)
+        with self._lock:
+            known = self._configs.get(key)
+        if known is not None:
+            return known
+        config = self._config_of(source)
+        with self._lock:
+            self._configs[key] = config
+            while len(self._configs) > MAX_KNOWN_SOURCES:
+                self._configs.popitem(last=False)
+        return config
+
+    def weights(self, source: AdapterSource) -> AdapterWeights:
+        """Return the weights of `source`: kept, or being read by another caller, or read now."""
+        key = (source.adapter_id, source.revision)
+        return self._kept_of(key) or self._once(key, lambda: self._kept_of(key) or self._read_and_keep(key, source))
+
+    def in_host_form(self, weights: AdapterWeights) -> AdapterWeights:
+        """Return `weights` as those that are read are kept: in the form that the bank takes."""
+        return self._host_form(weights)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weights kept."""
+        return self._bytes
+
+    def _kept_of(self, key: Key) -> AdapterWeights | None:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-            future = self._reading.get(key)
-            if future is None:
-                mine = self._reading[key] = Future()
-        if future is not None:
-            return future.result()
-        try:
-            weights = self._read(source)
-        except BaseException as error:
-            with self._lock:
-                del self._reading[key]
-            mine.set_exception(error)
-            raise
-        with self._lock:
-            del self._reading[key]
-            self._keep(key, weights)
-        mine.set_result(weights)
-        return weights
+            return None
 
-    def _keep(self, key: Key, weights: AdapterWeights) -> None:
-        self._kept[key] = weights
-        total = sum(kept.bytes for kept in self._kept.values())
-        while total > self._max_bytes and self._kept:
-            _, dropped = self._kept.popitem(last=False)
-            total -= dropped.bytes
+    def _read_and_keep(self, key: Key, source: AdapterSource) -> AdapterWeights:
+        weights = self._host_form(self._read(source))
+        size = weights.bytes
+        dropped = []
+        with self._lock:
+            self._kept[key] = weights
+            self._sizes[key] = size
+            self._bytes += size
+            while self._bytes > self._max_bytes and self._kept:
+                oldest, least_used = self._kept.popitem(last=False)
+                self._bytes -= self._sizes.pop(oldest)
+                dropped.append(least_used)
+        return weights

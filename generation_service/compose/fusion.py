@@ -3,96 +3,110 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, assert_never
 
 import torch
+from torch import Tensor
 
-from generation_service.adapters.weights import AdapterWeights, LoraPair
-from infra.contract.composition import FusionMethod
-from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, UnimplementedError
+from generation_service.adapters.weights import AdapterWeights, LoraPair, all_finite
+from generation_service.compose.fusion_deltas import dare, ties
+from generation_service.compose.fusion_parts import Part
+from generation_service.compose.truncation import best_of_dense, best_of_factors
+from infra.contract.composition import DEFAULT_DENSITY, FusionMethod
+from infra.contract.errors import FailedPreconditionError, InvalidArgumentError
+
+_Merged = TypeVar("_Merged", Tensor, LoraPair)
 
 
 @dataclass(frozen=True)
 class WeightedWeights:
-    """An adapter's parameters and its share. `name` is what errors call it."""
+    """An adapter's parameters and its share. `name` is what errors call it, and what DARE draws its elements by."""
 
     weights: AdapterWeights
     weight: float
     name: str = ""
 
 
-def fuse(members: Sequence[WeightedWeights], method: FusionMethod) -> AdapterWeights:
+def fuse(
+    members: Sequence[WeightedWeights],
+    method: FusionMethod,
+    *,
+    rank: int | None = None,
+    density: float = DEFAULT_DENSITY,
+    seed: int = 0,
+) -> AdapterWeights:
     """Return one adapter of weight 1 that stands for `members`, module by module; scaling is folded into every b.
 
-    Members of weight 0 are left out; with none left the result adapts nothing. Raises InvalidArgumentError for
-    weights that are not finite, FailedPreconditionError when the method cannot combine these ranks,
-    UnimplementedError for a method that is not there yet.
+    `rank` (svd, ties, dare; None: the largest of the members'), `density` (ties, dare) and `seed` (dare) are those of
+    infra.contract.composition.Fusion. Computed in float32, or float64 when the members are. Members of weight 0 are
+    left out; with none left the result adapts nothing. Raises InvalidArgumentError for weights that are not finite,
+    FailedPreconditionError when the method cannot combine these ranks or values.
+
+    Cost a module of in x out, for k members of rank r and a result of rank R. linear, concat: k r (in + out), read and
+    written once. svd: (k r)^2 (in + out) + (k r)^3. ties, dare: k r in out multiplications, a few passes over k in out
+    elements, and 8 (R + 16) in out for the factors; one dense matrix of in out is held at a time, whatever k.
     """
-    merge = _METHODS.get(method)
-    if merge is None:
-        offered = ", ".join(sorted(_METHODS))
-        raise UnimplementedError(f"fusion by {method.value!r} is not offered by this version: use {offered}")
     for index, member in enumerate(members):
         if not math.isfinite(member.weight):
             raise InvalidArgumentError(f"adapters[{index}].weight", f"must be finite, got {member.weight}")
     used = [member for member in members if member.weight != 0]
+    merge = _merger(method, rank or max((member.weights.rank for member in used), default=0), density, seed)
     paths = dict.fromkeys(path for member in used for path in member.weights.modules)
     return AdapterWeights.of({path: merge(path, _parts(used, path)) for path in paths})
 
 
-@dataclass(frozen=True)
-class _Part:
-    pair: LoraPair
-    weight: float
-    name: str
-
-
-def _parts(members: Sequence[WeightedWeights], path: str) -> list[_Part]:
+def _parts(members: Sequence[WeightedWeights], path: str) -> list[Part]:
     return [
-        _Part(member.weights.modules[path], member.weight, member.name or f"adapters[{index}]")
+        Part.of(member.weights.modules[path], member.weight, member.name or f"adapters[{index}]")
         for index, member in enumerate(members)
         if path in member.weights.modules
     ]
 
 
-def _linear(path: str, parts: Sequence[_Part]) -> LoraPair:
+def _merger(method: FusionMethod, rank: int, density: float, seed: int) -> Callable[[str, Sequence[Part]], LoraPair]:
+    match method:
+        case FusionMethod.LINEAR:
+            return _linear
+        case FusionMethod.CONCAT:
+            return lambda path, parts: _concat(parts)
+        case FusionMethod.SVD:
+            return lambda path, parts: best_of_factors(_finite(path, parts, _concat(parts)), rank)
+        case FusionMethod.TIES:
+            return lambda path, parts: best_of_dense(_finite(path, parts, ties(parts, density)), rank)
+        case FusionMethod.DARE:
+            return lambda path, parts: best_of_dense(_finite(path, parts, dare(parts, density, f"{seed} {path}")), rank)
+        case _:
+            assert_never(method)
+
+
+def _linear(path: str, parts: Sequence[Part]) -> LoraPair:
     """A = sum_j w_j A_j and B = sum_j w_j s_j B_j (LoraRetriever, "fusion"): with cross terms, for equal ranks."""
-    if len({part.pair.rank for part in parts}) > 1:
-        ranks = ", ".join(f"{part.name} has {part.pair.rank}" for part in parts)
+    if len({part.rank for part in parts}) > 1:
+        ranks = ", ".join(f"{part.name} has {part.rank}" for part in parts)
         raise FailedPreconditionError(
             f"linear fusion needs equal ranks, and at {path} {ranks}: use concat, svd, or a mixture", module=path
         )
-    a = torch.stack([part.weight * part.pair.a for part in parts]).sum(0)
-    b = torch.stack([part.weight * part.pair.b for part in parts]).sum(0)
+    a, b = parts[0].weight * parts[0].a, parts[0].weight * parts[0].b
+    for part in parts[1:]:
+        a.add_(part.a, alpha=part.weight)
+        b.add_(part.b, alpha=part.weight)
     return LoraPair(a, b)
 
 
-def _concat(path: str, parts: Sequence[_Part]) -> LoraPair:
+def _concat(parts: Sequence[Part]) -> LoraPair:
     """A = [A_1; A_2; ...], B = [w_1 s_1 B_1, ...]: the sum of the deltas, exactly, at the sum of their ranks."""
-    return LoraPair(
-        torch.cat([part.pair.a for part in parts]), torch.cat([part.weight * part.pair.b for part in parts], dim=1)
-    )
+    return LoraPair(torch.cat([part.a for part in parts]), torch.cat([part.weight * part.b for part in parts], dim=1))
 
 
-def _svd(path: str, parts: Sequence[_Part]) -> LoraPair:
-    """The best approximation of sum_j w_j s_j B_j A_j whose rank is the largest of its members' (Eckart-Young).
-
-    With B = Q_b R_b and A^T = Q_a R_a of the concatenation, the singular vectors of the delta are Q_b U and Q_a V of
-    R_b R_a^T = U S V^T: the delta itself is never formed.
-    """
-    exact = _concat(path, parts)
-    rank = max(part.pair.rank for part in parts)
-    dtype = torch.promote_types(exact.a.dtype, torch.float32)
-    q_b, r_b = torch.linalg.qr(exact.b.to(dtype))
-    q_a, r_a = torch.linalg.qr(exact.a.to(dtype).t())
-    u, s, v_t = torch.linalg.svd(r_b @ r_a.t(), full_matrices=False)
-    root = s[:rank].sqrt()
-    return LoraPair(((q_a @ v_t[:rank].t()) * root).t().contiguous(), (q_b @ u[:, :rank]) * root)
-
-
-_METHODS: Mapping[FusionMethod, Callable[[str, Sequence[_Part]], LoraPair]] = {
-    FusionMethod.LINEAR: _linear,
-    FusionMethod.CONCAT: _concat,
-    FusionMethod.SVD: _svd,
-}
+def _finite(path: str, parts: Sequence[Part], merged: _Merged) -> _Merged:
+    """Return `merged`; no factors can be found of what is not finite."""
+    tensors = (merged.a, merged.b) if isinstance(merged, LoraPair) else (merged,)
+    if not all(map(all_finite, tensors)):
+        names = ", ".join(part.name for part in parts)
+        raise FailedPreconditionError(
+            f"fusing {names} overflows at {path}: lower their weights, or leave out the adapter with the huge values",
+            module=path,
+        )
+    return merged

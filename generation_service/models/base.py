@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -11,16 +12,24 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from generation_service.adapters.binding import Part, Rename
+from generation_service.adapters.weights import Shapes
 from infra.contract.prompt import Prompt
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Where and how a base model is loaded. None: the checkpoint's own dtype, its own bound on an image's pixels."""
+    """Where and how a base model is loaded. None: as the checkpoint says.
 
-    device: torch.device
+    An image is resized to at most `max_pixels`, or cut into at most `max_tiles`, whichever the family does.
+    `image_suffix` is written after each image of a prompt; None: images are placed as the model was published.
+    """
+
+    device: torch.device = field(default_factory=partial(torch.device, "cpu"))
     dtype: torch.dtype | None = None
     max_pixels: int | None = None
+    max_tiles: int | None = None
+    image_suffix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,10 +51,55 @@ class ModelDescription:
     token_characters: int
     eos_tokens: frozenset[int]
     by_image: tuple[str, ...]
-    targets: Mapping[str, tuple[int, int]]
+    targets: Shapes
     dtype: torch.dtype
     device: torch.device
     weight_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelOutline:
+    """A base model by what its config.json says: nothing of its weights has been read.
+
+    `title` names the family for people; `dtype` is the checkpoint's own, None when the config does not say; `heads`
+    are query heads. `targets` and `by_image` are those of ModelDescription; `canonical` is BaseModel's.
+    """
+
+    title: str
+    parameters: int
+    dtype: torch.dtype | None
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    by_image: tuple[str, ...]
+    targets: Shapes
+    canonical: Rename
+
+    def bank_values(self, ranks: int) -> int:
+        """Return the values of an adapter bank of `ranks` columns: A and B of every module that can be adapted."""
+        return ranks * sum(inputs + outputs for inputs, outputs in self.targets.values())
+
+    def cache_values(self, tokens: int) -> int:
+        """Return the values of keys and values of `tokens` tokens in all layers."""
+        return 2 * tokens * self.layers * self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """How a base model reads prompts, by the files beside its weights.
+
+    `tokenizer` and `template` say what was found; `image_limits` are the image processor's bounds by name, such as
+    max_pixels (pixels an image is resized to at most), empty for a model that reads text only.
+    """
+
+    tokenizer: str
+    tokens: int
+    template: str
+    image_limits: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -91,8 +145,11 @@ class BaseModel(Protocol):
     def description(self) -> ModelDescription:
         """The shape of the model."""
 
-    def canonical(self, name: str) -> str:
-        """Return the module path that an adapter's key means, whichever library version wrote it."""
+    def canonical(self, name: str) -> str | Sequence[Part]:
+        """Return the module path that an adapter's key means, whichever library version wrote it.
+
+        A module that the checkpoint fuses and this model does not falls into parts.
+        """
 
     def encode(self, prompt: Prompt, images: Iterable[Image]) -> EncodedPrompt:
         """Return `prompt` with `images` (decoded, in reading order) as the model reads it; keeps one at a time."""
@@ -117,9 +174,15 @@ class BaseModel(Protocol):
 
 
 class Family(Protocol):
-    """Loads the base models of one `model_type`."""
+    """Reads the base models of one `model_type`, the word in their config.json. Each method raises CheckpointError."""
 
     model_type: str
 
+    def describe(self, folder: Path) -> ModelOutline:
+        """Return what the folder's config.json says; no weights are read."""
+
+    def inputs(self, folder: Path, options: LoadOptions) -> InputFormat:
+        """Return how the model reads prompts; no weights are read."""
+
     def load(self, folder: Path, options: LoadOptions) -> BaseModel:
-        """Load the checkpoint in `folder`, in its original layout. Raises CheckpointError."""
+        """Load the checkpoint in `folder`, in its original layout; every tensor binds."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from generation_service.models.folder import read_json
+from generation_service.models.pieces import Piece, PieceTokenizer
 from infra.contract.errors import CheckpointError
 from infra.contract.prompt import Prompt, TextPart
 
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+_OWN_TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
+_TEMPLATE_FILE = "chat_template.json"
 _BEGIN, _END = "\ue000", "\ue001"
 
 
@@ -28,39 +30,28 @@ class ChatTokenizer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._renderer = self._load(folder)
-        backend: Tokenizer = self._renderer.backend_tokenizer
-        self._decoder = Tokenizer.from_str(backend.to_str())
-        self.special = {
-            token.content: number for number, token in self._decoder.get_added_tokens_decoder().items() if token.special
-        }
-        self._plain = _without(self._decoder, self.special)
-        self.longest_token = max(map(len, self._plain.get_vocab()))
+        self._renderer = load_tokenizer(folder)
+        self._tokenizer = PieceTokenizer(self._renderer.backend_tokenizer)
+        self.special = self._tokenizer.special
+        self.longest_token = self._tokenizer.longest_token
+        self.decode = self._tokenizer.decode
+        self.template_source = _template_source(folder) if self._renderer.chat_template else _TEMPLATE_FILE
         self._template = self._renderer.chat_template or _template_beside(folder)
-        by_length = sorted(self.special, key=len, reverse=True)
-        self._special_pattern = re.compile("|".join(re.escape(token) for token in by_length) or r"(?!)")
+
+    def __len__(self) -> int:
+        """Tokens of the vocabulary, the special ones included."""
+        return len(self._tokenizer)
+
+    @property
+    def name(self) -> str:
+        """What kind of tokenizer it is."""
+        return str(type(self._renderer).__name__)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the ids of `prompt` with the answer's turn opened; each image as the template marks it."""
-        tokens: list[int] = []
-        ordinary = ""
-        for piece, from_template in self._pieces(prompt):
-            start = 0
-            for match in self._special_pattern.finditer(piece) if from_template else ():
-                tokens += self._ordinary(ordinary + piece[start : match.start()])
-                tokens.append(self.special[match.group()])
-                ordinary, start = "", match.end()
-            ordinary += piece[start:]
-        return tokens + self._ordinary(ordinary)
+        return self._tokenizer.encode(self._pieces(prompt))
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, special tokens left out."""
-        return str(self._decoder.decode(list(tokens), skip_special_tokens=True))
-
-    def _ordinary(self, text: str) -> list[int]:
-        return list(self._plain.encode(text, add_special_tokens=False).ids) if text else []
-
-    def _pieces(self, prompt: Prompt) -> Iterator[tuple[str, bool]]:
+    def _pieces(self, prompt: Prompt) -> Iterator[Piece]:
         """Yield the rendered conversation in order, each piece with whether the template wrote it."""
         nonce = secrets.token_hex(8)
         texts: list[str] = []
@@ -86,30 +77,51 @@ class ChatTokenizer:
             )
         )
 
-    @staticmethod
-    def _load(folder: Path) -> Any:
-        try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:
-            raise CheckpointError(
-                f"{folder} has no readable tokenizer ({error}): give the complete folder, tokenizer.json included",
-                path=str(folder),
-            ) from error
+
+def expand_images(tokens: Sequence[int], image_token: int, runs: Sequence[Sequence[int]]) -> list[int]:
+    """Return `tokens` with each image's one token replaced by its run, in reading order.
+
+    Raises CheckpointError when the template has placed another number of images.
+    """
+    if tokens.count(image_token) != len(runs):
+        raise CheckpointError(
+            f"the chat template places {tokens.count(image_token)} image tokens for {len(runs)} images: "
+            "use the chat template that the base model was published with"
+        )
+    remaining = iter(runs)
+    expanded: list[int] = []
+    for token in tokens:
+        expanded += next(remaining) if token == image_token else [token]
+    return expanded
+
+
+def load_tokenizer(folder: Path, tokenizer_class: Any = AutoTokenizer) -> Any:
+    """Return transformers' tokenizer of a folder. Raises CheckpointError when there is none that can be read.
+
+    Without any file of a vocabulary, transformers would make up an empty one.
+    """
+    try:
+        if not any((folder / name).is_file() for name in _VOCABULARIES):
+            raise FileNotFoundError(f"none of {', '.join(_VOCABULARIES)} is there")
+        return tokenizer_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} has no readable tokenizer ({error}): give the complete folder, tokenizer.json included",
+            path=str(folder),
+        ) from error
+
+
+def _template_source(folder: Path) -> str:
+    """Return the file that transformers takes the template from."""
+    return next((name for name in _OWN_TEMPLATES if (folder / name).is_file()), _OWN_TEMPLATES[-1])
 
 
 def _template_beside(folder: Path) -> str:
-    if (folder / "chat_template.json").is_file():
-        template = read_json(folder / "chat_template.json").get("chat_template")
+    if (folder / _TEMPLATE_FILE).is_file():
+        template = read_json(folder / _TEMPLATE_FILE).get("chat_template")
         if isinstance(template, str):
             return template
     raise CheckpointError(
         f"{folder} has no chat template: put the chat_template of the base model into tokenizer_config.json",
         path=str(folder),
     )
-
-
-def _without(tokenizer: Tokenizer, special: dict[str, int]) -> Tokenizer:
-    """Return a copy of `tokenizer` that reads the characters of its special tokens as any others."""
-    spec = json.loads(tokenizer.to_str())
-    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in special]
-    return Tokenizer.from_str(json.dumps(spec))

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
+from generation_service.adapters.tensor_headers import BROKEN, TensorHeader, file_headers
 from infra.contract.errors import CheckpointError
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is stored, and its shape and type."""
+
+    file: Path
+    header: TensorHeader
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -56,10 +64,15 @@ def default_model_name(folder: Path) -> str:
 
 def tensor_names(folder: Path) -> dict[str, Path]:
     """Return which safetensors file of `folder` holds each tensor. Raises CheckpointError when a file is not whole."""
+    return {name: stored.file for name, stored in stored_tensors(folder).items()}
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of `folder` by name, values unread. Raises CheckpointError when a file is not whole."""
     if (folder / INDEX).is_file():
         return _sharded(folder)
     if (folder / SINGLE).is_file():
-        return dict.fromkeys(_names_in(folder / SINGLE), folder / SINGLE)
+        return _stored_in(folder / SINGLE)
     others = sorted(path.name for path in folder.glob("*.bin"))
     hint = (
         f"it has {', '.join(others)}, which are pickles and never read; convert them to safetensors" if others else ""
@@ -70,31 +83,45 @@ def tensor_names(folder: Path) -> dict[str, Path]:
     )
 
 
-def _sharded(folder: Path) -> dict[str, Path]:
+def eos_tokens(folder: Path) -> frozenset[int]:
+    """Return the ids that end an answer: generation_config.json's, else config.json's."""
+    path = folder / "generation_config.json"
+    given = read_json(path).get("eos_token_id") if path.is_file() else None
+    if given is None:
+        given = read_config(folder).get("eos_token_id")
+    return frozenset(given if isinstance(given, list) else [] if given is None else [given])
+
+
+def _sharded(folder: Path) -> dict[str, StoredTensor]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX} has no weight_map; download it again", path=str(folder / INDEX))
-    names: dict[str, Path] = {}
+    found: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
         path = folder / str(shard)
         if path.parent != folder:
             raise CheckpointError(f"{folder / INDEX} names {shard!r}, which is not a file beside it", path=str(path))
-        names.update(dict.fromkeys(_names_in(path), path))
-    absent = sorted(name for name, shard in weight_map.items() if names.get(name) != folder / str(shard))
+        found |= _stored_in(path)
+    absent = sorted(
+        name for name, shard in weight_map.items() if name not in found or found[name].file != folder / str(shard)
+    )
     if absent:
         raise CheckpointError(f"{folder}: {_listed(absent)} not in the file that {INDEX} names", path=str(folder))
-    return names
+    return found
 
 
-def _names_in(path: Path) -> list[str]:
+def _stored_in(path: Path) -> dict[str, StoredTensor]:
+    return {name: StoredTensor(path, header) for name, header in _headers_in(path).items()}
+
+
+def _headers_in(path: Path) -> dict[str, TensorHeader]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
+        return file_headers(path)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} lacks {path.name}, which {INDEX} names: download the missing file", path=str(path)
         ) from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, *BROKEN) as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({error}): download it again", path=str(path)
         ) from error

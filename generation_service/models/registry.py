@@ -6,20 +6,41 @@ from pathlib import Path
 
 from generation_service.models.base import BaseModel, Family, LoadOptions
 from generation_service.models.folder import read_config
+from generation_service.models.internvl.family import InternVLChatFamily, InternVLFamily
+from generation_service.models.qwen2_5_vl import Qwen25VLFamily
 from generation_service.models.qwen2_vl import Qwen2VLFamily
 from infra.contract.errors import CheckpointError
 
-FAMILIES: tuple[Family, ...] = (Qwen2VLFamily(),)
+FAMILIES: tuple[Family, ...] = (
+    InternVLChatFamily(),
+    InternVLFamily(),
+    Qwen2VLFamily(),
+    Qwen25VLFamily(),
+)
 
 
-def load_base_model(folder: Path, options: LoadOptions) -> BaseModel:
-    """Load the base model in `folder`. Raises CheckpointError when it is not whole or its family is not supported."""
-    model_type = read_config(folder).get("model_type")
+def family_of(folder: Path) -> Family:
+    """Return the family of the base model in `folder`. Raises CheckpointError when none serves it."""
+    config = read_config(folder)
+    model_type = config.get("model_type")
+    quantised = config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        raise CheckpointError(
+            f"{folder} is quantised ({method}); this version serves weights in bfloat16, float16 or float32: "
+            "download the model that was not quantised",
+            model_type=str(model_type),
+        )
     for family in FAMILIES:
         if family.model_type == model_type:
-            return family.load(folder, options)
+            return family
     supported = ", ".join(sorted(family.model_type for family in FAMILIES))
     raise CheckpointError(
         f"{folder} is a model of type {model_type!r}, which this version does not serve; it serves: {supported}",
         model_type=str(model_type),
     )
+
+
+def load_base_model(folder: Path, options: LoadOptions) -> BaseModel:
+    """Load the base model in `folder`. Raises CheckpointError when it is not whole or its family is not supported."""
+    return family_of(folder).load(folder, options)

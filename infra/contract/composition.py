@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -35,6 +35,15 @@ class FusionMethod(StrEnum):
     DARE = "dare"
 
 
+DEFAULT_DENSITY = 0.5
+
+_USED_BY: Mapping[str, tuple[FusionMethod, ...]] = {
+    "rank": (FusionMethod.SVD, FusionMethod.TIES, FusionMethod.DARE),
+    "density": (FusionMethod.TIES, FusionMethod.DARE),
+    "seed": (FusionMethod.DARE,),
+}
+
+
 @dataclass(frozen=True)
 class Base:
     """The base model alone."""
@@ -52,13 +61,34 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Fusion:
-    """Adapters merged in their parameters before decoding."""
+    """Adapters merged in their parameters before decoding.
+
+    `rank` bounds the result's (svd, ties, dare; None: the largest of its members'). `density` is the share of each
+    delta's elements that is kept, in (0, 1] (ties, dare; None: DEFAULT_DENSITY). `seed` chooses them, an unsigned 64
+    bit number (dare; None: derived from the members, so that equal fusions are equal). What a method has no use for
+    must be None.
+    """
 
     adapters: tuple[WeightedAdapter, ...]
     method: FusionMethod = FusionMethod.LINEAR
+    rank: int | None = None
+    density: float | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         _check_adapters(self.adapters)
+        for name, used_by in _USED_BY.items():
+            if getattr(self, name) is not None and self.method not in used_by:
+                methods = ", ".join(used_by)
+                raise InvalidArgumentError(
+                    name, f"{self.method} fusion has no use for it: leave it out, or use {methods}"
+                )
+        if self.rank is not None and self.rank < 1:
+            raise InvalidArgumentError("rank", f"must be at least 1, got {self.rank}")
+        if self.density is not None and not 0 < self.density <= 1:
+            raise InvalidArgumentError("density", f"must be in (0, 1], got {self.density}")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise InvalidArgumentError("seed", f"must be an unsigned 64 bit number, got {self.seed}")
 
 
 Composition = Base | Mixture | Fusion

@@ -27,6 +27,7 @@ class Weighting(StrEnum):
     UNIFORM = "uniform"
     SOFTMAX = "softmax"
     SIMILARITY = "similarity"
+    CLEAR_BEST = "clear_best"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,72 +78,97 @@ def write_qwen2_vl(
 ) -> Path:
     """Write a whole checkpoint folder and return it."""
     shape = shape or TinyShape()
+
+    def config(special: Mapping[str, int], vocab: int) -> dict[str, Any]:
+        return qwen_config(shape, special, vocab, dtype, name)
+
+    return write_folder(folder, config, lambda vocab: tensors(shape, vocab, seed), shards=shards, dtype=dtype)
+
+
+def write_folder(
+    folder: Path,
+    config: Callable[[Mapping[str, int], int], dict[str, Any]],
+    weights: Callable[[int], dict[str, Tensor]],
+    *,
+    shards: int,
+    dtype: torch.dtype,
+) -> Path:
+    """Write config and weights, given the special tokens and the size of the vocabulary, beside Qwen's other files."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
-    special = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+    special = {added.content: number for number, added in tokenizer.get_added_tokens_decoder().items()}
     vocab = -(-tokenizer.get_vocab_size() // 16) * 16
     _write_tokenizer(folder, tokenizer, special)
-    _write_json(folder / "config.json", _config(shape, special, vocab, dtype, name))
+    _write_json(folder / "config.json", config(special, vocab))
     _write_json(folder / "generation_config.json", _generation_config(special))
     _write_json(folder / "preprocessor_config.json", _PREPROCESSOR)
-    _write_tensors(folder, {key: value.to(dtype) for key, value in tensors(shape, vocab, seed).items()}, shards)
+    _write_tensors(folder, {key: value.to(dtype) for key, value in weights(vocab).items()}, shards)
     return folder
+
+
+class Draw:
+    """Random weights, from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *size: int) -> Tensor:
+        """Return values of deviation 1."""
+        return torch.randn(*size, generator=self._generator)
+
+    def linear(self, rows: int, columns: int) -> Tensor:
+        """Return a weight that keeps the size of what goes through it."""
+        drawn: Tensor = self.normal(rows, columns) / columns**0.5
+        return drawn
+
+    def vector(self, size: int, around: float = 0.0) -> Tensor:
+        """Return a bias, or a norm's weight around 1."""
+        return torch.full((size,), around) + 0.1 * self.normal(size)
+
+    def affine(self, name: str, rows: int, columns: int) -> dict[str, Tensor]:
+        """Return a linear layer with a bias."""
+        return {f"{name}.weight": self.linear(rows, columns), f"{name}.bias": self.vector(rows)}
 
 
 def tensors(shape: TinyShape, vocab: int, seed: int) -> dict[str, Tensor]:
     """Return random weights under the original names."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def linear(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=draw) / columns**0.5
-
-    def vector(size: int, around: float = 0.0) -> Tensor:
-        return around + 0.1 * torch.randn(size, generator=draw)
-
-    hidden, kv, wide, width = shape.hidden, shape.kv_heads * shape.head_dim, shape.intermediate, shape.vision_width
-    found: dict[str, Tensor] = {"model.embed_tokens.weight": torch.randn(vocab, hidden, generator=draw)}
-    for layer in range(shape.layers):
-        at = f"model.layers.{layer}"
-        found |= {
-            f"{at}.input_layernorm.weight": vector(hidden, 1),
-            f"{at}.post_attention_layernorm.weight": vector(hidden, 1),
-            f"{at}.self_attn.q_proj.weight": linear(hidden, hidden),
-            f"{at}.self_attn.q_proj.bias": vector(hidden),
-            f"{at}.self_attn.k_proj.weight": linear(kv, hidden),
-            f"{at}.self_attn.k_proj.bias": vector(kv),
-            f"{at}.self_attn.v_proj.weight": linear(kv, hidden),
-            f"{at}.self_attn.v_proj.bias": vector(kv),
-            f"{at}.self_attn.o_proj.weight": linear(hidden, hidden),
-            f"{at}.mlp.gate_proj.weight": linear(wide, hidden),
-            f"{at}.mlp.up_proj.weight": linear(wide, hidden),
-            f"{at}.mlp.down_proj.weight": linear(hidden, wide),
-        }
-    found["model.norm.weight"] = vector(hidden, 1)
-    if not shape.tied:
-        found["lm_head.weight"] = linear(vocab, hidden)
-    found["visual.patch_embed.proj.weight"] = linear(width, 3 * 2 * 14 * 14).reshape(width, 3, 2, 14, 14)
+    draw = Draw(seed)
+    width = shape.vision_width
+    found = language_tensors(shape, vocab, draw)
+    found["visual.patch_embed.proj.weight"] = draw.linear(width, 3 * 2 * 14 * 14).reshape(width, 3, 2, 14, 14)
     for block in range(shape.vision_depth):
         at = f"visual.blocks.{block}"
         for norm in ("norm1", "norm2"):
-            found |= {f"{at}.{norm}.weight": vector(width, 1), f"{at}.{norm}.bias": vector(width)}
-        sizes = {
-            "attn.qkv": (3 * width, width),
-            "attn.proj": (width, width),
-            "mlp.fc1": (4 * width, width),
-            "mlp.fc2": (width, 4 * width),
-        }
-        for part, (rows, columns) in sizes.items():
-            found |= {f"{at}.{part}.weight": linear(rows, columns), f"{at}.{part}.bias": vector(rows)}
-    merged = 4 * width
-    found |= {
-        "visual.merger.ln_q.weight": vector(width, 1),
-        "visual.merger.ln_q.bias": vector(width),
-        "visual.merger.mlp.0.weight": linear(merged, merged),
-        "visual.merger.mlp.0.bias": vector(merged),
-        "visual.merger.mlp.2.weight": linear(hidden, merged),
-        "visual.merger.mlp.2.bias": vector(hidden),
-    }
+            found |= {f"{at}.{norm}.weight": draw.vector(width, 1), f"{at}.{norm}.bias": draw.vector(width)}
+        found |= draw.affine(f"{at}.attn.qkv", 3 * width, width) | draw.affine(f"{at}.attn.proj", width, width)
+        found |= draw.affine(f"{at}.mlp.fc1", 4 * width, width) | draw.affine(f"{at}.mlp.fc2", width, 4 * width)
+    found |= {"visual.merger.ln_q.weight": draw.vector(width, 1), "visual.merger.ln_q.bias": draw.vector(width)}
+    return found | merger_tensors(width, shape.hidden, draw)
+
+
+def language_tensors(shape: TinyShape, vocab: int, draw: Draw) -> dict[str, Tensor]:
+    """Return the language model's weights, the head's among them unless it is tied."""
+    hidden, kv, wide = shape.hidden, shape.kv_heads * shape.head_dim, shape.intermediate
+    found: dict[str, Tensor] = {"model.embed_tokens.weight": draw.normal(vocab, hidden)}
+    for layer in range(shape.layers):
+        at = f"model.layers.{layer}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            found[f"{at}.{norm}.weight"] = draw.vector(hidden, 1)
+        for name, rows in {"q": hidden, "k": kv, "v": kv}.items():
+            found |= draw.affine(f"{at}.self_attn.{name}_proj", rows, hidden)
+        found[f"{at}.self_attn.o_proj.weight"] = draw.linear(hidden, hidden)
+        for name, (rows, columns) in {"gate": (wide, hidden), "up": (wide, hidden), "down": (hidden, wide)}.items():
+            found[f"{at}.mlp.{name}_proj.weight"] = draw.linear(rows, columns)
+    found["model.norm.weight"] = draw.vector(hidden, 1)
+    if not shape.tied:
+        found["lm_head.weight"] = draw.linear(vocab, hidden)
     return found
+
+
+def merger_tensors(width: int, hidden: int, draw: Draw) -> dict[str, Tensor]:
+    """Return the merger's two layers: four patches of the tower -> one token of the language model."""
+    merged = 4 * width
+    return draw.affine("visual.merger.mlp.0", merged, merged) | draw.affine("visual.merger.mlp.2", hidden, merged)
 
 
 _PREPROCESSOR = {
@@ -159,7 +184,10 @@ _PREPROCESSOR = {
 }
 
 
-def _config(shape: TinyShape, special: Mapping[str, int], vocab: int, dtype: torch.dtype, name: str) -> dict[str, Any]:
+def qwen_config(
+    shape: TinyShape, special: Mapping[str, int], vocab: int, dtype: torch.dtype, name: str
+) -> dict[str, Any]:
+    """Return the config.json of a Qwen2-VL."""
     return {
         "_name_or_path": name,
         "architectures": ["Qwen2VLForConditionalGeneration"],

@@ -296,9 +296,11 @@ def of_a_revision_that_is_gone(world: World, root: Path) -> pb.Composition:
     return pb.Composition(mixture=pb.Mixture(adapters=[share]))
 
 
-def fused_by_ties(world: World, root: Path) -> pb.Composition:
+def fused_beyond_the_bank(world: World, root: Path) -> pb.Composition:
     adapter_folder(world, root, "b0")
-    return fusion(("a0", 0.5), ("b0", 0.5), method=pb.FUSION_METHOD_TIES)
+    composition = fusion(("a0", 0.5), ("b0", 0.5), method=pb.FUSION_METHOD_TIES)
+    composition.fusion.rank = 257
+    return composition
 
 
 def of_unequal_ranks_fused_linearly(world: World, root: Path) -> pb.Composition:
@@ -335,7 +337,12 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[World, Path], pb.Composition], grpc.Stat
         "CHECKPOINT_INVALID",
         ["link", "--adapter-roots"],
     ),
-    "a method of later": (fused_by_ties, grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED", ["ties", "concat"]),
+    "a fusion of too high a rank": (
+        fused_beyond_the_bank,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "CAPACITY_EXCEEDED",
+        ["257", "256"],
+    ),
     "linear fusion of unequal ranks": (
         of_unequal_ranks_fused_linearly,
         grpc.StatusCode.FAILED_PRECONDITION,

@@ -23,9 +23,9 @@ from infra.contract.errors import (
     InvalidArgumentError,
     LoraRetrieverError,
     NotFoundError,
-    UnimplementedError,
 )
 from infra.contract.prompt import ImagePart, Prompt
+from infra.contract.retrieval import RetrievalStrategy
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.error_table import from_rpc_error
 from infra.runtime.images import ImageLimits
@@ -320,11 +320,63 @@ def test_top_k_0_is_the_default(stub: RetrievalServiceStub) -> None:
     assert len(matches(stub, said("a"), top_k=10)) == 4
 
 
-def test_a_strategy_of_a_later_version_is_unimplemented(failing: Failing) -> None:
-    options = pb.RetrievalOptions(strategy=pb.RETRIEVAL_STRATEGY_CALIBRATED)
+@pytest.mark.parametrize("strategy", RetrievalStrategy)
+def test_filters_limits_and_minimum_hold_for_every_strategy(
+    stub: RetrievalServiceStub, strategy: RetrievalStrategy
+) -> None:
+    create(stub, "a", "alpha", "alpine", "alphabet", kind="app", tags=["x"])
+    create(stub, "b", "12", "1234", "4321", kind="app", base_model="other")
+    create(stub, "c", "gamma", "gamut", kind="category")
+    stub.CreateAdapter(pb.CreateAdapterRequest(adapter=card("mean", kind="app"), vectors=of_vectors(np.ones(HIDDEN))))
+    asked, chosen = said("alpha"), pb.RetrievalStrategy.Value(f"RETRIEVAL_STRATEGY_{strategy.name}")
+    found = matches(stub, asked, strategy=chosen, top_k=10)
+    assert sorted(ids(found)) == ["a", "b", "c", "mean"]
+    assert [match.similarity for match in found] == sorted((match.similarity for match in found), reverse=True)
+    assert all(-1 <= match.similarity <= 1 for match in found)
+    assert sum(match.weight for match in found) == pytest.approx(1)
+    assert ids(found) == ids(matches(stub, asked, strategy=chosen, top_k=10))
+    assert ids(matches(stub, asked, strategy=chosen, top_k=2)) == ids(found)[:2]
+    assert set(ids(matches(stub, asked, strategy=chosen, kind="app"))) == {"a", "b", "mean"}
+    assert ids(matches(stub, asked, strategy=chosen, base_model="other")) == ["b"]
+    assert ids(matches(stub, asked, strategy=chosen, tags=["x"])) == ["a"]
+    assert ids(matches(stub, asked, strategy=chosen, include=["c", "b"], exclude=["b"])) == ["c"]
+    least = found[1].similarity - 1e-9
+    assert ids(matches(stub, asked, strategy=chosen, min_similarity=least)) == ids(found)[:2]
+    stub.DeleteAdapter(pb.DeleteAdapterRequest(adapter_id=found[0].adapter.adapter_id))
+    assert ids(matches(stub, asked, strategy=chosen, top_k=10)) == ids(found)[1:]
+
+
+def test_an_unknown_base_model_is_named_with_those_there_are(stub: RetrievalServiceStub, failing: Failing) -> None:
+    options = pb.RetrievalOptions(base_model="unknown")
+    assert matches(stub, said("x"), base_model="unknown") == []
+    create(stub, "one", "x")
     error = failing("RetrieveAdapters", pb.RetrieveAdaptersRequest(prompts=[said("x")], options=options))
-    assert isinstance(error, UnimplementedError)
-    assert "'centroid' works now" in error.message
+    assert isinstance(error, InvalidArgumentError)
+    assert error.field == "options.base_model"
+    assert "'unknown'" in error.message
+    assert "adapters of tiny" in error.message
+
+
+def test_the_vectors_of_an_adapter_are_returned_when_asked_for(
+    stub: RetrievalServiceStub, embedder: JinaV4Embedder
+) -> None:
+    create(stub, "one", "abc", "def")
+    plain = stub.GetAdapter(pb.GetAdapterRequest(adapter_id="one"))
+    assert (len(plain.vectors), plain.embedder_fingerprint, plain.stale) == (0, "", False)
+    full = stub.GetAdapter(pb.GetAdapterRequest(adapter_id="one", with_vectors=True))
+    assert full.adapter == plain.adapter
+    assert full.embedder_fingerprint == embedder.fingerprint
+    vectors = np.stack([np.frombuffer(vector.float32, "<f4") for vector in full.vectors])
+    np.testing.assert_allclose(vectors, embedded(stub, said("abc"), said("def")), atol=1e-6)
+
+
+def test_an_id_taken_by_another_checkpoint_is_said(stub: RetrievalServiceStub, failing: Failing) -> None:
+    create(stub, "one", "x")
+    other = pb.CreateAdapterRequest(adapter=card("one", checkpoint_uri="elsewhere/one"), examples=of_prompts("y"))
+    error = failing("CreateAdapter", other)
+    assert isinstance(error, AlreadyExistsError)
+    for part in ("'one' exists already", "'adapters/one'", "'elsewhere/one'", "choose another id"):
+        assert part in error.message
 
 
 GOOD = np.eye(HIDDEN)[0]

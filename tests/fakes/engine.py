@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,15 +13,17 @@ import torch
 from torch import Tensor
 
 from generation_service.adapters.leases import BankLease, Outcome, Ready
-from generation_service.adapters.ranks import RankRange
 from generation_service.adapters.residency import Residency, Ticket
 from generation_service.decode_row import DecodeRow
-from generation_service.engine import Engine, EngineLimits
+from generation_service.engine import Engine
+from generation_service.limits import EngineLimits
 from generation_service.models.base import BaseModel, EncodedPrompt, ModelDescription
+from generation_service.prefill import Prefill
 from generation_service.runner import Runner
 from generation_service.sequence import Delta, Event, Request
 from generation_service.sequence import Sequence as EngineSequence
 from infra.contract.composition import Base, Composition
+from infra.contract.errors import NotFoundError
 from infra.contract.generation import Decoding, Generation
 
 EOS = 0
@@ -71,24 +74,33 @@ class ScriptedRunner(Runner):
     def __init__(self) -> None:
         self._scripts: dict[int, list[int]] = {}
         self.steps = 0
+        self.chunks: list[int] = []
         self.batches: list[int] = []
+        self.calls: list[str] = []
         self.failing_steps: set[int] = set()
         self.failing_answers: set[str] = set()
         self.poisoned: set[str] = set()
         self.gate = threading.Semaphore(0)
         self.gated = False
 
-    def prefill(self, slot: int, prompt: EncodedPrompt, ranges: Mapping[RankRange, float]) -> Tensor:
-        """Return the logits of the first character."""
-        assert prompt.pixels is not None
-        self._scripts[slot] = list(prompt.pixels.tolist())
+    def read(self, prefill: Prefill, tokens: int) -> Tensor | None:
+        """Take a chunk of a prompt; return the logits of the answer's first character after the last one."""
+        assert prefill.prompt.pixels is not None
+        self.chunks.append(tokens)
+        self.calls.append("r")
         self._step()
-        if "".join(map(chr, self._scripts[slot][:-1])) in self.failing_answers:
+        script = list(prefill.prompt.pixels.tolist())
+        prefill.advance(tokens)
+        if prefill.unread:
+            return None
+        if "".join(map(chr, script[:-1])) in self.failing_answers:
             raise RuntimeError("the image is on fire")
-        return self._logits([slot])
+        self._scripts[prefill.slot] = script
+        return self._logits([prefill.slot])
 
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
         """Return the logits of the next characters."""
+        self.calls.append("d")
         self._step()
         self.batches.append(len(rows))
         return self._logits([row.slot for row in rows])
@@ -113,15 +125,28 @@ class ScriptedRunner(Runner):
 
 
 class ScriptedResidency(Residency):
-    """Leases nothing, at once or when told to, and counts what is given back."""
+    """Leases nothing, at once or when told to, and counts what is given back. It knows all adapters but `unknown`."""
 
     def __init__(self) -> None:
+        self.unknown: set[str] = set()
+        self.checked_on: list[str] = []
         self.held: list[Ready] = []
         self.hold = False
+        self.slow = False
         self.out = 0
 
+    def check(self, composition: Composition) -> Composition:
+        """Return it. Raises NotFoundError for an unknown adapter, and notes the thread that asked."""
+        self.checked_on.append(threading.current_thread().name)
+        for share in () if isinstance(composition, Base) else composition.adapters:
+            if share.adapter_id in self.unknown:
+                raise NotFoundError(f"adapter {share.adapter_id!r} is not known", adapter_id=share.adapter_id)
+        return composition
+
     def request(self, composition: Composition, ready: Ready) -> Ticket:
-        """Answer now, or keep `ready` in `held`."""
+        """Answer now, or keep `ready` in `held`; when `slow`, long after the engine's next step."""
+        if self.slow:
+            time.sleep(0.1)
         if self.hold:
             self.held.append(ready)
         else:

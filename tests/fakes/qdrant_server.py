@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -42,6 +45,10 @@ class _Answers:
 
     def answer(self, method: str, path: str, body: Body) -> tuple[int, Any]:
         """Return the status and the JSON of a request."""
+        with self._lock:
+            known = self._of_all(method, path, body)
+        if known is not None:
+            return 200, {"result": to_jsonable_python(known), "status": "ok", "time": 0.0}
         matched = re.fullmatch(r"/collections/([^/?]+)([^?]*)(?:\?.*)?", path)
         route = self._routes.get((method, matched[2])) if matched else None
         if matched is None or route is None:
@@ -53,6 +60,18 @@ class _Answers:
             if there and (method, matched[2]) == ("PUT", ""):
                 return 409, {"status": {"error": "Wrong input: Collection already exists"}}
             return 200, {"result": to_jsonable_python(route(matched[1], body)), "status": "ok", "time": 0.0}
+
+    def _of_all(self, method: str, path: str, body: Body) -> Any:
+        match method, path.partition("?")[0]:
+            case "GET", "/aliases":
+                return self._client.get_aliases()
+            case "GET", "/collections":
+                return self._client.get_collections()
+            case "POST", "/collections/aliases":
+                actions = models.ChangeAliasesOperation.model_validate(body).actions
+                return self._client.update_collection_aliases(change_aliases_operations=actions)
+            case _:
+                return None
 
     def _create(self, name: str, body: Body) -> bool:
         created = models.CreateCollection.model_validate(body)
@@ -81,6 +100,7 @@ class _Answers:
             limit=asked.limit or 10,
             offset=asked.offset,
             with_payload=asked.with_payload or False,
+            with_vectors=asked.with_vector or False,
         )
         return {"points": points, "next_page_offset": offset}
 
@@ -89,10 +109,27 @@ class _Answers:
         return self._client.query_batch_points(name, searches)
 
 
+@dataclass
+class QdrantServer:
+    """What a test can do to the server. While `broken` every request is answered 503; while `slow_s`, that late."""
+
+    url: str = ""
+    broken: bool = False
+    slow_s: float = 0.0
+    requests: list[str] = field(default_factory=list)
+
+
 @contextmanager
-def qdrant_server() -> Iterator[str]:
+def qdrant_server(api_key: str | None = None, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serve on a free loopback port; give the URL."""
-    answers = _Answers()
+    with controlled_qdrant_server(api_key, tls) as server:
+        yield server.url
+
+
+@contextmanager
+def controlled_qdrant_server(api_key: str | None = None, tls: ssl.SSLContext | None = None) -> Iterator[QdrantServer]:
+    """Serve on a free loopback port; refuse callers without the key, if there is one."""
+    answers, control = _Answers(), QdrantServer()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -104,7 +141,14 @@ def qdrant_server() -> Iterator[str]:
         def _respond(self) -> None:
             length = int(self.headers.get("content-length") or 0)
             body = json.loads(self.rfile.read(length)) if length else {}
-            status, content = answers.answer(self.command, self.path, body)
+            control.requests.append(f"{self.command} {self.path}")
+            time.sleep(control.slow_s)
+            if control.broken:
+                status, content = 503, {"status": {"error": "broken by the test"}}
+            elif api_key is not None and self.headers.get("api-key") != api_key:
+                status, content = 401, {"status": {"error": "Must provide an API key"}}
+            else:
+                status, content = answers.answer(self.command, self.path, body)
             data = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
@@ -116,10 +160,13 @@ def qdrant_server() -> Iterator[str]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    control.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield control
     finally:
         server.shutdown()
         server.server_close()

@@ -3,86 +3,196 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import shutil
-from collections import Counter
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-import grpc.aio
-from loraretriever.v1 import adapter_pb2
-from loraretriever.v1 import generation_service_pb2 as pb
+import pytest
 
-from infra.contract.prompt import ImagePart, Prompt
-from infra.runtime.wire import prompt_to_proto
-from tests.generation import Served, World, served, settings_for, write_world
-from tests.images import png_part
+from generation_service.images import decode_images
+from generation_service.sequence import Delta, Event, Request, Sequence
+from generation_service.service import GenerationStack, generation_stack
+from infra.contract.composition import FusionMethod
+from infra.contract.errors import DeadlineError, LoraRetrieverError, OverloadedError
+from infra.contract.generation import Generation
+from tests.generation import settings_for
+from tests.soak_load import BAD_ADAPTERS, BANK_RANKS, MAX_ADAPTERS, Planned, planned_requests, write_soak_world
 
-REQUESTS = 160
-SEEN = {"answered", "cancelled", "NOT_FOUND", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
+REQUESTS = 2000
+CALLERS = 8
+RUNNING = 24
+WAITING = 32
+RECOMPUTED = 80
+TIME_LIMIT_S = 100
+OUR_THREADS = ("engine", "encoder", "adapter-", "caller-")
 
 
-def world_with_broken_adapters(folder: Path) -> World:
-    world = write_world(folder, adapters=8)
-    shutil.copytree(world.roots / "a0", world.roots / "half")
-    weights = world.roots / "half" / "adapter_model.safetensors"
-    os.truncate(weights, weights.stat().st_size // 2)
-    return world
+class Callers:
+    """Threads that make all requests as fast as the queue takes them, and note what each of them hears."""
+
+    def __init__(self, stack: GenerationStack, requests: list[Planned]) -> None:
+        self._stack = stack
+        self._requests = requests
+        self._numbers: Iterator[int] = iter(range(len(requests)))
+        self._lock = threading.Lock()
+        self._draw = random.Random(1)
+        self._cancelled_sometime: list[Sequence] = []
+        self.ends: dict[int, list[object]] = defaultdict(list)
+        self._sequences: dict[int, Sequence] = {}
+        self.refusals: list[OverloadedError] = []
+        self.most_waiting = 0
+
+    def run(self) -> None:
+        """Make all requests and wait for their ends."""
+        threads = [threading.Thread(target=self._call, name=f"caller-{number}") for number in range(CALLERS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(TIME_LIMIT_S)
+            assert not thread.is_alive()
+        self._cancel(len(self._cancelled_sometime))
+        deadline = time.monotonic() + TIME_LIMIT_S
+        while len(self.ends) < len(self._requests):
+            assert time.monotonic() < deadline, f"{len(self._requests) - len(self.ends)} requests never ended"
+            time.sleep(0.02)
+
+    def _call(self) -> None:
+        while True:
+            with self._lock:
+                number = next(self._numbers, None)
+            if number is None:
+                return
+            planned = self._requests[number]
+            try:
+                sequence = self._submitted(number, planned)
+            except LoraRetrieverError as error:
+                self.ends[number].append(error)
+                continue
+            self._sequences[number] = sequence
+            if planned.cancel == "at once":
+                self._stack.engine.cancel(sequence)
+            with self._lock:
+                self.most_waiting = max(self.most_waiting, self._stack.engine.waiting)
+                if planned.cancel == "sometime":
+                    self._cancelled_sometime.append(sequence)
+                due = self._draw.random() < 0.1
+            if due:
+                self._cancel(1)
+
+    def _submitted(self, number: int, planned: Planned) -> Sequence:
+        """Do what the service does for a call, and again whenever the queue is full."""
+        stack = self._stack
+        deadline = None if planned.patience_s is None else time.monotonic() + planned.patience_s
+        composition = stack.engine.check_composition(planned.composition)
+        prompt = stack.model.encode(planned.prompt, decode_images(planned.prompt, stack.image_limits))
+        request = Request(prompt, composition, planned.decoding, deadline)
+        while True:
+            try:
+                return stack.engine.submit(request, lambda event: self._hear(number, event))
+            except OverloadedError as error:
+                self.refusals.append(error)
+                if deadline is not None and time.monotonic() > deadline:
+                    raise DeadlineError("the caller gave up") from error
+                time.sleep(0.02)
+
+    def _hear(self, number: int, event: Event) -> None:
+        """Listen on the engine's threads."""
+        if not isinstance(event, Delta):
+            self.ends[number].append(event)
+            return
+        sequence = self._sequences.get(number)
+        if sequence is not None and self._requests[number].cancel == "after a token":
+            self._stack.engine.cancel(sequence)
+
+    def _cancel(self, count: int) -> None:
+        with self._lock:
+            self._draw.shuffle(self._cancelled_sometime)
+            due, self._cancelled_sometime = self._cancelled_sometime[:count], self._cancelled_sometime[count:]
+        for sequence in due:
+            self._stack.engine.cancel(sequence)
 
 
-def request(world: World, draw: random.Random) -> pb.StreamGenerateRequest:
-    names = draw.sample([*world.adapters, *world.adapters, "half", "nobody"], draw.randint(1, 3))
-    shares = [adapter_pb2.WeightedAdapter(adapter_id=name, weight=draw.random()) for name in dict.fromkeys(names)]
-    composition = draw.choice(
-        [
-            pb.Composition(),
-            pb.Composition(mixture=pb.Mixture(adapters=shares)),
-            pb.Composition(mixture=pb.Mixture(adapters=shares)),
-            pb.Composition(fusion=pb.Fusion(adapters=shares, method=pb.FUSION_METHOD_CONCAT)),
-        ]
+@pytest.mark.slow
+def test_2000_requests_at_a_full_queue_end_once_each_and_leak_nothing(tmp_path: Path) -> None:
+    world, requests = write_soak_world(tmp_path), list(planned_requests(REQUESTS, seed=11))
+    settings = settings_for(
+        world.base,
+        [world.roots],
+        bank_ranks=BANK_RANKS,
+        max_adapters=MAX_ADAPTERS,
+        max_running=RUNNING,
+        max_waiting=WAITING,
+        max_sequence_tokens=256,
+        prefill_tokens=64,
     )
-    images = [png_part(40, 60)] if draw.random() < 0.3 else []
-    if draw.random() < 0.05:
-        images = [ImagePart(b"no image")]
-    text = "word " * 600 if draw.random() < 0.05 else "What is on the screen?"
-    return pb.StreamGenerateRequest(
-        prompt=prompt_to_proto(Prompt.of(text, images)),
-        composition=composition,
-        decoding=pb.Decoding(max_new_tokens=draw.randint(1, 30), temperature=draw.choice([0.0, 1.0])),
-    )
+    with generation_stack(settings) as stack:
+        callers = Callers(stack, requests)
+        callers.run()
+        assert callers.most_waiting == WAITING
+        assert callers.refusals
+        full = {"waiting": str(WAITING), "max_waiting": str(WAITING)}
+        assert all(refusal.metadata == full for refusal in callers.refusals)
+        ends = {number: callers.ends[number][0] for number in range(REQUESTS)}
+        for number, end in ends.items():
+            assert type(end) in requests[number].ends, (requests[number], end)
+        seen_kinds_and_ends(requests, ends)
+        nothing_is_held(stack)
+        greedy_answers_are_those_of_each_alone(stack, requests, ends)
+        nothing_is_held(stack)
+        everything_can_be_reclaimed(stack)
+    assert all(len(heard) == 1 for heard in callers.ends.values())
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(OUR_THREADS)]
 
 
-async def outcome(service: Served, asked: pb.StreamGenerateRequest, draw: random.Random) -> str:
-    """Ask, cancel some after their first piece, and return how it ended."""
-    impatient = draw.random() < 0.15
-    call = service.stub.StreamGenerate(asked, timeout=0.2 if draw.random() < 0.1 else 60)
-    finals = 0
-    try:
-        async for event in call:
-            finals += event.WhichOneof("event") == "final"
-            if impatient:
-                call.cancel()
-    except asyncio.CancelledError:
-        return "cancelled"
-    except grpc.aio.AioRpcError as error:
-        return str(error.code().name)
-    assert finals == 1
-    return "answered"
+def seen_kinds_and_ends(requests: list[Planned], ends: dict[int, object]) -> None:
+    """The load held what it was meant to: every kind of composition was answered, every kind of error occurred."""
+    answered = {requests[number].kind for number, end in ends.items() if isinstance(end, Generation)}
+    assert answered == {"base", "mixture", *FusionMethod}
+    seen = {type(end) for end in ends.values()}
+    assert seen == set().union(*(planned.ends for planned in requests))
+    assert set(BAD_ADAPTERS.values()) < seen
+    assert sum(isinstance(end, Generation) for end in ends.values()) > REQUESTS // 2
 
 
-async def test_every_request_ends_once_and_nothing_leaks(tmp_path: Path) -> None:
-    draw = random.Random(5)
-    world = world_with_broken_adapters(tmp_path)
-    settings = settings_for(world.base, [world.roots], max_running=6, max_waiting=60, bank_ranks=30)
-    async with served(settings) as service:
-        ends = Counter(await asyncio.gather(*(outcome(service, request(world, draw), draw) for _ in range(REQUESTS))))
-        assert sum(ends.values()) == REQUESTS
-        assert ends["answered"] > REQUESTS // 4
-        assert SEEN <= set(ends) <= SEEN | {"DEADLINE_EXCEEDED"}
-        last = pb.GenerateRequest(prompt=prompt_to_proto(Prompt.of("hello")), decoding=pb.Decoding(max_new_tokens=2))
-        assert (await service.stub.Generate(last, timeout=60)).usage.completion_tokens > 0
-        stack = service.stack
-        async with asyncio.timeout(20):
-            while stack.engine.running or stack.engine.waiting or stack.residency.leased_ranks:
-                await asyncio.sleep(0.01)
-        assert stack.bank.free + stack.residency.ranks == stack.bank.ranks
+def nothing_is_held(stack: GenerationStack) -> None:
+    """No slot, no place in the queue, no lease, no ticket that waits for room."""
+    with suppress(TimeoutError):
+        asyncio.run(settled(stack))
+    assert (stack.engine.running, stack.engine.waiting, stack.residency.leased_ranks) == (0, 0, 0)
+    assert (len(stack.residency._blocked), len(stack.residency._unread)) == (0, 0)
+    assert stack.bank.free + stack.residency.ranks == stack.bank.ranks
+
+
+def everything_can_be_reclaimed(stack: GenerationStack) -> None:
+    """With all residents gone every rank is free, and nothing of them is left behind."""
+    assert stack.residency.ranks > 0
+    assert stack.residency._placement._make_room(BANK_RANKS)
+    assert (stack.bank.free, stack.bank.largest_free, stack.residency.ranks) == (BANK_RANKS, BANK_RANKS, 0)
+    assert not any(shelf.a.any() or shelf.b.any() for shelf in stack.bank.shelves)
+
+
+def greedy_answers_are_those_of_each_alone(
+    stack: GenerationStack, requests: list[Planned], ends: dict[int, object]
+) -> None:
+    """A sample of the greedy requests, asked again one after another."""
+    greedy = [
+        number for number, end in ends.items() if isinstance(end, Generation) and requests[number].decoding.greedy
+    ]
+    sampled = random.Random(2).sample(greedy, RECOMPUTED)
+    assert {requests[number].kind for number in sampled} == {"base", "mixture", *FusionMethod}
+    for number in sampled:
+        planned, end = requests[number], ends[number]
+        alone = asyncio.run(stack.answers.generate(planned.prompt, planned.composition, planned.decoding))
+        assert isinstance(end, Generation)
+        assert (alone.text, alone.finish_reason, alone.usage) == (end.text, end.finish_reason, end.usage), planned
+        assert alone.applied == end.applied
+
+
+async def settled(stack: GenerationStack) -> None:
+    async with asyncio.timeout(20):
+        while stack.engine.running or stack.engine.waiting or stack.residency.leased_ranks:
+            await asyncio.sleep(0.01)

@@ -114,7 +114,7 @@ class Qwen2VLReference:
             at = f"visual.blocks.{block}"
             normed = self._layer_norm(hidden, f"{at}.norm1")
             q, k, v = self._linear(normed, f"{at}.attn.qkv").reshape(-1, 3, heads, width // heads).unbind(1)
-            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(width // heads)
             mixed = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).reshape(-1, width)
             hidden = hidden + self._linear(mixed, f"{at}.attn.proj")
@@ -127,8 +127,8 @@ class Qwen2VLReference:
         heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
         size = self.config["hidden_size"] // heads
         at = f"model.layers.{layer}.self_attn"
-        q = _rotate(self._linear(x, f"{at}.q_proj").reshape(-1, heads, size), cos, sin)
-        k = _rotate(self._linear(x, f"{at}.k_proj").reshape(-1, kv_heads, size), cos, sin)
+        q = rotate(self._linear(x, f"{at}.q_proj").reshape(-1, heads, size), cos, sin)
+        k = rotate(self._linear(x, f"{at}.k_proj").reshape(-1, kv_heads, size), cos, sin)
         v = self._linear(x, f"{at}.v_proj").reshape(-1, kv_heads, size)
         future = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)
         mixed = []
@@ -203,7 +203,7 @@ def patches(image: Image, max_pixels: int = 12845056, min_pixels: int = 3136) ->
     return ImagePatches(torch.from_numpy(np.stack(cut)), new_high // PATCH, new_wide // PATCH)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (x_i, x_{i + d/2}) of x [T, heads, d] by their angles [T, 1, d/2]."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.ranks import RankRange
-from generation_service.adapters.weights import AdapterWeights, LoraPair
 from generation_service.decode_graphs import DecodeGraphs, Forward
 from generation_service.decode_row import DecodeRow
 from generation_service.fixed_decode import FixedDecode
@@ -18,13 +17,14 @@ from generation_service.kernels.fixed_ops import TorchFixedKernels
 from generation_service.kv_cache import CacheShape, SlotKVCache
 from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
+from generation_service.prefill import Prefill
 from generation_service.runner import Runner
 from infra.contract.prompt import Prompt
 from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
 from tests.fakes.recorded_graph import record
+from tests.parity.decode_world import language_adapter
 
 SLOTS = 6
-LANGUAGE = "model.language_model."
 
 
 class Bench:
@@ -47,22 +47,13 @@ class Bench:
             return record(forward)
 
     def hold(self, rank: int, seed: int, only: str = "") -> RankRange:
-        generator = torch.Generator().manual_seed(seed)
-        pairs = {
-            path: LoraPair(
-                torch.randn(rank, inputs, generator=generator) / inputs**0.5,
-                torch.randn(outputs, rank, generator=generator) / rank,
-            )
-            for path, (inputs, outputs) in self.model.description.targets.items()
-            if path.startswith(LANGUAGE) and only in path
-        }
         owned = self.bank.acquire(rank)
-        self.bank.write(owned, AdapterWeights.of(pairs))
+        self.bank.write(owned, language_adapter(self.model.description.targets, rank, seed, only))
         return owned
 
     def prefill(self, slot: int, text: str, ranges: dict[RankRange, float]) -> None:
         prompt = self.model.encode(Prompt.of(text), [])
-        self.runner.prefill(slot, prompt, ranges)
+        self.runner.read(Prefill(slot, prompt, ranges), prompt.length)
         self.lengths[slot] = prompt.length
 
     def row(self, slot: int, token: int, ranges: dict[RankRange, float]) -> DecodeRow:

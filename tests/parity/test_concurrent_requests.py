@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
+import grpc.aio
 import pytest
 from loraretriever.v1 import adapter_pb2
 from loraretriever.v1 import generation_service_pb2 as pb
@@ -62,6 +63,11 @@ async def answers(service: Served, asked: list[pb.GenerateRequest]) -> list[pb.G
     return list(await asyncio.gather(*(service.stub.Generate(request) for request in asked)))
 
 
+async def left_after(call: grpc.aio.UnaryUnaryCall, seconds: float) -> None:  # type: ignore[type-arg]
+    await asyncio.sleep(seconds)
+    call.cancel()
+
+
 def told(answer: pb.GenerateResponse) -> tuple[object, ...]:
     applied = tuple((share.adapter_id, share.revision, share.weight) for share in answer.applied)
     return answer.text, answer.finish_reason, answer.usage.completion_tokens, applied
@@ -71,23 +77,29 @@ async def test_64_requests_at_once_are_answered_as_each_alone(world: World) -> N
     asked = requests(world, seed=1)
     async with served(settings_for(world.base, [world.roots], max_running=1)) as service:
         alone = [told(await service.stub.Generate(request)) for request in asked]
-    async with served(settings_for(world.base, [world.roots], max_running=16, bank_ranks=48)) as service:
+    crowded = settings_for(world.base, [world.roots], max_running=16, bank_ranks=48, prefill_tokens=40)
+    async with served(crowded) as service:
         together = [told(answer) for answer in await answers(service, asked)]
         assert service.stack.residency.leased_ranks == service.stack.engine.running == 0
     assert together == alone
     assert len({text for text, *_ in alone}) > REQUESTS // 2
 
 
-async def test_others_joining_and_leaving_change_no_answer(world: World) -> None:
+@pytest.mark.parametrize("prefill_tokens", [7, 64])
+async def test_others_joining_and_leaving_change_no_answer(world: World, prefill_tokens: int) -> None:
+    """Prompts are read in chunks meanwhile, and some callers go away in the middle of them."""
     long = requests(world, seed=2, count=4)
     for request in long:
         request.decoding.max_new_tokens = 60
     async with served(settings_for(world.base, [world.roots], max_running=8)) as service:
         alone = [told(await service.stub.Generate(request)) for request in long]
+    settings = settings_for(world.base, [world.roots], max_running=8, prefill_tokens=prefill_tokens)
+    async with served(settings) as service:
         running = [asyncio.ensure_future(service.stub.Generate(request)) for request in long]
-        passing = requests(world, seed=3, count=24)
+        passing = requests(world, seed=3, count=18)
         for start in range(0, len(passing), 6):
             calls = [service.stub.Generate(request) for request in passing[start : start + 6]]
             calls[0].cancel()
-            await asyncio.gather(*calls[1:])
+            leaving = asyncio.ensure_future(left_after(calls[1], seconds=0.02 * start))
+            await asyncio.gather(*calls[2:], leaving)
         assert [told(answer) for answer in await asyncio.gather(*running)] == alone

@@ -12,13 +12,13 @@ from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from generation_service.kv_cache import CacheShape, SlotKVCache
-from generation_service.models.base import BaseModel, EncodedPrompt, LoadOptions
+from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.registry import load_base_model
 from infra.contract.errors import CheckpointError, ConfigurationError, InvalidArgumentError
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
 from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
 from tests.images import picture
+from tests.parity.prompt_logits import prompt_logits
 from tests.parity.qwen2_vl_reference import Qwen2VLReference, patches
 
 CPU = torch.device("cpu")
@@ -31,16 +31,6 @@ def load(folder: Path, max_pixels: int | None = None) -> BaseModel:
 
 def asked(text: str, images: list[Image]) -> Prompt:
     return Prompt.of(text, [ImagePart(b"decoded already") for _ in images])
-
-
-@torch.inference_mode()
-def prompt_logits(model: BaseModel, prompt: EncodedPrompt) -> Tensor:
-    """Return the logits [T, vocab] of a whole prompt."""
-    shape = model.description
-    cache = SlotKVCache(CacheShape(shape.layers, 1, shape.kv_heads, 512, shape.head_dim), torch.float32, CPU)
-    view = cache.prefill_view(0, 0)
-    hidden = model.forward(model.embed(prompt), prompt.positions[:, None], None, view)
-    return model.logits(hidden[0])
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
@@ -206,6 +196,14 @@ def test_the_chat_template_may_lie_beside_the_tokenizer(tmp_path: Path) -> None:
         load(folder)
 
 
+def test_a_folder_without_a_vocabulary_gets_no_empty_one(tmp_path: Path) -> None:
+    folder = write_qwen2_vl(tmp_path / "base")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=r"no readable tokenizer.*tokenizer\.json"):
+        load(folder)
+
+
 def rewrite(folder: Path, weights: dict[str, Tensor]) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
@@ -279,5 +277,5 @@ def test_a_missing_folder_is_named_with_the_remedy(tmp_path: Path) -> None:
 
 def test_an_unsupported_family_lists_the_supported_ones(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(CheckpointError, match=r"'llama'.*serves: qwen2_vl"):
+    with pytest.raises(CheckpointError, match=r"'llama'.*serves: .*qwen2_vl"):
         load(tmp_path)

@@ -61,6 +61,32 @@ def test_an_option_that_would_change_the_answer_is_refused_by_name(
     assert "adapter_config.json" in caught.value.message
 
 
+def test_all_that_is_refused_of_a_config_is_said_at_once(tmp_path: Path) -> None:
+    adapter = TinyAdapter.random(SHAPES, use_dora=True, bias="all", modules_to_save=["lm_head"])
+    with pytest.raises(CheckpointError, match=r"DoRA.*modules_to_save.*bias is 'all'"):
+        read_checkpoint(adapter.write(tmp_path), SHAPES, same)
+
+
+@pytest.mark.parametrize(
+    "target_modules",
+    [["q_proj", "k_proj"], "all-linear", "^(model)(?!.*(lm_head|output|emb|wte|shared)).*", None],
+    ids=["list", "all-linear", "regex with look-ahead", "unset"],
+)
+def test_tensors_bind_by_their_keys_however_the_targets_were_named(tmp_path: Path, target_modules: Any) -> None:
+    adapter = TinyAdapter.random(SHAPES, target_modules=target_modules)
+    assert read_checkpoint(adapter.write(tmp_path), SHAPES, same).modules.keys() == SHAPES.keys()
+
+
+def test_what_ms_swift_adds_to_config_and_folder_is_left_alone(tmp_path: Path) -> None:
+    swift = {"lora_dtype": None, "lorap_lr_ratio": 16.0, "lorap_emb_lr": 1e-06, "swift_type": "LORA"}
+    adapter = TinyAdapter.random(SHAPES, **swift, use_qa_lora=False, use_merged_linear=False, enable_lora=None)
+    adapter.write(tmp_path)
+    for name in ("args.json", "additional_config.json", "sft_args.json", "trainer_state.json", "README.md"):
+        (tmp_path / name).write_text("not even JSON")
+    (tmp_path / "training_args.bin").write_bytes(b"a pickle")
+    assert read_checkpoint(tmp_path, SHAPES, same).rank == 4
+
+
 def test_options_that_only_concern_training_are_accepted(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(
         SHAPES, lora_dropout=0.05, init_lora_weights="gaussian", loftq_config={}, lora_dtype="AUTO", inference_mode=True
@@ -82,7 +108,11 @@ def test_a_config_that_is_no_object_is_refused(tmp_path: Path) -> None:
 
 def test_the_config_alone_names_the_base_model_and_ranks(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(SHAPES, rank=4, rank_pattern={"q_proj": 6})
-    assert read_config(adapter.write(tmp_path)) == PeftConfig(4, 8.0, False, {"q_proj": 6}, {}, "tiny")
+    pattern = frozenset({adapter.config["target_modules"]})
+    assert read_config(adapter.write(tmp_path)) == PeftConfig(4, 8.0, False, {"q_proj": 6}, {}, "tiny", pattern)
     assert read_config(tmp_path).largest_rank == 6
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
     assert read_config(tmp_path).base_model == ""
+    assert not read_config(tmp_path).target_modules
+    adapter.config["target_modules"] = ["q_proj", "k_proj"]
+    assert read_config(adapter.write(tmp_path)).target_modules == {"q_proj", "k_proj"}

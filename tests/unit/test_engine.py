@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
+from generation_service.adapters.residency import Ticket
 from infra.contract.composition import Mixture, WeightedAdapter
 from infra.contract.errors import (
     CancelledError,
@@ -14,6 +16,7 @@ from infra.contract.errors import (
     DeadlineError,
     InternalError,
     InvalidArgumentError,
+    NotFoundError,
     OverloadedError,
     UnavailableError,
 )
@@ -25,6 +28,13 @@ def answered(heard: Heard) -> Generation:
     end = heard.end()
     assert isinstance(end, Generation), end
     return end
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def settled(engine: ScriptedEngine) -> bool:
@@ -212,6 +222,88 @@ def test_adapters_that_do_not_load_fail_their_own_request() -> None:
         engine.residency.held[0](CheckpointError("half a file"))
         assert isinstance(failing.end(), CheckpointError)
         assert answered(engine.ask("next")).text == "next"
+
+
+def test_running_answers_go_on_between_the_chunks_of_a_long_prompt() -> None:
+    with ScriptedEngine(prefill_tokens=5) as engine:
+        engine.runner.gated = True
+        running = engine.ask("a" * 20, length=3)
+        engine.runner.gate.release(2)
+        running.next()
+        running.next()
+        long = engine.ask("long", length=30)
+        engine.runner.gate.release(1000)
+        assert (answered(running).text, answered(long).text) == ("a" * 20, "long")
+        assert engine.runner.chunks == [3, 5, 5, 5, 5, 5, 5]
+        assert "".join(engine.runner.calls).count("rr") == 0
+        assert settled(engine)
+
+
+def test_short_prompts_are_read_together_in_one_step() -> None:
+    with ScriptedEngine(prefill_tokens=12) as engine:
+        engine.runner.gated = True
+        heards = [engine.ask("x" * 9, length=1), *(engine.ask(letter * 3, length=4) for letter in "abc")]
+        engine.runner.gate.release(1000)
+        assert [answered(heard).text for heard in heards] == ["x" * 9, "aaa", "bbb", "ccc"]
+        assert "rr" in "".join(engine.runner.calls)  # Some may have come before the first step, some after.
+
+
+def test_a_cancelled_request_leaves_between_the_chunks_of_its_prompt() -> None:
+    with ScriptedEngine(max_running=1, prefill_tokens=2) as engine:
+        engine.runner.gated = True
+        long, next_one = engine.ask("never", length=30), engine.ask("next", length=2)
+        engine.runner.gate.release(2)
+        until(lambda: len(engine.runner.chunks) == 3)
+        engine.engine.cancel(long.sequence)
+        engine.runner.gate.release(1000)
+        assert isinstance(long.end(), CancelledError)
+        assert answered(next_one).text == "next"
+        assert engine.runner.chunks == [2, 2, 2, 2]
+        assert settled(engine)
+
+
+def test_a_deadline_passes_while_the_prompt_is_read() -> None:
+    with ScriptedEngine(max_running=1, prefill_tokens=2) as engine:
+        engine.runner.gated = True
+        long = engine.ask("never", length=30, deadline=time.monotonic() + 0.05)
+        engine.runner.gate.release(2)
+        until(lambda: len(engine.runner.chunks) == 3)
+        time.sleep(max(0.0, (long.sequence.request.deadline or 0) - time.monotonic()))
+        engine.runner.gate.release(1000)
+        end = long.end()
+        assert isinstance(end, DeadlineError)
+        assert "6 of the prompt's 30 tokens" in end.message
+        assert engine.runner.chunks == [2, 2, 2]
+        assert settled(engine)
+
+
+def test_a_chunk_that_fails_ends_its_own_request_only() -> None:
+    with ScriptedEngine(prefill_tokens=2) as engine:
+        engine.runner.gated = True
+        engine.runner.failing_answers = {"bad"}
+        running, long = engine.ask("a" * 9, length=2), engine.ask("bad", length=20)
+        engine.runner.gate.release(1000)
+        assert isinstance(long.end(), InternalError)
+        assert answered(running).text == "a" * 9
+        assert settled(engine)
+
+
+def test_a_request_that_ended_while_its_adapters_were_asked_for_cancels_its_ticket() -> None:
+    with ScriptedEngine() as engine:
+        engine.residency.hold = engine.residency.slow = True
+        heard = engine.ask("x", deadline=time.monotonic())
+        assert isinstance(heard.end(), DeadlineError)
+        assert isinstance(heard.sequence.ticket, Ticket)
+        assert heard.sequence.ticket.cancelled
+
+
+def test_an_unknown_adapter_is_refused_where_the_prompt_is_checked() -> None:
+    with ScriptedEngine() as engine:
+        engine.residency.unknown = {"nobody"}
+        with pytest.raises(NotFoundError, match="nobody"):
+            engine.engine.check_composition(Mixture((WeightedAdapter("nobody", 1.0),)))
+        with pytest.raises(InvalidArgumentError, match="at most 2"):
+            engine.engine.check_composition(Mixture(tuple(WeightedAdapter(name, 1.0) for name in ("a", "b", "c"))))
 
 
 def test_a_full_queue_refuses_with_its_length() -> None:

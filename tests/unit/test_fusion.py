@@ -9,7 +9,7 @@ from torch import Tensor
 from generation_service.adapters.weights import AdapterWeights, LoraPair
 from generation_service.compose.fusion import WeightedWeights, fuse
 from infra.contract.composition import FusionMethod
-from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, UnimplementedError
+from infra.contract.errors import FailedPreconditionError, InvalidArgumentError
 
 
 def adapter(seed: int, **ranks: int) -> AdapterWeights:
@@ -91,14 +91,27 @@ def test_concat_leaves_out_adapters_that_weigh_nothing() -> None:
     assert {path: pair.rank for path, pair in fused.modules.items()} == {"q": 8, "k": 3}
 
 
-def test_svd_is_the_best_approximation_at_the_largest_rank() -> None:
-    fused = fuse(MIXED, FusionMethod.SVD)
-    assert {path: pair.rank for path, pair in fused.modules.items()} == {"q": 5, "k": 2}
+def best(exact: Tensor, rank: int) -> Tensor:
+    """Return the best approximation of `exact` by `rank`, from its whole SVD."""
+    u, s, v_t = torch.linalg.svd(exact)
+    truncated: Tensor = (u[:, :rank] * s[:rank]) @ v_t[:rank]
+    return truncated
+
+
+@pytest.mark.parametrize("rank", [None, 1, 4, 7])
+def test_svd_is_the_best_approximation_by_its_rank_or_else_the_largest(rank: int | None) -> None:
+    fused = fuse(MIXED, FusionMethod.SVD, rank=rank)
+    assert {path: pair.rank for path, pair in fused.modules.items()} == {"q": min(rank or 5, 8), "k": min(rank or 5, 3)}
     for path, pair in fused.modules.items():
-        exact = weighted_sum(MIXED, path)
-        u, s, v_t = torch.linalg.svd(exact)
-        best = (u[:, : pair.rank] * s[: pair.rank]) @ v_t[: pair.rank]
-        torch.testing.assert_close(delta(fused, path), best, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            delta(fused, path), best(weighted_sum(MIXED, path), pair.rank), rtol=1e-10, atol=1e-10
+        )
+
+
+def test_svd_at_full_rank_is_exactly_the_weighted_sum() -> None:
+    fused = fuse(MIXED, FusionMethod.SVD, rank=8)
+    for path in ("q", "k"):
+        torch.testing.assert_close(delta(fused, path), weighted_sum(MIXED, path), rtol=1e-12, atol=1e-12)
 
 
 def test_svd_of_one_adapter_is_that_adapters_delta() -> None:
@@ -113,29 +126,49 @@ def test_svd_rank_never_exceeds_the_layer() -> None:
     torch.testing.assert_close(delta(fused, "q"), delta(adapter(1, q=20), "q"))
 
 
-@pytest.mark.parametrize("method", [FusionMethod.LINEAR, FusionMethod.CONCAT, FusionMethod.SVD])
+@pytest.mark.parametrize("method", FusionMethod)
 def test_weights_of_zero_alone_fuse_to_an_adapter_that_changes_nothing(method: FusionMethod) -> None:
     fused = fuse([WeightedWeights(member.weights, 0.0) for member in MIXED], method)
     assert fused.rank == 0
     assert not fused.modules
 
 
-@pytest.mark.parametrize("method", [FusionMethod.LINEAR, FusionMethod.CONCAT, FusionMethod.SVD])
+@pytest.mark.parametrize("method", FusionMethod)
 def test_fusing_changes_none_of_its_sources(method: FusionMethod) -> None:
     sources = [adapter(1, q=4), adapter(2, q=4)]
     before = [(pair.a.clone(), pair.b.clone()) for source in sources for pair in source.modules.values()]
-    fused = fuse([WeightedWeights(source, 1.0) for source in sources[:1]], method)
-    for pair in fused.modules.values():
-        pair.a.zero_()
-        pair.b.zero_()
+    for count in (1, 2):
+        fused = fuse([WeightedWeights(source, 1.0) for source in sources[:count]], method, density=1.0)
+        for pair in fused.modules.values():
+            pair.a.zero_()
+            pair.b.zero_()
     after = [(pair.a, pair.b) for source in sources for pair in source.modules.values()]
     assert all(torch.equal(x, y) for old, new in zip(before, after, strict=True) for x, y in zip(old, new, strict=True))
 
 
-@pytest.mark.parametrize("method", [FusionMethod.TIES, FusionMethod.DARE])
-def test_a_method_not_offered_yet_says_what_is(method: FusionMethod) -> None:
-    with pytest.raises(UnimplementedError, match=rf"'{method.value}' is not offered.*use concat, linear, svd"):
-        fuse(MIXED, method)
+@pytest.mark.parametrize("method", FusionMethod)
+def test_adapters_in_half_precision_are_fused_in_single(method: FusionMethod) -> None:
+    pairs = [adapter(seed, q=4).modules["q"] for seed in (1, 2)]
+    half = [AdapterWeights.of({"q": LoraPair(pair.a.bfloat16(), pair.b.bfloat16())}) for pair in pairs]
+    full = [
+        AdapterWeights.of({"q": LoraPair(pair.a.double(), pair.b.double())})
+        for pair in (weights.modules["q"] for weights in half)
+    ]
+    fused, exact = (
+        fuse([WeightedWeights(w, 0.3, f"a{index}") for index, w in enumerate(members)], method, density=0.75)
+        for members in (half, full)
+    )
+    assert fused.modules["q"].a.dtype is fused.modules["q"].b.dtype is torch.float32
+    torch.testing.assert_close(delta(fused, "q").double(), delta(exact, "q"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [FusionMethod.SVD, FusionMethod.TIES, FusionMethod.DARE])
+def test_values_beyond_any_use_are_refused_by_name(method: FusionMethod) -> None:
+    pair = adapter(1, q=4).modules["q"]
+    huge = AdapterWeights.of({"q": LoraPair(pair.a.float() * 1e30, pair.b.float() * 1e30)})
+    with pytest.raises(FailedPreconditionError, match=r"fusing mad, gmail overflows at q") as caught:
+        fuse([WeightedWeights(huge, 1e20, "mad"), WeightedWeights(adapter(2, q=4), 1.0, "gmail")], method)
+    assert caught.value.metadata == {"module": "q"}
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])

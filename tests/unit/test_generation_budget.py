@@ -48,10 +48,12 @@ def test_a_cache_takes_the_bytes_that_were_planned() -> None:
     assert sum(tensor.nbytes for tensor in (*cache.keys, *cache.values)) == plan.cache_bytes == cache.bytes
 
 
-def test_max_pixels_is_read_under_its_old_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MAX_PIXELS", "602112")
-    assert load_settings(GenerationSettings, ["--model-path", "x"]).max_pixels == 602112
-    assert load_settings(GenerationSettings, ["--model-path", "x", "--max-pixels", "5000"]).max_pixels == 5000
+@pytest.mark.parametrize(("old", "name"), [("MAX_PIXELS", "max_pixels"), ("MAX_NUM", "max_tiles")])
+def test_bounds_of_images_are_read_under_their_old_names(monkeypatch: pytest.MonkeyPatch, old: str, name: str) -> None:
+    monkeypatch.setenv(old, "602112")
+    assert getattr(load_settings(GenerationSettings, ["--model-path", "x"]), name) == 602112
+    flag = f"--{name.replace('_', '-')}"
+    assert getattr(load_settings(GenerationSettings, ["--model-path", "x", flag, "5000"]), name) == 5000
 
 
 def test_a_device_that_torch_does_not_know_is_refused(tmp_path: Path) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import queue
-import threading
-from pathlib import Path
+import time
+from contextlib import suppress
 
 import pytest
 import torch
 
-from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.leases import BankLease, Outcome
-from generation_service.adapters.residency import Residency, Ticket
-from generation_service.adapters.sources import AdapterSource
-from generation_service.adapters.store import WeightStore
-from generation_service.adapters.weights import AdapterWeights, LoraPair
+from generation_service.adapters.residency import READ_AHEAD
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import (
     BaseModelMismatchError,
@@ -22,76 +18,16 @@ from infra.contract.errors import (
     CheckpointError,
     LoraRetrieverError,
     NotFoundError,
+    UnavailableError,
 )
+from tests.fakes.house import House, fusion, mixture
 
-TARGETS = {"layer": (6, 5)}
-
-
-class Disk:
-    """Adapters "r4-a" of rank 4 and so on, whose revisions a test may change, and whose reading it may hold up."""
-
-    def __init__(self) -> None:
-        self.revision = "1"
-        self.base_model = "tiny"
-        self.broken: set[str] = set()
-        self.read: list[str] = []
-        self.open = threading.Event()
-        self.open.set()
-
-    def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
-        if adapter_id == "nobody":
-            raise NotFoundError("adapter 'nobody' is not known")
-        return AdapterSource(adapter_id, revision or self.revision, Path("unused"), self.base_model)
-
-    def weights(self, source: AdapterSource) -> AdapterWeights:
-        assert self.open.wait(timeout=20)
-        self.read.append(source.adapter_id)
-        if source.adapter_id in self.broken:
-            raise CheckpointError(f"{source.adapter_id} is half a file")
-        rank = int(source.adapter_id[1:].split("-")[0])
-        draw = torch.Generator().manual_seed(hash((source.adapter_id, source.revision)) % 2**31)
-        pair = LoraPair(torch.randn(rank, 6, generator=draw), torch.randn(5, rank, generator=draw))
-        return AdapterWeights.of({"layer": pair}, source.revision)
-
-
-class House:
-    """A residency over a bank of `ranks`, and what it answered."""
-
-    def __init__(self, ranks: int = 16, host_bytes: int = 2**20) -> None:
-        self.disk = Disk()
-        self.bank = AdapterBank(TARGETS, ranks, torch.float32, "cpu")
-        self.residency = Residency(self.bank, WeightStore(self.disk, self.disk.weights, ["tiny"], host_bytes))
-
-    def ask(self, composition: Composition) -> tuple[Ticket, queue.SimpleQueue[Outcome]]:
-        answers: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        return self.residency.request(composition, answers.put), answers
-
-    def lease(self, composition: Composition) -> BankLease:
-        outcome = self.ask(composition)[1].get(timeout=20)
-        assert isinstance(outcome, BankLease), outcome
-        return outcome
-
-    def refused(self, composition: Composition) -> LoraRetrieverError:
-        outcome = self.ask(composition)[1].get(timeout=20)
-        assert isinstance(outcome, LoraRetrieverError), outcome
-        return outcome
-
-    @property
-    def names(self) -> set[str]:
-        return {resident.adapter_id for resident in self.residency.residents()}
+TWO = (WeightedAdapter("r2-a", 0.5), WeightedAdapter("r2-b", 0.25))
 
 
 @pytest.fixture
 def house() -> House:
     return House()
-
-
-def mixture(*names: str, weight: float = 0.5) -> Mixture:
-    return Mixture(tuple(WeightedAdapter(name, weight) for name in names))
-
-
-def fusion(*names: str, weight: float = 0.5, method: FusionMethod = FusionMethod.CONCAT) -> Fusion:
-    return Fusion(tuple(WeightedAdapter(name, weight) for name in names), method)
 
 
 def test_the_base_model_needs_nothing(house: House) -> None:
@@ -125,17 +61,44 @@ def test_equal_fusions_share_a_range_whatever_the_order(house: House) -> None:
     assert house.bank.free == 16 - 5 - 5
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        (Fusion(TWO, FusionMethod.SVD), Fusion(TWO, FusionMethod.CONCAT), False),
+        (Fusion(TWO, FusionMethod.SVD, rank=2), Fusion(TWO[::-1], FusionMethod.SVD, rank=2), True),
+        (Fusion(TWO, FusionMethod.SVD, rank=2), Fusion(TWO, FusionMethod.SVD, rank=1), False),
+        (Fusion(TWO, FusionMethod.TIES), Fusion(TWO[::-1], FusionMethod.TIES, density=0.5), True),
+        (Fusion(TWO, FusionMethod.TIES), Fusion(TWO, FusionMethod.TIES, density=0.4), False),
+        (Fusion(TWO, FusionMethod.DARE), Fusion(TWO[::-1], FusionMethod.DARE), True),
+        (Fusion(TWO, FusionMethod.DARE, seed=1), Fusion(TWO, FusionMethod.DARE, seed=2), False),
+        (Fusion(TWO, FusionMethod.DARE, seed=1), Fusion(TWO[::-1], FusionMethod.DARE, seed=1), True),
+        (Fusion(TWO, FusionMethod.DARE), Fusion((TWO[0], WeightedAdapter("r2-b", 0.1)), FusionMethod.DARE), False),
+    ],
+)
+def test_fusions_are_shared_when_every_option_is_equal(
+    house: House, one: Composition, other: Composition, shared: bool
+) -> None:
+    assert (house.lease(one).ranges == house.lease(other).ranges) is shared
+
+
+def test_fusing_for_each_new_request_keeps_nothing_of_the_ones_before(house: House) -> None:
+    for number in range(200):
+        shares = (WeightedAdapter("r2-a", 1 / (1 + number)), WeightedAdapter("r3-b", 0.5))
+        house.lease(Fusion(shares, FusionMethod.CONCAT)).release()
+    assert house.residency.ranks == 15
+    assert house.bank.free == 1
+    assert house.disk.read == ["r2-a", "r3-b"]
+
+
 def test_a_fusion_is_the_weighted_sum_of_its_members(house: House) -> None:
-    (owned,) = house.lease(fusion("r2-a", "r3-b")).ranges
-    members = [house.disk.weights(house.disk.resolve(name, "1")).modules["layer"] for name in ("r2-a", "r3-b")]
-    linear = torch.nn.Linear(6, 5, bias=False)
-    model = torch.nn.ModuleDict({"layer": linear})
-    house.bank.install(model)
     x = torch.randn(1, 3, 6)
-    with torch.no_grad(), house.bank.routing.step([{owned: 1.0}]):
-        changed = model["layer"](x) - linear(x)
-    expected = sum(0.5 * x @ pair.a.T @ pair.b.T for pair in members)
-    torch.testing.assert_close(changed, expected)
+    for method, density in ((FusionMethod.CONCAT, None), (FusionMethod.SVD, None), (FusionMethod.DARE, 1.0)):
+        rank = None if method is FusionMethod.CONCAT else 5
+        asked = Fusion(fusion("r2-a", "r3-b").adapters, method, rank, density)
+        lease = house.lease(asked)
+        assert list(lease.ranges.values()) == [1.0]
+        torch.testing.assert_close(house.applied(lease, x), house.expected(asked, {"r2-a": "1", "r3-b": "1"}, x))
+        lease.release()
 
 
 def test_an_adapter_asked_for_by_ten_is_read_once(house: House) -> None:
@@ -219,7 +182,7 @@ def test_what_never_fits_is_refused_at_once(house: House) -> None:
     held = house.lease(mixture("r8-a"))
     error = house.refused(mixture("r8-b", "r8-c", "r8-d"))
     assert isinstance(error, CapacityError)
-    assert error.metadata == {"need": "24", "limit": "16", "pinned": "0"}
+    assert error.metadata == {"need": "24", "limit": "16", "pinned": "0", "field": "composition.mixture.adapters"}
     held.release()
     house.lease(mixture("r8-b", "r8-c")).release()
 
@@ -254,6 +217,35 @@ def test_pinned_adapters_stay_and_count_against_what_fits(house: House) -> None:
     house.residency.unpin("r8-a")
     house.lease(mixture("r8-b", "r8-c")).release()
     assert house.names == {"r8-b", "r8-c"}
+
+
+def test_pinned_adapters_hold_half_of_the_bank_at_most(house: House) -> None:
+    house.residency.pin("r5-a").result(timeout=20)
+    with pytest.raises(CapacityError) as caught:
+        house.residency.pin("r4-b").result(timeout=20)
+    assert caught.value.metadata == {"rank": "4", "pinned": "5", "limit": "8"}
+    assert "unload some" in caught.value.message
+    house.residency.pin("r3-c").result(timeout=20)
+    house.residency.unpin("r5-a")
+    house.residency.pin("r4-b").result(timeout=20)
+    assert {r.adapter_id: r.pinned for r in house.residency.residents()} == {
+        "r5-a": False,
+        "r4-b": True,
+        "r3-c": True,
+    }
+    assert house.residency.leased_ranks == 0
+
+
+def test_a_pinned_adapter_gives_way_to_its_own_new_revision(house: House) -> None:
+    house.residency.pin("r8-a").result(timeout=20)
+    house.disk.revision = "2"
+    assert house.residency.pin("r8-a").result(timeout=20).revision == "2"
+
+
+def test_a_pin_of_what_is_not_there_names_the_field_of_its_own_request(house: House) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        house.residency.pin("nobody").result(timeout=20)
+    assert caught.value.metadata["field"] == "adapter_id"
 
 
 def test_a_caller_that_goes_away_or_fails_holds_up_no_other(house: House) -> None:
@@ -316,3 +308,72 @@ def test_closing_answers_everyone(house: House) -> None:
     _, blocked = house.ask(mixture("r8-c"))
     house.residency.close()
     assert isinstance(blocked.get(timeout=20), LoraRetrieverError)
+
+
+def test_who_waits_longest_is_served_first_however_large(house: House) -> None:
+    held = [house.lease(mixture(f"r4-{index}")) for index in range(4)]
+    _, large = house.ask(mixture("r16-big"))
+    with pytest.raises(queue.Empty):
+        large.get(timeout=0.05)
+    later = [house.ask(Mixture(held[index % 4].applied))[1] for index in range(8)]
+    for lease in held[:3]:
+        lease.release()
+        with pytest.raises(queue.Empty):
+            later[0].get(timeout=0.02)
+    held[3].release()
+    served = large.get(timeout=20)
+    assert isinstance(served, BankLease)
+    assert all(answers.empty() for answers in later)
+    served.release()
+    for answers in later:
+        outcome = answers.get(timeout=20)
+        assert isinstance(outcome, BankLease)
+        outcome.release()
+
+
+def test_few_of_those_who_wait_hold_weights(house: House) -> None:
+    held = house.lease(mixture("r16-big"))
+    waiting = [house.ask(mixture(f"r2-{index}")) for index in range(5 * READ_AHEAD)]
+    waiting[3][0].cancel()
+    deadline = time.monotonic() + 20
+    while len(house.disk.read) < 1 + READ_AHEAD and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.05)
+    assert len(house.disk.read) <= 2 + READ_AHEAD
+    held.release()
+    waiting.pop(3)
+    deadline = time.monotonic() + 20
+    while waiting and time.monotonic() < deadline:  # They come in the order in which they were read, not asked for.
+        for ticket, answers in list(waiting):
+            with suppress(queue.Empty):
+                outcome = answers.get(timeout=0.001)
+                assert isinstance(outcome, BankLease)
+                outcome.release()
+                assert not ticket.wanted
+                waiting.remove((ticket, answers))
+    assert not waiting
+    assert house.residency.leased_ranks == 0
+
+
+def test_what_left_the_bank_before_its_turn_is_read_again_by_a_reader(house: House) -> None:
+    house.lease(mixture("r8-a")).release()
+    held = house.lease(mixture("r8-b"))
+    _, first = house.ask(mixture("r16-big"))
+    while not house.residency._blocked:
+        time.sleep(0.001)
+    _, second = house.ask(house.residency.check(mixture("r8-a")))
+    held.release()
+    big = first.get(timeout=20)
+    assert isinstance(big, BankLease)
+    big.release()
+    again = second.get(timeout=20)
+    assert isinstance(again, BankLease)
+    x = torch.randn(1, 2, 6)
+    torch.testing.assert_close(house.applied(again, x), house.expected(mixture("r8-a"), {"r8-a": "1"}, x))
+
+
+def test_who_asks_after_closing_is_told(house: House) -> None:
+    applied = house.lease(mixture("r8-a")).applied
+    house.residency.close()
+    assert isinstance(house.refused(mixture("r8-b")), UnavailableError)
+    assert isinstance(house.refused(Mixture(applied)), UnavailableError)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,13 +29,13 @@ from infra.contract.errors import (
     UnavailableError,
 )
 from retrieval_service.catalogue import Catalogue
+from retrieval_service.collections import head_of
 from retrieval_service.points import AdapterFilter, AdapterVectors
 from retrieval_service.qdrant import LocalFolder, Qdrant, Server
 from tests.fakes.qdrant_server import qdrant_server
+from tests.qdrant_places import PLACES, QDRANT_URL, Place, place_of
 
 DIM = 8
-QDRANT_URL = os.environ.get("QDRANT_URL", "")
-Place = LocalFolder | Server
 
 
 def basis(index: int, *more: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -53,18 +52,18 @@ def adapter(adapter_id: str, **fields: Any) -> Adapter:
     return Adapter(adapter_id, **{"base_model": "tiny", "checkpoint_uri": f"adapters/{adapter_id}", **fields})
 
 
-@pytest.fixture(params=["folder", "http", *(["server"] if QDRANT_URL else [])])
+@pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    if request.param == "http":
-        with qdrant_server() as url:
-            yield Server(url)
-    else:
-        yield Server(QDRANT_URL) if request.param == "server" else LocalFolder(tmp_path / "qdrant")
+    if request.param == "server" and not QDRANT_URL:
+        pytest.skip("QDRANT_URL names no Qdrant server")
+    with place_of(request.param, tmp_path / "qdrant") as given_place:
+        yield given_place
 
 
-@pytest.fixture
-def opened(place: Place) -> Iterator[Callable[..., Catalogue]]:
-    """Opens the test's catalogue, each time anew; one at a time."""
+@pytest.fixture(params=["memory", "qdrant"])
+def opened(place: Place, request: pytest.FixtureRequest) -> Iterator[Callable[..., Catalogue]]:
+    """Opens the test's catalogue, each time anew; one at a time. It searches in memory, or lets Qdrant search."""
+    limit = 50_000 if request.param == "memory" else 0
     collection = f"test-{uuid.uuid4().hex}"
     catalogues: list[Catalogue] = []
 
@@ -74,7 +73,7 @@ def opened(place: Place) -> Iterator[Callable[..., Catalogue]]:
         catalogues.clear()
         qdrant = Qdrant(place)
         try:
-            catalogues.append(Catalogue(qdrant, collection, dim=dim, fingerprint=fingerprint))
+            catalogues.append(Catalogue(qdrant, collection, dim=dim, fingerprint=fingerprint, memory_vectors=limit))
         except LoraRetrieverError:
             qdrant.close()
             raise
@@ -84,7 +83,9 @@ def opened(place: Place) -> Iterator[Callable[..., Catalogue]]:
     for catalogue in catalogues:
         catalogue.close()
     with closing(Qdrant(place)) as qdrant, qdrant.session() as client:
-        client.delete_collection(collection)
+        for one in client.get_collections().collections:
+            if one.name.startswith(collection):
+                client.delete_collection(one.name)
 
 
 @pytest.fixture
@@ -256,7 +257,9 @@ def test_a_catalogue_of_another_embedder_is_refused_with_the_remedy(
     opened: Callable[..., Catalogue], other: dict[str, Any]
 ) -> None:
     opened().create(adapter("one"), vectors(0))
-    with pytest.raises(ConfigurationError, match=r"was made with \[embedder one\].* choose another --collection"):
+    with pytest.raises(
+        ConfigurationError, match=r"was made with \[embedder one\].*retrieval reindex.*choose another --collection"
+    ):
         opened(**other)
     assert opened().get("one").adapter_id == "one"
 
@@ -312,7 +315,7 @@ def test_a_catalogue_that_vanishes_is_said(tmp_path: Path) -> None:
     with qdrant_server() as url, closing(Qdrant(Server(url))) as qdrant:
         catalogue = Catalogue(qdrant, "adapters", dim=DIM, fingerprint="embedder one")
         with qdrant.session() as client:
-            client.delete_collection("adapters")
+            client.delete_collection(head_of(client, "adapters").collection)
         with pytest.raises(FailedPreconditionError, match="is gone from Qdrant"):
             catalogue.get("one")
 

@@ -44,8 +44,16 @@ last_messages = st.builds(
 prompts = st.builds(lambda before, last: Prompt((*before, last)), st.lists(messages, max_size=2), last_messages)
 weighted = st.builds(WeightedAdapter, ids, weights, texts)
 shares = st.lists(weighted, min_size=1, max_size=4, unique_by=lambda share: share.adapter_id).map(tuple)
+ranks = st.none() | st.integers(1, 2**31 - 1)
+densities = st.none() | st.floats(0, 1, exclude_min=True)
+seeds = st.none() | st.integers(0, 2**64 - 1)
 compositions: st.SearchStrategy[Composition] = st.one_of(
-    st.just(Base()), st.builds(Mixture, shares), st.builds(Fusion, shares, st.sampled_from(FusionMethod))
+    st.just(Base()),
+    st.builds(Mixture, shares),
+    st.builds(Fusion, shares, st.sampled_from(FusionMethod)),
+    st.builds(Fusion, shares, st.just(FusionMethod.SVD), ranks),
+    st.builds(Fusion, shares, st.just(FusionMethod.TIES), ranks, densities),
+    st.builds(Fusion, shares, st.just(FusionMethod.DARE), ranks, densities, seeds),
 )
 decodings = st.builds(
     Decoding,
@@ -216,6 +224,10 @@ def test_prompts_are_numbered_and_none_is_an_error() -> None:
         wire.prompts_from_proto([])
 
 
+CONCAT, SVD = generation_service_pb2.FUSION_METHOD_CONCAT, generation_service_pb2.FUSION_METHOD_SVD
+TIES, DARE = generation_service_pb2.FUSION_METHOD_TIES, generation_service_pb2.FUSION_METHOD_DARE
+
+
 def share(adapter_id: str = "adidas", weight: float = 0.5) -> adapter_pb2.WeightedAdapter:
     return adapter_pb2.WeightedAdapter(adapter_id=adapter_id, weight=weight)
 
@@ -230,12 +242,27 @@ def share(adapter_id: str = "adidas", weight: float = 0.5) -> adapter_pb2.Weight
         ({"mixture": {"adapters": [share(weight=float("nan"))]}}, "composition.mixture.adapters[0].weight"),
         ({"fusion": {"adapters": [share(weight=-0.1)]}}, "composition.fusion.adapters[0].weight"),
         ({"fusion": {"adapters": [share()], "method": 99}}, "composition.fusion.method"),
+        ({"fusion": {"adapters": [share()], "rank": 8}}, "composition.fusion.rank"),
+        ({"fusion": {"adapters": [share()], "method": CONCAT, "rank": 8}}, "composition.fusion.rank"),
+        ({"fusion": {"adapters": [share()], "method": SVD, "rank": 0}}, "composition.fusion.rank"),
+        ({"fusion": {"adapters": [share()], "method": SVD, "density": 0.5}}, "composition.fusion.density"),
+        ({"fusion": {"adapters": [share()], "method": TIES, "density": 0.0}}, "composition.fusion.density"),
+        ({"fusion": {"adapters": [share()], "method": TIES, "density": 1.01}}, "composition.fusion.density"),
+        ({"fusion": {"adapters": [share()], "method": DARE, "density": float("nan")}}, "composition.fusion.density"),
+        ({"fusion": {"adapters": [share()], "method": TIES, "seed": 3}}, "composition.fusion.seed"),
     ],
 )
 def test_a_malformed_composition_is_named_by_its_path(composition: dict[str, Any], path: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught, field("composition"):
         wire.composition_from_proto(generation_service_pb2.Composition(**composition))
     assert caught.value.field == path
+
+
+def test_an_option_that_a_fusion_has_no_use_for_says_which_methods_have() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"density: svd fusion has no use for it.*ties, dare"):
+        Fusion((WeightedAdapter("adidas", 1.0),), FusionMethod.SVD, density=0.5)
+    with pytest.raises(InvalidArgumentError, match="seed: must be an unsigned 64 bit number"):
+        Fusion((WeightedAdapter("adidas", 1.0),), FusionMethod.DARE, seed=-1)
 
 
 @pytest.mark.parametrize(

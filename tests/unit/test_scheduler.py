@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from generation_service.adapters.leases import BankLease
+from generation_service.prefill import Prefill
 from generation_service.sampler import TokenChooser
 from generation_service.scheduler import Scheduler
 from generation_service.sequence import Request, Sequence
@@ -43,7 +44,8 @@ def test_the_oldest_get_the_free_slots() -> None:
     assert scheduler.waiting == [third]
     scheduler.remove(first)
     assert scheduler.admit() == [third]
-    assert scheduler.running == [third, second]
+    assert scheduler.reading == [second, third]
+    assert scheduler.decoding == []
 
 
 def test_a_sequence_whose_adapters_load_holds_up_no_other() -> None:
@@ -56,12 +58,73 @@ def test_a_sequence_whose_adapters_load_holds_up_no_other() -> None:
     assert scheduler.idle
 
 
+def seated(scheduler: Scheduler, *lengths: int) -> list[Sequence]:
+    """Admit sequences with prompts of `lengths` tokens, which are then to be read."""
+    queued(scheduler, *(sequence(length) for length in lengths))
+    admitted = scheduler.admit()
+    for one in admitted:
+        assert one.slot is not None
+        one.prefill = Prefill(one.slot, one.request.prompt, {})
+    return admitted
+
+
+def read(scheduler: Scheduler) -> list[tuple[int, int]]:
+    """Read one step's chunks; return each one's slot and tokens."""
+    chunks = scheduler.chunks()
+    for chunk in chunks:
+        assert chunk.sequence.prefill is not None
+        chunk.sequence.prefill.advance(chunk.tokens)
+    return [(chunk.sequence.slot or 0, chunk.tokens) for chunk in chunks]
+
+
 def test_one_step_reads_a_bounded_number_of_prompt_tokens() -> None:
     scheduler = Scheduler(slots=9, max_waiting=9, prefill_tokens=10)
-    queued(scheduler, *(sequence(length) for length in (20, 6, 4, 1)))
-    assert [s.prompt_length for s in scheduler.admit()] == [20]
-    assert [s.prompt_length for s in scheduler.admit()] == [6, 4]
-    assert [s.prompt_length for s in scheduler.admit()] == [1]
+    seated(scheduler, 23, 4, 2, 1, 5)
+    steps = [read(scheduler) for _ in range(5)]
+    assert steps == [[(0, 10)], [(0, 10)], [(0, 3), (1, 4), (2, 2), (3, 1)], [(4, 5)], []]
+
+
+def test_a_sequence_decodes_once_its_prompt_is_read() -> None:
+    scheduler = Scheduler(slots=3, max_waiting=9, prefill_tokens=10)
+    long, short = seated(scheduler, 12, 3)
+    assert (scheduler.reading, scheduler.decoding) == ([long, short], [])
+    read(scheduler)
+    assert (scheduler.reading, scheduler.decoding) == ([long, short], [])
+    read(scheduler)
+    assert (scheduler.reading, scheduler.decoding) == ([], [long, short])
+
+
+def test_a_sequence_that_leaves_while_its_prompt_is_read_frees_its_slot_for_the_next() -> None:
+    scheduler = Scheduler(slots=1, max_waiting=9, prefill_tokens=10)
+    (first,) = seated(scheduler, 25)
+    second = sequence(6)
+    queued(scheduler, second)
+    read(scheduler)
+    scheduler.remove(first)
+    assert scheduler.admit() == [second]
+    assert [(chunk.sequence, chunk.tokens) for chunk in scheduler.chunks()] == [(second, 6)]
+
+
+def test_those_leave_who_are_cancelled_or_late() -> None:
+    scheduler = Scheduler(slots=1, max_waiting=9, prefill_tokens=10)
+    late, cancelled, patient = sequence(deadline=5.0), sequence(), sequence(deadline=6.0)
+    queued(scheduler, late, cancelled, patient)
+    scheduler.admit()
+    cancelled.cancelled = True
+    assert set(scheduler.leaving(5.0)) == {late, cancelled}
+
+
+@given(st.lists(st.integers(1, 40), max_size=8), st.integers(1, 16))
+def test_every_prompt_is_read_once_in_order_within_the_bound(lengths: list[int], bound: int) -> None:
+    scheduler = Scheduler(slots=8, max_waiting=99, prefill_tokens=bound)
+    sequences = seated(scheduler, *lengths)
+    order = []
+    while chunks := read(scheduler):
+        assert sum(tokens for _, tokens in chunks) <= bound
+        order += [slot for slot, _ in chunks]
+    assert order == sorted(order)
+    assert [one.unread for one in sequences] == [0] * len(lengths)
+    assert len(order) <= sum(lengths) / bound + len(lengths)
 
 
 def test_a_full_queue_refuses() -> None:
@@ -90,7 +153,7 @@ def test_no_slot_has_two_owners_and_none_is_lost(moves: list[str], slots: int) -
             scheduler.enqueue(sequence())
         elif move == "admit":
             scheduler.admit()
-        elif scheduler.running or scheduler.waiting:
-            scheduler.remove((scheduler.running or scheduler.waiting)[-1])
-        owned = [s.slot for s in scheduler.running]
+        elif scheduler.reading or scheduler.waiting:
+            scheduler.remove((scheduler.reading or scheduler.waiting)[-1])
+        owned = [s.slot for s in scheduler.reading]
         assert len(set(owned)) == len(owned) == slots - scheduler.free_slots

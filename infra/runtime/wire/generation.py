@@ -22,8 +22,7 @@ def composition_from_proto(message: generation_service_pb2.Composition) -> Compo
                 return Mixture(weighted_adapters_from_proto(message.mixture.adapters))
         case "fusion":
             with field("fusion"):
-                method = fusion_method_from_proto(message.fusion.method)
-                return Fusion(weighted_adapters_from_proto(message.fusion.adapters), method or FusionMethod.LINEAR)
+                return _fusion_from_proto(message.fusion)
         case _:
             return Base()
 
@@ -36,12 +35,30 @@ def composition_to_proto(composition: Composition) -> generation_service_pb2.Com
         case Mixture(adapters):
             shares = [weighted_adapter_to_proto(adapter) for adapter in adapters]
             return generation_service_pb2.Composition(mixture=generation_service_pb2.Mixture(adapters=shares))
-        case Fusion(adapters, method):
-            shares = [weighted_adapter_to_proto(adapter) for adapter in adapters]
-            fusion = generation_service_pb2.Fusion(adapters=shares, method=fusion_method_to_proto(method))
-            return generation_service_pb2.Composition(fusion=fusion)
+        case Fusion():
+            return generation_service_pb2.Composition(fusion=_fusion_to_proto(composition))
         case _:
             assert_never(composition)
+
+
+def _fusion_from_proto(message: generation_service_pb2.Fusion) -> Fusion:
+    return Fusion(
+        adapters=weighted_adapters_from_proto(message.adapters),
+        method=fusion_method_from_proto(message.method) or FusionMethod.LINEAR,
+        rank=message.rank if message.HasField("rank") else None,
+        density=message.density if message.HasField("density") else None,
+        seed=message.seed if message.HasField("seed") else None,
+    )
+
+
+def _fusion_to_proto(fusion: Fusion) -> generation_service_pb2.Fusion:
+    return generation_service_pb2.Fusion(
+        adapters=[weighted_adapter_to_proto(adapter) for adapter in fusion.adapters],
+        method=fusion_method_to_proto(fusion.method),
+        rank=fusion.rank,
+        density=fusion.density,
+        seed=fusion.seed,
+    )
 
 
 def fusion_method_from_proto(value: int, name: str = "method") -> FusionMethod | None:

@@ -43,12 +43,18 @@ class Mixture(_message.Message):
     def __init__(self, adapters: _Optional[_Iterable[_Union[_adapter_pb2.WeightedAdapter, _Mapping]]] = ...) -> None: ...
 
 class Fusion(_message.Message):
-    __slots__ = ("adapters", "method")
+    __slots__ = ("adapters", "method", "rank", "density", "seed")
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
     adapters: _containers.RepeatedCompositeFieldContainer[_adapter_pb2.WeightedAdapter]
     method: FusionMethod
-    def __init__(self, adapters: _Optional[_Iterable[_Union[_adapter_pb2.WeightedAdapter, _Mapping]]] = ..., method: _Optional[_Union[FusionMethod, str]] = ...) -> None: ...
+    rank: int
+    density: float
+    seed: int
+    def __init__(self, adapters: _Optional[_Iterable[_Union[_adapter_pb2.WeightedAdapter, _Mapping]]] = ..., method: _Optional[_Union[FusionMethod, str]] = ..., rank: _Optional[int] = ..., density: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Composition(_message.Message):
     __slots__ = ("mixture", "fusion")

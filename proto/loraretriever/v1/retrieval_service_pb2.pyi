@@ -24,6 +24,7 @@ class Weighting(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WEIGHTING_UNIFORM: _ClassVar[Weighting]
     WEIGHTING_SOFTMAX: _ClassVar[Weighting]
     WEIGHTING_SIMILARITY: _ClassVar[Weighting]
+    WEIGHTING_CLEAR_BEST: _ClassVar[Weighting]
 RETRIEVAL_STRATEGY_UNSPECIFIED: RetrievalStrategy
 RETRIEVAL_STRATEGY_CENTROID: RetrievalStrategy
 RETRIEVAL_STRATEGY_MULTI_CENTROID: RetrievalStrategy
@@ -33,6 +34,7 @@ WEIGHTING_UNSPECIFIED: Weighting
 WEIGHTING_UNIFORM: Weighting
 WEIGHTING_SOFTMAX: Weighting
 WEIGHTING_SIMILARITY: Weighting
+WEIGHTING_CLEAR_BEST: Weighting
 
 class RetrievalOptions(_message.Message):
     __slots__ = ("top_k", "base_model", "kind", "tags", "include", "exclude", "strategy", "weighting", "temperature", "min_similarity")
@@ -67,12 +69,14 @@ class RetrieveAdaptersRequest(_message.Message):
     def __init__(self, prompts: _Optional[_Iterable[_Union[_prompt_pb2.Prompt, _Mapping]]] = ..., options: _Optional[_Union[RetrievalOptions, _Mapping]] = ...) -> None: ...
 
 class RetrieveAdaptersResponse(_message.Message):
-    __slots__ = ("selections", "catalogue_revision")
+    __slots__ = ("selections", "catalogue_revision", "stale")
     SELECTIONS_FIELD_NUMBER: _ClassVar[int]
     CATALOGUE_REVISION_FIELD_NUMBER: _ClassVar[int]
+    STALE_FIELD_NUMBER: _ClassVar[int]
     selections: _containers.RepeatedCompositeFieldContainer[Selection]
     catalogue_revision: str
-    def __init__(self, selections: _Optional[_Iterable[_Union[Selection, _Mapping]]] = ..., catalogue_revision: _Optional[str] = ...) -> None: ...
+    stale: bool
+    def __init__(self, selections: _Optional[_Iterable[_Union[Selection, _Mapping]]] = ..., catalogue_revision: _Optional[str] = ..., stale: bool = ...) -> None: ...
 
 class Selection(_message.Message):
     __slots__ = ("matches",)
@@ -159,16 +163,24 @@ class UpdateAdapterResponse(_message.Message):
     def __init__(self, adapter: _Optional[_Union[_adapter_pb2.Adapter, _Mapping]] = ...) -> None: ...
 
 class GetAdapterRequest(_message.Message):
-    __slots__ = ("adapter_id",)
+    __slots__ = ("adapter_id", "with_vectors")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    WITH_VECTORS_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
-    def __init__(self, adapter_id: _Optional[str] = ...) -> None: ...
+    with_vectors: bool
+    def __init__(self, adapter_id: _Optional[str] = ..., with_vectors: bool = ...) -> None: ...
 
 class GetAdapterResponse(_message.Message):
-    __slots__ = ("adapter",)
+    __slots__ = ("adapter", "vectors", "embedder_fingerprint", "stale")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    STALE_FIELD_NUMBER: _ClassVar[int]
     adapter: _adapter_pb2.Adapter
-    def __init__(self, adapter: _Optional[_Union[_adapter_pb2.Adapter, _Mapping]] = ...) -> None: ...
+    vectors: _containers.RepeatedCompositeFieldContainer[Vector]
+    embedder_fingerprint: str
+    stale: bool
+    def __init__(self, adapter: _Optional[_Union[_adapter_pb2.Adapter, _Mapping]] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., embedder_fingerprint: _Optional[str] = ..., stale: bool = ...) -> None: ...
 
 class ListAdaptersRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "base_model", "kind", "tags")
@@ -185,16 +197,18 @@ class ListAdaptersRequest(_message.Message):
     def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., base_model: _Optional[str] = ..., kind: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListAdaptersResponse(_message.Message):
-    __slots__ = ("adapters", "next_page_token", "total_size", "catalogue_revision")
+    __slots__ = ("adapters", "next_page_token", "total_size", "catalogue_revision", "stale")
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     TOTAL_SIZE_FIELD_NUMBER: _ClassVar[int]
     CATALOGUE_REVISION_FIELD_NUMBER: _ClassVar[int]
+    STALE_FIELD_NUMBER: _ClassVar[int]
     adapters: _containers.RepeatedCompositeFieldContainer[_adapter_pb2.Adapter]
     next_page_token: str
     total_size: int
     catalogue_revision: str
-    def __init__(self, adapters: _Optional[_Iterable[_Union[_adapter_pb2.Adapter, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ..., catalogue_revision: _Optional[str] = ...) -> None: ...
+    stale: bool
+    def __init__(self, adapters: _Optional[_Iterable[_Union[_adapter_pb2.Adapter, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ..., catalogue_revision: _Optional[str] = ..., stale: bool = ...) -> None: ...
 
 class DeleteAdapterRequest(_message.Message):
     __slots__ = ("adapter_id",)

@@ -1,0 +1,105 @@
+"""One base model with a bank of random adapters in our runner, and the same model and adapters in PEFT.
+
+Import `harness` first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Mapping, Sequence
+from itertools import chain, count, islice
+
+import torch
+from harness import say
+from peft_baseline import PeftBaseline, PeftBatch
+from random_adapters import random_adapters
+from random_models import SHAPES, RandomBaseModel, copy_sharing_weights
+from torch import Tensor, nn
+
+from generation_service.adapters.bank import AdapterBank
+from generation_service.adapters.fixed_ranks import FixedKernels
+from generation_service.adapters.ranks import RankRange
+from generation_service.decode_graphs import CudaCapture, DecodeGraphs
+from generation_service.decode_row import DecodeRow
+from generation_service.fixed_decode import FixedDecode
+from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.prefill import Prefill
+from generation_service.runner import Runner
+
+SHARES = (0.5, 0.3, 0.2)
+
+Composition = Mapping[int, float]
+"""Adapter number -> weight; empty: the base model alone."""
+
+
+class CompositionWorld:
+    """What bench_composition measures. Rows are slots 0, 1, ..."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        say(f"making {options.shape} in {options.dtype} on {options.device} with {options.adapters} adapters")
+        self.options = options
+        self.model = RandomBaseModel(SHAPES[options.shape], options.device, options.dtype)
+        self._reference: nn.Module = copy_sharing_weights(self.model.module)
+        about = self.model.description
+        ranks = [options.rank] * options.adapters
+        adapters = random_adapters(about.targets, ranks, dtype=options.dtype, device=options.device)
+        self.peft = PeftBaseline(copy_sharing_weights(self.model.module), adapters, about.position_axes)
+        self._bank = AdapterBank(about.targets, max(sum(ranks), options.bank_ranks), about.dtype, about.device)
+        self._ranges = []
+        for weights in adapters:
+            self._ranges.append(self._bank.acquire(weights.rank))
+            self._bank.write(self._ranges[-1], weights)
+        slots = max(*options.rows, options.requests, options.prefill_rows)
+        longest = max(options.context + max(options.steps, options.answer_tokens), options.prefill_tokens)
+        shape = CacheShape(about.layers, slots, about.kv_heads, longest + 1, about.head_dim)
+        self._cache = SlotKVCache(shape, about.dtype, about.device)
+        self._runner = Runner(self.model, self._bank, self._cache)
+
+    def prompts(self, rows: int, tokens: int) -> Tensor:
+        """Return random prompts [rows, tokens], the same whenever asked."""
+        return torch.stack([self.model.random_prompt(tokens, seed).tokens for seed in range(rows)])
+
+    def compositions(self, rows: int) -> list[Composition]:
+        """Return three weighted adapters a row, no two rows alike, dealt so that all adapters are in use early."""
+        dealer = random.Random(0)
+        decks = (dealer.sample(range(self.options.adapters), self.options.adapters) for _ in count())
+        cards = chain.from_iterable(decks)
+        found: dict[frozenset[int], Composition] = {}
+        while len(found) < rows:
+            hand = list(islice(cards, len(SHARES)))
+            if len(set(hand)) == len(hand):
+                found.setdefault(frozenset(hand), dict(zip(hand, SHARES, strict=True)))
+        return list(found.values())
+
+    def reference_batch(self) -> PeftBatch:
+        """Return a batch of transformers' own base model."""
+        return PeftBatch(self._reference, self.options.device, self.model.description.position_axes, {})
+
+    def graphs(self, kernels: FixedKernels) -> DecodeGraphs:
+        """Return captured decode steps over the same model, bank and slots, by other kernels. On a GPU only."""
+        return DecodeGraphs(FixedDecode(self.model, self._bank, self._cache, kernels), CudaCapture(self.options.device))
+
+    def prefill(self, prompts: Tensor, compositions: Sequence[Composition]) -> Tensor:
+        """Read prompt n into slot n with its adapters; return the logits [N, vocab] after each."""
+        logits = []
+        for slot, (tokens, composition) in enumerate(zip(prompts, compositions, strict=True)):
+            prompt = self.model.prompt_of(tokens.tolist())
+            after = self._runner.read(Prefill(slot, prompt, self._routed(composition)), prompt.length)
+            assert after is not None
+            logits.append(after)
+        return torch.cat(logits)
+
+    def rows(self, tokens: Sequence[int], length: int, compositions: Sequence[Composition]) -> list[DecodeRow]:
+        """Return the rows of a step that reads `tokens` after `length` others."""
+        return [
+            DecodeRow(slot, token, length, 0, self._routed(composition))
+            for slot, (token, composition) in enumerate(zip(tokens, compositions, strict=True))
+        ]
+
+    def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
+        """Return the logits [N, vocab] of one step, as the engine takes it."""
+        return self._runner.decode(rows)
+
+    def _routed(self, composition: Composition) -> dict[RankRange, float]:
+        return {self._ranges[number]: weight for number, weight in composition.items()}

@@ -1,0 +1,243 @@
+"""The real engine over a random model, with adapters on disk: what a server has, without the server.
+
+Import `harness` first.
+"""
+
+from __future__ import annotations
+
+import copy
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import say
+from random_adapters import random_adapter, write_peft_folder
+from random_models import SHAPES, RandomBaseModel, Shape, copy_sharing_weights
+from torch import Tensor
+
+from generation_service.adapters.bank import AdapterBank
+from generation_service.adapters.checkpoint import read_checkpoint
+from generation_service.adapters.host import HostForm
+from generation_service.adapters.leases import BankLease, Outcome
+from generation_service.adapters.ranks import RankRange
+from generation_service.adapters.residency import Residency
+from generation_service.adapters.sources import AdapterSource
+from generation_service.adapters.store import WeightStore
+from generation_service.adapters.weights import AdapterWeights
+from generation_service.engine import Engine
+from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.limits import EngineLimits
+from generation_service.models.base import EncodedPrompt
+from generation_service.prefill import Prefill
+from generation_service.runner import Runner
+from generation_service.sequence import Delta, Event, Request
+from infra.contract.composition import Composition, Mixture, WeightedAdapter
+from infra.contract.errors import NotFoundError
+from infra.contract.generation import Decoding, Generation
+
+SMALL = Shape("small", 256, 6, 8, 2, 1024, 4096)
+"""An adapter of rank 4 has about 3 % of its bytes; one of rank 16 has 2 % of InternVL2-2B's."""
+ENGINE_SHAPES = {SMALL.name: SMALL, **SHAPES}
+
+
+class AdapterFiles:
+    """Adapters "a0", "a1", ... of one rank, `files` different ones on disk: a disk need not hold a thousand.
+
+    Each is its own to the engine, with its own place on host and device; what is read of it is file number modulo
+    `files`, and in the system's page cache, as it would be with enough memory.
+    """
+
+    def __init__(self, model: RandomBaseModel, folder: Path, *, known: int, files: int, rank: int) -> None:
+        self._model = model
+        self._known = known
+        self._folders = [
+            write_peft_folder(
+                folder / str(number),
+                random_adapter(model.description.targets, rank, seed=number, dtype=model.description.dtype),
+            )
+            for number in range(min(files, known))
+        ]
+
+    def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
+        """Return where the adapter is."""
+        number = int(adapter_id.removeprefix("a"))
+        if number >= self._known:
+            raise NotFoundError(f"adapter {adapter_id!r} is not known: there are {self._known}")
+        return AdapterSource(adapter_id, "1", self._folders[number % len(self._folders)], "random")
+
+    def read(self, source: AdapterSource) -> AdapterWeights:
+        """Read the adapter as a server does."""
+        about = self._model.description
+        return read_checkpoint(source.folder, about.targets, self._model.canonical, dtype=about.dtype)
+
+
+def adapter_bytes(model: RandomBaseModel, rank: int) -> int:
+    """Return what an adapter of `rank` on all modules takes, in the model's dtype."""
+    about = model.description
+    return rank * about.dtype.itemsize * sum(inputs + outputs for inputs, outputs in about.targets.values())
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a world is made with: ranks of the bank, slots and tokens of the cache, bytes of adapters on the host."""
+
+    bank_ranks: int
+    slots: int
+    sequence_tokens: int
+    host_bytes: int
+
+
+class CountingBank(AdapterBank):
+    """Counts what is written into it."""
+
+    writes = 0
+
+    def write(self, owned: RankRange, weights: AdapterWeights) -> None:
+        """Put `weights` into the range, as AdapterBank does."""
+        super().write(owned, weights)
+        self.writes += 1
+
+
+class EngineWorld:
+    """One engine with its bank, over weights that it may share with others."""
+
+    def __init__(self, model: RandomBaseModel, adapters: AdapterFiles, sizes: Sizes) -> None:
+        self.model = copy.copy(model)
+        self.model.module = copy_sharing_weights(model.module)
+        about = model.description
+        self.bank = CountingBank(about.targets, sizes.bank_ranks, about.dtype, about.device)
+        self.store = WeightStore(
+            adapters,
+            adapters.read,
+            ["random"],
+            sizes.host_bytes,
+            host_form=HostForm(about.dtype, pinned=about.device.type == "cuda"),
+        )
+        self.residency = Residency(self.bank, self.store)
+        length = -(-(sizes.sequence_tokens + 1) // 64) * 64
+        cache = CacheShape(about.layers, sizes.slots, about.kv_heads, length, about.head_dim)
+        self.runner = Runner(self.model, self.bank, SlotKVCache(cache, about.dtype, about.device))
+        self.engine = Engine(
+            self.model,
+            self.runner,
+            self.residency,
+            EngineLimits(
+                max_running=sizes.slots,
+                max_waiting=4 * sizes.slots,
+                max_sequence_tokens=sizes.sequence_tokens,
+                max_adapters=16,
+                default_max_new_tokens=16,
+                prefill_tokens=2048,
+            ),
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[EngineWorld]:
+        """Start the engine; end it and its threads on leaving."""
+        self.engine.start()
+        try:
+            yield self
+        finally:
+            self.engine.close()
+            self.residency.close()
+
+    @property
+    def loads(self) -> int:
+        """Adapters and fusions written into the bank so far."""
+        return self.bank.writes
+
+    def fill(self, adapters: Sequence[str]) -> None:
+        """Let the bank and the host hold those of `adapters` that they have room for, the last ones first."""
+        for adapter in adapters:
+            self.lease(Mixture((WeightedAdapter(adapter, 1.0),))).release()
+
+    def lease(self, composition: Composition) -> BankLease:
+        """Return the composition's lease once it is in the bank. Raises what loading it ended in."""
+        outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self.residency.request(self.residency.check(composition), outcomes.put)
+        outcome = outcomes.get()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def logits(self, composition: Composition, prompt: EncodedPrompt) -> Tensor:
+        """Return the logits [1, vocab] after `prompt`, while the engine has nothing to do."""
+        lease = self.lease(composition)
+        try:
+            logits = self.runner.read(Prefill(0, prompt, lease.ranges), prompt.length)
+            assert logits is not None
+            return logits
+        finally:
+            lease.release()
+
+    def token_times(self, request: Request, beside: Iterable[str]) -> list[float]:
+        """Return when each token of an answer came, while the adapters of `beside` are loaded one after another."""
+        times: list[float] = []
+        ended = threading.Event()
+
+        def hear(event: Event) -> None:
+            times.append(time.perf_counter())
+            if not isinstance(event, Delta):
+                ended.set()
+
+        self.engine.submit(request, hear)
+        for adapter in beside:
+            if ended.is_set():
+                break
+            self.fill([adapter])
+        ended.wait()
+        return times[:-1]
+
+    def answer(self, requests: Iterable[Request], together: int) -> list[Generation]:
+        """Answer all requests, `together` of them at any time, and return the answers in the order of the requests.
+
+        Raises what a request ended in.
+        """
+        room = threading.Semaphore(together)
+        pending: list[_Pending] = []
+        for request in requests:
+            room.acquire()
+            one = _Pending(room)
+            pending.append(one)
+            checked = self.residency.check(request.composition)
+            self.engine.submit(Request(request.prompt, checked, request.decoding), one.hear)
+        return [one.answer() for one in pending]
+
+
+class _Pending:
+    """Hears how one request ends."""
+
+    def __init__(self, room: threading.Semaphore) -> None:
+        self._room = room
+        self._ended = threading.Event()
+        self._end: Generation | Exception | None = None
+
+    def hear(self, event: Event) -> None:
+        if not isinstance(event, Delta):
+            self._end = event
+            self._ended.set()
+            self._room.release()
+
+    def answer(self) -> Generation:
+        self._ended.wait()
+        if isinstance(self._end, Generation):
+            return self._end
+        assert self._end is not None
+        raise self._end
+
+
+def request_of(prompt: EncodedPrompt, composition: Composition, answer_tokens: int) -> Request:
+    """Return a request for a greedy answer of exactly `answer_tokens`: random models never stop by themselves."""
+    return Request(prompt, composition, Decoding(max_new_tokens=answer_tokens))
+
+
+def require_same_answers(what: str, ours: Sequence[Generation], theirs: Sequence[Generation]) -> None:
+    """End the benchmark unless both gave the same texts: a speed is worth nothing when the answers differ."""
+    differing = [n for n, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a.text != b.text]
+    if differing:
+        raise SystemExit(f"{what}: answers {differing} of {len(ours)} differ, so nothing was timed")
+    say(f"  equal: {what} ({len(ours)} answers)")

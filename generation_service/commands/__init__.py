@@ -1,0 +1,36 @@
+"""What the generation tier adds to the command line: `loraretriever inspect`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+if find_spec("torch") is None or find_spec("transformers") is None:
+    raise ImportError("loraretriever inspect needs the packages of the generation tier")
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Folder of a base model as it was downloaded, or of a PEFT adapter.")],
+    base_model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the base model that an adapter's tensors are checked against. "
+            "[default: base_model_name_or_path of the adapter, if it is a folder]",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say what a folder is, whether it can be served, and what memory it takes; 0 if it can, 1 if not.
+
+    Weights of a base model are not read, so that a large one is told about in seconds.
+    """
+    from generation_service.commands.inspection import inspected
+    from generation_service.commands.printing import print_report
+
+    report = inspected(path, base_model)
+    print_report(report, as_json=as_json)
+    if not report.supported:
+        raise typer.Exit(1)

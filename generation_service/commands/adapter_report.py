@@ -1,0 +1,174 @@
+"""What a PEFT folder holds, and whether it can be served on its base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from generation_service.adapters.binding import module_of
+from generation_service.adapters.checkpoint import (
+    WEIGHTS_FILE,
+    content_revision,
+    read_checkpoint,
+    read_config_content,
+    tensor_headers,
+)
+from generation_service.adapters.peft_config import CONFIG_FILE, PeftConfig, arithmetic, refusals
+from generation_service.adapters.tensor_headers import TensorHeader
+from generation_service.commands.base_model_report import BANK_RANKS, BF16_BYTES
+from generation_service.models.folder import default_model_name
+from generation_service.models.registry import family_of
+from infra.contract.errors import CheckpointError
+
+_TRAINING_ONLY = ("lora_dropout", "lorap_lr_ratio", "layers_to_transform", "exclude_modules")
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_SHOWN = 6
+
+
+@dataclass
+class AdapterReport:
+    """An adapter by its files. None where a file did not tell; the keys are those of the JSON document.
+
+    `rank` and `alpha` are the config's, the ranges those over its modules. `bound_tensors` is None when no base model
+    was there to check against. `rank_columns` is what it takes of a bank; `bytes` its own factors in bfloat16,
+    `bank_bytes` those columns over all modules of the base model.
+    """
+
+    kind: ClassVar[str] = "adapter"
+    path: str
+    supported: bool = False
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    peft_type: str | None = None
+    base_model: str | None = None
+    rank: int | None = None
+    rank_range: tuple[int, int] | None = None
+    alpha: float | None = None
+    use_rslora: bool | None = None
+    scaling_range: tuple[float, float] | None = None
+    target_modules: Any = None
+    tensors: int | None = None
+    dtype: str | None = None
+    checked_against: str | None = None
+    bound_tensors: int | None = None
+    adapted_modules: int | None = None
+    rank_columns: int | None = None
+    bytes: int | None = None
+    bank_bytes: int | None = None
+    revision: str | None = None
+
+
+def inspect_adapter(folder: Path, base_model: Path | None) -> AdapterReport:
+    """Return what config and weights of `folder` say, and how many tensors bind to the base model in `base_model`.
+
+    None: the folder that the config names as its base model, if it is one.
+    """
+    report = AdapterReport(str(folder))
+    config = _add_config(report, folder)
+    headers = _add_headers(report, folder, config)
+    base = base_model or _named_folder(report.base_model)
+    if base is None:
+        report.warnings.append(
+            "whether its tensors bind is not known: give the folder of its base model, --base-model PATH"
+        )
+    elif config is not None and headers is not None:
+        _add_binding(report, folder, base, headers)
+    _warn_of_files(report, folder)
+    report.supported = not report.problems
+    return report
+
+
+def _add_config(report: AdapterReport, folder: Path) -> PeftConfig | None:
+    try:
+        content = read_config_content(folder)
+        report.peft_type = str(content.get("peft_type") or "")
+        report.base_model = str(content.get("base_model_name_or_path") or "")
+        report.target_modules = content.get("target_modules")
+        report.problems += refusals(content)
+        config = arithmetic(content, str(folder / CONFIG_FILE))
+    except CheckpointError as error:
+        report.problems.append(error.message)
+        return None
+    report.rank, report.alpha, report.use_rslora = config.rank, config.alpha, config.use_rslora
+    ignored = [f"{name} {content[name]}" for name in _TRAINING_ONLY if content.get(name)]
+    if ignored:
+        report.warnings.append(f"matters in training only, and is ignored: {', '.join(ignored)}")
+    if not report.base_model:
+        report.warnings.append("its config names no base model: any server takes it, if its tensors bind")
+    return config
+
+
+def _add_headers(report: AdapterReport, folder: Path, config: PeftConfig | None) -> dict[str, TensorHeader] | None:
+    try:
+        headers = tensor_headers(folder)
+        report.revision = content_revision(folder) if config is not None else None
+    except CheckpointError as error:
+        report.problems.append(error.message)
+        return None
+    report.tensors = len(headers)
+    report.dtype = ", ".join(sorted({header.dtype for header in headers.values()}))
+    report.bytes = sum(header.values for header in headers.values()) * BF16_BYTES
+    ranks = {module_of(key): header.shape[0] for key, header in headers.items() if ".lora_A." in key and header.shape}
+    if ranks:
+        report.adapted_modules = len(ranks)
+        report.rank_range = (min(ranks.values()), max(ranks.values()))
+        report.rank_columns = max(ranks.values())
+    if ranks and config is not None:
+        scalings = [config.scaling_of(module) for module in ranks]
+        report.scaling_range = (min(scalings), max(scalings))
+    return headers
+
+
+def _add_binding(report: AdapterReport, folder: Path, base: Path, headers: dict[str, TensorHeader]) -> None:
+    report.checked_against = str(base)
+    try:
+        outline = family_of(base).describe(base)
+        _warn_of_name(report, base)
+    except CheckpointError as error:
+        report.problems.append(f"its base model: {error.message}")
+        return
+    report.bank_bytes = outline.bank_values(report.rank_columns or 0) * BF16_BYTES
+    if report.rank_columns and report.rank_columns > BANK_RANKS:
+        report.warnings.append(
+            f"its rank is beyond the default bank: start the server with --bank-ranks {report.rank_columns}"
+        )
+    if report.problems:
+        return
+    try:
+        read_checkpoint(folder, outline.targets, outline.canonical)
+        report.bound_tensors = len(headers)
+    except CheckpointError as error:
+        report.problems.append(error.message)
+        if "unbound" in error.metadata:
+            report.bound_tensors = len(headers) - int(error.metadata["unbound"])
+
+
+def _named_folder(name: str | None) -> Path | None:
+    return Path(name) if name and Path(name).is_dir() else None
+
+
+def _warn_of_name(report: AdapterReport, base: Path) -> None:
+    trained_on = (report.base_model or "").rstrip("/").rsplit("/", 1)[-1]
+    name = default_model_name(base)
+    if trained_on and trained_on.casefold() != name.casefold():
+        report.warnings.append(
+            f"its config calls the base model {trained_on}, a server of {base} calls itself {name}: start that with "
+            f"--model-aliases {trained_on}"
+        )
+
+
+def _warn_of_files(report: AdapterReport, folder: Path) -> None:
+    others = sorted(path.name for path in folder.iterdir() if path.name not in (CONFIG_FILE, WEIGHTS_FILE))
+    pickles = [name for name in others if name.endswith(_PICKLES)]
+    plain = [name for name in others if name not in pickles]
+    if pickles:
+        report.warnings.append(f"pickles, never opened: {_listed(pickles)}")
+    if plain:
+        report.warnings.append(f"files that are ignored: {_listed(plain)}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

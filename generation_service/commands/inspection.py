@@ -1,0 +1,43 @@
+"""A folder -> what it is, as a base model or as an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from generation_service.adapters.checkpoint import WEIGHTS_FILE
+from generation_service.adapters.peft_config import CONFIG_FILE as ADAPTER_CONFIG
+from generation_service.commands.adapter_report import AdapterReport, inspect_adapter
+from generation_service.commands.base_model_report import BaseModelReport, inspect_base_model
+from generation_service.models.folder import CONFIG as MODEL_CONFIG
+from infra.contract.errors import InvalidArgumentError
+
+_ADAPTER_FILES = (ADAPTER_CONFIG, WEIGHTS_FILE, "adapter_model.bin")
+
+
+def inspected(path: Path, base_model: Path | None = None) -> BaseModelReport | AdapterReport:
+    """Return what the folder at `path` is. Raises InvalidArgumentError when it is neither model nor adapter."""
+    _check_folder(path, "PATH")
+    if base_model is not None:
+        _check_folder(base_model, "--base-model")
+    if any((path / name).exists() for name in _ADAPTER_FILES):
+        return inspect_adapter(path, base_model)
+    if not (path / MODEL_CONFIG).exists():
+        raise InvalidArgumentError(
+            "PATH", f"{path} has no {MODEL_CONFIG} of a base model and no {ADAPTER_CONFIG} of an adapter{_hint(path)}"
+        )
+    if base_model is not None:
+        raise InvalidArgumentError("--base-model", f"{path} is a base model itself; the option is for adapters")
+    return inspect_base_model(path)
+
+
+def _check_folder(path: Path, name: str) -> None:
+    if not path.exists():
+        raise InvalidArgumentError(name, f"there is no folder {path}")
+    if not path.is_dir():
+        raise InvalidArgumentError(name, f"{path} is a file; give the folder that it is in")
+
+
+def _hint(path: Path) -> str:
+    names = [f"{depth}{name}" for depth in ("*/", "*/*/") for name in (MODEL_CONFIG, ADAPTER_CONFIG)]
+    below = {str(file.parent): None for name in names for file in sorted(path.glob(name))}
+    return f"; did you mean {', '.join(list(below)[:5])}?" if below else ""

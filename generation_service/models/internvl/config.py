@@ -1,0 +1,195 @@
+"""The config.json of an original InternVL folder -> the config of transformers' InternVL, and what else it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, InternVLConfig
+from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
+
+from generation_service.models.folder import read_config
+from infra.contract.errors import CheckpointError
+
+SUPPORTED = (
+    "InternVL2 and InternVL2.5 of 1B, 2B, 4B and 8B, whose vision tower is InternViT-300M and whose language model is "
+    "InternLM2, Qwen2 or Phi-3"
+)
+
+_SHAPE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+)
+_QWEN2 = ("use_sliding_window", "sliding_window", "max_window_layers")
+_PHI3 = ("original_max_position_embeddings", "sliding_window")
+_LANGUAGE_MODELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "InternLM2ForCausalLM": ("llama", _SHAPE),
+    "Qwen2ForCausalLM": ("qwen2", _SHAPE + _QWEN2),
+    "Phi3ForCausalLM": ("phi3", _SHAPE + _PHI3),
+}
+LANGUAGE_MODEL_TYPES = frozenset(model_type for model_type, _ in _LANGUAGE_MODELS.values())
+
+
+@dataclass(frozen=True)
+class OriginalConfig:
+    """What config.json says. A tile is a square of `image_size` pixels, and `tile_tokens` tokens.
+
+    `model` is the config of transformers' InternVL; `template` names the form of a conversation.
+    """
+
+    model: Any
+    template: str
+    dtype: torch.dtype | None
+    image_size: int
+    tile_tokens: int
+    min_tiles: int
+    max_tiles: int
+    thumbnail: bool
+
+
+def read_original(folder: Path) -> OriginalConfig:
+    """Return the folder's config. Raises CheckpointError when it is incomplete, or of a model that is not served."""
+    content = read_config(folder)
+    try:
+        return _parsed(folder, content)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a missing key, or one of the validation errors of transformers' configs
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{folder / 'config.json'} does not describe an InternVL model: {reason}", path=str(folder)
+        ) from error
+
+
+def _parsed(folder: Path, content: Mapping[str, Any]) -> OriginalConfig:
+    llm, vision = content["llm_config"], content["vision_config"]
+    architecture = (llm.get("architectures") or [""])[0]
+    _check_supported(folder, content, llm, vision, architecture)
+    size = int(content.get("force_image_size") or vision["image_size"])
+    ratio = float(content["downsample_ratio"])
+    text = _text_config(folder, llm, architecture)
+    dynamic = bool(content.get("dynamic_image_size"))
+    return OriginalConfig(
+        model=InternVLConfig(
+            text_config=text,
+            vision_config=_vision_config(vision, size),
+            downsample_ratio=ratio,
+            image_seq_length=_tile_tokens(vision, size, ratio),
+            vision_feature_layer=-1,
+            tie_word_embeddings=text.tie_word_embeddings,
+            attn_implementation="sdpa",
+        ),
+        template=str(content["template"]),
+        dtype=_dtype(content.get("torch_dtype") or llm.get("torch_dtype")),
+        image_size=size,
+        tile_tokens=_tile_tokens(vision, size, ratio),
+        min_tiles=int(content.get("min_dynamic_patch") or 1) if dynamic else 1,
+        max_tiles=int(content.get("max_dynamic_patch") or 12) if dynamic else 1,
+        thumbnail=bool(content.get("use_thumbnail")),
+    )
+
+
+def _check_supported(
+    folder: Path, content: Mapping[str, Any], llm: Mapping[str, Any], vision: Mapping[str, Any], architecture: str
+) -> None:
+    reasons = []
+    for name, default, needed in (("select_layer", -1, -1), ("ps_version", "v1", "v2"), ("pad2square", False, False)):
+        given = content.get(name, default)
+        if given != needed:
+            reasons.append(f"{name} is {given!r}, not {needed!r}")
+    if vision.get("qk_normalization") or vision.get("norm_type", "layer_norm") != "layer_norm":
+        reasons.insert(0, "its vision tower is InternViT-6B")
+    if architecture not in _LANGUAGE_MODELS:
+        reasons.insert(0, f"its language model is {architecture or llm.get('model_type', 'not named')}")
+    if reasons:
+        raise CheckpointError(
+            f"{folder} is an InternVL that this version does not serve ({'; '.join(reasons)}). It serves {SUPPORTED}",
+            path=str(folder),
+        )
+
+
+def _text_config(folder: Path, llm: Mapping[str, Any], architecture: str) -> Any:
+    model_type, names = _LANGUAGE_MODELS[architecture]
+    given = {name: llm[name] for name in names if llm.get(name) is not None}
+    if model_type == "llama":
+        given["attention_bias"] = bool(llm.get("bias"))
+    return AutoConfig.for_model(
+        model_type,
+        **given,
+        rope_parameters=_rope(folder, llm),
+        tie_word_embeddings=bool(llm.get("tie_word_embeddings")),
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+        attn_implementation="sdpa",
+    )
+
+
+def _rope(folder: Path, llm: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rotations as transformers names them.
+
+    Dynamic NTK multiplies the base by (factor * length / trained - (factor - 1)) ** (d / (d - 2)) for a sequence
+    longer than trained, and by 1 up to there: within `max_positions` it is the plain rotation. The longer ones are
+    refused, since keys in the cache would have been turned by the frequencies of another length.
+    """
+    theta = {"rope_theta": float(llm.get("rope_theta", 10000.0))}
+    scaling: Mapping[str, Any] = llm.get("rope_scaling") or {"type": "default"}
+    kind = scaling.get("rope_type") or scaling.get("type")
+    if kind in ("default", "dynamic"):
+        return {"rope_type": "default"} | theta
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": float(scaling["factor"])} | theta
+    if kind in ("su", "longrope"):
+        trained = llm["original_max_position_embeddings"]
+        factors = {name: scaling[name] for name in ("short_factor", "long_factor")}
+        lengths = {"original_max_position_embeddings": trained, "factor": llm["max_position_embeddings"] / trained}
+        return {"rope_type": "longrope"} | factors | lengths | theta
+    raise CheckpointError(
+        f"{folder / 'config.json'}: rope_scaling of type {kind!r} is not known; default, dynamic, linear, su and "
+        "longrope are",
+        path=str(folder),
+    )
+
+
+def max_positions(text: Any) -> int:
+    """Return the longest sequence whose rotations do not depend on its length, for a text config of transformers."""
+    if text.rope_parameters["rope_type"] == "longrope":
+        return int(text.original_max_position_embeddings)
+    window = getattr(text, "sliding_window", None)
+    return int(min(text.max_position_embeddings, window or text.max_position_embeddings))
+
+
+def _vision_config(vision: Mapping[str, Any], size: int) -> Any:
+    return InternVLVisionConfig(
+        hidden_size=vision["hidden_size"],
+        intermediate_size=vision["intermediate_size"],
+        num_hidden_layers=vision["num_hidden_layers"],
+        num_attention_heads=vision["num_attention_heads"],
+        num_channels=vision.get("num_channels", 3),
+        patch_size=vision["patch_size"],
+        image_size=size,
+        hidden_act=vision.get("hidden_act", "gelu"),
+        layer_norm_eps=vision.get("layer_norm_eps", 1e-6),
+        attention_bias=bool(vision.get("qkv_bias")),
+        use_mean_pooling=True,
+        attn_implementation="sdpa",
+    )
+
+
+def _tile_tokens(vision: Mapping[str, Any], size: int, ratio: float) -> int:
+    return int((size // vision["patch_size"]) ** 2 * ratio**2)
+
+
+def _dtype(name: object) -> torch.dtype | None:
+    dtype = getattr(torch, str(name), None)
+    return dtype if isinstance(dtype, torch.dtype) else None

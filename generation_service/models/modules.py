@@ -1,0 +1,108 @@
+"""transformers' modules of a base model: their shape without weights, and their weights bound one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from generation_service.adapters.binding import Rename
+from generation_service.adapters.weights import Shapes
+from generation_service.models.base import LoadOptions, ModelOutline
+from generation_service.models.folder import read_config, tensor_names
+from infra.contract.errors import CheckpointError
+
+
+def parse_config(folder: Path, config_class: Any, title: str) -> Any:
+    """Return the folder's config.json as `config_class`. Raises CheckpointError when it describes no such model."""
+    read_config(folder)
+    try:
+        return config_class.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers validates with exceptions of several libraries
+        raise CheckpointError(
+            f"{folder / 'config.json'} does not describe a {title} model: {error}", path=str(folder)
+        ) from error
+
+
+def without_weights(folder: Path, model_class: Any, config: Any, title: str) -> Any:
+    """Return `model_class` of `config` with parameters that have shapes and no memory."""
+    try:
+        with torch.device("meta"):
+            return model_class._from_config(config)
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes no {title} model that can be built: {error}", path=str(folder)
+        ) from error
+
+
+def with_weights(folder: Path, model_class: Any, config: Any, options: LoadOptions, title: str) -> Any:
+    """Return `model_class` of `config` with the folder's weights, frozen, on its device.
+
+    Raises CheckpointError naming the tensors when one is missing, left over or of another shape.
+    """
+    tensor_names(folder)
+    try:
+        model, report = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=options.dtype or "auto",
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise CheckpointError(f"{folder} cannot be loaded as {title}: {error}", path=str(folder)) from error
+    _check_bound(folder, report)
+    return model.eval().requires_grad_(False).to(options.device)
+
+
+def linear_layers(model: nn.Module, *below: str) -> Shapes:
+    """Return the linear layers below the given prefixes: module path -> (in, out)."""
+    prefixes = tuple(f"{prefix}." for prefix in below)
+    return {
+        name: (module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(prefixes)
+    }
+
+
+def outline(title: str, model: Any, targets: Shapes, by_image: tuple[str, ...], canonical: Rename) -> ModelOutline:
+    """Return the outline of a model of transformers whose language model's config is its `text_config`."""
+    text = model.config.get_text_config()
+    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", False) else None
+    return ModelOutline(
+        title=title,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=model.config.dtype or text.dtype,
+        hidden=text.hidden_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        vocab_size=text.vocab_size,
+        max_positions=min(text.max_position_embeddings, window or text.max_position_embeddings),
+        by_image=by_image,
+        targets=targets,
+        canonical=canonical,
+    )
+
+
+def _check_bound(folder: Path, report: dict[str, Any]) -> None:
+    problems = {
+        "missing from the files": sorted(report["missing_keys"]),
+        "of another shape than config.json says": sorted(
+            entry if isinstance(entry, str) else str(entry[0]) for entry in report["mismatched_keys"]
+        ),
+        "in the files without a place in the model": sorted(report["unexpected_keys"]),
+        "that could not be read": sorted(str(message) for message in report.get("error_msgs") or ()),
+    }
+    found = [f"{len(names)} tensors {what}: {', '.join(names[:8])}" for what, names in problems.items() if names]
+    if found:
+        raise CheckpointError(
+            f"{folder} does not hold the model of its config.json; " + "; ".join(found), path=str(folder)
+        )

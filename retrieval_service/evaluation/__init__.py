@@ -1,0 +1,1 @@
+"""How well prompts find their adapters: measured on examples whose adapter is known."""

@@ -1,0 +1,100 @@
+"""Steps captured with one set of adapters, replayed with others: CUDA graphs and torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from generation_service.adapters.fixed_ranks import FixedKernels
+from generation_service.decode_graphs import CudaCapture, DecodeGraphs
+from generation_service.kernels.fixed_ops import TorchFixedKernels
+from generation_service.kernels.triton_ops import TritonFixedKernels
+from tests.parity.decode_world import STEPS, DecodeWorld
+from tests.parity.fixed_ranks_case import Case, Sizes, assert_close
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+KERNELS = [TorchFixedKernels, TritonFixedKernels]
+ROWS, RANKS, MEMBERS, INPUTS, OUTPUTS = 7, 60, 3, 200, 120
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+def cases(dtype: torch.dtype) -> list[Case]:
+    """Return products that differ in the ranks in use, from none to all, and are alike in all sizes."""
+    made = []
+    for seed, used in enumerate((13, 60, 0, 1, 37)):
+        sizes = Sizes(ROWS, RANKS, used, MEMBERS, INPUTS, OUTPUTS)
+        case = Case(sizes, dtype, seed, device="cuda", beyond=0)
+        case.a.nan_to_num_(0)
+        case.b.nan_to_num_(0)
+        made.append(case)
+    return made
+
+
+class Layer:
+    """Both products of one layer over buffers at fixed addresses."""
+
+    def __init__(self, kernels: FixedKernels, like: Case) -> None:
+        self.kernels = kernels
+        self.x, self.a, self.b = like.x.clone(), like.a.clone(), like.b.clone()
+        self.columns, self.count, self.weights = like.columns.clone(), like.count.clone(), like.weights.clone()
+
+    def forward(self) -> Tensor:
+        """Return the last module's delta [N, out]."""
+        shrunk = self.kernels.shrink(self.x, self.a, self.columns, self.count, self.weights)
+        out = self.x.new_zeros(ROWS, OUTPUTS)
+        self.kernels.expand_(out, shrunk[-1], self.b, self.columns, self.count)
+        return out
+
+    def fill(self, case: Case) -> None:
+        """Take over another case's values, in place."""
+        for name in ("x", "a", "b", "columns", "count", "weights"):
+            getattr(self, name).copy_(getattr(case, name))
+
+
+def check_all(layer: Layer, repeat: Callable[[], Tensor], dtype: torch.dtype) -> None:
+    for case in cases(dtype):
+        layer.fill(case)
+        case.out.zero_()
+        assert_close(repeat(), case.true_out(case.true_shrunk()), dtype, leeway=4)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_layer_captured_with_one_adapter_serves_all_others(
+    kernels: Callable[[], FixedKernels], dtype: torch.dtype
+) -> None:
+    with torch.inference_mode():
+        layer = Layer(kernels(), cases(dtype)[0])
+        check_all(layer, CudaCapture(torch.device("cuda"))(layer.forward), dtype)
+
+
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_compiled_layer_serves_all_adapters(kernels: Callable[[], FixedKernels], mode: str | None) -> None:
+    torch.compiler.reset()
+    with torch.inference_mode():
+        layer = Layer(kernels(), cases(torch.bfloat16)[0])
+        compiled = torch.compile(layer.forward, mode=mode, dynamic=False)
+        check_all(layer, lambda: compiled().clone(), torch.bfloat16)
+        check_all(layer, lambda: compiled().clone(), torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_model_captured_with_one_adapter_serves_all_others(
+    kernels: Callable[[], FixedKernels], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    world = DecodeWorld(tmp_path, "cuda", dtype)
+    graphs = DecodeGraphs(world.fixed(kernels()), CudaCapture(torch.device("cuda")))
+    for step, compositions in enumerate(STEPS):
+        rows = world.rows(step, compositions)
+        captured = graphs.decode(rows).clone()
+        written = world.decode_written(rows)
+        error = (captured - written).abs().max() / written.abs().max()
+        assert error <= TOLERANCE[dtype]
+    assert graphs.captured == 1

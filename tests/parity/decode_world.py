@@ -1,0 +1,91 @@
+"""A tiny base model with adapters in its bank and prompts in its slots, decoded step by step in two ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from generation_service.adapters.bank import AdapterBank
+from generation_service.adapters.fixed_ranks import FixedKernels
+from generation_service.adapters.ranks import RankRange
+from generation_service.adapters.weights import AdapterWeights, LoraPair, Shapes
+from generation_service.decode_row import DecodeRow
+from generation_service.fixed_decode import FixedDecode
+from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.models.base import LoadOptions
+from generation_service.models.registry import load_base_model
+from generation_service.prefill import Prefill
+from generation_service.runner import Runner
+from infra.contract.prompt import Prompt
+from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
+
+PROMPTS = ("one", "a second prompt", "three", "and the fourth of them")
+RANKS = (4, 7, 16)
+STEPS: tuple[tuple[Mapping[int, float], ...], ...] = (
+    ({0: 1.0}, {0: 1.0}, {0: 1.0}, {0: 1.0}),
+    ({0: 1.0}, {1: 0.5, 2: 0.5}, {}, {2: 1.0}),
+    ({}, {}, {1: 0.3, 0: 0.7}, {2: 0.2}),
+    ({2: 1.0}, {1: 0.0, 2: 0.25}, {0: 1.0}, {1: 2.0}),
+)
+"""The compositions of each step, adapter number -> weight: the first step is what a graph is captured with."""
+
+
+def language_adapter(targets: Shapes, rank: int, seed: int, only: str = "") -> AdapterWeights:
+    """Return a random adapter of the language model's layers whose path has `only` in it."""
+    generator = torch.Generator().manual_seed(seed)
+    return AdapterWeights.of(
+        {
+            path: LoraPair(
+                torch.randn(rank, inputs, generator=generator) / inputs**0.5,
+                torch.randn(outputs, rank, generator=generator) / rank,
+            )
+            for path, (inputs, outputs) in targets.items()
+            if path.startswith("model.language_model.") and only in path
+        }
+    )
+
+
+class DecodeWorld:
+    """Adapters of RANKS in a bank, PROMPTS in the first slots; `written` runs steps without a graph."""
+
+    def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
+        write_qwen2_vl(folder, TinyShape())
+        self.model = load_base_model(folder, LoadOptions(torch.device(device), dtype))
+        about = self.model.description
+        self.bank = AdapterBank(about.targets, 96, dtype, device, by_image=about.by_image)
+        shape = CacheShape(about.layers, len(PROMPTS), about.kv_heads, 300, about.head_dim)
+        self.cache = SlotKVCache(shape, dtype, torch.device(device))
+        self.written = Runner(self.model, self.bank, self.cache, graphs=False)
+        self.ranges = [self._hold(rank, seed) for seed, rank in enumerate(RANKS)]
+        self._lengths = [self._read(slot, text) for slot, text in enumerate(PROMPTS)]
+
+    def fixed(self, kernels: FixedKernels) -> FixedDecode:
+        """Return decode steps at fixed addresses over the same bank and cache."""
+        return FixedDecode(self.model, self.bank, self.cache, kernels)
+
+    def rows(self, step: int, compositions: Sequence[Mapping[int, float]]) -> list[DecodeRow]:
+        """Return the rows of step number `step`, one a slot."""
+        return [
+            DecodeRow(slot, 20 + 7 * slot + step, self._lengths[slot] + step, 0, self._routed(composition))
+            for slot, composition in enumerate(compositions)
+        ]
+
+    def decode_written(self, rows: Sequence[DecodeRow]) -> Tensor:
+        """Return the logits [N, vocab] of a step run as written."""
+        return self.written.decode(rows)
+
+    def _routed(self, composition: Mapping[int, float]) -> dict[RankRange, float]:
+        return {self.ranges[number]: weight for number, weight in composition.items()}
+
+    def _hold(self, rank: int, seed: int) -> RankRange:
+        owned = self.bank.acquire(rank)
+        self.bank.write(owned, language_adapter(self.model.description.targets, rank, seed))
+        return owned
+
+    def _read(self, slot: int, text: str) -> int:
+        prompt = self.model.encode(Prompt.of(text), [])
+        self.written.read(Prefill(slot, prompt, {}), prompt.length)
+        return prompt.length

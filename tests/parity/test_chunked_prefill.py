@@ -1,0 +1,172 @@
+"""A prompt read in chunks is the prompt read at once: the same logits, the same tokens after it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from generation_service.adapters.bank import AdapterBank
+from generation_service.adapters.checkpoint import read_checkpoint
+from generation_service.adapters.ranks import RankRange
+from generation_service.decode_row import DecodeRow
+from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.models.base import BaseModel, EncodedPrompt, LoadOptions
+from generation_service.models.registry import load_base_model
+from generation_service.prefill import Prefill
+from generation_service.runner import Runner
+from infra.contract.prompt import ImagePart, Prompt
+from tests.generation import World, write_world
+from tests.images import picture, png
+
+CHUNKS = (1, 7, 64)
+ALL = 4096
+SLOTS = 3
+TOLERANCE = 1e-4
+IMAGES = {"text": [], "one image": [(100, 150)], "three images": [(57, 200), (112, 112), (40, 40)]}
+COMPOSITIONS = {"base": {}, "one": {"a2": 1.0}, "with the vision tower": {"a0": 0.5, "a3": 0.7, "a4": 0.4}}
+
+
+@dataclass
+class Device:
+    """A model with five adapters in its bank, and what the engine would run it by."""
+
+    model: BaseModel
+    runner: Runner
+    cache: SlotKVCache
+    adapters: dict[str, RankRange]
+
+    def prompt(self, sizes: list[tuple[int, int]], text: str = "What is on the screen? " * 5) -> EncodedPrompt:
+        """Return a question about images of `sizes`, encoded."""
+        images = [picture(width, height, seed) for seed, (width, height) in enumerate(sizes)]
+        return self.model.encode(Prompt.of(text, [ImagePart(png(image)) for image in images]), images)
+
+    def ranges(self, weights: dict[str, float]) -> dict[RankRange, float]:
+        """Return a composition as the bank knows it."""
+        return {self.adapters[name]: weight for name, weight in weights.items()}
+
+    def read(self, prefill: Prefill, tokens: int) -> Tensor:
+        """Read a whole prompt in chunks of `tokens`; return the logits after it."""
+        while (logits := self.runner.read(prefill, tokens)) is None:
+            pass
+        return logits
+
+    def decode(self, prefill: Prefill, logits: Tensor, tokens: int) -> list[int]:
+        """Return the `tokens` greedy tokens that follow a prompt."""
+        found = [int(logits.argmax())]
+        while len(found) < tokens:
+            found.append(int(self.runner.decode([row(prefill, found)]).argmax()))
+        return found
+
+
+def row(prefill: Prefill, tokens: list[int]) -> DecodeRow:
+    prompt = prefill.prompt
+    return DecodeRow(
+        prefill.slot, tokens[-1], prompt.length + len(tokens) - 1, prompt.position_delta, dict(prefill.ranges)
+    )
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
+    world = write_world(tmp_path_factory.mktemp("world"))
+    return loaded(world)
+
+
+def loaded(world: World) -> Device:
+    model = load_base_model(world.base, LoadOptions(torch.device("cpu"), torch.float32))
+    of = model.description
+    bank = AdapterBank(of.targets, 64, of.dtype, of.device, by_image=of.by_image)
+    cache = SlotKVCache(CacheShape(of.layers, SLOTS, of.kv_heads, 512, of.head_dim), of.dtype, of.device)
+    runner = Runner(model, bank, cache)
+    adapters = {}
+    for name in world.adapters:
+        weights = read_checkpoint(world.roots / name, of.targets, model.canonical)
+        adapters[name] = bank.acquire(weights.rank)
+        bank.write(adapters[name], weights)
+    return Device(model, runner, cache, adapters)
+
+
+@pytest.mark.parametrize("sizes", IMAGES.values(), ids=IMAGES)
+@pytest.mark.parametrize("weights", COMPOSITIONS.values(), ids=COMPOSITIONS)
+def test_chunks_of_any_size_give_the_logits_and_tokens_of_the_whole(
+    device: Device, sizes: list[tuple[int, int]], weights: dict[str, float]
+) -> None:
+    prompt, ranges = device.prompt(sizes), device.ranges(weights)
+    assert prompt.length > max(CHUNKS)
+    whole = Prefill(0, prompt, ranges)
+    expected = device.read(whole, ALL)
+    tokens = device.decode(whole, expected, 12)
+    for chunk in CHUNKS:
+        device.cache.clear(1)
+        prefill = Prefill(1, prompt, ranges)
+        logits = device.read(prefill, chunk)
+        torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=TOLERANCE)
+        assert device.decode(prefill, logits, 12) == tokens
+
+
+def test_adapters_change_the_logits_that_are_compared(device: Device) -> None:
+    prompt = device.prompt(IMAGES["one image"])
+    logits = [device.read(Prefill(0, prompt, device.ranges(weights)), 7) for weights in COMPOSITIONS.values()]
+    assert all((one - other).abs().max() > 0.1 for one, other in itertools.pairwise(logits))
+
+
+def test_prompts_read_by_turns_beside_a_running_answer_disturb_nothing(device: Device) -> None:
+    texts = ("Scroll down. " * 9, "What is on the screen? " * 5, "Go back.")
+    prompts = [device.prompt(sizes, text) for sizes, text in zip(IMAGES.values(), texts, strict=True)]
+    ranges = [device.ranges(weights) for weights in COMPOSITIONS.values()]
+    expected = []
+    for prompt, composition in zip(prompts, ranges, strict=True):
+        alone = Prefill(0, prompt, composition)
+        expected.append(device.decode(alone, device.read(alone, ALL), 16))
+
+    prefills = [
+        Prefill(slot, prompt, composition)
+        for slot, (prompt, composition) in enumerate(zip(prompts, ranges, strict=True))
+    ]
+    answers: list[list[int]] = [[] for _ in prefills]
+    while any(len(answer) < 16 for answer in answers):
+        for prefill, answer in zip(prefills, answers, strict=True):
+            if prefill.unread and (logits := device.runner.read(prefill, 5)) is not None:
+                answer.append(int(logits.argmax()))
+        running = [number for number, answer in enumerate(answers) if 0 < len(answer) < 16]
+        if running:
+            logits = device.runner.decode([row(prefills[number], answers[number]) for number in running])
+            for number, token in zip(running, logits.argmax(dim=-1).tolist(), strict=True):
+                answers[number].append(token)
+    assert answers == expected
+
+
+def test_a_slot_left_in_the_middle_of_a_prompt_serves_the_next_one(device: Device) -> None:
+    prompt = device.prompt([], "Go back.")
+    expected = device.read(Prefill(0, prompt, {}), ALL)
+    left = Prefill(2, device.prompt(IMAGES["three images"]), device.ranges({"a4": 1.0}))
+    assert device.runner.read(left, 40) is None
+    torch.testing.assert_close(device.read(Prefill(2, prompt, {}), 3), expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_the_images_are_seen_once_and_let_go(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed, seen = device.model.embed, []
+
+    def counted(prompt: EncodedPrompt) -> Tensor:
+        seen.append(prompt)
+        return embed(prompt)
+
+    monkeypatch.setattr(device.model, "embed", counted)
+    prefill = Prefill(0, device.prompt(IMAGES["one image"]), {})
+    while prefill.unread:
+        device.runner.read(prefill, 10)
+        assert prefill.holds_embeddings == bool(prefill.unread)
+        assert prefill.prompt.pixels is None
+    assert len(seen) == 1
+
+
+def test_a_chunk_takes_no_more_than_is_left(device: Device) -> None:
+    prompt = device.prompt([])
+    prefill = Prefill(0, prompt, {})
+    assert device.runner.read(prefill, prompt.length - 1) is None
+    assert (prefill.place, prefill.unread) == (prompt.length - 1, 1)
+    assert device.runner.read(prefill, 100) is not None
+    assert (prefill.place, prefill.unread) == (prompt.length, 0)

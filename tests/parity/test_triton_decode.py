@@ -1,0 +1,28 @@
+"""Whole decode steps at fixed addresses with the interpreted Triton kernels, against steps run as written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from generation_service.kernels.triton_ops import TritonFixedKernels
+from tests.parity.decode_world import STEPS, DecodeWorld
+
+pytest.importorskip("triton", reason="Triton is made for Linux on x86-64 only")
+
+from tests.fakes.interpreted_triton import interpreted_kernels
+
+
+def test_steps_with_the_triton_kernels_are_the_steps_as_written(tmp_path: Path) -> None:
+    world = DecodeWorld(tmp_path, "cpu", torch.float32)
+    fixed = world.fixed(TritonFixedKernels(interpreted_kernels()))
+    buckets = set()
+    for step, compositions in enumerate(STEPS[1::2]):
+        rows = world.rows(step, compositions)
+        bucket = fixed.fill(rows)
+        buckets.add(bucket)
+        torch.testing.assert_close(fixed.forward(bucket), world.decode_written(rows), rtol=1e-5, atol=1e-5)
+    assert len(buckets) == 1
+    assert bucket.ranks == world.bank.ranks, "one captured step serves however many ranks are in use"
