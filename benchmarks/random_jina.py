@@ -96,4 +96,4 @@ def _random(tensor: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     if tensor.ndim == 1:  # norms and biases
         return torch.ones(len(tensor), dtype=torch.bfloat16)
     spread = float(tensor[0].numel()) ** -0.5
-    return (spread * torch.randn(tensor.shape, generator=draw)).to(torch.bfloat16)
+    return torch.randn(tensor.shape, generator=draw).mul(spread).to(torch.bfloat16)
