@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from itertools import islice
+from math import comb
 from typing import Any
 
-from composition_world import Composition, CompositionWorld
+from composition_world import SHARES, Composition, CompositionWorld
 from floors import Machine, decode_work, measure_machine
 from harness import Bar, Findings, require_equal, run, say, time_interleaved
 from random_models import SHAPES
@@ -43,8 +44,9 @@ def measure(options: argparse.Namespace) -> Findings:
     options.context = options.context or (512 if on_gpu else 16)
     options.steps = options.steps or (32 if on_gpu else 2)
     options.bank_ranks = options.bank_ranks or (1024 if on_gpu else 0)
-    if options.adapters < 3:
-        raise SystemExit(f"--adapters is {options.adapters}: every row needs three different ones")
+    most = max(*options.rows, options.requests, options.prefill_rows)
+    if comb(options.adapters, len(SHARES)) < most:
+        raise SystemExit(f"--adapters {options.adapters} are too few for {most} rows of three, no two rows alike")
     world = CompositionWorld(options)
     findings = Findings(settings={"shape_sizes": vars(SHAPES[options.shape])})
     machine = measure_machine(options.device, options.dtype)
