@@ -87,7 +87,7 @@ class CompositionWorld:
         return torch.cat(logits)
 
     def stretch(self, rows: int) -> None:
-        """Repeat what the first `rows` slots hold until it is `cached` tokens long: a long prompt without its reading."""
+        """Repeat what the first `rows` slots hold until it is `cached` tokens long: prompts that were not read."""
         read, cached = self.options.context, self.options.cached
         for store in (*self._cache.keys, *self._cache.values):
             store[:rows, :, :cached] = store[:rows, :, :read].repeat(1, 1, -(-cached // read), 1)[:, :, :cached]
