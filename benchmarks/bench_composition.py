@@ -29,9 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, default=16, help="rank of every adapter")
     parser.add_argument("--bank-ranks", type=int, help="ranks of the bank (default: what they need, on a GPU 1024)")
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 32], help="batch sizes of decoding")
-    parser.add_argument(
-        "--context", type=int, help="tokens read before answers are compared (default: 16; GPU: 512)"
-    )
+    parser.add_argument("--context", type=int, help="tokens read before answers are compared (default: 16; GPU: 512)")
     parser.add_argument("--cached", type=int, default=512, help="tokens a row holds while decoding is timed")
     parser.add_argument("--steps", type=int, help="decode steps in one repetition (default: 2, on a GPU 32)")
     parser.add_argument("--prefill-rows", type=int, default=8, help="prompts of the prefill; 0 leaves it out")
