@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, assert_never
+from typing import Any, Protocol, assert_never
 
+from infra.contract.adapter import Adapter
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import BaseModelMismatchError, DeadlineError, InvalidArgumentError, UnavailableError
 from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection
+from orchestrator.adapter_choice import DEFAULT_TOP_K, allowed, draw, uniform
 from orchestrator.evaluation.spec import AnswerStrategy
+from orchestrator.shared_retrieval import Shared, SharedCalls, prompt_digest
 
 BASE_MODEL_AGE_S = 60.0
+MAX_CATALOGUES = 64
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Retrieval(Protocol):
 
     async def retrieve(self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None) -> Retrieved:
         """Return the adapters that fit `prompt`."""
+
+    def list_adapters(
+        self, base_model: str = "", kind: str = "", tags: Sequence[str] = (), timeout_s: float | None = None
+    ) -> Coroutine[Any, Any, list[Adapter]]:
+        """Return the adapters of the catalogue, ordered by id."""
 
 
 class GenerationTier(Protocol):
@@ -52,7 +61,12 @@ class GenerationTier(Protocol):
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and how to answer it. `oracle` names the adapter known to be right, for AnswerStrategy.ORACLE only."""
+    """A prompt and how to answer it.
+
+    `oracle` names the adapter known to be right, for AnswerStrategy.ORACLE only; `seed` draws the adapters of
+    AnswerStrategy.RANDOM_K. Questions with the same non-empty `shared_by` (a job's id) that put the same prompt to
+    retrieval, with the same options, share one call, and all of them one look at the catalogue.
+    """
 
     prompt: Prompt
     strategy: AnswerStrategy = AnswerStrategy.MIXTURE
@@ -60,17 +74,23 @@ class Question:
     fusion_method: FusionMethod = FusionMethod.LINEAR
     decoding: Decoding = field(default_factory=Decoding)
     oracle: str = ""
+    seed: str = ""
+    shared_by: str = ""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, what was retrieved for it (nothing: the base model alone answered), and seconds it took."""
+    """An answer, what was retrieved for it (nothing: the base model alone answered), and seconds it took.
+
+    `retrieval_shared`: another question had retrieved it already, so that `retrieval_s` says nothing of retrieval.
+    """
 
     generation: Generation
     selection: Selection
     catalogue_revision: str
     retrieval_s: float
     total_s: float
+    retrieval_shared: bool = False
 
 
 def compose(
@@ -97,8 +117,30 @@ def compose(
             return Mixture(selection.weighted) if selection.matches else Base()
         case AnswerStrategy.FUSION:
             return Fusion(selection.weighted, fusion_method) if selection.matches else Base()
+        case AnswerStrategy.UNIFORM_ALL | AnswerStrategy.RANDOM_K:
+            raise InvalidArgumentError(
+                "strategy", f"{strategy.value} takes adapters of the catalogue, not retrieved ones"
+            )
         case _:
             assert_never(strategy)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    composition: Composition
+    retrieved: Retrieved
+    retrieval_s: float
+    shared: bool
+
+    def answer(self, generation: Generation, total_s: float) -> Answer:
+        return Answer(
+            generation,
+            self.retrieved.selection,
+            self.retrieved.catalogue_revision,
+            self.retrieval_s,
+            total_s,
+            self.shared,
+        )
 
 
 class Pipeline:
@@ -109,41 +151,77 @@ class Pipeline:
         self._generation = generation
         self._base_model = ""
         self._base_model_until = 0.0
+        self._retrievals: SharedCalls[Retrieved] = SharedCalls()
+        self._catalogues: SharedCalls[list[Adapter]] = SharedCalls(MAX_CATALOGUES)
 
     async def answer(self, question: Question, timeout_s: float | None = None) -> Answer:
         """Return the answer to `question`; DeadlineError after `timeout_s` seconds."""
         clock = _Clock(timeout_s)
-        retrieved = await self._retrieve(question, clock)
-        composition = compose(question.strategy, retrieved.selection, question.fusion_method, question.oracle)
-        retrieval_s = clock.elapsed_s()
-        with self._base_model_in_doubt():
+        prepared = await self._prepare(question, clock)
+        with self._base_model_in_doubt(), _advice(question, prepared.composition):
             generation = await self._generation.generate(
-                question.prompt, composition, question.decoding, clock.remaining_s()
+                question.prompt, prepared.composition, question.decoding, clock.remaining_s()
             )
-        return Answer(generation, retrieved.selection, retrieved.catalogue_revision, retrieval_s, clock.elapsed_s())
+        return prepared.answer(generation, clock.elapsed_s())
 
     async def stream(
         self, question: Question, timeout_s: float | None = None
     ) -> AsyncIterator[Selection | str | Answer]:
         """Yield the selection, then the answer piece by piece, then the whole Answer."""
         clock = _Clock(timeout_s)
-        retrieved = await self._retrieve(question, clock)
-        composition = compose(question.strategy, retrieved.selection, question.fusion_method, question.oracle)
-        retrieval_s = clock.elapsed_s()
-        yield retrieved.selection
-        with self._base_model_in_doubt():
-            pieces = self._generation.stream(question.prompt, composition, question.decoding, clock.remaining_s())
+        prepared = await self._prepare(question, clock)
+        yield prepared.retrieved.selection
+        with self._base_model_in_doubt(), _advice(question, prepared.composition):
+            pieces = self._generation.stream(
+                question.prompt, prepared.composition, question.decoding, clock.remaining_s()
+            )
             async for piece in pieces:
-                if isinstance(piece, Generation):
-                    yield Answer(
-                        piece, retrieved.selection, retrieved.catalogue_revision, retrieval_s, clock.elapsed_s()
-                    )
-                else:
-                    yield piece
+                yield prepared.answer(piece, clock.elapsed_s()) if isinstance(piece, Generation) else piece
 
-    async def _retrieve(self, question: Question, clock: _Clock) -> Retrieved:
+    async def _prepare(self, question: Question, clock: _Clock) -> _Prepared:
+        """Return the composition that answers, and what was retrieved for it."""
+        if question.strategy.takes_any:
+            composition = uniform(await self._taken(question, clock))
+            return _Prepared(composition, Retrieved(), clock.elapsed_s(), shared=False)
+        found = await self._retrieve(question, clock)
+        composition = compose(question.strategy, found.value.selection, question.fusion_method, question.oracle)
+        return _Prepared(composition, found.value, clock.elapsed_s(), found.is_reused)
+
+    async def _taken(self, question: Question, clock: _Clock) -> list[Adapter]:
+        """Return the adapters of the catalogue that are taken whatever the prompt is."""
+        options = await self._options(question, clock)
+
+        def list_all() -> Coroutine[Any, Any, list[Adapter]]:
+            return self._retrieval.list_adapters(options.base_model, options.kind, options.tags, clock.remaining_s())
+
+        if question.shared_by:
+            key = (question.shared_by, options.base_model, options.kind, options.tags)
+            adapters = (await self._catalogues.get(key, list_all, clock.remaining_s())).value
+        else:
+            adapters = await list_all()
+        choice = allowed(adapters, options)
+        if question.strategy is AnswerStrategy.RANDOM_K:
+            return draw(choice, options.top_k or DEFAULT_TOP_K, question.seed)
+        return choice
+
+    async def _retrieve(self, question: Question, clock: _Clock) -> Shared[Retrieved]:
         if not question.strategy.retrieves:
-            return Retrieved()
+            return Shared(Retrieved(), is_reused=False)
+        options = await self._options(question, clock)
+
+        def look_up() -> Coroutine[Any, Any, Retrieved]:
+            return self._retrieval.retrieve(question.prompt, options, clock.remaining_s())
+
+        try:
+            if question.shared_by:
+                key = (question.shared_by, prompt_digest(question.prompt), options)
+                return await self._retrievals.get(key, look_up, clock.remaining_s())
+            return Shared(await look_up(), is_reused=False)
+        except InvalidArgumentError as error:
+            raise _as_asked(error) from error
+
+    async def _options(self, question: Question, clock: _Clock) -> RetrievalOptions:
+        """Return the question's retrieval options with the base model that runs."""
         base_model = await self._current_base_model(clock)
         wanted = question.retrieval.base_model
         if wanted and wanted != base_model:
@@ -152,11 +230,7 @@ class Pipeline:
                 "Leave retrieval.base_model empty, or ask a server of that model",
                 base_model=base_model,
             )
-        options = replace(question.retrieval, base_model=base_model)
-        try:
-            return await self._retrieval.retrieve(question.prompt, options, clock.remaining_s())
-        except InvalidArgumentError as error:
-            raise _as_asked(error) from error
+        return replace(question.retrieval, base_model=base_model)
 
     async def _current_base_model(self, clock: _Clock) -> str:
         if time.monotonic() >= self._base_model_until:
@@ -180,6 +254,23 @@ def _as_asked(error: InvalidArgumentError) -> InvalidArgumentError:
         if error.field == theirs or error.field.startswith(f"{theirs}."):
             return InvalidArgumentError(ours + error.field.removeprefix(theirs), error.description, **error.metadata)
     return error
+
+
+@contextmanager
+def _advice(question: Question, composition: Composition) -> Iterator[None]:
+    """Say what to do where the generation service refuses to compose every adapter at once."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        if question.strategy is not AnswerStrategy.UNIFORM_ALL or not error.field.startswith("composition"):
+            raise
+        count = 0 if isinstance(composition, Base) else len(composition.adapters)
+        raise InvalidArgumentError(
+            "strategy",
+            f"uniform-all composes all {count} adapters of the catalogue at once, and the generation service refuses: "
+            f"{error.description}. Raise its --max-adapters, or narrow the catalogue (retrieval.kind, tags, include)",
+            **error.metadata,
+        ) from error
 
 
 class _Clock:

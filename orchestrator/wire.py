@@ -41,9 +41,11 @@ pb = orchestrator_service_pb2
 def question_from_proto(message: pb.AnswerRequest | pb.StreamAnswerRequest) -> Question:
     """Return what is asked; a strategy that is not said is mixture. The oracle is refused: evaluation only."""
     strategy = enum_from_proto(AnswerStrategy, pb.AnswerStrategy, message.strategy, "strategy")
-    if strategy is AnswerStrategy.ORACLE:
+    if strategy is not None and strategy.evaluation_only:
         raise InvalidArgumentError(
-            "strategy", "oracle exists in evaluation only; to ask one adapter, use selection with retrieval.include"
+            "strategy",
+            f"{strategy.value} exists in evaluation only; to name adapters, use selection or mixture with "
+            "retrieval.include",
         )
     with field("prompt"):
         prompt = prompt_from_proto(message.prompt)
@@ -93,7 +95,7 @@ def spec_from_proto(message: pb.EvaluationSpec) -> EvaluationSpec:
     datasets = []
     for index, dataset in enumerate(message.datasets):
         with field(f"datasets[{index}]"):
-            datasets.append(DatasetSpec(dataset.name, dataset.uri, dataset.adapter_id, dataset.kind))
+            datasets.append(_dataset_from_proto(dataset))
     strategies = []
     for index, strategy in enumerate(message.strategies):
         with field(f"strategies[{index}]"):
@@ -116,7 +118,15 @@ def spec_to_proto(spec: EvaluationSpec) -> pb.EvaluationSpec:
     """Return what a job is asked to do as its message."""
     return pb.EvaluationSpec(
         datasets=[
-            pb.Dataset(name=each.name, uri=each.uri, adapter_id=each.adapter_id, kind=each.kind)
+            pb.Dataset(
+                name=each.name,
+                uri=each.uri,
+                adapter_id=each.adapter_id,
+                kind=each.kind,
+                adapter_field=each.adapter_field,
+                adapter_of=dict(each.adapter_of),
+                sha256=each.sha256,
+            )
             for each in spec.datasets
         ],
         strategies=[
@@ -204,6 +214,18 @@ def _decoding(message: Any) -> Decoding:
 def _retrieval(message: Any) -> RetrievalOptions:
     with field("retrieval"):
         return retrieval_options_from_proto(message.retrieval)
+
+
+def _dataset_from_proto(message: pb.Dataset) -> DatasetSpec:
+    return DatasetSpec(
+        name=message.name,
+        uri=message.uri,
+        adapter_id=message.adapter_id,
+        kind=message.kind,
+        adapter_field=message.adapter_field,
+        adapter_of=tuple(sorted(message.adapter_of.items())),
+        sha256=message.sha256,
+    )
 
 
 def _strategy_from_proto(message: pb.EvaluatedStrategy) -> EvaluatedStrategy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from infra.contract.errors import (
     DeadlineError,
+    FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
     LoraRetrieverError,
@@ -19,10 +21,9 @@ from infra.contract.errors import (
     OverloadedError,
     UnavailableError,
 )
-from infra.contract.generation import Decoding
 from infra.contract.prompt import ImagePart, Prompt
-from infra.contract.retrieval import RetrievalOptions
 from infra.runtime.logs import get_logger
+from orchestrator.evaluation.planning import step_text
 from orchestrator.evaluation.records import Record, RetrievedAdapter, Sample, SampleError, SampleTimings
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.pipeline import Answer, Question
@@ -33,6 +34,7 @@ TRANSIENT = (OverloadedError, UnavailableError)
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 TIMEOUT_MARGIN_S = 5.0
+EARLIER_STEP_FAILED = "EARLIER_STEP_FAILED"
 
 
 class Answers(Protocol):
@@ -62,15 +64,17 @@ class Answering:
     roots: Sequence[Path]
     patience: Patience
 
-    async def record(self, sample: Sample, spec: EvaluationSpec, stop: asyncio.Event) -> Record:
-        """Return what came of a sample of a job, its error included.
+    async def record(
+        self, sample: Sample, spec: EvaluationSpec, stop: asyncio.Event, evaluation_id: str = ""
+    ) -> Record:
+        """Return what came of a sample of a job, its error included. Samples of one job share what they retrieve.
 
         A try that finds a service full or away is repeated with growing pauses while patience lasts; when `stop` is
         set in such a pause, InterruptedSampleError is raised.
         """
         start = time.monotonic()
         try:
-            question = await asyncio.to_thread(ask, sample, spec.retrieval, spec.decoding, self.roots)
+            question = await asyncio.to_thread(ask, sample, spec, self.roots, evaluation_id)
             answer = await self._patiently(question, stop)
         except LoraRetrieverError as error:
             return failed(sample, error, time.monotonic() - start)
@@ -103,19 +107,25 @@ class Answering:
                     raise InterruptedSampleError from error
 
 
-def ask(sample: Sample, retrieval: RetrievalOptions, decoding: Decoding, roots: Sequence[Path]) -> Question:
-    """Return the question that a sample puts, its images read. Raises NotFoundError for an image that is not there."""
+def ask(sample: Sample, spec: EvaluationSpec, roots: Sequence[Path], evaluation_id: str = "") -> Question:
+    """Return the question that a sample of a job puts, its images read.
+
+    Raises NotFoundError for an image that is not there, FailedPreconditionError for one that changed since the job was
+    planned.
+    """
     strategy = sample.strategy
-    options = replace(retrieval, kind=sample.kind) if sample.kind else retrieval
+    options = replace(spec.retrieval, kind=sample.kind) if sample.kind else spec.retrieval
     if strategy.exclude_own_adapter and sample.adapter_id and sample.adapter_id not in options.exclude:
         options = replace(options, exclude=(*options.exclude, sample.adapter_id))
     return Question(
-        prompt=Prompt.of(sample.text, [ImagePart(_read_image(path, roots)) for path in sample.images]),
+        prompt=Prompt.of(sample.text, [ImagePart(content) for content in _read_images(sample, roots)]),
         strategy=strategy.strategy,
         retrieval=options,
         fusion_method=strategy.fusion_method,
-        decoding=decoding,
+        decoding=spec.decoding,
         oracle=sample.adapter_id or "",
+        seed=_seed_of(sample, spec),
+        shared_by=evaluation_id,
     )
 
 
@@ -123,6 +133,41 @@ def failed(sample: Sample, error: LoraRetrieverError, total_s: float | None = No
     """Return the record of a sample that has no answer."""
     timings = SampleTimings(total_s) if total_s is not None else None
     return Record(sample, error=SampleError(error.reason, error.message), timings=timings)
+
+
+def not_asked(sample: Sample, earlier: Record) -> Record:
+    """Return the record of a step that needed the answer to an earlier one, which there is none of."""
+    reason = earlier.error.reason if earlier.error is not None else "UNKNOWN"
+    if reason == EARLIER_STEP_FAILED and earlier.error is not None:
+        return Record(sample, error=earlier.error)
+    message = f"not asked: step {earlier.sample.step + 1} of this episode has no answer ({reason})"
+    return Record(sample, error=SampleError(EARLIER_STEP_FAILED, message))
+
+
+def with_history(sample: Sample, earlier: Sequence[Record]) -> Sample:
+    """Return a step as it is asked in the episode protocol: with the model's own answers to the steps before it."""
+    return replace(sample, text=step_text(sample.text, [said for record in earlier if (said := _said(record))]))
+
+
+def _said(record: Record) -> str:
+    return (record.answer or "").strip()
+
+
+def _seed_of(sample: Sample, spec: EvaluationSpec) -> str:
+    """Return what draws a sample's adapters: the same in and out of domain, another for a strategy of another name."""
+    question = sample.key.partition("/")[2]
+    return f"{spec.seed}\n{sample.strategy.name}\n{question}"
+
+
+def _read_images(sample: Sample, roots: Sequence[Path]) -> list[bytes]:
+    contents = [_read_image(path, roots) for path in sample.images]
+    for path, content, planned in zip(sample.images, contents, sample.image_sha256, strict=False):
+        if planned and hashlib.sha256(content).hexdigest() != planned:
+            raise FailedPreconditionError(
+                f"image {path} has changed since the job was planned; bring it back, or start the job anew",
+                image=str(path),
+            )
+    return contents
 
 
 def _read_image(path: Path, roots: Sequence[Path]) -> bytes:
@@ -151,7 +196,7 @@ def _answered(sample: Sample, answer: Answer) -> Record:
         usage=generation.usage,
         timings=SampleTimings(
             total_s=answer.total_s,
-            retrieval_s=answer.retrieval_s if retrieves else None,
+            retrieval_s=answer.retrieval_s if retrieves and not answer.retrieval_shared else None,
             queue_s=generation.timings.queue_s,
             prefill_s=generation.timings.prefill_s,
             decode_s=generation.timings.decode_s,

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.contract.adapter import ADAPTER_ID_PATTERN
 from infra.contract.errors import InvalidArgumentError, NotFoundError
 from infra.contract.prompt import IMAGE_PLACEHOLDER
 from orchestrator.evaluation.actions import split_actions
+from orchestrator.evaluation.dataset_files import check_hash, find_dataset, find_file
 from orchestrator.evaluation.spec import DatasetSpec, Protocol
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One row: an instruction, the screens in order, and the true actions (one a screen, but for `sequence`)."""
+    """One row: an instruction, the screens in order, and the true actions (one a screen, but for `sequence`).
+
+    `adapter_id` is the adapter trained for the row, empty where not known.
+    """
 
     dataset: str
     episode_id: str
@@ -26,6 +31,7 @@ class Episode:
     images: tuple[Path, ...]
     actions: tuple[str, ...]
     line: int
+    adapter_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,25 +58,6 @@ class _RowError(Exception):
     pass
 
 
-def find_file(path: str, roots: Sequence[Path], bases: Sequence[Path]) -> Path | None:
-    """Return the file that `path` names, symlinks resolved, or None when there is none below `roots`.
-
-    A relative path is tried below each base in turn; one that begins with `./../` below the base's parent.
-    """
-    allowed = [root.resolve() for root in roots]
-    given = Path(path)
-    _, is_above, rest = path.partition("./../") if path.startswith("./../") else ("", "", path)
-    for base in bases:
-        candidate = given if given.is_absolute() else (base.absolute().parent if is_above else base) / rest
-        try:
-            found = candidate.resolve()
-            if found.is_file() and any(found.is_relative_to(root) for root in allowed):
-                return found
-        except (OSError, ValueError, RuntimeError):
-            continue
-    return None
-
-
 def read_dataset(
     dataset: DatasetSpec, *, protocol: Protocol, roots: Sequence[Path], image_root: Path | None = None
 ) -> DatasetContent:
@@ -79,19 +66,16 @@ def read_dataset(
     The file is looked for below the working folder, then below each root. Image paths are looked for below the file's
     folder, the working folder, then `image_root`. Only files below `roots` are opened, symlinks resolved.
 
-    Raises NotFoundError when the file itself cannot be read.
+    Raises NotFoundError when the file itself cannot be read, FailedPreconditionError when it is not the content that
+    the dataset names.
     """
-    file = find_file(dataset.uri, roots, [Path.cwd(), *roots])
-    if file is None:
-        raise NotFoundError(
-            f"dataset {dataset.name!r}: there is no file {dataset.uri!r} below the dataset roots "
-            f"({', '.join(str(root) for root in roots) or 'none is set'})",
-            dataset=dataset.name,
-        )
+    file = find_dataset(dataset, roots)
     try:
         content = file.read_bytes()
     except OSError as error:
         raise NotFoundError(f"dataset {dataset.name!r}: {file} cannot be read: {error.strerror}") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    check_hash(dataset, file, sha256)
     bases = [file.parent, Path.cwd(), *([image_root] if image_root else [])]
 
     def find_image(name: str) -> Path:
@@ -106,7 +90,7 @@ def read_dataset(
     line_of: dict[str, int] = {}
     for line, row in _rows(content):
         try:
-            episode = _episode(dataset.name, line, row, protocol, find_image)
+            episode = _episode(dataset, line, row, protocol, find_image)
             if episode.episode_id in line_of:
                 first = line_of[episode.episode_id]
                 raise _RowError(f"episode_id {episode.episode_id!r} is used in line {first} already")
@@ -115,7 +99,7 @@ def read_dataset(
         else:
             line_of[episode.episode_id] = line
             episodes.append(episode)
-    return DatasetContent(dataset, file, hashlib.sha256(content).hexdigest(), tuple(episodes), tuple(bad_rows))
+    return DatasetContent(dataset, file, sha256, tuple(episodes), tuple(bad_rows))
 
 
 def read_datasets(
@@ -144,7 +128,9 @@ def _rows(content: bytes) -> Iterator[tuple[int, bytes]]:
             yield line, row
 
 
-def _episode(dataset: str, line: int, row: bytes, protocol: Protocol, find_image: Callable[[str], Path]) -> Episode:
+def _episode(
+    dataset: DatasetSpec, line: int, row: bytes, protocol: Protocol, find_image: Callable[[str], Path]
+) -> Episode:
     fields = _fields(row)
     episode_id = _episode_id(fields)
     names = _image_names(fields)
@@ -161,13 +147,34 @@ def _episode(dataset: str, line: int, row: bytes, protocol: Protocol, find_image
             f"response has {len(actions)} actions for {len(names)} images; the {protocol.value} protocol needs one each"
         )
     return Episode(
-        dataset=dataset,
+        dataset=dataset.name,
         episode_id=episode_id,
         instruction=instruction,
         images=tuple(find_image(name) for name in names),
         actions=tuple(actions),
         line=line,
+        adapter_id=_adapter_id(dataset, fields),
     )
+
+
+def _adapter_id(dataset: DatasetSpec, fields: dict[str, Any]) -> str:
+    """Return the adapter trained for a row: the dataset's, or the one that the row's field stands for."""
+    if not dataset.adapter_field:
+        return dataset.adapter_id
+    value = _text(fields, dataset.adapter_field).strip()
+    known = dict(dataset.adapter_of)
+    if known and value not in known:
+        raise _RowError(
+            f"{dataset.adapter_field} is {value[:40]!r}, which stands for no adapter; known: {_some(known)}"
+        )
+    adapter_id = known.get(value, value)
+    if not ADAPTER_ID_PATTERN.fullmatch(adapter_id):
+        raise _RowError(f"{dataset.adapter_field} is {adapter_id[:40]!r}, which is no adapter id; map it to one")
+    return adapter_id
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)[:10])
 
 
 def _fields(row: bytes) -> dict[str, Any]:

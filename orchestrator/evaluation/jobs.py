@@ -11,6 +11,7 @@ from typing import Protocol
 
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, LoraRetrieverError, NotFoundError
 from infra.runtime.logs import get_logger
+from orchestrator.evaluation.dataset_files import settle
 from orchestrator.evaluation.datasets import read_datasets
 from orchestrator.evaluation.finish import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
 from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState, Report
@@ -64,9 +65,10 @@ class Evaluations:
     async def create(self, spec: EvaluationSpec, request_id: str = "") -> Evaluation:
         """Plan a job, store it, send its shards; the job that `request_id` started before, where there is one.
 
-        Raises InvalidArgumentError or NotFoundError for datasets that cannot be read, AlreadyExistsError when the
-        request id started another job.
+        Raises InvalidArgumentError, NotFoundError or FailedPreconditionError for datasets that cannot be read or are
+        not the content that the job names, AlreadyExistsError when the request id started another job.
         """
+        spec = await asyncio.to_thread(settle, spec, self._options.dataset_roots)
         known = await self._ledger.find_request(request_id, spec)
         if known is not None:
             return await self._ledger.get(known)

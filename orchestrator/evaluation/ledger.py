@@ -243,6 +243,13 @@ class Ledger:
             if cursor == 0:
                 return found
 
+    async def records_of(self, evaluation_id: str, keys: Sequence[str]) -> dict[str, Record]:
+        """Return the records of those of `keys` that have one."""
+        if not keys:
+            return {}
+        found = await self._store.call(self._store.redis.hmget(key_of(evaluation_id, "records"), list(keys)))
+        return {key: Record.from_json(json.loads(value)) for key, value in zip(keys, found, strict=True) if value}
+
     async def keys_in_order(self, evaluation_id: str) -> list[str]:
         """Return the keys of all samples as they were planned."""
         shards = await self._store.call(self._store.redis.hgetall(key_of(evaluation_id, "shards")))

@@ -11,6 +11,8 @@ _STRATEGIES = {
     AnswerStrategy.MIXTURE: "the retrieved adapters, weighted at the output of every adapted layer",
     AnswerStrategy.FUSION: "the retrieved adapters, merged in their parameters before decoding",
     AnswerStrategy.ORACLE: "the adapter trained for the dataset, known beforehand",
+    AnswerStrategy.UNIFORM_ALL: "every adapter of the catalogue with the same weight, whatever the question is",
+    AnswerStrategy.RANDOM_K: "as many adapters as are retrieved elsewhere, drawn at random for each sample",
 }
 _PROTOCOLS = {
     Protocol.STEP: "Each step of an episode is one sample: instruction, the true actions so far, the current screen.",

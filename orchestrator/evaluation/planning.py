@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
+from pathlib import Path
 from urllib.parse import quote
 
-from infra.contract.errors import InvalidArgumentError, UnimplementedError
+from infra.contract.errors import InvalidArgumentError
+from orchestrator.evaluation.dataset_files import file_sha256
 from orchestrator.evaluation.datasets import DatasetContent, Episode
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 
 
 def plan(spec: EvaluationSpec, contents: Sequence[DatasetContent]) -> list[Sample]:
-    """Return every sample of a job: strategy by strategy, dataset by dataset, episode by episode, step by step.
+    """Return every sample of a job: dataset by dataset, episode by episode, all strategies of a question together.
 
-    All strategies answer the same episodes. Raises UnimplementedError for the episode protocol, and
-    InvalidArgumentError when no row of any dataset could be read.
+    Strategies that put the same question travel together, so that what they retrieve is retrieved once; in the episode
+    protocol, where questions depend on the strategy's own answers, the steps of an episode do. All strategies answer
+    the same episodes. Raises InvalidArgumentError when no row of any dataset could be read.
     """
-    if spec.protocol is Protocol.EPISODE:
-        raise UnimplementedError(
-            "the episode protocol asks each step with the model's own earlier actions, so its samples cannot be "
-            "planned ahead; it is not implemented yet, use step or sequence"
-        )
     chosen = [
         (content.dataset, choose_episodes(content.episodes, spec.max_episodes, spec.seed)) for content in contents
     ]
@@ -36,10 +34,11 @@ def plan(spec: EvaluationSpec, contents: Sequence[DatasetContent]) -> list[Sampl
         raise InvalidArgumentError("datasets", f"no row could be read; {first}")
     return [
         sample
-        for strategy in spec.strategies
         for dataset, episodes in chosen
         for episode in episodes
-        for sample in _samples(episode, dataset, strategy, spec.protocol)
+        for sample in _together(
+            [list(_samples(episode, dataset, strategy, spec.protocol)) for strategy in spec.strategies], spec.protocol
+        )
     ]
 
 
@@ -59,14 +58,32 @@ def choose_episodes(episodes: Sequence[Episode], max_episodes: int | None, seed:
 
 
 def shards(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
-    """Return the samples in order, in shards of at most `size`, none of which mixes datasets or strategies."""
+    """Return the samples in order, in shards of at most `size`, none of which mixes datasets or cuts a chain in two.
+
+    A chain that is longer than `size` is a shard of its own.
+    """
     if size < 1:
         raise InvalidArgumentError("shard_size", f"must be at least 1, got {size}")
     cut: list[list[Sample]] = []
-    for _, group in groupby(samples, key=lambda sample: (sample.strategy.label, sample.dataset)):
-        together = list(group)
-        cut += [together[start : start + size] for start in range(0, len(together), size)]
+    for _, group in groupby(samples, key=lambda sample: sample.dataset):
+        shard: list[Sample] = []
+        for steps in chains(list(group)):
+            if shard and len(shard) + len(steps) > size:
+                cut.append(shard)
+                shard = []
+            shard += steps
+        cut.append(shard)
     return cut
+
+
+def chains(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Return samples in lists that are to be asked one after another: the steps of an episode where each needs the
+    answers before it, and every sample alone in the other protocols."""
+    by_episode: dict[object, list[Sample]] = {}
+    for sample in samples:
+        own = (sample.strategy.label, sample.dataset, sample.episode_id)
+        by_episode.setdefault(own if sample.protocol is Protocol.EPISODE else sample.key, []).append(sample)
+    return [sorted(steps, key=lambda sample: sample.step) for steps in by_episode.values()]
 
 
 def step_text(instruction: str, earlier: Sequence[str]) -> str:
@@ -76,6 +93,11 @@ def step_text(instruction: str, earlier: Sequence[str]) -> str:
     return "\n".join([instruction, "Actions so far:", *earlier])
 
 
+def _together(by_strategy: list[list[Sample]], protocol: Protocol) -> Iterator[Sample]:
+    """Yield the samples of an episode: step by step over all strategies, or strategy by strategy for `episode`."""
+    return chain.from_iterable(by_strategy if protocol is Protocol.EPISODE else zip(*by_strategy, strict=True))
+
+
 def _samples(
     episode: Episode, dataset: DatasetSpec, strategy: EvaluatedStrategy, protocol: Protocol
 ) -> Iterator[Sample]:
@@ -83,7 +105,7 @@ def _samples(
         asked = [(episode.images, episode.instruction, "\n".join(episode.actions))]
     else:
         asked = [
-            ((image,), step_text(episode.instruction, episode.actions[:step]), action)
+            ((image,), _step_text(episode, step, protocol), action)
             for step, (image, action) in enumerate(zip(episode.images, episode.actions, strict=True))
         ]
     for step, (images, text, truth) in enumerate(asked):
@@ -100,8 +122,22 @@ def _samples(
             images=images,
             text=text,
             truth=truth,
-            adapter_id=dataset.adapter_id or None,
+            adapter_id=episode.adapter_id or None,
+            image_sha256=tuple(map(_digest, images)),
         )
+
+
+def _step_text(episode: Episode, step: int, protocol: Protocol) -> str:
+    """Return what a step is asked; in the episode protocol the worker adds the answers to the steps before."""
+    return step_text(episode.instruction, episode.actions[:step] if protocol is Protocol.STEP else ())
+
+
+def _digest(image: Path) -> str:
+    """Return an image's hash; empty where it went away after its row was read (its sample will say so)."""
+    try:
+        return file_sha256(image)
+    except OSError:
+        return ""
 
 
 def _cluster(episode: Episode) -> str:

@@ -22,7 +22,9 @@ class Sample:
 
     `key` is unique in a job and the same in every run of it. `step` counts from 0 (always 0 in the sequence protocol),
     `step_count` is the number of true actions of the whole episode. `cluster` is the same for samples of one episode in
-    any dataset and strategy. `adapter_id` is the adapter trained for the dataset, None where not known.
+    any dataset and strategy. `adapter_id` is the adapter trained for the row, None where not known. `text` is what is
+    asked; in the episode protocol a plan holds the instruction alone, and a record what was really asked.
+    `image_sha256` is what the images must hold ("" any), empty where nobody looked.
     """
 
     key: str
@@ -38,6 +40,7 @@ class Sample:
     text: str
     truth: str
     adapter_id: str | None = None
+    image_sha256: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.step < self.step_count:

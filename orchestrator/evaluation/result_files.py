@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from infra.contract.errors import InvalidArgumentError, LoraRetrieverError, NotFoundError
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
-from orchestrator.evaluation.metrics.action import ActionMetric
-from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, score_episodes
+from orchestrator.evaluation.metrics.action import ActionMetric, ActionTypeMetric, score_action_parts
+from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, answer_at, graded_steps, score_episodes
 from orchestrator.evaluation.metrics.floor import Metric
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD, LegacyMetric
+from orchestrator.evaluation.metrics.paired import Graded
+from orchestrator.evaluation.metrics.text import TEXT_SCORES, AnsweredText, graded_texts, mean_score
+from orchestrator.evaluation.metrics.uncertainty import Estimate
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.scoring import answered_episodes
 
 
 class MetricName(StrEnum):
-    """The metrics a file can be scored with."""
+    """The metrics a file can be scored with. Those of actions look at steps, those of texts at whole answers."""
 
     ACTION = "action"
+    ACTION_TYPE = "action_type"
     LEGACY = "legacy"
+    EXACT_MATCH = "exact_match"
+    ROUGE_L = "rouge_l"
+    BLEU = "bleu"
+
+    @property
+    def is_of_texts(self) -> bool:
+        """Whether whole answers are scored, each in [0, 1], and episodes are not."""
+        return self.value in TEXT_SCORES
 
 
 @dataclass(frozen=True)
 class FileScore:
     """Shares in [0, 1]; None: unscored. `floor` is the step share of the best constant template under the same metric.
 
-    Counts are of what was scored; `failed_count` records had no answer and are in no share.
+    Counts are of what was scored; `failed_count` records had no answer and are in no share. Intervals are of 95 %.
+    `action_type` and `argument` are the parts of the metric `action`, None elsewhere; metrics of texts score answers
+    as steps, and know neither episodes nor a floor.
     """
 
     step_accuracy: float | None
@@ -43,10 +57,66 @@ class FileScore:
     episode_floor: float | None
     failed_count: int
     metric: str
+    step_interval: tuple[float, float] | None = None
+    episode_interval: tuple[float, float] | None = None
+    action_type: float | None = None
+    argument: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the score as JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A file of results: records of this system, or rows of the study's format. `source` is what it is called."""
+
+    source: str
+    records: tuple[Record, ...]
+    rows: tuple[AnsweredEpisode, ...]
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """The labels of the strategies that the records answer by; none for the study's rows."""
+        return tuple(dict.fromkeys(record.sample.strategy.label for record in self.records))
+
+    def of_strategy(self, strategy: str | None = None) -> Results:
+        """Return the records of one strategy; it must be named where there are several. Raises InvalidArgumentError."""
+        labels = self.strategies
+        if strategy is None and len(labels) > 1:
+            raise InvalidArgumentError("strategy", f"{self.source} holds {', '.join(labels)}; choose one")
+        if strategy is not None and strategy not in labels:
+            held = f"it holds {', '.join(labels)}" if labels else "its rows name no strategies"
+            raise InvalidArgumentError("strategy", f"{self.source} has no {strategy!r}; {held}")
+        chosen = [record for record in self.records if strategy in (None, record.sample.strategy.label)]
+        return replace(self, records=tuple(chosen))
+
+    @property
+    def episodes(self) -> list[AnsweredEpisode]:
+        """What the action metrics score."""
+        return [*self.rows, *answered_episodes(self.records)]
+
+    @property
+    def answers(self) -> list[AnsweredText]:
+        """What the metrics of texts score, and a judge."""
+        rows = (
+            AnsweredText((row.dataset, row.cluster, step), row.cluster, truth, answer_at(row, step))
+            for row in self.rows
+            for step, truth in enumerate(row.truths)
+        )
+        return [*rows, *map(_answer, self.records)]
+
+    @property
+    def failed_count(self) -> int:
+        """Records without an answer."""
+        return sum(record.error is not None for record in self.records)
+
+
+def _answer(record: Record) -> AnsweredText:
+    asked = record.sample
+    return AnsweredText(
+        (asked.dataset, asked.cluster, asked.step), asked.cluster, asked.truth, record.answer, asked.text
+    )
 
 
 def score_file(
@@ -62,14 +132,11 @@ def score_file(
     `threshold` matters to `legacy` alone. Records of several strategies answer the same episodes, so one of them must
     be chosen by its label. Raises NotFoundError without a file, InvalidArgumentError naming file, line and problem.
     """
-    rows = _rows(path)
-    records = [row for row in rows if isinstance(row, Record)]
-    episodes = [row for row in rows if isinstance(row, AnsweredEpisode)]
-    if records:
-        records = _of_strategy(records, strategy, path)
-        episodes += answered_episodes(records)
-    chosen: Metric = LegacyMetric(threshold) if metric is MetricName.LEGACY else ActionMetric(point_tolerance_px)
-    score = score_episodes(episodes, chosen)
+    results = read_results(path).of_strategy(strategy)
+    if metric.is_of_texts:
+        return score_of_answers(mean_score(graded(results, metric)), results, metric.value)
+    score = score_episodes(results.episodes, _metric(metric, threshold, point_tolerance_px))
+    parts = score_action_parts(results.episodes, point_tolerance_px) if metric is MetricName.ACTION else None
     return FileScore(
         step_accuracy=score.steps.value,
         step_standard_error=score.steps.standard_error,
@@ -79,38 +146,88 @@ def score_file(
         episode_count=score.episodes.count,
         floor=score.step_floor,
         episode_floor=score.episode_floor,
-        failed_count=sum(record.error is not None for record in records),
-        metric=chosen.name,
+        failed_count=results.failed_count,
+        metric=metric.value,
+        step_interval=_interval(score.steps),
+        episode_interval=_interval(score.episodes),
+        action_type=parts.action_type.value if parts else None,
+        argument=parts.argument.value if parts else None,
     )
 
 
-def _of_strategy(records: Sequence[Record], strategy: str | None, path: Path) -> list[Record]:
-    labels = list(dict.fromkeys(record.sample.strategy.label for record in records))
-    if strategy is None and len(labels) > 1:
-        raise InvalidArgumentError("strategy", f"{path} holds {', '.join(labels)}; choose one")
-    if strategy is not None and strategy not in labels:
-        raise InvalidArgumentError("strategy", f"{path} has no {strategy!r}; it holds {', '.join(labels)}")
-    return [record for record in records if record.sample.strategy.label == (strategy or labels[0])]
+def score_of_answers(score: Estimate, results: Results, metric: str) -> FileScore:
+    """Return the mean score of answers: they are its steps, and it has no episodes."""
+    return FileScore(
+        step_accuracy=score.value,
+        step_standard_error=score.standard_error,
+        episode_accuracy=None,
+        episode_standard_error=None,
+        step_count=score.count,
+        episode_count=score.clusters,
+        floor=None,
+        episode_floor=None,
+        failed_count=results.failed_count,
+        metric=metric,
+        step_interval=_interval(score),
+    )
 
 
-def _rows(path: Path) -> list[Record | AnsweredEpisode]:
+def graded(
+    results: Results,
+    metric: MetricName,
+    threshold: float = LEGACY_THRESHOLD,
+    point_tolerance_px: float = POINT_TOLERANCE_PX,
+) -> dict[object, Graded]:
+    """Return the score of every step (of every answer, for metrics of texts) that there is one of."""
+    if metric.is_of_texts:
+        return graded_texts(results.answers, TEXT_SCORES[metric.value])
+    return graded_steps(results.episodes, _metric(metric, threshold, point_tolerance_px))
+
+
+def read_results(path: Path) -> Results:
+    """Return what a file of either format holds. Raises NotFoundError, or InvalidArgumentError naming file and line."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise NotFoundError(f"{path} cannot be read: {error.strerror}; give a JSONL file of results") from error
-    rows = []
+    return parse_results(content, str(path))
+
+
+def parse_results(content: bytes, source: str) -> Results:
+    """Return what the bytes of a result file hold; `source` is named in errors."""
+    records: list[Record] = []
+    rows: list[AnsweredEpisode] = []
+    seen: Counter[str] = Counter()
     for line, text in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if text.strip():
             try:
-                rows.append(_row(path.stem, line, json.loads(text)))
+                row = _row(json.loads(text), seen)
             except (ValueError, RecursionError, LoraRetrieverError) as error:
-                raise InvalidArgumentError("", f"{path}:{line}: {_first_line(error)}") from error
-    if not rows:
-        raise InvalidArgumentError("", f"{path} holds no results")
-    return rows
+                raise InvalidArgumentError("", f"{source}:{line}: {_first_line(error)}") from error
+            if isinstance(row, Record):
+                records.append(row)
+            else:
+                rows.append(row)
+    if not records and not rows:
+        raise InvalidArgumentError("", f"{source} holds no results")
+    return Results(source, tuple(records), tuple(rows))
 
 
-def _row(dataset: str, line: int, fields: Any) -> Record | AnsweredEpisode:
+def _metric(name: MetricName, threshold: float, point_tolerance_px: float) -> Metric:
+    match name:
+        case MetricName.LEGACY:
+            return LegacyMetric(threshold)
+        case MetricName.ACTION_TYPE:
+            return ActionTypeMetric()
+        case _:
+            return ActionMetric(point_tolerance_px)
+
+
+def _interval(estimate: Estimate) -> tuple[float, float] | None:
+    return None if estimate.low is None or estimate.high is None else (estimate.low, estimate.high)
+
+
+def _row(fields: Any, seen: Counter[str]) -> Record | AnsweredEpisode:
     if isinstance(fields, dict) and "sample" in fields:
         return Record.from_json(fields)
     if not isinstance(fields, dict) or not {"ground_truths", "predictions"} <= fields.keys():
@@ -118,7 +235,9 @@ def _row(dataset: str, line: int, fields: Any) -> Record | AnsweredEpisode:
     truths, answers = (_texts(fields, name) for name in ("ground_truths", "predictions"))
     if not truths:
         raise ValueError("ground_truths is empty")
-    return AnsweredEpisode(dataset, f"{fields.get('episode_id', '')}-{line}", truths, answers)
+    episode = str(fields.get("episode_id", ""))
+    seen[episode] += 1
+    return AnsweredEpisode("", f"{episode}-{seen[episode]}", truths, answers)
 
 
 def _texts(fields: dict[str, Any], name: str) -> tuple[str, ...]:

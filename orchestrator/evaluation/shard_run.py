@@ -15,9 +15,18 @@ from typing import Any
 from infra.contract.errors import InternalError, UnavailableError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation import job_metrics
-from orchestrator.evaluation.answering import Answering, Answers, InterruptedSampleError, Patience, failed
+from orchestrator.evaluation.answering import (
+    Answering,
+    Answers,
+    InterruptedSampleError,
+    Patience,
+    failed,
+    not_asked,
+    with_history,
+)
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_types import Claim, Lease, Start
+from orchestrator.evaluation.planning import chains
 from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.event_loop import in_background
@@ -83,47 +92,77 @@ class ShardRun:
         return Outcome.UNFINISHED if released else Outcome.IDLE
 
     async def _answer_all(self, hold: _Hold, spec: EvaluationSpec, samples: Sequence[Sample]) -> None:
-        """First what was never begun, many at a time; then, one by one, what a worker may have died of."""
+        """First what was never begun, many at a time; then, one by one, what a worker may have died of.
+
+        Samples are taken in chains: most are of one sample, those of the episode protocol are asked in order.
+        """
         recorded = await self._ledger.recorded(hold.evaluation_id, _keys(samples))
         suspects = await self._ledger.begun(hold.evaluation_id, _keys(samples))
-        left = [sample for sample in samples if sample.key not in recorded]
-        await self._answer_each(
-            hold, spec, [sample for sample in left if sample.key not in suspects], self._limits.concurrency
-        )
-        await self._answer_each(hold, spec, [sample for sample in left if sample.key in suspects], 1)
+        left = [steps for steps in chains(samples) if not recorded.issuperset(_keys(steps))]
+        calm = [steps for steps in left if suspects.isdisjoint(_keys(steps))]
+        await self._answer_each(hold, spec, calm, self._limits.concurrency)
+        await self._answer_each(hold, spec, [steps for steps in left if not suspects.isdisjoint(_keys(steps))], 1)
 
-    async def _answer_each(self, hold: _Hold, spec: EvaluationSpec, samples: Sequence[Sample], at_once: int) -> None:
-        waiting = iter(samples)
+    async def _answer_each(
+        self, hold: _Hold, spec: EvaluationSpec, waiting: Sequence[Sequence[Sample]], at_once: int
+    ) -> None:
+        left = iter(waiting)
 
         async def take() -> None:
-            for sample in waiting:
+            for steps in left:
                 if hold.stop.is_set():
                     return
-                await self._answer(hold, spec, sample)
+                await self._answer_in_order(hold, spec, steps)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(at_once, len(samples))):
+            for _ in range(min(at_once, len(waiting))):
                 group.create_task(take())
 
-    async def _answer(self, hold: _Hold, spec: EvaluationSpec, sample: Sample) -> None:
+    async def _answer_in_order(self, hold: _Hold, spec: EvaluationSpec, steps: Sequence[Sample]) -> None:
+        """Answer the steps of a chain that have no record yet, each with the answers before it.
+
+        Where a step has no answer those after it have none either, and say so.
+        """
+        if len(steps) == 1:
+            await self._answer(hold, spec, steps[0])
+            return
+        known = await self._ledger.records_of(hold.evaluation_id, _keys(steps))
+        earlier: list[Record] = []
+        for step in steps:
+            record = known.get(step.key)
+            if record is None and earlier and earlier[-1].error is not None:
+                record = not_asked(with_history(step, earlier), earlier[-1])
+                await self._record(hold.evaluation_id, hold.unit, record)
+            elif record is None and not hold.stop.is_set():
+                record = await self._answer(hold, spec, with_history(step, earlier))
+            if record is None:
+                return
+            earlier.append(record)
+
+    async def _answer(self, hold: _Hold, spec: EvaluationSpec, sample: Sample) -> Record | None:
+        """Return what came of a sample; None where this worker has nothing to say of it."""
         start = await self._ledger.begin(hold.evaluation_id, hold.unit, hold.owner, sample.key)
         if start in (Start.LOST, Start.CANCELLED):
             hold.learn(Lease(start.value))
         elif start is Start.EXHAUSTED and not hold.lost:
-            await self._record(hold.evaluation_id, hold.unit, self._fatal(sample))
+            return await self._record(hold.evaluation_id, hold.unit, self._fatal(sample))
+        elif start is Start.RECORDED:
+            return (await self._ledger.records_of(hold.evaluation_id, [sample.key])).get(sample.key)
         elif start is Start.BEGUN:
             hold.begun.add(sample.key)
             try:
                 with job_metrics.samples_running.track_inprogress():
-                    record = await hold.guard(self._answering.record(sample, spec, hold.stop))
+                    answering = self._answering.record(sample, spec, hold.stop, hold.evaluation_id)
+                    record = await hold.guard(answering)
             except InterruptedSampleError:
                 await hold.give_back(sample.key)
-                return
+                return None
             except asyncio.CancelledError:
                 await hold.give_back(sample.key)
                 raise
             hold.begun.discard(sample.key)
-            await self._record(hold.evaluation_id, hold.unit, record)
+            return await self._record(hold.evaluation_id, hold.unit, record)
+        return None
 
     async def _give_up(self, hold: _Hold, samples: Sequence[Sample]) -> None:
         log.error("shard given up", evaluation_id=hold.evaluation_id, shard=hold.unit)
@@ -131,9 +170,10 @@ class ShardRun:
             if not hold.lost:
                 await self._record(hold.evaluation_id, hold.unit, self._fatal(sample))
 
-    async def _record(self, evaluation_id: str, shard: str, record: Record) -> None:
+    async def _record(self, evaluation_id: str, shard: str, record: Record) -> Record:
         if await self._ledger.record(evaluation_id, shard, record):
             job_metrics.samples_total.labels("failed" if record.error is not None else "answered").inc()
+        return record
 
     def _fatal(self, sample: Sample) -> Record:
         deaths = self._ledger.limits.sample_attempts

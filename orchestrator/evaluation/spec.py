@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,21 +19,38 @@ from infra.contract.retrieval import RetrievalOptions
 
 MAX_DATASETS = 1000
 MAX_STRATEGIES = 64
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class AnswerStrategy(StrEnum):
-    """How an answer is composed. `oracle` applies the adapter known to be right, and exists in evaluation only."""
+    """How an answer is composed.
+
+    `oracle` applies the adapter known to be right; `uniform-all` every adapter of the catalogue, 1/n each; `random-k`
+    top_k of them, drawn anew for each sample, 1/k each. These three exist in evaluation only.
+    """
 
     BASE = "base"
     SELECTION = "selection"
     MIXTURE = "mixture"
     FUSION = "fusion"
     ORACLE = "oracle"
+    UNIFORM_ALL = "uniform-all"
+    RANDOM_K = "random-k"
 
     @property
     def retrieves(self) -> bool:
         """Whether adapters are looked up for each prompt."""
-        return self not in (AnswerStrategy.BASE, AnswerStrategy.ORACLE)
+        return self in (AnswerStrategy.SELECTION, AnswerStrategy.MIXTURE, AnswerStrategy.FUSION)
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether adapters are taken from the catalogue whatever the prompt is."""
+        return self in (AnswerStrategy.UNIFORM_ALL, AnswerStrategy.RANDOM_K)
+
+    @property
+    def evaluation_only(self) -> bool:
+        """Whether the strategy makes sense as a yardstick alone."""
+        return self is AnswerStrategy.ORACLE or self.takes_any
 
 
 class Protocol(StrEnum):
@@ -49,22 +67,49 @@ class Protocol(StrEnum):
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One JSONL file. `name` is its name in the report; `adapter_id` (may be empty) is the adapter trained for it.
+    """One JSONL file, or a folder or pattern of them. `name` is its name in the report (empty: the files' names).
 
-    A non-empty `kind` restricts retrieval to adapters of that kind, and groups the dataset in the report.
+    The adapter trained for the data is `adapter_id` (empty: not known), or where rows differ what their field
+    `adapter_field` says, by way of `adapter_of` where that is not empty. A non-empty `kind` restricts retrieval to
+    adapters of that kind, and groups the dataset in the report. `sha256` is what the file's bytes must have; a job that
+    was accepted always names it.
     """
 
     name: str
     uri: str
     adapter_id: str = ""
     kind: str = ""
+    adapter_field: str = ""
+    adapter_of: tuple[tuple[str, str], ...] = ()
+    sha256: str = ""
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
         if not self.uri:
             raise InvalidArgumentError("uri", f"dataset {self.name!r} names no file; give its JSONL file")
+        if self.name or not self.is_many:
+            _check_name(self.name)
         if self.adapter_id:
             check_adapter_id(self.adapter_id)
+        if self.adapter_id and self.adapter_field:
+            raise InvalidArgumentError(
+                "adapter_field", f"dataset {self.name!r} has adapter_id {self.adapter_id!r} already; give one of them"
+            )
+        for value, adapter_id in self.adapter_of:
+            check_adapter_id(adapter_id, f"adapter_of[{value!r}]")
+        if self.sha256 and not _SHA256.fullmatch(self.sha256):
+            raise InvalidArgumentError(
+                "sha256", f"must be 64 hexadecimal digits in lower case, got {self.sha256[:70]!r}"
+            )
+
+    @property
+    def is_many(self) -> bool:
+        """Whether `uri` is a pattern, or a folder written with a slash at its end."""
+        return self.uri.endswith("/") or any(character in self.uri for character in "*?[")
+
+    @property
+    def knows_adapters(self) -> bool:
+        """Whether the adapter that was trained for each row is known."""
+        return bool(self.adapter_id or self.adapter_field)
 
 
 @dataclass(frozen=True)
@@ -83,7 +128,7 @@ class EvaluatedStrategy:
     def __post_init__(self) -> None:
         if self.name:
             _check_name(self.name)
-        if self.exclude_own_adapter and not self.strategy.retrieves:
+        if self.exclude_own_adapter and not (self.strategy.retrieves or self.strategy.takes_any):
             raise InvalidArgumentError(
                 "exclude_own_adapter", f"{self.strategy.value} retrieves nothing, so there is no adapter to exclude"
             )
@@ -100,7 +145,8 @@ class EvaluatedStrategy:
 class EvaluationSpec:
     """An evaluation job. `max_episodes` (a dataset, chosen by `seed`) and `shard_size` None: all, the server's default.
 
-    `image_root` is the folder that image paths may also be relative to; empty: none.
+    `seed` also draws the adapters of `random-k`. `image_root` is the folder that image paths may also be relative to;
+    empty: none.
     """
 
     datasets: tuple[DatasetSpec, ...]
@@ -135,11 +181,11 @@ class EvaluationSpec:
             if strategy.strategy is not AnswerStrategy.ORACLE and not strategy.exclude_own_adapter:
                 continue
             for index, dataset in enumerate(self.datasets):
-                if not dataset.adapter_id:
+                if not dataset.knows_adapters:
                     raise InvalidArgumentError(
                         f"datasets[{index}].adapter_id",
                         f"strategy {strategy.label!r} must know the adapter trained for dataset {dataset.name!r}; "
-                        "name it, or leave the strategy out",
+                        "name it (adapter_id, or adapter_field where rows differ), or leave the strategy out",
                     )
 
     def to_json(self) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from dataclasses import replace
 from operator import attrgetter
 
 from orchestrator.evaluation.datasets import DatasetContent
-from orchestrator.evaluation.metrics.action import ActionMetric
+from orchestrator.evaluation.differences import difference_of, references
+from orchestrator.evaluation.metrics.action import ActionMetric, score_action_parts
 from orchestrator.evaluation.metrics.episodes import score_episodes
 from orchestrator.evaluation.metrics.legacy import LegacyMetric
-from orchestrator.evaluation.metrics.retrieval import score_retrieval
+from orchestrator.evaluation.metrics.retrieval import confusion, score_retrieval
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.scoring import answered_episodes, ranked_adapters
 from orchestrator.evaluation.spec import EvaluationSpec
@@ -19,6 +20,7 @@ from orchestrator.evaluation.summary import (
     ALL,
     Cell,
     DatasetFile,
+    Difference,
     Failure,
     JobFacts,
     MeanTimings,
@@ -74,6 +76,12 @@ def summarize(
         )
         return tuple(_cell(strategy, name, found, facts, options) for strategy, name, found in pooled if found)
 
+    def difference(strategy: str, reference: str, group: str) -> Difference:
+        first, second = (
+            [record for name in groups[group] for record in by_cell[label, name]] for label in (strategy, reference)
+        )
+        return difference_of(strategy, reference, group, first, second, point_tolerance_px=options.point_tolerance_px)
+
     failures = [_failure(record) for record in kept if record.error is not None]
     return Summary(
         facts=_bounded(facts),
@@ -90,6 +98,11 @@ def summarize(
         datasets=cells({name: (name,) for name in datasets}),
         failure_reasons=dict(Counter(failure.reason for failure in failures).most_common()),
         failures=_some_of_each_reason(failures),
+        differences=tuple(
+            difference(strategy, reference, group)
+            for strategy, reference in references(facts.spec.strategies)
+            for group in groups
+        ),
     )
 
 
@@ -126,7 +139,15 @@ def _cell(strategy: str, data: str, records: Sequence[Record], facts: JobFacts, 
         legacy=score_episodes(episodes, LegacyMetric(options.legacy_threshold)),
         retrieval=score_retrieval(ranked_adapters(records), facts.spec.retrieval.top_k),
         timings=_mean_timings(records),
+        action_parts=score_action_parts(episodes, options.point_tolerance_px),
+        confusion=confusion(ranked_adapters(records)),
+        failure=_most_common_failure(records),
     )
+
+
+def _most_common_failure(records: Sequence[Record]) -> str:
+    messages = Counter(record.error.message for record in records if record.error is not None)
+    return messages.most_common(1)[0][0] if messages else ""
 
 
 def _mean_timings(records: Sequence[Record]) -> MeanTimings:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
 from orchestrator.evaluation.datasets import BadRow
+from orchestrator.evaluation.metrics.action import ActionParts
 from orchestrator.evaluation.metrics.episodes import Score
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.metrics.retrieval import RetrievalScore
+from orchestrator.evaluation.metrics.uncertainty import Estimate
 from orchestrator.evaluation.spec import EvaluationSpec
 
 SCHEMA_VERSION = 1
@@ -65,7 +67,10 @@ class MeanTimings:
 
 @dataclass(frozen=True)
 class Cell:
-    """One strategy on one dataset, or on a group of datasets pooled sample by sample. Failed samples are unscored."""
+    """One strategy on one dataset, or on a group of datasets pooled sample by sample. Failed samples are unscored.
+
+    `confusion` counts by true adapter which adapter came first; `failure` is what most of the failed samples say.
+    """
 
     strategy: str
     data: str
@@ -75,6 +80,19 @@ class Cell:
     legacy: Score
     retrieval: RetrievalScore
     timings: MeanTimings
+    action_parts: ActionParts | None = None
+    confusion: dict[str, dict[str, int]] = field(default_factory=dict)
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Steps right under `action` of a strategy, less those of another one, on the questions that both answered."""
+
+    strategy: str
+    reference: str
+    data: str
+    steps: Estimate
 
 
 @dataclass(frozen=True)
@@ -114,6 +132,7 @@ class Summary:
     failure_reasons: dict[str, int]
     failures: tuple[Failure, ...]
     schema_version: int = SCHEMA_VERSION
+    differences: tuple[Difference, ...] = ()
 
     def group(self, strategy: str, name: str) -> Cell | None:
         """Return the cell of a strategy and a group, or None when it has no record."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -23,25 +24,26 @@ from infra.contract.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
-    UnimplementedError,
 )
 from infra.contract.generation import Decoding
 from infra.contract.retrieval import RetrievalOptions, Weighting
 from infra.runtime.embedded_redis import embedded_redis
 from infra.runtime.server import ServerOptions, aio_server
 from orchestrator.clients import EvaluationClient, GenerationClient, RetrievalClient
+from orchestrator.evaluation.dataset_files import file_sha256
 from orchestrator.evaluation.finish import Finish
 from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.jobs import Evaluations, JobOptions
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_scripts import FINISH
 from orchestrator.evaluation.ledger_store import RedisStore
+from orchestrator.evaluation.planning import step_text
 from orchestrator.evaluation.shard_run import Outcome, ShardLimits, ShardRun
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 from orchestrator.pipeline import Pipeline
 from orchestrator.server import add_services
 from tests.fakes.jobs import records_of, write_dataset
-from tests.fakes.tiers import BASE_MODEL, fake_tiers
+from tests.fakes.tiers import ADAPTERS, BASE_MODEL, FakeTiers, fake_tiers
 
 STUB: Any = pb_grpc.EvaluationServiceStub
 
@@ -65,6 +67,7 @@ class Served:
     queue: Queue
     shards: ShardRun
     finish: Finish
+    tiers: FakeTiers
 
     async def work(self) -> None:
         """Carry out every unit that was sent, and what follows from it."""
@@ -99,7 +102,7 @@ async def served(tmp_path: Path, redis_url: str) -> AsyncIterator[Served]:
         await stack.enter_async_context(server)
         client = await stack.enter_async_context(EvaluationClient(server.address))
         shards = ShardRun(ledger, pipeline, [data], ShardLimits(concurrency=2))
-        yield Served(client, data, queue, shards, Finish(ledger))
+        yield Served(client, data, queue, shards, Finish(ledger), tiers)
 
 
 def spec_of(file: Path, **changes: Any) -> EvaluationSpec:
@@ -137,7 +140,10 @@ async def test_creation_that_is_sent_again_starts_one_job_even_without_a_request
 async def test_spec_comes_back_as_it_was_sent(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=4)
     spec = EvaluationSpec(
-        datasets=(DatasetSpec("mail", str(file), "gmail", "app"), DatasetSpec("again", str(file), "ebay")),
+        datasets=(
+            DatasetSpec("mail", str(file), "gmail", "app", sha256=file_sha256(file)),
+            DatasetSpec("again", str(file), "ebay", sha256=file_sha256(file)),
+        ),
         strategies=(
             EvaluatedStrategy(AnswerStrategy.FUSION, FusionMethod.CONCAT, True, "hidden"),
             EvaluatedStrategy(AnswerStrategy.ORACLE),
@@ -232,10 +238,125 @@ async def test_dataset_without_a_readable_row_is_refused_with_the_first_bad_line
         await served.client.create(spec_of(file))
 
 
-async def test_episode_protocol_is_not_implemented_and_says_so(served: Served) -> None:
-    file = write_dataset(served.data, "gmail", episodes=1)
-    with pytest.raises(UnimplementedError, match="episode protocol"):
-        await served.client.create(spec_of(file, protocol=Protocol.EPISODE))
+async def test_steps_of_an_episode_are_asked_in_order_with_the_models_own_answers(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=2, steps=3)
+    created = await served.client.create(spec_of(file, protocol=Protocol.EPISODE))
+    await served.work()
+    records = records_of(created.output_uri)
+    assert len(records) == 6
+    own: dict[str, list[str]] = {}
+    for record in records:
+        history = own.setdefault(record.sample.episode_id, [])
+        assert record.sample.text == step_text(f"Use gmail for errand {int(record.sample.episode_id)}", history)
+        history.append(record.answer or "")
+
+
+async def test_failed_step_leaves_the_rest_of_its_episode_unscored_with_the_reason(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=3, steps=3)
+    created = await served.client.create(spec_of(file, protocol=Protocol.EPISODE))
+    calls = iter(range(1000))
+
+    async def second_step_of_errand_1(prompt: Any, _peer: str) -> None:
+        if "errand 1\nActions so far" in prompt.user_text:
+            next(calls)
+            raise InvalidArgumentError("prompt", "takes too many tokens")
+
+    served.tiers.generation.before = second_step_of_errand_1
+    await served.work()
+    assert next(calls) == 1
+    records = {(int(each.sample.episode_id), each.sample.step): each for each in records_of(created.output_uri)}
+    assert [key for key, record in sorted(records.items()) if record.error is not None] == [(1, 1), (1, 2)]
+    last = records[1, 2].error
+    assert last is not None
+    assert last.reason == "EARLIER_STEP_FAILED"
+    assert "step 2 of this episode has no answer (INVALID_ARGUMENT)" in last.message
+    summary = json.loads((await served.client.report(created.evaluation_id)).summary_json)
+    cell = summary["groups"][0]
+    assert (cell["samples"], cell["failed"]) == (9, 2)
+    assert (cell["action"]["steps"]["count"], cell["action"]["episodes"]["count"]) == (7, 2)
+
+
+async def test_episode_that_broke_off_goes_on_with_the_answers_it_has(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=1, steps=3)
+    created = await served.client.create(spec_of(file, protocol=Protocol.EPISODE))
+    stopping = asyncio.Event()
+
+    async def stop_after_the_first(prompt: Any, _peer: str) -> None:
+        stopping.set()
+
+    served.tiers.generation.before = stop_after_the_first
+    assert await served.shards.run(created.evaluation_id, "0", stopping) is Outcome.UNFINISHED
+    assert served.tiers.generation.calls == 1
+    await served.work()
+    assert served.tiers.generation.calls == 3
+    last = records_of(created.output_uri)[-1]
+    assert len(last.sample.text.splitlines()) == 4
+
+
+async def test_every_adapter_and_random_adapters_are_taken_without_retrieval(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=3, steps=1)
+    strategies = tuple(
+        EvaluatedStrategy(strategy, exclude_own_adapter=hidden)
+        for strategy in (AnswerStrategy.UNIFORM_ALL, AnswerStrategy.RANDOM_K)
+        for hidden in (False, True)
+    )
+    spec = spec_of(file, strategies=strategies, retrieval=RetrievalOptions(top_k=2))
+    jobs = [await served.client.create(spec) for _ in range(2)]
+    await served.work()
+    first, again = (records_of(job.output_uri) for job in jobs)
+    assert [record.applied for record in first] == [record.applied for record in again]
+    assert served.tiers.retrieval.asked == []
+    applied = {
+        label: [] for label in ("uniform-all", "random-k", "uniform-all-out-of-domain", "random-k-out-of-domain")
+    }
+    for record in first:
+        assert record.matches is None
+        applied[record.sample.strategy.label].append({share.adapter_id: share.weight for share in record.applied})
+    names = {adapter.adapter_id for adapter in ADAPTERS}
+    assert applied["uniform-all"] == [dict.fromkeys(names, 0.25)] * 3
+    assert applied["uniform-all-out-of-domain"] == [dict.fromkeys(names - {"gmail"}, 1 / 3)] * 3
+    assert all(len(each) == 2 and set(each.values()) == {0.5} for each in applied["random-k"])
+    assert all("gmail" not in each for each in applied["random-k-out-of-domain"])
+    assert len({frozenset(each) for each in applied["random-k"]}) > 1
+
+
+async def test_strategies_that_retrieve_the_same_way_retrieve_once(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=3, steps=2)
+    retrieving = (AnswerStrategy.SELECTION, AnswerStrategy.MIXTURE, AnswerStrategy.FUSION)
+    strategies = tuple(
+        EvaluatedStrategy(strategy, exclude_own_adapter=hidden) for strategy in retrieving for hidden in (False, True)
+    )
+    created = await served.client.create(spec_of(file, strategies=strategies))
+    await served.work()
+    assert (await served.client.get(created.evaluation_id)).done_samples == 3 * 2 * 6
+    assert len(served.tiers.retrieval.asked) == 3 * 2 * 2
+    records = records_of(created.output_uri)
+    assert sum(each.timings is not None and each.timings.retrieval_s is not None for each in records) == 12
+    assert all(each.matches for each in records)
+
+
+async def test_folders_and_patterns_are_a_dataset_for_each_file_with_its_hash(served: Served) -> None:
+    files = [write_dataset(served.data, name, episodes=1) for name in ("gmail", "ebay")]
+    nested = write_dataset(served.data / "apps" / "clock", "test", episodes=1)
+    base = (EvaluatedStrategy(AnswerStrategy.BASE),)
+    created = await served.client.create(
+        EvaluationSpec((DatasetSpec("", "*.jsonl", kind="app"), DatasetSpec("more", "apps/")), base)
+    )
+    assert [(each.name, each.uri, each.kind) for each in created.spec.datasets] == [
+        ("ebay", str(files[1]), "app"), ("gmail", str(files[0]), "app"), ("more.clock", str(nested), ""),
+    ]  # fmt: skip
+    assert created.spec.datasets[0].sha256 == hashlib.sha256(files[1].read_bytes()).hexdigest()
+    with pytest.raises(NotFoundError, match=r"no JSONL file matches 'none/\*\.jsonl'"):
+        await served.client.create(EvaluationSpec((DatasetSpec("", "none/*.jsonl"),), base))
+
+
+async def test_job_is_not_repeated_on_other_data(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=2)
+    created = await served.client.create(spec_of(file))
+    assert (await served.client.create(created.spec)).spec == created.spec
+    write_dataset(served.data, "gmail", episodes=3)
+    with pytest.raises(FailedPreconditionError, match=r"gmail\.jsonl has changed: its SHA-256 is"):
+        await served.client.create(created.spec)
 
 
 @pytest.mark.parametrize("method", ["get", "cancel", "report"])

@@ -24,6 +24,7 @@ from infra.contract.prompt import Prompt
 from infra.contract.retrieval import Match, RetrievalOptions, Selection
 from infra.runtime.server import ServerOptions, aio_server
 from infra.runtime.wire import (
+    adapter_to_proto,
     composition_from_proto,
     generation_to_proto,
     prompt_from_proto,
@@ -95,6 +96,15 @@ class FakeRetrieval(retrieval_service_pb2_grpc.RetrievalServiceServicer):
             selections=[selection_to_proto(select(prompt, options)) for prompt in prompts],
             catalogue_revision="catalogue-1",
         )
+
+    async def ListAdapters(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """List those of ADAPTERS that the request asks for, on one page."""
+        listed = [
+            adapter
+            for adapter in ADAPTERS
+            if request.base_model in ("", adapter.base_model) and request.kind in ("", adapter.kind)
+        ]
+        return retrieval_service_pb2.ListAdaptersResponse(adapters=[adapter_to_proto(each) for each in listed])
 
 
 @dataclass

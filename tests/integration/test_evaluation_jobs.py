@@ -56,8 +56,8 @@ async def test_job_runs_end_to_end_and_writes_records_and_report(running: Cluste
     created = await running.client.create(spec)
     job = await running.ended(created.evaluation_id)
     assert job.state is EvaluationState.SUCCEEDED
-    assert (job.total_samples, job.done_samples, job.failed_samples, job.bad_rows) == (50, 50, 0, 1)
-    assert_every_sample_once(job.output_uri, 50)
+    assert (job.total_samples, job.done_samples, job.failed_samples, job.bad_rows) == (70, 70, 0, 1)
+    assert_every_sample_once(job.output_uri, 70)
     report = await running.client.report(created.evaluation_id)
     assert report.output_uri == job.output_uri
     assert "mixture" in report.summary_markdown

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from infra.contract.composition import FusionMethod, WeightedAdapter
-from infra.contract.errors import InvalidArgumentError, NotFoundError, OverloadedError, UnavailableError
+from infra.contract.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
 from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
 from infra.contract.prompt import ImagePart
 from infra.contract.retrieval import RetrievalOptions, Selection
@@ -62,7 +69,11 @@ def answering(pipeline: StandInPipeline, tmp_path: Path, total_s: float = 30) ->
 
 
 def test_question_holds_image_text_and_the_kind_of_the_dataset(sample: Sample, tmp_path: Path) -> None:
-    question = ask(sample, RetrievalOptions(top_k=2, kind="category"), Decoding(seed=4), [tmp_path])
+    question = ask(
+        sample,
+        replace(SPEC, retrieval=RetrievalOptions(top_k=2, kind="category"), decoding=Decoding(seed=4)),
+        [tmp_path],
+    )
     assert question.prompt.images == (ImagePart(b"png"),)
     assert question.prompt.user_text == "open the inbox"
     assert question.retrieval == RetrievalOptions(top_k=2, kind="app")
@@ -71,14 +82,16 @@ def test_question_holds_image_text_and_the_kind_of_the_dataset(sample: Sample, t
 
 def test_out_of_domain_hides_the_datasets_own_adapter(sample: Sample, tmp_path: Path) -> None:
     hidden = EvaluatedStrategy(AnswerStrategy.FUSION, FusionMethod.CONCAT, exclude_own_adapter=True)
-    question = ask(replace(sample, strategy=hidden), RetrievalOptions(exclude=("clock",)), Decoding(), [tmp_path])
+    question = ask(
+        replace(sample, strategy=hidden), replace(SPEC, retrieval=RetrievalOptions(exclude=("clock",))), [tmp_path]
+    )
     assert question.retrieval.exclude == ("clock", "gmail")
     assert question.fusion_method is FusionMethod.CONCAT
 
 
 def test_image_outside_of_the_roots_is_not_read(sample: Sample, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="dataset roots"):
-        ask(sample, RetrievalOptions(), Decoding(), [tmp_path / "elsewhere"])
+        ask(sample, SPEC, [tmp_path / "elsewhere"])
 
 
 def test_link_out_of_the_roots_is_not_followed(sample: Sample, tmp_path: Path) -> None:
@@ -86,12 +99,39 @@ def test_link_out_of_the_roots_is_not_followed(sample: Sample, tmp_path: Path) -
     root.mkdir()
     (root / "link.png").symlink_to(sample.images[0])
     with pytest.raises(InvalidArgumentError, match="dataset roots"):
-        ask(replace(sample, images=(root / "link.png",)), RetrievalOptions(), Decoding(), [root])
+        ask(replace(sample, images=(root / "link.png",)), SPEC, [root])
 
 
 def test_missing_image_is_named(sample: Sample, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"gone\.png"):
-        ask(replace(sample, images=(tmp_path / "gone.png",)), RetrievalOptions(), Decoding(), [tmp_path])
+        ask(replace(sample, images=(tmp_path / "gone.png",)), SPEC, [tmp_path])
+
+
+def test_image_that_changed_since_the_job_was_planned_is_refused(sample: Sample, tmp_path: Path) -> None:
+    planned = replace(sample, image_sha256=(hashlib.sha256(b"png").hexdigest(),))
+    assert ask(planned, SPEC, [tmp_path]).prompt.images == (ImagePart(b"png"),)
+    sample.images[0].write_bytes(b"another")
+    with pytest.raises(FailedPreconditionError, match=r"screen\.png has changed since the job was planned"):
+        ask(planned, SPEC, [tmp_path])
+
+
+def test_random_draw_depends_on_seed_and_question_and_not_on_the_domain(sample: Sample, tmp_path: Path) -> None:
+    inside = ask(sample, SPEC, [tmp_path]).seed
+    outside = ask(replace(sample, key="random-k-out-of-domain/gmail/1/0"), SPEC, [tmp_path]).seed
+    assert inside == outside
+    assert inside != ask(sample, replace(SPEC, seed=1), [tmp_path]).seed
+    assert inside != ask(replace(sample, key="mixture/gmail/1/1"), SPEC, [tmp_path]).seed
+    named = replace(sample, strategy=EvaluatedStrategy(AnswerStrategy.RANDOM_K, name="draw-2"))
+    assert inside != ask(named, SPEC, [tmp_path]).seed
+
+
+async def test_retrieval_that_another_sample_paid_for_is_not_timed(sample: Sample, tmp_path: Path) -> None:
+    pipeline = StandInPipeline()
+    answer = await pipeline.answer(Question(ask(sample, SPEC, [tmp_path]).prompt))
+    pipeline.answer = lambda question, timeout_s=None: asyncio.sleep(0, replace(answer, retrieval_shared=True))  # type: ignore[method-assign, assignment]
+    record = await answering(pipeline, tmp_path).record(sample, SPEC, asyncio.Event())
+    assert record.timings is not None
+    assert (record.timings.retrieval_s, record.timings.total_s) == (None, 1.0)
 
 
 async def test_record_holds_answer_timings_and_usage(sample: Sample, tmp_path: Path) -> None:

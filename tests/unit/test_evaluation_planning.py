@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import pytest
 
 from infra.contract.composition import FusionMethod
-from infra.contract.errors import InvalidArgumentError, UnimplementedError
+from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import Decoding
 from infra.contract.retrieval import RetrievalOptions, Weighting
 from orchestrator.evaluation.datasets import DatasetContent, read_datasets
-from orchestrator.evaluation.planning import choose_episodes, plan, shards
+from orchestrator.evaluation.planning import chains, choose_episodes, plan, shards
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 from tests.fakes.evaluation import row, write_dataset
@@ -57,16 +58,57 @@ def test_a_sequence_is_asked_with_all_screens_at_once(tmp_path: Path) -> None:
     assert (samples[0].step, samples[0].step_count) == (0, 3)
 
 
-def test_the_episode_protocol_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UnimplementedError, match="use step or sequence"):
-        planned(tmp_path, protocol=Protocol.EPISODE)
+def test_an_episode_is_planned_without_its_history_and_stays_in_one_shard(tmp_path: Path) -> None:
+    _, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE, protocol=Protocol.EPISODE)
+    assert {sample.text for sample in samples} == {"Do 0.", "Do 1.", "Do 2."}
+    assert [(sample.strategy.label, sample.step) for sample in samples[:6]] == [
+        *(("base", step) for step in range(3)),
+        *(("mixture", step) for step in range(3)),
+    ]
+    for size, lengths in ((2, [3] * 12), (7, [6] * 6), (100, [18, 18])):
+        cut = shards(samples, size)
+        assert [len(shard) for shard in cut] == lengths
+        assert [sample for shard in cut for sample in shard] == samples
+        assert all([sample.step for sample in steps] == [0, 1, 2] for shard in cut for steps in chains(shard))
+
+
+def test_strategies_that_put_the_same_question_travel_together(tmp_path: Path) -> None:
+    _, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE, AnswerStrategy.FUSION)
+    assert [sample.key for sample in samples[:4]] == [
+        "base/clock/clock%2F0/0", "mixture/clock/clock%2F0/0", "fusion-linear/clock/clock%2F0/0",
+        "base/clock/clock%2F0/1",
+    ]  # fmt: skip
+    assert all(len(steps) == 1 for steps in chains(samples))
+
+
+def test_samples_name_the_content_of_their_images(tmp_path: Path) -> None:
+    _, samples = planned(tmp_path)
+    assert samples[0].image_sha256 == (hashlib.sha256(b"").hexdigest(),)
+
+
+def test_rows_may_name_their_own_adapter(tmp_path: Path) -> None:
+    rows = [{**row(str(n), "Do.", ["Scroll up"], ["a.png"]), "app": app} for n, app in enumerate(["Clock", "Gmail"])]
+    rows.append({**rows[0], "episode_id": "2", "app": "Maps"})
+    file = write_dataset(tmp_path, "mixed", [*rows, row("3", "Do.", ["Scroll up"], ["a.png"])])
+    named = DatasetSpec("mixed", str(file), adapter_field="app", adapter_of=(("Clock", "app_clock"), ("Gmail", "mail")))
+    spec = EvaluationSpec((named,), (EvaluatedStrategy(AnswerStrategy.ORACLE),))
+    (content,) = read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path])
+    assert [sample.adapter_id for sample in plan(spec, [content])] == ["app_clock", "mail"]
+    assert [(bad.line, bad.problem) for bad in content.bad_rows] == [
+        (3, "app is 'Maps', which stands for no adapter; known: Clock, Gmail"),
+        (4, "app is missing"),
+    ]
+    (plain,) = read_datasets(
+        [DatasetSpec("m", str(file), adapter_field="app")], protocol=Protocol.STEP, roots=[tmp_path]
+    )
+    assert [episode.adapter_id for episode in plain.episodes] == ["Clock", "Gmail", "Maps"]
 
 
 def test_keys_are_unique_stable_and_unambiguous(tmp_path: Path) -> None:
     _, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.FUSION)
     keys = [sample.key for sample in samples]
     assert len(set(keys)) == len(keys) == 2 * 2 * 3 * 3
-    assert keys[1] == "base/clock/clock%2F0/1"
+    assert keys[2] == "base/clock/clock%2F0/1"
     assert keys[-1] == "fusion-linear/gmail/gmail%2F2/2"
 
 
@@ -106,11 +148,11 @@ def test_a_choice_depends_on_the_seed_alone_and_a_smaller_one_is_part_of_it(tmp_
     assert choose_episodes(content.episodes, None, seed=1) == list(content.episodes)
 
 
-def test_shards_keep_datasets_and_strategies_apart_and_lose_nothing(tmp_path: Path) -> None:
+def test_shards_keep_datasets_apart_and_lose_nothing(tmp_path: Path) -> None:
     _, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE)
     cut = shards(samples, 4)
-    assert [len(shard) for shard in cut] == [4, 4, 1] * 4
-    assert all(len({(sample.strategy.label, sample.dataset) for sample in shard}) == 1 for shard in cut)
+    assert [len(shard) for shard in cut] == [4, 4, 4, 4, 2] * 2
+    assert all(len({sample.dataset for sample in shard}) == 1 for shard in cut)
     assert [sample for shard in cut for sample in shard] == samples
     with pytest.raises(InvalidArgumentError, match="shard_size"):
         shards(samples, 0)
@@ -171,6 +213,10 @@ def test_names_and_strategies_that_make_no_sense_are_refused() -> None:
         DatasetSpec("a/b", "x.jsonl")
     with pytest.raises(InvalidArgumentError, match="names no file"):
         DatasetSpec("a", "")
+    with pytest.raises(InvalidArgumentError, match="64 hexadecimal digits"):
+        DatasetSpec("a", "x.jsonl", sha256="abc")
+    with pytest.raises(InvalidArgumentError, match="has adapter_id 'b' already"):
+        DatasetSpec("a", "x.jsonl", "b", adapter_field="app")
     with pytest.raises(InvalidArgumentError, match="base retrieves nothing"):
         EvaluatedStrategy(AnswerStrategy.BASE, exclude_own_adapter=True)
 
@@ -180,6 +226,7 @@ def test_strategies_are_labelled_by_what_they_do() -> None:
         EvaluatedStrategy(AnswerStrategy.SELECTION).label,
         EvaluatedStrategy(AnswerStrategy.FUSION, FusionMethod.CONCAT).label,
         EvaluatedStrategy(AnswerStrategy.MIXTURE, exclude_own_adapter=True).label,
+        EvaluatedStrategy(AnswerStrategy.RANDOM_K, exclude_own_adapter=True).label,
         EvaluatedStrategy(AnswerStrategy.MIXTURE, name="mine").label,
     ]
-    assert labels == ["selection", "fusion-concat", "mixture-out-of-domain", "mine"]
+    assert labels == ["selection", "fusion-concat", "mixture-out-of-domain", "random-k-out-of-domain", "mine"]

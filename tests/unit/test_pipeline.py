@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from infra.contract.prompt import Prompt
 from infra.contract.retrieval import Match, RetrievalOptions, Selection
 from orchestrator.evaluation.spec import AnswerStrategy
 from orchestrator.pipeline import Answer, Pipeline, Question, Retrieved, compose
+from orchestrator.shared_retrieval import SharedCalls
 
 PROMPT = Prompt.of("open the mail")
 SELECTION = Selection(
@@ -158,3 +161,67 @@ async def test_stream_is_selection_then_deltas_then_the_whole_answer() -> None:
 async def test_time_spent_in_retrieval_counts_against_the_deadline() -> None:
     with pytest.raises(DeadlineError):
         await Pipeline(StandInRetrieval(), StandInGeneration()).answer(Question(PROMPT), timeout_s=1e-9)
+
+
+async def test_too_many_adapters_for_uniform_all_say_what_to_do() -> None:
+    class Catalogue(StandInRetrieval):
+        async def list_adapters(self, *_: Any, **__: Any) -> list[Adapter]:
+            return [match.adapter for match in SELECTION.matches]
+
+    generation = StandInGeneration()
+    generation.failures.append(
+        InvalidArgumentError("composition.mixture.adapters", "3 adapters are too many; at most 2")
+    )
+    with pytest.raises(InvalidArgumentError, match=r"all 3 adapters of the catalogue.*at most 2.*--max-adapters"):
+        await Pipeline(Catalogue(), generation).answer(Question(PROMPT, AnswerStrategy.UNIFORM_ALL))
+    answer = await Pipeline(Catalogue(), generation).answer(
+        Question(PROMPT, AnswerStrategy.UNIFORM_ALL, RetrievalOptions(exclude=("ebay",)))
+    )
+    assert [(each.adapter_id, each.weight) for each in answer.generation.applied] == [("gmail", 0.5), ("clock", 0.5)]
+
+
+async def test_questions_share_retrieval_of_the_same_prompt_and_options_only() -> None:
+    retrieval = StandInRetrieval()
+    pipeline = Pipeline(retrieval, StandInGeneration())
+    again = Question(PROMPT, AnswerStrategy.SELECTION, shared_by="job-1")
+    others = [
+        Question(PROMPT, shared_by="job-2"),
+        Question(Prompt.of("another"), shared_by="job-1"),
+        Question(PROMPT, retrieval=RetrievalOptions(top_k=1), shared_by="job-1"),
+        Question(PROMPT),
+    ]
+    answers = await asyncio.gather(*(pipeline.answer(each) for each in [Question(PROMPT, shared_by="job-1"), again]))
+    assert [answer.retrieval_shared for answer in answers] == [False, True]
+    assert len(retrieval.asked) == 1
+    assert not any([(await pipeline.answer(each)).retrieval_shared for each in others])
+    assert len(retrieval.asked) == 5
+
+
+async def test_shared_call_that_failed_is_made_again_and_the_oldest_is_forgotten() -> None:
+    calls: SharedCalls[int] = SharedCalls(size=2)
+    made: list[str] = []
+
+    async def make(name: str) -> int:
+        made.append(name)
+        if len(made) == 1:
+            raise UnavailableError("away")
+        return len(made)
+
+    failed = await asyncio.gather(*(calls.get("a", lambda: make("a")) for _ in range(2)), return_exceptions=True)
+    assert [type(each) for each in failed] == [UnavailableError] * 2
+    assert [(await calls.get(name, lambda name=name: make(name))).value for name in "abac"] == [2, 3, 2, 4]
+    assert (await calls.get("b", lambda: make("b"))).value == 5
+    assert made == ["a", "a", "b", "c", "b"]
+
+
+async def test_waiting_for_a_shared_call_ends_with_the_callers_time() -> None:
+    calls: SharedCalls[None] = SharedCalls()
+    end = asyncio.Event()
+
+    async def wait() -> None:
+        await end.wait()
+
+    with pytest.raises(DeadlineError):
+        await calls.get("a", wait, timeout_s=0.01)
+    end.set()
+    assert (await calls.get("a", wait)).is_reused

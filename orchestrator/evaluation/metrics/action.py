@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
 from infra.contract.errors import InvalidArgumentError
-from orchestrator.evaluation.actions import POINT_TOLERANCE_PX, Action, parse_action
+from orchestrator.evaluation.actions import POINT_TOLERANCE_PX, Action, ActionType, parse_action
+from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, answer_at
+from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,56 @@ class ActionMetric:
     def accepts(self, truth: str, answer: str) -> bool:
         """Whether `answer` counts as `truth`."""
         return _parsed(answer).same_as(_parsed(truth), self.point_tolerance_px)
+
+
+@dataclass(frozen=True)
+class ActionTypeMetric:
+    """A step is right when the answer is one action of the right type, whatever it is done to."""
+
+    name: ClassVar[str] = "action_type"
+
+    def accepts(self, truth: str, answer: str) -> bool:
+        """Whether `answer` does what `truth` does."""
+        known = _parsed(truth).type is not ActionType.UNKNOWN
+        return known and _parsed(answer).same_type(_parsed(truth))
+
+
+@dataclass(frozen=True)
+class ActionParts:
+    """Shares of steps whose answer has the right type, and the right argument.
+
+    `argument` counts the steps whose true action takes one, whatever the type of the answer is.
+    """
+
+    action_type: Estimate
+    argument: Estimate
+
+
+def score_action_parts(
+    episodes: Sequence[AnsweredEpisode], point_tolerance_px: float = POINT_TOLERANCE_PX
+) -> ActionParts:
+    """Score types and arguments apart, with standard errors clustered by episode. `exact` is ActionMetric's."""
+
+    def estimate(steps: list[tuple[str, bool]]) -> Estimate:
+        return clustered_mean([float(right) for _, right in steps], [cluster for cluster, _ in steps])
+
+    steps = [
+        (episode.cluster, _parsed(truth), _parsed(answer_at(episode, position)))
+        for episode in episodes
+        for position, truth in enumerate(episode.truths)
+        if episode.scored(position)
+    ]
+    known = [step for step in steps if step[1].type is not ActionType.UNKNOWN]
+    return ActionParts(
+        estimate([(cluster, answer.same_type(truth)) for cluster, truth, answer in known]),
+        estimate(
+            [
+                (cluster, answer.same_argument(truth, point_tolerance_px))
+                for cluster, truth, answer in known
+                if truth.argument is not None
+            ]
+        ),
+    )
 
 
 @lru_cache(maxsize=1 << 14)

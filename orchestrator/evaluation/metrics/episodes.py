@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.evaluation.metrics.floor import Floor, Metric, floor_of
+from orchestrator.evaluation.metrics.paired import Graded
 from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
 
 
@@ -54,15 +55,11 @@ def score_episodes(episodes: Sequence[AnsweredEpisode], metric: Metric) -> Score
     episode_values: list[float] = []
     episode_clusters: list[str] = []
     for episode in episodes:
-        right = [
-            position < len(episode.answers) and _accepts(metric, truth, episode.answers[position])
-            for position, truth in enumerate(episode.truths)
-            if episode.scored(position)
-        ]
-        step_values += map(float, right)
+        right = right_steps(episode, metric)
+        step_values += map(float, right.values())
         step_clusters += [episode.cluster] * len(right)
         if episode.complete:
-            episode_values.append(float(all(right) and len(episode.answers) == len(episode.truths)))
+            episode_values.append(float(all(right.values()) and len(episode.answers) == len(episode.truths)))
             episode_clusters.append(episode.cluster)
     floor = _pooled_floor(episodes, metric)
     return Score(
@@ -71,6 +68,29 @@ def score_episodes(episodes: Sequence[AnsweredEpisode], metric: Metric) -> Score
         floor.step_share,
         floor.episode_share,
     )
+
+
+def right_steps(episode: AnsweredEpisode, metric: Metric) -> dict[int, bool]:
+    """Return by position which of the steps that can be scored are right."""
+    return {
+        position: position < len(episode.answers) and _accepts(metric, truth, episode.answers[position])
+        for position, truth in enumerate(episode.truths)
+        if episode.scored(position)
+    }
+
+
+def answer_at(episode: AnsweredEpisode, position: int) -> str:
+    """Return the answer to a step that can be scored; a missing one is empty."""
+    return (episode.answers[position] or "") if position < len(episode.answers) else ""
+
+
+def graded_steps(episodes: Sequence[AnsweredEpisode], metric: Metric) -> dict[object, Graded]:
+    """Return the scores of all steps that can be scored, by dataset, episode and position."""
+    return {
+        (episode.dataset, episode.cluster, position): Graded(episode.cluster, float(right))
+        for episode in episodes
+        for position, right in right_steps(episode, metric).items()
+    }
 
 
 def _accepts(metric: Metric, truth: str, answer: str | None) -> bool:

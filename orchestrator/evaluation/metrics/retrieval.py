@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate, clustered_mean
 
+NOTHING = "(none)"
+
 
 @dataclass(frozen=True)
 class RankedAdapters:
@@ -29,6 +31,16 @@ class RetrievalScore:
     at_1: Estimate
     at_3: Estimate
     mean_reciprocal_rank: Estimate
+
+
+def confusion(samples: Sequence[RankedAdapters]) -> dict[str, dict[str, int]]:
+    """Return how often each adapter came first, by true adapter; NOTHING where none was similar enough."""
+    counts: dict[str, dict[str, int]] = {}
+    for sample in samples:
+        first = sample.adapters[0] if sample.adapters else NOTHING
+        row = counts.setdefault(sample.true_adapter, {})
+        row[first] = row.get(first, 0) + 1
+    return {true: dict(sorted(row.items())) for true, row in sorted(counts.items())}
 
 
 RETRIEVAL_UNSCORED = RetrievalScore(UNSCORED, UNSCORED, UNSCORED)

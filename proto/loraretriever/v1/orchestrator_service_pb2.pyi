@@ -22,6 +22,8 @@ class AnswerStrategy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ANSWER_STRATEGY_MIXTURE: _ClassVar[AnswerStrategy]
     ANSWER_STRATEGY_FUSION: _ClassVar[AnswerStrategy]
     ANSWER_STRATEGY_ORACLE: _ClassVar[AnswerStrategy]
+    ANSWER_STRATEGY_UNIFORM_ALL: _ClassVar[AnswerStrategy]
+    ANSWER_STRATEGY_RANDOM_K: _ClassVar[AnswerStrategy]
 
 class EvaluationProtocol(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -44,6 +46,8 @@ ANSWER_STRATEGY_SELECTION: AnswerStrategy
 ANSWER_STRATEGY_MIXTURE: AnswerStrategy
 ANSWER_STRATEGY_FUSION: AnswerStrategy
 ANSWER_STRATEGY_ORACLE: AnswerStrategy
+ANSWER_STRATEGY_UNIFORM_ALL: AnswerStrategy
+ANSWER_STRATEGY_RANDOM_K: AnswerStrategy
 EVALUATION_PROTOCOL_UNSPECIFIED: EvaluationProtocol
 EVALUATION_PROTOCOL_SEQUENCE: EvaluationProtocol
 EVALUATION_PROTOCOL_STEP: EvaluationProtocol
@@ -106,16 +110,29 @@ class StreamAnswerResponse(_message.Message):
     def __init__(self, selection: _Optional[_Union[_retrieval_service_pb2.Selection, _Mapping]] = ..., delta: _Optional[str] = ..., final: _Optional[_Union[AnswerResponse, _Mapping]] = ...) -> None: ...
 
 class Dataset(_message.Message):
-    __slots__ = ("name", "uri", "adapter_id", "kind")
+    __slots__ = ("name", "uri", "adapter_id", "kind", "adapter_field", "adapter_of", "sha256")
+    class AdapterOfEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     URI_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_OF_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
     name: str
     uri: str
     adapter_id: str
     kind: str
-    def __init__(self, name: _Optional[str] = ..., uri: _Optional[str] = ..., adapter_id: _Optional[str] = ..., kind: _Optional[str] = ...) -> None: ...
+    adapter_field: str
+    adapter_of: _containers.ScalarMap[str, str]
+    sha256: str
+    def __init__(self, name: _Optional[str] = ..., uri: _Optional[str] = ..., adapter_id: _Optional[str] = ..., kind: _Optional[str] = ..., adapter_field: _Optional[str] = ..., adapter_of: _Optional[_Mapping[str, str]] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class EvaluatedStrategy(_message.Message):
     __slots__ = ("name", "strategy", "fusion_method", "exclude_own_adapter")

@@ -1,0 +1,133 @@
+"""From what a job calls its data to the files that it means, each with the hash of its content."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from infra.contract.errors import FailedPreconditionError, NotFoundError
+from orchestrator.evaluation.spec import DatasetSpec, EvaluationSpec
+
+SPLITS = ("train", "test", "validation", "dev")
+_FOLDER_PATTERNS = ("*.jsonl", "*/test.jsonl")
+_CHUNK_BYTES = 1 << 20
+
+
+def find_file(path: str, roots: Sequence[Path], bases: Sequence[Path]) -> Path | None:
+    """Return the file that `path` names, symlinks resolved, or None when there is none below `roots`.
+
+    A relative path is tried below each base in turn; one that begins with `./../` below the base's parent.
+    """
+    allowed = [root.resolve() for root in roots]
+    given = Path(path)
+    _, is_above, rest = path.partition("./../") if path.startswith("./../") else ("", "", path)
+    for base in bases:
+        candidate = given if given.is_absolute() else (base.absolute().parent if is_above else base) / rest
+        try:
+            found = candidate.resolve()
+            if found.is_file() and any(found.is_relative_to(root) for root in allowed):
+                return found
+        except (OSError, ValueError, RuntimeError):
+            continue
+    return None
+
+
+def find_dataset(dataset: DatasetSpec, roots: Sequence[Path]) -> Path:
+    """Return the JSONL file of a dataset, below the working folder or a root. Raises NotFoundError."""
+    file = find_file(dataset.uri, roots, [Path.cwd(), *roots])
+    if file is None:
+        raise NotFoundError(
+            f"dataset {dataset.name!r}: there is no file {_where(dataset, roots)}", dataset=dataset.name
+        )
+    return file
+
+
+def settle(spec: EvaluationSpec, roots: Sequence[Path]) -> EvaluationSpec:
+    """Return the job with one dataset for each file that its patterns and folders name, and with each file's SHA-256.
+
+    What comes out is all that is needed to repeat the job on the same data. Raises NotFoundError for what names no
+    file, FailedPreconditionError for a file whose content is not the one that the job names, InvalidArgumentError for
+    two datasets of one name.
+    """
+    files = [each for dataset in spec.datasets for each in expand(dataset, roots)]
+    return replace(spec, datasets=tuple(_with_hash(dataset, roots) for dataset in files))
+
+
+def expand(dataset: DatasetSpec, roots: Sequence[Path]) -> list[DatasetSpec]:
+    """Return a dataset for each JSONL file that a pattern or a folder names, in the order of their paths.
+
+    A folder stands for its `*.jsonl`, or where it has none for the `test.jsonl` of each folder in it.
+    """
+    if not dataset.is_many or find_file(dataset.uri, roots, [Path.cwd(), *roots]):
+        return [dataset]
+    patterns = [dataset.uri + end for end in _FOLDER_PATTERNS] if dataset.uri.endswith("/") else [dataset.uri]
+    for pattern in patterns:
+        found = _matches(pattern, roots)
+        if found:
+            prefix = f"{dataset.name}." if dataset.name else ""
+            return [replace(dataset, name=prefix + name_of(file), uri=str(file)) for file in found]
+    raise NotFoundError(
+        f"dataset {dataset.name!r}: no JSONL file matches {_where(dataset, roots)}", dataset=dataset.name
+    )
+
+
+def name_of(file: Path) -> str:
+    """Return what a dataset is called: as its file, or as its folder where the file is called test.jsonl."""
+    return file.resolve().parent.name if file.stem in SPLITS else file.stem
+
+
+def file_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal; a file that has not been touched since is read once."""
+    status = file.stat()
+    return _sha256(file, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=1 << 16)
+def _sha256(file: Path, _modified_ns: int, _byte_size: int) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while chunk := content.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _with_hash(dataset: DatasetSpec, roots: Sequence[Path]) -> DatasetSpec:
+    file = find_dataset(dataset, roots)
+    try:
+        found = file_sha256(file)
+    except OSError as error:
+        raise NotFoundError(f"dataset {dataset.name!r}: {file} cannot be read: {error.strerror}") from error
+    check_hash(dataset, file, found)
+    return replace(dataset, sha256=found)
+
+
+def check_hash(dataset: DatasetSpec, file: Path, found: str) -> None:
+    """Raise FailedPreconditionError when the file does not hold what the dataset says it holds."""
+    if dataset.sha256 and found != dataset.sha256:
+        raise FailedPreconditionError(
+            f"dataset {dataset.name!r}: {file} has changed: its SHA-256 is {found}, the job names {dataset.sha256}. "
+            "Bring the old file back, or leave sha256 out to evaluate on the new one",
+            dataset=dataset.name,
+        )
+
+
+def _matches(pattern: str, roots: Sequence[Path]) -> list[Path]:
+    allowed = [root.resolve() for root in roots]
+    for base in (Path.cwd(), *roots):
+        found = {Path(path).resolve() for path in glob.glob(str(base / pattern), recursive=True)}
+        files = sorted(
+            path
+            for path in found
+            if path.suffix == ".jsonl" and path.is_file() and any(path.is_relative_to(root) for root in allowed)
+        )
+        if files:
+            return files
+    return []
+
+
+def _where(dataset: DatasetSpec, roots: Sequence[Path]) -> str:
+    return f"{dataset.uri!r} below the dataset roots ({', '.join(str(root) for root in roots) or 'none is set'})"

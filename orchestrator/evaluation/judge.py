@@ -1,0 +1,139 @@
+"""A language model as judge: any OpenAI-compatible chat endpoint grades answers against the truth.
+
+What it said is kept on disk by content, so that a run that broke off goes on where it was, and a second one is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from infra.contract.errors import InvalidArgumentError, UnavailableError
+from orchestrator.evaluation.judge_client import ChatClient, ChatEndpoint, ChatReply, ReplyCache, UnansweredError
+from orchestrator.evaluation.metrics.paired import Graded
+from orchestrator.evaluation.metrics.text import AnsweredText
+
+DEFAULT_TEMPLATE = """You grade the answer of an assistant against a reference answer.
+
+Question:
+{question}
+
+Reference answer:
+{truth}
+
+Answer to grade:
+{answer}
+
+Does the answer say or do the same as the reference? Wording does not matter, meaning does. Reply with one short
+sentence of reasoning, then a last line of the form "SCORE: x", x between 0 (wrong) and 1 (right)."""
+
+_PLACEHOLDER = re.compile(r"\{(question|truth|answer)\}")
+_SCORE = re.compile(r"score[^\w-]{0,6}(\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class JudgePrompt:
+    """A template with {truth} and {answer}, and {question} where the judge is to know it (as it was asked, no images).
+
+    Raises InvalidArgumentError for a template that lacks one of the first two.
+    """
+
+    template: str = DEFAULT_TEMPLATE
+
+    def __post_init__(self) -> None:
+        for name in ("truth", "answer"):
+            if f"{{{name}}}" not in self.template:
+                raise InvalidArgumentError("judge_prompt", f"the template has no {{{name}}}: the judge must see it")
+
+    def of(self, answer: AnsweredText) -> str:
+        """Return what the judge is asked; braces in the texts themselves do no harm."""
+        texts = {"question": answer.question, "truth": answer.truth, "answer": answer.answer or ""}
+        return _PLACEHOLDER.sub(lambda match: texts[match[1]], self.template)
+
+
+@dataclass
+class Judgement:
+    """Scores by question, why answers stayed unscored, and what it cost: calls made, replies found on disk, tokens.
+
+    Tokens are those of the calls that were made, as far as the endpoint counts them.
+    """
+
+    scores: dict[object, Graded] = field(default_factory=dict)
+    unscored: Counter[str] = field(default_factory=Counter)
+    calls: int = 0
+    cached: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, answer: AnsweredText, reply: ChatReply, *, from_cache: bool) -> None:
+        """Take note of a reply."""
+        self.cached += from_cache
+        if not from_cache:
+            self.calls += 1
+            self.prompt_tokens += reply.prompt_tokens
+            self.completion_tokens += reply.completion_tokens
+        score = score_in(reply.text)
+        if score is None:
+            self.unscored["the judge's reply holds no score"] += 1
+        else:
+            self.scores[answer.key] = Graded(answer.cluster, score)
+
+
+async def judge(
+    answers: Sequence[AnsweredText],
+    endpoint: ChatEndpoint,
+    prompt: JudgePrompt,
+    cache_dir: Path,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Judgement:
+    """Grade every answer that there is; an answer that is None stays unscored, as does one the judge fails on.
+
+    Raises ConfigurationError or FailedPreconditionError when the endpoint refuses the call itself, and UnavailableError
+    when it answered nothing at all.
+    """
+    result = Judgement()
+    cache = ReplyCache(cache_dir, endpoint)
+    waiting = iter([answer for answer in answers if answer.answer is not None])
+    result.unscored.update({"no answer": sum(answer.answer is None for answer in answers)})
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(ChatClient(endpoint))
+
+        async def take() -> None:
+            for answer in waiting:
+                text = prompt.of(answer)
+                known = await asyncio.to_thread(cache.find, text)
+                try:
+                    reply = known or await client.ask(text)
+                except UnansweredError as error:
+                    result.unscored[str(error)] += 1
+                else:
+                    if known is None:
+                        await asyncio.to_thread(cache.keep, text, reply)
+                    result.add(answer, reply, from_cache=known is not None)
+                on_progress(len(result.scores) + result.unscored.total())
+
+        tasks = [asyncio.ensure_future(take()) for _ in range(endpoint.concurrency)]
+        stack.callback(lambda: [task.cancel() for task in tasks])
+        await asyncio.gather(*tasks)
+    result.unscored = +result.unscored
+    failures = [reason for reason in result.unscored if reason.startswith(UnansweredError.PREFIX)]
+    if failures and not (result.scores or result.calls or result.cached):
+        raise UnavailableError(f"{endpoint.base_url} graded nothing: {failures[0]}")
+    return result
+
+
+def score_in(reply: str) -> float | None:
+    """Return the last score that a reply names ("SCORE: 0.5", "Score: 4/5"), None where it names none in [0, 1]."""
+    found = _SCORE.findall(reply)
+    if not found:
+        return None
+    value, out_of = found[-1]
+    if out_of and not float(out_of):
+        return None
+    score = float(value) / (float(out_of) if out_of else 1)
+    return score if 0 <= score <= 1 else None

@@ -1,0 +1,158 @@
+"""The paper's table: strategies against domains, each with its interval and its difference to selection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from infra.contract.composition import FusionMethod
+from orchestrator.evaluation.markdown import UNSCORED_TEXT, inline, table
+from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
+from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy
+from orchestrator.evaluation.summary import ALL, Cell, Summary
+
+FUSION_METHODS = (FusionMethod.LINEAR, FusionMethod.CONCAT, FusionMethod.SVD)
+_ROWS = (
+    EvaluatedStrategy(AnswerStrategy.BASE),
+    EvaluatedStrategy(AnswerStrategy.ORACLE),
+    EvaluatedStrategy(AnswerStrategy.SELECTION),
+    EvaluatedStrategy(AnswerStrategy.MIXTURE),
+    *(EvaluatedStrategy(AnswerStrategy.FUSION, method) for method in FUSION_METHODS),
+    EvaluatedStrategy(AnswerStrategy.UNIFORM_ALL),
+    EvaluatedStrategy(AnswerStrategy.RANDOM_K),
+)
+COLUMNS = ("strategy", "in domain", "to selection", "out of domain", "to selection")
+MAX_REASON = 160
+
+
+def matrix_strategies() -> tuple[EvaluatedStrategy, ...]:
+    """Return every row of the table, those that can hide the dataset's own adapter also out of domain."""
+    hiding = (each for each in _ROWS if each.strategy.retrieves or each.strategy.takes_any)
+    outside = (EvaluatedStrategy(each.strategy, each.fusion_method, exclude_own_adapter=True) for each in hiding)
+    return (*_ROWS, *outside)
+
+
+@dataclass(frozen=True)
+class MatrixCell:
+    """A strategy in one domain: its step accuracy, and how much that is above selection's.
+
+    `reason` says why there is no number, or why it is one of some of the samples only.
+    """
+
+    steps: Estimate = UNSCORED
+    to_selection: Estimate = UNSCORED
+    samples: int = 0
+    failed: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    """A strategy in domain and out of domain; None where it means nothing."""
+
+    strategy: str
+    in_domain: MatrixCell | None
+    out_of_domain: MatrixCell | None
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The table. `floor` is the highest step share of a constant template on the same samples, None: unscored."""
+
+    rows: tuple[MatrixRow, ...]
+    floor: float | None
+
+
+def matrix_of(summary: Summary, data: str = ALL) -> Matrix:
+    """Return the table of a job; strategies that answer alike but for the hidden adapter share a row.
+
+    The base model knows no adapters, so that it is the same in both columns.
+    """
+    rows: dict[str, dict[bool, EvaluatedStrategy]] = {}
+    for strategy in summary.facts.spec.strategies:
+        visible = EvaluatedStrategy(strategy.strategy, strategy.fusion_method).label
+        row = rows.setdefault(strategy.name or visible, {})
+        row[strategy.exclude_own_adapter] = strategy
+        if strategy.strategy is AnswerStrategy.BASE:
+            row[True] = strategy
+    floors = [cell.action.step_floor for cell in summary.groups if cell.data == data]
+    return Matrix(
+        tuple(
+            MatrixRow(name, *(_cell(summary, row.get(hides), data, hides) for hides in (False, True)))
+            for name, row in rows.items()
+        ),
+        max((floor for floor in floors if floor is not None), default=None),
+    )
+
+
+def _cell(summary: Summary, strategy: EvaluatedStrategy | None, data: str, hides: bool) -> MatrixCell | None:
+    if strategy is None:
+        return None
+    cell = summary.group(strategy.label, data)
+    if cell is None:
+        return MatrixCell(reason="no record")
+    reference = next(
+        (
+            each.label
+            for each in summary.facts.spec.strategies
+            if each.strategy is AnswerStrategy.SELECTION and each.exclude_own_adapter == hides
+        ),
+        "",
+    )
+    difference = next(
+        (
+            each.steps
+            for each in summary.differences
+            if (each.strategy, each.reference, each.data) == (strategy.label, reference, data)
+        ),
+        UNSCORED,
+    )
+    return MatrixCell(cell.action.steps, difference, cell.samples, cell.failed, _reason(cell))
+
+
+def _reason(cell: Cell) -> str:
+    if not cell.failed:
+        return ""
+    said = cell.failure if len(cell.failure) <= MAX_REASON else f"{cell.failure[: MAX_REASON - 1]}…"
+    share = "cannot run" if cell.failed == cell.samples else f"{cell.failed} of {cell.samples} failed"
+    return f"{share}: {said}"
+
+
+def rows_of(matrix: Matrix) -> list[tuple[str, ...]]:
+    """Return the table as ready text, below COLUMNS; the last row is the floor."""
+    rows = [(row.strategy, *_texts(row.in_domain), *_texts(row.out_of_domain)) for row in matrix.rows]
+    floor = UNSCORED_TEXT if matrix.floor is None else f"{100 * matrix.floor:.1f}"
+    return [*rows, ("constant template (floor)", floor, "", floor, "")]
+
+
+def render_matrix(matrix: Matrix) -> str:
+    """Return the table as Markdown."""
+    rows = [tuple(map(inline, row)) for row in rows_of(matrix)]
+    return f"{table(COLUMNS, rows)}\n\n{NOTE}\n"
+
+
+NOTE = (
+    "Steps right in percent (action type and argument) with their 95 % interval, clustered by episode; to selection: "
+    "the difference in percentage points on the questions that both answered, with its own interval."
+)
+
+
+def interval_text(estimate: Estimate, *, signed: bool = False) -> str:
+    """Return an estimate in percent with its interval, as in 61.2 [55.0, 67.1]."""
+    if estimate.value is None:
+        return UNSCORED_TEXT
+    form = "+.1f" if signed else ".1f"
+    shown = format(100 * estimate.value, form)
+    if estimate.low is None or estimate.high is None:
+        return shown
+    return f"{shown} [{format(100 * estimate.low, form)}, {format(100 * estimate.high, form)}]"
+
+
+def _texts(cell: MatrixCell | None) -> Sequence[str]:
+    if cell is None:
+        return UNSCORED_TEXT, ""
+    if cell.steps.value is None:
+        return cell.reason or UNSCORED_TEXT, ""
+    failed = f" ({cell.reason})" if cell.reason else ""
+    difference = "" if cell.to_selection.value is None else interval_text(cell.to_selection, signed=True)
+    return interval_text(cell.steps) + failed, difference

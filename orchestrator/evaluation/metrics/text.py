@@ -1,0 +1,71 @@
+"""Answers as texts, for tasks whose answers are no actions: exact match, ROUGE-L and BLEU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+from orchestrator.evaluation.actions import normalized
+from orchestrator.evaluation.metrics.paired import Graded
+from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
+
+TextScore = Callable[[str, str], float]
+
+
+@dataclass(frozen=True)
+class AnsweredText:
+    """The true answer to a question, and the given one (None: unscored). `key` names the question in any strategy."""
+
+    key: object
+    cluster: str
+    truth: str
+    answer: str | None
+    question: str = ""
+
+
+def exact_match(truth: str, answer: str) -> float:
+    """Return 1 for the same text, letter case and runs of blanks aside, else 0."""
+    return float(normalized(truth) == normalized(answer))
+
+
+@lru_cache(maxsize=1 << 14)
+def rouge_l(truth: str, answer: str) -> float:
+    """Return the F-measure of the longest common subsequence of words (Lin 2004), by rouge-score, without stemming."""
+    return float(_rouge().score(truth, answer)["rougeL"].fmeasure)
+
+
+@lru_cache(maxsize=1 << 14)
+def bleu(truth: str, answer: str) -> float:
+    """Return the BLEU of one answer in [0, 1], by sacrebleu with its own smoothing and effective order."""
+    return min(1.0, float(_bleu().sentence_score(answer, [truth]).score) / 100)
+
+
+TEXT_SCORES: Mapping[str, TextScore] = {"exact_match": exact_match, "rouge_l": rouge_l, "bleu": bleu}
+
+
+def graded_texts(answers: Sequence[AnsweredText], score: TextScore) -> dict[object, Graded]:
+    """Return the score of every answer that there is."""
+    return {
+        each.key: Graded(each.cluster, score(each.truth, each.answer)) for each in answers if each.answer is not None
+    }
+
+
+def mean_score(graded: Mapping[object, Graded]) -> Estimate:
+    """Return the mean score, with its standard error clustered by episode."""
+    return clustered_mean([each.score for each in graded.values()], [each.cluster for each in graded.values()])
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # Takes seconds: it imports all of nltk.
+
+    return RougeScorer(["rougeL"])
+
+
+@cache
+def _bleu() -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+
+    return BLEU(effective_order=True)
