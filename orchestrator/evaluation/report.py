@@ -16,8 +16,9 @@ from orchestrator.evaluation.markdown import (
     percent_with_error,
     table,
 )
+from orchestrator.evaluation.matrix import interval_text
 from orchestrator.evaluation.measurement import how_it_was_measured
-from orchestrator.evaluation.summary import ALL, Cell, Summary
+from orchestrator.evaluation.summary import ALL, Cell, Difference, Summary
 
 FLOOR_NAME = "constant template (floor)"
 MAX_LISTED = 20
@@ -65,6 +66,7 @@ def render_markdown(summary: Summary) -> str:
     sections = [
         _opening(summary),
         _headline(summary),
+        _intervals(summary),
         _strategies(summary),
         _datasets(summary),
         _retrieval(summary),
@@ -102,6 +104,32 @@ def _headline(summary: Summary) -> str:
     head = headline(summary)
     rows = [(inline(name), *cells) for name, *cells in head.rows]
     return f"## {head.title}\n\n{table(head.columns, rows)}\n\n{head.note}"
+
+
+def _intervals(summary: Summary) -> str:
+    """Every strategy's interval, and its differences; a strategy compared with two others has two rows."""
+    rows = []
+    for cell in _cells(summary.groups, ALL):
+        compared: list[Difference | None] = [
+            *(each for each in summary.differences if (each.strategy, each.data) == (cell.strategy, ALL))
+        ]
+        rows += [
+            (
+                inline(cell.strategy),
+                interval_text(cell.action.steps),
+                "" if each is None else inline(each.reference),
+                "" if each is None else interval_text(each.steps, signed=True),
+            )
+            for each in (compared or [None])
+        ]
+    if not rows:
+        return ""
+    columns = ("strategy", "steps right, %", "compared with", "difference, percentage points")
+    return (
+        f"## 95 % intervals and paired differences\n\n{table(columns, rows)}\n\n"
+        "All datasets. Differences are of the questions that both answered, and have their own interval: one that "
+        "holds zero shows no difference."
+    )
 
 
 def _strategies(summary: Summary) -> str:

@@ -212,6 +212,18 @@ def test_the_report_says_what_is_wrong_and_how_it_was_measured() -> None:
     assert "mixture-out-of-domain: the retrieved adapters" in text
 
 
+def test_the_report_shows_intervals_and_paired_differences() -> None:
+    selection = EvaluatedStrategy(AnswerStrategy.SELECTION)
+    spec = EvaluationSpec((DatasetSpec("clock", "clock.jsonl", "clock", "app"),), (BASE, selection))
+    pairs = [(BASE, "e1", [OPEN, UP]), (BASE, "e2", [UP, DONE]), (BASE, "e3", [UP, UP])]
+    records = [record for strategy, episode, said in pairs for record in steps(strategy, "clock", episode, [*said])]
+    for episode in ("e1", "e2", "e3"):
+        records += steps(selection, "clock", episode, [OPEN, DONE])
+    text = render_markdown(summarize(records, JobFacts(spec)))
+    assert "| base | 33.3 [0.0, 100.0] | selection | -66.7 [-138.4, +5.0] |" in text
+    assert "| selection | 100.0 [43.9, 100.0] |  |  |" in text
+
+
 def test_foreign_text_cannot_break_the_report() -> None:
     asked = sample(OPEN, strategy=BASE)
     summary = summarize([failure(asked, message="a|b\n# <script>`x` " + "y" * 1000)], JobFacts(SPEC))
