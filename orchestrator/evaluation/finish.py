@@ -1,11 +1,13 @@
-"""The end of a job: records in order to records.jsonl, their scores to summary.json and summary.md."""
+"""The end of a job: records in order to records.jsonl, their scores to summary.json, summary.md and report.html."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -13,6 +15,8 @@ from pydantic import TypeAdapter
 from infra.contract.errors import InternalError, UnavailableError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation.datasets import BadRow
+from orchestrator.evaluation.html.page import render_html
+from orchestrator.evaluation.html.samples import PictureBudget
 from orchestrator.evaluation.job import Evaluation, EvaluationState
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_scripts import FINISH
@@ -29,6 +33,7 @@ log = get_logger(__name__)
 RECORDS_FILE = "records.jsonl"
 SUMMARY_JSON_FILE = "summary.json"
 SUMMARY_MARKDOWN_FILE = "summary.md"
+REPORT_HTML_FILE = "report.html"
 RETRY_PAUSE_S = 3.0
 
 _BAD_ROWS = TypeAdapter(tuple[BadRow, ...])
@@ -36,10 +41,14 @@ _FILES = TypeAdapter(tuple[DatasetFile, ...])
 
 
 class Finish:
-    """Ends jobs. Doing it again, by this worker or another, writes the same files and ends the job once."""
+    """Ends jobs. Doing it again, by this worker or another, writes the same files and ends the job once.
 
-    def __init__(self, ledger: Ledger) -> None:
+    Images of samples are shown in the page where they lie below `roots`; without roots none is.
+    """
+
+    def __init__(self, ledger: Ledger, roots: Sequence[Path] = ()) -> None:
         self._ledger = ledger
+        self._pictures = PictureBudget(tuple(roots))
 
     async def run(self, evaluation_id: str) -> None:
         """Write the files of a job whose samples are all recorded, and end it.
@@ -75,7 +84,7 @@ class Finish:
         if not cancelled and len(records) != job.total_samples:
             raise InternalError(f"{job.total_samples - len(records)} samples of {job.total_samples} have no record")
         bad_rows, provenance = await self._ledger.details(evaluation_id)
-        await asyncio.to_thread(_write_files, job, state, records, bad_rows, provenance)
+        await asyncio.to_thread(_write_files, job, state, records, bad_rows, provenance, pictures=self._pictures)
         return state
 
     async def _keep_up(self, evaluation_id: str, owner: str) -> None:
@@ -92,6 +101,8 @@ def _write_files(
     records: list[Record],
     bad_rows: list[dict[str, Any]],
     provenance: dict[str, Any],
+    *,
+    pictures: PictureBudget,
 ) -> None:
     facts = JobFacts(
         spec=job.spec,
@@ -108,3 +119,4 @@ def _write_files(
     write_text(job.output_uri, RECORDS_FILE, lines)
     write_text(job.output_uri, SUMMARY_JSON_FILE, json.dumps(summary.to_json(), indent=2, ensure_ascii=False) + "\n")
     write_text(job.output_uri, SUMMARY_MARKDOWN_FILE, render_markdown(summary))
+    write_text(job.output_uri, REPORT_HTML_FILE, render_html(summary, records, pictures))

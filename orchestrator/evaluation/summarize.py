@@ -60,7 +60,7 @@ def summarize(
     but the first of them.
     """
     options = options or ScoringOptions()
-    kept, repeated = _without_repetitions(records)
+    kept, repeated = without_repetitions(records)
     strategies = tuple(strategy.label for strategy in facts.spec.strategies)
     datasets = tuple(dataset.name for dataset in facts.spec.datasets)
     groups = _groups(facts.spec)
@@ -106,7 +106,8 @@ def summarize(
     )
 
 
-def _without_repetitions(records: Iterable[Record]) -> tuple[list[Record], int]:
+def without_repetitions(records: Iterable[Record]) -> tuple[list[Record], int]:
+    """Return the first record of each key, and how many others there were."""
     first_of: dict[str, Record] = {}
     repeated = 0
     for record in records:

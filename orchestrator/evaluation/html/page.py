@@ -1,0 +1,71 @@
+"""A summary and its records to one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from orchestrator.evaluation.html.markup import Markup
+from orchestrator.evaluation.html.samples import MAX_SAMPLES, PictureBudget, choose, listed
+from orchestrator.evaluation.html.sections import opening, sections
+from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.summarize import without_repetitions
+from orchestrator.evaluation.summary import Summary
+
+
+def render_html(
+    summary: Summary,
+    records: Sequence[Record],
+    pictures: PictureBudget | None = None,
+    *,
+    max_samples: int = MAX_SAMPLES,
+) -> str:
+    """Return report.html: numbers and charts of the summary, and at most `max_samples` of the records to browse.
+
+    It loads nothing: its content security policy allows its own script and style (by their hashes) and data: images.
+    Without `pictures` no image is read, and the page says so at each.
+    """
+    kept, _ = without_repetitions(records)
+    chosen = choose(kept, max_samples)
+    data = listed(chosen, pictures or PictureBudget(), summary.scoring.point_tolerance_px)
+    style, script = _file("report.css"), _file("report.js")
+    return Template(_file("page.html")).substitute(
+        title=escape(f"Evaluation {summary.facts.evaluation_id}".strip()),
+        style=style,
+        style_hash=_source_hash(style),
+        script=script,
+        script_hash=_source_hash(script),
+        sections=Markup("\n").join((opening(summary), *sections(summary, kept))),
+        shown=_shown(len(chosen), summary.recorded_samples, data["pictures"]),
+        data=json_in_html(data),
+    )
+
+
+def json_in_html(data: object) -> str:
+    """Return JSON that no HTML parser can leave early: `<`, `>` and `&` are written as escapes."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _shown(chosen: int, recorded: int, pictures: Sequence[str | None]) -> str:
+    most = "" if chosen == recorded else " (chosen evenly over the datasets, a question with all its strategies)"
+    missing = sum(picture is None for picture in pictures)
+    gone = (
+        f" {missing:,} of {len(pictures):,} images are not shown: not found, or over the page's size."
+        if missing
+        else ""
+    )
+    return f"{chosen:,} of {recorded:,} samples are in this page{most}; records.jsonl holds all.{gone}"
+
+
+def _file(name: str) -> str:
+    return files("orchestrator.evaluation.html").joinpath(name).read_text(encoding="utf-8")
+
+
+def _source_hash(source: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"

@@ -1,0 +1,119 @@
+"""report.html in a real browser: it opens without a word, filters, pages, fits a phone, and foreign text is inert."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.evaluation.html.page import render_html
+from orchestrator.evaluation.html.samples import PictureBudget
+from orchestrator.evaluation.summarize import summarize
+from orchestrator.evaluation.summary import JobFacts
+from tests.browser import Page, browser, find_chromium
+from tests.fakes.reports import HOSTILE, SPEC, hostile_records, many_records
+
+CHROMIUM = find_chromium()
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH; install Debian's package chromium")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    assert CHROMIUM is not None
+    with browser(CHROMIUM, tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said_before(page: Page) -> None:
+    page.problems.clear()
+    page.requests.clear()
+
+
+def written(folder: Path, *, hostile: bool = False, size: int = 60) -> Path:
+    """Write a report of `size` questions and return its path."""
+    records = hostile_records(folder) if hostile else many_records(folder, size)
+    file = folder / "report.html"
+    file.write_text(
+        render_html(summarize(records, JobFacts(SPEC)), records, PictureBudget((folder,))), encoding="utf-8"
+    )
+    return file
+
+
+def shown(page: Page) -> list[str]:
+    """Return the headings of the samples on the screen."""
+    headings: list[str] = page.value("[...document.querySelectorAll('.card h3')].map((node) => node.textContent)")
+    return headings
+
+
+def choose(page: Page, control: str, value: str) -> None:
+    """Set a filter as a reader would."""
+    page.value(
+        f"(() => {{ const node = document.getElementById('{control}');"
+        f" if (node.type === 'checkbox') node.checked = {'true' if value else 'false'}; else node.value = '{value}';"
+        " node.dispatchEvent(new Event('input')); })()"
+    )
+
+
+def test_a_page_opens_without_network_or_a_word_on_the_console(page: Page, tmp_path: Path) -> None:
+    file = written(tmp_path)
+    page.open(file)
+    assert page.problems == []
+    assert {url for url in page.requests if not url.startswith("data:")} == {file.as_uri()}
+    assert page.value("document.querySelectorAll('svg.chart').length") >= 5
+    assert page.value("[...document.images].length > 0 && [...document.images].every((one) => one.naturalWidth > 0)")
+
+
+def test_filters_narrow_the_list_and_pages_turn(page: Page, tmp_path: Path) -> None:
+    page.open(written(tmp_path))
+    assert page.value("document.getElementById('count').textContent") == "120 of 120 samples, page 1 of 6"
+    first = shown(page)
+    page.value("document.getElementById('next').click()")
+    assert not set(first) & set(shown(page))
+    choose(page, "strategy", "mixture")
+    assert page.value("document.getElementById('count').textContent").startswith("60 of 120 samples, page 1")
+    assert all(heading.startswith("mixture") for heading in shown(page))
+    choose(page, "wrong", "yes")
+    assert page.value("document.getElementById('count').textContent").startswith("20 of 120")
+    assert page.value("document.querySelectorAll('.card').length === document.querySelectorAll('.card.wrong').length")
+    choose(page, "words", "question 57")
+    assert len(shown(page)) == 1
+    choose(page, "words", "nowhere")
+    assert shown(page) == []
+    assert page.problems == []
+
+
+@pytest.mark.parametrize("width", [320, 375])
+def test_a_phone_needs_no_sideways_scrolling(page: Page, tmp_path: Path, width: int) -> None:
+    page.open(written(tmp_path, hostile=True), width=width)
+    assert page.value("innerWidth") == width
+    assert page.value("document.documentElement.scrollWidth") <= width
+
+
+def test_foreign_text_stays_text(page: Page, tmp_path: Path) -> None:
+    page.open(written(tmp_path, hostile=True))
+    assert page.value("globalThis.broken === undefined")
+    assert page.value("document.querySelectorAll('script').length") == 2
+    assert page.value("document.querySelectorAll('img[src=x], b').length") == 0
+    assert HOSTILE in page.value("document.getElementById('list').textContent")
+    assert page.problems == []
+
+
+def test_the_policy_forbids_the_network(page: Page, tmp_path: Path) -> None:
+    page.open(written(tmp_path))
+    page.value("fetch('http://127.0.0.1:9/').catch(() => { globalThis.refused = true; }); undefined")
+    page.value("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x.png'}))")
+    page.value("document.body.append(Object.assign(document.createElement('script'), {text: 'globalThis.ran = 1'}))")
+    assert page.value("globalThis.ran === undefined")
+    for _ in range(100):
+        if page.value("globalThis.refused") and violations(page) >= 3:
+            break
+        time.sleep(0.02)
+    assert violations(page) >= 3
+
+
+def violations(page: Page) -> int:
+    """Return how often the page's policy refused something."""
+    return sum("Content Security Policy" in problem for problem in page.problems)
