@@ -192,7 +192,9 @@ def matrix(
         return
     console.note(f"job {job.evaluation_id}: {len(spec.strategies)} strategies, {job.total_samples} samples")
     found = jobs.follow_to_report(job.evaluation_id, orchestrator_target)
-    made = matrix_of(jobs.summary_of(found))
+    summary = jobs.summary_of(found)
+    jobs.warn_of_changes(summary)
+    made = matrix_of(summary)
     if output is not None:
         _write(output, made)
     if as_json:

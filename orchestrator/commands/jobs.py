@@ -147,7 +147,14 @@ def print_headline(found: Report, metric: JobMetric, fail_under: float | None, a
     else:
         console.results().print(headline_table(headline(summary)))
         console.results().print(f"report: {found.output_uri}/summary.md", soft_wrap=True)
+    warn_of_changes(summary)
     gate(shares_of(summary, metric), fail_under)
+
+
+def warn_of_changes(summary: Summary) -> None:
+    """Say which datasets changed while the job ran."""
+    for name in summary.changed_datasets:
+        console.note(f"dataset {name} changed while the job ran; its numbers are those of the content that was planned")
 
 
 def print_job(job: Evaluation, as_json: bool) -> None:
