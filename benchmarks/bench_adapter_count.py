@@ -11,10 +11,18 @@ import random
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from itertools import count
+from itertools import count, cycle, pairwise
 from pathlib import Path
 
-from engine_world import ENGINE_SHAPES, AdapterFiles, EngineWorld, Sizes, request_of, require_same_answers
+from engine_world import (
+    ENGINE_SHAPES,
+    AdapterFiles,
+    EngineWorld,
+    Sizes,
+    adapter_bytes,
+    request_of,
+    require_same_answers,
+)
 from harness import Bar, Findings, Timing, run, say, time_interleaved
 from random_models import RandomBaseModel
 
@@ -23,6 +31,7 @@ from infra.contract.composition import Base, Mixture, WeightedAdapter
 
 QUESTION = __doc__ or ""
 CHECKED = 4
+CHECKED_TOKENS = 16
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +45,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, help="rank of every adapter (default: 4, on a GPU 16)")
     parser.add_argument("--per-request", type=int, nargs="+", default=[1, 3], help="adapters in a request's mixture")
     parser.add_argument("--together", type=int, help="requests under way at any time (default: 8, on a GPU 32)")
-    parser.add_argument("--requests", type=int, help="requests in one repetition (default: 48, on a GPU 512)")
+    parser.add_argument("--requests", type=int, help="requests in one repetition (default: 32, on a GPU 512)")
     parser.add_argument("--prompt-tokens", type=int, help="tokens of each prompt (default: 16, on a GPU 256)")
-    parser.add_argument("--answer-tokens", type=int, help="tokens of each answer (default: 32, on a GPU 64)")
+    parser.add_argument("--answer-tokens", type=int, default=64, help="tokens of each answer")
 
 
 def measure(options: argparse.Namespace) -> Findings:
@@ -53,6 +62,9 @@ def measure(options: argparse.Namespace) -> Findings:
             for files in _files(options, model, Path(folder))
         )
         check(options, few, many)
+        for world, known in ((few, options.few), (many, options.many)):
+            world.fill([f"a{number}" for number in reversed(range(min(known, options.host)))])
+        measure_steps_beside_loads(options, many, findings)
         for size in options.per_request:
             measure_traffic(options, size, few, many, findings)
     return findings
@@ -61,12 +73,17 @@ def measure(options: argparse.Namespace) -> Findings:
 def check(options: argparse.Namespace, few: EngineWorld, many: EngineWorld) -> None:
     """Compare the answers of both engines to requests for adapters that both know, and see that adapters matter."""
     for size in options.per_request:
-        asked = traffic(options, few, 0, size, options.few)[:CHECKED]
+        asked = [shortened(one) for one in traffic(options, few, 0, size, options.few)[:CHECKED]]
         ours, theirs = many.answer(asked, 1), few.answer(asked, 1)
         require_same_answers(f"{size} of {options.few} or of {options.many} adapters", ours, theirs)
-        plain = few.answer([request_of(one.prompt, Base(), options.answer_tokens) for one in asked], 1)
+        plain = few.answer([request_of(one.prompt, Base(), CHECKED_TOKENS) for one in asked], 1)
         if all(a.text == b.text for a, b in zip(theirs, plain, strict=True)):
             raise SystemExit("the adapters change no answer, so nothing was timed")
+
+
+def shortened(request: Request) -> Request:
+    """Return the request for an answer short enough to be compared before every run."""
+    return request_of(request.prompt, request.composition, CHECKED_TOKENS)
 
 
 def measure_traffic(
@@ -86,7 +103,7 @@ def measure_traffic(
         return once
 
     alternatives = {"few": answers("few", few, options.few), "many": answers("many", many, options.many)}
-    times = time_interleaved(alternatives, repetitions=options.repetitions, warmup=2, device=options.device)
+    times = time_interleaved(alternatives, repetitions=options.repetitions, device=options.device)
     named = f"{size}_adapter" + ("s" if size > 1 else "") + "_a_request"
     findings.add_ratio(
         f"tokens_per_s_{options.many}_over_{options.few}_known_{named}",
@@ -100,6 +117,27 @@ def measure_traffic(
         findings.measurements[f"{known}_known_{named}_loads_a_request"] = sum(counted) / (
             len(counted) * options.requests
         )
+
+
+def measure_steps_beside_loads(options: argparse.Namespace, world: EngineWorld, findings: Findings) -> None:
+    """Time the steps of one running answer, with adapters being loaded one after another and without."""
+    say("steps of one answer, beside loads and alone")
+    absent = cycle(range(options.bank, options.many))
+    steps: dict[str, list[float]] = {"alone": [], "beside_loads": []}
+    loaded = world.loads
+    for repetition in range(-1, options.repetitions):
+        for name, taken in steps.items():
+            prompt = world.model.random_prompt(options.prompt_tokens, seed=repetition)
+            asked = request_of(prompt, Mixture((WeightedAdapter("a0", 1.0),)), options.answer_tokens)
+            times = world.token_times(asked, (f"a{n}" for n in absent) if name == "beside_loads" else ())
+            if repetition >= 0:
+                taken += [after - before for before, after in pairwise(times)]
+    for name, taken in steps.items():
+        ordered = sorted(taken)
+        findings.measurements[f"step_{name}_median_ms"] = 1e3 * ordered[len(ordered) // 2]
+        findings.measurements[f"step_{name}_p99_ms"] = 1e3 * ordered[int(0.99 * len(ordered))]
+        findings.measurements[f"step_{name}_longest_ms"] = 1e3 * ordered[-1]
+    findings.measurements["loads_beside_steps"] = world.loads - loaded
 
 
 def traffic(options: argparse.Namespace, world: EngineWorld, seed: int, size: int, known: int) -> list[Request]:
@@ -121,18 +159,16 @@ def _fill_in(options: argparse.Namespace) -> None:
     on_gpu = options.device.type == "cuda"
     options.rank = options.rank or (16 if on_gpu else 4)
     options.together = options.together or (32 if on_gpu else 8)
-    options.requests = options.requests or (512 if on_gpu else 48)
+    options.requests = options.requests or (512 if on_gpu else 32)
     options.prompt_tokens = options.prompt_tokens or (256 if on_gpu else 16)
-    options.answer_tokens = options.answer_tokens or (64 if on_gpu else 32)
 
 
 def _sizes(options: argparse.Namespace, model: RandomBaseModel) -> Sizes:
-    values = sum(inputs + outputs for inputs, outputs in model.description.targets.values())
     return Sizes(
         bank_ranks=options.bank * options.rank,
         slots=options.together,
         sequence_tokens=options.prompt_tokens + options.answer_tokens,
-        host_bytes=options.host * options.rank * values * model.description.dtype.itemsize,
+        host_bytes=options.host * adapter_bytes(model, options.rank),
     )
 
 

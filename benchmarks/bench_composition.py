@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from itertools import islice
+from math import comb
 from typing import Any
 
-from composition_world import Composition, CompositionWorld
+from composition_world import SHARES, Composition, CompositionWorld
 from floors import Machine, decode_work, measure_machine
 from harness import Bar, Findings, require_equal, run, say, time_interleaved
 from random_models import SHAPES
@@ -28,7 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, default=16, help="rank of every adapter")
     parser.add_argument("--bank-ranks", type=int, help="ranks of the bank (default: what they need, on a GPU 1024)")
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 32], help="batch sizes of decoding")
-    parser.add_argument("--context", type=int, help="tokens read before decoding (default: 16, on a GPU 512)")
+    parser.add_argument("--context", type=int, help="tokens read before answers are compared (default: 16; GPU: 512)")
+    parser.add_argument("--cached", type=int, default=512, help="tokens a row holds while decoding is timed")
     parser.add_argument("--steps", type=int, help="decode steps in one repetition (default: 2, on a GPU 32)")
     parser.add_argument("--prefill-rows", type=int, default=8, help="prompts of the prefill; 0 leaves it out")
     parser.add_argument("--prefill-tokens", type=int, default=512, help="tokens of each of those prompts")
@@ -43,8 +45,9 @@ def measure(options: argparse.Namespace) -> Findings:
     options.context = options.context or (512 if on_gpu else 16)
     options.steps = options.steps or (32 if on_gpu else 2)
     options.bank_ranks = options.bank_ranks or (1024 if on_gpu else 0)
-    if options.adapters < 3:
-        raise SystemExit(f"--adapters is {options.adapters}: every row needs three different ones")
+    most = max(*options.rows, options.requests, options.prefill_rows)
+    if comb(options.adapters, len(SHARES)) < most:
+        raise SystemExit(f"--adapters {options.adapters} are too few for {most} rows of three, no two rows alike")
     world = CompositionWorld(options)
     findings = Findings(settings={"shape_sizes": vars(SHAPES[options.shape])})
     machine = measure_machine(options.device, options.dtype)
@@ -78,6 +81,9 @@ class Decoding:
     def measure(self, findings: Findings, machine: Machine) -> None:
         """Compare all answers, then time all alternatives."""
         self.check()
+        self.world.stretch(self.rows)
+        self.peft.forget(self.options.context)
+        self.peft.stretch(self.options.cached)
         alternatives = {
             "base": self.ours(self.world.decode, self.base),
             "one_adapter": self.ours(self.world.decode, self.singles),
@@ -102,9 +108,10 @@ class Decoding:
             findings.add_ratio(f"{at}_triton_over_torch", ratio)
         used = len({number for composition in self.mixtures for number in composition}) * self.options.rank
         for name, ranks in (("base", 0), ("three_adapters", used)):
-            floor = decode_work(self.world.model, self.rows, self.options.context, ranks).seconds(machine)
+            floor = decode_work(self.world.model, self.rows, self.options.cached, ranks).seconds(machine)
             findings.add_ratio(f"{at}_{name}_over_floor", times[name].median / self.options.steps / floor)
             findings.measurements[f"{at}_{name}_floor_ms_per_step"] = floor * 1e3
+        findings.measurements[f"{at}_ranks_in_use"] = used
         findings.measurements |= {f"{at}_{name}_{self.options.steps}_steps": time for name, time in times.items()}
 
     def bar(self) -> Bar:
@@ -119,19 +126,19 @@ class Decoding:
 
         def steps() -> None:
             for step in range(self.options.steps):
-                decode(self.world.rows(tokens, self.options.context + step, compositions)).argmax(-1).tolist()
+                decode(self.world.rows(tokens, self.options.cached + step, compositions)).argmax(-1).tolist()
 
         return steps
 
     def theirs(self) -> None:
         """Take PEFT's steps."""
-        self.peft.forget(self.options.context)
+        self.peft.forget(self.options.cached)
         for _ in range(self.options.steps):
             self.peft.read(self.tokens[:, None]).argmax(-1).tolist()
 
     def checked(self, name: str, decode: Decode) -> Callable[[], None]:
         """Return the steps of three adapters a row by other kernels, compared with the engine's."""
-        rows = self.world.rows(self.tokens.tolist(), self.options.context, self.mixtures)
+        rows = self.world.rows(self.tokens.tolist(), self.options.cached, self.mixtures)
         expected = self.world.decode(rows).clone()
         require_equal(f"three adapters a row, {name} kernels", decode(rows), expected, self.options.dtype)
         return self.ours(decode, self.mixtures)

@@ -42,10 +42,11 @@ START_S = 300.0
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what can be varied; the defaults are those of the bars, at sizes that a CPU finishes in two minutes."""
-    shapes = ["demo", *SHAPES]
+    shapes, parts = ["demo", *SHAPES], ["overhead", "search", "callers"]
+    parser.add_argument("--parts", choices=parts, nargs="*", default=parts, help="what to time")
     parser.add_argument("--shape", choices=shapes, default="wide", help="embedder of overhead and search")
     parser.add_argument("--callers-shape", choices=shapes, default="demo", help="embedder of the concurrent callers")
-    parser.add_argument("--callers", type=int, default=16, help="concurrent callers; 0 leaves them out")
+    parser.add_argument("--callers", type=int, default=16, help="concurrent callers")
     parser.add_argument("--calls", type=int, default=10, help="calls of one caller in one repetition")
     parser.add_argument("--adapters", type=int, nargs="+", default=[20, 1000], help="catalogue sizes of the search")
     parser.add_argument("--searches", type=int, default=100, help="searches in one repetition")
@@ -172,25 +173,32 @@ def measure(options: argparse.Namespace) -> Findings:
     findings, prompts = Findings(), Prompts()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        world = World(options.shape, work, options)
-        findings.settings |= {"torch_threads": world.threads, "dim": world.embedder.dim}
-        with world.serving(work, "--qdrant-path", str(work / "q1"), "--cache-bytes", "0") as address:
-            measure_overhead(world, address, prompts, findings)
-        if options.adapters:
-            with world.serving(work, "--qdrant-path", str(work / "q2")) as address:
-                measure_search(world, address, prompts, options.adapters, findings)
-        if options.qdrant_url:
-            flags = ("--qdrant-url", options.qdrant_url, "--collection", f"benchmark-{int(time.time())}")
-            with world.serving(work, *flags) as address:
-                measure_search(world, address, prompts, [SERVER_SEARCH], findings)
-        if options.callers or options.load_seconds:
-            crowded = world if options.callers_shape == options.shape else World(options.callers_shape, work, options)
-            with crowded.serving(work, "--qdrant-path", str(work / "q3"), "--cache-bytes", "0") as address:
-                if options.callers:
-                    measure_callers(crowded, address, prompts, findings)
+        if {"overhead", "search"} & set(options.parts) or options.qdrant_url:
+            measure_alone(World(options.shape, work, options), work, prompts, findings)
+        if "callers" in options.parts or options.load_seconds:
+            world = World(options.callers_shape, work, options)
+            with world.serving(work, "--qdrant-path", str(work / "q3"), "--cache-bytes", "0") as address:
+                if "callers" in options.parts:
+                    measure_callers(world, address, prompts, findings)
                 if options.load_seconds:
                     measure_load(address, options, findings)
     return findings
+
+
+def measure_alone(world: World, work: Path, prompts: Prompts, findings: Findings) -> None:
+    """Time what one caller meets: the service beside its embedder, and the search."""
+    options = world.options
+    findings.settings |= {"torch_threads": world.threads, "dim": world.embedder.dim}
+    if "overhead" in options.parts:
+        with world.serving(work, "--qdrant-path", str(work / "q1"), "--cache-bytes", "0") as address:
+            measure_overhead(world, address, prompts, findings)
+    if "search" in options.parts:
+        with world.serving(work, "--qdrant-path", str(work / "q2")) as address:
+            measure_search(world, address, prompts, options.adapters, findings)
+    if options.qdrant_url:
+        flags = ("--qdrant-url", options.qdrant_url, "--collection", f"benchmark-{int(time.time())}")
+        with world.serving(work, *flags) as address:
+            measure_search(world, address, prompts, [SERVER_SEARCH], findings)
 
 
 def measure_overhead(world: World, address: str, prompts: Prompts, findings: Findings) -> None:
@@ -284,7 +292,7 @@ def measure_callers(world: World, address: str, prompts: Prompts, findings: Find
 def measure_load(address: str, options: argparse.Namespace, findings: Findings) -> None:
     """Let callers retrieve while adapters come and go; end the benchmark when an answer is wrong."""
     say(f"loading for {options.load_seconds:g} s")
-    result = run_load(address, callers=options.callers or 16, seconds=options.load_seconds)
+    result = run_load(address, callers=options.callers, seconds=options.load_seconds)
     if result.wrong:
         raise SystemExit(f"{len(result.wrong)} wrong answers under load, the first: {result.wrong[0]}")
     findings.measurements |= {

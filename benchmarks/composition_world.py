@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Mapping, Sequence
-from itertools import chain, count, islice
 
 import torch
 from harness import say
@@ -51,8 +50,8 @@ class CompositionWorld:
             self._ranges.append(self._bank.acquire(weights.rank))
             self._bank.write(self._ranges[-1], weights)
         slots = max(*options.rows, options.requests, options.prefill_rows)
-        longest = max(options.context + max(options.steps, options.answer_tokens), options.prefill_tokens)
-        shape = CacheShape(about.layers, slots, about.kv_heads, longest + 1, about.head_dim)
+        lengths = (options.context + options.answer_tokens, options.cached + options.steps, options.prefill_tokens)
+        shape = CacheShape(about.layers, slots, about.kv_heads, max(lengths) + 1, about.head_dim)
         self._cache = SlotKVCache(shape, about.dtype, about.device)
         self._runner = Runner(self.model, self._bank, self._cache)
 
@@ -61,15 +60,12 @@ class CompositionWorld:
         return torch.stack([self.model.random_prompt(tokens, seed).tokens for seed in range(rows)])
 
     def compositions(self, rows: int) -> list[Composition]:
-        """Return three weighted adapters a row, no two rows alike, dealt so that all adapters are in use early."""
-        dealer = random.Random(0)
-        decks = (dealer.sample(range(self.options.adapters), self.options.adapters) for _ in count())
-        cards = chain.from_iterable(decks)
+        """Return three weighted adapters a row, drawn at random, no two rows alike."""
+        draw = random.Random(0)
         found: dict[frozenset[int], Composition] = {}
         while len(found) < rows:
-            hand = list(islice(cards, len(SHARES)))
-            if len(set(hand)) == len(hand):
-                found.setdefault(frozenset(hand), dict(zip(hand, SHARES, strict=True)))
+            chosen = draw.sample(range(self.options.adapters), len(SHARES))
+            found.setdefault(frozenset(chosen), dict(zip(chosen, SHARES, strict=True)))
         return list(found.values())
 
     def reference_batch(self) -> PeftBatch:
@@ -89,6 +85,12 @@ class CompositionWorld:
             assert after is not None
             logits.append(after)
         return torch.cat(logits)
+
+    def stretch(self, rows: int) -> None:
+        """Repeat what the first `rows` slots hold until it is `cached` tokens long: prompts that were not read."""
+        read, cached = self.options.context, self.options.cached
+        for store in (*self._cache.keys, *self._cache.values):
+            store[:rows, :, :cached] = store[:rows, :, :read].repeat(1, 1, -(-cached // read), 1)[:, :, :cached]
 
     def rows(self, tokens: Sequence[int], length: int, compositions: Sequence[Composition]) -> list[DecodeRow]:
         """Return the rows of a step that reads `tokens` after `length` others."""

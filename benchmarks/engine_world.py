@@ -6,7 +6,9 @@ Import `harness` first.
 from __future__ import annotations
 
 import copy
+import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,21 +17,25 @@ from pathlib import Path
 from harness import say
 from random_adapters import random_adapter, write_peft_folder
 from random_models import SHAPES, RandomBaseModel, Shape, copy_sharing_weights
+from torch import Tensor
 
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.checkpoint import read_checkpoint
 from generation_service.adapters.host import HostForm
+from generation_service.adapters.leases import BankLease, Outcome
 from generation_service.adapters.ranks import RankRange
 from generation_service.adapters.residency import Residency
 from generation_service.adapters.sources import AdapterSource
 from generation_service.adapters.store import WeightStore
 from generation_service.adapters.weights import AdapterWeights
-from generation_service.engine import Engine, EngineLimits
+from generation_service.engine import Engine
 from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.limits import EngineLimits
 from generation_service.models.base import EncodedPrompt
+from generation_service.prefill import Prefill
 from generation_service.runner import Runner
 from generation_service.sequence import Delta, Event, Request
-from infra.contract.composition import Composition
+from infra.contract.composition import Composition, Mixture, WeightedAdapter
 from infra.contract.errors import NotFoundError
 from infra.contract.generation import Decoding, Generation
 
@@ -67,6 +73,12 @@ class AdapterFiles:
         """Read the adapter as a server does."""
         about = self._model.description
         return read_checkpoint(source.folder, about.targets, self._model.canonical, dtype=about.dtype)
+
+
+def adapter_bytes(model: RandomBaseModel, rank: int) -> int:
+    """Return what an adapter of `rank` on all modules takes, in the model's dtype."""
+    about = model.description
+    return rank * about.dtype.itemsize * sum(inputs + outputs for inputs, outputs in about.targets.values())
 
 
 @dataclass(frozen=True)
@@ -108,10 +120,10 @@ class EngineWorld:
         self.residency = Residency(self.bank, self.store)
         length = -(-(sizes.sequence_tokens + 1) // 64) * 64
         cache = CacheShape(about.layers, sizes.slots, about.kv_heads, length, about.head_dim)
-        runner = Runner(self.model, self.bank, SlotKVCache(cache, about.dtype, about.device))
+        self.runner = Runner(self.model, self.bank, SlotKVCache(cache, about.dtype, about.device))
         self.engine = Engine(
             self.model,
-            runner,
+            self.runner,
             self.residency,
             EngineLimits(
                 max_running=sizes.slots,
@@ -137,6 +149,48 @@ class EngineWorld:
     def loads(self) -> int:
         """Adapters and fusions written into the bank so far."""
         return self.bank.writes
+
+    def fill(self, adapters: Sequence[str]) -> None:
+        """Let the bank and the host hold those of `adapters` that they have room for, the last ones first."""
+        for adapter in adapters:
+            self.lease(Mixture((WeightedAdapter(adapter, 1.0),))).release()
+
+    def lease(self, composition: Composition) -> BankLease:
+        """Return the composition's lease once it is in the bank. Raises what loading it ended in."""
+        outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self.residency.request(self.residency.check(composition), outcomes.put)
+        outcome = outcomes.get()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def logits(self, composition: Composition, prompt: EncodedPrompt) -> Tensor:
+        """Return the logits [1, vocab] after `prompt`, while the engine has nothing to do."""
+        lease = self.lease(composition)
+        try:
+            logits = self.runner.read(Prefill(0, prompt, lease.ranges), prompt.length)
+            assert logits is not None
+            return logits
+        finally:
+            lease.release()
+
+    def token_times(self, request: Request, beside: Iterable[str]) -> list[float]:
+        """Return when each token of an answer came, while the adapters of `beside` are loaded one after another."""
+        times: list[float] = []
+        ended = threading.Event()
+
+        def hear(event: Event) -> None:
+            times.append(time.perf_counter())
+            if not isinstance(event, Delta):
+                ended.set()
+
+        self.engine.submit(request, hear)
+        for adapter in beside:
+            if ended.is_set():
+                break
+            self.fill([adapter])
+        ended.wait()
+        return times[:-1]
 
     def answer(self, requests: Iterable[Request], together: int) -> list[Generation]:
         """Answer all requests, `together` of them at any time, and return the answers in the order of the requests.

@@ -36,7 +36,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     on_gpu = device.type == "cuda"
     source = torch.ones(2**30 if on_gpu else 2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    size = 8192 if on_gpu else 1024
+    size = 8192 if on_gpu else 1024 if dtype == torch.float32 else 256
     square = torch.ones(size, size, dtype=dtype, device=device)
     times = time_interleaved(
         {"copy": lambda: target.copy_(source), "product": lambda: square @ square},

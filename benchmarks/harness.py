@@ -193,13 +193,14 @@ def _parser(question: str, add_options: Callable[[argparse.ArgumentParser], None
     parser.add_argument("--repetitions", type=int, default=5, help="timed rounds over all alternatives")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--output", type=Path, help="also write the JSON to this file, or into this folder")
+    parser.add_argument("--commit", help="of the code, where there is no git to ask")
     if add_options is not None:
         add_options(parser)
     return parser
 
 
 def _as_json(benchmark: str, findings: Findings, options: argparse.Namespace) -> dict[str, Any]:
-    given = {name: value for name, value in vars(options).items() if name not in ("json", "output")}
+    given = {name: value for name, value in vars(options).items() if name not in ("json", "output", "commit")}
     measurements = {
         name: value.as_json() if isinstance(value, Timing) else value for name, value in findings.measurements.items()
     }
@@ -210,7 +211,7 @@ def _as_json(benchmark: str, findings: Findings, options: argparse.Namespace) ->
     return {
         "benchmark": benchmark,
         "hardware": describe_hardware(options.device),
-        "commit": current_commit(ROOT),
+        "commit": options.commit or current_commit(ROOT),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {name: _plain(value) for name, value in (given | findings.settings).items()},
         "ratios": findings.ratios,

@@ -73,6 +73,15 @@ class PeftBatch:
         logits: Tensor = output.logits[:, -1]
         return logits
 
+    def stretch(self, length: int) -> None:
+        """Repeat what was read until it is `length` tokens long: a long prompt without its reading."""
+        for layer in self._cache.layers:
+            for name in ("keys", "values"):
+                read = getattr(layer, name)[:, :, : self._length]
+                longer = read.repeat(1, 1, -(-length // self._length), 1)[:, :, :length]
+                setattr(layer, name, longer.contiguous())
+        self._length = length
+
     def forget(self, length: int) -> None:
         """Go back to the first `length` tokens."""
         if length < self._length:

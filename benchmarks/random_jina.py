@@ -93,7 +93,7 @@ def _on_the_hub(name: str) -> str:
 
 
 def _random(tensor: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-    if tensor.ndim == 1:
-        return torch.ones_like(tensor, dtype=torch.bfloat16)
-    values = torch.randn(tensor.shape, generator=draw) / tensor.flatten(1).shape[1] ** 0.5
-    return values.to(torch.bfloat16)
+    if tensor.ndim == 1:  # norms and biases
+        return torch.ones(len(tensor), dtype=torch.bfloat16)
+    spread = float(tensor[0].numel()) ** -0.5
+    return torch.randn(tensor.shape, generator=draw).mul(spread).to(torch.bfloat16)

@@ -15,6 +15,11 @@ Forward = Callable[[], Tensor]
 Capture = Callable[[Forward], Forward]
 """Runs a forward pass once; returns what repeats the very same operations at the same addresses."""
 
+
+class CaptureError(RuntimeError):
+    """A forward pass cannot be captured: it reads values on the host, for instance."""
+
+
 MAX_GRAPHS = 128
 WARM_UP = 2
 
@@ -33,7 +38,7 @@ class DecodeGraphs:
         return len(self._graphs)
 
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
-        """Read the newest token of every row; return the logits [N, vocab] after each."""
+        """Read the newest token of every row; return the logits [N, vocab] after each. Raises CaptureError."""
         bucket = self._fixed.fill(rows)
         replay = self._graphs.get(bucket)
         if replay is None:
@@ -55,7 +60,7 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, forward: Forward) -> Forward:
-        """Warm `forward` up on a stream of its own, then capture it."""
+        """Warm `forward` up on a stream of its own, then capture it. Raises CaptureError."""
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
@@ -63,8 +68,11 @@ class CudaCapture:
                 forward()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = forward()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                logits = forward()
+        except RuntimeError as error:
+            raise CaptureError(str(error)) from error
 
         def replay() -> Tensor:
             graph.replay()

@@ -9,6 +9,15 @@ from infra.contract.composition import Base, Composition
 from infra.contract.errors import InvalidArgumentError
 
 
+def default_prefill_tokens(device_type: str) -> int:
+    """Return the prompt tokens read in one step on a "cpu" or "cuda" device.
+
+    Running answers wait for one step's reading at most: it is about the least that keeps the device busy with
+    arithmetic rather than with fetching the weights.
+    """
+    return 256 if device_type == "cpu" else 1024
+
+
 @dataclass(frozen=True)
 class EngineLimits:
     """What the engine accepts, in requests, tokens and adapters.

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from generation_service.adapters.bank import AdapterBank
-from generation_service.decode_graphs import CudaCapture, DecodeGraphs
+from generation_service.decode_graphs import CaptureError, CudaCapture, DecodeGraphs
 from generation_service.decode_row import DecodeRow
 from generation_service.fixed_decode import FixedDecode
 from generation_service.kernels.choice import fixed_kernels
 from generation_service.kv_cache import SlotKVCache
 from generation_service.models.base import BaseModel
 from generation_service.prefill import Prefill
+from infra.runtime.logs import get_logger
+
+log = get_logger(__name__)
 
 
 class Runner:
@@ -52,7 +56,12 @@ class Runner:
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
         """Read the newest token of every row; return the logits [N, vocab] after each."""
         if self._graphs is not None:
-            return self._graphs.decode(rows)
+            try:
+                with _current(self._device):
+                    return self._graphs.decode(rows)
+            except CaptureError as error:
+                log.warning("decode_not_captured", reason=str(error))
+                self._graphs = None
         lengths = [row.length for row in rows]
         view = self._cache.decode_view([row.slot for row in rows], lengths)
         tokens = torch.tensor([[row.token] for row in rows], device=self._device)
@@ -69,6 +78,11 @@ class Runner:
     @property
     def _axes(self) -> int:
         return self._model.description.position_axes
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the thread's current device: that is where kernels are launched and captured."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _graphs(model: BaseModel, bank: AdapterBank, cache: SlotKVCache) -> DecodeGraphs:

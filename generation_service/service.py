@@ -20,7 +20,7 @@ from generation_service.answers import Answers
 from generation_service.budget import MemoryPlan, available_bytes, plan_memory
 from generation_service.engine import Engine
 from generation_service.kv_cache import SlotKVCache
-from generation_service.limits import EngineLimits
+from generation_service.limits import EngineLimits, default_prefill_tokens
 from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.folder import default_model_name
 from generation_service.models.registry import load_base_model
@@ -132,7 +132,7 @@ def _limits(settings: GenerationSettings, plan: MemoryPlan, device: torch.device
         max_sequence_tokens=plan.cache.length,
         max_adapters=settings.max_adapters,
         default_max_new_tokens=settings.default_max_new_tokens,
-        prefill_tokens=settings.prefill_tokens_on(device.type),
+        prefill_tokens=settings.prefill_tokens or default_prefill_tokens(device.type),
     )
 
 

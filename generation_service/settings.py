@@ -78,14 +78,6 @@ class GenerationSettings(TierSettings):
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="bytes of one encoded image")
     max_image_pixels: int = Field(50_000_000, ge=1, description="pixels of one image before it is resized")
 
-    def prefill_tokens_on(self, device_type: str) -> int:
-        """Return the prompt tokens read in one step on a "cuda" or "cpu" device.
-
-        Running answers wait for one chunk at most: by default it is about the shortest that keeps the device busy with
-        arithmetic rather than with reading the weights.
-        """
-        return self.prefill_tokens or (256 if device_type == "cpu" else 1024)
-
     @property
     def image_limits(self) -> ImageLimits:
         """What is accepted of images."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from infra.contract.adapter import Adapter
 from infra.contract.errors import CheckpointError
+from orchestrator.adapter_layers import Layers, read_layers
 
 
 def adapter_of(
@@ -20,13 +21,14 @@ def adapter_of(
     display_name: str = "",
     description: str = "",
 ) -> Adapter:
-    """Return the adapter in a PEFT folder, base model and rank read from its adapter_config.json.
+    """Return the adapter in a PEFT folder: its base model, and of its tensors the largest rank and the layers adapted.
 
     A folder that is not on this machine is named as given, and needs `base_model`. Raises CheckpointError for a folder
-    without a readable adapter_config.json.
+    without a readable adapter_config.json, or whose adapter_model.safetensors is broken.
     """
     local = checkpoint.is_dir()
     config = _config(checkpoint) if local else {}
+    layers = read_layers(checkpoint) if local else Layers()
     if not local and not base_model:
         raise CheckpointError(f"--checkpoint {checkpoint} is no folder here; give the PEFT folder, or add --base-model")
     named = str(config.get("base_model_name_or_path") or "").rstrip("/")
@@ -40,8 +42,14 @@ def adapter_of(
         display_name=display_name,
         description=description,
         tags=tags,
-        rank=_largest_rank(config, checkpoint),
+        rank=max(_largest_rank(config, checkpoint), layers.rank),
+        targets=layers.targets or _targets(config),
     )
+
+
+def _targets(config: dict[str, Any]) -> tuple[str, ...]:
+    named = config.get("target_modules")
+    return tuple(sorted(map(str, named))) if isinstance(named, list) else ()
 
 
 def _largest_rank(config: dict[str, Any], folder: Path) -> int:

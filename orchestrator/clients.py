@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
+from google.protobuf.field_mask_pb2 import FieldMask
 from loraretriever.v1 import (
     generation_service_pb2,
     generation_service_pb2_grpc,
@@ -25,7 +26,7 @@ from loraretriever.v1 import (
 
 from infra.contract.adapter import Adapter
 from infra.contract.composition import Composition
-from infra.contract.errors import InternalError, UnavailableError
+from infra.contract.errors import AlreadyExistsError, InternalError, UnavailableError
 from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection
@@ -38,9 +39,11 @@ from infra.runtime.wire import (
     prompt_to_proto,
     retrieval_options_to_proto,
     selection_from_proto,
+    vector_from_proto,
     vector_to_proto,
 )
 from orchestrator import wire
+from orchestrator.adapter_list import ListedAdapter
 from orchestrator.client_base import ServiceClient
 from orchestrator.evaluation.job import Evaluation, EvaluationPage, Report
 from orchestrator.evaluation.spec import EvaluationSpec
@@ -52,6 +55,7 @@ LONG_TIMEOUT_S = 300.0
 WATCH_TIMEOUT_S = 7 * 86_400.0
 WATCH_PATIENCE_S = 60.0
 WATCH_PAUSE_S = 0.5
+REPLACED = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank", "targets")
 
 
 class RetrievalClient(ServiceClient):
@@ -79,19 +83,49 @@ class RetrievalClient(ServiceClient):
         self, adapter: Adapter, prompts: Sequence[Prompt], timeout_s: float | None = None
     ) -> Adapter:
         """Register an adapter by training examples; return it as stored."""
-        examples = retrieval_service_pb2.ExamplePrompts(prompts=[prompt_to_proto(prompt) for prompt in prompts])
-        request = retrieval_service_pb2.CreateAdapterRequest(adapter=adapter_to_proto(adapter), examples=examples)
-        response = await self.call("CreateAdapter", request, timeout_s or LONG_TIMEOUT_S)
-        return adapter_from_proto(response.adapter)
+        return await self._create(adapter, {"examples": _example_prompts(prompts)}, timeout_s or LONG_TIMEOUT_S)
 
     async def create_adapter_from_vectors(
         self, adapter: Adapter, vectors: Iterable[bytes], timeout_s: float | None = None
     ) -> Adapter:
         """Register an adapter by vectors made before, each little-endian float32; return it as stored."""
-        given = retrieval_service_pb2.ExampleVectors(vectors=[vector_to_proto(vector) for vector in vectors])
-        request = retrieval_service_pb2.CreateAdapterRequest(adapter=adapter_to_proto(adapter), vectors=given)
-        response = await self.call("CreateAdapter", request, timeout_s or QUICK_TIMEOUT_S)
+        return await self._create(adapter, {"vectors": _example_vectors(vectors)}, timeout_s or QUICK_TIMEOUT_S)
+
+    async def replace_adapter(
+        self,
+        adapter: Adapter,
+        prompts: Sequence[Prompt] = (),
+        vectors: Sequence[bytes] = (),
+        timeout_s: float | None = None,
+    ) -> Adapter:
+        """Register an adapter by prompts or by vectors, in the place of the one of its id if there is one."""
+        source = {"vectors": _example_vectors(vectors)} if vectors else {"examples": _example_prompts(prompts)}
+        try:
+            return await self._create(adapter, source, timeout_s or LONG_TIMEOUT_S)
+        except AlreadyExistsError:
+            request = retrieval_service_pb2.UpdateAdapterRequest(
+                adapter=adapter_to_proto(adapter), update_mask=FieldMask(paths=REPLACED), **source
+            )
+            response = await self.call("UpdateAdapter", request, timeout_s or LONG_TIMEOUT_S)
+            return adapter_from_proto(response.adapter)
+
+    async def _create(self, adapter: Adapter, source: dict[str, Any], timeout_s: float) -> Adapter:
+        request = retrieval_service_pb2.CreateAdapterRequest(adapter=adapter_to_proto(adapter), **source)
+        response = await self.call("CreateAdapter", request, timeout_s)
         return adapter_from_proto(response.adapter)
+
+    async def embedder_fingerprint(self, timeout_s: float | None = None) -> str:
+        """Return the name of the embedder that the service uses."""
+        request = retrieval_service_pb2.EmbedPromptsRequest(prompts=[prompt_to_proto(Prompt.of("hello"))])
+        response = await self.call("EmbedPrompts", request, timeout_s or LONG_TIMEOUT_S)
+        return str(response.embedder_fingerprint)
+
+    async def get_vectors(self, adapter_id: str, timeout_s: float | None = None) -> ListedAdapter:
+        """Return one adapter with the vectors of its examples. Raises NotFoundError."""
+        request = retrieval_service_pb2.GetAdapterRequest(adapter_id=adapter_id, with_vectors=True)
+        response = await self.call("GetAdapter", request, timeout_s or QUICK_TIMEOUT_S)
+        vectors = tuple(vector_from_proto(each, "vectors") for each in response.vectors)
+        return ListedAdapter(adapter_from_proto(response.adapter), vectors, response.embedder_fingerprint)
 
     async def get_adapter(self, adapter_id: str, timeout_s: float | None = None) -> Adapter:
         """Return one adapter. Raises NotFoundError."""
@@ -264,6 +298,14 @@ class EvaluationClient(ServiceClient):
         request = orchestrator_service_pb2.GetReportRequest(evaluation_id=evaluation_id)
         response = await self.call("GetReport", request, timeout_s or QUICK_TIMEOUT_S)
         return Report(response.summary_json, response.summary_markdown, response.output_uri)
+
+
+def _example_prompts(prompts: Iterable[Prompt]) -> retrieval_service_pb2.ExamplePrompts:
+    return retrieval_service_pb2.ExamplePrompts(prompts=[prompt_to_proto(prompt) for prompt in prompts])
+
+
+def _example_vectors(vectors: Iterable[bytes]) -> retrieval_service_pb2.ExampleVectors:
+    return retrieval_service_pb2.ExampleVectors(vectors=[vector_to_proto(vector) for vector in vectors])
 
 
 def _generate_fields(prompt: Prompt, composition: Composition, decoding: Decoding) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def _catalogue(settings: RetrievalSettings, qdrant: Qdrant, embedder: Embedder) 
                 fingerprint=embedder.fingerprint,
                 memory_vectors=settings.memory_vectors,
                 stale_reads=settings.stale_reads,
+                keep_prompts=settings.keep_examples,
             )
         except UnavailableError as error:
             if not qdrant.shared or time.monotonic() > give_up:

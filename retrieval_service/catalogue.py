@@ -7,7 +7,7 @@ is seen by the next request of each.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,9 +23,11 @@ from infra.contract.errors import (
     NotFoundError,
     UnavailableError,
 )
+from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalStrategy
 from retrieval_service.collections import Head, head_of, open_collection
 from retrieval_service.embedders.base import FloatArray, normalise
+from retrieval_service.kept_prompts import KeptPrompts
 from retrieval_service.memory import Known, Memory
 from retrieval_service.points import AdapterFilter, AdapterVectors, Found
 from retrieval_service.qdrant import Qdrant
@@ -77,17 +79,20 @@ class Catalogue:
         fingerprint: str,
         memory_vectors: int = MEMORY_VECTORS,
         stale_reads: bool = False,
+        keep_prompts: bool = True,
     ) -> None:
         """Open the catalogue of that name, or make it.
 
         One of at most `memory_vectors` example vectors is searched in memory; a larger one by Qdrant, and by its
-        centroids alone. With `stale_reads` the last state known is read while Qdrant cannot be reached.
+        centroids alone. With `stale_reads` the last state known is read while Qdrant cannot be reached. With
+        `keep_prompts` the examples that adapters are registered by are kept, for other embedders to come.
 
         Raises ConfigurationError when it holds vectors of another embedder, or is none of ours.
         """
         self._qdrant = qdrant
         self._alias = collection
         self._stale_reads = stale_reads
+        self._keep_prompts = keep_prompts
         self._memory = Memory(memory_vectors)
         self._pause_ends = 0.0
         with qdrant.session() as client:
@@ -100,16 +105,17 @@ class Catalogue:
         """Of the embedder that makes this catalogue's vectors."""
         return self._head.fingerprint
 
-    def create(self, adapter: Adapter, vectors: AdapterVectors) -> Adapter:
-        """Store a new adapter; return it as stored. Raises AlreadyExistsError."""
+    def create(self, adapter: Adapter, vectors: AdapterVectors, prompts: Sequence[Prompt] = ()) -> Adapter:
+        """Store a new adapter, and the prompts of its examples; return it as stored. Raises AlreadyExistsError."""
         stored = stamped(adapter, vectors)
         with self._writing() as store:
             if store.read(adapter.adapter_id) is None:
                 store.insert(stored, vectors)
             store.touch()  # also when it is there: the one who stored it may have failed before this
             there = store.read(adapter.adapter_id)
-        if there is None or there.revision != stored.revision:
-            raise already_exists(adapter, there)
+            if there is None or there.revision != stored.revision:
+                raise already_exists(adapter, there)
+            self._keep(store, adapter.adapter_id, prompts)
         return stored
 
     def update(
@@ -118,6 +124,7 @@ class Catalogue:
         change: Callable[[Adapter], Adapter],
         vectors: AdapterVectors | None = None,
         expected_revision: str = "",
+        prompts: Sequence[Prompt] = (),
     ) -> Adapter:
         """Store `change(adapter)` under a new revision, with new example vectors if there are; return it as stored.
 
@@ -134,8 +141,10 @@ class Catalogue:
                 store.replace(stored, vectors, before.revision)
                 store.touch()
                 there = store.read(adapter_id)
-            if there is not None and there.revision == stored.revision:
-                return stored
+                if there is not None and there.revision == stored.revision:
+                    if vectors is not None:
+                        self._keep(store, adapter_id, prompts)
+                    return stored
         raise ConflictError(
             f"adapter {adapter_id!r} was changed by someone else; get it again and repeat", adapter_id=adapter_id
         )
@@ -147,6 +156,7 @@ class Catalogue:
             there = store.read(adapter_id) is not None
             if there:
                 store.delete([adapter_id])
+                self._keep(store, adapter_id, ())
             store.touch()
         if not there:
             raise _not_found(adapter_id)
@@ -257,6 +267,9 @@ class Catalogue:
                 )
             self._head = head
             yield Store(client, head.collection)
+
+    def _keep(self, store: Store, adapter_id: str, prompts: Sequence[Prompt]) -> None:
+        KeptPrompts(store.client, self._alias).put(adapter_id, prompts if self._keep_prompts else ())
 
     def _here(self, client: QdrantClient) -> Head:
         """Return the head of this embedder's collection: the one in use, or the last that was."""

@@ -14,7 +14,7 @@ from retrieval_service.catalogue import Catalogue, already_exists
 from retrieval_service.embedders.base import Embedder, FloatArray
 from retrieval_service.points import AdapterVectors
 
-CHANGEABLE = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank")
+CHANGEABLE = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank", "targets")
 _GIVEN_BY_THE_CATALOGUE = ("revision", "example_count", "update_time")
 
 
@@ -53,7 +53,7 @@ class Indexer:
             _check_complete(adapter)
         with contextlib.suppress(NotFoundError):  # before the examples are embedded, which takes time
             raise already_exists(adapter, self._catalogue.get(adapter.adapter_id))
-        return self._catalogue.create(adapter, self._vectors(examples))
+        return self._catalogue.create(adapter, self._vectors(examples), _prompts(examples))
 
     def update(
         self, adapter: Adapter, paths: Sequence[str], examples: Examples | None, expected_revision: str
@@ -72,7 +72,11 @@ class Indexer:
         self._catalogue.get(adapter.adapter_id)  # before the examples are embedded, which takes time
         vectors = None if examples is None else self._vectors(examples)
         return self._catalogue.update(
-            adapter.adapter_id, lambda before: replace(before, **changes), vectors, expected_revision
+            adapter.adapter_id,
+            lambda before: replace(before, **changes),
+            vectors,
+            expected_revision,
+            _prompts(examples),
         )
 
     def _vectors(self, examples: Examples) -> AdapterVectors:
@@ -91,6 +95,10 @@ class Indexer:
     def _check_count(self, count: int) -> None:
         if count > self._max_examples:
             raise InvalidArgumentError("", f"{count} examples are too many; send at most {self._max_examples}")
+
+
+def _prompts(examples: Examples | None) -> tuple[Prompt, ...]:
+    return examples.prompts if isinstance(examples, ExamplePrompts) else ()
 
 
 def _check_given(adapter: Adapter) -> None:

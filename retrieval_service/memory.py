@@ -56,7 +56,7 @@ class Known:
         if not len(columns):
             return ((),) * len(vectors)
         similarities = self._strategy(strategy, wanted.kind).of(vectors)[:, columns]
-        best = ranking(similarities)[:, :top_k]
+        best = ranking(similarities, top_k)
         return tuple(
             tuple(Found(self.adapters[columns[one]], float(similarities[row, one])) for one in order)
             for row, order in enumerate(best)

@@ -122,15 +122,17 @@ def point_of(adapter: Adapter, vector: Any) -> models.PointStruct:
 
 def _payload(adapter: Adapter) -> dict[str, Any]:
     moment = adapter.update_time
-    return asdict(adapter) | {"tags": list(adapter.tags), "update_time": moment.isoformat() if moment else None}
+    lists = {"tags": list(adapter.tags), "targets": list(adapter.targets)}
+    return asdict(adapter) | lists | {"update_time": moment.isoformat() if moment else None}
 
 
 def adapter_of(point: models.Record | models.ScoredPoint) -> Adapter:
     """Return the adapter that a point stands for."""
-    payload, known = point.payload or {}, {field.name for field in fields(Adapter)}
+    payload, known = {"targets": [], **(point.payload or {})}, {field.name for field in fields(Adapter)}
     if not known <= payload.keys():
         raise FailedPreconditionError(f"point {point.id} of the catalogue is no adapter; who else writes to it?")
     values = {name: payload[name] for name in known}
     moment = values["update_time"]
-    values |= {"tags": tuple(values["tags"]), "update_time": datetime.fromisoformat(moment) if moment else None}
+    values |= {"tags": tuple(values["tags"]), "targets": tuple(values["targets"])}
+    values |= {"update_time": datetime.fromisoformat(moment) if moment else None}
     return Adapter(**values)

@@ -96,6 +96,9 @@ class RetrievalSettings(TierSettings):
     memory_vectors: int = Field(
         50_000, ge=0, description="example vectors up to which the catalogue is searched in memory, by any strategy"
     )
+    keep_examples: bool = Field(
+        True, description="keep the examples that adapters are registered by, so that another embedder can embed them"
+    )
     stale_reads: bool = Field(
         False, description="answer by the last known catalogue, saying so, while Qdrant cannot be reached"
     )

@@ -8,9 +8,11 @@ from typing import assert_never
 
 from infra.contract.retrieval import Weighting
 
+CLEAR = 0.9
+
 
 def weigh(similarities: Sequence[float], weighting: Weighting, temperature: float) -> list[float]:
-    """Return the weight of each match, in the same order. `temperature` is that of softmax."""
+    """Return the weight of each match, in the same order. `temperature` is that of softmax and clear_best."""
     match weighting:
         case Weighting.UNIFORM:
             return uniform(len(similarities))
@@ -18,6 +20,8 @@ def weigh(similarities: Sequence[float], weighting: Weighting, temperature: floa
             return softmax(similarities, temperature)
         case Weighting.SIMILARITY:
             return proportional(similarities)
+        case Weighting.CLEAR_BEST:
+            return clear_best(similarities, temperature)
         case _:
             assert_never(weighting)
 
@@ -35,6 +39,18 @@ def softmax(similarities: Sequence[float], temperature: float) -> list[float]:
     exponentials = [math.exp((similarity - highest) / temperature) for similarity in similarities]
     total = math.fsum(exponentials)
     return [exponential / total for exponential in exponentials]
+
+
+def clear_best(similarities: Sequence[float], temperature: float) -> list[float]:
+    """Return the softmax weights, or all weight on the best where its softmax weight is at least CLEAR.
+
+    Of two adapters, the better is clear by a margin of T ln(9) in similarity.
+    """
+    weights = softmax(similarities, temperature)
+    if not weights or max(weights) < CLEAR:
+        return weights
+    best = weights.index(max(weights))
+    return [float(index == best) for index in range(len(weights))]
 
 
 def proportional(similarities: Sequence[float]) -> list[float]:

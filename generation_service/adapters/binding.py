@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from generation_service.adapters.peft_config import PeftConfig
-from generation_service.adapters.weights import LoraPair, Shapes
+from generation_service.adapters.weights import LoraPair, Shapes, all_finite
 from infra.contract.errors import CheckpointError
 
 _FACTOR_KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<name>[^.]+))?\.weight")
@@ -22,6 +22,7 @@ _REFUSED_KEYS = (
     ("trainable_tokens", "trained tokens are not applied"),
     (".bias", "trained biases are not applied"),
 )
+_HEAD = "lm_head"
 _SHOWN = 8
 
 
@@ -154,7 +155,9 @@ def _check_split(parts: Sequence[Part], b: Tensor) -> None:
 def _check(path: str, a: Tensor, b: Tensor, targets: Shapes, rank: int) -> None:
     shape = targets.get(path)
     if shape is None:
-        raise _UnboundError(f"the base model has no adaptable layer {path}", sought=path)
+        head = " (the output head takes no adapter: train with target_modules that leave it out)"
+        why = head if path == _HEAD else ""
+        raise _UnboundError(f"the base model has no adaptable layer {path}{why}", sought=path)
     inputs, outputs = shape
     if a.shape != (rank, inputs) or b.shape != (outputs, rank):
         raise _UnboundError(
@@ -174,6 +177,6 @@ def _nearest(path: str, targets: Shapes) -> str:
 def _pair(a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> LoraPair:
     exact = torch.promote_types(dtype, torch.float32)
     pair = LoraPair(a.to(dtype).contiguous(), (b.to(exact) * scaling).to(dtype).contiguous())
-    if not (pair.a.isfinite().all() and pair.b.isfinite().all()):
+    if not (all_finite(pair.a) and all_finite(pair.b)):
         raise _UnboundError(f"it has values that are NaN or infinite (in {dtype}, scaled by {scaling:.3g})")
     return pair

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from generation_service.adapters.weights import AdapterWeights, LoraPair
+from generation_service.adapters.weights import AdapterWeights, LoraPair, all_finite
 from infra.contract.errors import CheckpointError
 
 
@@ -38,7 +38,7 @@ class HostForm:
             b = block[middle:stop].view(pair.b.t().shape).copy_(pair.b.t())
             modules[path] = LoraPair(a, b.t())
             start = stop
-        if not bool(block.isfinite().all()):
+        if not all_finite(block):
             raise CheckpointError(f"{self._first_bad(modules)}: values of the adapter are not finite in {self.dtype}")
         return AdapterWeights(weights.rank, modules, weights.revision)
 

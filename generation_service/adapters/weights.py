@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -45,3 +47,9 @@ class AdapterWeights:
     def bytes(self) -> int:
         """Bytes of all factors on the host."""
         return sum(pair.a.nbytes + pair.b.nbytes for pair in self.modules.values())
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Return whether no value is NaN or infinite: their sum tells in one pass, unless it overflows by itself."""
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return math.isfinite(total.item()) or bool(tensor.isfinite().all())

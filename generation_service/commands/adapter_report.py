@@ -83,7 +83,7 @@ def inspect_adapter(folder: Path, base_model: Path | None) -> AdapterReport:
 def _add_config(report: AdapterReport, folder: Path) -> PeftConfig | None:
     try:
         content = read_config_content(folder)
-        report.peft_type = str(content.get("peft_type"))
+        report.peft_type = str(content.get("peft_type") or "")
         report.base_model = str(content.get("base_model_name_or_path") or "")
         report.target_modules = content.get("target_modules")
         report.problems += refusals(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -15,11 +16,12 @@ from generation_service.commands.adapter_report import AdapterReport
 from generation_service.commands.base_model_report import BaseModelReport
 
 _PLAIN_WIDTH = 160
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _Row = tuple[str, str]
 
 
 def print_report(report: BaseModelReport | AdapterReport, *, as_json: bool) -> None:
-    """Write a report to standard output."""
+    """Write a report to standard output; in a table, what a folder says has no control characters."""
     if as_json:
         document = {"kind": report.kind, **asdict(report)}
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
@@ -27,12 +29,12 @@ def print_report(report: BaseModelReport | AdapterReport, *, as_json: bool) -> N
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     table = Table(show_header=False, title=report.path, title_justify="left")
     for name, value in _rows(report):
-        table.add_row(name, Text(value, overflow="fold"))
+        table.add_row(name, Text(_shown(value), overflow="fold"))
     console.print(table)
     for warning in report.warnings:
-        console.print(Text.assemble(("note: ", "yellow"), warning), soft_wrap=True)
+        console.print(Text.assemble(("note: ", "yellow"), _shown(warning)), soft_wrap=True)
     for problem in report.problems:
-        console.print(Text.assemble(("problem: ", "bold red"), problem), soft_wrap=True)
+        console.print(Text.assemble(("problem: ", "bold red"), _lines(problem)), soft_wrap=True)
 
 
 def _rows(report: BaseModelReport | AdapterReport) -> Iterable[_Row]:
@@ -87,6 +89,14 @@ def _adapter_rows(report: AdapterReport) -> Iterator[_Row]:
         whole = f", {_size(report.bank_bytes)} of the bank in bf16" if report.bank_bytes else ""
         yield "takes", f"{_count(report.rank_columns, 'rank column')}{whole}; its own values {_size(report.bytes or 0)}"
     yield "revision", report.revision or ""
+
+
+def _shown(text: str) -> str:
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(_shown, text.split("\n")))
 
 
 def _verdict(report: AdapterReport) -> str:

@@ -10,7 +10,7 @@ from typing import TypeVar, assert_never
 import torch
 from torch import Tensor
 
-from generation_service.adapters.weights import AdapterWeights, LoraPair
+from generation_service.adapters.weights import AdapterWeights, LoraPair, all_finite
 from generation_service.compose.fusion_deltas import dare, ties
 from generation_service.compose.fusion_parts import Part
 from generation_service.compose.truncation import best_of_dense, best_of_factors
@@ -103,7 +103,7 @@ def _concat(parts: Sequence[Part]) -> LoraPair:
 def _finite(path: str, parts: Sequence[Part], merged: _Merged) -> _Merged:
     """Return `merged`; no factors can be found of what is not finite."""
     tensors = (merged.a, merged.b) if isinstance(merged, LoraPair) else (merged,)
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+    if not all(map(all_finite, tensors)):
         names = ", ".join(part.name for part in parts)
         raise FailedPreconditionError(
             f"fusing {names} overflows at {path}: lower their weights, or leave out the adapter with the huge values",

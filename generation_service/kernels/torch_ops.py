@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 GATHER_BELOW = 16384
-"""Values a run below which copying all runs together costs less than a GEMM for each (measured: docs/lab_log.md)."""
+"""Values a run below which copying all runs together costs less than a GEMM for each."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,15 @@ class RankSet:
         """R, the ranks."""
         return int(self.columns.shape[0])
 
-    def gathered(self, bank: Tensor) -> Tensor | None:
-        """Return bank [ranks, ...] at these columns, [R, ...]: a view of one run, a copy of little; else None."""
+    def gathered(self, bank: Tensor, tokens: int) -> Tensor | None:
+        """Return bank [ranks, ...] at these columns, [R, ...], where that beats a GEMM a run for `tokens` inputs.
+
+        A single run is a view. A copy moves R rows of the bank, and every further GEMM `tokens` rows of in- or output.
+        """
         if len(self.runs) == 1:
             return bank[self.runs[0]]
-        if self.count * bank[0].numel() < GATHER_BELOW * len(self.runs):
+        little = self.count * bank[0].numel() < GATHER_BELOW * len(self.runs)
+        if little or self.count < tokens * (len(self.runs) - 1):
             return bank.index_select(0, self.columns)
         return None
 
@@ -38,7 +42,7 @@ def shrink(x: Tensor, a: Tensor, ranks: RankSet) -> Tensor:
     x [T, in]; a [bank ranks, M, in]. Returns [T, R, M].
     """
     members = a.shape[1]
-    together = ranks.gathered(a)
+    together = ranks.gathered(a, len(x))
     if together is not None:
         return (x @ together.view(-1, x.shape[1]).t()).view(len(x), ranks.count, members)
     out = x.new_empty(len(x), ranks.count * members)
@@ -52,7 +56,7 @@ def shrink(x: Tensor, a: Tensor, ranks: RankSet) -> Tensor:
 
 def expand_(out: Tensor, shrunk: Tensor, b: Tensor, ranks: RankSet) -> None:
     """Add shrunk B to `out`, in place: out [T, out]; shrunk [T, R], weighted; b [bank ranks, out] with the scaling."""
-    together = ranks.gathered(b)
+    together = ranks.gathered(b, len(out))
     if together is not None:
         out.addmm_(shrunk, together)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,23 @@ class ChatTokenizer:
                 conversation, chat_template=self._template, tokenize=False, add_generation_prompt=True
             )
         )
+
+
+def expand_images(tokens: Sequence[int], image_token: int, runs: Sequence[Sequence[int]]) -> list[int]:
+    """Return `tokens` with each image's one token replaced by its run, in reading order.
+
+    Raises CheckpointError when the template has placed another number of images.
+    """
+    if tokens.count(image_token) != len(runs):
+        raise CheckpointError(
+            f"the chat template places {tokens.count(image_token)} image tokens for {len(runs)} images: "
+            "use the chat template that the base model was published with"
+        )
+    remaining = iter(runs)
+    expanded: list[int] = []
+    for token in tokens:
+        expanded += next(remaining) if token == image_token else [token]
+    return expanded
 
 
 def load_tokenizer(folder: Path, tokenizer_class: Any = AutoTokenizer) -> Any:

@@ -15,11 +15,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from generation_service.images import image_paths
 from generation_service.models.base import EncodedPrompt, InputFormat, LoadOptions, ModelOutline
-from generation_service.models.chat import ChatTokenizer
+from generation_service.models.chat import ChatTokenizer, expand_images
 from generation_service.models.decoder import Decoder, described
 from generation_service.models.folder import eos_tokens, read_json
 from generation_service.models.modules import linear_layers, outline, parse_config, with_weights, without_weights
-from infra.contract.errors import CheckpointError, ConfigurationError, InvalidArgumentError
+from infra.contract.errors import ConfigurationError, InvalidArgumentError
 from infra.contract.prompt import Prompt
 
 VISION, LANGUAGE = "model.visual", "model.language_model"
@@ -57,16 +57,17 @@ class Qwen2VL(Decoder):
         """Return `prompt` as Qwen2-VL reads it: each image as grid_h * grid_w / merge^2 tokens between vision marks."""
         batches = list(map(self._patches, image_paths(prompt), images))  # Unlike a loop, map keeps no image.
         grids = [batch["image_grid_thw"][0] for batch in batches]
-        tokens, in_image = self._expand(self._chat.encode(prompt), [int(grid.prod()) // self._merged for grid in grids])
+        runs = [[self._image_token] * (int(grid.prod()) // self._merged) for grid in grids]
+        tokens = expand_images(self._chat.encode(prompt), self._image_token, runs)
         ids = torch.tensor([tokens], dtype=torch.long)
-        kinds = torch.tensor([in_image], dtype=torch.int)
+        kinds = (ids == self._image_token).int()
         stacked = torch.stack(grids) if grids else None
         positions, delta = self._base.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=stacked)
         return EncodedPrompt(
             tokens=ids[0],
             positions=positions[:, 0],
             position_delta=int(delta),
-            image_tokens=sum(in_image),
+            image_tokens=sum(map(len, runs)),
             pixels=torch.cat([batch["pixel_values"] for batch in batches]) if batches else None,
             grids=stacked,
         )
@@ -92,20 +93,6 @@ class Qwen2VL(Decoder):
             return self._processor(images=[image], return_tensors="pt")
         except ValueError as error:
             raise InvalidArgumentError(f"{path}.image", f"{image.width}x{image.height} pixels: {error}") from error
-
-    def _expand(self, tokens: list[int], sizes: list[int]) -> tuple[list[int], list[int]]:
-        """Return the tokens with each image's one token repeated to its size, and which of them are an image's (1)."""
-        image_token = self._image_token
-        if tokens.count(image_token) != len(sizes):
-            raise CheckpointError(
-                f"the chat template places {tokens.count(image_token)} image tokens for {len(sizes)} images: "
-                "use the chat template that the base model was published with"
-            )
-        remaining = iter(sizes)
-        expanded: list[int] = []
-        for token in tokens:
-            expanded += [token] * (next(remaining) if token == image_token else 1)
-        return expanded, [int(token == image_token) for token in expanded]
 
 
 class Qwen2VLFamily:

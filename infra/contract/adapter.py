@@ -26,7 +26,8 @@ def check_adapter_id(adapter_id: str, field: str = "adapter_id") -> str:
 class Adapter:
     """An adapter: its name, what it is for, where its checkpoint is, and which version of it this is.
 
-    `rank` is 0 when not known; `revision`, `example_count` and `update_time` are given by the catalogue.
+    `rank` is 0 and `targets` (kinds of layers, such as "q_proj") empty when not known; `revision`, `example_count` and
+    `update_time` are given by the catalogue.
     """
 
     adapter_id: str
@@ -40,6 +41,7 @@ class Adapter:
     revision: str = ""
     example_count: int = 0
     update_time: datetime | None = None
+    targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_adapter_id(self.adapter_id)

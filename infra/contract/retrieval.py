@@ -27,6 +27,7 @@ class Weighting(StrEnum):
     UNIFORM = "uniform"
     SOFTMAX = "softmax"
     SIMILARITY = "similarity"
+    CLEAR_BEST = "clear_best"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class RetrievalOptions:
 
 @dataclass(frozen=True)
 class Match:
-    """One retrieved adapter: cosine similarity in [-1, 1], and its weight in the composition."""
+    """One retrieved adapter: its similarity in [-1, 1], on the scale of cosines with centroids, and its weight."""
 
     adapter: Adapter
     similarity: float

@@ -11,18 +11,38 @@ import typer
 from rich.table import Table
 
 from infra.contract.adapter import Adapter
-from infra.contract.errors import InvalidArgumentError, NotFoundError
+from infra.contract.errors import InvalidArgumentError, LoraRetrieverError
 from orchestrator.adapter_folder import adapter_of
 from orchestrator.clients import RetrievalClient
 from orchestrator.commands import console
+from orchestrator.commands.adapter_files import export_adapters, import_adapters
 from orchestrator.commands.reach import reach
 from orchestrator.commands.targets import AsJson, RetrievalTarget, target
 from orchestrator.evaluation.spec import Protocol
 from orchestrator.training_examples import example_prompts, vectors_of
 
-app = typer.Typer(no_args_is_help=True, help="Register, list, show and remove adapters.")
+COMPLETION_TIMEOUT_S = 1.0
+
+app = typer.Typer(no_args_is_help=True, help="Register, import, list, show, export and remove adapters.")
+
+app.command("import")(import_adapters)
+app.command("export")(export_adapters)
+
+
+def known_names(incomplete: str) -> list[str]:
+    """Return the ids in the catalogue that start so, for tab completion; none when it cannot be asked quickly."""
+
+    async def fetch() -> list[Adapter]:
+        async with RetrievalClient(target("retrieval").channel) as retrieval:
+            return await retrieval.list_adapters(timeout_s=COMPLETION_TIMEOUT_S)
+
+    with contextlib.suppress(LoraRetrieverError, OSError):
+        return [each.adapter_id for each in asyncio.run(fetch()) if each.adapter_id.startswith(incomplete)]
+    return []
+
 
 Name = Annotated[str, typer.Argument(help="The adapter's id.")]
+KnownName = Annotated[str, typer.Argument(help="The adapter's id.", autocompletion=known_names)]
 
 
 @app.command("add")
@@ -40,7 +60,9 @@ def add(
     count: Annotated[int, typer.Option(help="How many examples to embed.")] = 20,
     seed: Annotated[int, typer.Option(help="Chooses the examples.")] = 0,
     protocol: Annotated[Protocol, typer.Option(help="How a row becomes examples.")] = Protocol.STEP,
-    replace: Annotated[bool, typer.Option("--replace", help="Remove an adapter of that name first.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take the place of an adapter of that name, at once.")
+    ] = False,
     retrieval_target: RetrievalTarget = "",
     as_json: AsJson = False,
 ) -> None:
@@ -62,13 +84,13 @@ def add(
     async def register() -> Adapter:
         async with reach(RetrievalClient, target("retrieval", retrieval_target)) as retrieval:
             if replace:
-                with contextlib.suppress(NotFoundError):
-                    await retrieval.delete_adapter(name)
+                return await retrieval.replace_adapter(adapter, prompts, given)
             if given:
                 return await retrieval.create_adapter_from_vectors(adapter, given)
             return await retrieval.create_adapter(adapter, prompts)
 
-    stored = asyncio.run(register())
+    with console.progress().status(f"embedding {len(prompts)} examples" if prompts else "registering"):
+        stored = asyncio.run(register())
     if as_json:
         console.print_json(stored)
     else:
@@ -109,7 +131,7 @@ def list_adapters(
 
 
 @app.command("show")
-def show(*, name: Name, retrieval_target: RetrievalTarget = "", as_json: AsJson = False) -> None:
+def show(*, name: KnownName, retrieval_target: RetrievalTarget = "", as_json: AsJson = False) -> None:
     """Show one adapter."""
 
     async def fetch() -> Adapter:
@@ -129,6 +151,7 @@ def show(*, name: Name, retrieval_target: RetrievalTarget = "", as_json: AsJson 
     table.add_row("tags", ", ".join(adapter.tags))
     table.add_row("checkpoint", adapter.checkpoint_uri)
     table.add_row("rank", str(adapter.rank or "not known"))
+    table.add_row("adapted layers", ", ".join(adapter.targets) or "not known")
     table.add_row("revision", adapter.revision)
     table.add_row("examples", str(adapter.example_count))
     table.add_row("registered", adapter.update_time.isoformat() if adapter.update_time else "")
@@ -138,7 +161,7 @@ def show(*, name: Name, retrieval_target: RetrievalTarget = "", as_json: AsJson 
 @app.command("remove")
 def remove(
     *,
-    names: Annotated[list[str], typer.Argument(help="The adapters' ids.")],
+    names: Annotated[list[str], typer.Argument(help="The adapters' ids.", autocompletion=known_names)],
     retrieval_target: RetrievalTarget = "",
     as_json: AsJson = False,
 ) -> None:

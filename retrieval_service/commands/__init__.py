@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from retrieval_service.commands import care
 from retrieval_service.commands.evaluate import evaluate
 
 app = typer.Typer(no_args_is_help=True, help="Measure retrieval, and care for the catalogue.")
 app.command("evaluate")(evaluate)
-
-
-@app.callback()
-def _retrieval() -> None:
-    """Keep the commands' names even where there is one only."""
+app.command("reindex", context_settings=care.PASS_THROUGH)(care.reindex)
+app.command("rollback")(care.rollback)
+app.command("backup")(care.backup)
+app.command("restore")(care.restore)

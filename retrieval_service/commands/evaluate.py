@@ -62,9 +62,8 @@ def evaluate(
     """
     if vectors is not None and data:
         raise InvalidArgumentError("", "give --vectors or --data, not both")
-    from rich.console import Console
-
     from retrieval_service.commands.measured import Measured, show
+    from retrieval_service.commands.said import errors
 
     plan = _Plan(_strategies(strategy or []), weighting or [Weighting.SOFTMAX], temperature, top_k)
     measured: list[Measured]
@@ -73,11 +72,10 @@ def evaluate(
         from retrieval_service.evaluation.labelled import read_labelled
 
         content = read_labelled(data, max_images)
-        errors = Console(stderr=True, highlight=False, markup=False)
         for problem in content.problems:
-            errors.print(f"left out {problem}", soft_wrap=True)
+            errors().print(f"left out {problem}", soft_wrap=True)
         options = RetrievalOptions(top_k, base_model, kind, temperature=temperature)
-        with connected(context, retrieval_target) as service, errors.status("asking the service"):
+        with connected(context, retrieval_target) as service, errors().status("asking the service"):
             asked = _ask(service, content, plan, options)
         measured = [Measured.of(name, outcomes, temperature) for name, outcomes in asked.items()]
     else:
@@ -133,22 +131,22 @@ class _Plan:
 def _tried(examples: ExampleSet, plan: _Plan, kind: str, few: int | None, seed: int) -> list[Measured]:
     from retrieval_service.commands.measured import Measured
     from retrieval_service.evaluation.leave_one_out import few_examples, leave_one_out
+    from retrieval_service.evaluation.outcomes import figures
 
     if few is None:
         trials = {one: leave_one_out(one, examples, kind) for one in plan.strategies}
     else:
         trials = few_examples(plan.strategies, examples, few, seed)
     single = tuple(one for one, count in zip(examples.ids, examples.counts, strict=True) if count < 2)
-    return [
-        Measured.of(
-            name,
-            {each: trial.outcomes(plan.top_k, each, plan.temperature) for each in plan.weightings},
-            plan.temperature,
-            trial.best_temperature(),
-            single,
+    measured = []
+    for name, trial in trials.items():
+        outcomes = {each: trial.outcomes(plan.top_k, each, plan.temperature) for each in plan.weightings}
+        best = trial.best_temperature()
+        best_ece = figures(trial.outcomes(plan.top_k, Weighting.SOFTMAX, best)).ece
+        measured.append(
+            Measured.of(name, outcomes, plan.temperature, best_temperature=best, best_ece=best_ece, single=single)
         )
-        for name, trial in trials.items()
-    ]
+    return measured
 
 
 def _ask(

@@ -31,6 +31,7 @@ class Measured:
     by_weighting: Mapping[Weighting, Figures]
     temperature: float
     best_temperature: float | None
+    best_ece: float | None
     single: tuple[str, ...]
 
     @classmethod
@@ -39,12 +40,14 @@ class Measured:
         strategy: RetrievalStrategy,
         outcomes: Mapping[Weighting, Sequence[Outcome]],
         temperature: float,
+        *,
         best_temperature: float | None = None,
+        best_ece: float | None = None,
         single: tuple[str, ...] = (),
     ) -> Self:
         """Return the figures of outcomes."""
         found = {name: figures(one) for name, one in outcomes.items()}
-        return cls(strategy, found, temperature, best_temperature, single)
+        return cls(strategy, found, temperature, best_temperature, best_ece, single)
 
     @property
     def figures(self) -> Figures:
@@ -59,6 +62,7 @@ class Measured:
             "weightings": {name.value: {"ece": one.ece} for name, one in self.by_weighting.items()},
             "temperature": self.temperature,
             "best_temperature": self.best_temperature,
+            "ece_at_best_temperature": self.best_ece,
             "adapters_with_one_vector": list(self.single),
         }
 
@@ -84,11 +88,15 @@ def _summary(measured: Sequence[Measured]) -> Table:
     for name in measured[0].by_weighting:
         table.add_column(f"ECE {name.value}", justify="right")
     table.add_column("best temperature", justify="right")
+    table.add_column("ECE softmax at it", justify="right")
     for one in measured:
         best = f"{one.best_temperature:.3g}" if one.best_temperature is not None else "not measured"
+        at_it = f"{one.best_ece:.3f}" if one.best_ece is not None else "not measured"
         shares = [f"{share:.1%}" for share in (one.figures.at_1, one.figures.at_3, one.figures.at_5)]
         errors = [f"{each.ece:.3f}" for each in one.by_weighting.values()]
-        table.add_row(one.strategy.value, str(one.figures.queries), *shares, f"{one.figures.mrr:.3f}", *errors, best)
+        table.add_row(
+            one.strategy.value, str(one.figures.queries), *shares, f"{one.figures.mrr:.3f}", *errors, best, at_it
+        )
     return table
 
 

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 
-from tests.checkpoints.sentencepiece_model import sentencepiece_bpe
+from tests.checkpoints.internvl2_tokenizers import LanguageModel, write_json, write_tokenizer
 
 PATCH = 14
-IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
-_RESERVED = ("[UNUSED_TOKEN_1]", "[UNUSED_TOKEN_2]", "[UNUSED_TOKEN_3]")
-
-_CORPUS = (
-    'Click on button with the text "Add to cart", then scroll down and go back to the previous page.',
-    "Type text: running shoes. Open App: calendar. Image-1: Image-2: system user assistant 0123456789\n\n",
-    "The quick brown fox jumps over the lazy dog; what is on the screen? Straße, naïve café.  Two  spaces,   three.",
-    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。",
-)
-
-LanguageModel = Literal["internlm2", "qwen2", "phi3"]
 
 
 @dataclass(frozen=True)
@@ -79,9 +66,9 @@ def write_internvl2(
     """Write a whole checkpoint folder and return it."""
     shape = shape or TinyInternVL()
     folder.mkdir(parents=True, exist_ok=True)
-    vocab = _write_tokenizer(folder, shape.language)
-    _write_json(folder / "config.json", _config(shape, vocab, dtype, name))
-    _write_json(folder / "generation_config.json", {"_from_model_config": True, "transformers_version": "4.37.2"})
+    vocab = write_tokenizer(folder, shape.language)
+    write_json(folder / "config.json", internvl2_config(shape, vocab, dtype, name))
+    write_json(folder / "generation_config.json", {"_from_model_config": True, "transformers_version": "4.37.2"})
     weights = {key: value.to(dtype) for key, value in tensors(shape, vocab, seed).items()}
     _write_tensors(folder, weights, shards)
     return folder
@@ -190,7 +177,8 @@ def tensors(shape: TinyInternVL, vocab: int, seed: int) -> dict[str, Tensor]:
     )
 
 
-def _config(shape: TinyInternVL, vocab: int, dtype: torch.dtype, name: str) -> dict[str, Any]:
+def internvl2_config(shape: TinyInternVL, vocab: int, dtype: torch.dtype, name: str) -> dict[str, Any]:
+    """Return config.json as the hub's folders have it."""
     stored = str(dtype).removeprefix("torch.")
     return {
         "_commit_hash": None,
@@ -277,72 +265,6 @@ def _llm_config(shape: TinyInternVL, vocab: int, dtype: str) -> dict[str, Any]:
     return config | of_its_own[shape.language]
 
 
-def _write_tokenizer(folder: Path, language: LanguageModel) -> int:
-    """Write the tokenizer's files and return the size of the vocabulary."""
-    if language == "qwen2":
-        return _write_qwen2_tokenizer(folder)
-    phi3 = language == "phi3"
-    reserved = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>") if phi3 else _RESERVED
-    model, count = sentencepiece_bpe(_CORPUS, 420, user_defined=() if phi3 else reserved, dummy_prefix=phi3)
-    (folder / "tokenizer.model").write_bytes(model)
-    added = {0: "<unk>", 1: "<s>", 2: "</s>"}
-    if phi3:
-        added |= dict(enumerate((*reserved, *IMAGE_TOKENS), start=count))
-    else:
-        added |= {count - 2: "<|im_end|>", count - 1: "<|im_start|>"}
-        added |= dict(enumerate(IMAGE_TOKENS, start=count))
-    stripped = {"<|assistant|>", "<|system|>", "<|end|>", "<|user|>"}
-    config = {
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "added_tokens_decoder": {
-            str(number): _added_token(token, rstrip=token in stripped) for number, token in added.items()
-        },
-        "auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]},
-        "bos_token": "<s>",
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "</s>",
-        "model_max_length": 8192,
-        "tokenizer_class": "LlamaTokenizer" if phi3 else "InternLM2Tokenizer",
-        "unk_token": "<unk>",
-    }
-    _write_json(folder / "tokenizer_config.json", config | ({"legacy": False} if phi3 else {}))
-    _write_json(folder / "added_tokens.json", {token: number for number, token in added.items() if number >= count})
-    return max(added) + 1
-
-
-def _write_qwen2_tokenizer(folder: Path) -> int:
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(iter(_CORPUS), vocab_size=360, show_progress=False)
-    tokenizer.save_model(str(folder))
-    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *IMAGE_TOKENS)
-    added = dict(enumerate(special, start=tokenizer.get_vocab_size()))
-    _write_json(folder / "added_tokens.json", {token: number for number, token in added.items()})
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "add_prefix_space": False,
-            "added_tokens_decoder": {str(number): _added_token(token) for number, token in added.items()},
-            "additional_special_tokens": list(special[1:]),
-            "bos_token": None,
-            "clean_up_tokenization_spaces": False,
-            "eos_token": "<|im_end|>",
-            "errors": "replace",
-            "model_max_length": 8192,
-            "pad_token": "<|endoftext|>",
-            "split_special_tokens": False,
-            "tokenizer_class": "Qwen2Tokenizer",
-            "unk_token": None,
-        },
-    )
-    return -(-(max(added) + 1) // 16) * 16
-
-
-def _added_token(content: str, rstrip: bool = False) -> dict[str, Any]:
-    plain = {"lstrip": False, "normalized": False, "single_word": False, "special": True}
-    return {"content": content, "rstrip": rstrip} | plain
-
-
 def _write_tensors(folder: Path, weights: dict[str, Tensor], shards: int) -> None:
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     if shards == 1:
@@ -355,8 +277,4 @@ def _write_tensors(folder: Path, weights: dict[str, Tensor], shards: int) -> Non
         save_file(part, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})

@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+_LINEARS = {"q_proj": (8, 8), "k_proj": (8, 4)}
 PREFIX = "base_model.model."
+LAYERS = {f"model.layers.{layer}.{name}": size for layer in (0, 1) for name, size in _LINEARS.items()}
+"""The layers that a tiny base model of no family can adapt: path -> (in, out)."""
+
+
+def same(name: str) -> str:
+    """Return the name: such a base model calls its modules as the checkpoint does."""
+    return name
 
 
 @dataclass

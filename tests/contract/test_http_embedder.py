@@ -9,10 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from loraretriever.v1 import adapter_pb2, retrieval_service_pb2
+from loraretriever.v1.retrieval_service_pb2_grpc import RetrievalServiceStub
 
 from infra.contract.errors import (
     ConfigurationError,
@@ -25,16 +29,23 @@ from infra.contract.errors import (
     UnavailableError,
 )
 from infra.contract.prompt import Prompt
+from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.deadline import bind_deadline
+from infra.runtime.error_table import from_rpc_error
+from infra.runtime.server import ServerOptions, sync_server
+from infra.runtime.wire import prompt_to_proto
+from retrieval_service.assembly import loaded
 from retrieval_service.batcher import BatchedEmbedder
 from retrieval_service.embedders import http_client
 from retrieval_service.embedders.base import normalise
 from retrieval_service.embedders.http import HttpEmbedder, HttpOptions
 from retrieval_service.embedders.http_client import Endpoint
+from retrieval_service.settings import RetrievalSettings
 from tests.fakes.embeddings_server import EmbeddingsServer, answer_to
 from tests.fakes.part_embedder import DIM, vector_of
 from tests.images import png_part
 
+pb = retrieval_service_pb2
 KEY = "sk-secret"
 TEXTS = ("one", "two", "three")
 
@@ -277,3 +288,32 @@ def test_a_url_may_name_the_method_and_carry_a_query_that_is_not_shown() -> None
     asked = Endpoint("http://host/v1?api-version=2&sig=hidden", "m")
     assert str(asked.parsed) == "http://host/v1/embeddings?api-version=2&sig=hidden"
     assert asked.shown == "http://host/v1/embeddings"
+
+
+def test_the_service_runs_on_an_endpoint_alone(server: EmbeddingsServer, tmp_path: Path) -> None:
+    chosen = RetrievalSettings(
+        embedder_url=server.url, embedder_model="tiny", qdrant_path=tmp_path / "qdrant", shutdown_grace_s=0
+    )
+    grpc_server = sync_server(ServerOptions.from_settings(chosen), chosen.workers)
+    with loaded(grpc_server, chosen), grpc_server, sync_channel(ChannelOptions(grpc_server.address)) as channel:
+        stub = RetrievalServiceStub(channel)  # type: ignore[no-untyped-call]
+        for name in ("shop", "mail"):
+            examples = pb.ExamplePrompts(prompts=[prompt_to_proto(Prompt.of(f"open the {name}"))])
+            card = adapter_pb2.Adapter(adapter_id=name, base_model="tiny", checkpoint_uri=f"adapters/{name}")
+            stub.CreateAdapter(pb.CreateAdapterRequest(adapter=card, examples=examples))
+        asked = prompt_to_proto(Prompt.of("<image>open the mail", [png_part(30, 30)]))
+        answer = stub.RetrieveAdapters(pb.RetrieveAdaptersRequest(prompts=[asked, asked]))
+        for selection in answer.selections:
+            assert selection.matches[0].adapter.adapter_id == "mail"
+            assert selection.matches[0].similarity == pytest.approx(1, abs=1e-6)
+        assert server.inputs.count("open the mail") == 1  # the example's vector was still known
+        only_image = prompt_to_proto(Prompt.of("", [png_part(30, 30)]))
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.RetrieveAdapters(pb.RetrieveAdaptersRequest(prompts=[asked, only_image]))
+        error = from_rpc_error(caught.value)
+        assert isinstance(error, InvalidArgumentError)
+        assert error.field == "prompts[1].messages"
+        server.script += [(503, {"Retry-After": "60"})] * 5
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.EmbedPrompts(pb.EmbedPromptsRequest(prompts=[prompt_to_proto(Prompt.of("new"))]), timeout=20)
+        assert isinstance(from_rpc_error(caught.value), UnavailableError)

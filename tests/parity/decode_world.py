@@ -11,7 +11,7 @@ from torch import Tensor
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.fixed_ranks import FixedKernels
 from generation_service.adapters.ranks import RankRange
-from generation_service.adapters.weights import AdapterWeights, LoraPair
+from generation_service.adapters.weights import AdapterWeights, LoraPair, Shapes
 from generation_service.decode_row import DecodeRow
 from generation_service.fixed_decode import FixedDecode
 from generation_service.kv_cache import CacheShape, SlotKVCache
@@ -31,6 +31,21 @@ STEPS: tuple[tuple[Mapping[int, float], ...], ...] = (
     ({2: 1.0}, {1: 0.0, 2: 0.25}, {0: 1.0}, {1: 2.0}),
 )
 """The compositions of each step, adapter number -> weight: the first step is what a graph is captured with."""
+
+
+def language_adapter(targets: Shapes, rank: int, seed: int, only: str = "") -> AdapterWeights:
+    """Return a random adapter of the language model's layers whose path has `only` in it."""
+    generator = torch.Generator().manual_seed(seed)
+    return AdapterWeights.of(
+        {
+            path: LoraPair(
+                torch.randn(rank, inputs, generator=generator) / inputs**0.5,
+                torch.randn(outputs, rank, generator=generator) / rank,
+            )
+            for path, (inputs, outputs) in targets.items()
+            if path.startswith("model.language_model.") and only in path
+        }
+    )
 
 
 class DecodeWorld:
@@ -66,17 +81,8 @@ class DecodeWorld:
         return {self.ranges[number]: weight for number, weight in composition.items()}
 
     def _hold(self, rank: int, seed: int) -> RankRange:
-        generator = torch.Generator().manual_seed(seed)
-        pairs = {
-            path: LoraPair(
-                torch.randn(rank, inputs, generator=generator) / inputs**0.5,
-                torch.randn(outputs, rank, generator=generator) / rank,
-            )
-            for path, (inputs, outputs) in self.model.description.targets.items()
-            if path.startswith("model.language_model.")
-        }
         owned = self.bank.acquire(rank)
-        self.bank.write(owned, AdapterWeights.of(pairs))
+        self.bank.write(owned, language_adapter(self.model.description.targets, rank, seed))
         return owned
 
     def _read(self, slot: int, text: str) -> int:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.ranks import RankRange
-from generation_service.adapters.weights import AdapterWeights, LoraPair
-from generation_service.decode_graphs import DecodeGraphs, Forward
+from generation_service.decode_graphs import CaptureError, DecodeGraphs, Forward
 from generation_service.decode_row import DecodeRow
 from generation_service.fixed_decode import FixedDecode
 from generation_service.kernels.fixed_ops import TorchFixedKernels
@@ -23,9 +22,9 @@ from generation_service.runner import Runner
 from infra.contract.prompt import Prompt
 from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
 from tests.fakes.recorded_graph import record
+from tests.parity.decode_world import language_adapter
 
 SLOTS = 6
-LANGUAGE = "model.language_model."
 
 
 class Bench:
@@ -48,17 +47,8 @@ class Bench:
             return record(forward)
 
     def hold(self, rank: int, seed: int, only: str = "") -> RankRange:
-        generator = torch.Generator().manual_seed(seed)
-        pairs = {
-            path: LoraPair(
-                torch.randn(rank, inputs, generator=generator) / inputs**0.5,
-                torch.randn(outputs, rank, generator=generator) / rank,
-            )
-            for path, (inputs, outputs) in self.model.description.targets.items()
-            if path.startswith(LANGUAGE) and only in path
-        }
         owned = self.bank.acquire(rank)
-        self.bank.write(owned, AdapterWeights.of(pairs))
+        self.bank.write(owned, language_adapter(self.model.description.targets, rank, seed, only))
         return owned
 
     def prefill(self, slot: int, text: str, ranges: dict[RankRange, float]) -> None:
@@ -159,3 +149,17 @@ def test_a_longer_sequence_outgrows_its_span(bench: Bench) -> None:
         torch.testing.assert_close(captured, written, rtol=1e-5, atol=1e-5)
         spans.append(bench.captures)
     assert spans == [1, 1, 2, 2]
+
+
+def test_a_model_that_cannot_be_captured_decodes_as_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    owned = bench.hold(4, 1)
+    bench.prefill(0, "one", {owned: 1.0})
+    expected = bench.runner.decode([bench.row(0, 40, {owned: 1.0})])
+
+    def refuse(forward: Forward) -> Forward:
+        raise CaptureError("a value was read on the host")
+
+    graphs = DecodeGraphs(FixedDecode(bench.model, bench.bank, bench.cache, TorchFixedKernels()), refuse)
+    monkeypatch.setattr(bench.runner, "_graphs", graphs)
+    torch.testing.assert_close(bench.runner.decode([bench.row(0, 40, {owned: 1.0})]), expected)
+    torch.testing.assert_close(bench.runner.decode([bench.row(0, 40, {owned: 1.0})]), expected)

@@ -87,13 +87,17 @@ def test_weights_keep_the_checkpoints_type_unless_another_is_asked_for(tmp_path:
     assert load(folder).description.weight_bytes == 2 * as_stored.description.weight_bytes
 
 
-def test_a_head_that_is_tied_and_stored_too_stays_tied(tmp_path: Path) -> None:
+def test_a_head_that_the_config_ties_and_the_files_store_is_what_the_files_say(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base", TinyInternVL(tied=True))
     weights = load_file(folder / "model.safetensors")
     embedding = weights["language_model.model.tok_embeddings.weight"]
-    save_file(weights | {"language_model.output.weight": embedding.clone()}, folder / "model.safetensors")
-    module = load(folder).module
-    assert module.lm_head.weight is module.model.language_model.embed_tokens.weight  # type: ignore[union-attr]
+    head = torch.randn_like(embedding)
+    for stored in (embedding.clone(), head):
+        save_file(weights | {"language_model.output.weight": stored}, folder / "model.safetensors")
+        module = load(folder).module
+        assert torch.equal(module.lm_head.weight, stored)  # type: ignore[union-attr,arg-type]
+        tied = module.lm_head.weight is module.model.language_model.embed_tokens.weight  # type: ignore[union-attr]
+        assert tied == (stored is not head)
 
 
 def test_an_image_is_cut_into_no_more_tiles_than_asked_for(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.registry import load_base_model
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import ImagePart, Message, Part, Prompt, Role, TextPart
-from tests.checkpoints.internvl2 import IMAGE_TOKENS, TinyInternVL, write_internvl2
+from tests.checkpoints.internvl2 import TinyInternVL, write_internvl2
+from tests.checkpoints.internvl2_tokenizers import IMAGE_TOKENS
 from tests.images import picture
 
 pytest.importorskip("sentencepiece", reason="the reference reads tokenizer.model with sentencepiece (extra dev)")

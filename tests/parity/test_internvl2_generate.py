@@ -75,7 +75,7 @@ def test_requests_answered_together_are_answered_as_the_reference_answers_each(
     folder = write_internvl2(tmp_path / "base", shape, seed=1)
     reference = InternVL2Reference(folder)
     asked = [(f"{'again ' * number}What?", name, Base()) for number, name in enumerate([*IMAGES, *IMAGES])]
-    with generation_stack(settings_for(folder, max_running=4)) as stack:
+    with generation_stack(settings_for(folder, max_running=4, prefill_tokens=48)) as stack:
         answers = answer(stack, asked)
         assert answers == [expected(stack, reference, text, name) for text, name, _ in asked]
     assert len(set(answers)) > 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,12 +81,20 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_another_language_model_is_refused_with_those_that_are_served(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "change", "match"),
+    [
+        ("config.json", {"text_config": {"model_type": "qwen3"}}, r"language model is 'qwen3'.*It serves InternVL2"),
+        ("config.json", {"vision_feature_layer": -2}, r"features are those of layer -2.*It serves InternVL2"),
+        ("preprocessor_config.json", {"size": 448}, r"preprocessor_config\.json does not say how images are tiled"),
+        ("preprocessor_config.json", {"image_mean": None}, r"does not say how images are tiled.*download it again"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(tmp_path: Path, name: str, change: dict[str, Any], match: str) -> None:
     folder = write_internvl_native(tmp_path / "native", tmp_path / "original", TinyInternVL("qwen2"))
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["model_type"] = "qwen3"
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"language model is 'qwen3'.*It serves InternVL2"):
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(content | change))
+    with pytest.raises(CheckpointError, match=match):
         load(folder)
 
 

@@ -14,7 +14,7 @@ from generation_service.adapters.once import Once
 from generation_service.adapters.sources import AdapterSource
 from generation_service.adapters.store import WeightStore
 from generation_service.adapters.upload import Upload
-from generation_service.adapters.weights import AdapterWeights, LoraPair
+from generation_service.adapters.weights import AdapterWeights, LoraPair, all_finite
 from infra.contract.errors import CheckpointError
 
 
@@ -59,6 +59,16 @@ def test_values_beyond_the_dtype_are_refused_by_module() -> None:
     HostForm(torch.bfloat16)(given)
     with pytest.raises(CheckpointError, match=r"m1: values of the adapter are not finite in torch.float16"):
         HostForm(torch.float16)(given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_finite_means_every_value_and_not_their_sum(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    assert all_finite(torch.full((300,), largest, dtype=dtype))
+    assert all_finite(torch.zeros(0, dtype=dtype))
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        assert not all_finite(torch.tensor([1.0, bad, largest], dtype=dtype))
+    assert not all_finite(torch.tensor([float("inf"), -float("inf")], dtype=dtype))
 
 
 def test_an_adapter_that_changes_nothing_takes_nothing() -> None:

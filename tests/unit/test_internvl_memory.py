@@ -39,9 +39,8 @@ print(json.dumps([measure(*case.split(":")) for case in sys.argv[2:]]))
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
 def test_loading_takes_little_more_than_the_model(tmp_path: Path) -> None:
     tiny = write_internvl2(tmp_path / "tiny")
-    one = write_internvl2(tmp_path / "one", SHAPE, dtype=torch.bfloat16)
-    three = write_internvl2(tmp_path / "three", SHAPE, dtype=torch.bfloat16, shards=3)
-    cases = [f"{one}:bfloat16", f"{three}:bfloat16", f"{one}:float32"]
+    large = write_internvl2(tmp_path / "large", SHAPE, dtype=torch.bfloat16)  # one file: nothing lets go of it midway
+    cases = [f"{large}:bfloat16", f"{large}:float32"]
     done = subprocess.run(
         [sys.executable, "-c", _LOAD, str(tiny), *cases], capture_output=True, text=True, timeout=110, check=False
     )

@@ -110,6 +110,19 @@ def test_added_tokens_stand_over_pieces_and_behind_them(tmp_path: Path) -> None:
     assert place + 1 in tokenizer.encode([("[UNUSED_TOKEN_2]", False)])
 
 
+def test_a_piece_that_an_added_token_stands_over_is_text_no_more(tmp_path: Path) -> None:
+    path = trained(tmp_path, add_dummy_prefix=False)
+    pieces = read_sentencepiece(path).pieces
+    place = max(range(len(pieces)), key=lambda n: len(pieces[n].text) if pieces[n].kind is PieceKind.NORMAL else 0)
+    text = f"the{pieces[place].text.replace('▁', ' ')} fox"
+    assert place in PieceTokenizer(from_sentencepiece(path, {})).encode([(text, False)])
+    tokenizer = PieceTokenizer(from_sentencepiece(path, {place: AddedToken("<|im_start|>", special=True)}))
+    tokens = tokenizer.encode([("<|im_start|>", True), (text, False)])
+    assert tokens[0] == place
+    assert place not in tokens[1:]
+    assert tokenizer.decode(tokens) == text
+
+
 def test_a_special_token_swallows_the_spaces_that_it_says_it_does(tmp_path: Path) -> None:
     path = trained(tmp_path, add_dummy_prefix=False)
     added = {

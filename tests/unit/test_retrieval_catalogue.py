@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -34,10 +33,9 @@ from retrieval_service.collections import head_of
 from retrieval_service.points import AdapterFilter, AdapterVectors
 from retrieval_service.qdrant import LocalFolder, Qdrant, Server
 from tests.fakes.qdrant_server import qdrant_server
+from tests.qdrant_places import PLACES, QDRANT_URL, Place, place_of
 
 DIM = 8
-QDRANT_URL = os.environ.get("QDRANT_URL", "")
-Place = LocalFolder | Server
 
 
 def basis(index: int, *more: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -54,13 +52,12 @@ def adapter(adapter_id: str, **fields: Any) -> Adapter:
     return Adapter(adapter_id, **{"base_model": "tiny", "checkpoint_uri": f"adapters/{adapter_id}", **fields})
 
 
-@pytest.fixture(params=["folder", "http", *(["server"] if QDRANT_URL else [])])
+@pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    if request.param == "http":
-        with qdrant_server() as url:
-            yield Server(url)
-    else:
-        yield Server(QDRANT_URL) if request.param == "server" else LocalFolder(tmp_path / "qdrant")
+    if request.param == "server" and not QDRANT_URL:
+        pytest.skip("QDRANT_URL names no Qdrant server")
+    with place_of(request.param, tmp_path / "qdrant") as given_place:
+        yield given_place
 
 
 @pytest.fixture(params=["memory", "qdrant"])

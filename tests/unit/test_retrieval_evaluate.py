@@ -14,6 +14,7 @@ from PIL import Image
 
 from infra.contract.adapter import Adapter
 from infra.contract.errors import InvalidArgumentError
+from infra.contract.prompt import Prompt
 from infra.contract.retrieval import Match, RetrievalStrategy, Selection, Weighting
 from orchestrator.cli import run
 from retrieval_service.evaluation.labelled import outcome, read_labelled
@@ -21,8 +22,10 @@ from retrieval_service.evaluation.leave_one_out import Trial, few_examples, leav
 from retrieval_service.evaluation.outcomes import Outcome, as_json, figures
 from retrieval_service.evaluation.picture import draw
 from retrieval_service.evaluation.vector_files import read_npz
+from retrieval_service.points import AdapterVectors
 from tests.example_sets import clouds
 from tests.images import png_part
+from tests.retrieval_world import DIM, retrieval_service
 
 
 def one(truth: str, rank: int | None, first: str, weight: float) -> Outcome:
@@ -240,3 +243,47 @@ def test_what_is_asked_wrongly_is_said_in_one_line(
 def test_without_a_service_the_remedy_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["retrieval", "evaluate", "--retrieval-target", "127.0.0.1:9"]) == 1
     assert "does not answer at 127.0.0.1:9; start it with" in capsys.readouterr().err
+
+
+def test_the_catalogue_of_a_running_service_is_measured(
+    tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same figures as from a file of the same vectors."""
+    examples = clouds({f"app{index}": 8 for index in range(4)}, dim=DIM)
+    arrays = {name: examples.vectors[examples.rows_of(index)] for index, name in enumerate(examples.ids)}
+    np.savez(npz, **arrays)  # type: ignore[arg-type]
+    assert run(["retrieval", "evaluate", "--vectors", str(npz), "--strategy", "calibrated", "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    with retrieval_service(tmp_path / "qdrant") as service:
+        command = ["retrieval", "evaluate", "--retrieval-target", service.address, "--strategy", "calibrated", "--json"]
+        assert run(command) == 2
+        assert "no such adapter in the catalogue" in capsys.readouterr().err
+        for name, vectors in arrays.items():
+            service.catalogue.create(Adapter(name, "base", "", kind="app"), AdapterVectors.of(list(vectors), DIM))
+        service.catalogue.create(Adapter("ready", "base", "", kind="other"), AdapterVectors.of([vectors[0]], DIM))
+        assert run([*command, "--kind", "app"]) == 0
+        content = json.loads(capsys.readouterr().out)
+        assert {name: content[name] for name in ("at_1", "mrr")} == {name: expected[name] for name in ("at_1", "mrr")}
+        assert run(command) == 0
+        assert json.loads(capsys.readouterr().out)["adapters_with_one_vector"] == ["ready"]
+        service.catalogue.create(Adapter("foreign", "other", ""), AdapterVectors.of([vectors[0]], DIM))
+        assert run(command) == 2
+        assert "choose one with --base-model: base, other" in capsys.readouterr().err
+
+
+def test_labelled_prompts_are_asked_of_the_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("red shoes", "shop"), ("blue shoes", "shop"), ("send mail", "mail"), ("read mail shoes", "nobody")]
+    file = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"query": text, "adapter": name}) for text, name in rows]
+    file.write_text("\n".join([*lines, "{"]), encoding="utf-8")
+    with retrieval_service(tmp_path / "qdrant") as service:
+        for name, texts in (("shop", ["red shoes", "green shoes"]), ("mail", ["send mail", "read mail"])):
+            vectors = service.embedder.embed([Prompt.of(text) for text in texts])
+            service.catalogue.create(Adapter(name, "base", ""), AdapterVectors.of(list(vectors), DIM))
+        command = ["retrieval", "evaluate", "--data", str(file), "--retrieval-target", service.address, "--json"]
+        assert run([*command, "--strategy", "nearest_examples", "--top-k", "1"]) == 0
+        printed = capsys.readouterr()
+        content = json.loads(printed.out)
+        assert (content["queries"], content["at_1"], content["mrr"]) == (4, 0.75, 0.75)
+        assert [(each["adapter"], each["count"]) for each in content["confused"]] == [("nobody", 1)]
+        assert f"left out {file}:5" in printed.err

@@ -285,3 +285,13 @@ def test_fitting_is_bounded_however_large_the_catalogue_is() -> None:
 def test_no_adapters_give_no_similarities(strategy: RetrievalStrategy) -> None:
     empty = ExampleSet((), (), np.zeros((0, 8), np.float32), np.zeros(0, np.int64))
     assert Similarities(strategy, empty).of(queries(8, 3)).shape == (3, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=12), st.integers(1, 12))
+def test_the_best_few_are_the_first_of_all(steps: list[int], top_k: int) -> None:
+    similarities = np.array([[step * 0.7e-6 for step in steps], [step * 0.1 for step in steps]])
+    order = ranking(similarities)
+    assert sorted(order[0]) == list(range(len(steps)))
+    np.testing.assert_array_equal(ranking(similarities, top_k), order[:, :top_k])
+    assert order[1].tolist() == sorted(range(len(steps)), key=lambda column: (-steps[column], column))

@@ -14,7 +14,7 @@ from infra.contract.errors import InvalidArgumentError
 from infra.contract.retrieval import RetrievalOptions, RetrievalStrategy, Weighting
 from retrieval_service.points import AdapterFilter, Found
 from retrieval_service.retriever import Query, RetrievalDefaults, select
-from retrieval_service.weighting import proportional, softmax, uniform, weigh
+from retrieval_service.weighting import clear_best, proportional, softmax, uniform, weigh
 
 similarities = st.lists(st.floats(-1, 1), min_size=1, max_size=20)
 temperatures = st.floats(1e-9, 1e9)
@@ -37,6 +37,22 @@ def test_softmax_is_the_softmax_of_similarity_over_temperature() -> None:
 
 def test_a_vanishing_temperature_takes_the_best_alone_and_shares_among_equals() -> None:
     assert softmax([0.5, 0.9, 0.9], 1e-300) == [0.0, 0.5, 0.5]
+
+
+@given(similarities, temperatures)
+def test_a_clear_best_takes_all_and_others_share_by_softmax(values: list[float], temperature: float) -> None:
+    weights, shares = clear_best(values, temperature), softmax(values, temperature)
+    if max(shares) >= 0.9:
+        assert sorted(weights, reverse=True) == [1.0] + [0.0] * (len(values) - 1)
+        assert weights.index(1.0) == shares.index(max(shares))
+    else:
+        assert weights == shares
+
+
+def test_of_two_the_margin_that_is_clear_is_the_temperature_times_the_logarithm_of_nine() -> None:
+    margin = 0.05 * math.log(9)
+    assert clear_best([0.5 + margin + 1e-6, 0.5], 0.05) == [1.0, 0.0]
+    assert clear_best([0.5, 0.5 + margin - 1e-6], 0.05)[1] < 0.9
 
 
 @given(similarities)

@@ -111,7 +111,7 @@ def test_the_engine_runs_and_logs_where_structlog_is_not_installed() -> None:
         "import sys; sys.modules['structlog'] = None\n"
         "import logging; logging.basicConfig(format='%(levelname)s %(message)s')\n"
         "import generation_service.engine\n"
-        "generation_service.engine.log.error('step_failed', sequences=2, exc_info=ValueError('why'))\n"
+        "generation_service.endings.log.error('step_failed', sequences=2, exc_info=ValueError('why'))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "ERROR step_failed sequences=2\nValueError: why" in done.stderr

@@ -97,10 +97,15 @@ class InternVLFamily:
 def _native_config(folder: Path) -> Any:
     config = parse_config(folder, InternVLConfig, _TITLE)
     text = config.text_config
+    seen = (config.vision_feature_layer, config.vision_feature_select_strategy)
+    reasons = []
     if text.model_type not in LANGUAGE_MODEL_TYPES:
+        reasons.append(f"its language model is {text.model_type!r}")
+    if seen != (-1, "default"):
+        reasons.append(f"its vision features are those of layer {seen[0]}, {seen[1]}, not of the last, default")
+    if reasons:
         raise CheckpointError(
-            f"{folder} is an InternVL whose language model is {text.model_type!r}, which this version does not serve. "
-            f"It serves {SUPPORTED}",
+            f"{folder} is an InternVL that this version does not serve ({'; '.join(reasons)}). It serves {SUPPORTED}",
             path=str(folder),
         )
     if text.rope_parameters["rope_type"] == "dynamic":
@@ -109,15 +114,20 @@ def _native_config(folder: Path) -> Any:
 
 
 def _native_tiling(folder: Path, options: LoadOptions) -> Tiling:
-    processor = read_json(folder / "preprocessor_config.json")
-    size = processor["size"]
-    tiling = Tiling(
-        size=int(size["height"]),
-        least=int(processor.get("min_patches", 1)),
-        most=int(processor.get("max_patches", 12)),
-        mean=tuple(processor["image_mean"]),
-        deviation=tuple(processor["image_std"]),
-    )
+    path = folder / "preprocessor_config.json"
+    processor = read_json(path)
+    try:
+        tiling = Tiling(
+            size=int(processor["size"]["height"]),
+            least=int(processor.get("min_patches", 1)),
+            most=int(processor.get("max_patches", 12)),
+            mean=tuple(processor["image_mean"]),
+            deviation=tuple(processor["image_std"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} does not say how images are tiled ({error!r}): download it again", path=str(path)
+        ) from error
     return tiling.at_most(options.max_tiles)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from generation_service.adapters.binding import Rename
 from generation_service.models.base import EncodedPrompt, ModelDescription
+from generation_service.models.chat import expand_images
 from generation_service.models.decoder import Decoder
 from generation_service.models.internvl.tiles import Tiling
-from infra.contract.errors import CheckpointError
 from infra.contract.prompt import Prompt
 
 _TILES_AT_ONCE = 16
@@ -50,20 +50,8 @@ class InputReader:
 
     def expand(self, tokens: Sequence[int], tiles: Sequence[int]) -> list[int]:
         """Return `tokens` with each image's one token in place of as many as it has. `tiles` are the images'."""
-        if tokens.count(self.image_token) != len(tiles):
-            raise CheckpointError(
-                f"the chat template places {tokens.count(self.image_token)} image tokens for {len(tiles)} images: "
-                "use the chat template that the base model was published with"
-            )
-        remaining = iter(tiles)
-        expanded: list[int] = []
-        for token in tokens:
-            if token == self.image_token:
-                seen = [token] * (self.tile_tokens * next(remaining))
-                expanded += [*self.before, *seen, *self.after]
-            else:
-                expanded.append(token)
-        return expanded
+        seen = [[self.image_token] * (self.tile_tokens * count) for count in tiles]
+        return expand_images(tokens, self.image_token, [[*self.before, *run, *self.after] for run in seen])
 
 
 class InternVL(Decoder):

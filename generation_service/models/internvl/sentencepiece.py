@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
@@ -41,16 +41,23 @@ def _bpe(model: SpmModel, added: Mapping[int, AddedToken]) -> models.BPE:
     vocabulary = {text: number for number, text in enumerate(pieces)}
     return models.BPE(
         vocabulary | {token.content: number for number, token in added.items()},
-        _merges(model),
+        _merges(model, added),
         unk_token=pieces[model.unk_id],
         fuse_unk=True,
         byte_fallback=model.byte_fallback,
     )
 
 
-def _merges(model: SpmModel) -> list[tuple[str, str]]:
-    """Return the pairs that merge, best first: sentencepiece joins the neighbours whose joint piece scores highest."""
-    normal = {piece.text: number for number, piece in enumerate(model.pieces) if piece.kind is PieceKind.NORMAL}
+def _merges(model: SpmModel, added: Container[int]) -> list[tuple[str, str]]:
+    """Return the pairs that merge, best first: sentencepiece joins the neighbours whose joint piece scores highest.
+
+    A piece that an added token stands over is no text any more.
+    """
+    normal = {
+        piece.text: number
+        for number, piece in enumerate(model.pieces)
+        if piece.kind is PieceKind.NORMAL and number not in added
+    }
     ranked = []
     for text, number in normal.items():
         for cut in range(1, len(text)):

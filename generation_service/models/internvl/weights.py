@@ -43,12 +43,17 @@ def bind_weights(folder: Path, model: Any, rename: Rename, dtype: torch.dtype | 
     for binding in _plan(folder, model, rename):
         tensor = binding.read()
         for path, rows in binding.parts:
-            if path == HEAD_WEIGHT and model.config.tie_word_embeddings:
-                continue
             part = tensor if rows is None else tensor.index_select(0, rows)
             _assign(model, path, part.to(device=device, dtype=dtype or tensor.dtype, copy=rows is None))
     if model.config.tie_word_embeddings:
-        model.lm_head.weight = model.get_submodule("model.language_model.embed_tokens").weight
+        _tie(model)
+
+
+def _tie(model: Any) -> None:
+    """Make head and embedding one, unless the files have a head that differs: then it was not tied when saved."""
+    head, embedding = model.get_parameter(HEAD_WEIGHT), model.get_parameter(EMBEDDING_WEIGHT)
+    if head.is_meta or torch.equal(head, embedding):
+        model.lm_head.weight = embedding
 
 
 def _plan(folder: Path, model: Any, rename: Rename) -> list[_Binding]:

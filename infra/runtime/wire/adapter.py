@@ -26,6 +26,7 @@ def adapter_from_proto(message: adapter_pb2.Adapter) -> Adapter:
         revision=message.revision,
         example_count=message.example_count,
         update_time=datetime_from_timestamp(message.update_time) if message.HasField("update_time") else None,
+        targets=tuple(message.targets),
     )
 
 
@@ -43,6 +44,7 @@ def adapter_to_proto(adapter: Adapter) -> adapter_pb2.Adapter:
         revision=adapter.revision,
         example_count=adapter.example_count,
         update_time=timestamp_from_datetime(adapter.update_time) if adapter.update_time is not None else None,
+        targets=adapter.targets,
     )
 
 

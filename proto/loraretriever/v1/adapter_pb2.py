@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eloraretriever/v1/adapter.proto\x12\x10loraretriever.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x01\n\x07\x41\x64\x61pter\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\x16\n\x0e\x63heckpoint_uri\x18\x07 \x01(\t\x12\x0c\n\x04rank\x18\x08 \x01(\x05\x12\x10\n\x08revision\x18\t \x01(\t\x12\x15\n\rexample_count\x18\n \x01(\x05\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"G\n\x0fWeightedAdapter\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eloraretriever/v1/adapter.proto\x12\x10loraretriever.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x02\n\x07\x41\x64\x61pter\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\x16\n\x0e\x63heckpoint_uri\x18\x07 \x01(\t\x12\x0c\n\x04rank\x18\x08 \x01(\x05\x12\x10\n\x08revision\x18\t \x01(\t\x12\x15\n\rexample_count\x18\n \x01(\x05\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07targets\x18\x0c \x03(\t\"G\n\x0fWeightedAdapter\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'loraretriever.v1.adapter_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ADAPTER']._serialized_start=86
-  _globals['_ADAPTER']._serialized_end=334
-  _globals['_WEIGHTEDADAPTER']._serialized_start=336
-  _globals['_WEIGHTEDADAPTER']._serialized_end=407
+  _globals['_ADAPTER']._serialized_end=351
+  _globals['_WEIGHTEDADAPTER']._serialized_start=353
+  _globals['_WEIGHTEDADAPTER']._serialized_end=424
 # @@protoc_insertion_point(module_scope)

@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Adapter(_message.Message):
-    __slots__ = ("adapter_id", "display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank", "revision", "example_count", "update_time")
+    __slots__ = ("adapter_id", "display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank", "revision", "example_count", "update_time", "targets")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,7 @@ class Adapter(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     EXAMPLE_COUNT_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     display_name: str
     description: str
@@ -33,7 +34,8 @@ class Adapter(_message.Message):
     revision: str
     example_count: int
     update_time: _timestamp_pb2.Timestamp
-    def __init__(self, adapter_id: _Optional[str] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., base_model: _Optional[str] = ..., kind: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., checkpoint_uri: _Optional[str] = ..., rank: _Optional[int] = ..., revision: _Optional[str] = ..., example_count: _Optional[int] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    targets: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, adapter_id: _Optional[str] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., base_model: _Optional[str] = ..., kind: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., checkpoint_uri: _Optional[str] = ..., rank: _Optional[int] = ..., revision: _Optional[str] = ..., example_count: _Optional[int] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., targets: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WeightedAdapter(_message.Message):
     __slots__ = ("adapter_id", "revision", "weight")

@@ -24,6 +24,7 @@ class Weighting(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WEIGHTING_UNIFORM: _ClassVar[Weighting]
     WEIGHTING_SOFTMAX: _ClassVar[Weighting]
     WEIGHTING_SIMILARITY: _ClassVar[Weighting]
+    WEIGHTING_CLEAR_BEST: _ClassVar[Weighting]
 RETRIEVAL_STRATEGY_UNSPECIFIED: RetrievalStrategy
 RETRIEVAL_STRATEGY_CENTROID: RetrievalStrategy
 RETRIEVAL_STRATEGY_MULTI_CENTROID: RetrievalStrategy
@@ -33,6 +34,7 @@ WEIGHTING_UNSPECIFIED: Weighting
 WEIGHTING_UNIFORM: Weighting
 WEIGHTING_SOFTMAX: Weighting
 WEIGHTING_SIMILARITY: Weighting
+WEIGHTING_CLEAR_BEST: Weighting
 
 class RetrievalOptions(_message.Message):
     __slots__ = ("top_k", "base_model", "kind", "tags", "include", "exclude", "strategy", "weighting", "temperature", "min_similarity")

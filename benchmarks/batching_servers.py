@@ -1,0 +1,179 @@
+"""The two that are compared: our engine, and transformers' `generate` over one static batch after another."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from open_loop import Ask, Served
+from random_models import RandomBaseModel
+from torch import Tensor
+from transformers import GenerationConfig
+
+from generation_service.adapters.bank import AdapterBank
+from generation_service.adapters.residency import Residency
+from generation_service.adapters.sources import FolderSources, Roots
+from generation_service.adapters.store import WeightStore
+from generation_service.engine import Engine
+from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.limits import EngineLimits
+from generation_service.runner import Runner
+from generation_service.sequence import Delta, Event, Request
+from infra.contract.composition import Base
+from infra.contract.generation import Decoding
+
+SPARE_RANKS = 16
+
+
+class EngineServer:
+    """Our engine over `model`, whose linear layers it changes in place, with `slots` answers at a time."""
+
+    def __init__(self, model: RandomBaseModel, slots: int, longest: int, waiting: int, prefill_tokens: int) -> None:
+        about = model.description
+        bank = AdapterBank(about.targets, SPARE_RANKS, about.dtype, about.device)
+        cache = CacheShape(about.layers, slots, about.kv_heads, longest, about.head_dim)
+        self._residency = Residency(bank, WeightStore(FolderSources(Roots(())), _no_adapters, ("random",), 0))
+        self._engine = Engine(
+            model,
+            Runner(model, bank, SlotKVCache(cache, about.dtype, about.device)),
+            self._residency,
+            EngineLimits(
+                max_running=slots,
+                max_waiting=waiting,
+                max_sequence_tokens=longest,
+                max_adapters=1,
+                default_max_new_tokens=1,
+                prefill_tokens=prefill_tokens,
+            ),
+        )
+
+    def __enter__(self) -> EngineServer:
+        self._engine.start()
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._engine.close()
+        self._residency.close()
+
+    def serve(self, asks: Sequence[Ask], arrivals_s: Sequence[float]) -> Served:
+        """Submit every request when it arrives, and wait for all."""
+        ends = _Ends(len(asks))
+        start = time.perf_counter()
+        sequences = []
+        for number, (ask, arrival) in enumerate(zip(asks, arrivals_s, strict=True)):
+            _sleep_until(start + arrival)
+            request = Request(ask.prompt, Base(), Decoding(max_new_tokens=ask.answer_tokens))
+            sequences.append(self._engine.submit(request, ends.listener(number)))
+        finished = ends.wait()
+        return Served(
+            tuple(end - start - arrival for end, arrival in zip(finished, arrivals_s, strict=True)),
+            tuple(tuple(sequence.tokens) for sequence in sequences),
+            max(finished) - start - arrivals_s[0],
+        )
+
+
+class StaticBatches:
+    """`generate` over up to `size` requests that have arrived, padded to the longest; the next batch when it is done.
+
+    A caller has its answer when its batch ends: `generate` returns all rows together, and decodes as many tokens as
+    the longest of them needs.
+    """
+
+    def __init__(self, module: Any, size: int, axes: int) -> None:
+        self._module, self._size, self._axes = module, size, axes
+        self._device = next(module.parameters()).device
+
+    def serve(self, asks: Sequence[Ask], arrivals_s: Sequence[float]) -> Served:
+        """Answer those who have arrived, first come, first served."""
+        start = time.perf_counter()
+        latencies: list[float] = []
+        answers: list[tuple[int, ...]] = []
+        while len(answers) < len(asks):
+            first = len(answers)
+            _sleep_until(start + arrivals_s[first])
+            now = time.perf_counter() - start
+            batch = [n for n in range(first, min(first + self._size, len(asks))) if arrivals_s[n] <= now]
+            answers += self.generate([asks[number] for number in batch])
+            now = time.perf_counter() - start
+            latencies += [now - arrivals_s[number] for number in batch]
+        return Served(tuple(latencies), tuple(answers), time.perf_counter() - start - arrivals_s[0])
+
+    @torch.inference_mode()
+    def generate(self, asks: Sequence[Ask]) -> list[tuple[int, ...]]:
+        """Answer one batch; every row is cut to its own length."""
+        longest = max(ask.prompt.length for ask in asks)
+        tokens = torch.zeros(len(asks), longest, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for row, ask in enumerate(asks):
+            tokens[row, longest - ask.prompt.length :] = ask.prompt.tokens
+            mask[row, longest - ask.prompt.length :] = 1
+        extra = {"mm_token_type_ids": torch.zeros_like(tokens).to(self._device)} if self._axes > 1 else {}
+        output = self._module.generate(
+            input_ids=tokens.to(self._device),
+            attention_mask=mask.to(self._device),
+            generation_config=GenerationConfig(
+                do_sample=False, max_new_tokens=max(ask.answer_tokens for ask in asks), pad_token_id=0
+            ),
+            **extra,
+        )
+        rows = output[:, longest:].tolist()
+        return [tuple(row[: ask.answer_tokens]) for row, ask in zip(rows, asks, strict=True)]
+
+    @torch.inference_mode()
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """Return the logits [vocab] after `tokens`, read in one piece."""
+        ids = torch.tensor([tokens], device=self._device)
+        positions = torch.arange(len(tokens), device=self._device)[None]
+        logits: Tensor = self._module(
+            input_ids=ids,
+            position_ids=positions.expand(self._axes, -1, -1) if self._axes > 1 else positions,
+            logits_to_keep=1,
+            use_cache=False,
+        ).logits[0, -1]
+        return logits
+
+
+class _Ends:
+    """When each of some requests ended."""
+
+    def __init__(self, count: int) -> None:
+        self._finished = [0.0] * count
+        self._left = count
+        self._errors: list[Exception] = []
+        self._changed = threading.Condition()
+
+    def listener(self, number: int) -> Any:
+        """Return what hears of request `number`."""
+
+        def hear(event: Event) -> None:
+            if isinstance(event, Delta):
+                return
+            with self._changed:
+                self._finished[number] = time.perf_counter()
+                self._left -= 1
+                if isinstance(event, Exception):
+                    self._errors.append(event)
+                if not self._left:
+                    self._changed.notify()
+
+        return hear
+
+    def wait(self) -> list[float]:
+        """Wait for all ends and return them as times of `time.perf_counter`."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._left)
+        if self._errors:
+            raise self._errors[0]
+        return self._finished
+
+
+def _no_adapters(source: object) -> Any:
+    raise AssertionError("this load has no adapters")
+
+
+def _sleep_until(moment: float) -> None:
+    time.sleep(max(0.0, moment - time.perf_counter()))

@@ -1,0 +1,113 @@
+"""The examples that adapters were registered by, kept beside the catalogue, so that another embedder can embed them.
+
+A point an adapter, without vectors, in a collection of its own: `CATALOGUE-prompts`. Images larger than any embedder is
+likely to look at are stored smaller.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from infra.contract.prompt import ImagePart, Message, Part, Prompt, Role, TextPart
+from infra.runtime.images import decode_image
+from retrieval_service.points import point_id
+
+KEPT_IMAGE_PIXELS = 400_000
+_JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class KeptPrompts:
+    """The examples of the adapters of the catalogue called `alias`, by a client that may be used now."""
+
+    client: QdrantClient
+    alias: str
+
+    @property
+    def collection(self) -> str:
+        """Where they are."""
+        return f"{self.alias}-prompts"
+
+    def put(self, adapter_id: str, prompts: Sequence[Prompt]) -> None:
+        """Keep an adapter's examples, in the place of those before; none: keep nothing of it."""
+        if prompts:
+            self.put_encoded(adapter_id, [encoded(prompt) for prompt in prompts])
+        elif self.client.collection_exists(self.collection):
+            ids: list[Any] = [point_id(adapter_id)]
+            self.client.delete(self.collection, models.PointIdsList(points=ids), wait=True)
+
+    def put_encoded(self, adapter_id: str, prompts: Sequence[Any]) -> None:
+        """Keep examples that are encoded already."""
+        self._make()
+        payload = {"adapter_id": adapter_id, "prompts": list(prompts)}
+        point = models.PointStruct(id=point_id(adapter_id), vector={}, payload=payload)
+        self.client.upsert(self.collection, [point])
+
+    def of(self, adapter_id: str) -> list[Prompt]:
+        """Return an adapter's examples; none when it was registered by vectors."""
+        return [decoded(one) for _, prompts in self.encoded_of([adapter_id]) for one in prompts]
+
+    def encoded_of(self, adapter_ids: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+        """Yield the adapters of which there are examples, each with them."""
+        if not self.client.collection_exists(self.collection):
+            return
+        for adapter_id in adapter_ids:
+            for point in self.client.retrieve(self.collection, [point_id(adapter_id)]):
+                yield adapter_id, list((point.payload or {})["prompts"])
+
+    def _make(self) -> None:
+        if self.client.collection_exists(self.collection):
+            return
+        try:
+            self.client.create_collection(self.collection, vectors_config={}, on_disk_payload=True)
+        except UnexpectedResponse:
+            if not self.client.collection_exists(self.collection):  # else another replica was faster
+                raise
+
+
+def encoded(prompt: Prompt) -> list[dict[str, Any]]:
+    """Return a prompt as JSON: its turns, images in base64 and small."""
+    return [
+        {"role": message.role.value, "parts": [_encoded_part(part) for part in message.parts]}
+        for message in prompt.messages
+    ]
+
+
+def decoded(messages: Any) -> Prompt:
+    """Return the prompt that `encoded` wrote."""
+    return Prompt(
+        tuple(Message(Role(one["role"]), tuple(_decoded_part(part) for part in one["parts"])) for one in messages)
+    )
+
+
+def _encoded_part(part: Part) -> dict[str, str]:
+    if isinstance(part, TextPart):
+        return {"text": part.text}
+    small = _small(part)
+    return {"image": base64.b64encode(small.data).decode(), "mime_type": small.mime_type}
+
+
+def _decoded_part(part: dict[str, str]) -> Part:
+    if "text" in part:
+        return TextPart(part["text"])
+    return ImagePart(base64.b64decode(part["image"]), part["mime_type"])
+
+
+def _small(part: ImagePart) -> ImagePart:
+    """Return the image as it is, or at KEPT_IMAGE_PIXELS when it is larger."""
+    image = decode_image(part)
+    factor = (KEPT_IMAGE_PIXELS / (image.width * image.height)) ** 0.5
+    if factor >= 1:
+        return part
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    buffer = io.BytesIO()
+    image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return ImagePart(buffer.getvalue(), "image/jpeg")
