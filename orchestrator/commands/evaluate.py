@@ -46,6 +46,7 @@ from orchestrator.commands.job_options import (
     Watch,
 )
 from orchestrator.commands.targets import AsJson, OrchestratorTarget
+from orchestrator.evaluation.job import Report
 from orchestrator.evaluation.matrix import COLUMNS, NOTE, Matrix, matrix_of, matrix_strategies, render_matrix, rows_of
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.result_files import MetricName, score_file
@@ -160,6 +161,9 @@ def matrix(
     image_root: ImageRoot = "",
     shard_size: ShardSize = None,
     request_id: RequestId = "",
+    job_id: Annotated[
+        str, typer.Option("--job", help="Start nothing: the table of this job, once it has ended.", show_default=False)
+    ] = "",
     output: Annotated[Path | None, typer.Option(help="Also write the table, as Markdown or (.json) as JSON.")] = None,
     watch: Watch = True,
     gpu_id: GpuId = "",
@@ -170,6 +174,9 @@ def matrix(
 
     The adapter trained for each dataset must be known; unless options say otherwise it has the dataset's name.
     """
+    if job_id:
+        _show_matrix(jobs.follow_to_report(job_id, orchestrator_target), output, as_json)
+        return
     files = _files(data, test_data, gpu_id)
     by_name = not (adapter or adapter_field or adapter_map)
     labels = AdapterLabels(adapter or (), by_name, adapter_field, read_mapping(adapter_map))
@@ -191,7 +198,10 @@ def matrix(
         jobs.print_job(job, as_json)
         return
     console.note(f"job {job.evaluation_id}: {len(spec.strategies)} strategies, {job.total_samples} samples")
-    found = jobs.follow_to_report(job.evaluation_id, orchestrator_target)
+    _show_matrix(jobs.follow_to_report(job.evaluation_id, orchestrator_target), output, as_json)
+
+
+def _show_matrix(found: Report, output: Path | None, as_json: bool) -> None:
     summary = jobs.summary_of(found)
     jobs.warn_of_changes(summary)
     made = matrix_of(summary)

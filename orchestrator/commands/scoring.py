@@ -18,7 +18,7 @@ from orchestrator.commands.job_options import FailUnder, MetricOption, Threshold
 from orchestrator.commands.jobs import called
 from orchestrator.commands.settings import client_settings
 from orchestrator.commands.targets import AsJson, OrchestratorTarget
-from orchestrator.evaluation.compare import Compared, compare
+from orchestrator.evaluation.compare import compare
 from orchestrator.evaluation.finish import RECORDS_FILE
 from orchestrator.evaluation.judge import DEFAULT_TEMPLATE, Judgement, JudgePrompt, judge
 from orchestrator.evaluation.judge_client import ChatEndpoint
@@ -105,7 +105,7 @@ def compare_results(
     left, right = (results_of(source, orchestrator_target) for source in (first, second))
     found = compare(left, right, metric, threshold, strategy=strategy, against=against)
     if as_json:
-        console.print_json([_comparison_json(each) for each in found])
+        console.print_json(found)
         return
     table = Table("first", "second", "metric", "first, %", "second, %", "second - first", "pairs", "episodes")
     for each in found:
@@ -189,17 +189,6 @@ def _cost(judgement: Judgement) -> dict[str, Any]:
         "judge_prompt_tokens": judgement.prompt_tokens,
         "judge_completion_tokens": judgement.completion_tokens,
         "judge_unscored": dict(judgement.unscored),
-    }
-
-
-def _comparison_json(each: Compared) -> dict[str, Any]:
-    return {
-        "first": each.first,
-        "second": each.second,
-        "metric": each.metric,
-        "first_score": each.first_score,
-        "second_score": each.second_score,
-        "difference": each.difference,
     }
 
 

@@ -136,10 +136,15 @@ def test_a_strategy_that_cannot_run_says_why_in_its_cell() -> None:
         failure(sample(RIGHT, episode=str(n), strategy=linear), "INVALID_ARGUMENT", "linear fusion needs equal ranks")
         for n in range(3)
     ]
+    base = EvaluatedStrategy(AnswerStrategy.BASE)
+    most = [*records(base, [True]), *(failure(sample(RIGHT, episode=str(n), strategy=base)) for n in (8, 9))]
     some = [*records(MIXTURE, [True, True]), failure(sample(RIGHT, episode="9", strategy=MIXTURE))]
-    made = matrix_of(summary_of(*records(SELECTION, [True]), *broken, *some, strategies=(SELECTION, linear, MIXTURE)))
+    made = matrix_of(
+        summary_of(*records(SELECTION, [True]), *broken, *most, *some, strategies=(SELECTION, linear, base, MIXTURE))
+    )
     rows = {row[0]: row for row in rows_of(made)}
     assert rows["fusion-linear"][1:] == ("cannot run: linear fusion needs equal ranks", "", "—", "")
+    assert rows["base"][1] == "2 of 3 failed: nobody listens"
     assert rows["mixture"][1].endswith("(1 of 3 failed: nobody listens)")
 
 
