@@ -2,36 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from infra.contract.composition import FusionMethod
-from infra.contract.errors import InvalidArgumentError
+from infra.contract.errors import InvalidArgumentError, NotFoundError
+from orchestrator.evaluation.dataset_files import expand, name_of
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy
 
 OUT_OF_DOMAIN = "-out-of-domain"
-SPLITS = ("train", "test", "validation", "dev")
+FUSION_PREFIX = f"{AnswerStrategy.FUSION.value}-"
 
 
-def dataset_specs(
-    files: Sequence[str], adapters: Sequence[str], adapters_by_name: bool, kind: str = ""
-) -> tuple[DatasetSpec, ...]:
-    """Return the datasets in `files`, each "FILE" or "NAME=FILE", with their adapters, "DATASET=ADAPTER" each.
+@dataclass(frozen=True)
+class AdapterLabels:
+    """How the adapter trained for each row is known.
 
-    A file without a name is called as it is, or as its folder when it is called test.jsonl. With one dataset,
-    "ADAPTER" alone is its adapter.
+    `words` are "DATASET=ADAPTER", or a form such as "app_lora_{}" for all; `by_name`: it is called as the dataset;
+    `row_field`: the rows say it, by way of `mapping` where there is one; without a field `mapping` is by dataset.
     """
-    named = [_named(file) for file in files]
-    adapter_of = {name: name for name, _ in named} if adapters_by_name else {}
-    for pair in adapters:
-        dataset, equals, adapter = pair.partition("=")
-        if not equals and len(named) == 1:
-            dataset, adapter = named[0][0], pair
-        if dataset not in dict(named):
-            known = ", ".join(name for name, _ in named)
-            raise InvalidArgumentError("adapter", f"{pair!r} names no dataset; say DATASET=ADAPTER, of {known}")
-        adapter_of[dataset] = adapter
-    return tuple(DatasetSpec(name, file, adapter_of.get(name, ""), kind) for name, file in named)
+
+    words: Sequence[str] = ()
+    by_name: bool = False
+    row_field: str = ""
+    mapping: Mapping[str, str] = field(default_factory=dict)
+
+    def apply(self, datasets: Sequence[DatasetSpec]) -> tuple[DatasetSpec, ...]:
+        """Return the datasets with their adapters. Raises InvalidArgumentError for words that name no dataset."""
+        if self.row_field:
+            pairs = tuple(sorted(self.mapping.items()))
+            return tuple(replace(each, adapter_field=self.row_field, adapter_of=pairs) for each in datasets)
+        names = [dataset.name for dataset in datasets]
+        forms = [word for word in self.words if "{}" in word]
+        adapter_of = {name: name for name in names} if self.by_name else {}
+        adapter_of |= {name: form.replace("{}", name) for form in forms for name in names}
+        adapter_of |= {name: adapter for name, adapter in self.mapping.items() if name in names}
+        for word in self.words:
+            if word not in forms:
+                name, adapter = _pair(word, names)
+                adapter_of[name] = adapter
+        return tuple(replace(each, adapter_id=adapter_of.get(each.name, each.adapter_id)) for each in datasets)
+
+
+def read_mapping(file: Path | None) -> dict[str, str]:
+    """Return the JSON object of a mapping file; empty without one. Raises InvalidArgumentError."""
+    if file is None:
+        return {}
+    try:
+        mapping = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError("adapter_map", f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(mapping, dict) or not all(isinstance(value, str) for value in mapping.values()):
+        raise InvalidArgumentError("adapter_map", f'{file} must hold an object such as {{"gmail": "app_lora_gmail"}}')
+    return mapping
+
+
+def dataset_specs(files: Sequence[str], labels: AdapterLabels | None = None, kind: str = "") -> tuple[DatasetSpec, ...]:
+    """Return the datasets in `files`, each "FILE" or "NAME=FILE", with their adapters.
+
+    A file may be a folder or a pattern: each JSONL file in it is a dataset. A file without a name is called as it is,
+    or as its folder when it is called test.jsonl. What is not on this machine is the orchestrator's to find.
+    """
+    named = [dataset for file in files for dataset in _named(file)]
+    return (labels or AdapterLabels()).apply([replace(dataset, kind=kind) for dataset in named])
 
 
 def strategies_of(words: Sequence[str]) -> tuple[EvaluatedStrategy, ...]:
@@ -39,12 +74,28 @@ def strategies_of(words: Sequence[str]) -> tuple[EvaluatedStrategy, ...]:
     return tuple(_strategy(word) for given in words for word in given.split(",") if word)
 
 
-def _named(file: str) -> tuple[str, str]:
-    name, equals, path = file.partition("=")
-    if equals and not Path(file).exists():
-        return name, _absolute(path)
-    stem = Path(file).stem
-    return (Path(file).resolve().parent.name if stem in SPLITS else stem), _absolute(file)
+def _pair(word: str, names: Sequence[str]) -> tuple[str, str]:
+    name, equals, adapter = word.partition("=")
+    if not equals and len(names) == 1:
+        return names[0], word
+    if not equals or name not in names:
+        raise InvalidArgumentError("adapter", f"{word!r} names no dataset; say DATASET=ADAPTER, of {', '.join(names)}")
+    return name, adapter
+
+
+def _named(given: str) -> list[DatasetSpec]:
+    name, equals, path = given.partition("=")
+    if not equals or Path(given).exists():
+        name, path = "", given
+    if Path(path).is_dir():
+        path = f"{path.rstrip('/')}/"
+    dataset = DatasetSpec(name or "unnamed", path)
+    if not dataset.is_many or Path(path).is_file():
+        return [DatasetSpec(name or name_of(Path(path)), _absolute(path))]
+    try:
+        return expand(replace(dataset, name=name), [Path("/")])
+    except NotFoundError:
+        return [replace(dataset, name=name)]
 
 
 def _absolute(file: str) -> str:
@@ -54,14 +105,14 @@ def _absolute(file: str) -> str:
 
 def _strategy(word: str) -> EvaluatedStrategy:
     plain = word.removesuffix(OUT_OF_DOMAIN)
-    name, _, method = plain.partition("-")
+    hides = word.endswith(OUT_OF_DOMAIN)
     try:
-        strategy = AnswerStrategy(name)
-        fusion = FusionMethod(method) if method else FusionMethod.LINEAR
-        if method and strategy is not AnswerStrategy.FUSION:
-            raise ValueError(word)
+        if plain.startswith(FUSION_PREFIX):
+            method = FusionMethod(plain.removeprefix(FUSION_PREFIX))
+            return EvaluatedStrategy(AnswerStrategy.FUSION, method, exclude_own_adapter=hides)
+        strategy = AnswerStrategy(plain)
     except ValueError:
         names = ", ".join(each.value for each in AnswerStrategy)
-        methods = ", ".join(f"fusion-{each.value}" for each in FusionMethod)
+        methods = ", ".join(f"{FUSION_PREFIX}{each.value}" for each in FusionMethod)
         raise InvalidArgumentError("strategy", f"{word!r} is none of {names}, {methods}") from None
-    return EvaluatedStrategy(strategy, fusion, exclude_own_adapter=word.endswith(OUT_OF_DOMAIN))
+    return EvaluatedStrategy(strategy, exclude_own_adapter=hides)

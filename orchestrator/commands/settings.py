@@ -27,6 +27,7 @@ class ClientSettings(BaseSettings):
     tls_certificate: Path | None = Field(None, description="PEM file of the client's own certificate (mTLS)")
     tls_key: Path | None = Field(None, description="PEM file of its private key")
     token: SecretStr | None = Field(None, description="bearer token of the servers")
+    judge_key: SecretStr | None = Field(None, description="key of the endpoint that 'evaluate score --judge' asks")
 
 
 @cache

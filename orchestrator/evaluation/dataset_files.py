@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -103,6 +104,17 @@ def _with_hash(dataset: DatasetSpec, roots: Sequence[Path]) -> DatasetSpec:
         raise NotFoundError(f"dataset {dataset.name!r}: {file} cannot be read: {error.strerror}") from error
     check_hash(dataset, file, found)
     return replace(dataset, sha256=found)
+
+
+def changed_datasets(spec: EvaluationSpec, names: Iterable[str], roots: Sequence[Path]) -> set[str]:
+    """Return those of the named datasets whose file no longer holds what the job names; one not seen here may do."""
+    changed = set()
+    for dataset in spec.datasets:
+        if dataset.sha256 and dataset.name in names:
+            with suppress(NotFoundError, OSError):
+                if file_sha256(find_dataset(dataset, roots)) != dataset.sha256:
+                    changed.add(dataset.name)
+    return changed
 
 
 def check_hash(dataset: DatasetSpec, file: Path, found: str) -> None:

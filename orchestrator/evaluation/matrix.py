@@ -119,7 +119,10 @@ def _reason(cell: Cell) -> str:
 
 
 def rows_of(matrix: Matrix) -> list[tuple[str, ...]]:
-    """Return the table as ready text, below COLUMNS; the last row is the floor."""
+    """Return the table as ready text, below COLUMNS; the last row is the floor.
+
+    Where most samples failed the cell says why and no number: what is left of them is a choice of its own.
+    """
     rows = [(row.strategy, *_texts(row.in_domain), *_texts(row.out_of_domain)) for row in matrix.rows]
     floor = UNSCORED_TEXT if matrix.floor is None else f"{100 * matrix.floor:.1f}"
     return [*rows, ("constant template (floor)", floor, "", floor, "")]
@@ -151,7 +154,7 @@ def interval_text(estimate: Estimate, *, signed: bool = False) -> str:
 def _texts(cell: MatrixCell | None) -> Sequence[str]:
     if cell is None:
         return UNSCORED_TEXT, ""
-    if cell.steps.value is None:
+    if cell.steps.value is None or 2 * cell.failed > cell.samples:
         return cell.reason or UNSCORED_TEXT, ""
     failed = f" ({cell.reason})" if cell.reason else ""
     difference = "" if cell.to_selection.value is None else interval_text(cell.to_selection, signed=True)

@@ -94,6 +94,7 @@ class Record:
     """What came of a sample: an answer (may be empty) or an error, never both.
 
     `matches` is None where nothing was asked of the retrieval service, and empty where it found nothing.
+    `dataset_changed`: when the sample was asked, its dataset's file no longer held what the job had planned.
     """
 
     sample: Sample
@@ -105,6 +106,7 @@ class Record:
     usage: Usage | None = None
     timings: SampleTimings | None = None
     catalogue_revision: str = ""
+    dataset_changed: bool = False
 
     def __post_init__(self) -> None:
         if (self.answer is None) == (self.error is None):

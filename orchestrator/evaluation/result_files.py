@@ -132,7 +132,16 @@ def score_file(
     `threshold` matters to `legacy` alone. Records of several strategies answer the same episodes, so one of them must
     be chosen by its label. Raises NotFoundError without a file, InvalidArgumentError naming file, line and problem.
     """
-    results = read_results(path).of_strategy(strategy)
+    return score_results(read_results(path).of_strategy(strategy), metric, threshold, point_tolerance_px)
+
+
+def score_results(
+    results: Results,
+    metric: MetricName = MetricName.ACTION,
+    threshold: float = LEGACY_THRESHOLD,
+    point_tolerance_px: float = POINT_TOLERANCE_PX,
+) -> FileScore:
+    """Score the results of one strategy."""
     if metric.is_of_texts:
         return score_of_answers(mean_score(graded(results, metric)), results, metric.value)
     score = score_episodes(results.episodes, _metric(metric, threshold, point_tolerance_px))

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from orchestrator.evaluation.answering import (
     not_asked,
     with_history,
 )
+from orchestrator.evaluation.dataset_files import changed_datasets
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_types import Claim, Lease, Start
 from orchestrator.evaluation.planning import chains
@@ -83,6 +84,7 @@ class ShardRun:
             if claim is Claim.EXHAUSTED:
                 await self._give_up(hold, samples)
             else:
+                await self._note_changes(hold, spec, samples)
                 await self._answer_all(hold, spec, samples)
         if hold.lost:
             return Outcome.IDLE
@@ -90,6 +92,13 @@ class ShardRun:
             return Outcome.LAST if await self._ledger.close(evaluation_id, shard) else Outcome.DONE
         released = await self._ledger.release(evaluation_id, shard, owner)
         return Outcome.UNFINISHED if released else Outcome.IDLE
+
+    async def _note_changes(self, hold: _Hold, spec: EvaluationSpec, samples: Sequence[Sample]) -> None:
+        """Remember which datasets changed since the job was planned: its samples stay those that were planned."""
+        names = {sample.dataset for sample in samples}
+        hold.changed = await asyncio.to_thread(changed_datasets, spec, names, self._answering.roots)
+        for name in sorted(hold.changed):
+            log.warning("dataset changed since the job was planned", evaluation_id=hold.evaluation_id, dataset=name)
 
     async def _answer_all(self, hold: _Hold, spec: EvaluationSpec, samples: Sequence[Sample]) -> None:
         """First what was never begun, many at a time; then, one by one, what a worker may have died of.
@@ -161,6 +170,7 @@ class ShardRun:
                 await hold.give_back(sample.key)
                 raise
             hold.begun.discard(sample.key)
+            record = replace(record, dataset_changed=sample.dataset in hold.changed)
             return await self._record(hold.evaluation_id, hold.unit, record)
         return None
 
@@ -183,7 +193,7 @@ class ShardRun:
 class _Hold:
     """A unit's lease, kept up while `keep_up` runs. `stop` is set when no further sample may be begun.
 
-    `begun` holds the keys of the samples under way whose try counts.
+    `begun` holds the keys of the samples under way whose try counts, `changed` the datasets that are not as planned.
     """
 
     def __init__(
@@ -203,6 +213,7 @@ class _Hold:
         self.lost = False
         self.cancelled = False
         self.begun: set[str] = set()
+        self.changed: set[str] = set()
         self._ledger = ledger
         self._stopping = stopping
         self._until = time.monotonic() + limits.time_limit_s

@@ -98,6 +98,7 @@ def summarize(
         datasets=cells({name: (name,) for name in datasets}),
         failure_reasons=dict(Counter(failure.reason for failure in failures).most_common()),
         failures=_some_of_each_reason(failures),
+        changed_datasets=tuple(sorted({record.sample.dataset for record in kept if record.dataset_changed})),
         differences=tuple(
             difference(strategy, reference, group)
             for strategy, reference in references(facts.spec.strategies)

@@ -114,7 +114,8 @@ def _find(cells: tuple[Cell, ...], strategy: str, data: str) -> Cell | None:
 class Summary:
     """A job's numbers. `groups` are the kinds of datasets and `all`; bad rows and failures are some of many.
 
-    `repeated_records` were ignored: they carry the key of an earlier one.
+    `repeated_records` were ignored: they carry the key of an earlier one. The files of `changed_datasets` changed while
+    the job ran; its samples are those that were planned.
     """
 
     facts: JobFacts
@@ -133,6 +134,7 @@ class Summary:
     failures: tuple[Failure, ...]
     schema_version: int = SCHEMA_VERSION
     differences: tuple[Difference, ...] = ()
+    changed_datasets: tuple[str, ...] = ()
 
     def group(self, strategy: str, name: str) -> Cell | None:
         """Return the cell of a strategy and a group, or None when it has no record."""

@@ -467,6 +467,32 @@ async def test_image_that_went_away_is_that_samples_error_alone(served: Served) 
     assert all(record.error is not None and "screen.png" in record.error.message for record in failed)
 
 
+async def test_dataset_that_changes_after_planning_is_noticed_and_answered_as_planned(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=2, steps=1)
+    other = write_dataset(served.data, "ebay", episodes=2, steps=1)
+    created = await served.client.create(
+        spec_of(file, datasets=(DatasetSpec("gmail", str(file)), DatasetSpec("ebay", str(other))))
+    )
+    write_dataset(served.data, "gmail", episodes=3, steps=1)
+    await served.work()
+    report = await served.client.report(created.evaluation_id)
+    assert json.loads(report.summary_json)["changed_datasets"] == ["gmail"]
+    records = records_of(created.output_uri)
+    assert len(records) == 4
+    assert all(record.dataset_changed == (record.sample.dataset == "gmail") for record in records)
+    assert all(record.error is None for record in records)
+
+
+async def test_image_that_changes_after_planning_is_refused(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=1, steps=1)
+    created = await served.client.create(spec_of(file))
+    (served.data / "screen.png").write_bytes(b"another screen")
+    await served.work()
+    (record,) = records_of(created.output_uri)
+    assert record.error is not None
+    assert "screen.png has changed since the job was planned" in record.error.message
+
+
 async def test_recorded_samples_are_counted_by_outcome(served: Served) -> None:
     def counted(outcome: str) -> float:
         return REGISTRY.get_sample_value("loraretriever_evaluation_samples_total", {"outcome": outcome}) or 0

@@ -125,7 +125,7 @@ def test_an_evaluation_runs_and_reports(stack: LocalStack, data: Path, capsys: p
     assert capsys.readouterr().out == (Path(job["output_uri"]) / "summary.md").read_text(encoding="utf-8")
     records = str(Path(job["output_uri"]) / "records.jsonl")
     assert run(["evaluate", "score", records, "--strategy", "oracle", "--metric", "legacy", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["step_count"] == 4
+    assert json.loads(capsys.readouterr().out)["step_count"] == 4
     assert run(["evaluate", "status", "no-such-job", *target]) == 1
 
 

@@ -14,7 +14,7 @@ from orchestrator.adapter_folder import adapter_of
 from orchestrator.cli import run
 from orchestrator.commands import targets
 from orchestrator.commands.console import print_text
-from orchestrator.commands.evaluated import dataset_specs, strategies_of
+from orchestrator.commands.evaluated import AdapterLabels, dataset_specs, strategies_of
 from orchestrator.commands.screens import draw
 from orchestrator.commands.serve import without_gpu_id
 from orchestrator.commands.settings import child_environment, client_settings
@@ -139,14 +139,14 @@ def test_output_that_is_no_terminal_has_no_colours(capsys: pytest.CaptureFixture
 
 def test_datasets_are_named_by_file_or_folder_or_as_said(tmp_path: Path) -> None:
     file = write_episodes(tmp_path / "gmail")
-    specs = dataset_specs([str(file), f"mine={file}", "far/away/ebay.jsonl"], ["mine=gmail"], False, "app")
+    specs = dataset_specs([str(file), f"mine={file}", "far/away/ebay.jsonl"], AdapterLabels(["mine=gmail"]), "app")
     assert [spec.name for spec in specs] == ["gmail", "mine", "ebay"]
     assert [spec.adapter_id for spec in specs] == ["", "gmail", ""]
     assert [spec.uri for spec in specs] == [str(file), str(file), "far/away/ebay.jsonl"]
-    assert dataset_specs([str(file)], [], True)[0].adapter_id == "gmail"
-    assert dataset_specs([str(file)], ["other"], False)[0].adapter_id == "other"
+    assert dataset_specs([str(file)], AdapterLabels(by_name=True))[0].adapter_id == "gmail"
+    assert dataset_specs([str(file)], AdapterLabels(["other"]))[0].adapter_id == "other"
     with pytest.raises(InvalidArgumentError, match="names no dataset"):
-        dataset_specs([str(file)], ["gmial=gmail"], False)
+        dataset_specs([str(file)], AdapterLabels(["gmial=gmail"]))
 
 
 def test_strategies_are_named_as_reports_name_them() -> None:

@@ -163,6 +163,19 @@ async def test_time_spent_in_retrieval_counts_against_the_deadline() -> None:
         await Pipeline(StandInRetrieval(), StandInGeneration()).answer(Question(PROMPT), timeout_s=1e-9)
 
 
+async def test_the_base_model_answers_alone_where_no_adapter_is_its_own() -> None:
+    class Foreign(StandInRetrieval):
+        async def retrieve(
+            self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None
+        ) -> Retrieved:
+            raise InvalidArgumentError("options.base_model", "no adapter is of 'tiny'")
+
+    generation = StandInGeneration()
+    answer = await Pipeline(Foreign(), generation).answer(Question(PROMPT))
+    assert generation.compositions == [Base()]
+    assert not answer.selection.matches
+
+
 async def test_too_many_adapters_for_uniform_all_say_what_to_do() -> None:
     class Catalogue(StandInRetrieval):
         async def list_adapters(self, *_: Any, **__: Any) -> list[Adapter]:

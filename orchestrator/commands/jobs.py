@@ -1,0 +1,171 @@
+"""`loraretriever evaluate status|list|watch|report|cancel`: jobs that have been started."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import typer
+from rich.markdown import Markdown
+from rich.table import Table
+
+from infra.contract.errors import UnavailableError
+from orchestrator.clients import EvaluationClient
+from orchestrator.commands import console
+from orchestrator.commands.gate import JobMetric, gate, shares_of
+from orchestrator.commands.job_options import FailUnder
+from orchestrator.commands.reach import reach
+from orchestrator.commands.targets import AsJson, OrchestratorTarget, target
+from orchestrator.commands.watching import headline_table, shown
+from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
+from orchestrator.evaluation.report import headline
+from orchestrator.evaluation.summary import Summary
+
+T = TypeVar("T")
+
+JobId = Annotated[str, typer.Argument(help="The job's id.")]
+JobMetricOption = Annotated[JobMetric, typer.Option("--metric", help="What --fail-under looks at.")]
+
+
+def status(
+    *,
+    job_id: Annotated[str | None, typer.Argument(help="The job's id; left out, all jobs are listed.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job until it ends.")] = False,
+    orchestrator_target: OrchestratorTarget = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show where a job stands, or list all jobs."""
+    if job_id is None:
+        list_jobs(orchestrator_target=orchestrator_target, as_json=as_json)
+        return
+    job = follow(job_id, orchestrator_target) if watch else called(orchestrator_target, lambda jobs: jobs.get(job_id))
+    print_job(job, as_json)
+
+
+def list_jobs(*, orchestrator_target: OrchestratorTarget = "", as_json: AsJson = False) -> None:
+    """List all jobs, newest first."""
+    jobs = called(orchestrator_target, lambda client: client.list())
+    if as_json:
+        console.print_json(jobs)
+        return
+    table = Table("job", "state", "done", "failed", "bad rows", "started")
+    for job in jobs:
+        done = f"{job.done_samples}/{job.total_samples}"
+        failed, bad_rows = str(job.failed_samples), str(job.bad_rows)
+        table.add_row(job.evaluation_id, job.state, done, failed, bad_rows, f"{job.create_time:%Y-%m-%d %H:%M}")
+    console.results().print(table)
+
+
+def watch(
+    *,
+    job_id: JobId,
+    metric: JobMetricOption = JobMetric.ACTION,
+    fail_under: FailUnder = None,
+    orchestrator_target: OrchestratorTarget = "",
+    as_json: AsJson = False,
+) -> None:
+    """Follow a job until it ends, then show its headline."""
+    print_headline(follow_to_report(job_id, orchestrator_target), metric, fail_under, as_json)
+
+
+def report(
+    *,
+    job_id: JobId,
+    metric: JobMetricOption = JobMetric.ACTION,
+    fail_under: FailUnder = None,
+    orchestrator_target: OrchestratorTarget = "",
+    as_json: AsJson = False,
+) -> None:
+    """Print the report of a job that has ended: summary.md, or with --json summary.json."""
+    found = fetch_report(job_id, orchestrator_target)
+    if as_json:
+        console.print_text(found.summary_json.rstrip("\n") + "\n")
+    elif sys.stdout.isatty():
+        console.results().print(Markdown(found.summary_markdown))
+    else:
+        console.print_text(found.summary_markdown)
+    gate(shares_of(summary_of(found), metric), fail_under)
+
+
+def cancel(*, job_id: JobId, orchestrator_target: OrchestratorTarget = "", as_json: AsJson = False) -> None:
+    """Stop a job: samples under way end, the others never start."""
+    print_job(called(orchestrator_target, lambda client: client.cancel(job_id)), as_json)
+
+
+def called(orchestrator_target: str, call: Callable[[EvaluationClient], Awaitable[T]]) -> T:
+    """Return what one call of the evaluation service gives."""
+
+    async def ask() -> T:
+        async with reach(EvaluationClient, target("orchestrator", orchestrator_target)) as client:
+            return await call(client)
+
+    return asyncio.run(ask())
+
+
+def follow(job_id: str, orchestrator_target: str) -> Evaluation:
+    """Show a job's progress until it ends; return it as it ended."""
+
+    async def watched(client: EvaluationClient) -> Evaluation:
+        try:
+            return await shown(client.watch(job_id))
+        except asyncio.CancelledError:
+            console.note(
+                f"job {job_id} goes on; follow it with 'loraretriever evaluate watch {job_id}', "
+                f"stop it with 'loraretriever evaluate cancel {job_id}'"
+            )
+            raise
+
+    return called(orchestrator_target, watched)
+
+
+def follow_to_report(job_id: str, orchestrator_target: str) -> Report:
+    """Show a job's progress until it ends; return its report. Raises UnavailableError for a job that failed."""
+    job = follow(job_id, orchestrator_target)
+    if job.state is EvaluationState.FAILED:
+        raise UnavailableError(f"job {job_id} failed: {job.error}")
+    return fetch_report(job_id, orchestrator_target)
+
+
+def fetch_report(job_id: str, orchestrator_target: str) -> Report:
+    """Return the report of a job that has ended."""
+    return called(orchestrator_target, lambda client: client.report(job_id))
+
+
+def summary_of(found: Report) -> Summary:
+    """Return the numbers of a report."""
+    return Summary.from_json(json.loads(found.summary_json))
+
+
+def print_headline(found: Report, metric: JobMetric, fail_under: float | None, as_json: bool) -> None:
+    """Print the headline of a report, or all of its numbers; exit with 1 when they are too low."""
+    summary = summary_of(found)
+    if as_json:
+        console.print_text(found.summary_json.rstrip("\n") + "\n")
+    else:
+        console.results().print(headline_table(headline(summary)))
+        console.results().print(f"report: {found.output_uri}/summary.md", soft_wrap=True)
+    warn_of_changes(summary)
+    gate(shares_of(summary, metric), fail_under)
+
+
+def warn_of_changes(summary: Summary) -> None:
+    """Say which datasets changed while the job ran."""
+    for name in summary.changed_datasets:
+        console.note(f"dataset {name} changed while the job ran; its numbers are those of the content that was planned")
+
+
+def print_job(job: Evaluation, as_json: bool) -> None:
+    """Print where a job stands."""
+    if as_json:
+        console.print_json(job)
+        return
+    failed = f", {job.failed_samples} failed" if job.failed_samples else ""
+    bad = f", {job.bad_rows} rows could not be read" if job.bad_rows else ""
+    error = f": {job.error}" if job.error else ""
+    out = console.results()
+    out.print(f"{job.evaluation_id} {job.state}{error}", soft_wrap=True)
+    out.print(f"{job.done_samples} of {job.total_samples} samples done{failed}{bad}")
+    out.print(f"records and report: {job.output_uri}", soft_wrap=True)
