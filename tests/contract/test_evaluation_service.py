@@ -399,6 +399,9 @@ async def test_report_of_a_job_that_ended(served: Served) -> None:
     assert summary["facts"]["base_model"] == BASE_MODEL
     assert summary["facts"]["evaluation_id"] == created.evaluation_id
     assert report.summary_markdown.startswith("#")
+    page = Path(report.output_uri, "report.html").read_text(encoding="utf-8")
+    assert created.evaluation_id in page
+    assert page.count("mixture") > 1
     assert sorted(record.sample.key for record in records_of(report.output_uri)) == sorted(
         f"mixture/gmail/{episode:06d}/{step}" for episode in range(4) for step in range(2)
     )

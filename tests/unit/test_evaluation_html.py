@@ -45,6 +45,13 @@ def test_hostile_text_stays_in_its_place(tmp_path: Path) -> None:
     assert "<script" not in table([HOSTILE], [[HOSTILE, HOSTILE]])
 
 
+def test_the_page_says_what_is_incomplete_and_what_changed() -> None:
+    facts = JobFacts(SPEC, state="cancelled", planned_samples=20)
+    page = render_html(replace(summarize([], facts), changed_datasets=("clock",)), [])
+    assert "Incomplete (cancelled): 0 of 20 samples have a record." in page
+    assert "Changed while the job ran (its samples are those that were planned): clock." in page
+
+
 def test_the_page_names_no_address_it_could_load(tmp_path: Path) -> None:
     page = page_of(many_records(tmp_path, 8), PictureBudget((tmp_path,)))
     assert "default-src 'none'" in page

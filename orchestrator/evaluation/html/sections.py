@@ -32,6 +32,9 @@ def opening(summary: Summary) -> Markup:
         lines.append(f"Base model: {facts.base_model}.")
     if planned is not None and planned != summary.recorded_samples:
         lines.append(f"Incomplete ({facts.state}): {summary.recorded_samples:,} of {planned:,} samples have a record.")
+    if summary.changed_datasets:
+        changed = ", ".join(summary.changed_datasets)
+        lines.append(f"Changed while the job ran (its samples are those that were planned): {changed}.")
     return element("header", element("h1", f"Evaluation {facts.evaluation_id}".strip()), *map(paragraph, lines))
 
 
