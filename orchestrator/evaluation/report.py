@@ -97,6 +97,9 @@ def _opening(summary: Summary) -> str:
             f"**Incomplete ({inline(facts.state)}): {summary.recorded_samples:,} of {planned:,} planned samples have a "
             "record.** Episodes with a missing step count in step shares only."
         )
+    if summary.changed_datasets:
+        names = ", ".join(map(inline, summary.changed_datasets))
+        lines.append(f"**Changed while the job ran (its samples are those that were planned): {names}.**")
     return "\n\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,11 @@ def test_the_report_shows_intervals_and_paired_differences() -> None:
     text = render_markdown(summarize(records, JobFacts(spec)))
     assert "| base | 33.3 [0.0, 100.0] | selection | -66.7 [-138.4, +5.0] |" in text
     assert "| selection | 100.0 [43.9, 100.0] |  |  |" in text
+
+
+def test_the_report_names_datasets_that_changed() -> None:
+    text = render_markdown(replace(summarize(RECORDS, JobFacts(SPEC)), changed_datasets=("clock",)))
+    assert "**Changed while the job ran (its samples are those that were planned): clock.**" in text
 
 
 def test_foreign_text_cannot_break_the_report() -> None:
