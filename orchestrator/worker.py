@@ -55,7 +55,7 @@ class Worker:
         store = await enter(RedisStore(settings.redis_url, retries=REDIS_RETRIES))
         ledger = Ledger(store, settings.ledger_limits)
         self._shards = ShardRun(ledger, Pipeline(retrieval, generation), settings.dataset_roots, settings.shard_limits)
-        self._finish = Finish(ledger)
+        self._finish = Finish(ledger, settings.dataset_roots)
 
     def carry_out_shard(self, evaluation_id: str, shard: str) -> None:
         """Answer the samples of a shard; send what is to be done next."""
