@@ -129,7 +129,11 @@ class Ledger:
         return bool(await self._store.call(self._store.redis.hexists(key_of(evaluation_id, "job"), "cancelled")))
 
     async def conclude(self, evaluation_id: str, state: EvaluationState, error: str = "") -> bool:
-        """End a job; whether this call did it. Its counters stay; its records too if it failed, else for a while."""
+        """End a job; whether this call did it. Its counters stay, its plan and records for a while.
+
+        A failed job has no report: its records are all there is of it, and stay longer.
+        """
+        ttl_s = self.limits.failed_ttl_s if state is EvaluationState.FAILED else self.limits.record_ttl_s
         return bool(
             await self._store.run(
                 scripts.CONCLUDE,
@@ -138,7 +142,7 @@ class Ledger:
                     ACTIVE,
                     *keys_of(evaluation_id, "units", "owners", "attempts", "tries", *_BULK),
                 ],
-                [evaluation_id, state.value, datetime.now(UTC).isoformat(), error, self.limits.record_ttl_s],
+                [evaluation_id, state.value, datetime.now(UTC).isoformat(), error, ttl_s],
             )
         )
 
