@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from infra.contract.errors import AlreadyExistsError, InternalError, NotFoundError, UnavailableError
 from infra.runtime.embedded_redis import embedded_redis
@@ -17,8 +18,10 @@ from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_scripts import FINISH
 from orchestrator.evaluation.ledger_store import RedisStore, request_key
 from orchestrator.evaluation.ledger_types import Cancellation, Claim, Lease, LedgerLimits, NewEvaluation, Start
+from orchestrator.evaluation.reconciler import reconcile
 from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
+from orchestrator.event_loop import in_background
 
 STRATEGY = EvaluatedStrategy(AnswerStrategy.BASE)
 SPEC = EvaluationSpec((DatasetSpec("gmail", "gmail.jsonl"),), (STRATEGY,))
@@ -45,6 +48,13 @@ def sample(key: str) -> Sample:
 
 A, B, C, D = (sample(key) for key in "abcd")
 JOB = NewEvaluation(SPEC, [[A, B], [C, D]], "out")
+
+
+class NoQueue:
+    """Takes no work."""
+
+    def send(self, evaluation_id: str, units: Sequence[str]) -> None:
+        raise AssertionError(f"{units} of {evaluation_id} were sent")
 
 
 @pytest.fixture(scope="module")
@@ -319,3 +329,27 @@ async def test_finish_that_nobody_took_is_sent_again_even_while_the_queue_is_ful
     await ledger.close(evaluation_id, "0")
     await ledger.close(evaluation_id, "1")
     assert await ledger.overdue(evaluation_id, queue_empty=False) == [FINISH]
+
+
+async def test_worker_is_alive_until_it_falls_silent_or_says_that_it_goes(ledger: Ledger, store: RedisStore) -> None:
+    assert await ledger.workers.alive() == 0
+    await ledger.workers.beat("first")
+    await ledger.workers.beat("first")
+    await Ledger(store, NO_LEASE).workers.beat("silent")
+    assert await ledger.workers.alive() == 1
+    async with in_background(ledger.workers.beat_forever("second")):
+        while await ledger.workers.alive() < 2:
+            await asyncio.sleep(0.01)
+    assert await ledger.workers.alive() == 1
+
+
+async def test_reconciler_tells_prometheus_of_units_jobs_and_workers(ledger: Ledger) -> None:
+    def gauge(name: str) -> float | None:
+        return REGISTRY.get_sample_value(f"loraretriever_evaluation_{name}")
+
+    evaluation_id = await ledger.publish(JOB)
+    await ledger.claim(evaluation_id, "0", "worker")
+    await ledger.workers.beat("worker")
+    assert await reconcile(ledger, NoQueue(), "queue") == 0
+    assert (gauge("active_jobs"), gauge("running_units"), gauge("live_workers")) == (1, 1, 1)
+    assert gauge("queued_units") == 0
