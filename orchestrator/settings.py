@@ -57,6 +57,9 @@ class OrchestratorSettings(TierSettings):
     record_ttl_s: int = Field(
         86_400, ge=1, description="seconds that records and request ids stay in Redis once a job has ended"
     )
+    failed_record_ttl_s: int = Field(
+        604_800, ge=1, description="the same for a job that failed: its report was never stored"
+    )
 
     @field_validator("redis_url")
     @classmethod
@@ -94,6 +97,7 @@ class OrchestratorSettings(TierSettings):
             resend_s=self.shard_resend_s,
             sample_attempts=self.sample_attempts,
             record_ttl_s=self.record_ttl_s,
+            failed_ttl_s=self.failed_record_ttl_s,
         )
 
     @property

@@ -167,6 +167,7 @@ def evaluation_from_proto(message: pb.Evaluation) -> Evaluation:
         bad_rows=message.bad_rows,
         end_time=datetime_from_timestamp(message.end_time) if message.HasField("end_time") else None,
         error=message.error,
+        stalled=message.stalled,
     )
 
 
@@ -184,6 +185,7 @@ def evaluation_to_proto(job: Evaluation) -> pb.Evaluation:
         end_time=timestamp_from_datetime(job.end_time) if job.end_time is not None else None,
         error=job.error,
         output_uri=job.output_uri,
+        stalled=job.stalled,
     )
 
 

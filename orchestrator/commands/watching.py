@@ -26,10 +26,13 @@ async def shown(jobs: AsyncIterator[Evaluation]) -> Evaluation:
         task = bar.add_task("evaluating", total=None)
         async for job in jobs:
             failed = f", {job.failed_samples} failed" if job.failed_samples else ""
-            bar.update(task, description=f"{job.state}{failed}", total=job.total_samples, completed=job.done_samples)
+            stalled = f": {job.stalled}" if job.stalled else ""
+            bar.update(
+                task, description=f"{job.state}{failed}{stalled}", total=job.total_samples, completed=job.done_samples
+            )
             if not err.is_terminal and time.monotonic() - said_at > LINE_INTERVAL_S:
                 said_at = time.monotonic()
-                console.note(f"{job.state}: {job.done_samples} of {job.total_samples} samples{failed}")
+                console.note(f"{job.state}: {job.done_samples} of {job.total_samples} samples{failed}{stalled}")
     if job is None or not job.state.ended:
         raise UnavailableError("the orchestrator stopped telling of the job; see 'loraretriever evaluate status'")
     return job

@@ -23,6 +23,7 @@ from infra.contract.errors import (
 )
 from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.logs import get_logger
+from orchestrator.evaluation import job_metrics
 from orchestrator.evaluation.planning import step_text
 from orchestrator.evaluation.records import Record, RetrievedAdapter, Sample, SampleError, SampleTimings
 from orchestrator.evaluation.spec import EvaluationSpec
@@ -99,6 +100,7 @@ class Answering:
             except TRANSIENT as error:
                 if time.monotonic() + pause_s > until:
                     raise
+                job_metrics.samples_retried_total.labels(error.reason).inc()
                 try:
                     await asyncio.wait_for(stop.wait(), random.uniform(pause_s / 2, pause_s))
                 except TimeoutError:

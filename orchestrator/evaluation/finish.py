@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from infra.contract.errors import InternalError, UnavailableError
 from infra.runtime.logs import get_logger
+from orchestrator.evaluation import job_metrics
 from orchestrator.evaluation.datasets import BadRow
 from orchestrator.evaluation.html.page import render_html
 from orchestrator.evaluation.html.samples import PictureBudget
@@ -67,11 +68,15 @@ class Finish:
             log.exception("report failed", evaluation_id=evaluation_id)
             if claim is Claim.EXHAUSTED:
                 said = f"the report could not be written: {type(error).__name__}: {error}"
-                await self._ledger.conclude(evaluation_id, EvaluationState.FAILED, said)
+                await self._conclude(evaluation_id, EvaluationState.FAILED, said)
             else:
                 await self._ledger.release(evaluation_id, FINISH, owner, delay_s=RETRY_PAUSE_S, count_attempt=True)
             return
-        if await self._ledger.conclude(evaluation_id, state):
+        await self._conclude(evaluation_id, state)
+
+    async def _conclude(self, evaluation_id: str, state: EvaluationState, error: str = "") -> None:
+        if await self._ledger.conclude(evaluation_id, state, error):
+            job_metrics.jobs_total.labels(state.value).inc()
             log.info("evaluation ended", evaluation_id=evaluation_id, state=state.value)
 
     async def _write(self, evaluation_id: str) -> EvaluationState:

@@ -29,6 +29,7 @@ class Evaluation:
     """A job: what was asked, where it stands, and where its records and report are (or will be).
 
     `done_samples` have their record, `failed_samples` of them in an error; `bad_rows` of the datasets were unreadable.
+    `stalled` says why nothing moves just now, where that is known.
     """
 
     evaluation_id: str
@@ -42,6 +43,7 @@ class Evaluation:
     bad_rows: int = 0
     end_time: datetime | None = None
     error: str = ""
+    stalled: str = ""
 
 
 @dataclass(frozen=True)

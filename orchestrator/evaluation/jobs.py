@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, LoraRetrieverError, NotFoundError
 from infra.runtime.logs import get_logger
+from orchestrator.evaluation import job_metrics
 from orchestrator.evaluation.dataset_files import settle
 from orchestrator.evaluation.datasets import read_datasets
 from orchestrator.evaluation.finish import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
@@ -29,6 +30,7 @@ DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 500
 WATCH_INTERVAL_S = 0.25
 KEPT_BAD_ROWS = 1000
+NO_WORKER = "no worker is running; start one with 'python -m orchestrator.worker'"
 
 
 class Dispatcher(Protocol):
@@ -71,16 +73,19 @@ class Evaluations:
         spec = await asyncio.to_thread(settle, spec, self._options.dataset_roots)
         known = await self._ledger.find_request(request_id, spec)
         if known is not None:
-            return await self._ledger.get(known)
+            return await self.get(known)
         job = await asyncio.to_thread(self._plan, spec, await self._base_model_or_nothing())
         evaluation_id = await self._ledger.publish(job, request_id)
         await self._send(evaluation_id, [str(shard) for shard in range(len(job.shards))])
         log.info("evaluation created", evaluation_id=evaluation_id, samples=job.total_samples, shards=len(job.shards))
-        return await self._ledger.get(evaluation_id)
+        return await self.get(evaluation_id)
 
     async def get(self, evaluation_id: str) -> Evaluation:
-        """Return a job. Raises NotFoundError."""
-        return await self._ledger.get(evaluation_id)
+        """Return a job, and why it stands still where no worker is alive. Raises NotFoundError."""
+        job = await self._ledger.get(evaluation_id)
+        if job.state.ended or await self._ledger.workers.alive():
+            return job
+        return replace(job, stalled=NO_WORKER)
 
     async def page(self, page_size: int = 0, page_token: str = "") -> EvaluationPage:
         """Return a page of jobs, newest first; `page_size` 0 is DEFAULT_PAGE_SIZE."""
@@ -90,19 +95,22 @@ class Evaluations:
 
     async def watch(self, evaluation_id: str) -> AsyncIterator[Evaluation]:
         """Yield a job now and whenever it moves, until it has ended."""
-        job = await self._ledger.get(evaluation_id)
+        job = await self.get(evaluation_id)
         yield job
         while not job.state.ended:
             await asyncio.sleep(WATCH_INTERVAL_S)
-            before, job = job, await self._ledger.get(evaluation_id)
+            before, job = job, await self.get(evaluation_id)
             if job != before:
                 yield job
 
     async def cancel(self, evaluation_id: str) -> Evaluation:
         """Stop a job: samples under way end, no other is begun. A job that has ended stays as it is."""
-        if await self._ledger.cancel(evaluation_id) is Cancellation.FINISH:
-            await self._send(evaluation_id, [FINISH])
-        return await self._ledger.get(evaluation_id)
+        match await self._ledger.cancel(evaluation_id):
+            case Cancellation.FINISH:
+                await self._send(evaluation_id, [FINISH])
+            case Cancellation.ENDED:
+                job_metrics.jobs_total.labels(EvaluationState.CANCELLED.value).inc()
+        return await self.get(evaluation_id)
 
     async def report(self, evaluation_id: str) -> Report:
         """Return the report of a job that has ended. Raises FailedPreconditionError before that."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from infra.contract.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from infra.contract.errors import InvalidArgumentError, NotFoundError
 from orchestrator.evaluation import ledger_scripts as scripts
 from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState
+from orchestrator.evaluation.ledger_fields import digest, evaluation_of, same_job
+from orchestrator.evaluation.ledger_presence import Presence
 from orchestrator.evaluation.ledger_store import ACTIVE, INDEX, RedisStore, key_of, keys_of, request_key
 from orchestrator.evaluation.ledger_types import Cancellation, Claim, Lease, LedgerLimits, NewEvaluation, Start
 from orchestrator.evaluation.records import Record, Sample
@@ -26,6 +28,7 @@ class Ledger:
 
     def __init__(self, store: RedisStore, limits: LedgerLimits | None = None) -> None:
         self.limits = limits or LedgerLimits()
+        self.workers = Presence(store, self.limits.lease_s)
         self._store = store
 
     async def publish(self, job: NewEvaluation, request_id: str = "") -> str:
@@ -61,7 +64,7 @@ class Ledger:
             ],
             [
                 evaluation_id,
-                _digest(spec),
+                digest(spec),
                 len(job.shards),
                 self.limits.resend_s,
                 *(part for pair in fields.items() for part in pair),
@@ -70,12 +73,12 @@ class Ledger:
         if not known or known.split(" ")[0] == evaluation_id:  # The latter: sent again as its first reply was lost.
             return evaluation_id
         await self._store.call(self._store.redis.delete(*keys_of(evaluation_id, "shards")))
-        return _same_job(known, job.spec, request_id)
+        return same_job(known, job.spec, request_id)
 
     async def find_request(self, request_id: str, spec: EvaluationSpec) -> str | None:
         """Return the job that was published under `request_id`, if any; AlreadyExistsError when it is another."""
         known = await self._store.call(self._store.redis.get(request_key(request_id))) if request_id else None
-        return _same_job(known, spec, request_id) if known else None
+        return same_job(known, spec, request_id) if known else None
 
     async def get(self, evaluation_id: str) -> Evaluation:
         """Return a job as it stands. Raises NotFoundError."""
@@ -85,7 +88,7 @@ class Ledger:
                 f"there is no evaluation {evaluation_id!r}; ListEvaluations names those that exist",
                 evaluation_id=evaluation_id,
             )
-        return _evaluation(fields)
+        return evaluation_of(fields)
 
     async def details(self, evaluation_id: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return the bad rows of a job's datasets, and what else is needed to repeat it."""
@@ -105,7 +108,7 @@ class Ledger:
         ids = await self._store.call(self._store.redis.zrevrange(INDEX, offset, offset + page_size))
         jobs = [await self._store.call(self._store.redis.hgetall(key_of(each, "job"))) for each in ids[:page_size]]
         token = ids[page_size - 1] if len(ids) > page_size else ""
-        return EvaluationPage(tuple(_evaluation(fields) for fields in jobs if fields), token)
+        return EvaluationPage(tuple(evaluation_of(fields) for fields in jobs if fields), token)
 
     async def active(self) -> list[str]:
         """Return the ids of the jobs that have not ended."""
@@ -129,7 +132,11 @@ class Ledger:
         return bool(await self._store.call(self._store.redis.hexists(key_of(evaluation_id, "job"), "cancelled")))
 
     async def conclude(self, evaluation_id: str, state: EvaluationState, error: str = "") -> bool:
-        """End a job; whether this call did it. Its counters stay; its records too if it failed, else for a while."""
+        """End a job; whether this call did it. Its counters stay, its plan and records for a while.
+
+        A failed job has no report: its records are all there is of it, and stay longer.
+        """
+        ttl_s = self.limits.failed_ttl_s if state is EvaluationState.FAILED else self.limits.record_ttl_s
         return bool(
             await self._store.run(
                 scripts.CONCLUDE,
@@ -138,7 +145,7 @@ class Ledger:
                     ACTIVE,
                     *keys_of(evaluation_id, "units", "owners", "attempts", "tries", *_BULK),
                 ],
-                [evaluation_id, state.value, datetime.now(UTC).isoformat(), error, self.limits.record_ttl_s],
+                [evaluation_id, state.value, datetime.now(UTC).isoformat(), error, ttl_s],
             )
         )
 
@@ -189,6 +196,10 @@ class Ledger:
             [int(queue_empty), self.limits.resend_s],
         )
         return units
+
+    async def held(self, evaluation_id: str) -> int:
+        """Return how many units of a job a worker has under way."""
+        return int(await self._store.call(self._store.redis.hlen(key_of(evaluation_id, "owners"))))
 
     async def queue_length(self, queue: str) -> int:
         """Return how many messages wait in a Celery queue."""
@@ -273,34 +284,3 @@ class Ledger:
             stored = {str(index): json.dumps([sample.to_json() for sample in shard]) for index, shard in batch}
             await self._store.call(self._store.redis.hset(name, mapping=stored))
             await self._store.call(self._store.redis.expire(name, _UNPUBLISHED_TTL_S))
-
-
-def _digest(spec: str) -> str:
-    return uuid.uuid5(uuid.NAMESPACE_OID, spec).hex
-
-
-def _same_job(known: str, spec: EvaluationSpec, request_id: str) -> str:
-    evaluation_id, digest = known.split(" ")
-    if digest != _digest(json.dumps(spec.to_json(), sort_keys=True)):
-        raise AlreadyExistsError(
-            f"request_id {request_id!r} started evaluation {evaluation_id} with another spec; "
-            "send a new request_id, or the spec of that job",
-            evaluation_id=evaluation_id,
-        )
-    return evaluation_id
-
-
-def _evaluation(fields: Mapping[str, str]) -> Evaluation:
-    return Evaluation(
-        evaluation_id=fields["id"],
-        spec=EvaluationSpec.from_json(json.loads(fields["spec"])),
-        state=EvaluationState(fields["state"]),
-        total_samples=int(fields["total"]),
-        create_time=datetime.fromisoformat(fields["created"]),
-        output_uri=fields["output_uri"],
-        done_samples=int(fields["done"]),
-        failed_samples=int(fields["failed"]),
-        bad_rows=int(fields["bad_rows"]),
-        end_time=datetime.fromisoformat(fields["ended"]) if "ended" in fields else None,
-        error=fields.get("error", ""),
-    )

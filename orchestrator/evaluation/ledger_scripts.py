@@ -177,7 +177,6 @@ return send
 """
 )
 
-# A failed job keeps its records, for it has no report.
 # KEYS job active units owners attempts tries shards records; ARGV id state time error ttl_s. Returns 1 when the job
 # ended by this call.
 CONCLUDE = (
@@ -188,7 +187,7 @@ if state ~= 'queued' and state ~= 'running' then return 0 end
 redis.call('HSET', KEYS[1], 'state', ARGV[2], 'ended', ARGV[3], 'error', ARGV[4])
 redis.call('SREM', KEYS[2], ARGV[1])
 redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[6])
-if ARGV[2] ~= 'failed' then expire(KEYS[1], KEYS[7], KEYS[8], ARGV[5]) end
+expire(KEYS[1], KEYS[7], KEYS[8], ARGV[5])
 return 1
 """
 )

@@ -19,6 +19,7 @@ from infra.runtime.embedded_redis import redis_url_for_client
 _PREFIX = "loraretriever:evaluation"
 INDEX = f"{_PREFIX}:index"
 ACTIVE = f"{_PREFIX}:active"
+WORKERS = f"{_PREFIX}:workers"
 
 
 def key_of(evaluation_id: str, name: str) -> str:

@@ -52,7 +52,7 @@ class LedgerLimits:
 
     `unit_attempts` counts those without any sample recorded in between; `sample_attempts` counts deaths of the worker;
     `finish_attempts` counts tries to write the report. `record_ttl_s` is how long plan, records and request id outlive
-    a job that has not failed.
+    a job that has its report or was cancelled, `failed_ttl_s` one that failed.
     """
 
     lease_s: float = 20.0
@@ -61,6 +61,7 @@ class LedgerLimits:
     sample_attempts: int = 3
     finish_attempts: int = 3
     record_ttl_s: int = 86_400
+    failed_ttl_s: int = 604_800
 
 
 @dataclass(frozen=True)

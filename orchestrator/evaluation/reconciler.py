@@ -19,6 +19,8 @@ async def reconcile(ledger: Ledger, dispatcher: Dispatcher, queue: str) -> int:
     queued = await ledger.queue_length(queue)
     job_metrics.active_jobs.set(len(active))
     job_metrics.queued_units.set(queued)
+    job_metrics.running_units.set(sum([await ledger.held(evaluation_id) for evaluation_id in active]))
+    job_metrics.live_workers.set(await ledger.workers.alive())
     for evaluation_id in active:
         units = await ledger.overdue(evaluation_id, queue_empty=queued == 0)
         if units:

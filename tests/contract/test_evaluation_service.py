@@ -24,8 +24,10 @@ from infra.contract.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    OverloadedError,
 )
 from infra.contract.generation import Decoding
+from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, Weighting
 from infra.runtime.embedded_redis import embedded_redis
 from infra.runtime.server import ServerOptions, aio_server
@@ -506,6 +508,37 @@ async def test_recorded_samples_are_counted_by_outcome(served: Served) -> None:
     (served.data / "screen.png").unlink()
     await served.work()
     assert (counted("answered"), counted("failed")) == (before[0], before[1] + 3)
+
+
+async def test_shard_keeps_samples_under_way_side_by_side_and_asks_those_again_that_were_refused(
+    served: Served,
+) -> None:
+    def retried() -> float:
+        labels = {"reason": "QUEUE_FULL"}
+        return REGISTRY.get_sample_value("loraretriever_evaluation_samples_retried_total", labels) or 0
+
+    refused: set[str] = set()
+    under_way = most = 0
+
+    async def full_at_first(prompt: Prompt, _peer: str) -> None:
+        nonlocal under_way, most
+        if prompt.user_text not in refused:
+            refused.add(prompt.user_text)
+            raise OverloadedError("the queue is full")
+        under_way += 1
+        most = max(most, under_way)
+        async with asyncio.timeout(5):
+            while most < 2:
+                await asyncio.sleep(0.01)
+        under_way -= 1
+
+    before = retried()
+    served.tiers.generation.before = full_at_first
+    created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=6, steps=1)))
+    await served.work()
+    job = await served.client.get(created.evaluation_id)
+    assert (job.done_samples, job.failed_samples, most) == (6, 0, 2)
+    assert retried() == before + 6
 
 
 async def test_report_that_cannot_be_written_fails_the_job_and_says_why(served: Served, tmp_path: Path) -> None:

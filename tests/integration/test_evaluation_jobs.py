@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
@@ -251,7 +253,9 @@ async def test_shards_whose_messages_were_lost_are_sent_again(running: Cluster, 
     created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.MIXTURE,)))
     async with RedisStore(redis_url) as store:
         assert await store.redis.delete(QUEUE) == 1
+    assert "no worker is running" in created.stalled
     await running.start_worker()
+    assert (await running.client.get(created.evaluation_id)).stalled == ""
     job = await running.ended(created.evaluation_id)
     assert job.state is EvaluationState.SUCCEEDED
     assert_every_sample_once(job.output_uri, 12)
@@ -274,3 +278,40 @@ async def test_job_survives_a_restart_of_redis(tmp_path: Path) -> None:
                 assert job.state is EvaluationState.SUCCEEDED
                 assert job.failed_samples == 0
                 assert_every_sample_once(job.output_uri, 40)
+
+
+async def test_job_goes_on_after_redis_was_killed_in_the_middle(running: Cluster, redis_url: str) -> None:
+    dataset = write_dataset(running.data, "gmail", episodes=15)
+    gate = running.tiers.generation.before = Gate(free=11)
+    await running.start_worker()
+    created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.MIXTURE,)))
+    await until(lambda: gate.held)
+    async with RedisStore(redis_url) as store:
+        os.kill(int((await store.redis.info("server"))["process_id"]), signal.SIGKILL)
+    gate.open()
+    job = await running.ended(created.evaluation_id)
+    assert job.state is EvaluationState.SUCCEEDED
+    assert (job.done_samples, job.failed_samples) == (30, 0)
+    assert_every_sample_once(job.output_uri, 30)
+
+
+async def test_job_goes_on_after_the_generation_service_was_killed_and_came_back(
+    tmp_path: Path, redis_url: str
+) -> None:
+    module, settings = "tests.fakes.generation_process", {"delay_s": 0.2}
+    doomed = Process(module, settings, tmp_path, "generation-1")
+    address = await doomed.ready()
+    async with cluster(tmp_path, redis_url, generation_target=address, concurrency=2) as running:
+        dataset = write_dataset(running.data, "gmail", episodes=30, steps=1)
+        await running.start_worker()
+        created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.MIXTURE,)))
+        async for job in running.client.watch(created.evaluation_id):
+            if job.done_samples > 2:
+                break
+        doomed.kill()
+        assert not (await running.client.get(created.evaluation_id)).state.ended
+        running.stack.callback(Process(module, {**settings, "address": address}, tmp_path, "generation-2").kill)
+        job = await running.ended(created.evaluation_id)
+    assert job.state is EvaluationState.SUCCEEDED
+    assert (job.done_samples, job.failed_samples) == (30, 0)
+    assert_every_sample_once(job.output_uri, 30)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from infra.contract.errors import AlreadyExistsError, InternalError, NotFoundError, UnavailableError
 from infra.runtime.embedded_redis import embedded_redis
@@ -17,8 +18,10 @@ from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_scripts import FINISH
 from orchestrator.evaluation.ledger_store import RedisStore, request_key
 from orchestrator.evaluation.ledger_types import Cancellation, Claim, Lease, LedgerLimits, NewEvaluation, Start
+from orchestrator.evaluation.reconciler import reconcile
 from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
+from orchestrator.event_loop import in_background
 
 STRATEGY = EvaluatedStrategy(AnswerStrategy.BASE)
 SPEC = EvaluationSpec((DatasetSpec("gmail", "gmail.jsonl"),), (STRATEGY,))
@@ -45,6 +48,13 @@ def sample(key: str) -> Sample:
 
 A, B, C, D = (sample(key) for key in "abcd")
 JOB = NewEvaluation(SPEC, [[A, B], [C, D]], "out")
+
+
+class NoQueue:
+    """Takes no work."""
+
+    def send(self, evaluation_id: str, units: Sequence[str]) -> None:
+        raise AssertionError(f"{units} of {evaluation_id} were sent")
 
 
 @pytest.fixture(scope="module")
@@ -267,19 +277,22 @@ async def test_cancel_between_shards_sends_the_finish(ledger: Ledger) -> None:
     assert await ledger.cancel(evaluation_id) is Cancellation.PENDING
 
 
-@pytest.mark.parametrize("state", [EvaluationState.SUCCEEDED, EvaluationState.FAILED, None])
-async def test_plan_records_and_request_id_expire_with_the_job_s_end_unless_it_failed(
+@pytest.mark.parametrize("state", [EvaluationState.SUCCEEDED, EvaluationState.CANCELLED, EvaluationState.FAILED, None])
+async def test_plan_records_and_request_id_expire_only_with_the_job_s_end_and_later_when_it_failed(
     ledger: Ledger, store: RedisStore, state: EvaluationState | None
 ) -> None:
     evaluation_id = await ledger.publish(JOB, "nightly")
+    if state is not None:
+        await ledger.record(evaluation_id, "0", Record(A, answer="done"))
+    names = await store.redis.keys("*:shards") + await store.redis.keys("*:records") + [request_key("nightly")]
+    assert [await store.redis.ttl(name) for name in names] == [-1] * (2 if state is None else 3)
     if state is None:
         assert await ledger.cancel(evaluation_id) is Cancellation.ENDED
     else:
-        await ledger.record(evaluation_id, "0", Record(A, answer="done"))
         assert await ledger.conclude(evaluation_id, state)
-    names = await store.redis.keys("*:shards") + await store.redis.keys("*:records") + [request_key("nightly")]
-    kept = [await store.redis.ttl(name) == -1 for name in names]
-    assert kept == [state is EvaluationState.FAILED] * (2 if state is None else 3)
+    limit = LIMITS.failed_ttl_s if state is EvaluationState.FAILED else LIMITS.record_ttl_s
+    for name in names:
+        assert limit - 60 < await store.redis.ttl(name) <= limit
 
 
 async def test_nothing_is_recorded_once_the_report_is_being_written(ledger: Ledger) -> None:
@@ -316,3 +329,27 @@ async def test_finish_that_nobody_took_is_sent_again_even_while_the_queue_is_ful
     await ledger.close(evaluation_id, "0")
     await ledger.close(evaluation_id, "1")
     assert await ledger.overdue(evaluation_id, queue_empty=False) == [FINISH]
+
+
+async def test_worker_is_alive_until_it_falls_silent_or_says_that_it_goes(ledger: Ledger, store: RedisStore) -> None:
+    assert await ledger.workers.alive() == 0
+    await ledger.workers.beat("first")
+    await ledger.workers.beat("first")
+    await Ledger(store, NO_LEASE).workers.beat("silent")
+    assert await ledger.workers.alive() == 1
+    async with in_background(ledger.workers.beat_forever("second")):
+        while await ledger.workers.alive() < 2:
+            await asyncio.sleep(0.01)
+    assert await ledger.workers.alive() == 1
+
+
+async def test_reconciler_tells_prometheus_of_units_jobs_and_workers(ledger: Ledger) -> None:
+    def gauge(name: str) -> float | None:
+        return REGISTRY.get_sample_value(f"loraretriever_evaluation_{name}")
+
+    evaluation_id = await ledger.publish(JOB)
+    await ledger.claim(evaluation_id, "0", "worker")
+    await ledger.workers.beat("worker")
+    assert await reconcile(ledger, NoQueue(), "queue") == 0
+    assert (gauge("active_jobs"), gauge("running_units"), gauge("live_workers")) == (1, 1, 1)
+    assert gauge("queued_units") == 0

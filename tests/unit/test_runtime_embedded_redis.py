@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -55,6 +56,24 @@ def test_redis_py_talks_to_it_and_what_it_wrote_is_there_next_time(tmp_path: Pat
     assert not Path(f"/proc/{pid}").exists() or not Path("/proc").exists()
     with embedded_redis(tmp_path) as url:
         assert client(url).get("sample") == b"done"
+
+
+def test_a_killed_server_comes_back_with_all_that_was_written(tmp_path: Path) -> None:
+    def is_back() -> bool:
+        try:
+            return client(url).get("sample-99") == b"done"
+        except redis.ConnectionError:
+            return False
+
+    with embedded_redis(tmp_path) as url:
+        for killed in range(2):
+            for number in range(100):
+                client(url).set(f"sample-{number}", "done")
+            pid = int(client(url).info("server")["process_id"])
+            os.kill(pid, signal.SIGKILL)
+            assert eventually(is_back), f"after kill {killed}"
+            assert int(client(url).info("server")["process_id"]) != pid
+            assert client(url).dbsize() == 100
 
 
 def test_a_folder_with_spaces_or_a_long_path_works(tmp_path: Path) -> None:

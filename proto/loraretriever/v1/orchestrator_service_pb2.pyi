@@ -169,7 +169,7 @@ class EvaluationSpec(_message.Message):
     def __init__(self, datasets: _Optional[_Iterable[_Union[Dataset, _Mapping]]] = ..., strategies: _Optional[_Iterable[_Union[EvaluatedStrategy, _Mapping]]] = ..., protocol: _Optional[_Union[EvaluationProtocol, str]] = ..., retrieval: _Optional[_Union[_retrieval_service_pb2.RetrievalOptions, _Mapping]] = ..., decoding: _Optional[_Union[_generation_service_pb2.Decoding, _Mapping]] = ..., max_episodes: _Optional[int] = ..., seed: _Optional[int] = ..., shard_size: _Optional[int] = ..., image_root: _Optional[str] = ...) -> None: ...
 
 class Evaluation(_message.Message):
-    __slots__ = ("evaluation_id", "spec", "state", "total_samples", "done_samples", "failed_samples", "bad_rows", "create_time", "end_time", "error", "output_uri")
+    __slots__ = ("evaluation_id", "spec", "state", "total_samples", "done_samples", "failed_samples", "bad_rows", "create_time", "end_time", "error", "output_uri", "stalled")
     EVALUATION_ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +181,7 @@ class Evaluation(_message.Message):
     END_TIME_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_URI_FIELD_NUMBER: _ClassVar[int]
+    STALLED_FIELD_NUMBER: _ClassVar[int]
     evaluation_id: str
     spec: EvaluationSpec
     state: EvaluationState
@@ -192,7 +193,8 @@ class Evaluation(_message.Message):
     end_time: _timestamp_pb2.Timestamp
     error: str
     output_uri: str
-    def __init__(self, evaluation_id: _Optional[str] = ..., spec: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., state: _Optional[_Union[EvaluationState, str]] = ..., total_samples: _Optional[int] = ..., done_samples: _Optional[int] = ..., failed_samples: _Optional[int] = ..., bad_rows: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[str] = ..., output_uri: _Optional[str] = ...) -> None: ...
+    stalled: str
+    def __init__(self, evaluation_id: _Optional[str] = ..., spec: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., state: _Optional[_Union[EvaluationState, str]] = ..., total_samples: _Optional[int] = ..., done_samples: _Optional[int] = ..., failed_samples: _Optional[int] = ..., bad_rows: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[str] = ..., output_uri: _Optional[str] = ..., stalled: _Optional[str] = ...) -> None: ...
 
 class CreateEvaluationRequest(_message.Message):
     __slots__ = ("spec", "request_id")

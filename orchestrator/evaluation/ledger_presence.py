@@ -1,0 +1,50 @@
+"""Which workers are alive: each says so every now and then, and is forgotten when it falls silent."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from infra.contract.errors import UnavailableError
+from orchestrator.evaluation.ledger_store import WORKERS, RedisStore
+
+# KEYS workers; ARGV worker ttl_s. Scored by the time (Redis's own clock, seconds) until which a worker counts as alive.
+_BEAT = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
+"""
+
+# KEYS workers
+_ALIVE = """
+local time = redis.call('TIME')
+return redis.call('ZCOUNT', KEYS[1], tonumber(time[1]) + tonumber(time[2]) / 1000000, '+inf')
+"""
+
+
+class Presence:
+    """The workers that are alive. One that was killed counts for another `ttl_s`."""
+
+    def __init__(self, store: RedisStore, ttl_s: float) -> None:
+        self._store = store
+        self._ttl_s = ttl_s
+
+    async def alive(self) -> int:
+        """Return how many workers are alive."""
+        return int(await self._store.run(_ALIVE, [WORKERS], []))
+
+    async def beat(self, worker: str) -> None:
+        """Say that a worker is alive."""
+        await self._store.run(_BEAT, [WORKERS], [worker, self._ttl_s])
+
+    async def beat_forever(self, worker: str) -> None:
+        """Say so until cancelled, then that it is gone."""
+        try:
+            while True:
+                with suppress(UnavailableError):
+                    await self.beat(worker)
+                await asyncio.sleep(self._ttl_s / 4)
+        finally:
+            with suppress(UnavailableError):
+                await self._store.call(self._store.redis.zrem(WORKERS, worker))
