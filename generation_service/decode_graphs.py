@@ -17,7 +17,11 @@ Capture = Callable[[Forward], Forward]
 
 
 class CaptureError(RuntimeError):
-    """A forward pass cannot be captured: it reads values on the host, for instance."""
+    """A forward pass cannot be captured: it reads values on the host, or (not `lasting`) memory ran short just now."""
+
+    def __init__(self, message: str, lasting: bool = True) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 MAX_GRAPHS = 128
@@ -61,21 +65,27 @@ class CudaCapture:
 
     def __call__(self, forward: Forward) -> Forward:
         """Warm `forward` up on a stream of its own, then capture it. Raises CaptureError."""
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                forward()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        current = torch.cuda.current_stream(self._device)
         graph = torch.cuda.CUDAGraph()
         try:
+            self._warm_up(forward, current)
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 logits = forward()
-        except RuntimeError as error:
-            raise CaptureError(str(error)) from error
+        except Exception as error:
+            torch.cuda.set_stream(current)  # A capture that failed may leave its own stream current.
+            short = isinstance(error, torch.cuda.OutOfMemoryError)
+            raise CaptureError(f"{type(error).__name__}: {error}", lasting=not short) from error
 
         def replay() -> Tensor:
             graph.replay()
             return logits
 
         return replay
+
+    def _warm_up(self, forward: Forward, current: torch.cuda.Stream) -> None:
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                forward()
+        current.wait_stream(stream)

@@ -39,7 +39,9 @@ class Endings:
             _tell(sequence, answer)
 
     def drop(self, sequence: Sequence) -> None:
-        """End a sequence that is cancelled or late."""
+        """End a sequence that is cancelled or late. What it left of an unread prompt was never found finite."""
+        if sequence.slot is not None and sequence.unread:
+            self._clear_slots([sequence.slot])
         if sequence.cancelled:
             self.end([sequence], CancelledError("the request was cancelled"))
         else:

@@ -60,8 +60,9 @@ class Runner:
                 with _current(self._device):
                     return self._graphs.decode(rows)
             except CaptureError as error:
-                log.warning("decode_not_captured", reason=str(error))
-                self._graphs = None
+                log.warning("decode_not_captured", reason=str(error), for_good=error.lasting)
+                if error.lasting:
+                    self._graphs = None
         lengths = [row.length for row in rows]
         view = self._cache.decode_view([row.slot for row in rows], lengths)
         tokens = torch.tensor([[row.token] for row in rows], device=self._device)

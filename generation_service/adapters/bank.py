@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from generation_service.adapters.applied import Place
-from generation_service.adapters.lora_linear import LoraLinear, SharedShrink
+from generation_service.adapters.lora_linear import LoraLinear
 from generation_service.adapters.ranks import RankAllocator, RankRange
 from generation_service.adapters.routing import Routing
 from generation_service.adapters.shelf import Shelf, groups_of
@@ -82,11 +82,9 @@ class AdapterBank:
         Raises ValueError when a target is not a linear layer of the shape that `targets` says.
         """
         linears = {path: self._linear(model, path) for path in self.targets}
-        shared = {shelf: SharedShrink(shelf) for shelf in self.shelves}
         for path, linear in linears.items():
-            place = self._places[path]
             parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, LoraLinear(linear, place, shared[place.shelf], self.routing))
+            setattr(model.get_submodule(parent), name, LoraLinear(linear, self._places[path], self.routing))
 
     def acquire(self, rank: int) -> RankRange:
         """Return a range of `rank` columns, all zero. Raises CapacityError naming the need and the limit."""
@@ -105,10 +103,12 @@ class AdapterBank:
             if weights.rank > owned.rank:
                 raise ValueError(f"an adapter of rank {weights.rank} does not fit {owned}")
             pairs = {path: self._fitted(path, pair) for path, pair in weights.modules.items()}
-            for path, pair in pairs.items():
-                place = self._places[path]
-                place.shelf.put(place.member, owned, pair, self._upload)
-            self._upload.finish()
+            try:
+                for path, pair in pairs.items():
+                    place = self._places[path]
+                    place.shelf.put(place.member, owned, pair, self._upload)
+            finally:
+                self._upload.finish()
             self._written.add(owned)
 
     def release(self, owned: RankRange) -> None:

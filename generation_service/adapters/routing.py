@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from generation_service.adapters.applied import Applied
+from generation_service.adapters.applied import Applied, Place
 from generation_service.adapters.ranks import RankRange
 from generation_service.adapters.routed_rows import RoutedRows, RowIndex
+from generation_service.adapters.shelf import Shelf
 from generation_service.compose.mixture import ActiveRanks, RowWeights, active_ranks
+
+
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """The product that the modules of one shelf share for one input."""
+
+    shelf: Shelf
+    input: Tensor
+    product: list[Tensor]
 
 
 class Routing:
@@ -31,6 +42,7 @@ class Routing:
         self._by_image = tuple(by_image)
         self._rows: list[dict[RankRange, float]] = []
         self._last: ActiveRanks | None = None
+        self._shared: _Shared | None = None
         self.active: Applied | None = None
 
     def begin(self, rows: Sequence[RowWeights], image_rows: Mapping[str, Sequence[RowIndex]] | None = None) -> None:
@@ -52,6 +64,7 @@ class Routing:
     def idle(self) -> None:
         """Apply nothing: the base model alone, at no cost."""
         self.active = None
+        self._shared = None
 
     @contextmanager
     def step(
@@ -72,6 +85,19 @@ class Routing:
             yield
         finally:
             self.idle()
+
+    def shrunk(self, input: Tensor, x: Tensor, place: Place, applied: Applied) -> list[Tensor]:
+        """Return the weighted product with A of `input`, which is x in the bank's dtype, for the modules of a shelf.
+
+        The first of them to see the very same tensor makes it for all; it is held until another shelf's turn, or the
+        end of the step.
+        """
+        if len(place.shelf.paths) == 1:
+            return applied.shrink(x, place)
+        shared = self._shared
+        if shared is None or shared.shelf is not place.shelf or shared.input is not input:
+            shared = self._shared = _Shared(place.shelf, input, applied.shrink(x, place))
+        return shared.product
 
     def check(self, rows: Sequence[RowWeights]) -> None:
         """Raise ValueError when a row applies a range that holds no adapter."""

@@ -7,17 +7,29 @@ import torch
 from generation_service.adapters.fixed_ranks import FixedKernels
 from generation_service.kernels.fixed_ops import TorchFixedKernels
 from generation_service.kernels.triton_ops import TritonFixedKernels
-from infra.contract.errors import ConfigurationError
 from infra.runtime.logs import get_logger
 
 log = get_logger(__name__)
 
 
 def fixed_kernels(device: torch.device) -> FixedKernels:
-    """Return the Triton kernels on a GPU, plain PyTorch elsewhere and where Triton is not installed."""
+    """Return the Triton kernels on a GPU, plain PyTorch elsewhere and where Triton cannot run."""
     if device.type == "cuda":
         try:
-            return TritonFixedKernels()
-        except ConfigurationError as error:
-            log.warning("no_triton_kernels", reason=error.message)
+            kernels = TritonFixedKernels()
+            with torch.cuda.device(device):
+                try_out(kernels, device)
+        except Exception as error:
+            log.warning("no_triton_kernels", reason=f"{type(error).__name__}: {error}")
+        else:
+            return kernels
     return TorchFixedKernels()
+
+
+def try_out(kernels: FixedKernels, device: torch.device) -> None:
+    """Multiply once: the first launch compiles, for which a machine may lack a C compiler. Raises what that raises."""
+    x, a = torch.ones(1, 32, device=device), torch.ones(16, 1, 32, device=device)
+    columns = torch.arange(16, dtype=torch.int32, device=device)
+    count = torch.full((1,), 16, dtype=torch.int32, device=device)
+    shrunk = kernels.shrink(x, a, columns, count, torch.ones(1, 16, device=device))
+    kernels.expand_(torch.zeros(1, 32, device=device), shrunk[0], a[:, 0], columns, count)

@@ -76,6 +76,7 @@ class ScriptedRunner(Runner):
         self.steps = 0
         self.chunks: list[int] = []
         self.batches: list[int] = []
+        self.cleared: list[int] = []
         self.calls: list[str] = []
         self.failing_steps: set[int] = set()
         self.failing_answers: set[str] = set()
@@ -107,6 +108,7 @@ class ScriptedRunner(Runner):
 
     def clear(self, slot: int) -> None:
         """Forget the script of a slot."""
+        self.cleared.append(slot)
         self._scripts.pop(slot, None)
 
     def _step(self) -> None:

@@ -85,6 +85,8 @@ def test_what_siblings_share_is_gone_with_the_step(
     for rows in ([{owned: 1.0}, {}], [{owned: 0.5}, {}], [{}, {owned: 1.0}]):
         with bank.routing.step(rows):
             out = q_proj(x)
+            assert bank.routing._shared is not None
+        assert bank.routing._shared is None
         expected = base_output(q_proj, x)
         for n, row in enumerate(rows):
             expected[n] += row.get(owned, 0.0) * delta(pairs["q_proj"], x[n])
