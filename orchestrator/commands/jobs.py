@@ -165,7 +165,8 @@ def print_job(job: Evaluation, as_json: bool) -> None:
     failed = f", {job.failed_samples} failed" if job.failed_samples else ""
     bad = f", {job.bad_rows} rows could not be read" if job.bad_rows else ""
     error = f": {job.error}" if job.error else ""
+    stalled = f": {job.stalled}" if job.stalled else ""
     out = console.results()
-    out.print(f"{job.evaluation_id} {job.state}{error}", soft_wrap=True)
+    out.print(f"{job.evaluation_id} {job.state}{error}{stalled}", soft_wrap=True)
     out.print(f"{job.done_samples} of {job.total_samples} samples done{failed}{bad}")
     out.print(f"records and report: {job.output_uri}", soft_wrap=True)
