@@ -68,7 +68,10 @@ class Store:
 
     def replace(self, adapter: Adapter, vectors: AdapterVectors | None, revision: str) -> None:
         """Store an adapter in the place of its `revision`, if it is still that; without vectors its own stay."""
-        named = _named(vectors) if vectors is not None else self._points([adapter.adapter_id], True)[0].vector
+        there = self._points([adapter.adapter_id], True)
+        if not there:  # deleted by now
+            return
+        named = _named(vectors) if vectors is not None else there[0].vector
         self.client.upsert(
             self.collection,
             [point_of(adapter, named)],
