@@ -56,7 +56,7 @@ def _servicer(settings: RetrievalSettings, qdrant: Qdrant, embedder: BatchedEmbe
         embedder,
         catalogue,
         Retriever(embedder, catalogue, defaults),
-        Indexer(embedder, catalogue, settings.max_examples),
+        Indexer(embedder, catalogue, settings.max_examples, image_limits(settings)),
         RequestLimits(settings.max_prompts, image_limits(settings)),
     )
 

@@ -105,7 +105,7 @@ def restore(client: QdrantClient, alias: str, backup: Backup, *, replace: bool, 
             Store(client, name).put([(entry.adapter, vectors)])
         kept = KeptPrompts(client, alias)
         for adapter_id, prompts in backup.prompts.items():
-            kept.put_encoded(adapter_id, prompts)
+            kept.put(adapter_id, prompts)
         describe(client, name)
         point(client, alias, name)
     except BaseException:

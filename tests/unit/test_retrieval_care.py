@@ -23,15 +23,17 @@ from infra.contract.errors import (
     InvalidArgumentError,
 )
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
+from infra.runtime.images import ImageLimits
 from orchestrator.cli import run
-from retrieval_service import backup
+from retrieval_service import backup, kept_prompts
 from retrieval_service.catalogue import Catalogue
 from retrieval_service.collections import head_of
 from retrieval_service.indexing import ExamplePrompts, ExampleVectors, Indexer
 from retrieval_service.kept_prompts import KEPT_IMAGE_PIXELS, decoded, encoded
 from retrieval_service.points import AdapterFilter
-from retrieval_service.qdrant import LocalFolder, Qdrant
+from retrieval_service.qdrant import LocalFolder, Qdrant, Server
 from retrieval_service.reindexing import lost_by_rollback, reindex, roll_back
+from tests.fakes.qdrant_server import qdrant_server
 from tests.images import png_part
 from tests.qdrant_places import PLACES, QDRANT_URL, place_of
 from tests.retrieval_world import WordEmbedder
@@ -310,7 +312,7 @@ def test_prompts_are_kept_whole_and_large_images_small() -> None:
             Message(Role.USER, (ImagePart(buffer.getvalue(), "image/png"), TextPart("tap é"), small)),
         )
     )
-    back = decoded(json.loads(json.dumps(encoded(prompt))))
+    back = decoded(json.loads(json.dumps(encoded(prompt, ImageLimits()))))
     assert back.messages[0] == prompt.messages[0]
     large, text, same = back.messages[1].parts
     assert (text, same) == (TextPart("tap é"), small)
@@ -319,3 +321,37 @@ def test_prompts_are_kept_whole_and_large_images_small() -> None:
         assert image.width * image.height == pytest.approx(KEPT_IMAGE_PIXELS, rel=0.01)
         assert image.width / image.height == pytest.approx(4 / 3, rel=0.01)
         assert image.getpixel((5, 5)) == pytest.approx((10, 200, 30), abs=3)
+
+
+def test_an_image_whose_body_is_broken_registers_nothing(world: World) -> None:
+    catalogue = world.open(OLD)
+    world.register(catalogue, OLD, "there", "red shoes")
+    whole = png_part(90, 60)
+    cut = ExamplePrompts((Prompt.of("one", [whole]), Prompt.of("two", [ImagePart(whole.data[:-900])])))
+    indexer = Indexer(OLD, catalogue, 64)
+    problem = r"^examples\.prompts\[1\]\.messages\[0\]\.parts\[\d\]\.image\.data: the image is broken or cut off"
+    with pytest.raises(InvalidArgumentError, match=problem):
+        indexer.create(Adapter("new", "base", "at/new"), cut)
+    with pytest.raises(InvalidArgumentError, match=problem):
+        indexer.update(Adapter("there", "base", "at/there", kind="changed"), ["kind"], cut, "")
+    assert [one.adapter_id for one in catalogue.page(AdapterFilter(), 9).adapters] == ["there"]
+    assert catalogue.get("there").kind == "app"
+    assert indexer.create(Adapter("new", "base", "at/new"), ExamplePrompts((Prompt.of("one", [whole]),)))
+
+
+def test_examples_are_kept_within_the_limits_of_the_server(world: World) -> None:
+    catalogue, example = world.open(OLD), ExamplePrompts((Prompt.of("one", [png_part(90, 60)]),))
+    with pytest.raises(InvalidArgumentError, match="at most 100"):
+        Indexer(OLD, catalogue, 64, ImageLimits(max_pixels=100)).create(Adapter("small", "base", "at/small"), example)
+    Indexer(OLD, catalogue, 64, ImageLimits(max_pixels=5400)).create(Adapter("large", "base", "at/large"), example)
+
+
+def test_examples_that_qdrant_would_not_take_register_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_prompts, "_MOST_BYTES", 200)
+    with qdrant_server() as url, closing(Qdrant(Server(url))) as qdrant:
+        world = World(qdrant)
+        catalogue = world.open(OLD)
+        with pytest.raises(InvalidArgumentError, match=r"bytes of examples are too many for Qdrant.*send fewer"):
+            world.register(catalogue, OLD, "one", *["red shoes"] * 9)
+        assert not catalogue.exists("one")
+        world.register(catalogue, OLD, "one", "red shoes")
