@@ -102,7 +102,7 @@ def restore(client: QdrantClient, alias: str, backup: Backup, *, replace: bool, 
     try:
         for entry in backup.entries:
             vectors = AdapterVectors.of(list(entry.vectors), backup.dim)
-            Store(client, name).put([(entry.adapter, vectors)])
+            Store(client, name).put(entry.adapter, vectors)
         kept = KeptPrompts(client, alias)
         for adapter_id, prompts in backup.prompts.items():
             kept.put(adapter_id, prompts)

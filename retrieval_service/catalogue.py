@@ -119,12 +119,12 @@ class Catalogue:
         stored = stamped(adapter, vectors)
         with self._writing() as store:
             if store.read(adapter.adapter_id) is None:
-                store.insert(stored, vectors)
+                store.insert(stored, vectors, self._kept_as(stored, prompts))
             store.touch()  # also when it is there: the one who stored it may have failed before this
             there = store.read(adapter.adapter_id)
             if there is None or there.revision != stored.revision:
                 raise already_exists(adapter, there)
-            self._keep(store, adapter.adapter_id, prompts)
+            self._keep(store, stored, prompts)
         return stored
 
     def update(
@@ -149,12 +149,12 @@ class Catalogue:
                 if expected_revision and before.revision != expected_revision:
                     break
                 stored = stamped(change(before), vectors)
-                store.replace(stored, vectors, before.revision)
+                store.replace(stored, vectors, before.revision, self._kept_as(stored, prompts))
                 store.touch()
                 there = store.read(adapter_id)
                 if there is not None and there.revision == stored.revision:
                     if vectors is not None:
-                        self._keep(store, adapter_id, prompts)
+                        self._keep(store, stored, prompts)
                     return stored
         raise ConflictError(
             f"adapter {adapter_id!r} was changed by someone else; get it again and repeat", adapter_id=adapter_id
@@ -167,7 +167,7 @@ class Catalogue:
             there = store.read(adapter_id) is not None
             if there:
                 store.delete([adapter_id])
-                self._keep(store, adapter_id, ())
+                KeptPrompts(store.client, self._alias).put(adapter_id, ())
             store.touch()
         if not there:
             raise _not_found(adapter_id)
@@ -283,8 +283,12 @@ class Catalogue:
         if self._qdrant.shared and self._keep_prompts:
             check_size(prompts)
 
-    def _keep(self, store: Store, adapter_id: str, prompts: Sequence[Any]) -> None:
-        KeptPrompts(store.client, self._alias).put(adapter_id, prompts if self._keep_prompts else ())
+    def _kept_as(self, stored: Adapter, prompts: Sequence[Any]) -> str:
+        return stored.revision if prompts and self._keep_prompts else ""
+
+    def _keep(self, store: Store, stored: Adapter, prompts: Sequence[Any]) -> None:
+        kept = KeptPrompts(store.client, self._alias)
+        kept.put(stored.adapter_id, prompts if self._keep_prompts else (), stored.revision)
 
     def _here(self, client: QdrantClient) -> Head:
         """Return the head of this embedder's collection: the one in use, or the last that was."""

@@ -28,6 +28,14 @@ _MOST_BYTES = 31 * 2**20  # a Qdrant server takes requests of 32 MiB unless told
 
 
 @dataclass(frozen=True)
+class Kept:
+    """An adapter's examples, and the revision of it that they came with; empty where that is not known."""
+
+    revision: str
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
 class KeptPrompts:
     """The examples of the adapters of the catalogue called `alias`, by a client that may be used now."""
 
@@ -39,28 +47,37 @@ class KeptPrompts:
         """Where they are."""
         return f"{self.alias}-prompts"
 
-    def put(self, adapter_id: str, prompts: Sequence[Any]) -> None:
-        """Keep an adapter's examples, each as `encoded` returns it, in the place of those before; none: nothing."""
+    def put(self, adapter_id: str, prompts: Sequence[Any], revision: str = "") -> None:
+        """Keep an adapter's examples, each as `encoded` returns it, in the place of those before; none: nothing.
+
+        `revision` is the one of the adapter that they came with; empty where that is not known.
+        """
         if prompts:
             self._make()
-            payload = {"adapter_id": adapter_id, "prompts": list(prompts)}
+            payload = {"adapter_id": adapter_id, "prompts": list(prompts), "revision": revision}
             point = models.PointStruct(id=point_id(adapter_id), vector={}, payload=payload)
             self.client.upsert(self.collection, [point])
         elif self.client.collection_exists(self.collection):
             ids: list[Any] = [point_id(adapter_id)]
             self.client.delete(self.collection, models.PointIdsList(points=ids), wait=True)
 
-    def of(self, adapter_id: str) -> list[Prompt]:
+    def of(self, adapter_id: str) -> Kept:
         """Return an adapter's examples; none when it was registered by vectors."""
-        return [decoded(one) for _, prompts in self.encoded_of([adapter_id]) for one in prompts]
+        payload = self._payload(adapter_id)
+        return Kept(str(payload.get("revision", "")), tuple(decoded(one) for one in payload.get("prompts", ())))
 
     def encoded_of(self, adapter_ids: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
         """Yield the adapters of which there are examples, each with them."""
-        if not self.client.collection_exists(self.collection):
-            return
         for adapter_id in adapter_ids:
-            for point in self.client.retrieve(self.collection, [point_id(adapter_id)]):
-                yield adapter_id, list((point.payload or {})["prompts"])
+            prompts = self._payload(adapter_id).get("prompts")
+            if prompts:
+                yield adapter_id, list(prompts)
+
+    def _payload(self, adapter_id: str) -> dict[str, Any]:
+        if not self.client.collection_exists(self.collection):
+            return {}
+        points = self.client.retrieve(self.collection, [point_id(adapter_id)])
+        return points[0].payload or {} if points else {}
 
     def _make(self) -> None:
         if self.client.collection_exists(self.collection):

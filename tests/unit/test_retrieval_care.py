@@ -25,11 +25,11 @@ from infra.contract.errors import (
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
 from infra.runtime.images import ImageLimits
 from orchestrator.cli import run
-from retrieval_service import backup, kept_prompts
+from retrieval_service import backup, kept_prompts, reindexing
 from retrieval_service.catalogue import Catalogue
 from retrieval_service.collections import head_of
 from retrieval_service.indexing import ExamplePrompts, ExampleVectors, Indexer
-from retrieval_service.kept_prompts import KEPT_IMAGE_PIXELS, decoded, encoded
+from retrieval_service.kept_prompts import KEPT_IMAGE_PIXELS, KeptPrompts, decoded, encoded
 from retrieval_service.points import AdapterFilter
 from retrieval_service.qdrant import LocalFolder, Qdrant, Server
 from retrieval_service.reindexing import lost_by_rollback, reindex, roll_back
@@ -136,6 +136,50 @@ def test_what_is_registered_during_a_re_index_is_in_it(world: World) -> None:
     after = world.open(NEW)
     assert [one.adapter_id for one in after.page(AdapterFilter(), 9).adapters] == ["late", "three", "two"]
     assert after.get("two").kind == "changed"
+
+
+def test_a_re_index_waits_for_examples_that_are_not_yet_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = world.open(OLD)
+    world.register(before, OLD, "changed", "red shoes")
+    late: list[Callable[[], None]] = []
+
+    def keep_late(kept: KeptPrompts, *given: Any) -> None:
+        late.append(lambda: keep(kept, *given))
+
+    keep = KeptPrompts.put
+    monkeypatch.setattr(KeptPrompts, "put", keep_late)
+    mail = ExamplePrompts((Prompt.of("send mail"),))
+    Indexer(OLD, before, 64).update(Adapter("changed", "base", "at/new"), ["checkpoint_uri"], mail, "")
+    Indexer(OLD, before, 64).create(Adapter("new", "base", "at/mail"), mail)
+    passes: list[float] = []
+
+    def pause(seconds: float) -> None:
+        passes.append(seconds)
+        for one in late if len(passes) == 2 else ():
+            one()
+
+    monkeypatch.setattr(reindexing, "sleep", pause)
+    assert world.reindex(NEW).left_out == ()
+    after = world.open(NEW)
+    for name in ("changed", "new"):
+        found = after.look_up(name, with_vectors=True)
+        np.testing.assert_allclose(found.vectors, NEW.embed([Prompt.of("send mail")]), atol=1e-6)
+        assert found.adapter == before.get(name)
+    assert len(passes) == 2
+
+
+def test_examples_that_were_never_kept_are_said_to_be_missing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = world.open(OLD)
+    world.register(before, OLD, "one", "red shoes")
+    before.update("one", lambda one: replace(one, kind="other"))
+    monkeypatch.setattr(reindexing, "sleep", lambda seconds: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptPrompts, "put", lambda *given: None)  # as if the service had died right before
+        world.register(before, OLD, "two", "send mail")
+    with pytest.raises(FailedPreconditionError, match=r"of 1 adapters no examples are kept.*two"):
+        world.reindex(NEW)
+    assert world.reindex(NEW, leave_out=True).left_out == ("two",)
+    assert world.reindex(WordEmbedder(name="third")).embedded == 1
 
 
 def test_adapters_registered_by_vectors_stop_a_re_index_unless_left_out(world: World) -> None:
