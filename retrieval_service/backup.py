@@ -22,6 +22,7 @@ from infra.contract.adapter import Adapter
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError
 from retrieval_service.collections import describe, exists, head_of, make, name_for, point
 from retrieval_service.embedders.base import FloatArray
+from retrieval_service.evaluation.vector_files import DAMAGE
 from retrieval_service.kept_prompts import KeptPrompts
 from retrieval_service.points import AdapterVectors
 from retrieval_service.store import Entry, Store
@@ -83,7 +84,7 @@ def read(file: Path) -> Backup:
         return Backup(str(catalogue["fingerprint"]), dim, entries, prompts)
     except OSError as error:
         raise InvalidArgumentError("file", f"{file} cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError, InvalidArgumentError) as error:
+    except (*DAMAGE, TypeError, AttributeError, InvalidArgumentError) as error:
         raise InvalidArgumentError("file", f"{file} is no whole backup of a catalogue: {error}") from error
 
 

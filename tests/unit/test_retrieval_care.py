@@ -313,6 +313,24 @@ def test_a_spoiled_backup_is_refused(tmp_path: Path, change: Callable[[dict[str,
         backup.read(file)
 
 
+def test_a_damaged_backup_is_refused_and_named(tmp_path: Path) -> None:
+    file = tmp_path / "backup.zip"
+    with closing(Qdrant(LocalFolder(tmp_path / "qdrant"))) as qdrant, qdrant.session() as client:
+        world = World(qdrant)
+        world.register(world.open(OLD), OLD, "one", "red", "blue")
+        backup.write(backup.take(client, world.name), file)
+    whole = file.read_bytes()
+    refused: list[str] = []
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5B]) + whole[place + 1 :])
+        try:
+            backup.read(file)
+        except InvalidArgumentError as error:
+            refused.append(str(error))
+    assert len(refused) > len(whole) // 4
+    assert all("backup.zip" in one for one in refused)
+
+
 def test_a_file_that_is_no_backup_is_refused(tmp_path: Path) -> None:
     (tmp_path / "words").write_text("words")
     for name, problem in (("words", "no whole backup"), ("nothing", "cannot be read")):
