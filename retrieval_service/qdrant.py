@@ -106,6 +106,8 @@ class Qdrant:
 
 def _connect(place: LocalFolder | Server) -> QdrantClient:
     if isinstance(place, Server):
+        if "@" in (place.url.partition("://")[2] or place.url).partition("/")[0]:
+            raise ConfigurationError("--qdrant-url holds a user or password; give the key as --qdrant-api-key")
         try:
             return QdrantClient(
                 url=place.url,

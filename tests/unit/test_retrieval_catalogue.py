@@ -370,6 +370,15 @@ def test_each_refusal_of_a_server_has_its_error(status: int, expected: type[Lora
     assert "secret" not in repr(qdrant.place)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://me:hidden@127.0.0.1:9", "me:hidden@qdrant:6333", "https://hidden@127.0.0.1:9/path"]
+)
+def test_a_password_in_the_address_of_a_server_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"--qdrant-url holds a user or password.*--qdrant-api-key") as caught:
+        Qdrant(Server(url))
+    assert "hidden" not in str(caught.value)
+
+
 @pytest.mark.parametrize("retry_after", ["3", "Sun, 22 Nov 2026 10:00:00 GMT"])
 def test_a_server_with_too_much_to_do_is_unavailable(retry_after: str) -> None:
     class Busy(BaseHTTPRequestHandler):
