@@ -25,6 +25,7 @@ from retrieval_service.embedders.base import FloatArray
 from retrieval_service.evaluation.vector_files import DAMAGE
 from retrieval_service.kept_prompts import KeptPrompts
 from retrieval_service.points import AdapterVectors
+from retrieval_service.reindexing import forget
 from retrieval_service.store import Entry, Store
 
 _FORMAT = "loraretriever-catalogue-1"
@@ -93,11 +94,10 @@ def restore(client: QdrantClient, alias: str, backup: Backup, *, replace: bool, 
 
     Raises FailedPreconditionError when the catalogue holds adapters and is not to be replaced.
     """
-    former = ""
-    if exists(client, alias):
-        former = head_of(client, alias).collection
-        if not replace and next(Store(client, former).cards(), None) is not None:
-            raise FailedPreconditionError(f"catalogue {alias!r} is not empty; replace what it holds with --replace")
+    head = head_of(client, alias) if exists(client, alias) else None
+    former = head.collection if head else ""
+    if head and not replace and next(Store(client, former).cards(), None) is not None:
+        raise FailedPreconditionError(f"catalogue {alias!r} is not empty; replace what it holds with --replace")
     name = name_for(alias, backup.fingerprint, backup.dim, unique=True)
     make(client, name, backup.fingerprint, backup.dim, indexed=indexed, former=former)
     try:
@@ -105,13 +105,15 @@ def restore(client: QdrantClient, alias: str, backup: Backup, *, replace: bool, 
             vectors = AdapterVectors.of(list(entry.vectors), backup.dim)
             Store(client, name).put(entry.adapter, vectors)
         kept = KeptPrompts(client, alias)
-        for adapter_id, prompts in backup.prompts.items():
-            kept.put(adapter_id, prompts)
+        for entry in backup.entries:
+            kept.put(entry.adapter.adapter_id, backup.prompts.get(entry.adapter.adapter_id, ()))
         describe(client, name)
         point(client, alias, name)
     except BaseException:
         client.delete_collection(name)
         raise
+    if head:
+        forget(client, head)
     return name
 
 

@@ -66,7 +66,7 @@ def reindex(
         raise
     filling.follow(progress)  # what was written between the last look and the move
     describe(client, name)
-    _forget(client, head)
+    forget(client, head)
     return Reindexed(filling.embedded, filling.left_out, name, head.collection)
 
 
@@ -152,7 +152,7 @@ def _with_former(client: QdrantClient, alias: str) -> Head:
     return head
 
 
-def _forget(client: QdrantClient, head: Head) -> None:
+def forget(client: QdrantClient, head: Head) -> None:
     """Delete the collection before the one that was in use: one step back is kept."""
     if head.former and exists(client, head.former):
         client.delete_collection(head.former)

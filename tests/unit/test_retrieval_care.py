@@ -313,6 +313,19 @@ def test_a_spoiled_backup_is_refused(tmp_path: Path, change: Callable[[dict[str,
         backup.read(file)
 
 
+def test_a_restore_keeps_one_step_back_and_no_examples_that_the_backup_lacks(world: World) -> None:
+    catalogue = world.open(OLD)
+    Indexer(OLD, catalogue, 64).create(Adapter("one", "base", "r"), ExampleVectors((np.ones(16, np.float32),)))
+    with world.qdrant.session() as client:
+        content = backup.take(client, world.name)
+        catalogue.delete("one")
+        world.register(catalogue, OLD, "one", "red shoes")
+        for _ in range(3):
+            backup.restore(client, world.name, content, replace=True, indexed=world.qdrant.shared)
+        assert backup.take(client, world.name).prompts == {}
+    assert len([name for name in world.collections() if not name.endswith("-prompts")]) == 2
+
+
 def test_a_damaged_backup_is_refused_and_named(tmp_path: Path) -> None:
     file = tmp_path / "backup.zip"
     with closing(Qdrant(LocalFolder(tmp_path / "qdrant"))) as qdrant, qdrant.session() as client:
