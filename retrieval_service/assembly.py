@@ -13,7 +13,7 @@ from infra.runtime.server import GrpcServer, ServerOptions, sync_server
 from retrieval_service.batcher import BatchedEmbedder, BatchingOptions
 from retrieval_service.catalogue import Catalogue
 from retrieval_service.embedders.base import Embedder
-from retrieval_service.embedders.build import build_embedder, image_limits
+from retrieval_service.embedders.build import build_embedder, image_limits, place_of
 from retrieval_service.indexing import Indexer
 from retrieval_service.qdrant import LocalFolder, Qdrant, Server
 from retrieval_service.retriever import RetrievalDefaults, Retriever
@@ -56,13 +56,13 @@ def _servicer(settings: RetrievalSettings, qdrant: Qdrant, embedder: BatchedEmbe
         embedder,
         catalogue,
         Retriever(embedder, catalogue, defaults),
-        Indexer(embedder, catalogue, settings.max_examples),
+        Indexer(embedder, catalogue, settings.max_examples, image_limits(settings)),
         RequestLimits(settings.max_prompts, image_limits(settings)),
     )
 
 
 def _embedder(settings: RetrievalSettings) -> BatchedEmbedder:
-    with _timed("embedder", place=str(settings.embedder_path or settings.embedder_url)):
+    with _timed("embedder", place=place_of(settings)):
         model = build_embedder(settings)
     log.info(
         "embedder",

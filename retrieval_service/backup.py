@@ -22,8 +22,10 @@ from infra.contract.adapter import Adapter
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError
 from retrieval_service.collections import describe, exists, head_of, make, name_for, point
 from retrieval_service.embedders.base import FloatArray
+from retrieval_service.evaluation.vector_files import DAMAGE
 from retrieval_service.kept_prompts import KeptPrompts
 from retrieval_service.points import AdapterVectors
+from retrieval_service.reindexing import forget
 from retrieval_service.store import Entry, Store
 
 _FORMAT = "loraretriever-catalogue-1"
@@ -83,7 +85,7 @@ def read(file: Path) -> Backup:
         return Backup(str(catalogue["fingerprint"]), dim, entries, prompts)
     except OSError as error:
         raise InvalidArgumentError("file", f"{file} cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError, InvalidArgumentError) as error:
+    except (*DAMAGE, TypeError, AttributeError, InvalidArgumentError) as error:
         raise InvalidArgumentError("file", f"{file} is no whole backup of a catalogue: {error}") from error
 
 
@@ -92,25 +94,26 @@ def restore(client: QdrantClient, alias: str, backup: Backup, *, replace: bool, 
 
     Raises FailedPreconditionError when the catalogue holds adapters and is not to be replaced.
     """
-    former = ""
-    if exists(client, alias):
-        former = head_of(client, alias).collection
-        if not replace and next(Store(client, former).cards(), None) is not None:
-            raise FailedPreconditionError(f"catalogue {alias!r} is not empty; replace what it holds with --replace")
+    head = head_of(client, alias) if exists(client, alias) else None
+    former = head.collection if head else ""
+    if head and not replace and next(Store(client, former).cards(), None) is not None:
+        raise FailedPreconditionError(f"catalogue {alias!r} is not empty; replace what it holds with --replace")
     name = name_for(alias, backup.fingerprint, backup.dim, unique=True)
     make(client, name, backup.fingerprint, backup.dim, indexed=indexed, former=former)
     try:
         for entry in backup.entries:
             vectors = AdapterVectors.of(list(entry.vectors), backup.dim)
-            Store(client, name).put([(entry.adapter, vectors)])
+            Store(client, name).put(entry.adapter, vectors)
         kept = KeptPrompts(client, alias)
-        for adapter_id, prompts in backup.prompts.items():
-            kept.put_encoded(adapter_id, prompts)
+        for entry in backup.entries:
+            kept.put(entry.adapter.adapter_id, backup.prompts.get(entry.adapter.adapter_id, ()))
         describe(client, name)
         point(client, alias, name)
     except BaseException:
         client.delete_collection(name)
         raise
+    if head:
+        forget(client, head)
     return name
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from qdrant_client import QdrantClient
@@ -23,11 +24,10 @@ from infra.contract.errors import (
     NotFoundError,
     UnavailableError,
 )
-from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalStrategy
 from retrieval_service.collections import Head, head_of, open_collection
 from retrieval_service.embedders.base import FloatArray, normalise
-from retrieval_service.kept_prompts import KeptPrompts
+from retrieval_service.kept_prompts import KeptPrompts, check_size
 from retrieval_service.memory import Known, Memory
 from retrieval_service.points import AdapterFilter, AdapterVectors, Found
 from retrieval_service.qdrant import Qdrant
@@ -105,17 +105,26 @@ class Catalogue:
         """Of the embedder that makes this catalogue's vectors."""
         return self._head.fingerprint
 
-    def create(self, adapter: Adapter, vectors: AdapterVectors, prompts: Sequence[Prompt] = ()) -> Adapter:
-        """Store a new adapter, and the prompts of its examples; return it as stored. Raises AlreadyExistsError."""
+    @property
+    def keeps_prompts(self) -> bool:
+        """Whether the examples that adapters are registered by are kept."""
+        return self._keep_prompts
+
+    def create(self, adapter: Adapter, vectors: AdapterVectors, prompts: Sequence[Any] = ()) -> Adapter:
+        """Store a new adapter, and the encoded prompts of its examples; return it as stored.
+
+        Raises AlreadyExistsError, and InvalidArgumentError when the prompts are too large to keep.
+        """
+        self._check_keepable(prompts)
         stored = stamped(adapter, vectors)
         with self._writing() as store:
             if store.read(adapter.adapter_id) is None:
-                store.insert(stored, vectors)
+                store.insert(stored, vectors, self._kept_as(stored, prompts))
             store.touch()  # also when it is there: the one who stored it may have failed before this
             there = store.read(adapter.adapter_id)
             if there is None or there.revision != stored.revision:
                 raise already_exists(adapter, there)
-            self._keep(store, adapter.adapter_id, prompts)
+            self._keep(store, stored, prompts)
         return stored
 
     def update(
@@ -124,12 +133,14 @@ class Catalogue:
         change: Callable[[Adapter], Adapter],
         vectors: AdapterVectors | None = None,
         expected_revision: str = "",
-        prompts: Sequence[Prompt] = (),
+        prompts: Sequence[Any] = (),
     ) -> Adapter:
         """Store `change(adapter)` under a new revision, with new example vectors if there are; return it as stored.
 
-        Raises NotFoundError; ConflictError when `expected_revision` is not the adapter's any more.
+        Raises NotFoundError; ConflictError when `expected_revision` is not the adapter's any more;
+        InvalidArgumentError when the encoded prompts of new examples are too large to keep.
         """
+        self._check_keepable(prompts)
         for _ in range(_UPDATE_ATTEMPTS):
             with self._writing() as store:
                 before = store.read(adapter_id)
@@ -138,12 +149,12 @@ class Catalogue:
                 if expected_revision and before.revision != expected_revision:
                     break
                 stored = stamped(change(before), vectors)
-                store.replace(stored, vectors, before.revision)
+                store.replace(stored, vectors, before.revision, self._kept_as(stored, prompts))
                 store.touch()
                 there = store.read(adapter_id)
                 if there is not None and there.revision == stored.revision:
                     if vectors is not None:
-                        self._keep(store, adapter_id, prompts)
+                        self._keep(store, stored, prompts)
                     return stored
         raise ConflictError(
             f"adapter {adapter_id!r} was changed by someone else; get it again and repeat", adapter_id=adapter_id
@@ -156,7 +167,7 @@ class Catalogue:
             there = store.read(adapter_id) is not None
             if there:
                 store.delete([adapter_id])
-                self._keep(store, adapter_id, ())
+                KeptPrompts(store.client, self._alias).put(adapter_id, ())
             store.touch()
         if not there:
             raise _not_found(adapter_id)
@@ -268,8 +279,16 @@ class Catalogue:
             self._head = head
             yield Store(client, head.collection)
 
-    def _keep(self, store: Store, adapter_id: str, prompts: Sequence[Prompt]) -> None:
-        KeptPrompts(store.client, self._alias).put(adapter_id, prompts if self._keep_prompts else ())
+    def _check_keepable(self, prompts: Sequence[Any]) -> None:
+        if self._qdrant.shared and self._keep_prompts:
+            check_size(prompts)
+
+    def _kept_as(self, stored: Adapter, prompts: Sequence[Any]) -> str:
+        return stored.revision if prompts and self._keep_prompts else ""
+
+    def _keep(self, store: Store, stored: Adapter, prompts: Sequence[Any]) -> None:
+        kept = KeptPrompts(store.client, self._alias)
+        kept.put(stored.adapter_id, prompts if self._keep_prompts else (), stored.revision)
 
     def _here(self, client: QdrantClient) -> Head:
         """Return the head of this embedder's collection: the one in use, or the last that was."""

@@ -10,8 +10,10 @@ from typing import Any, assert_never
 from infra.contract.adapter import Adapter
 from infra.contract.errors import InvalidArgumentError, NotFoundError, field
 from infra.contract.prompt import Prompt
+from infra.runtime.images import ImageLimits
 from retrieval_service.catalogue import Catalogue, already_exists
 from retrieval_service.embedders.base import Embedder, FloatArray
+from retrieval_service.kept_prompts import encoded
 from retrieval_service.points import AdapterVectors
 
 CHANGEABLE = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank", "targets")
@@ -38,10 +40,14 @@ Examples = ExamplePrompts | ExampleVectors
 class Indexer:
     """Registers and changes adapters."""
 
-    def __init__(self, embedder: Embedder, catalogue: Catalogue, max_examples: int) -> None:
+    def __init__(
+        self, embedder: Embedder, catalogue: Catalogue, max_examples: int, limits: ImageLimits | None = None
+    ) -> None:
+        """Take at most `max_examples` of an adapter, with images within `limits`."""
         self._embedder = embedder
         self._catalogue = catalogue
         self._max_examples = max_examples
+        self._limits = limits or ImageLimits()
 
     def create(self, adapter: Adapter, examples: Examples) -> Adapter:
         """Register an adapter; return it as stored.
@@ -53,7 +59,7 @@ class Indexer:
             _check_complete(adapter)
         with contextlib.suppress(NotFoundError):  # before the examples are embedded, which takes time
             raise already_exists(adapter, self._catalogue.get(adapter.adapter_id))
-        return self._catalogue.create(adapter, self._vectors(examples), _prompts(examples))
+        return self._catalogue.create(adapter, self._vectors(examples), self._kept(examples))
 
     def update(
         self, adapter: Adapter, paths: Sequence[str], examples: Examples | None, expected_revision: str
@@ -76,7 +82,7 @@ class Indexer:
             lambda before: replace(before, **changes),
             vectors,
             expected_revision,
-            _prompts(examples),
+            self._kept(examples),
         )
 
     def _vectors(self, examples: Examples) -> AdapterVectors:
@@ -92,13 +98,18 @@ class Indexer:
             case _:
                 assert_never(examples)
 
+    def _kept(self, examples: Examples | None) -> list[Any]:
+        """Return the prompts as they are kept, before anything is stored: a broken image may show only here."""
+        kept: list[Any] = []
+        if isinstance(examples, ExamplePrompts) and self._catalogue.keeps_prompts:
+            for index, prompt in enumerate(examples.prompts):
+                with field(f"examples.prompts[{index}]"):
+                    kept.append(encoded(prompt, self._limits))
+        return kept
+
     def _check_count(self, count: int) -> None:
         if count > self._max_examples:
             raise InvalidArgumentError("", f"{count} examples are too many; send at most {self._max_examples}")
-
-
-def _prompts(examples: Examples | None) -> tuple[Prompt, ...]:
-    return examples.prompts if isinstance(examples, ExamplePrompts) else ()
 
 
 def _check_given(adapter: Adapter) -> None:

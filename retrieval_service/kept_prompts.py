@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,22 @@ from PIL import Image
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
+from infra.contract.errors import InvalidArgumentError, field
 from infra.contract.prompt import ImagePart, Message, Part, Prompt, Role, TextPart
-from infra.runtime.images import decode_image
+from infra.runtime.images import ImageLimits, decode_image
 from retrieval_service.points import point_id
 
 KEPT_IMAGE_PIXELS = 400_000
 _JPEG_QUALITY = 92
+_MOST_BYTES = 31 * 2**20  # a Qdrant server takes requests of 32 MiB unless told otherwise
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An adapter's examples, and the revision of it that they came with; empty where that is not known."""
+
+    revision: str
+    prompts: tuple[Prompt, ...]
 
 
 @dataclass(frozen=True)
@@ -36,32 +47,37 @@ class KeptPrompts:
         """Where they are."""
         return f"{self.alias}-prompts"
 
-    def put(self, adapter_id: str, prompts: Sequence[Prompt]) -> None:
-        """Keep an adapter's examples, in the place of those before; none: keep nothing of it."""
+    def put(self, adapter_id: str, prompts: Sequence[Any], revision: str = "") -> None:
+        """Keep an adapter's examples, each as `encoded` returns it, in the place of those before; none: nothing.
+
+        `revision` is the one of the adapter that they came with; empty where that is not known.
+        """
         if prompts:
-            self.put_encoded(adapter_id, [encoded(prompt) for prompt in prompts])
+            self._make()
+            payload = {"adapter_id": adapter_id, "prompts": list(prompts), "revision": revision}
+            point = models.PointStruct(id=point_id(adapter_id), vector={}, payload=payload)
+            self.client.upsert(self.collection, [point])
         elif self.client.collection_exists(self.collection):
             ids: list[Any] = [point_id(adapter_id)]
             self.client.delete(self.collection, models.PointIdsList(points=ids), wait=True)
 
-    def put_encoded(self, adapter_id: str, prompts: Sequence[Any]) -> None:
-        """Keep examples that are encoded already."""
-        self._make()
-        payload = {"adapter_id": adapter_id, "prompts": list(prompts)}
-        point = models.PointStruct(id=point_id(adapter_id), vector={}, payload=payload)
-        self.client.upsert(self.collection, [point])
-
-    def of(self, adapter_id: str) -> list[Prompt]:
+    def of(self, adapter_id: str) -> Kept:
         """Return an adapter's examples; none when it was registered by vectors."""
-        return [decoded(one) for _, prompts in self.encoded_of([adapter_id]) for one in prompts]
+        payload = self._payload(adapter_id)
+        return Kept(str(payload.get("revision", "")), tuple(decoded(one) for one in payload.get("prompts", ())))
 
     def encoded_of(self, adapter_ids: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
         """Yield the adapters of which there are examples, each with them."""
-        if not self.client.collection_exists(self.collection):
-            return
         for adapter_id in adapter_ids:
-            for point in self.client.retrieve(self.collection, [point_id(adapter_id)]):
-                yield adapter_id, list((point.payload or {})["prompts"])
+            prompts = self._payload(adapter_id).get("prompts")
+            if prompts:
+                yield adapter_id, list(prompts)
+
+    def _payload(self, adapter_id: str) -> dict[str, Any]:
+        if not self.client.collection_exists(self.collection):
+            return {}
+        points = self.client.retrieve(self.collection, [point_id(adapter_id)])
+        return points[0].payload or {} if points else {}
 
     def _make(self) -> None:
         if self.client.collection_exists(self.collection):
@@ -73,11 +89,34 @@ class KeptPrompts:
                 raise
 
 
-def encoded(prompt: Prompt) -> list[dict[str, Any]]:
-    """Return a prompt as JSON: its turns, images in base64 and small."""
+def check_size(prompts: Sequence[Any]) -> None:
+    """Raise InvalidArgumentError for an adapter's encoded examples that a Qdrant server would not take.
+
+    To be asked before the adapter is stored: the server refuses them after it took the adapter.
+    """
+    size = len(json.dumps(prompts))
+    if size > _MOST_BYTES:
+        raise InvalidArgumentError(
+            "examples.prompts",
+            f"{size} bytes of examples are too many for Qdrant, which takes {_MOST_BYTES} at once; send fewer of them "
+            "or smaller images",
+        )
+
+
+def encoded(prompt: Prompt, limits: ImageLimits) -> list[dict[str, Any]]:
+    """Return a prompt as JSON: its turns, images in base64 and small.
+
+    Raises InvalidArgumentError, field path included, for an image that is broken or over the limits.
+    """
     return [
-        {"role": message.role.value, "parts": [_encoded_part(part) for part in message.parts]}
-        for message in prompt.messages
+        {
+            "role": message.role.value,
+            "parts": [
+                _encoded_part(part, limits, f"messages[{turn}].parts[{index}]")
+                for index, part in enumerate(message.parts)
+            ],
+        }
+        for turn, message in enumerate(prompt.messages)
     ]
 
 
@@ -88,10 +127,11 @@ def decoded(messages: Any) -> Prompt:
     )
 
 
-def _encoded_part(part: Part) -> dict[str, str]:
+def _encoded_part(part: Part, limits: ImageLimits, path: str) -> dict[str, str]:
     if isinstance(part, TextPart):
         return {"text": part.text}
-    small = _small(part)
+    with field(path):
+        small = _small(part, limits)
     return {"image": base64.b64encode(small.data).decode(), "mime_type": small.mime_type}
 
 
@@ -101,9 +141,9 @@ def _decoded_part(part: dict[str, str]) -> Part:
     return ImagePart(base64.b64decode(part["image"]), part["mime_type"])
 
 
-def _small(part: ImagePart) -> ImagePart:
+def _small(part: ImagePart, limits: ImageLimits) -> ImagePart:
     """Return the image as it is, or at KEPT_IMAGE_PIXELS when it is larger."""
-    image = decode_image(part)
+    image = decode_image(part, limits)
     factor = (KEPT_IMAGE_PIXELS / (image.width * image.height)) ** 0.5
     if factor >= 1:
         return part

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from qdrant_client import QdrantClient
@@ -18,20 +19,32 @@ from retrieval_service.store import Card, Entry, Store
 from retrieval_service.strategies.examples import ExampleSet, IntArray
 from retrieval_service.strategies.ranking import ranking
 from retrieval_service.strategies.scale import Similarities
+from retrieval_service.strategies.scatter import deciding_kinds, scatters
 
 _TRUSTED_S = 30.0
 _KEPT_FILTERS = 64
 
 
 @dataclass(eq=False)
+class _Fitting:
+    """A strategy that is fitted once; only those who ask for it wait for that."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    done: Similarities | None = None
+
+
+@dataclass(eq=False)
 class Known:
-    """A revision of the catalogue: its adapters by id, and strategies fitted on their examples when first asked for."""
+    """A revision of the catalogue: its adapters by id, and strategies fitted on their examples when first asked for.
+
+    `calibrated` is fitted for each kind that decides what is looked past: ten at most, whatever kinds are asked for.
+    """
 
     head: Head
     entries: dict[str, Entry]
     adapters: tuple[Adapter, ...]
     examples: ExampleSet
-    _fitted: dict[tuple[RetrievalStrategy, str], Similarities] = field(default_factory=dict)
+    _fitted: dict[tuple[RetrievalStrategy, str], _Fitting] = field(default_factory=dict)
     _columns: dict[AdapterFilter, IntArray] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -63,11 +76,18 @@ class Known:
         )
 
     def _strategy(self, strategy: RetrievalStrategy, kind: str) -> Similarities:
-        key = (strategy, kind if strategy is RetrievalStrategy.CALIBRATED and kind in self.examples.kinds else "")
+        calibrated = strategy is RetrievalStrategy.CALIBRATED
+        key = (strategy, kind if calibrated and kind in self._deciding else "")
         with self._lock:
-            if key not in self._fitted:
-                self._fitted[key] = Similarities(strategy, self.examples, key[1])
-            return self._fitted[key]
+            fitting = self._fitted.setdefault(key, _Fitting())
+        with fitting.lock:
+            if fitting.done is None:
+                fitting.done = Similarities(strategy, self.examples, key[1])
+            return fitting.done
+
+    @cached_property
+    def _deciding(self) -> frozenset[str]:
+        return frozenset(deciding_kinds(scatters(self.examples))) if self.adapters else frozenset()
 
     def _passing(self, wanted: AdapterFilter) -> IntArray:
         columns = self._columns.get(wanted)
@@ -84,6 +104,7 @@ class Memory:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.last: Known | None = None
+        self._too_large: Head | None = None
         self._lock = threading.Lock()
         self._looked_at = 0.0
 
@@ -95,15 +116,20 @@ class Memory:
         """
         with self._lock:
             last = self.last
-            if last is not None and last.head == head and time.monotonic() - self._looked_at < _TRUSTED_S:
-                return last
+            if time.monotonic() - self._looked_at < _TRUSTED_S:
+                if last is not None and last.head == head:
+                    return last
+                if self._too_large == head:
+                    return None
             store = Store(client, head.collection)
             cards = list(store.cards())
-            self._looked_at = time.monotonic()
+            self._looked_at, self._too_large = time.monotonic(), None
             if sum(card.example_count for card in cards) > self.limit:
-                self.last = None
+                self.last, self._too_large = None, head
                 return None
-            before = last.entries if last is not None and last.head.collection == head.collection else {}
+            if last is not None and last.head.collection != head.collection:
+                last = None
+            before = last.entries if last is not None else {}
             same = {card.adapter_id for card in cards if _is_known(card, before)}
             if last is not None and len(same) == len(cards) == len(before):
                 self.last = replace(last, head=head)

@@ -17,6 +17,7 @@ from retrieval_service.embedders.base import FloatArray, normalise
 from retrieval_service.strategies.ranking import ranking
 
 CENTROID, EXAMPLES = "centroid", "examples"
+KEPT_AS = "kept_as"
 _NAMESPACE = uuid.UUID("5d3c8f2e-6d0b-4f0e-9a53-3f1f6f0c7b11")
 
 _NO_DIRECTION = 1e-6  # a mean of unit vectors this short is rounding error
@@ -115,9 +116,10 @@ def point_id(adapter_id: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, adapter_id))
 
 
-def point_of(adapter: Adapter, vector: Any) -> models.PointStruct:
-    """Return an adapter as a point with these named vectors."""
-    return models.PointStruct(id=point_id(adapter.adapter_id), vector=vector, payload=_payload(adapter))
+def point_of(adapter: Adapter, vector: Any, kept_as: str = "") -> models.PointStruct:
+    """Return an adapter as a point with these named vectors, and the revision that its examples are kept as."""
+    payload = _payload(adapter) | {KEPT_AS: kept_as}
+    return models.PointStruct(id=point_id(adapter.adapter_id), vector=vector, payload=payload)
 
 
 def _payload(adapter: Adapter) -> dict[str, Any]:

@@ -11,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from qdrant_client import QdrantClient
+from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from infra.contract.errors import ConfigurationError, FailedPreconditionError, InternalError, UnavailableError
+from infra.contract.errors import (
+    ConfigurationError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from retrieval_service.qdrant_http import transport
 
 
@@ -47,7 +54,7 @@ class Qdrant:
     """A client that any thread may use: `with qdrant.session() as client`.
 
     A session of a local folder excludes all others; sessions of a server run side by side. What Qdrant raises within
-    becomes UnavailableError, FailedPreconditionError or InternalError.
+    becomes UnavailableError, FailedPreconditionError, InternalError, or, for data too large, InvalidArgumentError.
     """
 
     def __init__(self, place: LocalFolder | Server) -> None:
@@ -69,6 +76,8 @@ class Qdrant:
                 ) from error
             except UnexpectedResponse as error:
                 raise self._refusal(error) from error
+            except QdrantException as error:  # a 429 with Retry-After
+                raise UnavailableError(f"Qdrant at {self.place} answers 429, it has too much to do; retry") from error
             except (sqlite3.Error, OSError) as error:
                 raise UnavailableError(f"the catalogue in {self.place} cannot be read or written: {error}") from error
 
@@ -83,6 +92,10 @@ class Qdrant:
             return FailedPreconditionError(f"Qdrant at {self.place} refuses the key; check --qdrant-api-key")
         if status in (408, 429) or status >= 500:
             return UnavailableError(f"Qdrant at {self.place} answers {status} {error.reason_phrase}; retry")
+        if status == 413:
+            return InvalidArgumentError(
+                "examples", f"are more than Qdrant at {self.place} takes at once; send fewer or smaller ones"
+            )
         if status == 404:
             return FailedPreconditionError(
                 f"the catalogue is gone from Qdrant at {self.place}; restore a backup with 'loraretriever retrieval "
@@ -93,6 +106,8 @@ class Qdrant:
 
 def _connect(place: LocalFolder | Server) -> QdrantClient:
     if isinstance(place, Server):
+        if "@" in (place.url.partition("://")[2] or place.url).partition("/")[0]:
+            raise ConfigurationError("--qdrant-url holds a user or password; give the key as --qdrant-api-key")
         try:
             return QdrantClient(
                 url=place.url,

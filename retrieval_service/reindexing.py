@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import sleep
 
 from qdrant_client import QdrantClient
 
@@ -20,6 +21,7 @@ from retrieval_service.points import AdapterVectors
 from retrieval_service.store import Store
 
 _PASSES = 20
+_PAUSE_S = 0.1  # for a service to keep the examples of the adapter that it has just stored
 _NAMED = 20
 Progress = Callable[[int, int], None]
 
@@ -55,18 +57,16 @@ def reindex(
     make(client, name, embedder.fingerprint, embedder.dim, indexed=indexed, former=head.collection)
     filling = _Filling(Store(client, head.collection), Store(client, name), KeptPrompts(client, alias), embedder)
     try:
-        for _ in range(_PASSES):
-            if not filling.catch_up(progress):
-                break
+        filling.follow(progress)
         if filling.without_prompts and not leave_out:
             raise _without_prompts(filling.left_out)
         point(client, alias, name)
     except BaseException:
         client.delete_collection(name)
         raise
-    filling.catch_up(progress)  # what was written between the last look and the move
+    filling.follow(progress)  # what was written between the last look and the move
     describe(client, name)
-    _forget(client, head)
+    forget(client, head)
     return Reindexed(filling.embedded, filling.left_out, name, head.collection)
 
 
@@ -96,12 +96,23 @@ class _Filling:
         self._old, self._new, self._prompts, self._embedder = old, new, prompts, embedder
         self.embedded = 0
         self.without_prompts: set[str] = set()
+        self._not_yet: set[str] = set()
 
     @property
     def left_out(self) -> tuple[str, ...]:
         return tuple(sorted(self.without_prompts))
 
-    def catch_up(self, progress: Progress) -> bool:
+    def follow(self, progress: Progress) -> None:
+        """Bring the new collection to the state of the old one, and what changes meanwhile too."""
+        for _ in range(_PASSES):
+            self._not_yet.clear()
+            if not self._catch_up(progress):
+                break
+            if self._not_yet:
+                sleep(_PAUSE_S)
+        self.without_prompts |= self._not_yet  # whoever stored those adapters did not live to keep their examples
+
+    def _catch_up(self, progress: Progress) -> bool:
         """Bring the new collection to the state of the old one; return whether there was something to do."""
         old = {card.adapter_id: card.revision for card in self._old.cards()}
         new = {card.adapter_id: card.revision for card in self._new.cards()}
@@ -119,14 +130,18 @@ class _Filling:
         return bool(gone or changed)
 
     def _embed(self, adapter_id: str) -> None:
-        adapter, prompts = self._old.read(adapter_id), self._prompts.of(adapter_id)
+        adapter, kept_as = self._old.read(adapter_id), self._old.kept_as(adapter_id)
+        kept = self._prompts.of(adapter_id)
         if adapter is None:
             return
-        if not prompts:
+        if kept.revision != kept_as and (kept.revision or not kept.prompts):  # of older versions it is not known
+            self._not_yet.add(adapter_id)
+            return
+        if not kept.prompts:
             self.without_prompts.add(adapter_id)
             return
-        vectors = AdapterVectors.of(list(self._embedder.embed(prompts)), self._embedder.dim)
-        self._new.put([(adapter, vectors)])
+        vectors = AdapterVectors.of(list(self._embedder.embed(kept.prompts)), self._embedder.dim)
+        self._new.put(adapter, vectors, kept_as)
         self.embedded += 1
 
 
@@ -137,7 +152,7 @@ def _with_former(client: QdrantClient, alias: str) -> Head:
     return head
 
 
-def _forget(client: QdrantClient, head: Head) -> None:
+def forget(client: QdrantClient, head: Head) -> None:
     """Delete the collection before the one that was in use: one step back is kept."""
     if head.former and exists(client, head.former):
         client.delete_collection(head.former)
@@ -146,6 +161,7 @@ def _forget(client: QdrantClient, head: Head) -> None:
 def _without_prompts(names: tuple[str, ...]) -> FailedPreconditionError:
     shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     return FailedPreconditionError(
-        f"of {len(names)} adapters no examples are kept, since they were registered by vectors: {shown}; register them "
-        "again by examples ('loraretriever adapters add --replace'), or leave them out with --leave-out"
+        f"of {len(names)} adapters no examples are kept, or none of their revision, since they were registered by "
+        f"vectors or the registration broke off: {shown}; register them again by examples ('loraretriever adapters add "
+        "--replace'), or leave them out with --leave-out"
     )

@@ -6,7 +6,7 @@ the adapter's examples (LoraRetriever, section 3.2), and `examples`, all of them
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +20,7 @@ from retrieval_service.embedders.base import FloatArray, normalise
 from retrieval_service.points import (
     CENTROID,
     EXAMPLES,
+    KEPT_AS,
     AdapterFilter,
     AdapterVectors,
     Found,
@@ -61,25 +62,28 @@ class Store:
     client: QdrantClient
     collection: str
 
-    def insert(self, adapter: Adapter, vectors: AdapterVectors) -> None:
-        """Store an adapter unless there is one of its id."""
-        point = point_of(adapter, _named(vectors))
+    def insert(self, adapter: Adapter, vectors: AdapterVectors, kept_as: str = "") -> None:
+        """Store an adapter unless there is one of its id. `kept_as`: the revision that its examples are kept as."""
+        point = point_of(adapter, _named(vectors), kept_as)
         self.client.upsert(self.collection, [point], update_mode=models.UpdateMode.INSERT_ONLY)
 
-    def replace(self, adapter: Adapter, vectors: AdapterVectors | None, revision: str) -> None:
+    def replace(self, adapter: Adapter, vectors: AdapterVectors | None, revision: str, kept_as: str = "") -> None:
         """Store an adapter in the place of its `revision`, if it is still that; without vectors its own stay."""
-        named = _named(vectors) if vectors is not None else self._points([adapter.adapter_id], True)[0].vector
+        there = self._points([adapter.adapter_id], True)
+        if not there:  # deleted by now
+            return
+        named = _named(vectors) if vectors is not None else there[0].vector
+        kept_as = kept_as if vectors is not None else _kept_as(there[0])
         self.client.upsert(
             self.collection,
-            [point_of(adapter, named)],
+            [point_of(adapter, named, kept_as)],
             update_mode=models.UpdateMode.UPDATE_ONLY,
             update_filter=models.Filter(must=[equals("revision", revision)]),
         )
 
-    def put(self, entries: Iterable[tuple[Adapter, AdapterVectors]]) -> None:
-        """Store adapters as they are, whatever is there."""
-        for adapter, vectors in entries:
-            self.client.upsert(self.collection, [point_of(adapter, _named(vectors))])
+    def put(self, adapter: Adapter, vectors: AdapterVectors, kept_as: str = "") -> None:
+        """Store an adapter as it is, whatever is there."""
+        self.client.upsert(self.collection, [point_of(adapter, _named(vectors), kept_as)])
 
     def delete(self, adapter_ids: Sequence[str]) -> None:
         """Remove adapters."""
@@ -94,6 +98,11 @@ class Store:
         """Return an adapter, if there is one of that id."""
         points = self._points([adapter_id])
         return adapter_of(points[0]) if points else None
+
+    def kept_as(self, adapter_id: str) -> str:
+        """Return the revision that an adapter's examples are kept as; empty where none are, or long since."""
+        points = self._points([adapter_id])
+        return _kept_as(points[0]) if points else ""
 
     def read_many(self, adapter_ids: Sequence[str]) -> list[Adapter]:
         """Return those adapters that are there, by id."""
@@ -151,6 +160,10 @@ def stamped(adapter: Adapter, vectors: AdapterVectors | None) -> Adapter:
     """Return the adapter as a new revision of now; its examples are counted anew where there are new ones."""
     count = adapter.example_count if vectors is None else len(vectors.examples)
     return replace(adapter, revision=new_revision(), example_count=count, update_time=datetime.now(UTC))
+
+
+def _kept_as(point: models.Record) -> str:
+    return str((point.payload or {}).get(KEPT_AS, ""))
 
 
 def _named(vectors: AdapterVectors) -> dict[str, Any]:

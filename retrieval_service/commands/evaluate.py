@@ -60,8 +60,7 @@ def evaluate(
     Leave-one-out over the examples in the catalogue (the default) or in a file of vectors: each example is asked for
     its adapter, which is built from the others. Or prompts of a labelled dataset, asked of the running service.
     """
-    if vectors is not None and data:
-        raise InvalidArgumentError("", "give --vectors or --data, not both")
+    _check_together(vectors, data, kind, base_model, few)
     from retrieval_service.commands.measured import Measured, show
     from retrieval_service.commands.said import errors
 
@@ -86,6 +85,21 @@ def evaluate(
 
         draw(measured[0].figures, confusion)
     show(measured, as_json=as_json)
+
+
+def _check_together(vectors: Path | None, data: list[str] | None, kind: str, base_model: str, few: int | None) -> None:
+    if vectors is not None and data:
+        raise InvalidArgumentError("", "give --vectors or --data, not both")
+    for flag, value in (("--kind", kind), ("--base-model", base_model)):
+        if vectors is not None and value:
+            raise InvalidArgumentError(
+                "",
+                f"{flag} goes with the catalogue's examples or --data: a file of --vectors does not say it; leave it",
+            )
+    if data and few is not None:
+        raise InvalidArgumentError(
+            "", "--few goes with the catalogue's examples or --vectors: for --data the service decides; leave it"
+        )
 
 
 def _strategies(given: list[str]) -> list[RetrievalStrategy]:

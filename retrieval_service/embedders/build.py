@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from infra.contract.errors import ConfigurationError
 from infra.runtime.images import ImageLimits
 from retrieval_service.embedders.base import LateFusion
 from retrieval_service.embedders.parts import PartEmbedder
 from retrieval_service.settings import RetrievalSettings
+
+if TYPE_CHECKING:
+    from retrieval_service.embedders.http_client import Endpoint
 
 Kind = Literal["jina-v4", "http", "sentence-transformers"]
 
@@ -40,6 +43,11 @@ def kind_of(settings: RetrievalSettings) -> Kind:
     return "sentence-transformers" if (folder / "modules.json").exists() and not is_jina else "jina-v4"
 
 
+def place_of(settings: RetrievalSettings) -> str:
+    """Return the folder or the address of the embedder, without what may be secret. Raises ConfigurationError."""
+    return _endpoint(settings).shown if kind_of(settings) == "http" else str(_folder(settings))
+
+
 def image_limits(settings: RetrievalSettings) -> ImageLimits:
     """Return what images of requests may be."""
     return ImageLimits(settings.max_images, settings.max_image_bytes, settings.max_decoded_pixels)
@@ -59,18 +67,22 @@ def _architectures(path: Path) -> list[str]:
     return named if isinstance(named, list) else []
 
 
-def _http(settings: RetrievalSettings, fusion: LateFusion) -> PartEmbedder:
-    from retrieval_service.embedders.http import HttpEmbedder, HttpOptions
+def _endpoint(settings: RetrievalSettings) -> Endpoint:
     from retrieval_service.embedders.http_client import Endpoint
 
     key = settings.embedder_api_key
-    endpoint = Endpoint(
+    return Endpoint(
         url=settings.embedder_url,
         model=settings.embedder_model,
         api_key=None if key is None else key.get_secret_value(),
         timeout_s=settings.embedder_timeout_s,
         retries=settings.embedder_retries,
     )
+
+
+def _http(settings: RetrievalSettings, fusion: LateFusion) -> PartEmbedder:
+    from retrieval_service.embedders.http import HttpEmbedder, HttpOptions
+
     options = HttpOptions(
         dim=settings.truncate_dim,
         prompt=settings.text_prompt or "",
@@ -82,7 +94,7 @@ def _http(settings: RetrievalSettings, fusion: LateFusion) -> PartEmbedder:
         parallel=settings.embedder_parallel,
         wait_s=settings.embedder_wait_s,
     )
-    return HttpEmbedder(endpoint, options)
+    return HttpEmbedder(_endpoint(settings), options)
 
 
 def _jina(settings: RetrievalSettings, folder: Path, fusion: LateFusion) -> PartEmbedder:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,12 @@ from numpy.lib.npyio import NpzFile
 from infra.contract.errors import InvalidArgumentError
 from retrieval_service.embedders.base import FloatArray
 from retrieval_service.strategies.examples import ExampleSet
+
+# What zipfile and numpy raise for a damaged file: of numpy's own header too, and of methods that zipfile does not know.
+DAMAGE = (
+    *(OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, SyntaxError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
+)
 
 
 def read_npz(file: Path) -> ExampleSet:
@@ -23,7 +32,7 @@ def read_npz(file: Path) -> ExampleSet:
             arrays = {name: _checked(file, name, content[name]) for name in content.files}
     except FileNotFoundError as error:
         raise InvalidArgumentError("vectors", f"there is no file {file}") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise InvalidArgumentError("vectors", f"{file} is no .npz file of numbers: {error}") from error
     if not arrays:
         raise InvalidArgumentError("vectors", f"{file} holds no array; give one [n, dim] an adapter")

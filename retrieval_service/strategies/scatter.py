@@ -30,17 +30,21 @@ class KindScatter:
         return KindScatter(self.squares - squares, self.freedom - 1)
 
 
+def deciding_kinds(scatters: dict[str, KindScatter]) -> dict[str, float]:
+    """Return the width of each kind that has enough degrees of freedom for it to decide what is looked past."""
+    total = sum(one.freedom for one in scatters.values())
+    return {name: one.width for name, one in scatters.items() if one.freedom >= max(1, _LEAST_SHARE * total)}
+
+
 def nested_kinds(scatters: dict[str, KindScatter], kind: str) -> frozenset[str]:
     """Return the kinds whose scatter is to be looked past when adapters of `kind` are told apart; "" is all kinds.
 
     A category holds several apps, so its scatter contains the differences between them: good to look past between
     categories, harmful between apps. So: the kinds that are no wider than `kind`, and for all kinds the tightest.
+    Among so many kinds that none decides, all that have a scatter.
     """
-    total = sum(one.freedom for one in scatters.values())
-    telling = {name: one.width for name, one in scatters.items() if one.freedom >= max(1, _LEAST_SHARE * total)}
-    if not telling:
-        return frozenset()
-    widest = telling.get(kind, min(telling.values()))
+    deciding = deciding_kinds(scatters)
+    widest = deciding.get(kind, min(deciding.values())) if deciding else np.inf
     return frozenset(name for name, one in scatters.items() if one.freedom and one.width <= widest)
 
 

@@ -23,15 +23,17 @@ from infra.contract.errors import (
     InvalidArgumentError,
 )
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
+from infra.runtime.images import ImageLimits
 from orchestrator.cli import run
-from retrieval_service import backup
+from retrieval_service import backup, kept_prompts, reindexing
 from retrieval_service.catalogue import Catalogue
 from retrieval_service.collections import head_of
 from retrieval_service.indexing import ExamplePrompts, ExampleVectors, Indexer
-from retrieval_service.kept_prompts import KEPT_IMAGE_PIXELS, decoded, encoded
+from retrieval_service.kept_prompts import KEPT_IMAGE_PIXELS, KeptPrompts, decoded, encoded
 from retrieval_service.points import AdapterFilter
-from retrieval_service.qdrant import LocalFolder, Qdrant
+from retrieval_service.qdrant import LocalFolder, Qdrant, Server
 from retrieval_service.reindexing import lost_by_rollback, reindex, roll_back
+from tests.fakes.qdrant_server import qdrant_server
 from tests.images import png_part
 from tests.qdrant_places import PLACES, QDRANT_URL, place_of
 from tests.retrieval_world import WordEmbedder
@@ -134,6 +136,50 @@ def test_what_is_registered_during_a_re_index_is_in_it(world: World) -> None:
     after = world.open(NEW)
     assert [one.adapter_id for one in after.page(AdapterFilter(), 9).adapters] == ["late", "three", "two"]
     assert after.get("two").kind == "changed"
+
+
+def test_a_re_index_waits_for_examples_that_are_not_yet_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = world.open(OLD)
+    world.register(before, OLD, "changed", "red shoes")
+    late: list[Callable[[], None]] = []
+
+    def keep_late(kept: KeptPrompts, *given: Any) -> None:
+        late.append(lambda: keep(kept, *given))
+
+    keep = KeptPrompts.put
+    monkeypatch.setattr(KeptPrompts, "put", keep_late)
+    mail = ExamplePrompts((Prompt.of("send mail"),))
+    Indexer(OLD, before, 64).update(Adapter("changed", "base", "at/new"), ["checkpoint_uri"], mail, "")
+    Indexer(OLD, before, 64).create(Adapter("new", "base", "at/mail"), mail)
+    passes: list[float] = []
+
+    def pause(seconds: float) -> None:
+        passes.append(seconds)
+        for one in late if len(passes) == 2 else ():
+            one()
+
+    monkeypatch.setattr(reindexing, "sleep", pause)
+    assert world.reindex(NEW).left_out == ()
+    after = world.open(NEW)
+    for name in ("changed", "new"):
+        found = after.look_up(name, with_vectors=True)
+        np.testing.assert_allclose(found.vectors, NEW.embed([Prompt.of("send mail")]), atol=1e-6)
+        assert found.adapter == before.get(name)
+    assert len(passes) == 2
+
+
+def test_examples_that_were_never_kept_are_said_to_be_missing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = world.open(OLD)
+    world.register(before, OLD, "one", "red shoes")
+    before.update("one", lambda one: replace(one, kind="other"))
+    monkeypatch.setattr(reindexing, "sleep", lambda seconds: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptPrompts, "put", lambda *given: None)  # as if the service had died right before
+        world.register(before, OLD, "two", "send mail")
+    with pytest.raises(FailedPreconditionError, match=r"of 1 adapters no examples are kept.*two"):
+        world.reindex(NEW)
+    assert world.reindex(NEW, leave_out=True).left_out == ("two",)
+    assert world.reindex(WordEmbedder(name="third")).embedded == 1
 
 
 def test_adapters_registered_by_vectors_stop_a_re_index_unless_left_out(world: World) -> None:
@@ -267,6 +313,37 @@ def test_a_spoiled_backup_is_refused(tmp_path: Path, change: Callable[[dict[str,
         backup.read(file)
 
 
+def test_a_restore_keeps_one_step_back_and_no_examples_that_the_backup_lacks(world: World) -> None:
+    catalogue = world.open(OLD)
+    Indexer(OLD, catalogue, 64).create(Adapter("one", "base", "r"), ExampleVectors((np.ones(16, np.float32),)))
+    with world.qdrant.session() as client:
+        content = backup.take(client, world.name)
+        catalogue.delete("one")
+        world.register(catalogue, OLD, "one", "red shoes")
+        for _ in range(3):
+            backup.restore(client, world.name, content, replace=True, indexed=world.qdrant.shared)
+        assert backup.take(client, world.name).prompts == {}
+    assert len([name for name in world.collections() if not name.endswith("-prompts")]) == 2
+
+
+def test_a_damaged_backup_is_refused_and_named(tmp_path: Path) -> None:
+    file = tmp_path / "backup.zip"
+    with closing(Qdrant(LocalFolder(tmp_path / "qdrant"))) as qdrant, qdrant.session() as client:
+        world = World(qdrant)
+        world.register(world.open(OLD), OLD, "one", "red", "blue")
+        backup.write(backup.take(client, world.name), file)
+    whole = file.read_bytes()
+    refused: list[str] = []
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5B]) + whole[place + 1 :])
+        try:
+            backup.read(file)
+        except InvalidArgumentError as error:
+            refused.append(str(error))
+    assert len(refused) > len(whole) // 4
+    assert all("backup.zip" in one for one in refused)
+
+
 def test_a_file_that_is_no_backup_is_refused(tmp_path: Path) -> None:
     (tmp_path / "words").write_text("words")
     for name, problem in (("words", "no whole backup"), ("nothing", "cannot be read")):
@@ -310,7 +387,7 @@ def test_prompts_are_kept_whole_and_large_images_small() -> None:
             Message(Role.USER, (ImagePart(buffer.getvalue(), "image/png"), TextPart("tap é"), small)),
         )
     )
-    back = decoded(json.loads(json.dumps(encoded(prompt))))
+    back = decoded(json.loads(json.dumps(encoded(prompt, ImageLimits()))))
     assert back.messages[0] == prompt.messages[0]
     large, text, same = back.messages[1].parts
     assert (text, same) == (TextPart("tap é"), small)
@@ -319,3 +396,37 @@ def test_prompts_are_kept_whole_and_large_images_small() -> None:
         assert image.width * image.height == pytest.approx(KEPT_IMAGE_PIXELS, rel=0.01)
         assert image.width / image.height == pytest.approx(4 / 3, rel=0.01)
         assert image.getpixel((5, 5)) == pytest.approx((10, 200, 30), abs=3)
+
+
+def test_an_image_whose_body_is_broken_registers_nothing(world: World) -> None:
+    catalogue = world.open(OLD)
+    world.register(catalogue, OLD, "there", "red shoes")
+    whole = png_part(90, 60)
+    cut = ExamplePrompts((Prompt.of("one", [whole]), Prompt.of("two", [ImagePart(whole.data[:-900])])))
+    indexer = Indexer(OLD, catalogue, 64)
+    problem = r"^examples\.prompts\[1\]\.messages\[0\]\.parts\[\d\]\.image\.data: the image is broken or cut off"
+    with pytest.raises(InvalidArgumentError, match=problem):
+        indexer.create(Adapter("new", "base", "at/new"), cut)
+    with pytest.raises(InvalidArgumentError, match=problem):
+        indexer.update(Adapter("there", "base", "at/there", kind="changed"), ["kind"], cut, "")
+    assert [one.adapter_id for one in catalogue.page(AdapterFilter(), 9).adapters] == ["there"]
+    assert catalogue.get("there").kind == "app"
+    assert indexer.create(Adapter("new", "base", "at/new"), ExamplePrompts((Prompt.of("one", [whole]),)))
+
+
+def test_examples_are_kept_within_the_limits_of_the_server(world: World) -> None:
+    catalogue, example = world.open(OLD), ExamplePrompts((Prompt.of("one", [png_part(90, 60)]),))
+    with pytest.raises(InvalidArgumentError, match="at most 100"):
+        Indexer(OLD, catalogue, 64, ImageLimits(max_pixels=100)).create(Adapter("small", "base", "at/small"), example)
+    Indexer(OLD, catalogue, 64, ImageLimits(max_pixels=5400)).create(Adapter("large", "base", "at/large"), example)
+
+
+def test_examples_that_qdrant_would_not_take_register_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_prompts, "_MOST_BYTES", 200)
+    with qdrant_server() as url, closing(Qdrant(Server(url))) as qdrant:
+        world = World(qdrant)
+        catalogue = world.open(OLD)
+        with pytest.raises(InvalidArgumentError, match=r"bytes of examples are too many for Qdrant.*send fewer"):
+            world.register(catalogue, OLD, "one", *["red shoes"] * 9)
+        assert not catalogue.exists("one")
+        world.register(catalogue, OLD, "one", "red shoes")

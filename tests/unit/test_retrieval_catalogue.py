@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,7 @@ def test_a_server_that_is_not_there_is_unavailable() -> None:
         (403, FailedPreconditionError),
         (404, FailedPreconditionError),
         (400, InternalError),
+        (413, InvalidArgumentError),
         (429, UnavailableError),
         (500, UnavailableError),
         (503, UnavailableError),
@@ -366,6 +368,39 @@ def test_each_refusal_of_a_server_has_its_error(status: int, expected: type[Lora
         raise UnexpectedResponse(status, "Reason", b"internals", httpx.Headers())
     assert "internals" not in str(caught.value)
     assert "secret" not in repr(qdrant.place)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:hidden@127.0.0.1:9", "me:hidden@qdrant:6333", "https://hidden@127.0.0.1:9/path"]
+)
+def test_a_password_in_the_address_of_a_server_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"--qdrant-url holds a user or password.*--qdrant-api-key") as caught:
+        Qdrant(Server(url))
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("retry_after", ["3", "Sun, 22 Nov 2026 10:00:00 GMT"])
+def test_a_server_with_too_much_to_do_is_unavailable(retry_after: str) -> None:
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(429)
+            self.send_header("Retry-After", retry_after)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Busy)
+    thread = threading.Thread(target=server.handle_request, daemon=True)
+    thread.start()
+    with (
+        server,
+        closing(Qdrant(Server(f"http://127.0.0.1:{server.server_port}"))) as qdrant,
+        pytest.raises(UnavailableError, match=r"429.*retry"),
+        qdrant.session() as client,
+    ):
+        client.get_collections()
+    thread.join()
 
 
 @pytest.mark.parametrize(

@@ -119,3 +119,15 @@ def test_start_says_what_embeds(tmp_path: Path, caplog: pytest.LogCaptureFixture
     said = " ".join(record.getMessage() for record in caplog.records)
     assert "jina-embeddings-v4 weights=" in said
     assert "texts and images" in said
+
+
+def test_a_password_in_the_address_of_the_embedder_is_refused_before_it_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--embedder-url", "http://me:hidden@127.0.0.1:9/v1", "--embedder-model", "m", "--address", "127.0.0.1:0"]
+    chosen = settings(*flags, "--qdrant-path", str(tmp_path / "q"))
+    caplog.set_level(logging.INFO)
+    server = sync_server(ServerOptions.from_settings(chosen), chosen.workers)
+    with pytest.raises(ConfigurationError, match="--embedder-url holds a password"), loaded(server, chosen):
+        pass
+    assert "hidden" not in caplog.text + "".join(capsys.readouterr())

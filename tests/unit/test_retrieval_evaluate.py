@@ -116,6 +116,22 @@ def test_a_file_of_vectors_that_cannot_be_used_is_named(tmp_path: Path, arrays: 
         read_npz(file)
 
 
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_a_damaged_file_of_vectors_is_named(tmp_path: Path, write: Any) -> None:
+    file = tmp_path / "vectors.npz"
+    write(file, a=np.random.default_rng(0).normal(size=(3, 8)))
+    whole = file.read_bytes()
+    refused: list[str] = []
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5B]) + whole[place + 1 :])
+        try:
+            read_npz(file)
+        except InvalidArgumentError as error:
+            refused.append(str(error))
+    assert len(refused) > len(whole) // 4
+    assert all("vectors.npz" in one for one in refused)
+
+
 def test_a_file_that_is_no_npz_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="there is no file"):
         read_npz(tmp_path / "nowhere.npz")
@@ -225,6 +241,9 @@ def test_people_get_tables_and_a_picture(npz: Path, tmp_path: Path, capsys: pyte
     [
         (["--vectors", "nowhere.npz"], "there is no file nowhere.npz"),
         (["--vectors", "x.npz", "--data", "y.jsonl"], "not both"),
+        (["--vectors", "x.npz", "--kind", "app"], "--kind goes with the catalogue's examples or --data"),
+        (["--vectors", "x.npz", "--base-model", "m"], "--base-model goes with the catalogue's examples or --data"),
+        (["--data", "y.jsonl", "--few", "3"], "--few goes with the catalogue's examples or --vectors"),
         (["--strategy", "best"], "'best' is not a valid RetrievalStrategy"),
         (["--weighting", "heavy"], "'heavy' is not one of"),
         (["--top-k", "0"], "greater than or equal to 1"),

@@ -33,6 +33,7 @@ from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalStrategy
 from infra.runtime.deadline import bind_deadline
 from infra.runtime.wire import prompt_to_proto
+from retrieval_service import backup
 from retrieval_service import catalogue as catalogue_module
 from retrieval_service import memory as memory_module
 from retrieval_service.catalogue import Catalogue
@@ -40,6 +41,8 @@ from retrieval_service.embedders.base import normalise
 from retrieval_service.points import AdapterFilter, AdapterVectors
 from retrieval_service.qdrant import Qdrant, Server
 from retrieval_service.store import Store
+from retrieval_service.strategies.examples import ExampleSet
+from retrieval_service.strategies.scale import Similarities
 from tests.fakes.qdrant_server import QdrantServer, controlled_qdrant_server
 from tests.retrieval_world import Service, retrieval_service
 
@@ -364,3 +367,83 @@ def test_a_server_is_reached_over_tls_by_its_authority_only(certificate: tuple[P
     for file in (tmp_path / "no.pem", tmp_path / "nothing"):
         with pytest.raises(ConfigurationError, match="--qdrant-tls-ca"):
             Qdrant(Server("https://127.0.0.1:9", tls_ca=file))
+
+
+def test_a_name_that_moves_to_an_empty_catalogue_leaves_nothing_behind(
+    qdrant: QdrantServer, replicas: tuple[Catalogue, Catalogue]
+) -> None:
+    first, second = replicas
+    with closing(Qdrant(Server(qdrant.url))) as other, other.session() as client:
+        empty = backup.take(client, "adapters")
+        first.create(adapter("one"), vectors(1))
+        assert names(second) == {"one"}
+        backup.restore(client, "adapters", empty, replace=True, indexed=False)
+    assert names(second) == set()
+    assert second.search(asked(1), EVERYTHING, 9).revision == second.page(EVERYTHING, 9).revision
+
+
+def test_a_catalogue_too_large_for_memory_is_not_read_again_until_it_changes(qdrant: QdrantServer) -> None:
+    with opened(Server(qdrant.url), memory_vectors=5) as catalogue:
+        catalogue.create(adapter("one"), vectors(1, 9))
+        assert names(catalogue) == {"one"}
+        qdrant.requests.clear()
+        assert names(catalogue) == {"one"}
+        assert [one for one in qdrant.requests if "scroll" in one] == []
+        catalogue.update("one", lambda one: one, vectors(1, 2))
+        assert names(catalogue, RetrievalStrategy.CALIBRATED) == {"one"}
+
+
+def test_an_update_of_an_adapter_that_is_deleted_meanwhile_finds_none(replicas: tuple[Catalogue, Catalogue]) -> None:
+    first, second = replicas
+    first.create(adapter("one"), vectors(1))
+
+    def change(one: Adapter) -> Adapter:
+        second.delete("one")
+        return replace(one, kind="changed")
+
+    with pytest.raises(NotFoundError):
+        first.update("one", change)
+
+
+def test_one_strategy_does_not_wait_while_another_is_fitted(
+    replicas: tuple[Catalogue, Catalogue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = replicas
+    first.create(adapter("one"), vectors(1))
+    fitting, may_go_on = threading.Event(), threading.Event()
+
+    class Slow(Similarities):
+        def __init__(self, strategy: RetrievalStrategy, *others: Any) -> None:
+            if strategy is RetrievalStrategy.CALIBRATED:
+                fitting.set()
+                assert may_go_on.wait(30)
+            super().__init__(strategy, *others)
+
+    monkeypatch.setattr(memory_module, "Similarities", Slow)
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(names, first, RetrievalStrategy.CALIBRATED)
+        try:
+            assert fitting.wait(30)
+            assert pool.submit(names, first).result(timeout=30) == {"one"}
+        finally:
+            may_go_on.set()
+        assert slow.result() == {"one"}
+
+
+def test_kinds_that_decide_nothing_share_one_fit(
+    replicas: tuple[Catalogue, Catalogue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = replicas
+    for turn in range(12):
+        first.create(adapter(f"a{turn}", kind=f"kind{turn}"), vectors(turn))
+    made: list[str] = []
+
+    class Counted(Similarities):
+        def __init__(self, strategy: RetrievalStrategy, examples: ExampleSet, kind: str = "") -> None:
+            made.append(kind)
+            super().__init__(strategy, examples, kind)
+
+    monkeypatch.setattr(memory_module, "Similarities", Counted)
+    for turn in range(12):
+        assert first.search(asked(1), AdapterFilter(kind=f"kind{turn}"), 9, RetrievalStrategy.CALIBRATED).found[0]
+    assert made == [""]

@@ -256,6 +256,17 @@ def test_a_kind_of_few_examples_does_not_decide_what_is_looked_past() -> None:
     assert nested_kinds(scatters(examples), "") == {"app", "odd"}
 
 
+def test_among_kinds_none_of_which_decides_all_are_looked_past() -> None:
+    counts = {f"a{index}": 4 for index in range(12)} | {"single": 1}
+    kinds = {name: name for name in counts}
+    found = scatters(clouds(counts, kinds=kinds))
+    assert nested_kinds(found, "") == nested_kinds(found, "a3") == kinds.keys() - {"single"}
+    queries = clouds({"query": 5}, seed=7).vectors
+    mixed, plain = clouds(counts, kinds=kinds), clouds(counts)
+    np.testing.assert_allclose(Calibrated(mixed).cosines(queries), Calibrated(plain).cosines(queries), atol=1e-6)
+    assert not np.allclose(Calibrated(mixed).cosines(queries), Centroid(mixed).cosines(queries), atol=1e-3)
+
+
 def test_scatter_is_the_sum_of_squares_within_adapters() -> None:
     examples = categories()
     for kind, found in scatters(examples).items():
