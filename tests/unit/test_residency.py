@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -23,6 +24,13 @@ from infra.contract.errors import (
 from tests.fakes.house import House, fusion, mixture
 
 TWO = (WeightedAdapter("r2-a", 0.5), WeightedAdapter("r2-b", 0.25))
+
+
+class Heard:
+    """Stands for what a receiver holds on to, such as pixels."""
+
+    def hear(self, outcome: Outcome) -> None:
+        raise AssertionError(outcome)
 
 
 @pytest.fixture
@@ -291,6 +299,52 @@ def test_a_cancelled_wait_is_skipped(house: House) -> None:
     held.release()
     assert isinstance(next_one.get(timeout=20), BankLease)
     assert cancelled.empty()
+
+
+def test_cancelling_the_one_in_front_lets_those_behind_it_go_on_at_once(house: House) -> None:
+    held = house.lease(mixture("r8-a"))
+    large, _ = house.ask(mixture("r16-big"))
+    while not house.residency._blocked:
+        time.sleep(0.001)
+    _, behind = house.ask(Mixture(held.applied))
+    with pytest.raises(queue.Empty):
+        behind.get(timeout=0.05)
+    large.cancel()
+    assert isinstance(behind.get(timeout=20), BankLease)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_cancelled_waits_keep_neither_a_place_nor_their_receivers(house: House, resident: bool) -> None:
+    held = house.lease(mixture("r4-a"))
+    _, large = house.ask(mixture("r16-big"))
+    while not house.residency._blocked:
+        time.sleep(0.001)
+    alive: list[weakref.ref[Heard]] = []
+    for number in range(5 * READ_AHEAD):
+        heard = Heard()
+        alive.append(weakref.ref(heard))
+        composition = Mixture(held.applied) if resident else mixture(f"r4-{number}")
+        house.residency.request(composition, heard.hear).cancel()
+        del heard
+    deadline = time.monotonic() + 20
+    while (house.residency._unread or len(house.residency._blocked) > 1) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert not house.residency._unread
+    assert len(house.residency._blocked) == 1
+    assert not any(heard() for heard in alive)
+    held.release()
+    assert isinstance(large.get(timeout=20), BankLease)
+
+
+def test_a_lease_that_comes_after_the_cancelling_is_given_back(house: House) -> None:
+    house.disk.open.clear()
+    ticket, answers = house.ask(mixture("r8-a"))
+    ticket.cancel()
+    house.disk.open.set()
+    house.lease(mixture("r8-b")).release()
+    ticket.tell(house.lease(mixture("r8-c")))
+    assert answers.empty()
+    assert house.residency.leased_ranks == 0
 
 
 def test_adapters_read_before_are_kept_on_the_host(house: House) -> None:
