@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from generation_service.adapters.leases import BankLease, Outcome
-from generation_service.adapters.residency import READ_AHEAD
+from generation_service.adapters.residency import READ_AHEAD, Residency
+from generation_service.adapters.store import WeightStore
+from generation_service.adapters.weights import AdapterWeights
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import (
     BaseModelMismatchError,
@@ -136,6 +138,43 @@ def test_a_failed_load_fails_those_who_asked_and_is_tried_again(house: House) ->
     assert house.residency.leased_ranks == 0
     house.disk.broken = set()
     house.lease(mixture("r4-b", "r4-a")).release()
+
+
+@pytest.mark.parametrize(
+    ("composition", "place"),
+    [(mixture("r4-b", "r4-a"), "mixture.adapters[1]"), (fusion("r4-b", "r4-a"), "fusion.adapters[1]")],
+)
+def test_an_adapter_that_cannot_be_read_is_named_with_its_field(
+    house: House, composition: Composition, place: str
+) -> None:
+    house.disk.broken = {"r4-a"}
+    error = house.refused(composition)
+    assert isinstance(error, CheckpointError)
+    assert error.message == "adapter 'r4-a': r4-a is half a file"
+    assert error.metadata == {"adapter_id": "r4-a", "field": f"composition.{place}.adapter_id"}
+
+
+def test_a_fusion_whose_values_the_bank_cannot_hold_names_its_members_and_their_field(house: House) -> None:
+    def overflowing(weights: AdapterWeights) -> AdapterWeights:
+        if not weights.revision:
+            raise CheckpointError("layer: values of the adapter are not finite in torch.float16")
+        return weights
+
+    house.store = WeightStore(
+        house.disk, house.disk.weights, ["tiny"], 2**20, config_of=house.disk.config, host_form=overflowing
+    )
+    house.residency = Residency(house.bank, house.store)
+    error = house.refused(fusion("r4-b", "r4-a"))
+    assert isinstance(error, CheckpointError)
+    assert error.message.startswith("fusing 'r4-a', 'r4-b': layer: values of the adapter are not finite")
+    assert error.metadata == {"field": "composition.fusion.adapters"}
+
+
+def test_a_pin_of_what_cannot_be_read_names_the_adapter_and_its_own_field(house: House) -> None:
+    house.disk.broken = {"r4-a"}
+    with pytest.raises(CheckpointError, match="adapter 'r4-a'") as caught:
+        house.residency.pin("r4-a").result(timeout=20)
+    assert caught.value.metadata == {"adapter_id": "r4-a", "field": "adapter_id"}
 
 
 def test_an_unknown_adapter_is_not_found(house: House) -> None:
