@@ -143,7 +143,7 @@ class WeightStore:
                 raise
             raise ConflictError(
                 f"the files of adapter {source.adapter_id!r} are not those that its revision {source.revision!r} was "
-                f"read from: register the adapter again, for its new files to be a revision of their own ({error})",
+                f"read from: register the adapter again, for its new files to be a revision of their own",
                 adapter_id=source.adapter_id,
                 revision=source.revision,
             ) from error
