@@ -37,7 +37,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Return the plan for `slots` running sequences when `available` bytes are left beside weights and bank.
 
-    Unset, `sequence_tokens` is what the model and that memory allow. Raises ConfigurationError when it does not fit.
+    Unset, `sequence_tokens` is what the model and that memory allow; a CPU may be told to use more than that default.
+    Raises ConfigurationError when it does not fit.
     """
     if sequence_tokens is not None and sequence_tokens > model.max_positions:
         raise ConfigurationError(
@@ -52,7 +53,15 @@ def plan_memory(
             "smaller max_running or bank_ranks, or say max_sequence_tokens"
         )
     shape = CacheShape(model.layers, slots, model.kv_heads, length, model.head_dim)
-    return MemoryPlan(model.weight_bytes, bank_bytes(model, ranks), shape, shape.bytes(model.dtype))
+    cache_bytes = shape.bytes(model.dtype)
+    most = available if model.device.type == "cuda" else _physical_bytes()
+    if cache_bytes > most:
+        raise ConfigurationError(
+            f"max_sequence_tokens is {length}: the KV cache of {slots} slots would take {cache_bytes} bytes, and "
+            f"{most} are available, room for {max(0, most // per_token - 1)} tokens in each slot: set a smaller "
+            "max_sequence_tokens, max_running or bank_ranks"
+        )
+    return MemoryPlan(model.weight_bytes, bank_bytes(model, ranks), shape, cache_bytes)
 
 
 def available_bytes(model: ModelDescription, ranks: int) -> int:
@@ -63,5 +72,8 @@ def available_bytes(model: ModelDescription, ranks: int) -> int:
     if model.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(model.device)
         return max(0, free - bank_bytes(model, ranks) - round(DEVICE_RESERVE * total))
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(HOST_CACHE_BYTES, physical // 4)
+    return min(HOST_CACHE_BYTES, _physical_bytes() // 4)
+
+
+def _physical_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -25,10 +25,10 @@ def checked(
 
     `pinned_ranks` tells the ranks that pinned adapters hold, beside some. Raises what Residency.check says.
     """
-    path = f"composition.{type(composition).__name__.lower()}.adapters"
+    path = adapters_path(composition)
     sources, configs = [], []
     for index, share in enumerate(composition.adapters):
-        with _naming(f"{path}[{index}]"):
+        with naming(f"{path}[{index}]", share.adapter_id):
             source = store.resolve(share.adapter_id, share.revision)
             config = store.config(source)
             _check_rank(share.adapter_id, config, bank_ranks)
@@ -39,6 +39,11 @@ def checked(
     if need + pinned > bank_ranks:
         raise beyond_bank(need, bank_ranks, pinned, field=path)
     return replace(composition, adapters=named(composition.adapters, sources)), sources
+
+
+def adapters_path(composition: Mixture | Fusion) -> str:
+    """Return the field of a request that the composition's adapters are in."""
+    return f"composition.{type(composition).__name__.lower()}.adapters"
 
 
 def named(shares: Sequence[WeightedAdapter], sources: Sequence[AdapterSource]) -> tuple[WeightedAdapter, ...]:
@@ -60,8 +65,8 @@ def beyond_bank(need: int, bank_ranks: int, pinned: int, why: str = "", **metada
 
 
 @contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Add the field `path` to an error raised within; one about a revision names that field of it.
+def naming(path: str, adapter_id: str) -> Iterator[None]:
+    """Add the field `path` and the adapter to an error raised within; one about a revision names that field of it.
 
     Raises another of its class: several requests may have caught the same one, each with a path of its own.
     """
@@ -71,7 +76,9 @@ def _naming(path: str) -> Iterator[None]:
         raise
     except LoraRetrieverError as error:
         name = "revision" if "revision" in error.metadata else "adapter_id"
-        raise type(error)(error.message, **{**error.metadata, "field": f"{path}.{name}"}) from error
+        message = error.message if repr(adapter_id) in error.message else f"adapter {adapter_id!r}: {error.message}"
+        metadata = {"adapter_id": adapter_id, **error.metadata, "field": f"{path}.{name}"}
+        raise type(error)(message, **metadata) from error
 
 
 def _check_rank(adapter_id: str, config: PeftConfig, bank_ranks: int) -> None:

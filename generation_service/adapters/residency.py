@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from generation_service.adapters.admission import checked, named
 from generation_service.adapters.bank import AdapterBank
@@ -22,31 +21,12 @@ from generation_service.adapters.leases import (
 from generation_service.adapters.placement import NotYet, Placement
 from generation_service.adapters.sources import AdapterSource
 from generation_service.adapters.store import WeightStore
-from generation_service.adapters.wanted import Wanted, wanted_by
+from generation_service.adapters.tickets import Ticket
+from generation_service.adapters.wanted import wanted_by
 from infra.contract.composition import Base, Composition, Fusion, Mixture, WeightedAdapter
 from infra.contract.errors import LoraRetrieverError, UnavailableError
-from infra.runtime.logs import get_logger
-
-log = get_logger(__name__)
 
 READ_AHEAD = 16
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A composition on its way into the bank. `ahead`: it is one of the READ_AHEAD that may hold weights."""
-
-    ready: Ready
-    composition: Composition = field(default_factory=Base)
-    wanted: list[Wanted] = field(default_factory=list)
-    applied: tuple[WeightedAdapter, ...] = ()
-    cancelled: bool = False
-    ahead: bool = False
-    again: bool = False
-
-    def cancel(self) -> None:
-        """Forget it, if it is not ready yet; a lease that comes all the same is its receiver's to release."""
-        self.cancelled = True
 
 
 class Residency:
@@ -63,7 +43,7 @@ class Residency:
         self._bank_ranks = bank.ranks
         self._placement = Placement(bank)
         self._lock = threading.Lock()
-        self._unread: deque[Ticket] = deque()
+        self._unread: OrderedDict[Ticket, None] = OrderedDict()
         self._ahead = 0
         self._closed = False
         self._blocked: deque[Ticket] = deque()
@@ -81,10 +61,13 @@ class Residency:
         return composition if isinstance(composition, Base) else self._checked(composition)[0]
 
     def request(self, composition: Composition, ready: Ready) -> Ticket:
-        """Call `ready` once with the composition's lease, or with the error that it ends in; from any thread."""
-        ticket = Ticket(ready, composition)
+        """Call `ready` once with the composition's lease, or with the error that it ends in; from any thread.
+
+        Not at all once the ticket is cancelled.
+        """
+        ticket = Ticket(ready, self._forget, composition)
         if isinstance(composition, Base):
-            _tell(ticket, BankLease({}, (), self._release))
+            ticket.tell(BankLease({}, (), self._release))
         elif self._all_resident(composition, ticket):
             self._send(self._placer, self._place, ticket)
         else:
@@ -139,9 +122,12 @@ class Residency:
             self._closed = True
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._placer.shutdown(wait=True)
-        for waiting in (self._unread, self._blocked):
-            while waiting:
-                self._end(waiting.popleft(), _stopping())
+        with self._lock:
+            waiting = [*self._unread, *self._blocked]
+            self._unread.clear()
+            self._blocked.clear()
+        for ticket in waiting:
+            self._end(ticket, _stopping())
 
     def _checked(self, composition: Mixture | Fusion) -> tuple[Mixture | Fusion, list[AdapterSource]]:
         return checked(composition, self._store, self._bank_ranks, self._placement.pinned_ranks)
@@ -160,10 +146,10 @@ class Residency:
 
     def _read_soon(self, ticket: Ticket) -> None:
         with self._lock:
-            closed = self._closed
-            if not closed:
-                self._unread.append(ticket)
-        if closed:
+            gone = self._closed or ticket.cancelled
+            if not gone:
+                self._unread[ticket] = None
+        if gone:
             self._end(ticket, _stopping())
         else:
             self._read_ahead()
@@ -173,7 +159,7 @@ class Residency:
         starting = []
         with self._lock:
             while self._unread and self._ahead < READ_AHEAD and not self._closed:
-                ticket = self._unread.popleft()
+                ticket, _ = self._unread.popitem(last=False)
                 ticket.ahead = True
                 self._ahead += 1
                 starting.append(ticket)
@@ -183,12 +169,14 @@ class Residency:
     def _read(self, ticket: Ticket) -> None:
         """Read what `ticket` needs and the bank does not hold; all that it needs when it comes here again."""
         assert not isinstance(ticket.composition, Base)
+        if ticket.cancelled:
+            self._end(ticket, None)
+            return
         try:
-            if not ticket.cancelled:
-                ticket.composition, sources = self._checked(ticket.composition)
-                self._fill(ticket, ticket.composition, sources)
-                for wanted in ticket.wanted if ticket.again else self._placement.absent(ticket.wanted):
-                    wanted.weights = wanted.load()
+            ticket.composition, sources = self._checked(ticket.composition)
+            self._fill(ticket, ticket.composition, sources)
+            for wanted in ticket.wanted if ticket.again else self._placement.absent(ticket.wanted):
+                wanted.weights = wanted.load()
         except Exception as error:
             self._end(ticket, error)
             return
@@ -203,9 +191,10 @@ class Residency:
 
     def _drain(self) -> None:
         """Lease to those who wait, in order, until one does not fit. On the placer's thread."""
+        self._drop_cancelled()
         while self._blocked:
             ticket = self._blocked[0]
-            outcome = None if ticket.cancelled else self._outcome(ticket)
+            outcome = self._outcome(ticket)
             if outcome is NotYet.NO_ROOM:
                 return
             self._blocked.popleft()
@@ -213,6 +202,11 @@ class Residency:
                 self._read_again(ticket)
             else:
                 self._end(ticket, outcome)
+
+    def _drop_cancelled(self) -> None:
+        for ticket in [ticket for ticket in self._blocked if ticket.cancelled]:
+            self._blocked.remove(ticket)
+            self._end(ticket, None)
 
     def _outcome(self, ticket: Ticket) -> Outcome | NotYet:
         try:
@@ -237,9 +231,19 @@ class Residency:
             self._ahead -= held
             ticket.ahead = False
         if outcome is not None:
-            _tell(ticket, outcome)
+            ticket.tell(outcome)
         if held:
             self._read_ahead()
+
+    def _forget(self, ticket: Ticket) -> None:
+        """Let a cancelled ticket go from where it waits; a reader that has it lets it go when it comes to it."""
+        with self._lock:
+            unread = ticket in self._unread
+            self._unread.pop(ticket, None)
+        if unread:
+            self._end(ticket, None)
+        else:
+            self._wake()
 
     def _release(self, held: Mapping[Resident, float]) -> None:
         self._placement.release(held)
@@ -266,16 +270,6 @@ def _of_one(error: Exception) -> Exception:
     if isinstance(error, LoraRetrieverError) and "field" in error.metadata:
         error.metadata = {**error.metadata, "field": error.metadata["field"].rpartition(".")[2]}
     return error
-
-
-def _tell(ticket: Ticket, outcome: Outcome) -> None:
-    """Hand over what a ticket came to; a receiver that fails holds up no other."""
-    try:
-        ticket.ready(outcome)
-    except Exception:
-        log.exception("composition_not_received")
-        if isinstance(outcome, BankLease):
-            outcome.release()
 
 
 def _stopping() -> UnavailableError:

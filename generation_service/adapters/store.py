@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from generation_service.adapters.checkpoint import read_config
 from generation_service.adapters.once import Once
@@ -12,11 +14,14 @@ from generation_service.adapters.peft_config import PeftConfig
 from generation_service.adapters.sources import AdapterResolver, AdapterSource, check_base_model
 from generation_service.adapters.weights import AdapterWeights
 from infra.contract.composition import WeightedAdapter
+from infra.contract.errors import ConflictError
 
 Key = tuple[str, str]
 """Adapter id and revision."""
 
 MAX_KNOWN_SOURCES = 4096
+
+_V = TypeVar("_V")
 
 
 class WeightStore:
@@ -45,6 +50,7 @@ class WeightStore:
         self._lock = threading.Lock()
         self._sources: OrderedDict[Key, AdapterSource] = OrderedDict()
         self._configs: OrderedDict[Key, PeftConfig] = OrderedDict()
+        self._contents: OrderedDict[Key, str] = OrderedDict()
         self._once: Once[Key, AdapterWeights] = Once()
         self._kept: OrderedDict[Key, AdapterWeights] = OrderedDict()
         self._sizes: dict[Key, int] = {}
@@ -62,9 +68,7 @@ class WeightStore:
         source = self._resolver.resolve(adapter_id, revision)
         check_base_model(source, self._names)
         with self._lock:
-            self._sources[adapter_id, source.revision] = source
-            while len(self._sources) > MAX_KNOWN_SOURCES:
-                self._sources.popitem(last=False)
+            _remember(self._sources, (adapter_id, source.revision), source)
         return source
 
     def known(self, adapters: Sequence[WeightedAdapter]) -> list[AdapterSource] | None:
@@ -83,13 +87,15 @@ class WeightStore:
             return known
         config = self._config_of(source)
         with self._lock:
-            self._configs[key] = config
-            while len(self._configs) > MAX_KNOWN_SOURCES:
-                self._configs.popitem(last=False)
+            _remember(self._configs, key, config)
         return config
 
     def weights(self, source: AdapterSource) -> AdapterWeights:
-        """Return the weights of `source`: kept, or being read by another caller, or read now."""
+        """Return the weights of `source`: kept, or being read by another caller, or read now.
+
+        Raises, beside what reading does, ConflictError when the folder does not hold that revision any more: the one
+        that the source names, or else the one that was read for it first.
+        """
         key = (source.adapter_id, source.revision)
         return self._kept_of(key) or self._once(key, lambda: self._kept_of(key) or self._read_and_keep(key, source))
 
@@ -110,7 +116,7 @@ class WeightStore:
             return None
 
     def _read_and_keep(self, key: Key, source: AdapterSource) -> AdapterWeights:
-        weights = self._host_form(self._read(source))
+        weights = self._host_form(self._read_unchanged(key, source))
         size = weights.bytes
         dropped = []
         with self._lock:
@@ -122,3 +128,33 @@ class WeightStore:
                 self._bytes -= self._sizes.pop(oldest)
                 dropped.append(least_used)
         return weights
+
+    def _read_unchanged(self, key: Key, source: AdapterSource) -> AdapterWeights:
+        """Read `source`; a revision that was read before, only with the same content."""
+        with self._lock:
+            first = self._contents.get(key, "")
+        try:
+            weights = self._read(replace(source, content=source.content or first))
+        except ConflictError as error:
+            with self._lock:
+                self._sources.pop(key, None)
+                self._configs.pop(key, None)
+            if source.content:
+                raise
+            raise ConflictError(
+                f"the files of adapter {source.adapter_id!r} are not those that its revision {source.revision!r} was "
+                f"read from: register the adapter again, for its new files to be a revision of their own",
+                adapter_id=source.adapter_id,
+                revision=source.revision,
+            ) from error
+        with self._lock:
+            _remember(self._contents, key, weights.revision)
+        return weights
+
+
+def _remember(known: OrderedDict[Key, _V], key: Key, value: _V) -> None:
+    """Keep `value`, and of what was kept before as much as MAX_KNOWN_SOURCES allows."""
+    known[key] = value
+    known.move_to_end(key)
+    while len(known) > MAX_KNOWN_SOURCES:
+        known.popitem(last=False)

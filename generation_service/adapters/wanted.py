@@ -7,14 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from generation_service.adapters.admission import adapters_path, naming
 from generation_service.adapters.leases import AdapterKey, FusionKey, ResidentKey
 from generation_service.adapters.sources import AdapterSource
 from generation_service.adapters.store import WeightStore
 from generation_service.adapters.weights import AdapterWeights
 from generation_service.compose.fusion import WeightedWeights, fuse
 from infra.contract.composition import DEFAULT_DENSITY, Fusion, FusionMethod, Mixture, WeightedAdapter
+from infra.contract.errors import CheckpointError
 
 Member = tuple[WeightedAdapter, AdapterSource]
+_Load = Callable[[], AdapterWeights]
 
 
 @dataclass(eq=False)
@@ -23,7 +26,7 @@ class Wanted:
 
     key: ResidentKey
     weight: float
-    load: Callable[[], AdapterWeights]
+    load: _Load
     weights: AdapterWeights | None = None
 
 
@@ -32,31 +35,48 @@ def wanted_by(composition: Mixture | Fusion, members: Sequence[Member], store: W
 
     A mixture needs a range for each adapter, a fusion one for its result, whatever the order of its members.
     """
+    path = adapters_path(composition)
+    read = [
+        (share, _reading(share, source, store, f"{path}[{index}]")) for index, (share, source) in enumerate(members)
+    ]
     match composition:
         case Mixture():
-            return [_adapter(share, source, store) for share, source in members]
+            return [Wanted(AdapterKey(share.adapter_id, share.revision), share.weight, load) for share, load in read]
         case Fusion():
-            return [_fusion(composition, sorted(members, key=lambda member: member[0].adapter_id), store)]
+            return [_fusion(composition, sorted(read, key=lambda member: member[0].adapter_id), store)]
         case _:
             assert_never(composition)
 
 
-def _adapter(share: WeightedAdapter, source: AdapterSource, store: WeightStore) -> Wanted:
-    return Wanted(AdapterKey(share.adapter_id, share.revision), share.weight, lambda: store.weights(source))
+def _reading(share: WeightedAdapter, source: AdapterSource, store: WeightStore, path: str) -> _Load:
+    """Return what reads an adapter; its errors name it, and where in the request it is."""
+
+    def load() -> AdapterWeights:
+        with naming(path, share.adapter_id):
+            return store.weights(source)
+
+    return load
 
 
-def _fusion(fusion: Fusion, members: Sequence[Member], store: WeightStore) -> Wanted:
+def _fusion(fusion: Fusion, members: Sequence[tuple[WeightedAdapter, _Load]], store: WeightStore) -> Wanted:
     key = fusion_key(fusion, [share for share, _ in members])
 
     def load() -> AdapterWeights:
         fused = fuse(
-            [WeightedWeights(store.weights(source), share.weight, share.adapter_id) for share, source in members],
+            [WeightedWeights(read(), share.weight, share.adapter_id) for share, read in members],
             key.method,
             rank=key.rank,
             density=key.density or DEFAULT_DENSITY,
             seed=key.seed or 0,
         )
-        return store.in_host_form(fused)
+        try:
+            return store.in_host_form(fused)
+        except CheckpointError as error:
+            names = ", ".join(repr(share.adapter_id) for share, _ in members)
+            raise CheckpointError(
+                f"fusing {names}: {error.message}: lower their weights, or leave out the adapter with the huge values",
+                field="composition.fusion.adapters",
+            ) from error
 
     return Wanted(key, 1.0, load)
 

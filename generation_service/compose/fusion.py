@@ -86,7 +86,9 @@ def _linear(path: str, parts: Sequence[Part]) -> LoraPair:
     if len({part.rank for part in parts}) > 1:
         ranks = ", ".join(f"{part.name} has {part.rank}" for part in parts)
         raise FailedPreconditionError(
-            f"linear fusion needs equal ranks, and at {path} {ranks}: use concat, svd, or a mixture", module=path
+            f"linear fusion needs equal ranks, and at {path} {ranks}: use concat, svd, or a mixture",
+            field="composition.fusion.method",
+            module=path,
         )
     a, b = parts[0].weight * parts[0].a, parts[0].weight * parts[0].b
     for part in parts[1:]:
@@ -107,6 +109,7 @@ def _finite(path: str, parts: Sequence[Part], merged: _Merged) -> _Merged:
         names = ", ".join(part.name for part in parts)
         raise FailedPreconditionError(
             f"fusing {names} overflows at {path}: lower their weights, or leave out the adapter with the huge values",
+            field="composition.fusion.adapters",
             module=path,
         )
     return merged

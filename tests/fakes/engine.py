@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from generation_service.adapters.leases import BankLease, Outcome, Ready
-from generation_service.adapters.residency import Residency, Ticket
+from generation_service.adapters.residency import Residency
+from generation_service.adapters.tickets import Ticket
 from generation_service.decode_row import DecodeRow
 from generation_service.engine import Engine
 from generation_service.limits import EngineLimits

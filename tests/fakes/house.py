@@ -14,9 +14,10 @@ from torch import Tensor
 from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.leases import BankLease, Outcome
 from generation_service.adapters.peft_config import PeftConfig
-from generation_service.adapters.residency import Residency, Ticket
+from generation_service.adapters.residency import Residency
 from generation_service.adapters.sources import AdapterSource
 from generation_service.adapters.store import WeightStore
+from generation_service.adapters.tickets import Ticket
 from generation_service.adapters.weights import AdapterWeights, LoraPair
 from infra.contract.composition import Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import CheckpointError, LoraRetrieverError, NotFoundError

@@ -6,9 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from generation_service.adapters.sources import CatalogueSources, FolderSources, Roots, check_base_model
+from generation_service.adapters.checkpoint import read_checkpoint
+from generation_service.adapters.sources import (
+    AdapterResolver,
+    AdapterSource,
+    CatalogueSources,
+    FolderSources,
+    Roots,
+    check_base_model,
+)
+from generation_service.adapters.store import WeightStore
+from generation_service.adapters.weights import AdapterWeights
 from infra.contract.adapter import Adapter
-from infra.contract.errors import BaseModelMismatchError, CheckpointError, NotFoundError, UnavailableError
+from infra.contract.errors import (
+    BaseModelMismatchError,
+    CheckpointError,
+    ConflictError,
+    NotFoundError,
+    UnavailableError,
+)
 from tests.checkpoints.peft_adapters import TinyAdapter
 
 
@@ -107,3 +123,41 @@ def test_a_base_model_is_compared_by_the_last_component_of_its_name(root: Path) 
     check_base_model(source, ["other", "tiny"])
     with pytest.raises(BaseModelMismatchError, match="'clock' was trained on tiny; this server runs other"):
         check_base_model(source, ["other"])
+
+
+def keeping_nothing(resolver: AdapterResolver) -> WeightStore:
+    """Return a store that reads an adapter each time it is asked for."""
+
+    def read(source: AdapterSource) -> AdapterWeights:
+        return read_checkpoint(source.folder, {"layer": (4, 4)}, str, expected_revision=source.content)
+
+    return WeightStore(resolver, read, ["tiny"], max_bytes=0)
+
+
+def test_a_registered_revision_never_becomes_other_weights(root: Path) -> None:
+    revision = "r7"
+    sources = CatalogueSources(lambda name: Adapter(name, "tiny", "clock", revision=revision), Roots([root]))
+    store = keeping_nothing(sources)
+    first = store.weights(store.resolve("clock", ""))
+    assert store.weights(store.resolve("clock", "r7")).revision == first.revision
+    write(root / "clock", seed=2)
+    for _ in range(2):
+        with pytest.raises(ConflictError, match=r"'clock'.*'r7'.*register the adapter again") as caught:
+            store.weights(store.resolve("clock", "r7"))
+        assert caught.value.metadata == {"adapter_id": "clock", "revision": "r7"}
+    revision = "r8"
+    assert store.weights(store.resolve("clock", "")).revision != first.revision
+    with pytest.raises(NotFoundError, match=r"'r7'.*'r8'"):
+        store.resolve("clock", "r7")
+
+
+def test_after_a_replacement_the_old_revision_conflicts_once_and_is_not_found_then(root: Path) -> None:
+    store = keeping_nothing(FolderSources(Roots([root])))
+    old = store.resolve("clock", "")
+    write(root / "clock", seed=2)
+    assert store.resolve("clock", old.revision) == old
+    with pytest.raises(ConflictError, match="retry"):
+        store.weights(old)
+    with pytest.raises(NotFoundError, match=old.revision):
+        store.resolve("clock", old.revision)
+    assert store.weights(store.resolve("clock", "")).revision != old.content

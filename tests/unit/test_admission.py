@@ -70,7 +70,12 @@ def test_an_adapter_of_another_base_model_is_named_by_its_field(house: House) ->
 def test_a_rank_beyond_the_bank_is_told_with_both(house: House) -> None:
     error = refused(house, mixture("r4-a", "r17-b"))
     assert isinstance(error, CapacityError)
-    assert error.metadata == {"rank": "17", "limit": "16", "field": "composition.mixture.adapters[1].adapter_id"}
+    assert error.metadata == {
+        "adapter_id": "r17-b",
+        "rank": "17",
+        "limit": "16",
+        "field": "composition.mixture.adapters[1].adapter_id",
+    }
     assert "--bank-ranks" in error.message
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from generation_service.adapters.residency import Ticket
+from generation_service.adapters.tickets import Ticket
 from infra.contract.composition import Mixture, WeightedAdapter
 from infra.contract.errors import (
     CancelledError,

@@ -70,6 +70,7 @@ def test_linear_of_unequal_ranks_is_refused_naming_them() -> None:
         fuse(MIXED, FusionMethod.LINEAR)
     assert "adidas has 3, gmail has 5" in caught.value.message
     assert "at q" in caught.value.message
+    assert caught.value.metadata == {"field": "composition.fusion.method", "module": "q"}
     assert "use concat, svd, or a mixture" in caught.value.message
 
 
@@ -168,7 +169,7 @@ def test_values_beyond_any_use_are_refused_by_name(method: FusionMethod) -> None
     huge = AdapterWeights.of({"q": LoraPair(pair.a.float() * 1e30, pair.b.float() * 1e30)})
     with pytest.raises(FailedPreconditionError, match=r"fusing mad, gmail overflows at q") as caught:
         fuse([WeightedWeights(huge, 1e20, "mad"), WeightedWeights(adapter(2, q=4), 1.0, "gmail")], method)
-    assert caught.value.metadata == {"module": "q"}
+    assert caught.value.metadata == {"field": "composition.fusion.adapters", "module": "q"}
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])

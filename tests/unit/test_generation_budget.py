@@ -42,6 +42,30 @@ def test_a_sequence_longer_than_the_model_was_made_for_is_refused() -> None:
         plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=5000, available=2**40)
 
 
+def test_a_length_asked_for_has_to_fit_the_memory_of_a_gpu() -> None:
+    model = dataclasses.replace(MODEL, device=torch.device("cuda"))
+    available = 4 * PER_TOKEN * 101
+    plan = plan_memory(model, ranks=8, slots=4, sequence_tokens=100, available=available)
+    assert plan.cache_bytes == available
+    with pytest.raises(ConfigurationError) as caught:
+        plan_memory(model, ranks=8, slots=4, sequence_tokens=101, available=available)
+    for said in (
+        "max_sequence_tokens is 101",
+        f"take {4 * PER_TOKEN * 102} bytes",
+        f"{available} are available",
+        "room for 100 tokens",
+        "smaller max_sequence_tokens, max_running or bank_ranks",
+    ):
+        assert said in caught.value.message
+
+
+def test_a_length_asked_for_on_a_cpu_may_pass_the_default_and_not_the_physical_memory() -> None:
+    assert plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=2000, available=0).cache.length == 2000
+    endless = dataclasses.replace(MODEL, max_positions=2**50)
+    with pytest.raises(ConfigurationError, match=f"max_sequence_tokens is {2**50}"):
+        plan_memory(endless, ranks=8, slots=4, sequence_tokens=2**50, available=2**60)
+
+
 def test_a_cache_takes_the_bytes_that_were_planned() -> None:
     plan = plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=64, available=available_bytes(MODEL, 8))
     cache = SlotKVCache(plan.cache, torch.float32, torch.device("cpu"))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import queue
 import time
+import weakref
 from contextlib import suppress
 
 import pytest
 import torch
 
 from generation_service.adapters.leases import BankLease, Outcome
-from generation_service.adapters.residency import READ_AHEAD
+from generation_service.adapters.residency import READ_AHEAD, Residency
+from generation_service.adapters.store import WeightStore
+from generation_service.adapters.weights import AdapterWeights
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import (
     BaseModelMismatchError,
@@ -23,6 +26,13 @@ from infra.contract.errors import (
 from tests.fakes.house import House, fusion, mixture
 
 TWO = (WeightedAdapter("r2-a", 0.5), WeightedAdapter("r2-b", 0.25))
+
+
+class Heard:
+    """Stands for what a receiver holds on to, such as pixels."""
+
+    def hear(self, outcome: Outcome) -> None:
+        raise AssertionError(outcome)
 
 
 @pytest.fixture
@@ -128,6 +138,43 @@ def test_a_failed_load_fails_those_who_asked_and_is_tried_again(house: House) ->
     assert house.residency.leased_ranks == 0
     house.disk.broken = set()
     house.lease(mixture("r4-b", "r4-a")).release()
+
+
+@pytest.mark.parametrize(
+    ("composition", "place"),
+    [(mixture("r4-b", "r4-a"), "mixture.adapters[1]"), (fusion("r4-b", "r4-a"), "fusion.adapters[1]")],
+)
+def test_an_adapter_that_cannot_be_read_is_named_with_its_field(
+    house: House, composition: Composition, place: str
+) -> None:
+    house.disk.broken = {"r4-a"}
+    error = house.refused(composition)
+    assert isinstance(error, CheckpointError)
+    assert error.message == "adapter 'r4-a': r4-a is half a file"
+    assert error.metadata == {"adapter_id": "r4-a", "field": f"composition.{place}.adapter_id"}
+
+
+def test_a_fusion_whose_values_the_bank_cannot_hold_names_its_members_and_their_field(house: House) -> None:
+    def overflowing(weights: AdapterWeights) -> AdapterWeights:
+        if not weights.revision:
+            raise CheckpointError("layer: values of the adapter are not finite in torch.float16")
+        return weights
+
+    house.store = WeightStore(
+        house.disk, house.disk.weights, ["tiny"], 2**20, config_of=house.disk.config, host_form=overflowing
+    )
+    house.residency = Residency(house.bank, house.store)
+    error = house.refused(fusion("r4-b", "r4-a"))
+    assert isinstance(error, CheckpointError)
+    assert error.message.startswith("fusing 'r4-a', 'r4-b': layer: values of the adapter are not finite")
+    assert error.metadata == {"field": "composition.fusion.adapters"}
+
+
+def test_a_pin_of_what_cannot_be_read_names_the_adapter_and_its_own_field(house: House) -> None:
+    house.disk.broken = {"r4-a"}
+    with pytest.raises(CheckpointError, match="adapter 'r4-a'") as caught:
+        house.residency.pin("r4-a").result(timeout=20)
+    assert caught.value.metadata == {"adapter_id": "r4-a", "field": "adapter_id"}
 
 
 def test_an_unknown_adapter_is_not_found(house: House) -> None:
@@ -291,6 +338,52 @@ def test_a_cancelled_wait_is_skipped(house: House) -> None:
     held.release()
     assert isinstance(next_one.get(timeout=20), BankLease)
     assert cancelled.empty()
+
+
+def test_cancelling_the_one_in_front_lets_those_behind_it_go_on_at_once(house: House) -> None:
+    held = house.lease(mixture("r8-a"))
+    large, _ = house.ask(mixture("r16-big"))
+    while not house.residency._blocked:
+        time.sleep(0.001)
+    _, behind = house.ask(Mixture(held.applied))
+    with pytest.raises(queue.Empty):
+        behind.get(timeout=0.05)
+    large.cancel()
+    assert isinstance(behind.get(timeout=20), BankLease)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_cancelled_waits_keep_neither_a_place_nor_their_receivers(house: House, resident: bool) -> None:
+    held = house.lease(mixture("r4-a"))
+    _, large = house.ask(mixture("r16-big"))
+    while not house.residency._blocked:
+        time.sleep(0.001)
+    alive: list[weakref.ref[Heard]] = []
+    for number in range(5 * READ_AHEAD):
+        heard = Heard()
+        alive.append(weakref.ref(heard))
+        composition = Mixture(held.applied) if resident else mixture(f"r4-{number}")
+        house.residency.request(composition, heard.hear).cancel()
+        del heard
+    deadline = time.monotonic() + 20
+    while (house.residency._unread or len(house.residency._blocked) > 1) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert not house.residency._unread
+    assert len(house.residency._blocked) == 1
+    assert not any(heard() for heard in alive)
+    held.release()
+    assert isinstance(large.get(timeout=20), BankLease)
+
+
+def test_a_lease_that_comes_after_the_cancelling_is_given_back(house: House) -> None:
+    house.disk.open.clear()
+    ticket, answers = house.ask(mixture("r8-a"))
+    ticket.cancel()
+    house.disk.open.set()
+    house.lease(mixture("r8-b")).release()
+    ticket.tell(house.lease(mixture("r8-c")))
+    assert answers.empty()
+    assert house.residency.leased_ranks == 0
 
 
 def test_adapters_read_before_are_kept_on_the_host(house: House) -> None:
