@@ -158,7 +158,12 @@ def test_one_image_of_a_prompt_is_held_at_a_time(tmp_path: Path) -> None:
 def test_images_too_many_are_refused_before_they_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Image] = []
     cut = Tiling.tiles
-    monkeypatch.setattr(Tiling, "tiles", lambda self, image: calls.append(image) or cut(self, image))
+
+    def counted(self: Tiling, image: Image) -> torch.Tensor:
+        calls.append(image)
+        return cut(self, image)
+
+    monkeypatch.setattr(Tiling, "tiles", counted)
     check_stops_at_the_image_too_many(load(write_internvl2(tmp_path / "base")), lambda: len(calls))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,11 +107,12 @@ def test_images_too_many_are_refused_before_they_are_preprocessed(
 ) -> None:
     calls: list[object] = []
     patchify = Qwen2VLImageProcessorPil.patchify
-    monkeypatch.setattr(
-        Qwen2VLImageProcessorPil,
-        "patchify",
-        lambda self, image, **options: calls.append(image) or patchify(self, image, **options),
-    )
+
+    def counted(self: Any, image: object, **options: Any) -> Any:
+        calls.append(image)
+        return patchify(self, image, **options)
+
+    monkeypatch.setattr(Qwen2VLImageProcessorPil, "patchify", counted)
     check_stops_at_the_image_too_many(load(write_qwen2_vl(tmp_path / "base")), lambda: len(calls))
 
 
