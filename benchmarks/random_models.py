@@ -100,7 +100,7 @@ class RandomBaseModel:
         generator = torch.Generator().manual_seed(seed)
         return self.prompt_of(torch.randint(self.shape.vocab, (length,), generator=generator).tolist())
 
-    def encode(self, prompt: Prompt, images: Iterable[Image]) -> EncodedPrompt:
+    def encode(self, prompt: Prompt, images: Iterable[Image], max_tokens: int | None = None) -> EncodedPrompt:
         """Return the bytes of the prompt's text, each as a token. Raises ValueError for images."""
         if any(True for _ in images):
             raise ValueError("a random language model reads no images")

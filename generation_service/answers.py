@@ -97,8 +97,9 @@ class Answers:
         """Look the adapters up and encode the prompt. Raises for whatever of them can never be served."""
         checked = self._engine.check_composition(composition)
         with field("prompt"):
-            check_text(prompt, self._engine.limits.max_sequence_tokens, self._model.description.token_characters)
-            encoded = self._model.encode(prompt, decode_images(prompt, self._image_limits))
+            max_tokens = self._engine.limits.max_sequence_tokens
+            check_text(prompt, max_tokens, self._model.description.token_characters)
+            encoded = self._model.encode(prompt, decode_images(prompt, self._image_limits), max_tokens)
         return Request(encoded, checked, decoding, deadline)
 
 

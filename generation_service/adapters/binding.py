@@ -134,6 +134,8 @@ def _bound(
         raise _UnboundError(f"its counterpart lora_{'B' if 'A' in factors.tensors else 'A'} is missing")
     a, b = factors.tensors["A"], factors.tensors["B"]
     renamed = rename(module)
+    for path in (renamed,) if isinstance(renamed, str) else (part.module for part in renamed):
+        _check_layer(path, targets)
     rank = config.rank_of(module)
     if isinstance(renamed, str):
         _check(renamed, a, b, targets, rank)
@@ -152,13 +154,16 @@ def _check_split(parts: Sequence[Part], b: Tensor) -> None:
         raise _UnboundError(f"lora_B is {list(b.shape)}, its module has {len(rows)} outputs")
 
 
-def _check(path: str, a: Tensor, b: Tensor, targets: Shapes, rank: int) -> None:
-    shape = targets.get(path)
-    if shape is None:
+def _check_layer(path: str, targets: Shapes) -> None:
+    """Refuse a layer that is not there: before the config's patterns are tried on its name, which may be any."""
+    if path not in targets:
         head = " (the output head takes no adapter: train with target_modules that leave it out)"
         why = head if path == _HEAD else ""
         raise _UnboundError(f"the base model has no adaptable layer {path}{why}", sought=path)
-    inputs, outputs = shape
+
+
+def _check(path: str, a: Tensor, b: Tensor, targets: Shapes, rank: int) -> None:
+    inputs, outputs = targets[path]
     if a.shape != (rank, inputs) or b.shape != (outputs, rank):
         raise _UnboundError(
             f"lora_A {list(a.shape)} and lora_B {list(b.shape)} are not [{rank}, {inputs}] and [{outputs}, {rank}], "

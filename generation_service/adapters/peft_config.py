@@ -7,8 +7,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
+from generation_service.adapters.pattern_cost import match_steps
 from infra.contract.errors import CheckpointError
 
 CONFIG_FILE = "adapter_config.json"
@@ -34,6 +36,9 @@ _KNOWN_USES = {"use_rslora", *_REFUSED}
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 _LARGEST_RANK = 2**16
 _LARGEST_ALPHA = 1e9
+_MOST_PATTERNS = 4096
+_LONGEST_PATTERN = 512
+_MOST_STEPS = 2**24
 
 
 @dataclass(frozen=True)
@@ -130,11 +135,30 @@ def _targets(value: object) -> frozenset[str]:
 def _check_pattern(pattern: object, where: str) -> None:
     if not isinstance(pattern, dict):
         raise CheckpointError(f"{where} must be an object of module patterns, it is a {type(pattern).__name__}")
+    if len(pattern) > _MOST_PATTERNS:
+        raise CheckpointError(f"{where} has {len(pattern)} patterns; at most {_MOST_PATTERNS} are taken")
+    steps = 0
     for key in pattern:
-        try:
-            re.compile(key)
-        except re.error as error:
-            raise CheckpointError(f"{where} has a pattern that is no regular expression: {key!r} ({error})") from error
+        steps += _steps(key, where)
+        if steps > _MOST_STEPS:
+            raise CheckpointError(
+                f"{where} has a pattern that may take too long to match: {key!r}; write it without a repeat within a "
+                "repeat, and with fewer repeats and alternatives, such as 'layers.[0-9]+.self_attn.q_proj'"
+            )
+
+
+def _steps(key: str, where: str) -> int:
+    """Return how many steps a match of the pattern may take. Raises CheckpointError for what is no pattern."""
+    if len(key) > _LONGEST_PATTERN:
+        raise CheckpointError(
+            f"{where} has a pattern of {len(key)} characters, {key[:40]!r}...; at most {_LONGEST_PATTERN} are taken"
+        )
+    try:
+        re.compile(key)
+        _matcher(key)
+        return match_steps(key)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{where} has a pattern that is no regular expression: {key!r} ({error})") from error
 
 
 def _rank(value: object, where: str) -> int:
@@ -151,4 +175,9 @@ def _alpha(value: object, where: str) -> float:
 
 def _pattern_of(patterns: Mapping[str, object], module: str) -> str:
     """Return the first pattern that matches the end of `module` as PEFT's `get_pattern_key` does, else `module`."""
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
+    return next((key for key in patterns if _matcher(key).match(module)), module)
+
+
+@lru_cache(_MOST_PATTERNS)
+def _matcher(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})$")

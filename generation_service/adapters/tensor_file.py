@@ -31,12 +31,13 @@ _DTYPES = {
 }
 _MAX_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"
+_MOST_DIMENSIONS = 8
 
 
 def tensors_in(data: bytearray) -> dict[str, Tensor]:
     """Return the tensors of the file `data`, sharing its memory. Raises ValueError for what is no complete file."""
     header, start = _header(data)
-    entries = {name: _entry(name, described) for name, described in header.items() if name != _METADATA}
+    entries = {name: _entry(name, described, len(data)) for name, described in header.items() if name != _METADATA}
     end = start
     for name, (_, _, first, last) in sorted(entries.items(), key=lambda entry: entry[1][2:]):
         if start + first != end:
@@ -60,12 +61,17 @@ def _header(data: bytearray) -> tuple[Mapping[str, Any], int]:
     return header, 8 + length
 
 
-def _entry(name: str, described: object) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+def _entry(name: str, described: object, limit: int) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    """Return type, shape and place of a tensor of a file of `limit` bytes."""
     match described:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(first), int(last)]} if dtype in _DTYPES:
-            sizes = tuple(size for size in shape if type(size) is int and size >= 0)
-            if len(sizes) == len(shape) and first >= 0 and last - first == math.prod(sizes) * _DTYPES[dtype].itemsize:
-                return _DTYPES[dtype], sizes, first, last
+            if (
+                len(shape) <= _MOST_DIMENSIONS
+                and all(type(size) is int and 0 <= size <= limit for size in shape)
+                and first >= 0
+                and last - first == math.prod(shape) * _DTYPES[dtype].itemsize
+            ):
+                return _DTYPES[dtype], tuple(shape), first, last
     raise ValueError(f"its header describes {name} as {str(described)[:100]}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from generation_service.adapters.checkpoint import (
     tensor_headers,
 )
 from generation_service.adapters.peft_config import CONFIG_FILE, PeftConfig, arithmetic, refusals
+from generation_service.adapters.sources import REVISION_LENGTH
 from generation_service.adapters.tensor_headers import TensorHeader
 from generation_service.commands.base_model_report import BANK_RANKS, BF16_BYTES
 from generation_service.models.folder import default_model_name
@@ -33,7 +35,8 @@ class AdapterReport:
 
     `rank` and `alpha` are the config's, the ranges those over its modules. `bound_tensors` is None when no base model
     was there to check against. `rank_columns` is what it takes of a bank; `bytes` its own factors in bfloat16,
-    `bank_bytes` those columns over all modules of the base model.
+    `bank_bytes` those columns over all modules of the base model. `short_revision` is what the answers of a server
+    show that reads adapters from folders.
     """
 
     kind: ClassVar[str] = "adapter"
@@ -58,6 +61,7 @@ class AdapterReport:
     bytes: int | None = None
     bank_bytes: int | None = None
     revision: str | None = None
+    short_revision: str | None = None
 
 
 def inspect_adapter(folder: Path, base_model: Path | None) -> AdapterReport:
@@ -103,7 +107,9 @@ def _add_config(report: AdapterReport, folder: Path) -> PeftConfig | None:
 def _add_headers(report: AdapterReport, folder: Path, config: PeftConfig | None) -> dict[str, TensorHeader] | None:
     try:
         headers = tensor_headers(folder)
-        report.revision = content_revision(folder) if config is not None else None
+        if config is not None:
+            report.revision = content_revision(folder)
+            report.short_revision = report.revision[:REVISION_LENGTH]
     except CheckpointError as error:
         report.problems.append(error.message)
         return None
@@ -146,7 +152,10 @@ def _add_binding(report: AdapterReport, folder: Path, base: Path, headers: dict[
 
 
 def _named_folder(name: str | None) -> Path | None:
-    return Path(name) if name and Path(name).is_dir() else None
+    with suppress(OSError, ValueError):  # No name of a folder, too long or with a NUL, or one that is not ours to see.
+        if name and Path(name).is_dir():
+            return Path(name)
+    return None
 
 
 def _warn_of_name(report: AdapterReport, base: Path) -> None:

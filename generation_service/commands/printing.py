@@ -88,7 +88,8 @@ def _adapter_rows(report: AdapterReport) -> Iterator[_Row]:
     if report.rank_columns is not None:
         whole = f", {_size(report.bank_bytes)} of the bank in bf16" if report.bank_bytes else ""
         yield "takes", f"{_count(report.rank_columns, 'rank column')}{whole}; its own values {_size(report.bytes or 0)}"
-    yield "revision", report.revision or ""
+    if report.revision is not None:
+        yield "revision", f"{report.short_revision} ({report.revision})"
 
 
 def _shown(text: str) -> str:

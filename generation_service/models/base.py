@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from generation_service.adapters.binding import Part, Rename
 from generation_service.adapters.weights import Shapes
+from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import Prompt
 
 
@@ -127,6 +128,26 @@ class EncodedPrompt:
         return replace(self, pixels=None, grids=None)
 
 
+@dataclass
+class ImageBudget:
+    """The tokens that the images of one prompt take, so far. `limit`: as many, and there is no room for an answer."""
+
+    limit: int | None
+    taken: int = 0
+
+    def take(self, tokens: int) -> None:
+        """Count an image. Raises InvalidArgumentError when the prompt is too long by its images alone."""
+        self.taken += tokens
+        if self.limit is not None and self.taken >= self.limit:
+            raise InvalidArgumentError(
+                "",
+                f"takes {self.taken} tokens or more for its images alone; this server holds {self.limit} for prompt "
+                "and answer together: send fewer or smaller images",
+                tokens=str(self.taken),
+                limit=str(self.limit),
+            )
+
+
 class LayerCache(Protocol):
     """Where attention layers keep keys and values."""
 
@@ -151,8 +172,12 @@ class BaseModel(Protocol):
         A module that the checkpoint fuses and this model does not falls into parts.
         """
 
-    def encode(self, prompt: Prompt, images: Iterable[Image]) -> EncodedPrompt:
-        """Return `prompt` with `images` (decoded, in reading order) as the model reads it; keeps one at a time."""
+    def encode(self, prompt: Prompt, images: Iterable[Image], max_tokens: int | None = None) -> EncodedPrompt:
+        """Return `prompt` with `images` (decoded, in reading order) as the model reads it; keeps one at a time.
+
+        Raises InvalidArgumentError at the image with which the images alone take `max_tokens`: before it is cut into
+        patches, and before any later one is decoded.
+        """
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, special tokens left out."""

@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.parent} has no {path.name}: give the complete folder as it was downloaded", path=str(path)
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}; download it again", path=str(path)) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object; download it again", path=str(path))
@@ -97,9 +97,9 @@ def _sharded(folder: Path) -> dict[str, StoredTensor]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX} has no weight_map; download it again", path=str(folder / INDEX))
     found: dict[str, StoredTensor] = {}
-    for shard in sorted(set(weight_map.values())):
-        path = folder / str(shard)
-        if path.parent != folder:
+    for shard in sorted({str(shard) for shard in weight_map.values()}):
+        path = folder / shard
+        if path.parent != folder or shard not in weight_map.values():
             raise CheckpointError(f"{folder / INDEX} names {shard!r}, which is not a file beside it", path=str(path))
         found |= _stored_in(path)
     absent = sorted(

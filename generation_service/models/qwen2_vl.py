@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from generation_service.images import image_paths
-from generation_service.models.base import EncodedPrompt, InputFormat, LoadOptions, ModelOutline
+from generation_service.models.base import EncodedPrompt, ImageBudget, InputFormat, LoadOptions, ModelOutline
 from generation_service.models.chat import ChatTokenizer, expand_images
 from generation_service.models.decoder import Decoder, described
 from generation_service.models.folder import eos_tokens, read_json
@@ -53,10 +54,11 @@ class Qwen2VL(Decoder):
         )
         super().__init__(model, model.model.language_model, description, canonical)
 
-    def encode(self, prompt: Prompt, images: Iterable[Image]) -> EncodedPrompt:
+    def encode(self, prompt: Prompt, images: Iterable[Image], max_tokens: int | None = None) -> EncodedPrompt:
         """Return `prompt` as Qwen2-VL reads it: each image as grid_h * grid_w / merge^2 tokens between vision marks."""
-        batches = list(map(self._patches, image_paths(prompt), images))  # Unlike a loop, map keeps no image.
-        grids = [batch["image_grid_thw"][0] for batch in batches]
+        patches = partial(self._patches, ImageBudget(max_tokens))
+        batches = list(map(patches, image_paths(prompt), images))  # Unlike a loop, map keeps no image.
+        grids = [grid for _, grid in batches]
         runs = [[self._image_token] * (int(grid.prod()) // self._merged) for grid in grids]
         tokens = expand_images(self._chat.encode(prompt), self._image_token, runs)
         ids = torch.tensor([tokens], dtype=torch.long)
@@ -68,7 +70,7 @@ class Qwen2VL(Decoder):
             positions=positions[:, 0],
             position_delta=int(delta),
             image_tokens=sum(map(len, runs)),
-            pixels=torch.cat([batch["pixel_values"] for batch in batches]) if batches else None,
+            pixels=torch.cat([pixels for pixels, _ in batches]) if batches else None,
             grids=stacked,
         )
 
@@ -87,12 +89,15 @@ class Qwen2VL(Decoder):
         seen = self._base.get_image_features(pixels.to(device, dtype), grids.to(device), return_dict=True)
         return torch.cat(list(seen.pooler_output))
 
-    def _patches(self, path: str, image: Image) -> Any:
-        """Return an image's pixel_values [grid_h * grid_w, 1176] and image_grid_thw [1, 3]."""
+    def _patches(self, budget: ImageBudget, path: str, image: Image) -> tuple[Tensor, Tensor]:
+        """Return an image's patches [grid_h * grid_w, 1176], in the tower's type, and its grid [3]."""
         try:
-            return self._processor(images=[image], return_tensors="pt")
+            patches = self._processor.get_number_of_image_patches(image.height, image.width)
         except ValueError as error:
             raise InvalidArgumentError(f"{path}.image", f"{image.width}x{image.height} pixels: {error}") from error
+        budget.take(patches // self._merged)
+        batch = self._processor(images=[image], return_tensors="pt")
+        return batch["pixel_values"].to(self.description.dtype), batch["image_grid_thw"][0]
 
 
 class Qwen2VLFamily:

@@ -14,11 +14,13 @@ from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 
 from generation_service.models.base import BaseModel, LoadOptions
+from generation_service.models.internvl.tiles import Tiling
 from generation_service.models.registry import family_of, load_base_model
 from infra.contract.errors import CheckpointError, ConfigurationError
 from infra.contract.prompt import ImagePart, Prompt
 from tests.checkpoints.internvl2 import TinyInternVL, language_linears, write_internvl2
 from tests.images import picture
+from tests.parity.image_tokens import check_stops_at_the_image_too_many
 from tests.parity.prompt_logits import prompt_logits
 
 pytest.importorskip("sentencepiece", reason="the reference reads tokenizer.model with sentencepiece (extra dev)")
@@ -151,6 +153,18 @@ def test_one_image_of_a_prompt_is_held_at_a_time(tmp_path: Path) -> None:
     assert expected.pixels is not None
     assert torch.equal(prompt.pixels, expected.pixels)
     assert torch.equal(prompt.tokens, expected.tokens)
+
+
+def test_images_too_many_are_refused_before_they_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Image] = []
+    cut = Tiling.tiles
+
+    def counted(self: Tiling, image: Image) -> torch.Tensor:
+        calls.append(image)
+        return cut(self, image)
+
+    monkeypatch.setattr(Tiling, "tiles", counted)
+    check_stops_at_the_image_too_many(load(write_internvl2(tmp_path / "base")), lambda: len(calls))
 
 
 def test_more_tiles_than_go_through_the_vision_tower_at_once_are_seen_alike(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.registry import load_base_model
@@ -18,6 +20,7 @@ from infra.contract.errors import CheckpointError, ConfigurationError, InvalidAr
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
 from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
 from tests.images import picture
+from tests.parity.image_tokens import check_stops_at_the_image_too_many
 from tests.parity.prompt_logits import prompt_logits
 from tests.parity.qwen2_vl_reference import Qwen2VLReference, patches
 
@@ -97,6 +100,30 @@ def test_one_image_of_a_prompt_is_held_at_a_time(tmp_path: Path) -> None:
     assert expected.pixels is not None
     assert torch.equal(prompt.pixels, expected.pixels)
     assert torch.equal(prompt.tokens, expected.tokens)
+
+
+def test_images_too_many_are_refused_before_they_are_preprocessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+    patchify = Qwen2VLImageProcessorPil.patchify
+
+    def counted(self: Any, image: object, **options: Any) -> Any:
+        calls.append(image)
+        return patchify(self, image, **options)
+
+    monkeypatch.setattr(Qwen2VLImageProcessorPil, "patchify", counted)
+    check_stops_at_the_image_too_many(load(write_qwen2_vl(tmp_path / "base")), lambda: len(calls))
+
+
+def test_pixels_wait_in_the_type_that_the_tower_reads(tmp_path: Path) -> None:
+    folder, image = write_qwen2_vl(tmp_path / "base", dtype=torch.bfloat16), picture(100, 150)
+    prompt = load_base_model(folder, LoadOptions(CPU)).encode(asked("x", [image]), [image])
+    exact = load(folder).encode(asked("x", [image]), [image])
+    assert prompt.pixels is not None
+    assert exact.pixels is not None
+    assert prompt.pixels.dtype is torch.bfloat16
+    assert torch.equal(prompt.pixels, exact.pixels.bfloat16())
 
 
 def test_max_pixels_below_what_the_model_needs_is_refused(tmp_path: Path) -> None:

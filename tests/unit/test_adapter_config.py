@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from generation_service.adapters.checkpoint import read_checkpoint, read_config
-from generation_service.adapters.peft_config import PeftConfig
+from generation_service.adapters.peft_config import PeftConfig, arithmetic
 from infra.contract.errors import CheckpointError
 from tests.checkpoints.peft_adapters import TinyAdapter
 
@@ -116,3 +116,83 @@ def test_the_config_alone_names_the_base_model_and_ranks(tmp_path: Path) -> None
     assert not read_config(tmp_path).target_modules
     adapter.config["target_modules"] = ["q_proj", "k_proj"]
     assert read_config(adapter.write(tmp_path)).target_modules == {"q_proj", "k_proj"}
+
+
+LAYER = "model.language_model.layers.12.self_attn.q_proj"
+
+
+def with_pattern(*patterns: str) -> PeftConfig:
+    return arithmetic({"r": 4, "lora_alpha": 8, "rank_pattern": dict.fromkeys(patterns, 2)}, "adapter_config.json")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(\w+\.?)+!",
+        r"(?:(?:a*)*)*!",
+        r"(a|a)+!",
+        r"(\w|ab|bc){40}!",
+        "a?" * 40 + "a" * 40,
+        "(?:ab|a[b])" * 30,
+        r".*.*.*.*.*!",
+        r"(?=(\w+\.?)+!)",
+        r"(?P<a>x)?(?(a)(\w+)+|(\w+)+)!",
+        "((((((a*)*)*)*)*)*)*",
+    ],
+)
+def test_a_pattern_that_backtracks_without_end_is_refused(pattern: str) -> None:
+    with pytest.raises(CheckpointError, match=r"rank_pattern has a pattern that may take too long .*fewer repeats"):
+        with_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "q_proj",
+        LAYER,
+        r"^model\.language_model\.layers\.12\.self_attn\.q_proj",
+        r"layers\.\d+\.self_attn\.(q|k|v|o)_proj",
+        r"(model\.)?language_model\.layers\.(1[0-9]|2[0-7])\..*_proj",
+        r".*\.layers\.[0-9]+\..*(q_proj|k_proj|v_proj)",
+        r"^(model)(?!.*(lm_head|output|emb|wte|shared)).*",
+        r"(?:[a-z]+\.)?\w+\.q_proj",
+    ],
+)
+def test_the_patterns_that_libraries_write_are_applied(pattern: str) -> None:
+    assert with_pattern(pattern).rank_of(LAYER) == 2
+    assert with_pattern(pattern).rank_of("model.visual.merger.mlp.lm_head.out") == 4
+
+
+def test_a_rank_of_its_own_for_every_layer_is_accepted() -> None:
+    names = [f"model.language_model.layers.{layer}.self_attn.{name}_proj" for layer in range(300) for name in "qkvo"]
+    assert with_pattern(*names).rank_of(names[-1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("patterns", "said"),
+    [
+        (["a" * 513], "a pattern of 513 characters"),
+        ([str(number) for number in range(4097)], "4097 patterns"),
+        (["(?i)q_proj"], "no regular expression"),
+        (["a{99999999999}"], "no regular expression"),
+    ],
+)
+def test_patterns_without_measure_are_refused(patterns: list[str], said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        with_pattern(*patterns)
+
+
+def test_the_patterns_of_a_config_are_bounded_together() -> None:
+    pattern = r".*\.layers\.[0-9]+\..*_proj"
+    assert with_pattern(pattern).rank_of(LAYER) == 2
+    with pytest.raises(CheckpointError, match="may take too long"):
+        with_pattern(*(pattern + str(number) for number in range(500)))
+
+
+def test_no_pattern_is_tried_on_a_layer_that_the_base_model_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PeftConfig, "rank_of", lambda *_: pytest.fail("tried"))
+    adapter = TinyAdapter.random({"layers." + "a" * 10_000: (8, 8)}, rank_pattern={".*.*.*b": 2})
+    with pytest.raises(CheckpointError, match="has no adaptable layer"):
+        read_checkpoint(adapter.write(tmp_path), {**SHAPES}, same)

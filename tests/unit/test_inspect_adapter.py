@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from generation_service.adapters.checkpoint import content_revision
+from generation_service.adapters.sources import FolderSources, Roots
 from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
 from tests.checkpoints.internvl2 import TinyInternVL, language_linears, write_internvl2
@@ -49,6 +50,7 @@ def test_an_adapter_is_checked_against_the_base_model_given(
     assert (report["rank_columns"], report["bank_bytes"]) == (4, 2 * 4 * sum(map(sum, targets.values())))
     assert report["bytes"] == 2 * sum(tensor.numel() for tensor in adapter.tensors.values())
     assert report["revision"] == content_revision(folder)
+    assert report["short_revision"] == FolderSources(Roots([tmp_path])).resolve("adapter", "").revision
     notes = " ".join(report["warnings"])
     assert "lora_dropout 0.05" in notes
     assert "pickles, never opened: training_args.bin" in notes
@@ -145,3 +147,29 @@ def test_an_adapter_that_names_another_model_needs_an_alias(
     folder = tiny_adapter(SHAPE, 1, base_model_name_or_path="Qwen/Qwen2-VL-other").write(tmp_path / "adapter")
     _, report = inspected(capsys, folder, "--base-model", base)
     assert "--model-aliases Qwen2-VL-other" in " ".join(report["warnings"])
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0byte"], ids=["too long", "with a NUL"])
+def test_a_base_model_whose_name_no_folder_can_have_is_not_looked_into(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    adapter = TinyAdapter.random(language_shapes(SHAPE), base_model_name_or_path=name)
+    status, report = inspected(capsys, adapter.write(tmp_path / "adapter"))
+    assert (status, report["supported"], report["checked_against"]) == (0, True, None)
+    assert "give the folder of its base model" in " ".join(report["warnings"])
+
+
+def test_a_base_model_that_may_not_be_looked_at_is_not_looked_into(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_dir = Path.is_dir
+
+    def refused(self: Path) -> bool:
+        if str(self) == "/secret/model":
+            raise PermissionError(13, "Permission denied", str(self))
+        return is_dir(self)
+
+    monkeypatch.setattr(Path, "is_dir", refused)
+    adapter = TinyAdapter.random(language_shapes(SHAPE), base_model_name_or_path="/secret/model")
+    status, report = inspected(capsys, adapter.write(tmp_path / "adapter"))
+    assert (status, report["checked_against"]) == (0, None)

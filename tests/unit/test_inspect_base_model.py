@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from generation_service.models.base import LoadOptions
+from generation_service.models.folder import read_config, stored_tensors
 from generation_service.models.registry import load_base_model
+from infra.contract.errors import CheckpointError
 from orchestrator.cli import run
 from tests.checkpoints.internvl2 import TinyInternVL, write_internvl2
 from tests.checkpoints.internvl_native import write_internvl_native
@@ -194,3 +196,16 @@ def test_an_installation_without_torch_has_no_inspect_and_loads_without_it() -> 
     assert "No such command 'inspect'" in done.stderr
     code = "import sys, orchestrator.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("shards", [{"a": ["x"], "b": ["y"]}, {"a": "model.safetensors", "b": 3}, {"a": {}}])
+def test_an_index_whose_shards_are_no_names_of_files_is_refused(tmp_path: Path, shards: dict[str, object]) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(CheckpointError, match=r"index\.json names .*, which is not a file beside it"):
+        stored_tensors(tmp_path)
+
+
+def test_a_config_nested_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        read_config(tmp_path)

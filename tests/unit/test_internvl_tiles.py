@@ -32,5 +32,7 @@ SCREEN = (1080, 2400)
 def test_tiles_are_those_of_an_independent_tiling(size: tuple[int, int], most: int, count: int) -> None:
     image = picture(*size)
     cut = Tiling(448, 1, most).tiles(image)
+    assert Tiling(448, 1, most).count(*size) == count
+    assert Tiling(448, 1, most, thumbnail=False).count(*size) == (count - 1 or 1)
     assert cut.shape == (count, 3, 448, 448)
     torch.testing.assert_close(cut, tiles(image, 448, most), rtol=0, atol=1e-6)

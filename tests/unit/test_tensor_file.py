@@ -116,3 +116,21 @@ def test_a_header_that_lies_is_refused(data: bytearray, words: str) -> None:
     assert read_by_the_library(bytes(data)) is None
     with pytest.raises(ValueError, match=words):
         tensors_in(data)
+
+
+def file_with(shape: str) -> bytearray:
+    header = f'{{"a": {{"dtype": "F32", "shape": [{shape}], "data_offsets": [0, 0]}}}}'.encode()
+    return bytearray(len(header).to_bytes(8, "little") + header)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [", ".join(["9" * 4000] * 2000), ", ".join([*["1"] * 8, "0"]), "0, 1000"],
+    ids=["huge sizes", "nine dimensions", "a size beyond the file"],
+)
+def test_a_shape_that_no_tensor_has_is_refused_before_its_sizes_are_multiplied(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("generation_service.adapters.tensor_file.math.prod", lambda _: pytest.fail("multiplied"))
+    with pytest.raises(ValueError, match="its header describes a as"):
+        tensors_in(file_with(shape))

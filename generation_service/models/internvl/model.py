@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from generation_service.adapters.binding import Rename
-from generation_service.models.base import EncodedPrompt, ModelDescription
+from generation_service.models.base import EncodedPrompt, ImageBudget, ModelDescription
 from generation_service.models.chat import expand_images
 from generation_service.models.decoder import Decoder
 from generation_service.models.internvl.tiles import Tiling
@@ -62,9 +63,9 @@ class InternVL(Decoder):
         self._base = model.model
         self._reader = reader
 
-    def encode(self, prompt: Prompt, images: Iterable[Image]) -> EncodedPrompt:
+    def encode(self, prompt: Prompt, images: Iterable[Image], max_tokens: int | None = None) -> EncodedPrompt:
         """Return `prompt` as InternVL reads it: `pixels` are the tiles of all images, `grids` how many each has."""
-        cut = list(map(self._tiles, images))  # Unlike a loop, map keeps no image.
+        cut = list(map(partial(self._tiles, ImageBudget(max_tokens)), images))  # Unlike a loop, map keeps no image.
         counts = [len(tiles) for tiles in cut]
         tokens = torch.tensor(self._reader.expand(self._reader.chat.encode(prompt), counts), dtype=torch.long)
         return EncodedPrompt(
@@ -89,7 +90,8 @@ class InternVL(Decoder):
         """Return the embeddings [tiles * tile_tokens, hidden] of tiles [tiles, 3, size, size], some at a time."""
         return torch.cat([self._see(tiles) for tiles in torch.split(pixels, _TILES_AT_ONCE)])
 
-    def _tiles(self, image: Image) -> Tensor:
+    def _tiles(self, budget: ImageBudget, image: Image) -> Tensor:
+        budget.take(self._reader.tiling.count(image.width, image.height) * self._reader.tile_tokens)
         return self._reader.tiling.tiles(image).to(self.description.dtype)
 
     def _see(self, tiles: Tensor) -> Tensor:

@@ -35,6 +35,11 @@ class Tiling:
             raise ConfigurationError(f"max_tiles is {tiles}, below the {self.least} tiles this model needs an image")
         return Tiling(self.size, self.least, tiles, self.thumbnail, self.mean, self.deviation)
 
+    def count(self, width: int, height: int) -> int:
+        """Return how many tiles an image of that size is cut into, the thumbnail included."""
+        found = int(self._processor.get_number_of_image_patches(height, width))
+        return found if self.thumbnail or found == 1 else found - 1
+
     def tiles(self, image: Image) -> Tensor:
         """Return an RGB image [tiles, 3, size, size], normalised: the grid whose shape is nearest the image's.
 
