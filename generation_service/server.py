@@ -65,6 +65,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                 max_waiting=limits.max_waiting,
             ),
             residents=[_resident_to_proto(resident) for resident in stack.residency.residents()],
+            revision=stack.model_revision,
         )
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Context) -> pb.LoadAdapterResponse:  # noqa: N802

@@ -22,7 +22,7 @@ from generation_service.engine import Engine
 from generation_service.kv_cache import SlotKVCache
 from generation_service.limits import EngineLimits, default_prefill_tokens
 from generation_service.models.base import BaseModel, LoadOptions
-from generation_service.models.folder import default_model_name
+from generation_service.models.folder import default_model_name, folder_revision
 from generation_service.models.registry import load_base_model
 from generation_service.runner import Runner
 from generation_service.settings import GenerationSettings
@@ -38,6 +38,7 @@ class GenerationStack:
     """The parts of a running service."""
 
     model_name: str
+    model_revision: str
     model: BaseModel
     bank: AdapterBank
     residency: Residency
@@ -93,7 +94,9 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
         stack.callback(engine.close)
         answers = Answers(engine, model, settings.image_limits)
         stack.callback(answers.close)
-        yield GenerationStack(name, model, bank, residency, engine, answers, settings.image_limits)
+        yield GenerationStack(
+            name, folder_revision(settings.model_path), model, bank, residency, engine, answers, settings.image_limits
+        )
 
 
 @dataclass(frozen=True)

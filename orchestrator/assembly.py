@@ -12,13 +12,12 @@ from orchestrator.evaluation.jobs import Evaluations, JobOptions
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_store import RedisStore
 from orchestrator.evaluation.reconciler import reconcile_forever
+from orchestrator.evaluation.running import running_system
 from orchestrator.evaluation.storage import absolute_uri
 from orchestrator.event_loop import in_background
 from orchestrator.pipeline import Pipeline
 from orchestrator.server import add_services
 from orchestrator.settings import OrchestratorSettings
-
-BASE_MODEL_TIMEOUT_S = 5.0
 
 
 @asynccontextmanager
@@ -34,7 +33,7 @@ async def orchestrator(settings: OrchestratorSettings, redis_url: str) -> AsyncI
             ledger,
             dispatcher,
             JobOptions(settings.dataset_roots, absolute_uri(settings.output_dir), settings.shard_size),
-            base_model=lambda: generation.base_model(BASE_MODEL_TIMEOUT_S),
+            running=lambda: running_system(generation, retrieval),
         )
         add_services(server, Pipeline(retrieval, generation), evaluations, settings.answer_timeout_s)
         reconciling = reconcile_forever(ledger, dispatcher, QUEUE, settings.reconcile_interval_s)

@@ -38,6 +38,7 @@ from infra.runtime.wire import (
     generation_from_proto,
     prompt_to_proto,
     retrieval_options_to_proto,
+    retrieval_timings_from_proto,
     selection_from_proto,
     vector_from_proto,
     vector_to_proto,
@@ -77,7 +78,11 @@ class RetrievalClient(ServiceClient):
         response = await self.call("RetrieveAdapters", request, timeout_s or QUICK_TIMEOUT_S)
         if len(response.selections) != len(prompts):
             raise InternalError(f"{self.target} gave {len(response.selections)} selections for {len(prompts)} prompts")
-        return [Retrieved(selection_from_proto(each), response.catalogue_revision) for each in response.selections]
+        timings = retrieval_timings_from_proto(response.timings) if response.HasField("timings") else None
+        return [
+            Retrieved(selection_from_proto(each), response.catalogue_revision, timings, response.stale)
+            for each in response.selections
+        ]
 
     async def create_adapter(
         self, adapter: Adapter, prompts: Sequence[Prompt], timeout_s: float | None = None
@@ -113,6 +118,12 @@ class RetrievalClient(ServiceClient):
         request = retrieval_service_pb2.CreateAdapterRequest(adapter=adapter_to_proto(adapter), **source)
         response = await self.call("CreateAdapter", request, timeout_s)
         return adapter_from_proto(response.adapter)
+
+    async def catalogue_revision(self, timeout_s: float | None = None) -> str:
+        """Return the catalogue's revision, which changes whenever an adapter does."""
+        request = retrieval_service_pb2.ListAdaptersRequest(page_size=1)
+        response = await self.call("ListAdapters", request, timeout_s or QUICK_TIMEOUT_S)
+        return str(response.catalogue_revision)
 
     async def embedder_fingerprint(self, timeout_s: float | None = None) -> str:
         """Return the name of the embedder that the service uses."""

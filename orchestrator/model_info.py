@@ -32,7 +32,10 @@ class ResidentAdapter:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The base model that runs, where, within which limits, and the adapters beside it."""
+    """The base model that runs, where, within which limits, and the adapters beside it.
+
+    `revision` is the digest of its files, empty where the server does not say.
+    """
 
     base_model: str
     family: str
@@ -40,3 +43,4 @@ class ModelInfo:
     dtype: str
     limits: ModelLimits
     residents: tuple[ResidentAdapter, ...] = ()
+    revision: str = ""

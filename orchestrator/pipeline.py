@@ -13,7 +13,7 @@ from infra.contract.composition import Base, Composition, Fusion, FusionMethod, 
 from infra.contract.errors import BaseModelMismatchError, DeadlineError, InvalidArgumentError, UnavailableError
 from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt
-from infra.contract.retrieval import RetrievalOptions, Selection
+from infra.contract.retrieval import RetrievalOptions, RetrievalTimings, Selection
 from orchestrator.adapter_choice import DEFAULT_TOP_K, allowed, draw, uniform
 from orchestrator.evaluation.spec import AnswerStrategy
 from orchestrator.shared_retrieval import Shared, SharedCalls, prompt_digest
@@ -24,10 +24,16 @@ MAX_CATALOGUES = 64
 
 @dataclass(frozen=True)
 class Retrieved:
-    """The selection of one prompt, and the revision of the catalogue that was searched ("" when none was)."""
+    """The selection of one prompt, and the revision of the catalogue that was searched ("" when none was).
+
+    `timings` is None where nothing was searched; `stale`: the catalogue could not be reached, the last known one was
+    searched.
+    """
 
     selection: Selection = field(default_factory=Selection)
     catalogue_revision: str = ""
+    timings: RetrievalTimings | None = None
+    stale: bool = False
 
 
 class Retrieval(Protocol):
@@ -82,7 +88,8 @@ class Question:
 class Answer:
     """An answer, what was retrieved for it (nothing: the base model alone answered), and seconds it took.
 
-    `retrieval_shared`: another question had retrieved it already, so that `retrieval_s` says nothing of retrieval.
+    `retrieval_shared`: another question had retrieved it already, so that `retrieval_s` and `retrieval_timings` say
+    nothing of this answer. `stale`: see Retrieved.
     """
 
     generation: Generation
@@ -91,6 +98,8 @@ class Answer:
     retrieval_s: float
     total_s: float
     retrieval_shared: bool = False
+    retrieval_timings: RetrievalTimings | None = None
+    stale: bool = False
 
 
 def compose(
@@ -133,13 +142,16 @@ class _Prepared:
     shared: bool
 
     def answer(self, generation: Generation, total_s: float) -> Answer:
+        found = self.retrieved
         return Answer(
             generation,
-            self.retrieved.selection,
-            self.retrieved.catalogue_revision,
+            found.selection,
+            found.catalogue_revision,
             self.retrieval_s,
             total_s,
             self.shared,
+            found.timings,
+            found.stale,
         )
 
 

@@ -25,6 +25,8 @@ from infra.runtime.wire import (
     prompt_to_proto,
     retrieval_options_from_proto,
     retrieval_options_to_proto,
+    retrieval_timings_from_proto,
+    retrieval_timings_to_proto,
     seconds_from_duration,
     selection_from_proto,
     selection_to_proto,
@@ -71,22 +73,28 @@ def question_to_proto(question: Question) -> dict[str, Any]:
 
 def answer_from_proto(message: pb.AnswerResponse, total_s: float) -> Answer:
     """Return an answer; `total_s` is what the caller measured."""
+    timed = message.HasField("retrieval_timings")
     return Answer(
         generation=generation_from_proto(message.answer),
         selection=selection_from_proto(message.selection),
         catalogue_revision=message.catalogue_revision,
         retrieval_s=seconds_from_duration(message.retrieval_time),
         total_s=total_s,
+        retrieval_timings=retrieval_timings_from_proto(message.retrieval_timings) if timed else None,
+        stale=message.stale,
     )
 
 
 def answer_to_proto(answer: Answer) -> pb.AnswerResponse:
     """Return an answer as its message."""
+    timings = answer.retrieval_timings
     return pb.AnswerResponse(
         answer=generation_to_proto(answer.generation),
         selection=selection_to_proto(answer.selection),
         catalogue_revision=answer.catalogue_revision,
         retrieval_time=duration_from_seconds(answer.retrieval_s),
+        retrieval_timings=None if timings is None else retrieval_timings_to_proto(timings),
+        stale=answer.stale,
     )
 
 
@@ -199,6 +207,7 @@ def model_from_proto(message: generation_service_pb2.GetModelResponse) -> ModelI
         dtype=message.dtype,
         limits=ModelLimits(**{name.name: value for name, value in limits.ListFields()}),
         residents=tuple(resident_from_proto(each) for each in message.residents),
+        revision=message.revision,
     )
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infra.contract.errors import InvalidArgumentError, field
 from infra.contract.prompt import Prompt
-from infra.contract.retrieval import Match, RetrievalOptions, RetrievalStrategy, Selection, Weighting
+from infra.contract.retrieval import (
+    Match,
+    RetrievalOptions,
+    RetrievalStrategy,
+    RetrievalTimings,
+    Selection,
+    Weighting,
+)
 from retrieval_service.catalogue import Catalogue
 from retrieval_service.embedders.base import Embedder
 from retrieval_service.points import AdapterFilter, Found
@@ -64,6 +72,7 @@ class Retrieval:
 
     selections: tuple[Selection, ...]
     catalogue_revision: str
+    timings: RetrievalTimings
     stale: bool = False
 
 
@@ -84,11 +93,15 @@ class Retriever:
 
         Raises InvalidArgumentError, its path starting at "prompts" or "options", and UnavailableError.
         """
+        start = time.monotonic()
         with field("prompts"):
             vectors = self._embedder.embed(prompts)
+        embedded = time.monotonic()
         with field("options"):
             result = self._catalogue.search(vectors, query.wanted, query.top_k, query.strategy)
-        return Retrieval(tuple(select(found, query) for found in result.found), result.revision, result.stale)
+        selections = tuple(select(found, query) for found in result.found)
+        timings = RetrievalTimings(embedded - start, time.monotonic() - embedded)
+        return Retrieval(selections, result.revision, timings, result.stale)
 
 
 def select(found: Sequence[Found], query: Query) -> Selection:

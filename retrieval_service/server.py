@@ -62,6 +62,7 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
             selections=[wire.selection_to_proto(selection) for selection in retrieval.selections],
             catalogue_revision=retrieval.catalogue_revision,
             stale=retrieval.stale,
+            timings=wire.retrieval_timings_to_proto(retrieval.timings),
         )
 
     def EmbedPrompts(  # noqa: N802

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from infra.contract.errors import CheckpointError
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_OF_THE_MODEL = (".json", ".safetensors", ".model", ".txt", ".jinja")
+_PIECES, _PIECE_BYTES = 256, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,26 @@ def default_model_name(folder: Path) -> str:
         if part.startswith("models--"):
             return part.rsplit("--", 1)[-1]
     return folder.resolve().name
+
+
+def folder_revision(folder: Path) -> str:
+    """Return a SHA-256 (hex) that tells one model from another: over the names and contents of the folder's files.
+
+    Of a large file its length and pieces spread over it are read, not gigabytes: training changes weights everywhere.
+    Raises CheckpointError for a file that cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(each for each in folder.iterdir() if each.suffix in _OF_THE_MODEL and each.is_file()):
+        try:
+            size = path.stat().st_size
+            digest.update(f"{path.name}\n{size}\n".encode())
+            with path.open("rb") as file:
+                for start in range(0, size, max(_PIECE_BYTES, size // _PIECES)):
+                    file.seek(start)
+                    digest.update(file.read(_PIECE_BYTES))
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}", path=str(path)) from error
+    return digest.hexdigest()
 
 
 def tensor_names(folder: Path) -> dict[str, Path]:

@@ -66,6 +66,14 @@ class Match:
 
 
 @dataclass(frozen=True)
+class RetrievalTimings:
+    """Seconds from prompts to vectors (waiting for the embedder included), and from vectors to adapters."""
+
+    embed_s: float
+    search_s: float
+
+
+@dataclass(frozen=True)
 class Selection:
     """The ranked matches of one prompt, most similar first. Empty: the base model alone should answer."""
 

@@ -101,6 +101,8 @@ def ask(
         console.print_json(answer)
     else:
         console.results().print(applied_line(answer), style="dim")
+    if answer.stale:
+        console.note("the catalogue could not be reached: adapters were looked up in the last one known")
 
 
 async def tell(

@@ -13,7 +13,7 @@ from rich.table import Table
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import Decoding
 from infra.contract.retrieval import RetrievalOptions
-from orchestrator.commands import console, jobs, scoring
+from orchestrator.commands import console, jobs, judging, scoring
 from orchestrator.commands.ask import (
     ALL_KINDS,
     LoraType,
@@ -26,7 +26,7 @@ from orchestrator.commands.ask import (
     kind_of,
 )
 from orchestrator.commands.evaluated import AdapterLabels, dataset_specs, read_mapping, strategies_of
-from orchestrator.commands.gate import JobMetric
+from orchestrator.commands.gate import Gate, JobMetric
 from orchestrator.commands.job_options import (
     AdapterField,
     AdapterMap,
@@ -50,10 +50,11 @@ from orchestrator.evaluation.job import Report
 from orchestrator.evaluation.matrix import COLUMNS, NOTE, Matrix, matrix_of, matrix_strategies, render_matrix, rows_of
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.result_files import MetricName, score_file
-from orchestrator.evaluation.spec import EvaluationSpec, Protocol
+from orchestrator.evaluation.spec import AnswerStrategy, EvaluationSpec, Protocol
 
 app = typer.Typer(no_args_is_help=True, help="Run evaluation jobs, follow them, and score and compare results.")
 app.command("score")(scoring.score)
+app.command("judge")(judging.judge)
 app.command("compare")(scoring.compare_results)
 app.command("status")(jobs.status)
 app.command("list")(jobs.list_jobs)
@@ -103,11 +104,13 @@ def run(
     threshold: Threshold = LEGACY_THRESHOLD,
     metric: jobs.JobMetricOption = JobMetric.ACTION,
     fail_under: FailUnder = None,
+    fail_on: jobs.FailOn = None,
     gpu_id: GpuId = "",
     orchestrator_target: OrchestratorTarget = "",
     as_json: AsJson = False,
 ) -> None:
     """Evaluate strategies on datasets: records of every sample, and a report."""
+    gate = Gate(metric, fail_under, fail_on or ())
     files = _files(data, test_data, gpu_id)
     if evaluate_only:
         scored = [(file, score_file(Path(file), each, threshold)) for file in files for each in _BOTH]
@@ -131,6 +134,7 @@ def run(
         shard_size=shard_size,
         image_root=image_root,
     )
+    gate.check_labels([strategy.label for strategy in spec.strategies])
     job = jobs.called(orchestrator_target, lambda client: client.create(spec, request_id))
     if show_similarities:
         console.note(f"similarities of every sample: records below {job.output_uri}")
@@ -139,7 +143,7 @@ def run(
         return
     console.note(f"job {job.evaluation_id}: {job.total_samples} samples")
     found = jobs.follow_to_report(job.evaluation_id, orchestrator_target)
-    jobs.print_headline(found, metric, fail_under, as_json)
+    jobs.print_headline(found, gate, as_json)
 
 
 @app.command("matrix")
@@ -165,6 +169,11 @@ def matrix(
         str, typer.Option("--job", help="Start nothing: the table of this job, once it has ended.", show_default=False)
     ] = "",
     output: Annotated[Path | None, typer.Option(help="Also write the table, as Markdown or (.json) as JSON.")] = None,
+    fail_under: FailUnder = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(help="The strategy that --fail-under looks at, by its label; may be repeated (default: mixture)."),
+    ] = None,
     watch: Watch = True,
     gpu_id: GpuId = "",
     orchestrator_target: OrchestratorTarget = "",
@@ -174,8 +183,9 @@ def matrix(
 
     The adapter trained for each dataset must be known; unless options say otherwise it has the dataset's name.
     """
+    gate = Gate(fail_under=fail_under, only=fail_on or (AnswerStrategy.MIXTURE,))
     if job_id:
-        _show_matrix(jobs.follow_to_report(job_id, orchestrator_target), output, as_json)
+        _show_matrix(jobs.follow_to_report(job_id, orchestrator_target), output, gate, as_json)
         return
     files = _files(data, test_data, gpu_id)
     by_name = not (adapter or adapter_field or adapter_map)
@@ -193,25 +203,27 @@ def matrix(
         shard_size=shard_size,
         image_root=image_root,
     )
+    gate.check_labels([strategy.label for strategy in spec.strategies])
     job = jobs.called(orchestrator_target, lambda client: client.create(spec, request_id))
     if not watch:
         jobs.print_job(job, as_json)
         return
     console.note(f"job {job.evaluation_id}: {len(spec.strategies)} strategies, {job.total_samples} samples")
-    _show_matrix(jobs.follow_to_report(job.evaluation_id, orchestrator_target), output, as_json)
+    _show_matrix(jobs.follow_to_report(job.evaluation_id, orchestrator_target), output, gate, as_json)
 
 
-def _show_matrix(found: Report, output: Path | None, as_json: bool) -> None:
+def _show_matrix(found: Report, output: Path | None, gate: Gate, as_json: bool) -> None:
     summary = jobs.summary_of(found)
-    jobs.warn_of_changes(summary)
+    jobs.warn(summary)
     made = matrix_of(summary)
     if output is not None:
         _write(output, made)
     if as_json:
         console.print_json(made)
-        return
-    console.results().print(_matrix_table(made))
-    console.results().print(f"report: {found.output_uri}/summary.md", soft_wrap=True)
+    else:
+        console.results().print(_matrix_table(made))
+        console.results().print(f"report: {found.output_uri}/summary.md", soft_wrap=True)
+    gate.check(summary)
 
 
 _BOTH = (MetricName.ACTION, MetricName.LEGACY)

@@ -15,19 +15,26 @@ from rich.table import Table
 from infra.contract.errors import UnavailableError
 from orchestrator.clients import EvaluationClient
 from orchestrator.commands import console
-from orchestrator.commands.gate import JobMetric, gate, shares_of
+from orchestrator.commands.gate import Gate, JobMetric
 from orchestrator.commands.job_options import FailUnder
 from orchestrator.commands.reach import reach
 from orchestrator.commands.targets import AsJson, OrchestratorTarget, target
 from orchestrator.commands.watching import headline_table, shown
 from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
-from orchestrator.evaluation.report import headline
+from orchestrator.evaluation.report import caveats, headline
 from orchestrator.evaluation.summary import Summary
 
 T = TypeVar("T")
 
 JobId = Annotated[str, typer.Argument(help="The job's id.")]
-JobMetricOption = Annotated[JobMetric, typer.Option("--metric", help="What --fail-under looks at.")]
+JobMetricOption = Annotated[
+    JobMetric,
+    typer.Option("--metric", help="What --fail-under looks at; the last three are of answers that are no actions."),
+]
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(help="The strategy that --fail-under looks at, by its label; may be repeated (default: every one)."),
+]
 
 
 def status(
@@ -64,11 +71,12 @@ def watch(
     job_id: JobId,
     metric: JobMetricOption = JobMetric.ACTION,
     fail_under: FailUnder = None,
+    fail_on: FailOn = None,
     orchestrator_target: OrchestratorTarget = "",
     as_json: AsJson = False,
 ) -> None:
     """Follow a job until it ends, then show its headline."""
-    print_headline(follow_to_report(job_id, orchestrator_target), metric, fail_under, as_json)
+    print_headline(follow_to_report(job_id, orchestrator_target), Gate(metric, fail_under, fail_on or ()), as_json)
 
 
 def report(
@@ -76,6 +84,7 @@ def report(
     job_id: JobId,
     metric: JobMetricOption = JobMetric.ACTION,
     fail_under: FailUnder = None,
+    fail_on: FailOn = None,
     orchestrator_target: OrchestratorTarget = "",
     as_json: AsJson = False,
 ) -> None:
@@ -87,7 +96,7 @@ def report(
         console.results().print(Markdown(found.summary_markdown))
     else:
         console.print_text(found.summary_markdown)
-    gate(shares_of(summary_of(found), metric), fail_under)
+    Gate(metric, fail_under, fail_on or ()).check(summary_of(found))
 
 
 def cancel(*, job_id: JobId, orchestrator_target: OrchestratorTarget = "", as_json: AsJson = False) -> None:
@@ -139,7 +148,7 @@ def summary_of(found: Report) -> Summary:
     return Summary.from_json(json.loads(found.summary_json))
 
 
-def print_headline(found: Report, metric: JobMetric, fail_under: float | None, as_json: bool) -> None:
+def print_headline(found: Report, gate: Gate, as_json: bool) -> None:
     """Print the headline of a report, or all of its numbers; exit with 1 when they are too low."""
     summary = summary_of(found)
     if as_json:
@@ -147,14 +156,14 @@ def print_headline(found: Report, metric: JobMetric, fail_under: float | None, a
     else:
         console.results().print(headline_table(headline(summary)))
         console.results().print(f"report: {found.output_uri}/summary.md", soft_wrap=True)
-    warn_of_changes(summary)
-    gate(shares_of(summary, metric), fail_under)
+    warn(summary)
+    gate.check(summary)
 
 
-def warn_of_changes(summary: Summary) -> None:
-    """Say which datasets changed while the job ran."""
-    for name in summary.changed_datasets:
-        console.note(f"dataset {name} changed while the job ran; its numbers are those of the content that was planned")
+def warn(summary: Summary) -> None:
+    """Say what a reader must know before believing the numbers."""
+    for caveat in caveats(summary):
+        console.note(caveat)
 
 
 def print_job(job: Evaluation, as_json: bool) -> None:

@@ -177,6 +177,12 @@ def parse_action(text: str) -> Action:
     return Action(ActionType.UNKNOWN, text)
 
 
+def is_actions(text: str) -> bool:
+    """Whether `text` is in the action language from its beginning to its end."""
+    pieces = parse_actions(text)
+    return bool(pieces) and all(piece.type is not ActionType.UNKNOWN for piece in pieces)
+
+
 def render_action(action: Action) -> str:
     """Return the action in the action language, as the datasets spell it."""
     phrase = _PHRASES[action.type]

@@ -189,6 +189,8 @@ def _answered(sample: Sample, answer: Answer) -> Record:
         for match in answer.selection.matches
     )
     retrieves = sample.strategy.strategy.retrieves
+    measured = retrieves and not answer.retrieval_shared
+    retrieval = answer.retrieval_timings if measured else None
     return Record(
         sample,
         answer=generation.text,
@@ -198,10 +200,13 @@ def _answered(sample: Sample, answer: Answer) -> Record:
         usage=generation.usage,
         timings=SampleTimings(
             total_s=answer.total_s,
-            retrieval_s=answer.retrieval_s if retrieves and not answer.retrieval_shared else None,
+            retrieval_s=answer.retrieval_s if measured else None,
+            embed_s=retrieval.embed_s if retrieval is not None else None,
+            search_s=retrieval.search_s if retrieval is not None else None,
             queue_s=generation.timings.queue_s,
             prefill_s=generation.timings.prefill_s,
             decode_s=generation.timings.decode_s,
         ),
         catalogue_revision=answer.catalogue_revision,
+        catalogue_stale=answer.stale,
     )

@@ -20,15 +20,17 @@ from orchestrator.evaluation.spec import DatasetSpec, Protocol
 
 @dataclass(frozen=True)
 class Episode:
-    """One row: an instruction, the screens in order, and the true actions (one a screen, but for `sequence`).
+    """One row: an instruction, the screens in order, the true answer, and the actions in it.
 
-    `adapter_id` is the adapter trained for the row, empty where not known.
+    There is one action a screen, but for `sequence`: there an answer may be any text (each line counts as an action),
+    and there may be no screen. `adapter_id` is the adapter trained for the row, empty where not known.
     """
 
     dataset: str
     episode_id: str
     instruction: str
     images: tuple[Path, ...]
+    response: str
     actions: tuple[str, ...]
     line: int
     adapter_id: str = ""
@@ -141,16 +143,19 @@ def _episode(
     instruction = query.replace(IMAGE_PLACEHOLDER, "").strip()
     if not instruction:
         raise _RowError(f"query says nothing but {IMAGE_PLACEHOLDER}; it needs an instruction")
-    actions = split_actions(_text(fields, "response"))
+    response = _text(fields, "response").strip()
+    actions = split_actions(response)
     if protocol is not Protocol.SEQUENCE and len(actions) != len(names):
         raise _RowError(
-            f"response has {len(actions)} actions for {len(names)} images; the {protocol.value} protocol needs one each"
+            f"response has {len(actions)} actions for {len(names)} images; the {protocol.value} protocol needs one "
+            "each (the sequence protocol asks for a whole answer at once, with any number of images)"
         )
     return Episode(
         dataset=dataset.name,
         episode_id=episode_id,
         instruction=instruction,
         images=tuple(find_image(name) for name in names),
+        response=response,
         actions=tuple(actions),
         line=line,
         adapter_id=_adapter_id(dataset, fields),
@@ -209,11 +214,9 @@ def _text(fields: dict[str, Any], name: str) -> str:
 
 
 def _image_names(fields: dict[str, Any]) -> list[str]:
-    value = _present(fields, "images")
+    value = fields.get("images", [])
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
         raise _RowError("images must be a list of paths")
-    if not value:
-        raise _RowError("images is empty")
     return value
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,25 +15,19 @@ from infra.contract.errors import InternalError, UnavailableError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation import job_metrics
 from orchestrator.evaluation.datasets import BadRow
-from orchestrator.evaluation.html.page import render_html
 from orchestrator.evaluation.html.samples import PictureBudget
 from orchestrator.evaluation.job import Evaluation, EvaluationState
+from orchestrator.evaluation.job_folder import write_records, write_report
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_scripts import FINISH
 from orchestrator.evaluation.ledger_types import Claim, Lease
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report import render_markdown
-from orchestrator.evaluation.storage import write_text
 from orchestrator.evaluation.summarize import summarize
-from orchestrator.evaluation.summary import DatasetFile, JobFacts, Summary
+from orchestrator.evaluation.summary import DatasetFile, JobFacts
 from orchestrator.event_loop import in_background
 
 log = get_logger(__name__)
 
-RECORDS_FILE = "records.jsonl"
-SUMMARY_JSON_FILE = "summary.json"
-SUMMARY_MARKDOWN_FILE = "summary.md"
-REPORT_HTML_FILE = "report.html"
 RETRY_PAUSE_S = 3.0
 
 _BAD_ROWS = TypeAdapter(tuple[BadRow, ...])
@@ -116,12 +109,9 @@ def _write_files(
         planned_samples=job.total_samples,
         files=_FILES.validate_python(provenance.get("files", [])),
         bad_rows=_BAD_ROWS.validate_python(bad_rows),
-        base_model=provenance.get("base_model", ""),
         version=provenance.get("version", ""),
+        **provenance.get("system", {}),
     )
-    summary: Summary = summarize(records, facts)
-    lines = "".join(json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records)
-    write_text(job.output_uri, RECORDS_FILE, lines)
-    write_text(job.output_uri, SUMMARY_JSON_FILE, json.dumps(summary.to_json(), indent=2, ensure_ascii=False) + "\n")
-    write_text(job.output_uri, SUMMARY_MARKDOWN_FILE, render_markdown(summary))
-    write_text(job.output_uri, REPORT_HTML_FILE, render_html(summary, records, pictures))
+    summary = summarize(records, facts, bad_row_count=job.bad_rows)
+    write_records(job.output_uri, records, summary.scoring)
+    write_report(job.output_uri, summary, records, pictures)

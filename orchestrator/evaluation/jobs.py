@@ -9,17 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
-from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, LoraRetrieverError, NotFoundError
+from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation import job_metrics
 from orchestrator.evaluation.dataset_files import settle
 from orchestrator.evaluation.datasets import read_datasets
-from orchestrator.evaluation.finish import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
 from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState, Report
+from orchestrator.evaluation.job_folder import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_scripts import FINISH
 from orchestrator.evaluation.ledger_types import Cancellation, NewEvaluation
 from orchestrator.evaluation.planning import plan, shards
+from orchestrator.evaluation.running import RunningSystem
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.evaluation.storage import read_text
 from orchestrator.evaluation.summarize import dataset_files
@@ -57,12 +58,12 @@ class Evaluations:
         ledger: Ledger,
         dispatcher: Dispatcher,
         options: JobOptions,
-        base_model: Callable[[], Awaitable[str]],
+        running: Callable[[], Awaitable[RunningSystem]],
     ) -> None:
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._options = options
-        self._base_model = base_model
+        self._running = running
 
     async def create(self, spec: EvaluationSpec, request_id: str = "") -> Evaluation:
         """Plan a job, store it, send its shards; the job that `request_id` started before, where there is one.
@@ -74,7 +75,7 @@ class Evaluations:
         known = await self._ledger.find_request(request_id, spec)
         if known is not None:
             return await self.get(known)
-        job = await asyncio.to_thread(self._plan, spec, await self._base_model_or_nothing())
+        job = await asyncio.to_thread(self._plan, spec, await self._running())
         evaluation_id = await self._ledger.publish(job, request_id)
         await self._send(evaluation_id, [str(shard) for shard in range(len(job.shards))])
         log.info("evaluation created", evaluation_id=evaluation_id, samples=job.total_samples, shards=len(job.shards))
@@ -133,7 +134,7 @@ class Evaluations:
             ) from None
         return Report(summary_json, summary_markdown, job.output_uri)
 
-    def _plan(self, spec: EvaluationSpec, base_model: str) -> NewEvaluation:
+    def _plan(self, spec: EvaluationSpec, running: RunningSystem) -> NewEvaluation:
         contents = read_datasets(
             spec.datasets, protocol=spec.protocol, roots=self._options.dataset_roots, image_root=spec.image_root
         )
@@ -147,17 +148,10 @@ class Evaluations:
             bad_row_count=len(bad_rows),
             provenance={
                 "files": [asdict(file) for file in dataset_files(contents)],
-                "base_model": base_model,
+                "system": asdict(running),
                 "version": version("loraretriever"),
             },
         )
-
-    async def _base_model_or_nothing(self) -> str:
-        try:
-            return await self._base_model()
-        except LoraRetrieverError as error:
-            log.warning("the job is accepted without its base model's name", reason=error.message)
-            return ""
 
     async def _send(self, evaluation_id: str, units: Sequence[str]) -> None:
         """Queue units. When the broker is away the reconciler sends them later: the job is in the ledger already."""

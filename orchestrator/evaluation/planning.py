@@ -102,7 +102,7 @@ def _samples(
     episode: Episode, dataset: DatasetSpec, strategy: EvaluatedStrategy, protocol: Protocol
 ) -> Iterator[Sample]:
     if protocol is Protocol.SEQUENCE:
-        asked = [(episode.images, episode.instruction, "\n".join(episode.actions))]
+        asked = [(episode.images, episode.instruction, episode.response)]
     else:
         asked = [
             ((image,), _step_text(episode, step, protocol), action)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +68,17 @@ class RetrievedAdapter:
 
 @dataclass(frozen=True)
 class SampleTimings:
-    """Seconds, of one answer: retrieval, wait for a place in the batch, prefill, decoding, and all from end to end.
+    """Seconds, of one answer: embedding its prompt, searching the catalogue, waiting for a place in the batch, prefill,
+    decoding, and all from end to end.
 
-    None: not measured, as retrieval where nothing is retrieved.
+    `retrieval_s` is the whole call of the retrieval service, embedding and search in it. None: not measured, as these
+    where nothing is retrieved, or where another question had retrieved it already.
     """
 
     total_s: float
     retrieval_s: float | None = None
+    embed_s: float | None = None
+    search_s: float | None = None
     queue_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None
@@ -94,7 +97,8 @@ class Record:
     """What came of a sample: an answer (may be empty) or an error, never both.
 
     `matches` is None where nothing was asked of the retrieval service, and empty where it found nothing.
-    `dataset_changed`: when the sample was asked, its dataset's file no longer held what the job had planned.
+    `catalogue_stale`: the catalogue could not be reached, and the last known one was searched. `dataset_changed`: when
+    the sample was asked, its dataset's file no longer held what the job had planned.
     """
 
     sample: Sample
@@ -106,6 +110,7 @@ class Record:
     usage: Usage | None = None
     timings: SampleTimings | None = None
     catalogue_revision: str = ""
+    catalogue_stale: bool = False
     dataset_changed: bool = False
 
     def __post_init__(self) -> None:
@@ -127,15 +132,8 @@ _SAMPLE = TypeAdapter(Sample)
 _RECORD = TypeAdapter(Record)
 
 
-def write_records(file: Path, records: Iterable[Record]) -> None:
-    """Write one record a line, as UTF-8 JSON."""
-    with file.open("w", encoding="utf-8", newline="\n") as lines:
-        for record in records:
-            lines.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
-
-
 def read_records(file: Path) -> list[Record]:
-    """Return the records of a file that `write_records` wrote.
+    """Return the records of a job's records.jsonl.
 
     Raises InvalidArgumentError naming file, line and problem of the first line that is no record.
     """

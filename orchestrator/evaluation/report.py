@@ -18,9 +18,11 @@ from orchestrator.evaluation.markdown import (
 )
 from orchestrator.evaluation.matrix import interval_text
 from orchestrator.evaluation.measurement import how_it_was_measured
-from orchestrator.evaluation.summary import ALL, Cell, Difference, Summary
+from orchestrator.evaluation.metrics.uncertainty import Estimate
+from orchestrator.evaluation.summary import ALL, Cell, Difference, JudgeFacts, Summary
 
 FLOOR_NAME = "constant template (floor)"
+TEXT_COLUMNS = ("exact match", "ROUGE-L", "BLEU")
 MAX_LISTED = 20
 
 _GROUP_TITLES = {"app": "apps", "category": "categories"}
@@ -28,7 +30,8 @@ _GROUP_TITLES = {"app": "apps", "category": "categories"}
 
 @dataclass(frozen=True)
 class HeadlineTable:
-    """The headline as ready text: a row for each strategy and one for the floor. `note` says what the numbers are."""
+    """The headline as ready text: a row for each strategy, and one for the floor where there is one. `note` says what
+    the numbers are."""
 
     title: str
     columns: tuple[str, ...]
@@ -37,7 +40,12 @@ class HeadlineTable:
 
 
 def headline(summary: Summary) -> HeadlineTable:
-    """Return step accuracy under `action`, strategy by group of datasets, with the floor in the last row."""
+    """Return step accuracy under `action`, strategy by group of datasets, with the floor in the last row.
+
+    Where no question is answered by actions, the scores of whole answers instead.
+    """
+    if summary.answers_are_texts:
+        return _headline_of_texts(summary)
     groups = summary.group_names
     rows = [
         (
@@ -61,6 +69,20 @@ def headline(summary: Summary) -> HeadlineTable:
     )
 
 
+def _headline_of_texts(summary: Summary) -> HeadlineTable:
+    rows = [
+        (_strategy_title(summary, cell.strategy), *map(percent_with_error, text_scores(cell)))
+        for cell in _cells(summary.groups, ALL)
+    ]
+    note = f"Means over whole answers in percent ± standard error, clustered by episode.{_failed_note(summary)}"
+    return HeadlineTable("Whole answers, %", ("strategy", *TEXT_COLUMNS), tuple(rows), note)
+
+
+def text_scores(cell: Cell) -> tuple[Estimate, ...]:
+    """Return the scores of whole answers, in the order of TEXT_COLUMNS."""
+    return cell.texts.exact_match, cell.texts.rouge_l, cell.texts.bleu
+
+
 def render_markdown(summary: Summary) -> str:
     """Return the report as Markdown."""
     sections = [
@@ -68,6 +90,8 @@ def render_markdown(summary: Summary) -> str:
         _headline(summary),
         _intervals(summary),
         _strategies(summary),
+        _texts(summary),
+        _judged(summary),
         _datasets(summary),
         _retrieval(summary),
         _timings(summary),
@@ -97,10 +121,21 @@ def _opening(summary: Summary) -> str:
             f"**Incomplete ({inline(facts.state)}): {summary.recorded_samples:,} of {planned:,} planned samples have a "
             "record.** Episodes with a missing step count in step shares only."
         )
+    return "\n\n".join([*lines, *(f"**{inline(caveat)}**" for caveat in caveats(summary))])
+
+
+def caveats(summary: Summary) -> list[str]:
+    """Return what a reader must know before believing the numbers: sentences, of foreign text."""
+    said = []
     if summary.changed_datasets:
-        names = ", ".join(map(inline, summary.changed_datasets))
-        lines.append(f"**Changed while the job ran (its samples are those that were planned): {names}.**")
-    return "\n\n".join(lines)
+        names = ", ".join(summary.changed_datasets)
+        said.append(f"Changed while the job ran (its samples are those that were planned): {names}.")
+    if summary.catalogue_changed:
+        said.append("The catalogue of adapters changed while the job ran: answers came from more than one state of it.")
+    if summary.stale_samples:
+        count = counted(summary.stale_samples, "sample")
+        said.append(f"For {count} the catalogue could not be reached: adapters were looked up in the last one known.")
+    return said
 
 
 def _headline(summary: Summary) -> str:
@@ -159,6 +194,49 @@ def _strategies(summary: Summary) -> str:
     return f"## All datasets, every metric, %\n\n{table(columns, rows)}" if rows else ""
 
 
+def _texts(summary: Summary) -> str:
+    cells = [cell for cell in (*_cells(summary.groups, ALL), *summary.datasets) if cell.texts.exact_match.count]
+    if not cells:
+        return ""
+    rows = [
+        (
+            inline(cell.strategy),
+            inline(cell.data),
+            f"{cell.texts.exact_match.count:,}",
+            *map(percent_with_error, text_scores(cell)),
+        )
+        for cell in cells
+    ]
+    columns = ("strategy", "data", "answers", *TEXT_COLUMNS)
+    return (
+        f"## Whole answers, %\n\n{table(columns, rows, text_columns=2)}\n\n"
+        "Of the questions whose true answer is not in the action language."
+    )
+
+
+def _judged(summary: Summary) -> str:
+    if summary.judge is None:
+        return ""
+    rows = [
+        (inline(cell.strategy), f"{cell.judge.count:,}", percent_with_error(cell.judge))
+        for cell in _cells(summary.groups, ALL)
+    ]
+    return (
+        f"## Graded by a judge, %\n\n{table(('strategy', 'answers', 'mean grade'), rows)}\n\n"
+        f"{inline(judge_note(summary.judge))}"
+    )
+
+
+def judge_note(facts: JudgeFacts) -> str:
+    """Return who graded and what it took, a sentence or two of foreign text."""
+    unscored = "".join(f" Unscored: {count:,} ({reason})." for reason, count in facts.unscored.items())
+    return (
+        f"Grades of {facts.model} at {facts.endpoint}, in percent of the best, ± standard error clustered by episode. "
+        f"It took {counted(facts.calls, 'call')} ({facts.prompt_tokens:,} + {facts.completion_tokens:,} tokens); "
+        f"{facts.cached:,} replies were known already.{unscored}"
+    )
+
+
 def _datasets(summary: Summary) -> str:
     rows = []
     for name in summary.dataset_names:
@@ -207,13 +285,15 @@ def _timings(summary: Summary) -> str:
             inline(cell.strategy),
             milliseconds(cell.timings.total_s),
             milliseconds(cell.timings.retrieval_s),
+            milliseconds(cell.timings.embed_s),
+            milliseconds(cell.timings.search_s),
             milliseconds(cell.timings.queue_s),
             milliseconds(cell.timings.prefill_s),
             milliseconds(cell.timings.decode_s),
         )
         for cell in cells
     ]
-    columns = ("strategy", "whole answer", "retrieval", "queue", "prefill", "decode")
+    columns = ("strategy", "whole answer", "retrieval", "of it embed", "search", "queue", "prefill", "decode")
     return f"## Time an answer, mean ms\n\n{table(columns, rows)}" if rows else ""
 
 
@@ -252,10 +332,18 @@ def _specification(summary: Summary) -> str:
         table(("dataset", "file", "kind", "adapter", "episodes", "bad rows", "SHA-256"), rows, text_columns=4),
         f"```json\n{json.dumps(spec, indent=2)}\n```",
     ]
-    if summary.catalogue_revisions:
-        parts.append(f"Catalogue revisions: {', '.join(map(inline, summary.catalogue_revisions))}.")
-    if facts.version:
-        parts.append(f"loraretriever {inline(facts.version)}.")
+    ran = {
+        "loraretriever": facts.version,
+        "base model": facts.base_model,
+        "its files' digest": facts.base_model_revision,
+        "type of its weights": facts.dtype,
+        "embedder": facts.embedder,
+        "catalogue when accepted": facts.catalogue_revision,
+        "catalogues that answered": ", ".join(summary.catalogue_revisions),
+    }
+    known = [f"- {name}: {inline(value)}" for name, value in ran.items() if value]
+    if known:
+        parts.append("What ran:\n\n" + "\n".join(known))
     return "\n\n".join(parts)
 
 

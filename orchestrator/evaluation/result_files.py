@@ -19,7 +19,7 @@ from orchestrator.evaluation.metrics.paired import Graded
 from orchestrator.evaluation.metrics.text import TEXT_SCORES, AnsweredText, graded_texts, mean_score
 from orchestrator.evaluation.metrics.uncertainty import Estimate
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.scoring import answered_episodes
+from orchestrator.evaluation.scoring import answered_episodes, answered_texts
 
 
 class MetricName(StrEnum):
@@ -104,19 +104,12 @@ class Results:
             for row in self.rows
             for step, truth in enumerate(row.truths)
         )
-        return [*rows, *map(_answer, self.records)]
+        return [*rows, *answered_texts(self.records)]
 
     @property
     def failed_count(self) -> int:
         """Records without an answer."""
         return sum(record.error is not None for record in self.records)
-
-
-def _answer(record: Record) -> AnsweredText:
-    asked = record.sample
-    return AnsweredText(
-        (asked.dataset, asked.cluster, asked.step), asked.cluster, asked.truth, record.answer, asked.text
-    )
 
 
 def score_file(

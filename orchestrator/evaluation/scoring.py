@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from orchestrator.evaluation.actions import split_actions
+from orchestrator.evaluation.actions import is_actions, split_actions
 from orchestrator.evaluation.metrics.episodes import AnsweredEpisode
 from orchestrator.evaluation.metrics.floor import Metric
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters
+from orchestrator.evaluation.metrics.text import TEXT_SCORES, AnsweredText
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.spec import Protocol
 
@@ -25,6 +26,15 @@ def answered_episodes(records: Iterable[Record]) -> list[AnsweredEpisode]:
     return [_episode(together) for together in by_episode.values()]
 
 
+def answered_texts(records: Iterable[Record]) -> list[AnsweredText]:
+    """Return whole answers and their truths, for the metrics of texts and for a judge."""
+    return [
+        AnsweredText((asked.dataset, asked.cluster, asked.step), asked.cluster, asked.truth, record.answer, asked.text)
+        for record in records
+        for asked in (record.sample,)
+    ]
+
+
 def ranked_adapters(records: Iterable[Record]) -> list[RankedAdapters]:
     """Return what was retrieved, where retrieval answered and the true adapter is known and not hidden from it."""
     return [
@@ -38,6 +48,15 @@ def ranked_adapters(records: Iterable[Record]) -> list[RankedAdapters]:
         and not record.sample.strategy.exclude_own_adapter
         and (record.error is None or record.matches)
     ]
+
+
+def scores_of(record: Record, metrics: Sequence[Metric]) -> Mapping[str, list[bool] | float] | None:
+    """Return the scores of one sample by metric, None where it has no answer: those of `step_scores`, or where the
+    truth is not in the action language those of the whole answer, each in [0, 1]."""
+    truth = record.sample.truth
+    if record.answer is not None and not is_actions(truth):
+        return {name: score(truth, record.answer) for name, score in TEXT_SCORES.items()}
+    return step_scores(record, metrics)
 
 
 def step_scores(record: Record, metrics: Sequence[Metric]) -> dict[str, list[bool]] | None:

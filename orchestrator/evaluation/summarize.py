@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from operator import attrgetter
 
+from orchestrator.evaluation.actions import is_actions
 from orchestrator.evaluation.datasets import DatasetContent
 from orchestrator.evaluation.differences import difference_of, references
+from orchestrator.evaluation.judged import Judged
 from orchestrator.evaluation.metrics.action import ActionMetric, score_action_parts
 from orchestrator.evaluation.metrics.episodes import score_episodes
 from orchestrator.evaluation.metrics.legacy import LegacyMetric
 from orchestrator.evaluation.metrics.retrieval import confusion, score_retrieval
+from orchestrator.evaluation.metrics.text import TextScores, score_texts
+from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.scoring import answered_episodes, ranked_adapters
+from orchestrator.evaluation.scoring import answered_episodes, answered_texts, ranked_adapters
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.evaluation.summary import (
     ALL,
@@ -53,11 +57,12 @@ def summarize(
     options: ScoringOptions | None = None,
     *,
     bad_row_count: int | None = None,
+    judged: Judged | None = None,
 ) -> Summary:
     """Return the numbers of a job.
 
     The order of strategies and datasets is that of the job's spec. `bad_row_count` is given where `facts.bad_rows` are
-    but the first of them.
+    but the first of them, `judged` where a judge has graded the answers.
     """
     options = options or ScoringOptions()
     kept, repeated = without_repetitions(records)
@@ -74,7 +79,11 @@ def summarize(
             for strategy in strategies
             for name, members in members_of.items()
         )
-        return tuple(_cell(strategy, name, found, facts, options) for strategy, name, found in pooled if found)
+        return tuple(
+            _cell(strategy, name, found, facts, options=options, judged=judged)
+            for strategy, name, found in pooled
+            if found
+        )
 
     def difference(strategy: str, reference: str, group: str) -> Difference:
         first, second = (
@@ -99,6 +108,8 @@ def summarize(
         failure_reasons=dict(Counter(failure.reason for failure in failures).most_common()),
         failures=_some_of_each_reason(failures),
         changed_datasets=tuple(sorted({record.sample.dataset for record in kept if record.dataset_changed})),
+        stale_samples=sum(record.catalogue_stale for record in kept),
+        judge=judged.facts if judged is not None else None,
         differences=tuple(
             difference(strategy, reference, group)
             for strategy, reference in references(facts.spec.strategies)
@@ -130,7 +141,15 @@ def _groups(spec: EvaluationSpec) -> dict[str, tuple[str, ...]]:
     return {**{kind: names for kind, names in of_kind.items() if kind}, ALL: everything}
 
 
-def _cell(strategy: str, data: str, records: Sequence[Record], facts: JobFacts, options: ScoringOptions) -> Cell:
+def _cell(
+    strategy: str,
+    data: str,
+    records: Sequence[Record],
+    facts: JobFacts,
+    *,
+    options: ScoringOptions,
+    judged: Judged | None,
+) -> Cell:
     episodes = answered_episodes(records)
     return Cell(
         strategy=strategy,
@@ -144,7 +163,19 @@ def _cell(strategy: str, data: str, records: Sequence[Record], facts: JobFacts, 
         action_parts=score_action_parts(episodes, options.point_tolerance_px),
         confusion=confusion(ranked_adapters(records)),
         failure=_most_common_failure(records),
+        texts=_text_scores(records),
+        judge=_mean_grade(records, judged.grades if judged is not None else {}),
     )
+
+
+def _mean_grade(records: Sequence[Record], grades: Mapping[str, float]) -> Estimate:
+    graded = [record.sample for record in records if record.sample.key in grades]
+    return clustered_mean([grades[sample.key] for sample in graded], [sample.cluster for sample in graded])
+
+
+def _text_scores(records: Sequence[Record]) -> TextScores:
+    """Score the answers to questions that no actions answer: those of the others are scored action by action."""
+    return score_texts(answered_texts([record for record in records if not is_actions(record.sample.truth)]))
 
 
 def _most_common_failure(records: Sequence[Record]) -> str:
@@ -159,13 +190,7 @@ def _mean_timings(records: Sequence[Record]) -> MeanTimings:
         measured = [seconds for seconds in map(attrgetter(phase), timings) if seconds is not None]
         return sum(measured) / len(measured) if measured else None
 
-    return MeanTimings(
-        total_s=mean("total_s"),
-        retrieval_s=mean("retrieval_s"),
-        queue_s=mean("queue_s"),
-        prefill_s=mean("prefill_s"),
-        decode_s=mean("decode_s"),
-    )
+    return MeanTimings(**{phase.name: mean(phase.name) for phase in fields(MeanTimings)})
 
 
 def _failure(record: Record) -> Failure:

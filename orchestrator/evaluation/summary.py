@@ -13,7 +13,8 @@ from orchestrator.evaluation.metrics.action import ActionParts
 from orchestrator.evaluation.metrics.episodes import Score
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.metrics.retrieval import RetrievalScore
-from orchestrator.evaluation.metrics.uncertainty import Estimate
+from orchestrator.evaluation.metrics.text import TEXTS_UNSCORED, TextScores
+from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
 from orchestrator.evaluation.spec import EvaluationSpec
 
 SCHEMA_VERSION = 1
@@ -42,7 +43,11 @@ class DatasetFile:
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What the records do not say. `planned_samples` None, and empty strings: not known."""
+    """What the records do not say. `planned_samples` None, and empty strings: not known.
+
+    `base_model` to `embedder` is what ran when the job was accepted: the base model, the digest of its files and the
+    type of its weights, the catalogue's revision, and the embedder's fingerprint. `version` is that of this code.
+    """
 
     spec: EvaluationSpec
     evaluation_id: str = ""
@@ -52,17 +57,44 @@ class JobFacts:
     bad_rows: tuple[BadRow, ...] = ()
     base_model: str = ""
     version: str = ""
+    base_model_revision: str = ""
+    dtype: str = ""
+    catalogue_revision: str = ""
+    embedder: str = ""
+
+
+@dataclass(frozen=True)
+class JudgeFacts:
+    """Who graded the answers, by which prompt, and what it took.
+
+    Calls that were made, replies that were known before, and the tokens of the calls, as far as the endpoint counts
+    them. `unscored` counts answers without a grade, by reason.
+    """
+
+    model: str
+    endpoint: str
+    prompt: str
+    calls: int
+    cached: int
+    prompt_tokens: int
+    completion_tokens: int
+    unscored: dict[str, int]
 
 
 @dataclass(frozen=True)
 class MeanTimings:
-    """Mean seconds of an answer's phases, over the samples in which a phase was measured; None: in none of them."""
+    """Mean seconds of an answer's phases, over the samples in which a phase was measured; None: in none of them.
+
+    `retrieval_s` is the whole call of the retrieval service, `embed_s` and `search_s` are parts of it.
+    """
 
     total_s: float | None
     retrieval_s: float | None
     queue_s: float | None
     prefill_s: float | None
     decode_s: float | None
+    embed_s: float | None = None
+    search_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +102,8 @@ class Cell:
     """One strategy on one dataset, or on a group of datasets pooled sample by sample. Failed samples are unscored.
 
     `confusion` counts by true adapter which adapter came first; `failure` is what most of the failed samples say.
+    `texts` scores the answers whose truth is not in the action language; `judge` is the mean grade of a judge, in
+    [0, 1], once one has graded the job.
     """
 
     strategy: str
@@ -83,6 +117,8 @@ class Cell:
     action_parts: ActionParts | None = None
     confusion: dict[str, dict[str, int]] = field(default_factory=dict)
     failure: str = ""
+    texts: TextScores = TEXTS_UNSCORED
+    judge: Estimate = UNSCORED
 
 
 @dataclass(frozen=True)
@@ -115,7 +151,8 @@ class Summary:
     """A job's numbers. `groups` are the kinds of datasets and `all`; bad rows and failures are some of many.
 
     `repeated_records` were ignored: they carry the key of an earlier one. The files of `changed_datasets` changed while
-    the job ran; its samples are those that were planned.
+    the job ran; its samples are those that were planned. For `stale_samples` the catalogue could not be reached, and
+    the last known one was searched.
     """
 
     facts: JobFacts
@@ -135,6 +172,22 @@ class Summary:
     schema_version: int = SCHEMA_VERSION
     differences: tuple[Difference, ...] = ()
     changed_datasets: tuple[str, ...] = ()
+    stale_samples: int = 0
+    judge: JudgeFacts | None = None
+
+    @property
+    def answers_are_texts(self) -> bool:
+        """Whether no question of the job is answered by actions."""
+        return not any(cell.action_parts and cell.action_parts.action_type.count for cell in self.groups) and any(
+            cell.texts.exact_match.count for cell in self.groups
+        )
+
+    @property
+    def catalogue_changed(self) -> bool:
+        """Whether answers came from a catalogue other than that of the time when the job was accepted."""
+        return bool(self.facts.catalogue_revision) and not {self.facts.catalogue_revision}.issuperset(
+            self.catalogue_revisions
+        )
 
     def group(self, strategy: str, name: str) -> Cell | None:
         """Return the cell of a strategy and a group, or None when it has no record."""

@@ -40,6 +40,7 @@ from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_scripts import FINISH
 from orchestrator.evaluation.ledger_store import RedisStore
 from orchestrator.evaluation.planning import step_text
+from orchestrator.evaluation.running import running_system
 from orchestrator.evaluation.shard_run import Outcome, ShardLimits, ShardRun
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 from orchestrator.pipeline import Pipeline
@@ -100,7 +101,9 @@ async def served(tmp_path: Path, redis_url: str) -> AsyncIterator[Served]:
         ledger, queue, pipeline = Ledger(store), Queue(), Pipeline(retrieval, generation)
         options = JobOptions((data,), str(tmp_path / "out"), shard_size=3)
         server = aio_server(ServerOptions(shutdown_grace_s=0))
-        add_services(server, pipeline, Evaluations(ledger, queue, options, generation.base_model), 20)
+        add_services(
+            server, pipeline, Evaluations(ledger, queue, options, lambda: running_system(generation, retrieval)), 20
+        )
         await stack.enter_async_context(server)
         client = await stack.enter_async_context(EvaluationClient(server.address))
         shards = ShardRun(ledger, pipeline, [data], ShardLimits(concurrency=2))

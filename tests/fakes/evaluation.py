@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +74,8 @@ def answered(asked: Sample, answer: str, retrieved: Sequence[str] | None = None,
 def failure(asked: Sample, reason: str = "UNAVAILABLE", message: str = "nobody listens") -> Record:
     """Return the record of a sample without an answer."""
     return Record(asked, error=SampleError(reason, message))
+
+
+def write_records(file: Path, records: Iterable[Record]) -> None:
+    """Write records as a job does, their scores left out."""
+    file.write_text("".join(json.dumps(record.to_json()) + "\n" for record in records), encoding="utf-8")

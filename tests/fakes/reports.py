@@ -45,7 +45,7 @@ def full(record: Record) -> Record:
         matches=(RetrievedAdapter("clock", 0.9, 0.7), RetrievedAdapter("gmail", 0.4, 0.3)),
         applied=(WeightedAdapter("clock", 0.7), WeightedAdapter("gmail", 0.3)),
         usage=Usage(100, 40, 8),
-        timings=SampleTimings(0.4, 0.05, 0.01, 0.1, 0.2),
+        timings=SampleTimings(0.4, 0.05, 0.03, 0.01, 0.01, 0.1, 0.2),
     )
 
 

@@ -21,7 +21,7 @@ from infra.contract.errors import LoraRetrieverError
 from infra.contract.errors import field as field_path
 from infra.contract.generation import FinishReason, Generation, Timings, Usage
 from infra.contract.prompt import Prompt
-from infra.contract.retrieval import Match, RetrievalOptions, Selection
+from infra.contract.retrieval import Match, RetrievalOptions, RetrievalTimings, Selection
 from infra.runtime.server import ServerOptions, aio_server
 from infra.runtime.wire import (
     adapter_to_proto,
@@ -30,6 +30,7 @@ from infra.runtime.wire import (
     prompt_from_proto,
     prompts_from_proto,
     retrieval_options_from_proto,
+    retrieval_timings_to_proto,
     selection_to_proto,
 )
 
@@ -38,6 +39,8 @@ ADAPTERS = tuple(
     Adapter(name, BASE_MODEL, f"adapters/{name}", kind=kind, revision=f"{name}-1", rank=8)
     for name, kind in (("gmail", "app"), ("ebay", "app"), ("clock", "app"), ("shopping", "category"))
 )
+
+RETRIEVAL_TIMINGS = RetrievalTimings(embed_s=0.02, search_s=0.001)
 
 Hook = Callable[[Prompt, str], Awaitable[None]]
 
@@ -95,7 +98,12 @@ class FakeRetrieval(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         return retrieval_service_pb2.RetrieveAdaptersResponse(
             selections=[selection_to_proto(select(prompt, options)) for prompt in prompts],
             catalogue_revision="catalogue-1",
+            timings=retrieval_timings_to_proto(RETRIEVAL_TIMINGS),
         )
+
+    async def EmbedPrompts(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Say which embedder this is, and embed nothing."""
+        return retrieval_service_pb2.EmbedPromptsResponse(embedder_fingerprint="embedder-1")
 
     async def ListAdapters(self, request: Any, context: Any) -> Any:  # noqa: N802
         """List those of ADAPTERS that the request asks for, on one page."""
@@ -104,7 +112,9 @@ class FakeRetrieval(retrieval_service_pb2_grpc.RetrievalServiceServicer):
             for adapter in ADAPTERS
             if request.base_model in ("", adapter.base_model) and request.kind in ("", adapter.kind)
         ]
-        return retrieval_service_pb2.ListAdaptersResponse(adapters=[adapter_to_proto(each) for each in listed])
+        return retrieval_service_pb2.ListAdaptersResponse(
+            adapters=[adapter_to_proto(each) for each in listed], catalogue_revision="catalogue-1"
+        )
 
 
 @dataclass
@@ -122,6 +132,7 @@ class FakeGeneration(generation_service_pb2_grpc.GenerationServiceServicer):
         self.model_calls += 1
         return generation_service_pb2.GetModelResponse(
             base_model=BASE_MODEL,
+            revision="weights-1",
             family="fake",
             device="cpu",
             dtype="float32",

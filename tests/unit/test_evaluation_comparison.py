@@ -17,12 +17,12 @@ from orchestrator.evaluation.metrics.intervals import interval_of_share, student
 from orchestrator.evaluation.metrics.paired import Graded, paired_difference
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters, confusion
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, clustered_mean
-from orchestrator.evaluation.records import Record, write_records
+from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.result_files import MetricName, read_results
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from orchestrator.evaluation.summarize import summarize
 from orchestrator.evaluation.summary import JobFacts, Summary
-from tests.fakes.evaluation import answered, failure, sample
+from tests.fakes.evaluation import answered, failure, sample, write_records
 
 RIGHT, WRONG = "Scroll up", "Scroll down"
 SELECTION = EvaluatedStrategy(AnswerStrategy.SELECTION)

@@ -74,7 +74,7 @@ def test_records_with_nothing_but_an_answer_make_a_page() -> None:
 
 def test_phases_that_were_not_recorded_are_named(tmp_path: Path) -> None:
     page = page_of([answered(sample("Scroll up"), "Scroll up")])
-    assert "Not recorded in this job: retrieval, queue, prefill." in page
+    assert "Not recorded in this job: embed, search, queue, prefill." in page
     assert "Not recorded" not in page_of(many_records(tmp_path, 2))
 
 

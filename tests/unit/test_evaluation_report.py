@@ -22,14 +22,13 @@ from orchestrator.evaluation.records import (
     SampleError,
     SampleTimings,
     read_records,
-    write_records,
 )
 from orchestrator.evaluation.report import FLOOR_NAME, headline, render_markdown
 from orchestrator.evaluation.scoring import answered_episodes, step_scores
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 from orchestrator.evaluation.summarize import summarize
 from orchestrator.evaluation.summary import DatasetFile, JobFacts, Summary
-from tests.fakes.evaluation import answered, failure, sample
+from tests.fakes.evaluation import answered, failure, sample, write_records
 
 OPEN, TAP, UP, DONE = (
     "Open App: Clock",

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from infra.contract.errors import InvalidArgumentError, NotFoundError
-from orchestrator.evaluation.records import write_records
 from orchestrator.evaluation.result_files import MetricName, score_file
 from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy
-from tests.fakes.evaluation import answered, failure, sample
+from tests.fakes.evaluation import answered, failure, sample, write_records
 
 OPEN, TAP_1, TAP_0, DONE = (
     "Open App: Clock",

@@ -10,10 +10,9 @@ import pytest
 from orchestrator.evaluation.metrics.action import ActionTypeMetric, score_action_parts
 from orchestrator.evaluation.metrics.episodes import AnsweredEpisode
 from orchestrator.evaluation.metrics.text import AnsweredText, bleu, exact_match, graded_texts, mean_score, rouge_l
-from orchestrator.evaluation.records import write_records
 from orchestrator.evaluation.result_files import MetricName, score_file
 from orchestrator.evaluation.spec import Protocol
-from tests.fakes.evaluation import answered, failure, sample
+from tests.fakes.evaluation import answered, failure, sample, write_records
 
 
 def test_exact_match_minds_neither_case_nor_blanks() -> None:

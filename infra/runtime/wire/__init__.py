@@ -36,6 +36,8 @@ from infra.runtime.wire.retrieval import (
     match_to_proto,
     retrieval_options_from_proto,
     retrieval_options_to_proto,
+    retrieval_timings_from_proto,
+    retrieval_timings_to_proto,
     selection_from_proto,
     selection_to_proto,
 )
@@ -76,6 +78,8 @@ __all__ = [
     "prompts_from_proto",
     "retrieval_options_from_proto",
     "retrieval_options_to_proto",
+    "retrieval_timings_from_proto",
+    "retrieval_timings_to_proto",
     "seconds_from_duration",
     "selection_from_proto",
     "selection_to_proto",

@@ -5,9 +5,16 @@ from __future__ import annotations
 from loraretriever.v1 import retrieval_service_pb2
 
 from infra.contract.errors import field
-from infra.contract.retrieval import Match, RetrievalOptions, RetrievalStrategy, Selection, Weighting
+from infra.contract.retrieval import (
+    Match,
+    RetrievalOptions,
+    RetrievalStrategy,
+    RetrievalTimings,
+    Selection,
+    Weighting,
+)
 from infra.runtime.wire.adapter import adapter_from_proto, adapter_to_proto
-from infra.runtime.wire.values import enum_from_proto, enum_to_proto
+from infra.runtime.wire.values import duration_from_seconds, enum_from_proto, enum_to_proto, seconds_from_duration
 
 
 def retrieval_options_from_proto(message: retrieval_service_pb2.RetrievalOptions) -> RetrievalOptions:
@@ -70,3 +77,15 @@ def selection_from_proto(message: retrieval_service_pb2.Selection) -> Selection:
 def selection_to_proto(selection: Selection) -> retrieval_service_pb2.Selection:
     """Return the matches of one prompt as their message."""
     return retrieval_service_pb2.Selection(matches=[match_to_proto(match) for match in selection.matches])
+
+
+def retrieval_timings_from_proto(message: retrieval_service_pb2.RetrievalTimings) -> RetrievalTimings:
+    """Return where the time of a retrieval went."""
+    return RetrievalTimings(seconds_from_duration(message.embed), seconds_from_duration(message.search))
+
+
+def retrieval_timings_to_proto(timings: RetrievalTimings) -> retrieval_service_pb2.RetrievalTimings:
+    """Return where the time of a retrieval went as its message."""
+    return retrieval_service_pb2.RetrievalTimings(
+        embed=duration_from_seconds(timings.embed_s), search=duration_from_seconds(timings.search_s)
+    )

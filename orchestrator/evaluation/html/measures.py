@@ -9,7 +9,7 @@ from statistics import fmean, quantiles
 
 from orchestrator.evaluation.records import Record
 
-PHASES = ("retrieval", "queue", "prefill", "decode")
+PHASES = ("embed", "search", "queue", "prefill", "decode")
 WEIGHT_BINS = 10
 
 

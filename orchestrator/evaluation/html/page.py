@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -24,15 +24,16 @@ def render_html(
     pictures: PictureBudget | None = None,
     *,
     max_samples: int = MAX_SAMPLES,
+    grades: Mapping[str, float] | None = None,
 ) -> str:
     """Return report.html: numbers and charts of the summary, and at most `max_samples` of the records to browse.
 
     It loads nothing: its content security policy allows its own script and style (by their hashes) and data: images.
-    Without `pictures` no image is read, and the page says so at each.
+    Without `pictures` no image is read, and the page says so at each. `grades` are a judge's, by sample key.
     """
     kept, _ = without_repetitions(records)
     chosen = choose(kept, max_samples)
-    data = listed(chosen, pictures or PictureBudget(), summary.scoring.point_tolerance_px)
+    data = listed(chosen, pictures or PictureBudget(), summary.scoring.point_tolerance_px, grades or {})
     style, script = _file("report.css"), _file("report.js")
     return Template(_file("page.html")).substitute(
         title=escape(f"Evaluation {summary.facts.evaluation_id}".strip()),

@@ -107,6 +107,7 @@
     }
     const facts = [];
     if (sample.seconds !== null) facts.push(`${(1000 * sample.seconds).toFixed(0)} ms`);
+    if (sample.grade !== null) facts.push(`judge's grade ${sample.grade}`);
     if (sample.tokens) facts.push(`${sample.tokens[0]} tokens in, ${sample.tokens[1]} out`);
     if (facts.length) box.append(make("p", "note", facts.join(" · ")));
     return box;

@@ -6,17 +6,19 @@ import base64
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import ImagePart
 from infra.runtime.images import ImageLimits, decode_image
-from orchestrator.evaluation.actions import split_actions
+from orchestrator.evaluation.actions import is_actions, split_actions
 from orchestrator.evaluation.metrics.action import ActionMetric
+from orchestrator.evaluation.metrics.text import exact_match
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.scoring import step_scores
 from orchestrator.evaluation.spec import Protocol
@@ -55,14 +57,25 @@ def choose(records: Iterable[Record], most: int = MAX_SAMPLES) -> list[Record]:
     return sorted(chosen[:most], key=_place)
 
 
-def listed(records: Sequence[Record], budget: PictureBudget, point_tolerance_px: float) -> dict[str, Any]:
-    """Return samples and pictures as JSON values, for report.js; a picture is None where it cannot be shown."""
+def listed(
+    records: Sequence[Record],
+    budget: PictureBudget,
+    point_tolerance_px: float,
+    grades: Mapping[str, float] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return samples and pictures as JSON values, for report.js; a picture is None where it cannot be shown.
+
+    `grades` are a judge's, by sample key.
+    """
     pictures = _Pictures(budget)
     metric = ActionMetric(point_tolerance_px)
-    return {"samples": [_sample(record, metric, pictures) for record in records], "pictures": pictures.shown}
+    return {
+        "samples": [_sample(record, metric, pictures, grades.get(record.sample.key)) for record in records],
+        "pictures": pictures.shown,
+    }
 
 
-def _sample(record: Record, metric: ActionMetric, pictures: _Pictures) -> dict[str, Any]:
+def _sample(record: Record, metric: ActionMetric, pictures: _Pictures, grade: float | None) -> dict[str, Any]:
     sample = record.sample
     usage, timings = record.usage, record.timings
     return {
@@ -79,18 +92,24 @@ def _sample(record: Record, metric: ActionMetric, pictures: _Pictures) -> dict[s
         "pictures": [pictures.number(path) for path in sample.images[:MAX_IMAGES]],
         "more_pictures": max(0, len(sample.images) - MAX_IMAGES),
         "seconds": round(timings.total_s, 4) if timings else None,
+        "grade": _round(grade),
         "tokens": [usage.prompt_tokens, usage.completion_tokens] if usage else None,
     }
 
 
 def _actions(record: Record, metric: ActionMetric) -> list[list[Any]]:
-    """Return [truth, answer, whether it is right] of each step; null: there is none, or it is unscored."""
+    """Return [truth, answer, whether it is right] of each step; null: there is none, or it is unscored.
+
+    Where the truth is not in the action language the whole answer is one step, right when it is the same text.
+    """
+    if not is_actions(record.sample.truth):
+        return [_whole(record.sample.truth, record.answer)]
+    scores = step_scores(record, [metric])
     is_sequence = record.sample.protocol is Protocol.SEQUENCE
     truths = split_actions(record.sample.truth) if is_sequence else [record.sample.truth]
     answers: list[str] = []
     if record.answer is not None:
         answers = [*split_actions(record.answer)] if is_sequence else [record.answer]
-    scores = step_scores(record, [metric])
     right: list[bool | None] = [*scores[metric.name]] if scores is not None else [None] * len(truths)
     right += [False] * (len(answers) - len(truths))
     rows = [
@@ -98,6 +117,10 @@ def _actions(record: Record, metric: ActionMetric) -> list[list[Any]]:
         for truth, answer, is_right in zip_longest(truths, answers, right)
     ]
     return rows[:MAX_STEPS]
+
+
+def _whole(truth: str, answer: str | None) -> list[Any]:
+    return [_cut(truth), None, None] if answer is None else [_cut(truth), _cut(answer), exact_match(truth, answer) == 1]
 
 
 def _adapters(record: Record) -> list[list[Any]]:

@@ -12,7 +12,7 @@ from orchestrator.evaluation.markdown import UNSCORED_TEXT, counted, millisecond
 from orchestrator.evaluation.matrix import interval_text
 from orchestrator.evaluation.metrics.uncertainty import Estimate
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report import headline
+from orchestrator.evaluation.report import TEXT_COLUMNS, caveats, headline, judge_note, text_scores
 from orchestrator.evaluation.summary import ALL, Summary
 
 MAX_CONFUSION = 60
@@ -32,9 +32,7 @@ def opening(summary: Summary) -> Markup:
         lines.append(f"Base model: {facts.base_model}.")
     if planned is not None and planned != summary.recorded_samples:
         lines.append(f"Incomplete ({facts.state}): {summary.recorded_samples:,} of {planned:,} samples have a record.")
-    if summary.changed_datasets:
-        changed = ", ".join(summary.changed_datasets)
-        lines.append(f"Changed while the job ran (its samples are those that were planned): {changed}.")
+    lines += caveats(summary)
     return element("header", element("h1", f"Evaluation {facts.evaluation_id}".strip()), *map(paragraph, lines))
 
 
@@ -43,7 +41,9 @@ def sections(summary: Summary, records: Sequence[Record]) -> list[Markup]:
     found_in = measures(records)
     measured = {strategy: found_in[strategy] for strategy in summary.strategies if strategy in found_in}
     found = (
-        _headline(summary),
+        None if summary.answers_are_texts else _headline(summary),
+        _texts(summary),
+        _judged(summary),
         _differences(summary),
         _datasets(summary),
         _confusion(summary),
@@ -73,6 +73,41 @@ def _headline(summary: Summary) -> Markup:
             class_="note",
         ),
         *(element("p", note, class_="error") for note in notes),
+    )
+
+
+def _texts(summary: Summary) -> Markup | None:
+    cells = [cell for cell in summary.groups if cell.data == ALL and cell.texts.exact_match.count]
+    if not cells:
+        return None
+    rows = [
+        (cell.strategy, f"{cell.texts.exact_match.count:,}", *(interval_text(score) for score in text_scores(cell)))
+        for cell in cells
+    ]
+    return section(
+        "Whole answers, %",
+        table(("strategy", "answers", *TEXT_COLUMNS), rows),
+        element(
+            "p",
+            "Questions whose true answer is not in the action language: mean scores with 95 % intervals, clustered by "
+            "episode.",
+            class_="note",
+        ),
+    )
+
+
+def _judged(summary: Summary) -> Markup | None:
+    if summary.judge is None:
+        return None
+    rows = [
+        (cell.strategy, f"{cell.judge.count:,}", interval_text(cell.judge))
+        for cell in summary.groups
+        if cell.data == ALL
+    ]
+    return section(
+        "Graded by a judge, %",
+        table(("strategy", "answers", "mean grade"), rows),
+        element("p", judge_note(summary.judge), class_="note"),
     )
 
 
@@ -190,7 +225,7 @@ def _latency(measured: dict[str, Measures]) -> Markup | None:
         for strategy, of in timed.items()
     ]
     absent = [phase for phase in PHASES if not any(of.seconds.get(phase) for of in timed.values())]
-    note = "The records carry embedding and search as one phase, retrieval; of each alone they say nothing."
+    note = "A phase that another strategy had paid for already, as retrieval shared by strategies, is not in its mean."
     if absent:
         note += f" Not recorded in this job: {', '.join(absent)}."
     return section(

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.evaluation.actions import normalized
 from orchestrator.evaluation.metrics.paired import Graded
-from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
+from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate, clustered_mean
 
 TextScore = Callable[[str, str], float]
 
@@ -43,6 +43,23 @@ def bleu(truth: str, answer: str) -> float:
 
 
 TEXT_SCORES: Mapping[str, TextScore] = {"exact_match": exact_match, "rouge_l": rouge_l, "bleu": bleu}
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """Mean scores of whole answers, each in [0, 1]."""
+
+    exact_match: Estimate
+    rouge_l: Estimate
+    bleu: Estimate
+
+
+TEXTS_UNSCORED = TextScores(UNSCORED, UNSCORED, UNSCORED)
+
+
+def score_texts(answers: Sequence[AnsweredText]) -> TextScores:
+    """Score whole answers, with standard errors clustered by episode."""
+    return TextScores(**{name: mean_score(graded_texts(answers, score)) for name, score in TEXT_SCORES.items()})
 
 
 def graded_texts(answers: Sequence[AnsweredText], score: TextScore) -> dict[object, Graded]:

@@ -181,20 +181,22 @@ class ResidentAdapter(_message.Message):
     def __init__(self, adapter_id: _Optional[str] = ..., revision: _Optional[str] = ..., rank: _Optional[int] = ..., byte_size: _Optional[int] = ..., pinned: bool = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("base_model", "family", "device", "dtype", "limits", "residents")
+    __slots__ = ("base_model", "family", "device", "dtype", "limits", "residents", "revision")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     RESIDENTS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     family: str
     device: str
     dtype: str
     limits: ModelLimits
     residents: _containers.RepeatedCompositeFieldContainer[ResidentAdapter]
-    def __init__(self, base_model: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., limits: _Optional[_Union[ModelLimits, _Mapping]] = ..., residents: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ...) -> None: ...
+    revision: str
+    def __init__(self, base_model: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., limits: _Optional[_Union[ModelLimits, _Mapping]] = ..., residents: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class LoadAdapterRequest(_message.Message):
     __slots__ = ("adapter_id", "revision")

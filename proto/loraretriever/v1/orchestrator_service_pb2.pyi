@@ -74,16 +74,20 @@ class AnswerRequest(_message.Message):
     def __init__(self, prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., retrieval: _Optional[_Union[_retrieval_service_pb2.RetrievalOptions, _Mapping]] = ..., strategy: _Optional[_Union[AnswerStrategy, str]] = ..., fusion_method: _Optional[_Union[_generation_service_pb2.FusionMethod, str]] = ..., decoding: _Optional[_Union[_generation_service_pb2.Decoding, _Mapping]] = ...) -> None: ...
 
 class AnswerResponse(_message.Message):
-    __slots__ = ("answer", "selection", "catalogue_revision", "retrieval_time")
+    __slots__ = ("answer", "selection", "catalogue_revision", "retrieval_time", "retrieval_timings", "stale")
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     SELECTION_FIELD_NUMBER: _ClassVar[int]
     CATALOGUE_REVISION_FIELD_NUMBER: _ClassVar[int]
     RETRIEVAL_TIME_FIELD_NUMBER: _ClassVar[int]
+    RETRIEVAL_TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    STALE_FIELD_NUMBER: _ClassVar[int]
     answer: _generation_service_pb2.GenerateResponse
     selection: _retrieval_service_pb2.Selection
     catalogue_revision: str
     retrieval_time: _duration_pb2.Duration
-    def __init__(self, answer: _Optional[_Union[_generation_service_pb2.GenerateResponse, _Mapping]] = ..., selection: _Optional[_Union[_retrieval_service_pb2.Selection, _Mapping]] = ..., catalogue_revision: _Optional[str] = ..., retrieval_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    retrieval_timings: _retrieval_service_pb2.RetrievalTimings
+    stale: bool
+    def __init__(self, answer: _Optional[_Union[_generation_service_pb2.GenerateResponse, _Mapping]] = ..., selection: _Optional[_Union[_retrieval_service_pb2.Selection, _Mapping]] = ..., catalogue_revision: _Optional[str] = ..., retrieval_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retrieval_timings: _Optional[_Union[_retrieval_service_pb2.RetrievalTimings, _Mapping]] = ..., stale: bool = ...) -> None: ...
 
 class StreamAnswerRequest(_message.Message):
     __slots__ = ("prompt", "retrieval", "strategy", "fusion_method", "decoding")

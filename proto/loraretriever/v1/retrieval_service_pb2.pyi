@@ -1,3 +1,6 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from loraretriever.v1 import adapter_pb2 as _adapter_pb2
 from loraretriever.v1 import prompt_pb2 as _prompt_pb2
@@ -69,14 +72,24 @@ class RetrieveAdaptersRequest(_message.Message):
     def __init__(self, prompts: _Optional[_Iterable[_Union[_prompt_pb2.Prompt, _Mapping]]] = ..., options: _Optional[_Union[RetrievalOptions, _Mapping]] = ...) -> None: ...
 
 class RetrieveAdaptersResponse(_message.Message):
-    __slots__ = ("selections", "catalogue_revision", "stale")
+    __slots__ = ("selections", "catalogue_revision", "stale", "timings")
     SELECTIONS_FIELD_NUMBER: _ClassVar[int]
     CATALOGUE_REVISION_FIELD_NUMBER: _ClassVar[int]
     STALE_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
     selections: _containers.RepeatedCompositeFieldContainer[Selection]
     catalogue_revision: str
     stale: bool
-    def __init__(self, selections: _Optional[_Iterable[_Union[Selection, _Mapping]]] = ..., catalogue_revision: _Optional[str] = ..., stale: bool = ...) -> None: ...
+    timings: RetrievalTimings
+    def __init__(self, selections: _Optional[_Iterable[_Union[Selection, _Mapping]]] = ..., catalogue_revision: _Optional[str] = ..., stale: bool = ..., timings: _Optional[_Union[RetrievalTimings, _Mapping]] = ...) -> None: ...
+
+class RetrievalTimings(_message.Message):
+    __slots__ = ("embed", "search")
+    EMBED_FIELD_NUMBER: _ClassVar[int]
+    SEARCH_FIELD_NUMBER: _ClassVar[int]
+    embed: _duration_pb2.Duration
+    search: _duration_pb2.Duration
+    def __init__(self, embed: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., search: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Selection(_message.Message):
     __slots__ = ("matches",)

@@ -1,0 +1,39 @@
+"""Results that commands are given: a job's id, its folder, or a file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from infra.contract.errors import NotFoundError
+from orchestrator.commands.jobs import called
+from orchestrator.evaluation.job_folder import RECORDS_FILE
+from orchestrator.evaluation.result_files import Results, parse_results, read_results
+from orchestrator.evaluation.storage import read_text
+
+
+def results_of(source: str, orchestrator_target: str = "") -> Results:
+    """Return the results that a file, a job's folder or a job's id stands for. Raises NotFoundError."""
+    path = Path(source)
+    if path.is_file() or (path.suffix and "://" not in source and not path.is_dir()):
+        return read_results(path)
+    return results_in(folder_of(source, orchestrator_target), source)
+
+
+def folder_of(source: str, orchestrator_target: str = "") -> str:
+    """Return the folder of a job that is named by its id or by its folder, a path or a URI. Raises NotFoundError."""
+    if Path(source).is_dir() or "/" in source:
+        return source
+    return called(orchestrator_target, lambda client: client.get(source)).output_uri
+
+
+def results_in(folder: str, source: str) -> Results:
+    """Return the records in a job's folder; `source` is what errors call it. Raises NotFoundError."""
+    try:
+        text = read_text(folder, RECORDS_FILE)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{source}: there is no {RECORDS_FILE} in {folder} to be read here; it is written when the job ends, copy "
+            "the folder here where it is on another machine"
+        ) from error
+    return replace(parse_results(text.encode(), source), source=source)

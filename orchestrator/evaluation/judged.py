@@ -1,0 +1,54 @@
+"""The answers of a job graded by a judge: grades by sample, and their place in its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from orchestrator.evaluation.judge import JudgePrompt, judge
+from orchestrator.evaluation.judge_client import ChatEndpoint
+from orchestrator.evaluation.metrics.text import AnsweredText
+from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.summary import JudgeFacts
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Grades in [0, 1] by sample key; a sample that is not among them is unscored."""
+
+    facts: JudgeFacts
+    grades: Mapping[str, float]
+
+
+async def judge_records(
+    records: Sequence[Record],
+    endpoint: ChatEndpoint,
+    prompt: JudgePrompt,
+    cache_dir: Path,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Judged:
+    """Grade the answers of every strategy. Raises what `judge` raises."""
+    answers = [
+        AnsweredText(asked.key, asked.cluster, asked.truth, record.answer, asked.text)
+        for record in records
+        for asked in (record.sample,)
+    ]
+    found = await judge(answers, endpoint, prompt, cache_dir, on_progress)
+    facts = JudgeFacts(
+        model=endpoint.model,
+        endpoint=_without_credentials(endpoint.base_url),
+        prompt=prompt.template,
+        calls=found.calls,
+        cached=found.cached,
+        prompt_tokens=found.prompt_tokens,
+        completion_tokens=found.completion_tokens,
+        unscored=dict(found.unscored),
+    )
+    return Judged(facts, {str(key): graded.score for key, graded in found.scores.items()})
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

@@ -1,0 +1,71 @@
+"""What ran when a job was accepted: with it a job can be repeated, and one can see that another system answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from infra.contract.errors import LoraRetrieverError
+from infra.runtime.logs import get_logger
+from orchestrator.model_info import ModelInfo
+
+log = get_logger(__name__)
+
+TIMEOUT_S = 5.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunningSystem:
+    """The base model, the digest of its files and the type of its weights; the catalogue's revision; the fingerprint of
+    the embedder. Empty: could not be asked."""
+
+    base_model: str = ""
+    base_model_revision: str = ""
+    dtype: str = ""
+    catalogue_revision: str = ""
+    embedder: str = ""
+
+
+class AsksModel(Protocol):
+    """Says which base model runs: orchestrator.clients.GenerationClient."""
+
+    async def get_model(self, timeout_s: float | None = None) -> ModelInfo:
+        """Return what runs."""
+
+
+class AsksCatalogue(Protocol):
+    """Says which catalogue is searched: orchestrator.clients.RetrievalClient."""
+
+    async def catalogue_revision(self, timeout_s: float | None = None) -> str:
+        """Return the catalogue's revision."""
+
+    async def embedder_fingerprint(self, timeout_s: float | None = None) -> str:
+        """Return the embedder's name."""
+
+
+async def running_system(generation: AsksModel, retrieval: AsksCatalogue) -> RunningSystem:
+    """Return what runs; of a tier that does not answer in time, nothing. Never raises for a tier."""
+    model, catalogue, embedder = await asyncio.gather(
+        _or_none(generation.get_model(TIMEOUT_S)),
+        _or_none(retrieval.catalogue_revision(TIMEOUT_S)),
+        _or_none(retrieval.embedder_fingerprint(TIMEOUT_S)),
+    )
+    return RunningSystem(
+        base_model=model.base_model if model else "",
+        base_model_revision=model.revision if model else "",
+        dtype=model.dtype if model else "",
+        catalogue_revision=catalogue or "",
+        embedder=embedder or "",
+    )
+
+
+async def _or_none(call: Awaitable[T]) -> T | None:
+    try:
+        return await call
+    except LoraRetrieverError as error:
+        log.warning("the job is accepted without all of what runs", reason=error.message)
+        return None
