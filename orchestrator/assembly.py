@@ -11,8 +11,8 @@ from orchestrator.clients import GenerationClient, RetrievalClient
 from orchestrator.evaluation.jobs import Evaluations, JobOptions
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_store import RedisStore
-from orchestrator.evaluation.reconciler import reconcile_forever
-from orchestrator.evaluation.running import running_system
+from orchestrator.evaluation.reconciler import Reconciler
+from orchestrator.evaluation.running import System
 from orchestrator.evaluation.storage import absolute_uri
 from orchestrator.event_loop import in_background
 from orchestrator.pipeline import Pipeline
@@ -33,9 +33,9 @@ async def orchestrator(settings: OrchestratorSettings, redis_url: str) -> AsyncI
             ledger,
             dispatcher,
             JobOptions(settings.dataset_roots, absolute_uri(settings.output_dir), settings.shard_size),
-            running=lambda: running_system(generation, retrieval),
+            System(generation, retrieval),
         )
         add_services(server, Pipeline(retrieval, generation), evaluations, settings.answer_timeout_s)
-        reconciling = reconcile_forever(ledger, dispatcher, QUEUE, settings.reconcile_interval_s)
-        await stack.enter_async_context(in_background(reconciling))
+        reconciler = Reconciler(ledger, dispatcher, QUEUE, settings.shard_resend_s)
+        await stack.enter_async_context(in_background(reconciler.reconcile_forever(settings.reconcile_interval_s)))
         yield server

@@ -1,16 +1,14 @@
-"""The Celery app: one queue on Redis that carries job and unit names, and nothing else."""
+"""The Celery app: one queue on Redis, whose messages wake workers and say nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from celery import Celery
 
-from orchestrator.evaluation.ledger_scripts import FINISH
-
 QUEUE = "loraretriever.evaluation"
-SHARD_TASK = "loraretriever.shard"
-FINISH_TASK = "loraretriever.finish"
+WORK_TASK = "loraretriever.work"
+MOST_AT_ONCE = 1000
+SOCKET_TIMEOUT_S = 15
+CONNECT_TIMEOUT_S = 5
 
 
 def make_celery(redis_url: str, visibility_timeout_s: int) -> Celery:
@@ -36,6 +34,8 @@ def make_celery(redis_url: str, visibility_timeout_s: int) -> Celery:
             "unacked_restore_interval": 2,
             "unacked_restore_throttle": 1,
             "health_check_interval": 10,
+            "socket_timeout": SOCKET_TIMEOUT_S,
+            "socket_connect_timeout": CONNECT_TIMEOUT_S,
             "socket_keepalive": not redis_url.startswith("redis+socket"),
         },
     )
@@ -43,17 +43,15 @@ def make_celery(redis_url: str, visibility_timeout_s: int) -> Celery:
 
 
 class CeleryDispatcher:
-    """Queues units of work."""
+    """Wakes workers."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def send(self, evaluation_id: str, units: Sequence[str]) -> None:
-        """Queue units of a job; raises kombu's OperationalError when the broker is away."""
+    def wake(self, count: int) -> None:
+        """Queue a message for each of `count` units, MOST_AT_ONCE at most; raises kombu's OperationalError when the
+        broker is away."""
         policy = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.3, "interval_max": 1.0}
         with self._app.producer_or_acquire() as producer:
-            for unit in units:
-                name, arguments = (
-                    (FINISH_TASK, [evaluation_id]) if unit == FINISH else (SHARD_TASK, [evaluation_id, unit])
-                )
-                self._app.send_task(name, arguments, producer=producer, retry=True, retry_policy=policy)
+            for _ in range(min(count, MOST_AT_ONCE)):
+                self._app.send_task(WORK_TASK, producer=producer, retry=True, retry_policy=policy)

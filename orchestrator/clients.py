@@ -304,6 +304,17 @@ class EvaluationClient(ServiceClient):
         response = await self.call("CancelEvaluation", request, timeout_s or QUICK_TIMEOUT_S)
         return wire.evaluation_from_proto(response.evaluation)
 
+    async def retry(self, evaluation_id: str, timeout_s: float | None = None) -> Evaluation:
+        """Let the report of a job that failed be written anew; return the job as it stands."""
+        request = orchestrator_service_pb2.RetryEvaluationRequest(evaluation_id=evaluation_id)
+        response = await self.call("RetryEvaluation", request, timeout_s or QUICK_TIMEOUT_S)
+        return wire.evaluation_from_proto(response.evaluation)
+
+    async def delete(self, evaluation_id: str, timeout_s: float | None = None) -> None:
+        """Forget a job that has ended; its files stay."""
+        request = orchestrator_service_pb2.DeleteEvaluationRequest(evaluation_id=evaluation_id)
+        await self.call("DeleteEvaluation", request, timeout_s or QUICK_TIMEOUT_S)
+
     async def report(self, evaluation_id: str, timeout_s: float | None = None) -> Report:
         """Return the report of a job that has ended."""
         request = orchestrator_service_pb2.GetReportRequest(evaluation_id=evaluation_id)

@@ -94,6 +94,20 @@ class EvaluationServicer(pb_grpc.EvaluationServiceServicer):
             summary_json=report.summary_json, summary_markdown=report.summary_markdown, output_uri=report.output_uri
         )
 
+    async def RetryEvaluation(  # noqa: N802
+        self, request: pb.RetryEvaluationRequest, context: Any
+    ) -> pb.RetryEvaluationResponse:
+        """Write the report of a failed job anew."""
+        job = await self._evaluations.retry(request.evaluation_id)
+        return pb.RetryEvaluationResponse(evaluation=evaluation_to_proto(job))
+
+    async def DeleteEvaluation(  # noqa: N802
+        self, request: pb.DeleteEvaluationRequest, context: Any
+    ) -> pb.DeleteEvaluationResponse:
+        """Forget a job."""
+        await self._evaluations.delete(request.evaluation_id)
+        return pb.DeleteEvaluationResponse()
+
 
 def add_services(server: AioGrpcServer, pipeline: Pipeline, evaluations: Evaluations, answer_timeout_s: float) -> None:
     """Add both services to a server."""

@@ -9,8 +9,8 @@ from pydantic_settings import SettingsConfigDict
 
 from infra.runtime.channel import ChannelOptions
 from infra.runtime.settings import TierSettings
+from orchestrator.evaluation.hold import ShardLimits
 from orchestrator.evaluation.ledger_types import LedgerLimits
-from orchestrator.evaluation.shard_run import ShardLimits
 
 REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 
@@ -46,7 +46,7 @@ class OrchestratorSettings(TierSettings):
         300, ge=0, description="seconds a sample is tried again while a service is full or unreachable"
     )
     shard_lease_s: float = Field(20, gt=0, description="seconds after which a worker that went silent loses its shard")
-    shard_resend_s: float = Field(5, gt=0, description="seconds until a shard whose message was lost is sent again")
+    shard_resend_s: float = Field(5, gt=0, description="seconds until workers are woken for shards that nobody took")
     shard_time_limit_s: float = Field(
         600, gt=0, description="seconds after which a worker hands an unfinished shard on"
     )
@@ -55,10 +55,10 @@ class OrchestratorSettings(TierSettings):
     )
     reconcile_interval_s: float = Field(1, gt=0, description="seconds between looks for shards that stand still")
     record_ttl_s: int = Field(
-        86_400, ge=1, description="seconds that records and request ids stay in Redis once a job has ended"
+        86_400, ge=1, description="seconds that records and request ids stay in Redis once a report is stored"
     )
-    failed_record_ttl_s: int = Field(
-        604_800, ge=1, description="the same for a job that failed: its report was never stored"
+    report_patience_s: float = Field(
+        86_400, ge=0, description="seconds for which a report that cannot be stored is tried again"
     )
 
     @field_validator("redis_url")
@@ -94,10 +94,9 @@ class OrchestratorSettings(TierSettings):
         """Leases and attempts of shards and samples."""
         return LedgerLimits(
             lease_s=self.shard_lease_s,
-            resend_s=self.shard_resend_s,
             sample_attempts=self.sample_attempts,
             record_ttl_s=self.record_ttl_s,
-            failed_ttl_s=self.failed_record_ttl_s,
+            report_patience_s=self.report_patience_s,
         )
 
     @property

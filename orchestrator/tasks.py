@@ -1,4 +1,4 @@
-"""The Celery tasks: thin. They name the work; the ledger says what it is and remembers what came of it."""
+"""The Celery task: thin. It wakes a worker; the ledger says what there is to do and remembers what came of it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,19 @@ from typing import Protocol
 
 from celery import Celery
 
-from orchestrator.celery_app import FINISH_TASK, SHARD_TASK
+from orchestrator.celery_app import WORK_TASK
 
 
 class Carrier(Protocol):
     """What carries out units of work: orchestrator.worker.Worker. Called on Celery's threads."""
 
-    def carry_out_shard(self, evaluation_id: str, shard: str) -> None:
-        """Answer the samples of a shard."""
-
-    def finish(self, evaluation_id: str) -> None:
-        """Write the report of a job and end it."""
+    def work(self) -> str:
+        """Do what is most due; return a few words on what it was."""
 
 
 def register_tasks(app: Celery, carrier: Carrier) -> None:
-    """Make the app's workers hand their messages to `carrier`."""
+    """Make the app's workers hand their messages to `carrier`. What was done is in Celery's events."""
 
-    @app.task(name=SHARD_TASK)  # type: ignore[untyped-decorator]
-    def shard(evaluation_id: str, unit: str) -> None:
-        carrier.carry_out_shard(evaluation_id, unit)
-
-    @app.task(name=FINISH_TASK)  # type: ignore[untyped-decorator]
-    def finish(evaluation_id: str) -> None:
-        carrier.finish(evaluation_id)
+    @app.task(name=WORK_TASK)  # type: ignore[untyped-decorator]
+    def work() -> str:
+        return carrier.work()

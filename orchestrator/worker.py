@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery, signals
@@ -24,9 +25,10 @@ from orchestrator.celery_app import CeleryDispatcher, make_celery
 from orchestrator.clients import GenerationClient, RetrievalClient
 from orchestrator.evaluation import job_metrics
 from orchestrator.evaluation.finish import Finish
+from orchestrator.evaluation.isolation import Isolation
 from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_scripts import FINISH
 from orchestrator.evaluation.ledger_store import RedisStore
+from orchestrator.evaluation.ledger_types import FINISH
 from orchestrator.evaluation.shard_run import Outcome, ShardRun
 from orchestrator.event_loop import EventLoopThread, in_background
 from orchestrator.pipeline import Pipeline
@@ -37,6 +39,14 @@ log = get_logger(__name__)
 
 REDIS_RETRIES = 20
 CHATTY_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What was done, in words, and whether another worker is to be woken for what follows from it."""
+
+    said: str
+    wake: bool = False
 
 
 class Worker:
@@ -54,25 +64,34 @@ class Worker:
         retrieval = await enter(RetrievalClient(settings.channel(settings.retrieval_target)))
         generation = await enter(GenerationClient(settings.channel(settings.generation_target)))
         store = await enter(RedisStore(settings.redis_url, retries=REDIS_RETRIES))
-        ledger = Ledger(store, settings.ledger_limits)
-        self._shards = ShardRun(ledger, Pipeline(retrieval, generation), settings.dataset_roots, settings.shard_limits)
-        self._finish = Finish(ledger, settings.dataset_roots)
+        self._ledger = ledger = Ledger(store, settings.ledger_limits)
+        isolation, roots = Isolation(), settings.dataset_roots
+        self._shards = ShardRun(ledger, Pipeline(retrieval, generation), roots, settings.shard_limits, isolation)
+        self._finish = Finish(ledger, roots, isolation)
         await enter(in_background(ledger.workers.beat_forever(f"{gethostname()}-{os.getpid()}")))
 
-    def carry_out_shard(self, evaluation_id: str, shard: str) -> None:
-        """Answer the samples of a shard; send what is to be done next."""
-        with job_metrics.shards_running.track_inprogress():
-            outcome = self._loop.run(self._shards.run(evaluation_id, shard, self._stopping))
-        job_metrics.shards_total.labels(outcome.value).inc()
-        log.info("shard left", evaluation_id=evaluation_id, shard=shard, outcome=outcome.value)
-        if outcome is Outcome.LAST:
-            self._dispatcher.send(evaluation_id, [FINISH])
-        elif outcome is Outcome.UNFINISHED:
-            self._dispatcher.send(evaluation_id, [shard])
+    def work(self) -> str:
+        """Do the unit of work that is most due; return its job, its name and how it was left, for Celery's events."""
+        done = self._loop.run(self._work())
+        if done.wake:
+            self._dispatcher.wake(1)
+        return done.said
 
-    def finish(self, evaluation_id: str) -> None:
-        """Write the report of a job and end it."""
-        self._loop.run(self._finish.run(evaluation_id))
+    async def _work(self) -> _Done:
+        if self._stopping.is_set():
+            return _Done("none: stopping", wake=True)
+        taken = await self._ledger.units.take()
+        if taken is None:
+            return _Done("none: nothing to do")
+        if taken.unit == FINISH:
+            await self._finish.run(taken)
+            return _Done(f"{taken.evaluation_id} report")
+        with job_metrics.shards_running.track_inprogress():
+            outcome = await self._shards.run(taken, self._stopping)
+        job_metrics.shards_total.labels(outcome.value).inc()
+        log.info("shard left", evaluation_id=taken.evaluation_id, shard=taken.unit, outcome=outcome.value)
+        said = f"{taken.evaluation_id} shard {taken.unit}: {outcome.value}"
+        return _Done(said, wake=outcome in (Outcome.LAST, Outcome.UNFINISHED))
 
     def stop_beginning(self) -> None:
         """Begin no further sample. From any thread, or a signal handler."""

@@ -75,10 +75,14 @@ class Answering:
         """
         start = time.monotonic()
         try:
-            question = await asyncio.to_thread(ask, sample, spec, self.roots, evaluation_id)
+            async with asyncio.timeout(self.patience.timeout_s):
+                question = await asyncio.to_thread(ask, sample, spec, self.roots, evaluation_id)
             answer = await self._patiently(question, stop)
         except LoraRetrieverError as error:
             return failed(sample, error, time.monotonic() - start)
+        except TimeoutError:
+            slow = DeadlineError(f"its images were not read within {self.patience.timeout_s:g} s")
+            return failed(sample, slow, time.monotonic() - start)
         except InterruptedSampleError:
             raise
         except Exception:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from infra.contract.errors import InternalError, UnavailableError
+from infra.contract.errors import InternalError, LoraRetrieverError, UnavailableError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation import job_metrics
 from orchestrator.evaluation.datasets import BadRow
+from orchestrator.evaluation.hold import keep
 from orchestrator.evaluation.html.samples import PictureBudget
+from orchestrator.evaluation.isolation import Isolation
 from orchestrator.evaluation.job import Evaluation, EvaluationState
 from orchestrator.evaluation.job_folder import write_records, write_report
 from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_scripts import FINISH
-from orchestrator.evaluation.ledger_types import Claim, Lease
+from orchestrator.evaluation.ledger_types import Taken
+from orchestrator.evaluation.ledger_units import Postponed
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.summarize import summarize
 from orchestrator.evaluation.summary import DatasetFile, JobFacts
@@ -28,7 +28,8 @@ from orchestrator.event_loop import in_background
 
 log = get_logger(__name__)
 
-RETRY_PAUSE_S = 3.0
+TIME_LIMIT_S = 3600.0
+PATIENCE_WITH_DEFECTS_S = 30.0
 
 _BAD_ROWS = TypeAdapter(tuple[BadRow, ...])
 _FILES = TypeAdapter(tuple[DatasetFile, ...])
@@ -40,30 +41,35 @@ class Finish:
     Images of samples are shown in the page where they lie below `roots`; without roots none is.
     """
 
-    def __init__(self, ledger: Ledger, roots: Sequence[Path] = ()) -> None:
+    def __init__(self, ledger: Ledger, roots: Sequence[Path], isolation: Isolation) -> None:
         self._ledger = ledger
         self._pictures = PictureBudget(tuple(roots))
+        self._isolation = isolation
 
-    async def run(self, evaluation_id: str) -> None:
+    async def run(self, taken: Taken) -> None:
         """Write the files of a job whose samples are all recorded, and end it.
 
-        What goes wrong is tried again a few times (the reconciler sends it), then the job fails and says why; its
-        records stay in Redis.
+        What goes wrong is tried again with growing pauses, for long where a storage is away; then the job fails and
+        says why, and its records stay in Redis. A report whose writing ended its worker is tried alone in the next, and
+        a few times only.
         """
-        owner = uuid.uuid4().hex
-        claim = await self._ledger.claim(evaluation_id, FINISH, owner)
-        if claim in (Claim.HELD, Claim.OVER):
+        evaluation_id = taken.evaluation_id
+        if taken.exhausted:
+            times = self._ledger.limits.finish_attempts
+            said = f"given up: the worker ended {times} times while it wrote the report"
+            await self._conclude(evaluation_id, EvaluationState.FAILED, said)
             return
         try:
-            async with in_background(self._keep_up(evaluation_id, owner)):
+            beside = self._isolation.alone() if taken.attempts > 1 else self._isolation.together()
+            async with asyncio.timeout(TIME_LIMIT_S), in_background(self._keep_up(taken)), beside:
                 state = await self._write(evaluation_id)
         except Exception as error:
             log.exception("report failed", evaluation_id=evaluation_id)
-            if claim is Claim.EXHAUSTED:
-                said = f"the report could not be written: {type(error).__name__}: {error}"
-                await self._conclude(evaluation_id, EvaluationState.FAILED, said)
-            else:
-                await self._ledger.release(evaluation_id, FINISH, owner, delay_s=RETRY_PAUSE_S, count_attempt=True)
+            said = error.message if isinstance(error, LoraRetrieverError) else f"{type(error).__name__}: {error}"
+            passes = isinstance(error, UnavailableError | OSError)
+            patience_s = self._ledger.limits.report_patience_s if passes else PATIENCE_WITH_DEFECTS_S
+            if await self._ledger.units.postpone(taken, said, patience_s) is Postponed.OVER:
+                await self._conclude(evaluation_id, EvaluationState.FAILED, f"the report could not be written: {said}")
             return
         await self._conclude(evaluation_id, state)
 
@@ -76,21 +82,17 @@ class Finish:
         job = await self._ledger.get(evaluation_id)
         cancelled = await self._ledger.is_cancelled(evaluation_id)
         state = EvaluationState.CANCELLED if cancelled else EvaluationState.SUCCEEDED
-        found = await self._ledger.records(evaluation_id)
-        order = await self._ledger.keys_in_order(evaluation_id)
-        records = [found[key] for key in order if key in found]
+        records = await self._ledger.samples.in_order(evaluation_id)
         if not cancelled and len(records) != job.total_samples:
             raise InternalError(f"{job.total_samples - len(records)} samples of {job.total_samples} have no record")
         bad_rows, provenance = await self._ledger.details(evaluation_id)
         await asyncio.to_thread(_write_files, job, state, records, bad_rows, provenance, pictures=self._pictures)
         return state
 
-    async def _keep_up(self, evaluation_id: str, owner: str) -> None:
-        lease = Lease.HELD
-        while lease is not Lease.LOST:
+    async def _keep_up(self, taken: Taken) -> None:
+        while True:
             await asyncio.sleep(self._ledger.limits.lease_s / 4)
-            with suppress(UnavailableError):
-                lease = await self._ledger.renew(evaluation_id, FINISH, owner)
+            await keep(self._ledger, taken, lambda lease: None)
 
 
 def _write_files(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +17,9 @@ from orchestrator.evaluation.datasets import read_datasets
 from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState, Report
 from orchestrator.evaluation.job_folder import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
 from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_scripts import FINISH
 from orchestrator.evaluation.ledger_types import Cancellation, NewEvaluation
 from orchestrator.evaluation.planning import plan, shards
-from orchestrator.evaluation.running import RunningSystem
+from orchestrator.evaluation.running import RunningSystem, System
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.evaluation.storage import read_text
 from orchestrator.evaluation.summarize import dataset_files
@@ -31,14 +30,16 @@ DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 500
 WATCH_INTERVAL_S = 0.25
 KEPT_BAD_ROWS = 1000
+MAX_NAMED = 5
+MAX_REPORT_CHARACTERS = 24 * 2**20
 NO_WORKER = "no worker is running; start one with 'python -m orchestrator.worker'"
 
 
 class Dispatcher(Protocol):
-    """What hands units of work to the workers: orchestrator.celery_app.CeleryDispatcher. May block, may fail."""
+    """What wakes the workers: orchestrator.celery_app.CeleryDispatcher. May block, may fail."""
 
-    def send(self, evaluation_id: str, units: Sequence[str]) -> None:
-        """Queue units of a job."""
+    def wake(self, count: int) -> None:
+        """Let workers look for `count` units of work."""
 
 
 @dataclass(frozen=True)
@@ -58,33 +59,39 @@ class Evaluations:
         ledger: Ledger,
         dispatcher: Dispatcher,
         options: JobOptions,
-        running: Callable[[], Awaitable[RunningSystem]],
+        system: System,
     ) -> None:
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._options = options
-        self._running = running
+        self._running = system.running
+        self._adapters = system.adapters
 
     async def create(self, spec: EvaluationSpec, request_id: str = "") -> Evaluation:
         """Plan a job, store it, send its shards; the job that `request_id` started before, where there is one.
 
         Raises InvalidArgumentError, NotFoundError or FailedPreconditionError for datasets that cannot be read or are
-        not the content that the job names, AlreadyExistsError when the request id started another job.
+        not the content that the job names, or whose adapter the catalogue does not hold; AlreadyExistsError when the
+        request id started another job.
         """
-        spec = await asyncio.to_thread(settle, spec, self._options.dataset_roots)
         known = await self._ledger.find_request(request_id, spec)
         if known is not None:
             return await self.get(known)
-        job = await asyncio.to_thread(self._plan, spec, await self._running())
-        evaluation_id = await self._ledger.publish(job, request_id)
-        await self._send(evaluation_id, [str(shard) for shard in range(len(job.shards))])
+        settled = await asyncio.to_thread(settle, spec, self._options.dataset_roots)
+        running = await self._running()
+        job = await asyncio.to_thread(self._plan, settled, running)
+        await self._check_true_adapters(job, running.base_model)
+        evaluation_id = await self._ledger.publish(job, request_id, spec)
+        await self._wake(len(job.shards))
         log.info("evaluation created", evaluation_id=evaluation_id, samples=job.total_samples, shards=len(job.shards))
         return await self.get(evaluation_id)
 
     async def get(self, evaluation_id: str) -> Evaluation:
         """Return a job, and why it stands still where no worker is alive. Raises NotFoundError."""
-        job = await self._ledger.get(evaluation_id)
-        if job.state.ended or await self._ledger.workers.alive():
+        return await self._with_reason(await self._ledger.get(evaluation_id))
+
+    async def _with_reason(self, job: Evaluation) -> Evaluation:
+        if job.state.ended or job.stalled or await self._ledger.workers.alive():
             return job
         return replace(job, stalled=NO_WORKER)
 
@@ -100,7 +107,7 @@ class Evaluations:
         yield job
         while not job.state.ended:
             await asyncio.sleep(WATCH_INTERVAL_S)
-            before, job = job, await self.get(evaluation_id)
+            before, job = job, await self._with_reason(await self._ledger.look_again(job))
             if job != before:
                 yield job
 
@@ -108,10 +115,23 @@ class Evaluations:
         """Stop a job: samples under way end, no other is begun. A job that has ended stays as it is."""
         match await self._ledger.cancel(evaluation_id):
             case Cancellation.FINISH:
-                await self._send(evaluation_id, [FINISH])
+                await self._wake(1)
             case Cancellation.ENDED:
                 job_metrics.jobs_total.labels(EvaluationState.CANCELLED.value).inc()
         return await self.get(evaluation_id)
+
+    async def retry(self, evaluation_id: str) -> Evaluation:
+        """Write the report of a job that failed anew: its records are kept until then.
+
+        Raises NotFoundError, and FailedPreconditionError for a job that has not failed.
+        """
+        await self._ledger.reopen(evaluation_id)
+        await self._wake(1)
+        return await self.get(evaluation_id)
+
+    async def delete(self, evaluation_id: str) -> None:
+        """Forget a job that has ended; its files stay. Raises NotFoundError, and FailedPreconditionError before."""
+        await self._ledger.delete(evaluation_id)
 
     async def report(self, evaluation_id: str) -> Report:
         """Return the report of a job that has ended. Raises FailedPreconditionError before that."""
@@ -122,7 +142,10 @@ class Evaluations:
                 "its report is written when it ends, follow it with WatchEvaluation"
             )
         if job.state is EvaluationState.FAILED:
-            raise FailedPreconditionError(f"evaluation {evaluation_id} failed and has no report: {job.error}")
+            raise FailedPreconditionError(
+                f"evaluation {evaluation_id} failed and has no report: {job.error}. Its records are kept: "
+                "RetryEvaluation writes the report once the cause is gone"
+            )
         try:
             summary_json = await asyncio.to_thread(read_text, job.output_uri, SUMMARY_JSON_FILE)
             summary_markdown = await asyncio.to_thread(read_text, job.output_uri, SUMMARY_MARKDOWN_FILE)
@@ -132,6 +155,10 @@ class Evaluations:
             raise FailedPreconditionError(
                 f"evaluation {evaluation_id} was cancelled before any sample was answered; there is nothing to report"
             ) from None
+        if len(summary_json) + len(summary_markdown) > MAX_REPORT_CHARACTERS:
+            raise FailedPreconditionError(
+                f"the report of evaluation {evaluation_id} is too large for a message; read it at {job.output_uri}"
+            )
         return Report(summary_json, summary_markdown, job.output_uri)
 
     def _plan(self, spec: EvaluationSpec, running: RunningSystem) -> NewEvaluation:
@@ -153,9 +180,26 @@ class Evaluations:
             },
         )
 
-    async def _send(self, evaluation_id: str, units: Sequence[str]) -> None:
-        """Queue units. When the broker is away the reconciler sends them later: the job is in the ledger already."""
+    async def _check_true_adapters(self, job: NewEvaluation, base_model: str) -> None:
+        """Raise FailedPreconditionError for a true adapter that the catalogue does not hold.
+
+        It could be neither found nor hidden: retrieval would always be wrong, and out of domain be in domain.
+        """
+        named = {sample.adapter_id: sample.dataset for shard in job.shards for sample in shard if sample.adapter_id}
+        known = await self._adapters(base_model) if named else None
+        unknown = sorted(set(named) - known) if known is not None else []
+        if unknown:
+            of_model = f" of base model {base_model!r}" if base_model else ""
+            raise FailedPreconditionError(
+                f"the catalogue holds no adapter {', '.join(map(repr, unknown[:MAX_NAMED]))}{of_model}, which the job "
+                f"names as trained for dataset {named[unknown[0]]!r}; register it, or name another (or none)",
+                adapter_id=unknown[0],
+                dataset=named[unknown[0]],
+            )
+
+    async def _wake(self, count: int) -> None:
+        """Wake workers. When the broker is away the reconciler does it later: the job is in the ledger already."""
         try:
-            await asyncio.to_thread(self._dispatcher.send, evaluation_id, units)
+            await asyncio.to_thread(self._dispatcher.wake, count)
         except Exception as error:
-            log.warning("units are sent later", evaluation_id=evaluation_id, reason=str(error))
+            log.warning("workers are woken later", reason=str(error))

@@ -6,7 +6,10 @@ import asyncio
 from contextlib import suppress
 
 from infra.contract.errors import UnavailableError
+from infra.runtime.logs import get_logger
 from orchestrator.evaluation.ledger_store import WORKERS, RedisStore
+
+log = get_logger(__name__)
 
 # KEYS workers; ARGV worker ttl_s. Scored by the time (Redis's own clock, seconds) until which a worker counts as alive.
 _BEAT = """
@@ -39,11 +42,15 @@ class Presence:
         await self._store.run(_BEAT, [WORKERS], [worker, self._ttl_s])
 
     async def beat_forever(self, worker: str) -> None:
-        """Say so until cancelled, then that it is gone."""
+        """Say so until cancelled, then that it is gone. What goes wrong is logged and tried again."""
         try:
             while True:
-                with suppress(UnavailableError):
+                try:
                     await self.beat(worker)
+                except UnavailableError as error:
+                    log.warning("heartbeat failed", reason=error.message)
+                except Exception:
+                    log.exception("heartbeat failed")
                 await asyncio.sleep(self._ttl_s / 4)
         finally:
             with suppress(UnavailableError):

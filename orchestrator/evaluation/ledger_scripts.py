@@ -1,13 +1,12 @@
 """The ledger's transitions, each one Lua script: Redis runs a script to its end before anything else.
 
 A job is cut into units of work: its shards, "0" to "n-1", and at the end "finish", which writes the report. The sorted
-set `units` holds the open ones, scored by the time (Redis's own clock, seconds) at which someone has to look after
-them: the end of the lease where the hash `owners` names a holder, else the time to send the unit again.
+set `units` holds the open ones, scored by the time (Redis's own clock, seconds) from which anyone may take them: the
+end of the lease of one that the hash `owners` names a holder of, a time long past for one that was never taken. Scripts
+that look at every job make the names of their keys: they need a Redis that is no cluster, as Celery does.
 """
 
 from __future__ import annotations
-
-FINISH = "finish"
 
 _NOW = """
 local function now()
@@ -18,11 +17,11 @@ end
 
 # close(): takes a unit off the list; opens "finish" when it was the last. Returns whether it did.
 _CLOSE = """
-local function close(job, units, owners, unit, resend_s)
+local function close(job, units, owners, unit)
   redis.call('ZREM', units, unit)
   redis.call('HDEL', owners, unit)
   if redis.call('ZCARD', units) > 0 or redis.call('HSETNX', job, 'finishing', '1') == 0 then return 0 end
-  redis.call('ZADD', units, now() + resend_s, 'finish')
+  redis.call('ZADD', units, 0, 'finish')
   return 1
 end
 """
@@ -37,7 +36,11 @@ local function expire(job, shards, records, ttl_s)
 end
 """
 
-# KEYS request job shards units index active; ARGV id digest units resend_s (field value)...
+_KEY = """
+local function key(id, name) return ARGV[1] .. ':{' .. id .. '}:' .. name end
+"""
+
+# KEYS request job shards units index active; ARGV id digest units (field value)...
 # Returns "" or, when the request id is known already, "id digest" of its job; then nothing is written.
 PUBLISH = (
     _NOW
@@ -45,30 +48,50 @@ PUBLISH = (
 local known = redis.call('GET', KEYS[1])
 if known then return known end
 redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. ARGV[2])
-redis.call('HSET', KEYS[2], unpack(ARGV, 5))
+redis.call('HSET', KEYS[2], unpack(ARGV, 4))
 redis.call('PERSIST', KEYS[3])
-local at = now()
-for unit = 0, tonumber(ARGV[3]) - 1 do redis.call('ZADD', KEYS[4], at + tonumber(ARGV[4]), tostring(unit)) end
-redis.call('ZADD', KEYS[5], at, ARGV[1])
+for unit = 0, tonumber(ARGV[3]) - 1 do redis.call('ZADD', KEYS[4], unit, tostring(unit)) end
+redis.call('ZADD', KEYS[5], now(), ARGV[1])
 redis.call('SADD', KEYS[6], ARGV[1])
 return ''
 """
 )
 
-# KEYS job units owners attempts; ARGV unit owner lease_s max_attempts
-CLAIM = (
+# Takes the unit that is most due: a report before any shard, then a shard of the job of which fewest are held, the
+# oldest job first. Returns {} or {id, unit, attempts, exhausted}.
+# KEYS active index; ARGV prefix owner lease_s unit_attempts finish_attempts
+TAKE = (
     _NOW
+    + _KEY
     + """
-local state = redis.call('HGET', KEYS[1], 'state')
-local score = redis.call('ZSCORE', KEYS[2], ARGV[1])
-if not state or not score then return 'over' end
-local owner = redis.call('HGET', KEYS[3], ARGV[1])
-if owner and owner ~= ARGV[2] and tonumber(score) > now() then return 'held' end
-redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
-redis.call('ZADD', KEYS[2], now() + tonumber(ARGV[3]), ARGV[1])
-if state == 'queued' then redis.call('HSET', KEYS[1], 'state', 'running') end
-if redis.call('HINCRBY', KEYS[4], ARGV[1], 1) > tonumber(ARGV[4]) then return 'exhausted' end
-return 'granted'
+local at = now()
+local best
+local function better(candidate)
+  if not best then return true end
+  for place = 1, 3 do
+    if candidate[place] ~= best[place] then return candidate[place] < best[place] end
+  end
+  return false
+end
+for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local units = key(id, 'units')
+  local first = redis.call('ZRANGEBYSCORE', units, '-inf', at, 'LIMIT', 0, 1)[1]
+  if first and (first == 'finish' or redis.call('HEXISTS', key(id, 'job'), 'cancelled') == 0) then
+    local is_shard = first == 'finish' and 0 or 1
+    local held = redis.call('ZCOUNT', units, '(' .. at, '+inf')
+    local candidate = {is_shard, held, tonumber(redis.call('ZSCORE', KEYS[2], id) or 0), id, first}
+    if better(candidate) then best = candidate end
+  end
+end
+if not best then return {} end
+local id, unit = best[4], best[5]
+redis.call('HSET', key(id, 'owners'), unit, ARGV[2])
+redis.call('ZADD', key(id, 'units'), at + tonumber(ARGV[3]), unit)
+local job = key(id, 'job')
+if redis.call('HGET', job, 'state') == 'queued' then redis.call('HSET', job, 'state', 'running') end
+local attempts = redis.call('HINCRBY', key(id, 'attempts'), unit, 1)
+local most = tonumber(unit == 'finish' and ARGV[5] or ARGV[4])
+return {id, unit, attempts, attempts > most and 1 or 0}
 """
 )
 
@@ -83,26 +106,44 @@ return 'held'
 """
 )
 
-# Gives a unit back unfinished, to be sent again after delay_s.
-# KEYS units owners attempts; ARGV unit owner delay_s refund
-RELEASE = (
+# release(): gives a unit back undone, in good order: the attempt does not count. Returns whether `owner` held it.
+_RELEASE = """
+local function release(units, owners, attempts, unit, owner, from)
+  if redis.call('HGET', owners, unit) ~= owner then return 0 end
+  redis.call('HDEL', owners, unit)
+  redis.call('HINCRBY', attempts, unit, -1)
+  redis.call('ZADD', units, 'XX', from, unit)
+  return 1
+end
+"""
+
+# KEYS units owners attempts; ARGV unit owner
+RELEASE = _NOW + _RELEASE + "return release(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2], now())"
+
+# Puts the report off that could not be stored, and remembers why. Returns "later", "over" when that has gone on for
+# patience_s, or "lost". KEYS job units owners attempts; ARGV owner error first_pause_s longest_pause_s patience_s
+POSTPONE = (
     _NOW
+    + _RELEASE
     + """
-if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
-redis.call('HDEL', KEYS[2], ARGV[1])
-redis.call('HINCRBY', KEYS[3], ARGV[1], -tonumber(ARGV[4]))
-redis.call('ZADD', KEYS[1], 'XX', now() + tonumber(ARGV[3]), ARGV[1])
-return 1
+if redis.call('HGET', KEYS[3], 'finish') ~= ARGV[1] then return 'lost' end
+local at = now()
+redis.call('HSETNX', KEYS[1], 'report_failing_since', at)
+redis.call('HSET', KEYS[1], 'report_error', ARGV[2])
+local failures = redis.call('HINCRBY', KEYS[1], 'report_failures', 1)
+if at - tonumber(redis.call('HGET', KEYS[1], 'report_failing_since')) >= tonumber(ARGV[5]) then return 'over' end
+local pause_s = math.min(tonumber(ARGV[3]) * 2 ^ math.min(failures - 1, 30), tonumber(ARGV[4]))
+release(KEYS[2], KEYS[3], KEYS[4], 'finish', ARGV[1], at + pause_s)
+return 'later'
 """
 )
 
-# KEYS job units owners; ARGV unit resend_s. Returns 1 when it was the last shard: "finish" is open now.
+# KEYS job units owners; ARGV unit. Returns 1 when it was the last shard: "finish" is open now.
 CLOSE = (
-    _NOW
-    + _CLOSE
+    _CLOSE
     + """
 if redis.call('ZSCORE', KEYS[2], ARGV[1]) == false then return 0 end
-return close(KEYS[1], KEYS[2], KEYS[3], ARGV[1], tonumber(ARGV[2]))
+return close(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
 """
 )
 
@@ -116,6 +157,13 @@ if redis.call('HINCRBY', KEYS[4], ARGV[3], 1) > tonumber(ARGV[4]) then return 'e
 return 'begun'
 """
 
+# KEYS tries; ARGV key
+ABANDON = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+if redis.call('HINCRBY', KEYS[1], ARGV[1], -1) <= 0 then redis.call('HDEL', KEYS[1], ARGV[1]) end
+return 1
+"""
+
 # KEYS job records tries attempts; ARGV key record failed unit. Counts move only when the record is new.
 RECORD = """
 if redis.call('HGET', KEYS[1], 'finishing') then return 0 end
@@ -127,9 +175,9 @@ redis.call('HSET', KEYS[4], ARGV[4], 1)
 return 1
 """
 
-# Stops a job: units that nobody holds are taken off. Returns 1 when "finish" is to be sent, 2 when nothing had been
+# Stops a job: units that nobody holds are taken off. Returns 1 when "finish" is open now, 2 when nothing had been
 # recorded or held, so that the job has ended here.
-# KEYS job units owners active shards records; ARGV id time resend_s ttl_s
+# KEYS job units owners attempts tries active shards records; ARGV id time ttl_s
 CANCEL = (
     _NOW
     + _CLOSE
@@ -140,54 +188,76 @@ if state ~= 'queued' and state ~= 'running' then return 0 end
 if redis.call('HGET', KEYS[1], 'finishing') then return 0 end
 redis.call('HSET', KEYS[1], 'cancelled', '1')
 local opened = 0
-for _, unit in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-  if redis.call('HEXISTS', KEYS[3], unit) == 0 then
-    opened = opened + close(KEYS[1], KEYS[2], KEYS[3], unit, tonumber(ARGV[3]))
-  end
+for _, unit in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now())) do
+  opened = opened + close(KEYS[1], KEYS[2], KEYS[3], unit)
 end
 if opened == 0 or tonumber(redis.call('HGET', KEYS[1], 'done')) > 0 then return opened end
-redis.call('DEL', KEYS[2])
+redis.call('DEL', KEYS[2], KEYS[3], KEYS[4], KEYS[5])
 redis.call('HSET', KEYS[1], 'state', 'cancelled', 'ended', ARGV[2])
-redis.call('SREM', KEYS[4], ARGV[1])
-expire(KEYS[1], KEYS[5], KEYS[6], ARGV[4])
+redis.call('SREM', KEYS[6], ARGV[1])
+expire(KEYS[1], KEYS[7], KEYS[8], ARGV[3])
 return 2
 """
 )
 
-# Takes the units whose time has come: leases that ran out, and units that were sent and never claimed, these only
-# while the queue is empty, for else they may still stand in it; "finish" in any case. Returns those to send again.
-# KEYS job units owners; ARGV queue_empty resend_s
-OVERDUE = (
+# Takes the shards of cancelled jobs off whose holder died, and counts. Returns {jobs, waiting, held}.
+# KEYS active; ARGV prefix
+SWEEP = (
     _NOW
+    + _KEY
     + _CLOSE
     + """
-local send = {}
-local cancelled = redis.call('HGET', KEYS[1], 'cancelled')
-local resend_s = tonumber(ARGV[2])
-for _, unit in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now())) do
-  local held = redis.call('HDEL', KEYS[3], unit) == 1
-  if cancelled and unit ~= 'finish' then
-    if close(KEYS[1], KEYS[2], KEYS[3], unit, resend_s) == 1 then table.insert(send, 'finish') end
-  else
-    if held or unit == 'finish' or ARGV[1] == '1' then table.insert(send, unit) end
-    redis.call('ZADD', KEYS[2], now() + resend_s, unit)
+local at = now()
+local jobs, waiting, held = 0, 0, 0
+for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local job, units, owners = key(id, 'job'), key(id, 'units'), key(id, 'owners')
+  if redis.call('HEXISTS', job, 'cancelled') == 1 then
+    for _, unit in ipairs(redis.call('ZRANGEBYSCORE', units, '-inf', at)) do
+      if unit ~= 'finish' then close(job, units, owners, unit) end
+    end
   end
+  jobs = jobs + 1
+  waiting = waiting + redis.call('ZCOUNT', units, '-inf', at)
+  held = held + redis.call('HLEN', owners)
 end
-return send
+return {jobs, waiting, held}
 """
 )
 
-# KEYS job active units owners attempts tries shards records; ARGV id state time error ttl_s. Returns 1 when the job
-# ended by this call.
+# KEYS job active units owners attempts tries shards records; ARGV id state time error ttl_s (0: for good). Returns 1
+# when the job ended by this call.
 CONCLUDE = (
     _EXPIRE
     + """
 local state = redis.call('HGET', KEYS[1], 'state')
 if state ~= 'queued' and state ~= 'running' then return 0 end
 redis.call('HSET', KEYS[1], 'state', ARGV[2], 'ended', ARGV[3], 'error', ARGV[4])
+redis.call('HDEL', KEYS[1], 'report_error', 'report_failures', 'report_failing_since')
 redis.call('SREM', KEYS[2], ARGV[1])
 redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[6])
-expire(KEYS[1], KEYS[7], KEYS[8], ARGV[5])
+if tonumber(ARGV[5]) > 0 then expire(KEYS[1], KEYS[7], KEYS[8], ARGV[5]) end
 return 1
 """
 )
+
+# Opens the report of a job that failed anew. Returns 0 when it has not failed.
+# KEYS job active units; ARGV id
+REOPEN = """
+if redis.call('HGET', KEYS[1], 'state') ~= 'failed' then return 0 end
+redis.call('HSET', KEYS[1], 'state', 'running', 'finishing', '1')
+redis.call('HDEL', KEYS[1], 'ended', 'error')
+redis.call('ZADD', KEYS[3], 0, 'finish')
+redis.call('SADD', KEYS[2], ARGV[1])
+return 1
+"""
+
+# Forgets a job that has ended. Returns 0 when it has not. KEYS job index shards records; ARGV id
+DELETE = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if state == 'queued' or state == 'running' then return 0 end
+local request = redis.call('HGET', KEYS[1], 'request')
+if request then redis.call('DEL', request) end
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('DEL', KEYS[1], KEYS[3], KEYS[4])
+return 1
+"""

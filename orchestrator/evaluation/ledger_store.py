@@ -10,21 +10,26 @@ from typing import Any, Self
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from infra.contract.errors import UnavailableError
 from infra.runtime.embedded_redis import redis_url_for_client
 
-_PREFIX = "loraretriever:evaluation"
-INDEX = f"{_PREFIX}:index"
-ACTIVE = f"{_PREFIX}:active"
-WORKERS = f"{_PREFIX}:workers"
+PREFIX = "loraretriever:evaluation"
+INDEX = f"{PREFIX}:index"
+ACTIVE = f"{PREFIX}:active"
+WORKERS = f"{PREFIX}:workers"
+
+_PASSING = (ReadOnlyError, OutOfMemoryError, TryAgainError, ClusterDownError)
+_PASSING_CODES = ("MISCONF", "BUSY", "NOREPLICAS")
+"""Replies that say nothing of the call: a failover, a full disk or memory, a script that takes long."""
 
 
 def key_of(evaluation_id: str, name: str) -> str:
     """Return the key of a job's `name`; all keys of a job share a hash tag."""
-    return f"{_PREFIX}:{{{evaluation_id}}}:{name}"
+    return f"{PREFIX}:{{{evaluation_id}}}:{name}"
 
 
 def keys_of(evaluation_id: str, *names: str) -> list[str]:
@@ -34,7 +39,7 @@ def keys_of(evaluation_id: str, *names: str) -> list[str]:
 
 def request_key(request_id: str) -> str:
     """Return the key that remembers which job a request id started."""
-    return f"{_PREFIX}:request:{request_id}"
+    return f"{PREFIX}:request:{request_id}"
 
 
 class RedisStore:
@@ -72,6 +77,13 @@ class RedisStore:
         except (RedisConnectionError, RedisTimeoutError) as error:
             raise UnavailableError(
                 f"the Redis of evaluation jobs cannot be reached ({error}); try again once it is back"
+            ) from error
+        except ResponseError as error:
+            if not (isinstance(error, _PASSING) or str(error).startswith(_PASSING_CODES)):
+                raise
+            await self.redis.connection_pool.disconnect(inuse_connections=False)  # The next may reach another server.
+            raise UnavailableError(
+                f"the Redis of evaluation jobs takes no changes now ({error}); it is tried again"
             ) from error
         # redis-py writes under asyncio.wait_for, which up to Python 3.11 loses a cancellation that comes as it ends.
         task = asyncio.current_task()

@@ -10,14 +10,22 @@ from typing import Any
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import EvaluationSpec
 
+FINISH = "finish"
 
-class Claim(StrEnum):
-    """What came of asking for a unit: granted; held by another; over; ours, but tried too often."""
 
-    GRANTED = "granted"
-    HELD = "held"
-    OVER = "over"
-    EXHAUSTED = "exhausted"
+@dataclass(frozen=True)
+class Taken:
+    """A unit of a job that its `owner` holds now: a shard, "0" to "n-1", or FINISH, the report.
+
+    `attempts` counts how often it was taken, this time included, less the times it was handed back in good order;
+    `exhausted`: too often.
+    """
+
+    evaluation_id: str
+    unit: str
+    owner: str
+    attempts: int = 1
+    exhausted: bool = False
 
 
 class Lease(StrEnum):
@@ -39,7 +47,7 @@ class Start(StrEnum):
 
 
 class Cancellation(StrEnum):
-    """What a request to cancel did: units under way will end it; "finish" is to be sent; the job has ended."""
+    """What a request to cancel did: units under way will end it; the report is to be written; the job has ended."""
 
     PENDING = "0"
     FINISH = "1"
@@ -47,21 +55,33 @@ class Cancellation(StrEnum):
 
 
 @dataclass(frozen=True)
-class LedgerLimits:
-    """How long a silent holder keeps its unit, when a unit that nobody took is sent again, and how often is too often.
+class Backlog:
+    """Jobs that have not ended, their units that anyone may take now, and those that somebody holds."""
 
-    `unit_attempts` counts those without any sample recorded in between; `sample_attempts` counts deaths of the worker;
-    `finish_attempts` counts tries to write the report. `record_ttl_s` is how long plan, records and request id outlive
-    a job that has its report or was cancelled, `failed_ttl_s` one that failed.
+    jobs: int
+    waiting: int
+    held: int
+
+
+@dataclass(frozen=True)
+class LedgerLimits:
+    """How long a silent holder keeps its unit, and how often is too often.
+
+    `unit_attempts` counts those without any sample recorded in between; `sample_attempts` counts deaths of the worker,
+    `finish_attempts` deaths while the report was written. A report that cannot be stored is tried again for
+    `report_patience_s`, with pauses that grow from `first_pause_s` to `longest_pause_s`. `record_ttl_s` is how long
+    plan, records and request id outlive a job that has its report or was cancelled before it had any record; those of a
+    job that failed stay.
     """
 
     lease_s: float = 20.0
-    resend_s: float = 5.0
     unit_attempts: int = 10
     sample_attempts: int = 3
     finish_attempts: int = 3
+    report_patience_s: float = 86_400.0
+    first_pause_s: float = 3.0
+    longest_pause_s: float = 300.0
     record_ttl_s: int = 86_400
-    failed_ttl_s: int = 604_800
 
 
 @dataclass(frozen=True)

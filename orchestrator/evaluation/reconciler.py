@@ -1,8 +1,9 @@
-"""Looks after jobs that stand still: a worker died, a message was lost, a server stopped before it had sent all."""
+"""Looks after work that nobody was woken for: a worker died, a message was lost, a server stopped in between."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation import job_metrics
@@ -11,31 +12,51 @@ from orchestrator.evaluation.ledger import Ledger
 
 log = get_logger(__name__)
 
-
-async def reconcile(ledger: Ledger, dispatcher: Dispatcher, queue: str) -> int:
-    """Send again every unit that is overdue; return how many. Several servers may do it: each unit goes once."""
-    sent = 0
-    active = await ledger.active()
-    queued = await ledger.queue_length(queue)
-    job_metrics.active_jobs.set(len(active))
-    job_metrics.queued_units.set(queued)
-    job_metrics.running_units.set(sum([await ledger.held(evaluation_id) for evaluation_id in active]))
-    job_metrics.live_workers.set(await ledger.workers.alive())
-    for evaluation_id in active:
-        units = await ledger.overdue(evaluation_id, queue_empty=queued == 0)
-        if units:
-            log.warning("units sent again", evaluation_id=evaluation_id, units=units)
-            await asyncio.to_thread(dispatcher.send, evaluation_id, units)
-            sent += len(units)
-    job_metrics.units_resent_total.inc(sent)
-    return sent
+WAKE_TIMEOUT_S = 60.0
 
 
-async def reconcile_forever(ledger: Ledger, dispatcher: Dispatcher, queue: str, interval_s: float) -> None:
-    """Reconcile every `interval_s` until cancelled; what goes wrong is logged and tried again."""
-    while True:
-        await asyncio.sleep(interval_s)
-        try:
-            await reconcile(ledger, dispatcher, queue)
-        except Exception:
-            log.exception("reconciling failed")
+class Reconciler:
+    """Keeps as many messages in the queue as there are units to take.
+
+    Messages are all alike, so that one that is lost is missed only where the queue runs dry. Those that a worker is
+    just taking are in neither count: what is missing has to be missing for `resend_s` before it is sent, and one
+    message too many does nothing.
+    """
+
+    def __init__(self, ledger: Ledger, dispatcher: Dispatcher, queue: str, resend_s: float) -> None:
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._queue = queue
+        self._resend_s = resend_s
+        self._missing = 0
+        self._since = 0.0
+
+    async def reconcile(self) -> int:
+        """Wake workers for what has been missing long enough; return for how many units."""
+        backlog = await self._ledger.units.backlog()
+        queued = await self._ledger.units.queue_length(self._queue)
+        job_metrics.active_jobs.set(backlog.jobs)
+        job_metrics.queued_units.set(backlog.waiting)
+        job_metrics.running_units.set(backlog.held)
+        job_metrics.live_workers.set(await self._ledger.workers.alive())
+        missing = max(0, backlog.waiting - queued)
+        if not self._missing or not missing:
+            self._since = time.monotonic()
+        self._missing = min(missing, self._missing or missing)
+        if not self._missing or time.monotonic() - self._since < self._resend_s:
+            return 0
+        sent, self._missing = self._missing, 0
+        log.warning("waking workers for units that nobody took", units=sent)
+        async with asyncio.timeout(WAKE_TIMEOUT_S):
+            await asyncio.to_thread(self._dispatcher.wake, sent)
+        job_metrics.units_resent_total.inc(sent)
+        return sent
+
+    async def reconcile_forever(self, interval_s: float) -> None:
+        """Reconcile every `interval_s` until cancelled; what goes wrong is logged and tried again."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self.reconcile()
+            except Exception:
+                log.exception("reconciling failed")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from infra.contract.adapter import Adapter
 from infra.contract.errors import LoraRetrieverError
 from infra.runtime.logs import get_logger
 from orchestrator.model_info import ModelInfo
@@ -46,21 +47,38 @@ class AsksCatalogue(Protocol):
     async def embedder_fingerprint(self, timeout_s: float | None = None) -> str:
         """Return the embedder's name."""
 
+    async def list_adapters(
+        self, base_model: str = "", kind: str = "", tags: Sequence[str] = (), timeout_s: float | None = None
+    ) -> list[Adapter]:
+        """Return the adapters of the catalogue."""
 
-async def running_system(generation: AsksModel, retrieval: AsksCatalogue) -> RunningSystem:
-    """Return what runs; of a tier that does not answer in time, nothing. Never raises for a tier."""
-    model, catalogue, embedder = await asyncio.gather(
-        _or_none(generation.get_model(TIMEOUT_S)),
-        _or_none(retrieval.catalogue_revision(TIMEOUT_S)),
-        _or_none(retrieval.embedder_fingerprint(TIMEOUT_S)),
-    )
-    return RunningSystem(
-        base_model=model.base_model if model else "",
-        base_model_revision=model.revision if model else "",
-        dtype=model.dtype if model else "",
-        catalogue_revision=catalogue or "",
-        embedder=embedder or "",
-    )
+
+@dataclass(frozen=True)
+class System:
+    """The two tiers that answer. A tier that does not say in time what it runs is not an error."""
+
+    generation: AsksModel
+    retrieval: AsksCatalogue
+
+    async def running(self) -> RunningSystem:
+        """Return what runs."""
+        model, catalogue, embedder = await asyncio.gather(
+            _or_none(self.generation.get_model(TIMEOUT_S)),
+            _or_none(self.retrieval.catalogue_revision(TIMEOUT_S)),
+            _or_none(self.retrieval.embedder_fingerprint(TIMEOUT_S)),
+        )
+        return RunningSystem(
+            base_model=model.base_model if model else "",
+            base_model_revision=model.revision if model else "",
+            dtype=model.dtype if model else "",
+            catalogue_revision=catalogue or "",
+            embedder=embedder or "",
+        )
+
+    async def adapters(self, base_model: str) -> frozenset[str] | None:
+        """Return the ids of the catalogue's adapters of a base model (empty: of any); None where it does not say."""
+        listed = await _or_none(self.retrieval.list_adapters(base_model, timeout_s=TIMEOUT_S))
+        return None if listed is None else frozenset(adapter.adapter_id for adapter in listed)
 
 
 async def _or_none(call: Awaitable[T]) -> T | None:

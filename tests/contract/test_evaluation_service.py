@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,14 +34,16 @@ from infra.runtime.server import ServerOptions, aio_server
 from orchestrator.clients import EvaluationClient, GenerationClient, RetrievalClient
 from orchestrator.evaluation.dataset_files import file_sha256
 from orchestrator.evaluation.finish import Finish
+from orchestrator.evaluation.hold import ShardLimits
+from orchestrator.evaluation.isolation import Isolation
 from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.jobs import Evaluations, JobOptions
 from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_scripts import FINISH
 from orchestrator.evaluation.ledger_store import RedisStore
+from orchestrator.evaluation.ledger_types import FINISH, LedgerLimits
 from orchestrator.evaluation.planning import step_text
-from orchestrator.evaluation.running import running_system
-from orchestrator.evaluation.shard_run import Outcome, ShardLimits, ShardRun
+from orchestrator.evaluation.running import System
+from orchestrator.evaluation.shard_run import Outcome, ShardRun
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 from orchestrator.pipeline import Pipeline
 from orchestrator.server import add_services
@@ -51,14 +53,14 @@ from tests.fakes.tiers import ADAPTERS, BASE_MODEL, FakeTiers, fake_tiers
 STUB: Any = pb_grpc.EvaluationServiceStub
 
 
-class Queue:
-    """Remembers what was sent."""
+class Bell:
+    """Counts how many units workers were woken for."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[str, str]] = []
+        self.rung = 0
 
-    def send(self, evaluation_id: str, units: Sequence[str]) -> None:
-        self.sent += [(evaluation_id, unit) for unit in units]
+    def wake(self, count: int) -> None:
+        self.rung += count
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,19 @@ class Served:
 
     client: EvaluationClient
     data: Path
-    queue: Queue
+    bell: Bell
+    ledger: Ledger
     shards: ShardRun
     finish: Finish
     tiers: FakeTiers
 
     async def work(self) -> None:
-        """Carry out every unit that was sent, and what follows from it."""
-        while self.queue.sent:
-            evaluation_id, unit = self.queue.sent.pop(0)
-            if unit == FINISH:
-                await self.finish.run(evaluation_id)
-            elif await self.shards.run(evaluation_id, unit, asyncio.Event()) is Outcome.LAST:
-                self.queue.send(evaluation_id, [FINISH])
+        """Carry out every unit that there is, and what follows from it."""
+        while (taken := await self.ledger.units.take()) is not None:
+            if taken.unit == FINISH:
+                await self.finish.run(taken)
+            else:
+                await self.shards.run(taken, asyncio.Event())
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +100,17 @@ async def served(tmp_path: Path, redis_url: str) -> AsyncIterator[Served]:
         generation = await stack.enter_async_context(GenerationClient(tiers.generation_target))
         store = await stack.enter_async_context(RedisStore(redis_url))
         await store.redis.flushall()
-        ledger, queue, pipeline = Ledger(store), Queue(), Pipeline(retrieval, generation)
+        limits = LedgerLimits(first_pause_s=0.05)
+        ledger, bell, pipeline = Ledger(store, limits), Bell(), Pipeline(retrieval, generation)
         options = JobOptions((data,), str(tmp_path / "out"), shard_size=3)
         server = aio_server(ServerOptions(shutdown_grace_s=0))
-        add_services(
-            server, pipeline, Evaluations(ledger, queue, options, lambda: running_system(generation, retrieval)), 20
-        )
+        evaluations = Evaluations(ledger, bell, options, System(generation, retrieval))
+        add_services(server, pipeline, evaluations, 20)
         await stack.enter_async_context(server)
         client = await stack.enter_async_context(EvaluationClient(server.address))
-        shards = ShardRun(ledger, pipeline, [data], ShardLimits(concurrency=2))
-        yield Served(client, data, queue, shards, Finish(ledger), tiers)
+        isolation = Isolation()
+        shards = ShardRun(ledger, pipeline, [data], ShardLimits(concurrency=2), isolation)
+        yield Served(client, data, bell, ledger, shards, Finish(ledger, [], isolation), tiers)
 
 
 def spec_of(file: Path, **changes: Any) -> EvaluationSpec:
@@ -115,14 +118,14 @@ def spec_of(file: Path, **changes: Any) -> EvaluationSpec:
     return replace(spec, **changes)
 
 
-async def test_created_job_is_queued_with_its_plan_and_its_shards_are_sent(served: Served) -> None:
+async def test_created_job_is_queued_with_its_plan_and_workers_are_woken_for_its_shards(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=4, bad_rows=2)
     job = await served.client.create(spec_of(file))
     assert job.state is EvaluationState.QUEUED
     assert (job.total_samples, job.done_samples, job.bad_rows) == (8, 0, 2)
     assert job.end_time is None
     assert job.output_uri.endswith(job.evaluation_id)
-    assert served.queue.sent == [(job.evaluation_id, str(shard)) for shard in range(3)]
+    assert served.bell.rung == 3
 
 
 async def test_creation_that_is_sent_again_starts_one_job_even_without_a_request_id(
@@ -290,7 +293,9 @@ async def test_episode_that_broke_off_goes_on_with_the_answers_it_has(served: Se
         stopping.set()
 
     served.tiers.generation.before = stop_after_the_first
-    assert await served.shards.run(created.evaluation_id, "0", stopping) is Outcome.UNFINISHED
+    taken = await served.ledger.units.take()
+    assert taken is not None
+    assert await served.shards.run(taken, stopping) is Outcome.UNFINISHED
     assert served.tiers.generation.calls == 1
     await served.work()
     assert served.tiers.generation.calls == 3
@@ -544,12 +549,78 @@ async def test_shard_keeps_samples_under_way_side_by_side_and_asks_those_again_t
     assert retried() == before + 6
 
 
-async def test_report_that_cannot_be_written_fails_the_job_and_says_why(served: Served, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("a file where the folder should be")
+async def test_report_that_cannot_be_stored_is_tried_again_until_it_can(served: Served, tmp_path: Path) -> None:
+    blocked = tmp_path / "out"
+    blocked.write_text("a file where the folder should be")
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
     await served.work()
-    for _ in range(4):
-        await served.finish.run(created.evaluation_id)
+    waiting = await served.client.get(created.evaluation_id)
+    assert waiting.state is EvaluationState.RUNNING
+    assert "the report could not be stored and is tried again" in waiting.stalled
+    blocked.unlink()
+    async with asyncio.timeout(10):
+        while not (await served.client.get(created.evaluation_id)).state.ended:
+            await served.work()
+            await asyncio.sleep(0.02)
+    job = await served.client.get(created.evaluation_id)
+    assert (job.state, job.stalled) == (EvaluationState.SUCCEEDED, "")
+    assert len(records_of(job.output_uri)) == 2
+
+
+async def test_job_whose_report_was_given_up_is_retried_once_the_cause_is_gone(served: Served, tmp_path: Path) -> None:
+    served.ledger.limits = LedgerLimits(report_patience_s=0)
+    blocked = tmp_path / "out"
+    blocked.write_text("a file where the folder should be")
+    created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
+    with pytest.raises(FailedPreconditionError, match="only one that failed"):
+        await served.client.retry(created.evaluation_id)
+    await served.work()
     job = await served.client.get(created.evaluation_id)
     assert job.state is EvaluationState.FAILED
     assert "could not be written" in job.error
+    with pytest.raises(FailedPreconditionError, match="RetryEvaluation"):
+        await served.client.report(created.evaluation_id)
+    blocked.unlink()
+    assert (await served.client.retry(created.evaluation_id)).state is EvaluationState.RUNNING
+    await served.work()
+    assert (await served.client.report(created.evaluation_id)).summary_json
+    assert len(records_of(job.output_uri)) == 2
+
+
+async def test_deleted_job_is_not_found_and_its_files_stay(served: Served) -> None:
+    created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
+    with pytest.raises(FailedPreconditionError, match="cancel it first"):
+        await served.client.delete(created.evaluation_id)
+    await served.work()
+    await served.client.delete(created.evaluation_id)
+    assert await served.client.list() == []
+    with pytest.raises(NotFoundError):
+        await served.client.get(created.evaluation_id)
+    assert len(records_of(created.output_uri)) == 2
+
+
+async def test_request_id_names_its_job_whatever_became_of_the_data(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=1)
+    spec = spec_of(file)
+    created = await served.client.create(spec, "nightly")
+    write_dataset(served.data, "gmail", episodes=2)
+    assert (await served.client.create(spec, "nightly")).evaluation_id == created.evaluation_id
+    file.unlink()
+    assert (await served.client.create(spec, "nightly")).evaluation_id == created.evaluation_id
+
+
+async def test_true_adapter_that_the_catalogue_does_not_hold_is_refused(served: Served) -> None:
+    file = write_dataset(served.data, "gmail", episodes=1)
+    named = (DatasetSpec("gmail", str(file), "gmial"),)
+    with pytest.raises(FailedPreconditionError, match=r"no adapter 'gmial' of base model 'tiny-vlm'.*dataset 'gmail'"):
+        await served.client.create(spec_of(file, datasets=named))
+    assert await served.client.list() == []
+
+
+async def test_jobs_with_long_specs_are_listed_on_short_pages(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.evaluation.ledger.MAX_PAGE_CHARACTERS", 1000)
+    spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
+    created = [(await served.client.create(spec)).evaluation_id for _ in range(4)]
+    first = await served.client.page()
+    assert 0 < len(first.evaluations) < 4
+    assert [job.evaluation_id for job in await served.client.list()] == created[::-1]

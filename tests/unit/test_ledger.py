@@ -10,23 +10,38 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from infra.contract.errors import AlreadyExistsError, InternalError, NotFoundError, UnavailableError
+from infra.contract.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InternalError,
+    NotFoundError,
+    UnavailableError,
+)
 from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.evaluation.answering import failed
 from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_scripts import FINISH
 from orchestrator.evaluation.ledger_store import RedisStore, request_key
-from orchestrator.evaluation.ledger_types import Cancellation, Claim, Lease, LedgerLimits, NewEvaluation, Start
-from orchestrator.evaluation.reconciler import reconcile
+from orchestrator.evaluation.ledger_types import (
+    FINISH,
+    Backlog,
+    Cancellation,
+    Lease,
+    LedgerLimits,
+    NewEvaluation,
+    Start,
+    Taken,
+)
+from orchestrator.evaluation.ledger_units import Postponed
+from orchestrator.evaluation.reconciler import Reconciler
 from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 from orchestrator.event_loop import in_background
 
 STRATEGY = EvaluatedStrategy(AnswerStrategy.BASE)
 SPEC = EvaluationSpec((DatasetSpec("gmail", "gmail.jsonl"),), (STRATEGY,))
-LIMITS = LedgerLimits(lease_s=30, resend_s=30, unit_attempts=3, sample_attempts=2)
-NO_LEASE = LedgerLimits(lease_s=0, resend_s=0)
+LIMITS = LedgerLimits(lease_s=30, unit_attempts=3, sample_attempts=2)
+NO_LEASE = LedgerLimits(lease_s=0)
 
 
 def sample(key: str) -> Sample:
@@ -50,11 +65,14 @@ A, B, C, D = (sample(key) for key in "abcd")
 JOB = NewEvaluation(SPEC, [[A, B], [C, D]], "out")
 
 
-class NoQueue:
-    """Takes no work."""
+class Bell:
+    """Counts how many units workers were woken for."""
 
-    def send(self, evaluation_id: str, units: Sequence[str]) -> None:
-        raise AssertionError(f"{units} of {evaluation_id} were sent")
+    def __init__(self) -> None:
+        self.rung: list[int] = []
+
+    def wake(self, count: int) -> None:
+        self.rung.append(count)
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +93,25 @@ def ledger(store: RedisStore) -> Ledger:
     return Ledger(store, LIMITS)
 
 
+async def take(ledger: Ledger) -> Taken:
+    """Return the unit that is most due, which there must be."""
+    taken = await ledger.units.take()
+    assert taken is not None
+    return taken
+
+
+async def close_shards(ledger: Ledger, job: NewEvaluation = JOB) -> list[bool]:
+    """Take and close every shard of the only job."""
+    return [await ledger.units.close(await take(ledger)) for _ in job.shards]
+
+
 async def test_published_job_is_queued_and_active(ledger: Ledger) -> None:
     evaluation_id = await ledger.publish(JOB)
     job = await ledger.get(evaluation_id)
     assert (job.state, job.total_samples, job.done_samples) == (EvaluationState.QUEUED, 4, 0)
     assert job.spec == SPEC
     assert await ledger.active() == [evaluation_id]
-    assert await ledger.shard(evaluation_id, "1") == [C, D]
-    assert await ledger.keys_in_order(evaluation_id) == ["a", "b", "c", "d"]
+    assert await ledger.samples.shard(evaluation_id, "1") == [C, D]
 
 
 async def test_plan_of_a_published_job_does_not_expire(ledger: Ledger, store: RedisStore) -> None:
@@ -112,28 +141,40 @@ async def test_unknown_job_is_not_found(ledger: Ledger) -> None:
         await ledger.get("nightly-1")
 
 
-async def test_shard_is_granted_to_one_worker_alone(ledger: Ledger) -> None:
+async def test_every_shard_is_taken_by_one_worker_alone(ledger: Ledger) -> None:
     evaluation_id = await ledger.publish(JOB)
-    claims = await asyncio.gather(*(ledger.claim(evaluation_id, "0", f"worker-{n}") for n in range(8)))
-    assert sorted(claims) == [Claim.GRANTED, *[Claim.HELD] * 7]
+    taken = [each for each in await asyncio.gather(*(ledger.units.take() for _ in range(8))) if each is not None]
+    assert sorted((each.evaluation_id, each.unit) for each in taken) == [(evaluation_id, "0"), (evaluation_id, "1")]
     assert (await ledger.get(evaluation_id)).state is EvaluationState.RUNNING
 
 
-async def test_shard_whose_lease_ran_out_is_granted_to_another_and_lost_to_the_first(store: RedisStore) -> None:
+async def test_shard_whose_lease_ran_out_is_taken_by_another_and_lost_to_the_first(store: RedisStore) -> None:
     ledger = Ledger(store, NO_LEASE)
-    evaluation_id = await ledger.publish(JOB)
-    assert await ledger.claim(evaluation_id, "0", "first") is Claim.GRANTED
-    assert await ledger.claim(evaluation_id, "0", "second") is Claim.GRANTED
-    assert await ledger.renew(evaluation_id, "0", "first") is Lease.LOST
-    assert await ledger.renew(evaluation_id, "0", "second") is Lease.HELD
-    assert await ledger.begin(evaluation_id, "0", "first", "a") is Start.LOST
+    await ledger.publish(NewEvaluation(SPEC, [[A]], "out"))
+    first, second = await take(ledger), await take(ledger)
+    assert (first.unit, second.unit) == ("0", "0")
+    assert await ledger.units.renew(first) is Lease.LOST
+    assert await ledger.units.renew(second) is Lease.HELD
+    assert await ledger.samples.begin(first, "a") is Start.LOST
+    assert not await ledger.units.release(first)
+
+
+async def test_jobs_take_turns_and_a_report_comes_before_any_shard(ledger: Ledger) -> None:
+    huge = await ledger.publish(NewEvaluation(SPEC, [[sample(f"h{n}")] for n in range(50)], "out"))
+    small = await ledger.publish(JOB)
+    taken = [await take(ledger) for _ in range(5)]
+    assert [each.evaluation_id for each in taken] == [huge, small, huge, small, huge]
+    assert [each.unit for each in taken] == ["0", "0", "1", "1", "2"]
+    for each in (taken[1], taken[3]):
+        await ledger.units.close(each)
+    report = await take(ledger)
+    assert (report.evaluation_id, report.unit) == (small, FINISH)
 
 
 async def test_record_counts_once_whoever_brings_it(ledger: Ledger) -> None:
     evaluation_id = await ledger.publish(JOB)
-    await ledger.claim(evaluation_id, "0", "worker")
     record = Record(A, answer="Wait for response")
-    stored = await asyncio.gather(*(ledger.record(evaluation_id, "0", record) for _ in range(10)))
+    stored = await asyncio.gather(*(ledger.samples.record(evaluation_id, "0", record) for _ in range(10)))
     assert stored.count(True) == 1
     job = await ledger.get(evaluation_id)
     assert (job.done_samples, job.failed_samples) == (1, 0)
@@ -141,27 +182,35 @@ async def test_record_counts_once_whoever_brings_it(ledger: Ledger) -> None:
 
 async def test_first_record_of_a_sample_stays(ledger: Ledger) -> None:
     evaluation_id = await ledger.publish(JOB)
-    await ledger.record(evaluation_id, "0", Record(A, answer="first"))
-    assert not await ledger.record(evaluation_id, "0", failed(A, InternalError("late")))
-    assert (await ledger.records(evaluation_id))["a"].answer == "first"
+    await ledger.samples.record(evaluation_id, "0", Record(A, answer="first"))
+    assert not await ledger.samples.record(evaluation_id, "0", failed(A, InternalError("late")))
+    assert (await ledger.samples.records_of(evaluation_id, ["a"]))["a"].answer == "first"
     assert (await ledger.get(evaluation_id)).failed_samples == 0
 
 
 async def test_failed_sample_is_done_and_counted_as_failed(ledger: Ledger) -> None:
     evaluation_id = await ledger.publish(JOB)
-    await ledger.record(evaluation_id, "0", failed(A, InternalError("no answer")))
+    await ledger.samples.record(evaluation_id, "0", failed(A, InternalError("no answer")))
     job = await ledger.get(evaluation_id)
     assert (job.done_samples, job.failed_samples) == (1, 1)
 
 
-async def test_last_shard_opens_the_finish_exactly_once(ledger: Ledger) -> None:
+async def test_records_come_back_as_their_samples_were_planned(ledger: Ledger) -> None:
     evaluation_id = await ledger.publish(JOB)
-    assert not await ledger.close(evaluation_id, "1")
-    assert not await ledger.close(evaluation_id, "1")
-    closings = await asyncio.gather(*(ledger.close(evaluation_id, "0") for _ in range(6)))
+    for each in (D, A, C):
+        await ledger.samples.record(evaluation_id, "0", Record(each, answer=each.key))
+    assert [record.answer for record in await ledger.samples.in_order(evaluation_id)] == ["a", "c", "d"]
+
+
+async def test_last_shard_opens_the_report_exactly_once(ledger: Ledger) -> None:
+    await ledger.publish(JOB)
+    first, second = await take(ledger), await take(ledger)
+    assert not await ledger.units.close(second)
+    assert not await ledger.units.close(second)
+    closings = await asyncio.gather(*(ledger.units.close(first) for _ in range(6)))
     assert closings.count(True) == 1
-    assert await ledger.claim(evaluation_id, FINISH, "worker") is Claim.GRANTED
-    assert await ledger.claim(evaluation_id, "0", "worker") is Claim.OVER
+    assert (await take(ledger)).unit == FINISH
+    assert await ledger.units.take() is None
 
 
 async def test_job_is_concluded_once_and_then_inactive(ledger: Ledger) -> None:
@@ -174,132 +223,175 @@ async def test_job_is_concluded_once_and_then_inactive(ledger: Ledger) -> None:
     assert await ledger.active() == []
 
 
-async def test_silent_worker_s_shard_is_sent_again_even_while_the_queue_is_full(store: RedisStore) -> None:
-    ledger = Ledger(store, LedgerLimits(lease_s=0, resend_s=30))
-    evaluation_id = await ledger.publish(JOB)
-    await ledger.claim(evaluation_id, "1", "worker")
-    assert await ledger.overdue(evaluation_id, queue_empty=False) == ["1"]
-    assert await ledger.overdue(evaluation_id, queue_empty=False) == []
-
-
-async def test_shard_that_nobody_took_is_sent_again_only_when_the_queue_is_empty(store: RedisStore) -> None:
-    ledger = Ledger(store, NO_LEASE)
-    evaluation_id = await ledger.publish(JOB)
-    assert await ledger.overdue(evaluation_id, queue_empty=False) == []
-    assert await ledger.overdue(evaluation_id, queue_empty=True) == ["0", "1"]
-
-
-async def test_shard_in_good_hands_is_not_sent_again(ledger: Ledger) -> None:
-    evaluation_id = await ledger.publish(JOB)
-    await ledger.claim(evaluation_id, "0", "worker")
-    assert await ledger.overdue(evaluation_id, queue_empty=True) == []
-
-
 async def test_released_shard_is_due_at_once_and_its_attempt_is_given_back(ledger: Ledger) -> None:
-    evaluation_id = await ledger.publish(JOB)
+    await ledger.publish(NewEvaluation(SPEC, [[A]], "out"))
     for _ in range(2 * LIMITS.unit_attempts):
-        assert await ledger.claim(evaluation_id, "0", "worker") is Claim.GRANTED
-        assert await ledger.release(evaluation_id, "0", "worker")
-    assert await ledger.overdue(evaluation_id, queue_empty=True) == ["0"]
-    assert not await ledger.release(evaluation_id, "0", "worker")
+        taken = await take(ledger)
+        assert (taken.attempts, taken.exhausted) == (1, False)
+        assert await ledger.units.release(taken)
+    assert not await ledger.units.release(taken)
 
 
 async def test_shard_that_never_records_anything_is_exhausted(store: RedisStore) -> None:
     ledger = Ledger(store, LedgerLimits(lease_s=0, unit_attempts=3))
-    evaluation_id = await ledger.publish(JOB)
-    claims = [await ledger.claim(evaluation_id, "0", f"worker-{n}") for n in range(4)]
-    assert claims == [*[Claim.GRANTED] * 3, Claim.EXHAUSTED]
+    await ledger.publish(NewEvaluation(SPEC, [[A]], "out"))
+    assert [(await take(ledger)).exhausted for _ in range(4)] == [False, False, False, True]
 
 
 async def test_recorded_sample_gives_its_shard_new_attempts(store: RedisStore) -> None:
     ledger = Ledger(store, LedgerLimits(lease_s=0, unit_attempts=2))
+    evaluation_id = await ledger.publish(NewEvaluation(SPEC, [[A, B]], "out"))
+    for _ in range(2):
+        await take(ledger)
+    await ledger.samples.record(evaluation_id, "0", Record(A, answer="done"))
+    assert not (await take(ledger)).exhausted
+
+
+async def test_report_that_ended_its_workers_too_often_is_exhausted(store: RedisStore) -> None:
+    ledger = Ledger(store, LIMITS)
+    await ledger.publish(JOB)
+    await close_shards(ledger)
+    hasty = Ledger(store, LedgerLimits(lease_s=0, finish_attempts=2))
+    assert [(await take(hasty)).exhausted for _ in range(3)] == [False, False, True]
+
+
+async def test_report_that_cannot_be_stored_is_put_off_for_longer_and_longer_and_then_given_up(
+    store: RedisStore,
+) -> None:
+    ledger = Ledger(store, LedgerLimits(first_pause_s=0.02, longest_pause_s=0.05))
     evaluation_id = await ledger.publish(JOB)
-    await ledger.claim(evaluation_id, "0", "first")
-    await ledger.claim(evaluation_id, "0", "second")
-    await ledger.record(evaluation_id, "0", Record(A, answer="done"))
-    assert await ledger.claim(evaluation_id, "0", "third") is Claim.GRANTED
+    await close_shards(ledger)
+    report = await take(ledger)
+    assert await ledger.units.postpone(report, "disk full", 60) is Postponed.LATER
+    assert await ledger.units.postpone(report, "disk full", 60) is Postponed.LOST
+    assert await ledger.units.take() is None
+    assert "disk full" in (await ledger.get(evaluation_id)).stalled
+    await asyncio.sleep(0.05)
+    report = await take(ledger)
+    assert (report.unit, report.attempts) == (FINISH, 1)
+    assert await ledger.units.postpone(report, "disk full", 0.01) is Postponed.OVER
+    assert await ledger.conclude(evaluation_id, EvaluationState.FAILED, "disk full")
+    job = await ledger.get(evaluation_id)
+    assert (job.error, job.stalled) == ("disk full", "")
+
+
+async def test_failed_job_is_retried_and_its_records_are_there(ledger: Ledger) -> None:
+    evaluation_id = await ledger.publish(JOB)
+    await ledger.samples.record(evaluation_id, "0", Record(A, answer="done"))
+    with pytest.raises(FailedPreconditionError, match="queued; only one that failed"):
+        await ledger.reopen(evaluation_id)
+    await close_shards(ledger)
+    await ledger.conclude(evaluation_id, EvaluationState.FAILED, "disk full")
+    await ledger.reopen(evaluation_id)
+    job = await ledger.get(evaluation_id)
+    assert (job.state, job.error, job.end_time) == (EvaluationState.RUNNING, "", None)
+    assert (await take(ledger)).unit == FINISH
+    assert [record.answer for record in await ledger.samples.in_order(evaluation_id)] == ["done"]
+
+
+async def test_deleted_job_leaves_nothing_behind(ledger: Ledger, store: RedisStore) -> None:
+    evaluation_id = await ledger.publish(JOB, "nightly")
+    with pytest.raises(FailedPreconditionError, match="cancel it first"):
+        await ledger.delete(evaluation_id)
+    await ledger.samples.record(evaluation_id, "0", Record(A, answer="done"))
+    await ledger.conclude(evaluation_id, EvaluationState.SUCCEEDED)
+    await ledger.delete(evaluation_id)
+    assert await store.redis.keys("*") == []
+    with pytest.raises(NotFoundError):
+        await ledger.get(evaluation_id)
 
 
 async def test_sample_that_was_begun_and_not_recorded_is_remembered_and_given_up_in_the_end(ledger: Ledger) -> None:
     evaluation_id = await ledger.publish(JOB)
-    await ledger.claim(evaluation_id, "0", "worker")
-    starts = [await ledger.begin(evaluation_id, "0", "worker", "a") for _ in range(3)]
+    taken = await take(ledger)
+    starts = [await ledger.samples.begin(taken, "a") for _ in range(3)]
     assert starts == [Start.BEGUN, Start.BEGUN, Start.EXHAUSTED]
-    assert await ledger.begun(evaluation_id, ["a", "b"]) == {"a"}
-    await ledger.record(evaluation_id, "0", Record(A, answer="done"))
-    assert await ledger.begin(evaluation_id, "0", "worker", "a") is Start.RECORDED
-    assert await ledger.begun(evaluation_id, ["a", "b"]) == set()
-    assert await ledger.recorded(evaluation_id, ["a", "b"]) == {"a"}
+    assert await ledger.samples.begun(evaluation_id, ["a", "b"]) == {"a"}
+    await ledger.samples.record(evaluation_id, "0", Record(A, answer="done"))
+    assert await ledger.samples.begin(taken, "a") is Start.RECORDED
+    assert await ledger.samples.begun(evaluation_id, ["a", "b"]) == set()
+    assert await ledger.samples.recorded(evaluation_id, ["a", "b"]) == {"a"}
 
 
-async def test_abandoned_sample_is_as_if_never_begun(ledger: Ledger) -> None:
+async def test_abandoned_sample_is_as_if_never_begun(ledger: Ledger, store: RedisStore) -> None:
     evaluation_id = await ledger.publish(JOB)
-    await ledger.claim(evaluation_id, "0", "worker")
-    await ledger.begin(evaluation_id, "0", "worker", "a")
-    await ledger.abandon(evaluation_id, "a")
-    assert await ledger.begun(evaluation_id, ["a"]) == set()
+    await ledger.samples.begin(await take(ledger), "a")
+    for _ in range(2):
+        await ledger.samples.abandon(evaluation_id, "a")
+    assert await ledger.samples.begun(evaluation_id, ["a"]) == set()
+    assert await store.redis.keys("*:tries") == []
 
 
 async def test_cancel_lets_shards_under_way_end_and_the_last_of_them_finish_the_job(ledger: Ledger) -> None:
     evaluation_id = await ledger.publish(JOB)
-    await ledger.claim(evaluation_id, "0", "worker")
-    await ledger.record(evaluation_id, "0", Record(A, answer="done"))
+    taken = await take(ledger)
+    await ledger.samples.record(evaluation_id, "0", Record(A, answer="done"))
     assert await ledger.cancel(evaluation_id) is Cancellation.PENDING
-    assert await ledger.begin(evaluation_id, "0", "worker", "b") is Start.CANCELLED
-    assert await ledger.renew(evaluation_id, "0", "worker") is Lease.CANCELLED
-    assert await ledger.claim(evaluation_id, "1", "other") is Claim.OVER
-    assert await ledger.close(evaluation_id, "0")
+    assert await ledger.samples.begin(taken, "b") is Start.CANCELLED
+    assert await ledger.units.renew(taken) is Lease.CANCELLED
+    assert await ledger.units.take() is None
+    assert await ledger.units.close(taken)
 
 
-async def test_cancelled_shard_of_a_dead_worker_is_not_sent_again_but_the_finish_is(store: RedisStore) -> None:
-    ledger = Ledger(store, LedgerLimits(lease_s=0, resend_s=30))
-    evaluation_id = await ledger.publish(JOB)
-    await ledger.claim(evaluation_id, "0", "worker")
-    await ledger.record(evaluation_id, "0", Record(A, answer="done"))
+async def test_cancelled_shard_of_a_dead_worker_is_taken_by_nobody_and_the_report_is(store: RedisStore) -> None:
+    ledger = Ledger(store, NO_LEASE)
+    evaluation_id = await ledger.publish(NewEvaluation(SPEC, [[A, B]], "out"))
+    await ledger.samples.record(evaluation_id, "0", Record(A, answer="done"))
+    held = await take(Ledger(store, LIMITS))
     await ledger.cancel(evaluation_id)
-    assert await ledger.overdue(evaluation_id, queue_empty=True) == [FINISH]
+    await ledger.units.renew(held)  # Its lease is over at once: the holder died.
+    assert await ledger.units.take() is None
+    assert await ledger.units.backlog() == Backlog(jobs=1, waiting=1, held=0)
+    assert (await take(ledger)).unit == FINISH
 
 
-async def test_cancel_before_any_sample_ends_the_job(ledger: Ledger) -> None:
+async def test_cancel_before_any_sample_ends_the_job_and_leaves_no_counters(ledger: Ledger, store: RedisStore) -> None:
     evaluation_id = await ledger.publish(JOB)
+    taken = await take(ledger)
+    await ledger.samples.begin(taken, "a")
+    await ledger.units.release(taken)
     assert await ledger.cancel(evaluation_id) is Cancellation.ENDED
     assert (await ledger.get(evaluation_id)).state is EvaluationState.CANCELLED
     assert await ledger.active() == []
-    assert await ledger.claim(evaluation_id, "0", "worker") is Claim.OVER
+    assert await ledger.units.take() is None
+    assert [name.rpartition(":")[2] for name in sorted(await store.redis.keys("*{*"))] == ["job", "shards"]
 
 
-async def test_cancel_between_shards_sends_the_finish(ledger: Ledger) -> None:
+async def test_cancel_between_shards_opens_the_report(ledger: Ledger) -> None:
     evaluation_id = await ledger.publish(JOB)
-    await ledger.claim(evaluation_id, "0", "worker")
-    await ledger.record(evaluation_id, "0", Record(A, answer="done"))
-    await ledger.release(evaluation_id, "0", "worker")
+    taken = await take(ledger)
+    await ledger.samples.record(evaluation_id, "0", Record(A, answer="done"))
+    await ledger.units.release(taken)
     assert await ledger.cancel(evaluation_id) is Cancellation.FINISH
     assert await ledger.cancel(evaluation_id) is Cancellation.PENDING
+    assert (await take(ledger)).unit == FINISH
 
 
 @pytest.mark.parametrize("state", [EvaluationState.SUCCEEDED, EvaluationState.CANCELLED, EvaluationState.FAILED, None])
-async def test_plan_records_and_request_id_expire_only_with_the_job_s_end_and_later_when_it_failed(
+async def test_plan_records_and_request_id_expire_once_the_report_is_stored_and_never_before(
     ledger: Ledger, store: RedisStore, state: EvaluationState | None
 ) -> None:
     evaluation_id = await ledger.publish(JOB, "nightly")
     if state is not None:
-        await ledger.record(evaluation_id, "0", Record(A, answer="done"))
+        await ledger.samples.record(evaluation_id, "0", Record(A, answer="done"))
     names = await store.redis.keys("*:shards") + await store.redis.keys("*:records") + [request_key("nightly")]
     assert [await store.redis.ttl(name) for name in names] == [-1] * (2 if state is None else 3)
     if state is None:
         assert await ledger.cancel(evaluation_id) is Cancellation.ENDED
     else:
         assert await ledger.conclude(evaluation_id, state)
-    limit = LIMITS.failed_ttl_s if state is EvaluationState.FAILED else LIMITS.record_ttl_s
     for name in names:
-        assert limit - 60 < await store.redis.ttl(name) <= limit
+        left_s = await store.redis.ttl(name)
+        if state is EvaluationState.FAILED:
+            assert left_s == -1
+        else:
+            assert LIMITS.record_ttl_s - 60 < left_s <= LIMITS.record_ttl_s
 
 
 async def test_nothing_is_recorded_once_the_report_is_being_written(ledger: Ledger) -> None:
     evaluation_id = await ledger.publish(JOB)
-    await ledger.close(evaluation_id, "0")
-    await ledger.close(evaluation_id, "1")
-    assert not await ledger.record(evaluation_id, "0", Record(A, answer="late"))
+    await close_shards(ledger)
+    assert not await ledger.samples.record(evaluation_id, "0", Record(A, answer="late"))
 
 
 async def test_redis_that_is_away_is_unavailable(tmp_path: Path) -> None:
@@ -320,15 +412,7 @@ async def test_publish_that_is_sent_again_keeps_its_job_and_plan(
     monkeypatch.setattr(store, "run", run_twice)
     evaluation_id = await ledger.publish(JOB, "nightly")
     assert await ledger.active() == [evaluation_id]
-    assert await ledger.shard(evaluation_id, "0") == [A, B]
-
-
-async def test_finish_that_nobody_took_is_sent_again_even_while_the_queue_is_full(store: RedisStore) -> None:
-    ledger = Ledger(store, NO_LEASE)
-    evaluation_id = await ledger.publish(JOB)
-    await ledger.close(evaluation_id, "0")
-    await ledger.close(evaluation_id, "1")
-    assert await ledger.overdue(evaluation_id, queue_empty=False) == [FINISH]
+    assert await ledger.samples.shard(evaluation_id, "0") == [A, B]
 
 
 async def test_worker_is_alive_until_it_falls_silent_or_says_that_it_goes(ledger: Ledger, store: RedisStore) -> None:
@@ -343,13 +427,47 @@ async def test_worker_is_alive_until_it_falls_silent_or_says_that_it_goes(ledger
     assert await ledger.workers.alive() == 1
 
 
+async def test_server_that_takes_no_changes_is_unavailable_and_used_again_once_it_does(store: RedisStore) -> None:
+    ledger = Ledger(store, LedgerLimits(lease_s=0.8))
+    await store.redis.replicaof("127.0.0.1", 1)
+    try:
+        async with in_background(ledger.workers.beat_forever("worker")):
+            with pytest.raises(UnavailableError, match="takes no changes now"):
+                await ledger.publish(JOB)
+            await store.redis.replicaof("NO", "ONE")
+            async with asyncio.timeout(10):
+                while not await ledger.workers.alive():
+                    await asyncio.sleep(0.05)
+            assert await ledger.publish(JOB) in await ledger.active()
+    finally:
+        await store.redis.replicaof("NO", "ONE")
+
+
 async def test_reconciler_tells_prometheus_of_units_jobs_and_workers(ledger: Ledger) -> None:
     def gauge(name: str) -> float | None:
         return REGISTRY.get_sample_value(f"loraretriever_evaluation_{name}")
 
-    evaluation_id = await ledger.publish(JOB)
-    await ledger.claim(evaluation_id, "0", "worker")
+    await ledger.publish(JOB)
+    await take(ledger)
     await ledger.workers.beat("worker")
-    assert await reconcile(ledger, NoQueue(), "queue") == 0
+    bell = Bell()
+    assert await Reconciler(ledger, bell, "queue", resend_s=30).reconcile() == 0
     assert (gauge("active_jobs"), gauge("running_units"), gauge("live_workers")) == (1, 1, 1)
-    assert gauge("queued_units") == 0
+    assert (gauge("queued_units"), bell.rung) == (1, [])
+
+
+async def test_reconciler_wakes_workers_for_what_is_missing_from_the_queue_for_a_while(
+    ledger: Ledger, store: RedisStore
+) -> None:
+    bell = Bell()
+    reconciler = Reconciler(ledger, bell, "queue", resend_s=0.05)
+    await ledger.publish(NewEvaluation(SPEC, [[sample(str(n))] for n in range(5)], "out"))
+    await store.redis.rpush("queue", "a message", "another")
+    assert await reconciler.reconcile() == 0
+    await asyncio.sleep(0.06)
+    await take(ledger)  # What was missing for a moment only is not missed.
+    assert await reconciler.reconcile() == 2
+    await store.redis.rpush("queue", "a third", "a fourth")
+    await asyncio.sleep(0.06)
+    assert [await reconciler.reconcile() for _ in range(2)] == [0, 0]
+    assert bell.rung == [2]

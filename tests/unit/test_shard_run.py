@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from infra.runtime.embedded_redis import embedded_redis
+from orchestrator.evaluation.hold import ShardLimits
+from orchestrator.evaluation.isolation import Isolation
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_store import RedisStore, key_of
 from orchestrator.evaluation.ledger_types import LedgerLimits, NewEvaluation
 from orchestrator.evaluation.records import Sample
-from orchestrator.evaluation.shard_run import Outcome, ShardLimits, ShardRun
+from orchestrator.evaluation.shard_run import Outcome, ShardRun
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 from orchestrator.pipeline import Answer, Question
 
@@ -53,17 +55,18 @@ async def test_try_of_a_sample_under_way_is_given_back(tmp_path: Path, lost: boo
         async with RedisStore(url) as store:
             ledger, pipeline = Ledger(store, LedgerLimits(lease_s=0.2)), SlowPipeline()
             evaluation_id = await ledger.publish(NewEvaluation(SPEC, [[SAMPLE]], "out"))
-            run = asyncio.create_task(
-                ShardRun(ledger, pipeline, [], ShardLimits()).run(evaluation_id, "0", asyncio.Event())
-            )
+            taken = await ledger.units.take()
+            assert taken is not None
+            shards = ShardRun(ledger, pipeline, [], ShardLimits(), Isolation())
+            run = asyncio.create_task(shards.run(taken, asyncio.Event()))
             await pipeline.asked.wait()
-            assert await ledger.begun(evaluation_id, ["a"]) == {"a"}
+            assert await ledger.samples.begun(evaluation_id, ["a"]) == {"a"}
             if lost:
                 await store.redis.hset(key_of(evaluation_id, "owners"), "0", "another")
             else:
                 run.cancel()
             async with asyncio.timeout(10):
-                while await ledger.begun(evaluation_id, ["a"]):
+                while await ledger.samples.begun(evaluation_id, ["a"]):
                     await asyncio.sleep(0.01)
             pipeline.end.set()
             if lost:

@@ -185,6 +185,16 @@ class EvaluationServiceStub(object):
                 request_serializer=loraretriever_dot_v1_dot_orchestrator__service__pb2.GetReportRequest.SerializeToString,
                 response_deserializer=loraretriever_dot_v1_dot_orchestrator__service__pb2.GetReportResponse.FromString,
                 _registered_method=True)
+        self.RetryEvaluation = channel.unary_unary(
+                '/loraretriever.v1.EvaluationService/RetryEvaluation',
+                request_serializer=loraretriever_dot_v1_dot_orchestrator__service__pb2.RetryEvaluationRequest.SerializeToString,
+                response_deserializer=loraretriever_dot_v1_dot_orchestrator__service__pb2.RetryEvaluationResponse.FromString,
+                _registered_method=True)
+        self.DeleteEvaluation = channel.unary_unary(
+                '/loraretriever.v1.EvaluationService/DeleteEvaluation',
+                request_serializer=loraretriever_dot_v1_dot_orchestrator__service__pb2.DeleteEvaluationRequest.SerializeToString,
+                response_deserializer=loraretriever_dot_v1_dot_orchestrator__service__pb2.DeleteEvaluationResponse.FromString,
+                _registered_method=True)
 
 
 class EvaluationServiceServicer(object):
@@ -233,6 +243,20 @@ class EvaluationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetryEvaluation(self, request, context):
+        """Writes the report of a job that failed anew: its records are kept until then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteEvaluation(self, request, context):
+        """Forgets a job that has ended; the files it wrote stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EvaluationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -265,6 +289,16 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.GetReport,
                     request_deserializer=loraretriever_dot_v1_dot_orchestrator__service__pb2.GetReportRequest.FromString,
                     response_serializer=loraretriever_dot_v1_dot_orchestrator__service__pb2.GetReportResponse.SerializeToString,
+            ),
+            'RetryEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryEvaluation,
+                    request_deserializer=loraretriever_dot_v1_dot_orchestrator__service__pb2.RetryEvaluationRequest.FromString,
+                    response_serializer=loraretriever_dot_v1_dot_orchestrator__service__pb2.RetryEvaluationResponse.SerializeToString,
+            ),
+            'DeleteEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteEvaluation,
+                    request_deserializer=loraretriever_dot_v1_dot_orchestrator__service__pb2.DeleteEvaluationRequest.FromString,
+                    response_serializer=loraretriever_dot_v1_dot_orchestrator__service__pb2.DeleteEvaluationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -430,6 +464,60 @@ class EvaluationService(object):
             '/loraretriever.v1.EvaluationService/GetReport',
             loraretriever_dot_v1_dot_orchestrator__service__pb2.GetReportRequest.SerializeToString,
             loraretriever_dot_v1_dot_orchestrator__service__pb2.GetReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraretriever.v1.EvaluationService/RetryEvaluation',
+            loraretriever_dot_v1_dot_orchestrator__service__pb2.RetryEvaluationRequest.SerializeToString,
+            loraretriever_dot_v1_dot_orchestrator__service__pb2.RetryEvaluationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraretriever.v1.EvaluationService/DeleteEvaluation',
+            loraretriever_dot_v1_dot_orchestrator__service__pb2.DeleteEvaluationRequest.SerializeToString,
+            loraretriever_dot_v1_dot_orchestrator__service__pb2.DeleteEvaluationResponse.FromString,
             options,
             channel_credentials,
             insecure,
