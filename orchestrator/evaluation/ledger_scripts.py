@@ -57,8 +57,8 @@ return ''
 """
 )
 
-# Takes the unit that is most due: a report before any shard, then a shard of the job of which fewest are held, the
-# oldest job first. Returns {} or {id, unit, attempts, exhausted}.
+# Takes the unit that is most due: a report before any shard, then a shard of the job of which fewest are held; of
+# several, of the one that was served longest ago, the oldest first. Returns {} or {id, unit, attempts, exhausted}.
 # KEYS active index; ARGV prefix owner lease_s unit_attempts finish_attempts
 TAKE = (
     _NOW
@@ -68,7 +68,7 @@ local at = now()
 local best
 local function better(candidate)
   if not best then return true end
-  for place = 1, 3 do
+  for place = 1, 4 do
     if candidate[place] ~= best[place] then return candidate[place] < best[place] end
   end
   return false
@@ -79,15 +79,17 @@ for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   if first and (first == 'finish' or redis.call('HEXISTS', key(id, 'job'), 'cancelled') == 0) then
     local is_shard = first == 'finish' and 0 or 1
     local held = redis.call('ZCOUNT', units, '(' .. at, '+inf')
-    local candidate = {is_shard, held, tonumber(redis.call('ZSCORE', KEYS[2], id) or 0), id, first}
+    local served = tonumber(redis.call('HGET', key(id, 'job'), 'served') or 0)
+    local candidate = {is_shard, held, served, tonumber(redis.call('ZSCORE', KEYS[2], id) or 0), id, first}
     if better(candidate) then best = candidate end
   end
 end
 if not best then return {} end
-local id, unit = best[4], best[5]
+local id, unit = best[5], best[6]
 redis.call('HSET', key(id, 'owners'), unit, ARGV[2])
 redis.call('ZADD', key(id, 'units'), at + tonumber(ARGV[3]), unit)
 local job = key(id, 'job')
+redis.call('HSET', job, 'served', string.format('%.6f', at))
 if redis.call('HGET', job, 'state') == 'queued' then redis.call('HSET', job, 'state', 'running') end
 local attempts = redis.call('HINCRBY', key(id, 'attempts'), unit, 1)
 local most = tonumber(unit == 'finish' and ARGV[5] or ARGV[4])

@@ -72,6 +72,8 @@ class RedisStore:
 
     async def call(self, call: Any) -> Any:
         """Return what a call of the Redis client gives."""
+        task = asyncio.current_task()
+        cancelled_before = task.cancelling() if task is not None else 0
         try:
             result = await call
         except (RedisConnectionError, RedisTimeoutError) as error:
@@ -86,7 +88,6 @@ class RedisStore:
                 f"the Redis of evaluation jobs takes no changes now ({error}); it is tried again"
             ) from error
         # redis-py writes under asyncio.wait_for, which up to Python 3.11 loses a cancellation that comes as it ends.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if task is not None and task.cancelling() > cancelled_before:
             raise asyncio.CancelledError
         return result

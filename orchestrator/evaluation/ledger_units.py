@@ -28,7 +28,8 @@ class Units:
     async def take(self) -> Taken | None:
         """Take the unit that is most due, under a lease; None where there is none.
 
-        A report comes before any shard; then jobs take turns: a shard of the job that has fewest under way.
+        A report comes before any shard; then jobs take turns: a shard of the job that has fewest under way, and of
+        several of the one whose last turn is longest ago.
         """
         owner, limits = uuid.uuid4().hex, self._limits
         found = await self._store.run(
