@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from infra.contract.errors import InvalidArgumentError, OverloadedError
 from infra.contract.prompt import Prompt
 from infra.runtime.embedded_redis import embedded_redis
-from orchestrator.celery_app import QUEUE
+from orchestrator.celery_app import QUEUE, make_celery
 from orchestrator.clients import EvaluationClient
 from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.ledger_store import RedisStore
@@ -66,6 +66,30 @@ async def test_job_runs_end_to_end_and_writes_records_and_report(running: Cluste
     assert json.loads(report.summary_json) == json.loads((Path(job.output_uri) / "summary.json").read_text())
     oracle = [record for record in records_of(job.output_uri) if record.sample.strategy.label == "oracle"]
     assert {record.applied[0].adapter_id for record in oracle} == {"gmail", "ebay"}
+
+
+async def test_celery_s_events_tell_what_workers_did(running: Cluster, redis_url: str) -> None:
+    told: list[str] = []
+    app = make_celery(redis_url, visibility_timeout_s=60)
+
+    def listen() -> None:
+        with app.connection() as connection:
+            receiver = app.events.Receiver(connection, {"task-succeeded": lambda event: told.append(event["result"])})
+            with suppress(TimeoutError):
+                for _ in receiver.consume(limit=None, timeout=5):
+                    if any("report" in said for said in told):
+                        return
+
+    listening = asyncio.create_task(asyncio.to_thread(listen))
+    worker = await running.start_worker()
+    created = await running.client.create(
+        spec_of(write_dataset(running.data, "gmail", episodes=3), strategies=(AnswerStrategy.BASE,))
+    )
+    await running.ended(created.evaluation_id)
+    await listening
+    job = created.evaluation_id
+    assert sorted(told) == [f"'{job} report'", f"'{job} shard 0: done'", f"'{job} shard 1: last'"]
+    assert worker.exit_status is None
 
 
 class Gate:
