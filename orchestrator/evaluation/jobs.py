@@ -54,13 +54,7 @@ class JobOptions:
 class Evaluations:
     """The jobs of a ledger."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        dispatcher: Dispatcher,
-        options: JobOptions,
-        system: System,
-    ) -> None:
+    def __init__(self, ledger: Ledger, dispatcher: Dispatcher, options: JobOptions, system: System) -> None:
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._options = options
@@ -78,9 +72,8 @@ class Evaluations:
         if known is not None:
             return await self.get(known)
         settled = await asyncio.to_thread(settle, spec, self._options.dataset_roots)
-        running = await self._running()
-        job = await asyncio.to_thread(self._plan, settled, running)
-        await self._check_true_adapters(job, running.base_model)
+        job = await asyncio.to_thread(self._plan, settled, await self._running())
+        await self._check_true_adapters(job)
         evaluation_id = await self._ledger.publish(job, request_id, spec)
         await self._wake(len(job.shards))
         log.info("evaluation created", evaluation_id=evaluation_id, samples=job.total_samples, shards=len(job.shards))
@@ -180,19 +173,18 @@ class Evaluations:
             },
         )
 
-    async def _check_true_adapters(self, job: NewEvaluation, base_model: str) -> None:
+    async def _check_true_adapters(self, job: NewEvaluation) -> None:
         """Raise FailedPreconditionError for a true adapter that the catalogue does not hold.
 
         It could be neither found nor hidden: retrieval would always be wrong, and out of domain be in domain.
         """
         named = {sample.adapter_id: sample.dataset for shard in job.shards for sample in shard if sample.adapter_id}
-        known = await self._adapters(base_model) if named else None
+        known = await self._adapters() if named else None
         unknown = sorted(set(named) - known) if known is not None else []
         if unknown:
-            of_model = f" of base model {base_model!r}" if base_model else ""
             raise FailedPreconditionError(
-                f"the catalogue holds no adapter {', '.join(map(repr, unknown[:MAX_NAMED]))}{of_model}, which the job "
-                f"names as trained for dataset {named[unknown[0]]!r}; register it, or name another (or none)",
+                f"the catalogue holds no adapter {', '.join(map(repr, unknown[:MAX_NAMED]))}, which the job names "
+                f"as trained for dataset {named[unknown[0]]!r}; register it, or name another (or none)",
                 adapter_id=unknown[0],
                 dataset=named[unknown[0]],
             )

@@ -75,9 +75,9 @@ class System:
             embedder=embedder or "",
         )
 
-    async def adapters(self, base_model: str) -> frozenset[str] | None:
-        """Return the ids of the catalogue's adapters of a base model (empty: of any); None where it does not say."""
-        listed = await _or_none(self.retrieval.list_adapters(base_model, timeout_s=TIMEOUT_S))
+    async def adapters(self) -> frozenset[str] | None:
+        """Return the ids of the catalogue's adapters; None where it does not say."""
+        listed = await _or_none(self.retrieval.list_adapters(timeout_s=TIMEOUT_S))
         return None if listed is None else frozenset(adapter.adapter_id for adapter in listed)
 
 

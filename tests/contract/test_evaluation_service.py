@@ -612,7 +612,7 @@ async def test_request_id_names_its_job_whatever_became_of_the_data(served: Serv
 async def test_true_adapter_that_the_catalogue_does_not_hold_is_refused(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=1)
     named = (DatasetSpec("gmail", str(file), "gmial"),)
-    with pytest.raises(FailedPreconditionError, match=r"no adapter 'gmial' of base model 'tiny-vlm'.*dataset 'gmail'"):
+    with pytest.raises(FailedPreconditionError, match=r"no adapter 'gmial'.*dataset 'gmail'"):
         await served.client.create(spec_of(file, datasets=named))
     assert await served.client.list() == []
 
