@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,19 +98,24 @@ def compare_results(
     if as_json:
         console.print_json(found)
         return
-    table = Table("first", "second", "metric", "first, %", "second, %", "second - first", "pairs", "episodes")
+    scores = ("metric", "first, %", "second, %", "second - first")
+    table = _table("first", "second", *scores, "pairs", "left out", "episodes", names=2)
+    names = distinct_names([left.source, right.source])
     for each in found:
         table.add_row(
-            each.first,
-            each.second,
+            _named(names[0], left, each.first),
+            _named(names[1], right, each.second),
             each.metric,
             interval_text(each.first_score),
             interval_text(each.second_score),
             interval_text(each.difference, signed=True),
             str(each.difference.count),
+            str(each.left_out),
             str(each.difference.clusters),
         )
     console.results().print(table)
+    for note in dict.fromkeys(note for each in found for note in each.notes):
+        console.note(note)
 
 
 def print_scores(scored: list[tuple[str, FileScore]], costs: list[dict[str, Any]], as_json: bool) -> None:
@@ -119,9 +125,12 @@ def print_scores(scored: list[tuple[str, FileScore]], costs: list[dict[str, Any]
         objects = [{"file": file, **found.to_json(), **more} for (file, found), more in zip(scored, extra, strict=True)]
         console.print_json(objects[0] if len(objects) == 1 else objects)
         return
-    table = Table("file", "metric", "steps right", "floor", "episodes right", "floor", "steps", "episodes", "failed")
-    for file, found in scored:
-        table.add_row(file, found.metric, *_cells(found))
+    with_parts = any(found.metric == MetricName.ACTION for _, found in scored)
+    parts = ("type right", "argument right") if with_parts else ()
+    counts = ("steps", "episodes", "failed")
+    table = _table("file", "metric", "steps right", "floor", *parts, "episodes right", "floor", *counts, names=1)
+    for name, (_, found) in zip(distinct_names([file for file, _ in scored]), scored, strict=True):
+        table.add_row(name, found.metric, *_cells(found, with_parts=with_parts))
     console.results().print(table)
     for cost in costs:
         unscored = "".join(f"; unscored: {count} ({reason})" for reason, count in cost["judge_unscored"].items())
@@ -129,6 +138,29 @@ def print_scores(scored: list[tuple[str, FileScore]], costs: list[dict[str, Any]
             f"judge: {cost['judge_calls']} calls, {cost['judge_cached']} replies known already, "
             f"{cost['judge_prompt_tokens']} + {cost['judge_completion_tokens']} tokens{unscored}"
         )
+
+
+def distinct_names(sources: Sequence[str]) -> list[str]:
+    """Return paths without the folders that all of them are in; what is no path stays as it is."""
+    parts = [source.rstrip("/").split("/") for source in sources]
+    shared = 0
+    while len(parts) > 1 and all(len(one) > shared + 1 and one[shared] == parts[0][shared] for one in parts):
+        shared += 1
+    return ["/".join(one[shared:]) for one in parts]
+
+
+def _named(name: str, results: Results, label: str) -> str:
+    return name if label == results.source else f"{name}: {label}"
+
+
+def _table(*columns: str, names: int) -> Table:
+    """Return a table whose first columns hold names, never cut but folded."""
+    table = Table()
+    for index, column in enumerate(columns):
+        table.add_column(
+            column, overflow="fold" if index < names else "ellipsis", min_width=12 if index < names else None
+        )
+    return table
 
 
 def _judged(results: Results, endpoint: ChatEndpoint, prompt: JudgePrompt, cache: Path) -> Judgement:
@@ -147,10 +179,12 @@ def _cost(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _cells(found: FileScore) -> tuple[str, ...]:
+def _cells(found: FileScore, *, with_parts: bool) -> tuple[str, ...]:
+    parts = (_percent(found.action_type), _percent(found.argument)) if with_parts else ()
     return (
         _percent(found.step_accuracy, found.step_standard_error),
         _percent(found.floor),
+        *parts,
         _percent(found.episode_accuracy, found.episode_standard_error),
         _percent(found.episode_floor),
         str(found.step_count),
@@ -162,4 +196,4 @@ def _cells(found: FileScore) -> tuple[str, ...]:
 def _percent(value: float | None, error: float | None = None) -> str:
     if value is None:
         return "unscored"
-    return f"{value:.1%}" + (f" ± {error:.1%}" if error is not None else "")
+    return f"{value:.1%}" + (f" ± {error:.1%}" if error else "")

@@ -11,7 +11,7 @@ from rich.table import Table
 from infra.contract.errors import UnavailableError
 from orchestrator.commands import console
 from orchestrator.evaluation.job import Evaluation
-from orchestrator.evaluation.report import HeadlineTable
+from orchestrator.evaluation.tables import ReportTable
 
 LINE_INTERVAL_S = 10.0
 
@@ -38,7 +38,7 @@ async def shown(jobs: AsyncIterator[Evaluation]) -> Evaluation:
     return job
 
 
-def headline_table(table: HeadlineTable) -> Table:
+def headline_table(table: ReportTable) -> Table:
     """Return a report's headline for a terminal."""
     shown_table = Table(title=table.title, caption=table.note, caption_justify="left")
     for index, column in enumerate(table.columns):

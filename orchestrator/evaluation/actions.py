@@ -8,7 +8,8 @@
     Go back to the previous page             Return to the home page             Wait for response
 
 A quoted label may hold newlines and quotes, and typed text may hold newlines, so an answer is cut where a line begins
-an action, not at every newline. Letter case and runs of blanks do not matter. What is not in the language is an action
+an action, not at every newline; nor inside a label that is still open there and is closed, by the next quote of all, at
+the end of a later line. Letter case and runs of blanks do not matter. What is not in the language is an action
 of type `unknown`; nothing here raises.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -127,6 +129,9 @@ _OPEN_APP = re.compile(r"open\s+app\s*:[ \t]*(\S[^\n]*)", re.IGNORECASE)
 _TYPE_TEXT = re.compile(r"type\s+text\s*:(.*)", re.IGNORECASE | re.DOTALL)
 _SCROLL = re.compile(r"scroll\s+(up|down|left|right)", re.IGNORECASE)
 _CHECK_STATUS = re.compile(r"check\s+status\s*:[ \t]*(\S[^\n]*)", re.IGNORECASE)
+_LABEL_OPENS = r'^[ \t]*(?:click|long[_ -]?press)[ \t]+on[ \t]+button\s+with\s+the\s+(?:text|function\s+of)\s*"'
+_LABEL_START = re.compile(_LABEL_OPENS, re.IGNORECASE | re.MULTILINE)
+_LABEL_TO_NEXT_QUOTE = re.compile(_LABEL_OPENS + r'[^"]*+(?P<quote>")[ \t]*$', re.IGNORECASE | re.MULTILINE)
 _LABEL_END = re.compile(r'"[ \t]*(?=\n)')
 
 _PHRASES = {
@@ -154,7 +159,7 @@ def normalized(text: str) -> str:
 def split_actions(text: str) -> list[str]:
     """Return the text of each action of an answer, in order; each line that is part of no action stands alone."""
     text = _unix(text)
-    starts = [match.start() for match in _START.finditer(text)]
+    starts = _starts(text)
     preamble = text[: starts[0]] if starts else text
     pieces = [line.strip() for line in preamble.split("\n") if line.strip()]
     for start, end in pairwise([*starts, len(text)]):
@@ -170,7 +175,7 @@ def parse_actions(text: str) -> list[Action]:
 def parse_action(text: str) -> Action:
     """Return the one action that `text` is, or an unknown action when it is anything else (two actions, for one)."""
     text = _unix(text).strip()
-    if len(_START.findall(text)) == 1:
+    if len(_starts(text)) == 1:
         action = _parse(text)
         if action is not None:
             return action
@@ -191,6 +196,28 @@ def render_action(action: Action) -> str:
     return phrase if action.argument is None else f"{phrase}{action.argument}"
 
 
+def _starts(text: str) -> list[int]:
+    """Return where lines begin an action, those inside an open label left out.
+
+    A label goes on over such lines where the next quote of all stands at the end of a line. That quote must not be what
+    opens the label of a later press: then the first label was never closed, and costs its own action only.
+    """
+    starts = [match.start() for match in _START.finditer(text)]
+    inside: set[int] = set()
+    label = _LABEL_TO_NEXT_QUOTE.search(text)
+    while label is not None:
+        go_on = label.end()
+        if "\n" in label[0]:
+            swallowed = starts[bisect_right(starts, label.start()) : bisect_left(starts, label.start("quote"))]
+            later = _LABEL_START.match(text, swallowed[-1]) if swallowed else None
+            if later is not None and later.end() > label.start("quote"):
+                go_on = later.start()
+            else:
+                inside.update(swallowed)
+        label = _LABEL_TO_NEXT_QUOTE.search(text, go_on)
+    return [start for start in starts if start not in inside] if inside else starts
+
+
 def _unix(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -200,7 +227,7 @@ def _cut(segment: str) -> list[str]:
     if "\n" not in segment or _parse(segment) is not None:
         return [segment]
     label_end = _LABEL_END.search(segment)
-    end = label_end.end() if label_end and _parse(segment[: label_end.end()]) else segment.index("\n")
+    end = label_end.end() if label_end and _parse(segment[: label_end.start() + 1]) else segment.index("\n")
     return [segment[:end].strip(), *(line.strip() for line in segment[end:].split("\n") if line.strip())]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
-from orchestrator.evaluation.metrics.paired import Graded, paired_difference
+from orchestrator.evaluation.metrics.paired import Graded, Question, paired_difference
 from orchestrator.evaluation.metrics.text import mean_score
 from orchestrator.evaluation.metrics.uncertainty import Estimate
 from orchestrator.evaluation.result_files import MetricName, Results, graded
@@ -15,7 +15,11 @@ from orchestrator.evaluation.result_files import MetricName, Results, graded
 
 @dataclass(frozen=True)
 class Compared:
-    """Two strategies on the questions that both have a score for. `difference` is second - first, paired."""
+    """Two strategies on the questions that both have a score for. `difference` is second - first, paired.
+
+    `left_out` counts the places of the datasets at which both have a score, but of other questions: their data differ.
+    `protocols` are those that the answers were given under; under several a question was not asked in the same words.
+    """
 
     first: str
     second: str
@@ -23,6 +27,18 @@ class Compared:
     first_score: Estimate
     second_score: Estimate
     difference: Estimate
+    left_out: int = 0
+    protocols: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know before believing the difference, as sentences."""
+        said = []
+        if self.left_out:
+            said.append("Left out: questions that both have a score for under one name, but that differ themselves.")
+        if len(self.protocols) > 1:
+            said.append(f"Answered under different protocols, by different prompts: {', '.join(self.protocols)}.")
+        return said
 
 
 def compare(
@@ -41,8 +57,8 @@ def compare(
     """
     compared = []
     for left, right in _pairs(first, second, strategy, against):
-        ours = graded(first.of_strategy(left), metric, threshold)
-        theirs = graded(second.of_strategy(right), metric, threshold)
+        chosen = first.of_strategy(left), second.of_strategy(right)
+        ours, theirs = (graded(results, metric, threshold) for results in chosen)
         both = ours.keys() & theirs.keys()
         if not both:
             raise InvalidArgumentError(
@@ -58,6 +74,8 @@ def compare(
                 first_score=mean_score(_only(ours, both)),
                 second_score=mean_score(_only(theirs, both)),
                 difference=paired_difference(theirs, ours),
+                left_out=len(_places(ours.keys() - both) & _places(theirs.keys() - both)),
+                protocols=tuple(dict.fromkeys(name for results in chosen for name in results.protocols)),
             )
         )
     return compared
@@ -82,5 +100,9 @@ def _pairs(
     return common
 
 
-def _only(scores: Mapping[object, Graded], keys: set[object]) -> dict[object, Graded]:
+def _only(scores: Mapping[Question, Graded], keys: set[Question]) -> dict[Question, Graded]:
     return {key: scores[key] for key in scores if key in keys}
+
+
+def _places(questions: Iterable[Question]) -> set[tuple[str, str, int]]:
+    return {question.place for question in questions}

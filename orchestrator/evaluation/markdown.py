@@ -16,17 +16,17 @@ def percent(share: float | None) -> str:
 
 
 def percent_with_error(estimate: Estimate) -> str:
-    """Return a share in percent and its standard error in percentage points, where there is one."""
-    if estimate.value is None or estimate.standard_error is None:
+    """Return a share in percent and its standard error in percentage points, where a spread was seen."""
+    if estimate.value is None or not estimate.standard_error:
         return percent(estimate.value)
     return f"{percent(estimate.value)} ± {percent(estimate.standard_error)}"
 
 
 def decimal_with_error(estimate: Estimate) -> str:
-    """Return a number with three decimals and its standard error, where there is one."""
+    """Return a number with three decimals and its standard error, where a spread was seen."""
     if estimate.value is None:
         return UNSCORED_TEXT
-    error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.3f}"
+    error = f" ± {estimate.standard_error:.3f}" if estimate.standard_error else ""
     return f"{estimate.value:.3f}{error}"
 
 

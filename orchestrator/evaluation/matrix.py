@@ -9,7 +9,7 @@ from infra.contract.composition import FusionMethod
 from orchestrator.evaluation.markdown import UNSCORED_TEXT, inline, table
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
 from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy
-from orchestrator.evaluation.summary import ALL, Cell, Summary
+from orchestrator.evaluation.summary import ALL, Cell, Summary, shared_floor
 
 FUSION_METHODS = (FusionMethod.LINEAR, FusionMethod.CONCAT, FusionMethod.SVD)
 _ROWS = (
@@ -57,7 +57,7 @@ class MatrixRow:
 
 @dataclass(frozen=True)
 class Matrix:
-    """The table. `floor` is the highest step share of a constant template on the same samples, None: unscored."""
+    """The table. `floor` is the step share of the best constant template (see shared_floor), None: unscored."""
 
     rows: tuple[MatrixRow, ...]
     floor: float | None
@@ -75,13 +75,12 @@ def matrix_of(summary: Summary, data: str = ALL) -> Matrix:
         row[strategy.exclude_own_adapter] = strategy
         if strategy.strategy is AnswerStrategy.BASE:
             row[True] = strategy
-    floors = [cell.action.step_floor for cell in summary.groups if cell.data == data]
     return Matrix(
         tuple(
             MatrixRow(name, *(_cell(summary, row.get(hides), data, hides) for hides in (False, True)))
             for name, row in rows.items()
         ),
-        max((floor for floor in floors if floor is not None), default=None),
+        shared_floor(cell for cell in summary.groups if cell.data == data),
     )
 
 
@@ -104,6 +103,7 @@ def _cell(summary: Summary, strategy: EvaluatedStrategy | None, data: str, hides
             each.steps
             for each in summary.differences
             if (each.strategy, each.reference, each.data) == (strategy.label, reference, data)
+            and not summary.is_of_a_selection(each)
         ),
         UNSCORED,
     )

@@ -40,12 +40,25 @@ Strategies:
   is above {options.legacy_threshold:g}. Kept for comparison with published numbers; it accepts much that is wrong, as
   its floor shows.
 - **Floor**: what the best fixed list of actions would score on the same samples, one list a dataset, chosen with the
-  truth in hand: it knows dataset and step number, but sees neither query nor screen. A strategy near its floor has
-  shown nothing.
-- **±** is one standard error of the pooled share, clustered by episode: steps of an episode depend on each other, and
-  an episode in two datasets counts as one. With S_g right steps of n_g in episode g, N steps and G episodes, it is
-  sqrt(G/(G-1) · Σ (S_g − share · n_g)²) / N.
+  truth in hand: it knows dataset and step number, but sees neither query nor screen. It is an upper bound of what can
+  be reached without looking, and it fits small data too well (the floor of a dataset of one episode is 100 %): read it
+  together with the number of episodes. Beside several strategies stands the floor of the one with most scored steps.
+{_of_texts(summary)}- **±** is one standard error of the pooled share, clustered by episode: steps of an episode
+  depend on each other, and an episode in two datasets counts as one. With S_g right steps of n_g in episode g, N steps
+  and G episodes, it is sqrt(G/(G-1) · Σ (S_g − share · n_g)²) / N. Where all episodes score alike no spread was seen,
+  and there is no ±; the interval is then Wilson's, with as many trials as episodes.
+- Where more than half of the samples of a strategy failed, their number stands in place of its scores: what is left is
+  a selection.
 - **—** means unscored: not measured, or no answer. It is never counted as zero."""
+
+
+def _of_texts(summary: Summary) -> str:
+    if not any(cell.texts.exact_match.count for cell in summary.groups):
+        return ""
+    return """- **Whole answers**, where the truth is not in the action language: exact match (letter case and blanks
+  aside); ROUGE-L, the F-measure of the longest common subsequence of words, Chinese and Japanese characters counted one
+  by one; BLEU of each answer.
+"""
 
 
 def _describe(strategy: EvaluatedStrategy) -> str:

@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from orchestrator.evaluation.markdown import (
     UNSCORED_TEXT,
     counted,
-    decimal_with_error,
     inline,
-    milliseconds,
     percent,
-    percent_with_error,
     table,
 )
 from orchestrator.evaluation.matrix import interval_text
 from orchestrator.evaluation.measurement import how_it_was_measured
-from orchestrator.evaluation.metrics.uncertainty import Estimate
-from orchestrator.evaluation.summary import ALL, Cell, Difference, JudgeFacts, Summary
+from orchestrator.evaluation.summary import ALL, Difference, JudgeFacts, Summary, shared_floor
+from orchestrator.evaluation.tables import (
+    TEXT_COLUMNS,
+    ReportTable,
+    every_metric,
+    group_title,
+    main_score,
+    of,
+    retrieval,
+    score_text,
+    steps_right,
+    timings,
+    whole_answer_texts,
+)
 
 FLOOR_NAME = "constant template (floor)"
-TEXT_COLUMNS = ("exact match", "ROUGE-L", "BLEU")
 MAX_LISTED = 20
 
-_GROUP_TITLES = {"app": "apps", "category": "categories"}
 
-
-@dataclass(frozen=True)
-class HeadlineTable:
-    """The headline as ready text: a row for each strategy, and one for the floor where there is one. `note` says what
-    the numbers are."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str
-
-
-def headline(summary: Summary) -> HeadlineTable:
+def headline(summary: Summary) -> ReportTable:
     """Return step accuracy under `action`, strategy by group of datasets, with the floor in the last row.
 
     Where no question is answered by actions, the scores of whole answers instead.
@@ -50,17 +43,14 @@ def headline(summary: Summary) -> HeadlineTable:
     rows = [
         (
             _strategy_title(summary, strategy),
-            *(
-                _text(summary.group(strategy, group), lambda cell: percent_with_error(cell.action.steps))
-                for group in groups
-            ),
+            *(score_text(summary.group(strategy, group), steps_right) for group in groups),
         )
         for strategy in summary.strategies
     ]
-    floors = tuple(_floor(_cells(summary.groups, group)) for group in groups)
-    return HeadlineTable(
+    floors = tuple(percent(shared_floor(of(summary.groups, group))) for group in groups)
+    return ReportTable(
         title="Step accuracy, %",
-        columns=("strategy", *(_GROUP_TITLES.get(group, group) for group in groups)),
+        columns=("strategy", *map(group_title, groups)),
         rows=(*rows, (FLOOR_NAME, *floors)),
         note=(
             "Right steps in percent (action type and argument both right) ± standard error, clustered by episode. "
@@ -69,32 +59,24 @@ def headline(summary: Summary) -> HeadlineTable:
     )
 
 
-def _headline_of_texts(summary: Summary) -> HeadlineTable:
-    rows = [
-        (_strategy_title(summary, cell.strategy), *map(percent_with_error, text_scores(cell)))
-        for cell in _cells(summary.groups, ALL)
-    ]
+def _headline_of_texts(summary: Summary) -> ReportTable:
+    rows = [(_strategy_title(summary, cell.strategy), *whole_answer_texts(cell)) for cell in of(summary.groups, ALL)]
     note = f"Means over whole answers in percent ± standard error, clustered by episode.{_failed_note(summary)}"
-    return HeadlineTable("Whole answers, %", ("strategy", *TEXT_COLUMNS), tuple(rows), note)
-
-
-def text_scores(cell: Cell) -> tuple[Estimate, ...]:
-    """Return the scores of whole answers, in the order of TEXT_COLUMNS."""
-    return cell.texts.exact_match, cell.texts.rouge_l, cell.texts.bleu
+    return ReportTable("Whole answers, %", ("strategy", *TEXT_COLUMNS), tuple(rows), note)
 
 
 def render_markdown(summary: Summary) -> str:
     """Return the report as Markdown."""
     sections = [
         _opening(summary),
-        _headline(summary),
+        _rendered(headline(summary)),
         _intervals(summary),
-        _strategies(summary),
+        _rendered(every_metric(summary)),
         _texts(summary),
         _judged(summary),
         _datasets(summary),
-        _retrieval(summary),
-        _timings(summary),
+        _rendered(retrieval(summary)),
+        _rendered(timings(summary)),
         _failures(summary),
         _bad_rows(summary),
         how_it_was_measured(summary),
@@ -138,31 +120,33 @@ def caveats(summary: Summary) -> list[str]:
     return said
 
 
-def _headline(summary: Summary) -> str:
-    head = headline(summary)
-    rows = [(inline(name), *cells) for name, *cells in head.rows]
-    return f"## {head.title}\n\n{table(head.columns, rows)}\n\n{head.note}"
+def _rendered(found: ReportTable | None) -> str:
+    if found is None:
+        return ""
+    rows = [(*map(inline, row[: found.text_columns]), *row[found.text_columns :]) for row in found.rows]
+    return f"## {found.title}\n\n{table(found.columns, rows, found.text_columns)}\n\n{found.note}".rstrip()
 
 
 def _intervals(summary: Summary) -> str:
     """Every strategy's interval, and its differences; a strategy compared with two others has two rows."""
     rows = []
-    for cell in _cells(summary.groups, ALL):
+    name, score = main_score(summary)
+    for cell in of(summary.groups, ALL):
         compared: list[Difference | None] = [
             *(each for each in summary.differences if (each.strategy, each.data) == (cell.strategy, ALL))
         ]
         rows += [
             (
                 inline(cell.strategy),
-                interval_text(cell.action.steps),
+                score_text(cell, score, interval_text),
                 "" if each is None else inline(each.reference),
-                "" if each is None else interval_text(each.steps, signed=True),
+                "" if each is None or summary.is_of_a_selection(each) else interval_text(each.steps, signed=True),
             )
             for each in (compared or [None])
         ]
     if not rows:
         return ""
-    columns = ("strategy", "steps right, %", "compared with", "difference, percentage points")
+    columns = ("strategy", f"{name}, %", "compared with", "difference, percentage points")
     return (
         f"## 95 % intervals and paired differences\n\n{table(columns, rows)}\n\n"
         "All datasets. Differences are of the questions that both answered, and have their own interval: one that "
@@ -170,32 +154,8 @@ def _intervals(summary: Summary) -> str:
     )
 
 
-def _strategies(summary: Summary) -> str:
-    columns = (
-        "strategy", "samples", "failed", "steps right", "floor", "episodes right", "floor",
-        "steps, `legacy`", "floor", "episodes, `legacy`", "floor",
-    )  # fmt: skip
-    rows = [
-        (
-            inline(cell.strategy),
-            f"{cell.samples:,}",
-            f"{cell.failed:,}",
-            percent_with_error(cell.action.steps),
-            percent(cell.action.step_floor),
-            percent_with_error(cell.action.episodes),
-            percent(cell.action.episode_floor),
-            percent_with_error(cell.legacy.steps),
-            percent(cell.legacy.step_floor),
-            percent_with_error(cell.legacy.episodes),
-            percent(cell.legacy.episode_floor),
-        )
-        for cell in _cells(summary.groups, ALL)
-    ]
-    return f"## All datasets, every metric, %\n\n{table(columns, rows)}" if rows else ""
-
-
 def _texts(summary: Summary) -> str:
-    cells = [cell for cell in (*_cells(summary.groups, ALL), *summary.datasets) if cell.texts.exact_match.count]
+    cells = [cell for cell in (*of(summary.groups, ALL), *summary.datasets) if cell.texts.exact_match.count]
     if not cells:
         return ""
     rows = [
@@ -203,7 +163,7 @@ def _texts(summary: Summary) -> str:
             inline(cell.strategy),
             inline(cell.data),
             f"{cell.texts.exact_match.count:,}",
-            *map(percent_with_error, text_scores(cell)),
+            *whole_answer_texts(cell),
         )
         for cell in cells
     ]
@@ -218,8 +178,8 @@ def _judged(summary: Summary) -> str:
     if summary.judge is None:
         return ""
     rows = [
-        (inline(cell.strategy), f"{cell.judge.count:,}", percent_with_error(cell.judge))
-        for cell in _cells(summary.groups, ALL)
+        (inline(cell.strategy), f"{cell.judge.count:,}", score_text(cell, lambda cell: cell.judge))
+        for cell in of(summary.groups, ALL)
     ]
     return (
         f"## Graded by a judge, %\n\n{table(('strategy', 'answers', 'mean grade'), rows)}\n\n"
@@ -238,63 +198,21 @@ def judge_note(facts: JudgeFacts) -> str:
 
 
 def _datasets(summary: Summary) -> str:
+    if summary.answers_are_texts:
+        return ""
     rows = []
     for name in summary.dataset_names:
-        cells = _cells(summary.datasets, name)
+        cells = of(summary.datasets, name)
         rows.append(
             (
                 inline(name),
                 f"{max((cell.action.steps.count for cell in cells), default=0):,}",
-                *(
-                    _text(summary.dataset(strategy, name), lambda cell: percent_with_error(cell.action.steps))
-                    for strategy in summary.strategies
-                ),
-                _floor(cells),
+                *(score_text(summary.dataset(strategy, name), steps_right) for strategy in summary.strategies),
+                percent(shared_floor(cells)),
             )
         )
     columns = ("dataset", "steps", *map(inline, summary.strategies), "floor")
     return f"## Step accuracy by dataset, %\n\n{table(columns, rows)}"
-
-
-def _retrieval(summary: Summary) -> str:
-    cells = [cell for cell in summary.groups if cell.retrieval.at_1.count]
-    if not cells:
-        return ""
-    rows = [
-        (
-            inline(cell.strategy),
-            _GROUP_TITLES.get(cell.data, inline(cell.data)),
-            f"{cell.retrieval.at_1.count:,}",
-            percent_with_error(cell.retrieval.at_1),
-            percent_with_error(cell.retrieval.at_3),
-            decimal_with_error(cell.retrieval.mean_reciprocal_rank),
-        )
-        for cell in cells
-    ]
-    columns = ("strategy", "data", "samples", "@1, %", "@3, %", "mean reciprocal rank")
-    return (
-        f"## Was the right adapter retrieved?\n\n{table(columns, rows, text_columns=2)}\n\n"
-        "Where the adapter trained for the dataset is known and was not hidden from retrieval."
-    )
-
-
-def _timings(summary: Summary) -> str:
-    cells = [cell for cell in _cells(summary.groups, ALL) if cell.timings.total_s is not None]
-    rows = [
-        (
-            inline(cell.strategy),
-            milliseconds(cell.timings.total_s),
-            milliseconds(cell.timings.retrieval_s),
-            milliseconds(cell.timings.embed_s),
-            milliseconds(cell.timings.search_s),
-            milliseconds(cell.timings.queue_s),
-            milliseconds(cell.timings.prefill_s),
-            milliseconds(cell.timings.decode_s),
-        )
-        for cell in cells
-    ]
-    columns = ("strategy", "whole answer", "retrieval", "of it embed", "search", "queue", "prefill", "decode")
-    return f"## Time an answer, mean ms\n\n{table(columns, rows)}" if rows else ""
 
 
 def _failures(summary: Summary) -> str:
@@ -356,17 +274,3 @@ def _failed_note(summary: Summary) -> str:
     if not summary.failed_samples:
         return ""
     return f" Failed, and so unscored: {counted(summary.failed_samples, 'sample')}."
-
-
-def _cells(cells: Iterable[Cell], data: str) -> list[Cell]:
-    return [cell for cell in cells if cell.data == data]
-
-
-def _text(cell: Cell | None, text: Callable[[Cell], str]) -> str:
-    return UNSCORED_TEXT if cell is None else text(cell)
-
-
-def _floor(cells: Iterable[Cell]) -> str:
-    """The highest floor of the strategies: they differ only where different samples failed."""
-    floors = [cell.action.step_floor for cell in cells if cell.action.step_floor is not None]
-    return percent(max(floors, default=None))

@@ -15,7 +15,7 @@ from orchestrator.evaluation.metrics.action import ActionMetric, ActionTypeMetri
 from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, answer_at, graded_steps, score_episodes
 from orchestrator.evaluation.metrics.floor import Metric
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD, LegacyMetric
-from orchestrator.evaluation.metrics.paired import Graded
+from orchestrator.evaluation.metrics.paired import Graded, Question, digest
 from orchestrator.evaluation.metrics.text import TEXT_SCORES, AnsweredText, graded_texts, mean_score
 from orchestrator.evaluation.metrics.uncertainty import Estimate
 from orchestrator.evaluation.records import Record
@@ -80,6 +80,11 @@ class Results:
         """The labels of the strategies that the records answer by; none for the study's rows."""
         return tuple(dict.fromkeys(record.sample.strategy.label for record in self.records))
 
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """The protocols of the records; the study's rows name none that is known here."""
+        return tuple(dict.fromkeys(record.sample.protocol.value for record in self.records))
+
     def of_strategy(self, strategy: str | None = None) -> Results:
         """Return the records of one strategy; it must be named where there are several. Raises InvalidArgumentError."""
         labels = self.strategies
@@ -100,7 +105,7 @@ class Results:
     def answers(self) -> list[AnsweredText]:
         """What the metrics of texts score, and a judge."""
         rows = (
-            AnsweredText((row.dataset, row.cluster, step), row.cluster, truth, answer_at(row, step))
+            AnsweredText(row.question(step), row.cluster, truth, answer_at(row, step))
             for row in self.rows
             for step, truth in enumerate(row.truths)
         )
@@ -179,7 +184,7 @@ def graded(
     metric: MetricName,
     threshold: float = LEGACY_THRESHOLD,
     point_tolerance_px: float = POINT_TOLERANCE_PX,
-) -> dict[object, Graded]:
+) -> dict[Question, Graded]:
     """Return the score of every step (of every answer, for metrics of texts) that there is one of."""
     if metric.is_of_texts:
         return graded_texts(results.answers, TEXT_SCORES[metric.value])
@@ -239,7 +244,8 @@ def _row(fields: Any, seen: Counter[str]) -> Record | AnsweredEpisode:
         raise ValueError("ground_truths is empty")
     episode = str(fields.get("episode_id", ""))
     seen[episode] += 1
-    return AnsweredEpisode("", f"{episode}-{seen[episode]}", truths, answers)
+    name = f"{episode}-{seen[episode]}"
+    return AnsweredEpisode("", f"{name}-{digest(*truths)}", truths, answers, name)
 
 
 def _texts(fields: dict[str, Any], name: str) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from orchestrator.evaluation.actions import is_actions, split_actions
 from orchestrator.evaluation.metrics.episodes import AnsweredEpisode
 from orchestrator.evaluation.metrics.floor import Metric
+from orchestrator.evaluation.metrics.paired import Question, digest
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters
 from orchestrator.evaluation.metrics.text import TEXT_SCORES, AnsweredText
-from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import Protocol
 
 
@@ -29,7 +30,7 @@ def answered_episodes(records: Iterable[Record]) -> list[AnsweredEpisode]:
 def answered_texts(records: Iterable[Record]) -> list[AnsweredText]:
     """Return whole answers and their truths, for the metrics of texts and for a judge."""
     return [
-        AnsweredText((asked.dataset, asked.cluster, asked.step), asked.cluster, asked.truth, record.answer, asked.text)
+        AnsweredText(_question(asked), asked.cluster, asked.truth, record.answer, asked.text)
         for record in records
         for asked in (record.sample,)
     ]
@@ -74,6 +75,10 @@ def step_scores(record: Record, metrics: Sequence[Metric]) -> dict[str, list[boo
     }
 
 
+def _question(asked: Sample) -> Question:
+    return Question(asked.dataset, asked.episode_id, asked.step, digest(asked.cluster, asked.truth))
+
+
 def _episode(records: Sequence[Record]) -> AnsweredEpisode:
     sample = records[0].sample
     truths = [""] * sample.step_count
@@ -86,4 +91,4 @@ def _episode(records: Sequence[Record]) -> AnsweredEpisode:
         for record in records:
             truths[record.sample.step] = record.sample.truth
             answers[record.sample.step] = record.answer
-    return AnsweredEpisode(sample.dataset, sample.cluster, tuple(truths), tuple(answers))
+    return AnsweredEpisode(sample.dataset, sample.cluster, tuple(truths), tuple(answers), sample.episode_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,6 +121,11 @@ class Cell:
     texts: TextScores = TEXTS_UNSCORED
     judge: Estimate = UNSCORED
 
+    @property
+    def mostly_failed(self) -> bool:
+        """Whether more than half of the samples failed, so that a score of the others is one of a selection."""
+        return 2 * self.failed > self.samples
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -140,6 +146,15 @@ class Failure:
     dataset: str
     reason: str
     message: str
+
+
+def shared_floor(cells: Iterable[Cell]) -> float | None:
+    """Return the step floor for strategies on the same samples, None: unscored.
+
+    It is that of the cell with the most scored steps: of few samples a constant template fits too well.
+    """
+    fullest = max(cells, key=lambda cell: cell.action.steps.count, default=None)
+    return None if fullest is None else fullest.action.step_floor
 
 
 def _find(cells: tuple[Cell, ...], strategy: str, data: str) -> Cell | None:
@@ -196,6 +211,11 @@ class Summary:
     def dataset(self, strategy: str, name: str) -> Cell | None:
         """Return the cell of a strategy and a dataset, or None when it has no record."""
         return _find(self.datasets, strategy, name)
+
+    def is_of_a_selection(self, difference: Difference) -> bool:
+        """Whether most samples of one of the two strategies failed, so that few questions are left to compare."""
+        compared = (self.group(label, difference.data) for label in (difference.strategy, difference.reference))
+        return any(cell is None or cell.mostly_failed for cell in compared)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of summary.json."""

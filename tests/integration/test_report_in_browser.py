@@ -10,9 +10,11 @@ import pytest
 
 from orchestrator.evaluation.html.page import render_html
 from orchestrator.evaluation.html.samples import PictureBudget
+from orchestrator.evaluation.spec import Protocol
 from orchestrator.evaluation.summarize import summarize
 from orchestrator.evaluation.summary import JobFacts
 from tests.browser import Page, browser, find_chromium
+from tests.fakes.evaluation import answered, sample
 from tests.fakes.reports import HOSTILE, SPEC, hostile_records, many_records
 
 CHROMIUM = find_chromium()
@@ -51,8 +53,7 @@ def shown(page: Page) -> list[str]:
 def choose(page: Page, control: str, value: str) -> None:
     """Set a filter as a reader would."""
     page.value(
-        f"(() => {{ const node = document.getElementById('{control}');"
-        f" if (node.type === 'checkbox') node.checked = {'true' if value else 'false'}; else node.value = '{value}';"
+        f"(() => {{ const node = document.getElementById('{control}'); node.value = '{value}';"
         " node.dispatchEvent(new Event('input')); })()"
     )
 
@@ -75,7 +76,7 @@ def test_filters_narrow_the_list_and_pages_turn(page: Page, tmp_path: Path) -> N
     choose(page, "strategy", "mixture")
     assert page.value("document.getElementById('count').textContent").startswith("60 of 120 samples, page 1")
     assert all(heading.startswith("mixture") for heading in shown(page))
-    choose(page, "wrong", "yes")
+    choose(page, "outcome", "wrong")
     assert page.value("document.getElementById('count').textContent").startswith("20 of 120")
     assert page.value("document.querySelectorAll('.card').length === document.querySelectorAll('.card.wrong').length")
     choose(page, "words", "question 57")
@@ -83,6 +84,33 @@ def test_filters_narrow_the_list_and_pages_turn(page: Page, tmp_path: Path) -> N
     choose(page, "words", "nowhere")
     assert shown(page) == []
     assert page.problems == []
+
+
+def test_failed_samples_are_neither_right_nor_wrong(page: Page, tmp_path: Path) -> None:
+    page.open(written(tmp_path, hostile=True))
+    choose(page, "outcome", "wrong")
+    assert shown(page) == []
+    choose(page, "outcome", "failed")
+    (heading,) = shown(page)
+    assert heading.endswith("failed · step 1/1")
+    assert page.value("document.querySelectorAll('.card.failed').length") == 1
+    assert page.value("document.querySelector('.mark').textContent") == "! failed: unscored"
+    edges = "[...document.querySelectorAll('.card')].map((node) => getComputedStyle(node).borderLeftColor)"
+    failed = page.value(edges)
+    choose(page, "outcome", "")
+    assert len(shown(page)) == 2
+    assert len(set(page.value(edges))) == 2
+    assert set(failed) < set(page.value(edges))
+    assert page.problems == []
+
+
+def test_a_sequence_is_headed_as_a_whole_episode(page: Page, tmp_path: Path) -> None:
+    asked = sample("Scroll up\nScroll down", step_count=2, protocol=Protocol.SEQUENCE)
+    records = [answered(asked, "Scroll up\nScroll down")]
+    file = tmp_path / "report.html"
+    file.write_text(render_html(summarize(records, JobFacts(SPEC)), records), encoding="utf-8")
+    page.open(file)
+    assert [heading.rpartition(" · ")[2] for heading in shown(page)] == ["whole episode"]
 
 
 @pytest.mark.parametrize("width", [320, 375])

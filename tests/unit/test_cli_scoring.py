@@ -11,6 +11,7 @@ import pytest
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.cli import run
 from orchestrator.commands.evaluated import AdapterLabels, dataset_specs, read_mapping
+from orchestrator.commands.scoring import distinct_names
 from orchestrator.commands.settings import client_settings
 from tests.fakes.chat_endpoint import fake_chat
 
@@ -57,6 +58,45 @@ def test_compare_prints_the_paired_difference(results: str, tmp_path: Path, caps
     assert found["difference"]["low"] < 1 / 3 < found["difference"]["high"]
     assert run(["evaluate", "compare", results, better]) == 0
     assert "+33.3 [" in capsys.readouterr().out
+
+
+def test_tables_name_files_by_what_tells_them_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / ("long" * 40)
+    files = []
+    for name in ("first", "second"):
+        (folder / name).mkdir(parents=True)
+        files.append(write(folder / name / "records.jsonl", ROWS))
+    for command in ("score", "compare"):
+        assert run(["evaluate", command, *files]) == 0
+        shown = capsys.readouterr().out
+        assert "first/records.jsonl" in shown
+        assert "second/records.jsonl" in shown
+    assert distinct_names(["/a/b/c/x", "/a/b/d/x"]) == ["c/x", "d/x"]
+    assert distinct_names(["/a/b", "/a/b/"]) == ["b", "b"]
+    assert distinct_names(["20260101-1", "/a/b"]) == ["20260101-1", "/a/b"]
+    assert distinct_names(["/a/b"]) == ["/a/b"]
+
+
+def test_compare_says_how_many_questions_it_left_out(
+    results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write(tmp_path / "other.jsonl", [ROWS[0], {**ROWS[1], "ground_truths": ["Scroll down"]}])
+    assert run(["evaluate", "compare", results, other, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["left_out"] == 1
+    assert run(["evaluate", "compare", results, other]) == 0
+    output = capsys.readouterr()
+    assert "left out" in output.out
+    assert "Left out: questions that both have a score for" in output.err
+
+
+def test_the_table_of_scores_has_the_parts_of_actions(results: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", "score", results]) == 0
+    shown = capsys.readouterr().out
+    assert "type right" in shown
+    assert "argument right" in shown
+    assert "± 0.0%" not in shown
+    assert run(["evaluate", "score", results, "--metric", "legacy"]) == 0
+    assert "argument right" not in capsys.readouterr().out
 
 
 def test_a_judge_grades_once_with_the_key_of_the_environment(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,6 +111,50 @@ def test_labels_with_newlines_and_quotes_are_one_action() -> None:
 def test_an_unfinished_label_costs_its_own_action_only() -> None:
     actions = parse_actions('Click on button with the text "Timer\nScroll down')
     assert [action.type for action in actions] == [ActionType.UNKNOWN, ActionType.SCROLL]
+
+
+def test_a_label_goes_on_over_lines_that_look_like_actions() -> None:
+    press = 'Click on button with the text "Reminder\nWait for response\nScroll up\nx"'
+    assert parse_action(press) == Action(
+        ActionType.CLICK, Label(LabelKind.TEXT, "Reminder\nWait for response\nScroll up\nx")
+    )
+    assert split_actions(f"Scroll up\n{press}  \nand so on\nScroll down") == [
+        "Scroll up",
+        press,
+        "and so on",
+        "Scroll down",
+    ]
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        'Click on button with the text "OK"',
+        'Click on button with the text "\nOK"',
+        'Long_press on button with the function of\n "OK\nScroll up\n"',
+        'Type text: say "hi"',
+        "Type text: say hi",
+    ],
+)
+def test_an_unfinished_label_takes_nothing_from_later_actions(later: str) -> None:
+    open_label = 'Click on button with the text "Timer'
+    assert split_actions(f"{open_label}\nScroll down\n{later}") == [open_label, "Scroll down", later]
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        'Click on button with the text "a\n',
+        'Click on button with the text "\n',
+        'Click on button with the text "a\nScroll up\n"\n',
+        'Click on button with the text "a"b\nScroll up\n',
+        "Click on button with the text \n \n",
+    ],
+)
+def test_the_time_to_read_an_answer_grows_with_its_length_alone(repeated: str) -> None:
+    started = time.perf_counter()
+    split_actions(repeated * 100_000)
+    assert time.perf_counter() - started < 5
 
 
 def test_stray_lines_stand_alone() -> None:

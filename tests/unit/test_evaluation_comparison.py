@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from infra.contract.composition import FusionMethod
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.evaluation.compare import compare
+from orchestrator.evaluation.html.page import render_html
 from orchestrator.evaluation.matrix import matrix_of, matrix_strategies, render_matrix, rows_of
-from orchestrator.evaluation.metrics.intervals import interval_of_share, student_t
+from orchestrator.evaluation.metrics.intervals import interval_of_difference, interval_of_share, student_t
 from orchestrator.evaluation.metrics.paired import Graded, paired_difference
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters, confusion
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, clustered_mean
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.result_files import MetricName, read_results
-from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
+from orchestrator.evaluation.report import headline
+from orchestrator.evaluation.result_files import MetricName, Results, read_results
+from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 from orchestrator.evaluation.summarize import summarize
 from orchestrator.evaluation.summary import JobFacts, Summary
 from tests.fakes.evaluation import answered, failure, sample, write_records
@@ -39,7 +42,27 @@ def test_interval_of_a_share_is_cut_and_sure_of_nothing_at_its_ends() -> None:
     low, high = interval_of_share(1.0, 0.0, 10)
     assert (low, high) == (pytest.approx(0.722, abs=1e-3), 1.0)
     assert interval_of_share(0.0, 0.0, 10) == (0.0, pytest.approx(1 - low))
-    assert interval_of_share(0.5, 0.0, 10) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(("clusters", "share"), [(2, 0.5), (10, 0.5), (10, 1 / 3), (500, 0.9)])
+def test_a_share_without_spread_has_wilsons_interval(clusters: int, share: float) -> None:
+    low, high = interval_of_share(share, 0.0, clusters)
+    for end in (low, high):
+        assert abs(end - share) == pytest.approx(norm.ppf(0.975) * (end * (1 - end) / clusters) ** 0.5)
+
+
+def test_a_difference_without_spread_is_sure_of_little_and_none_leaves_the_scale() -> None:
+    low, high = interval_of_difference(0.0, 0.0, 20)
+    assert (low, high) == (pytest.approx(-0.161, abs=1e-3), pytest.approx(0.161, abs=1e-3))
+    assert interval_of_difference(1.0, 0.0, 20) == (pytest.approx(1 + low), 1.0)
+    assert interval_of_difference(-2 / 3, 1 / 3, 3) == (-1.0, pytest.approx(-2 / 3 + t.ppf(0.975, 2) / 3, rel=1e-2))
+
+
+def test_rounding_is_no_spread() -> None:
+    found = clustered_mean([0.1, 0.2, 0.3] * 7, [str(index // 3) for index in range(21)])
+    assert found.standard_error == 0
+    assert found.high is not None
+    assert found.high > 0.3
 
 
 def test_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -62,7 +85,8 @@ def test_paired_difference_is_of_common_questions_and_less_spread_than_either() 
     values = [first[key].score - second[key].score for key in range(1, 20)]
     assert (found.value, found.count, found.clusters) == (pytest.approx(np.mean(values)), 19, 10)
     same = paired_difference(first, first)
-    assert (same.value, same.low, same.high) == (0, 0, 0)
+    assert same.low is not None
+    assert (same.value, same.standard_error, same.low < 0) == (0, 0, True)
     assert paired_difference(first, {}) == UNSCORED
 
 
@@ -148,6 +172,27 @@ def test_a_strategy_that_cannot_run_says_why_in_its_cell() -> None:
     assert rows["mixture"][1].endswith("(1 of 3 failed: nobody listens)")
 
 
+def test_a_difference_to_a_selection_that_mostly_failed_is_not_shown() -> None:
+    failed = [failure(sample(RIGHT, episode=str(n), strategy=SELECTION)) for n in (8, 9)]
+    summary = summary_of(
+        *records(SELECTION, [True]), *failed, *records(MIXTURE, [False, True]), strategies=(SELECTION, MIXTURE)
+    )
+    rows = {row[0]: row for row in rows_of(matrix_of(summary))}
+    assert rows["mixture"][1:3] == ("50.0", "")
+
+
+def test_the_floor_is_that_of_the_samples_measured_most_fully() -> None:
+    actions = ["Scroll up", "Scroll down", "Scroll left", "Scroll right"]
+    full = [answered(sample(one, episode=one, strategy=SELECTION), one) for one in actions]
+    rest = [failure(sample(one, episode=one, strategy=MIXTURE)) for one in actions[1:]]
+    few = [answered(sample(actions[0], episode=actions[0], strategy=MIXTURE), actions[0]), *rest]
+    summary = summary_of(*few, *full, strategies=(MIXTURE, SELECTION))
+    assert matrix_of(summary).floor == 0.25
+    assert headline(summary).rows[-1][1:] == ("25.0",)
+    assert "<td>25.0</td>" in render_html(summary, [])
+    assert [cell.action.step_floor for cell in summary.groups] == [1.0, 0.25]
+
+
 def test_a_summary_with_differences_survives_json() -> None:
     summary = summary_of(*records(SELECTION, [True]), *records(MIXTURE, [False]), strategies=(SELECTION, MIXTURE))
     assert summary.differences[0].steps.value == -1
@@ -180,3 +225,53 @@ def test_files_without_a_common_question_or_strategy_are_refused(tmp_path: Path)
         compare(first, second)
     with pytest.raises(InvalidArgumentError, match="name one of each with --strategy and --against"):
         compare(first, third)
+
+
+def rows_file(file: Path, *rows: tuple[str | None, list[str]]) -> Results:
+    """Write rows of the study, each answered right; an episode id of None is left out."""
+    written = [
+        {"ground_truths": truths, "predictions": truths, **({} if name is None else {"episode_id": name})}
+        for name, truths in rows
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in written))
+    return read_results(file)
+
+
+@pytest.mark.parametrize("metric", [MetricName.ACTION, MetricName.EXACT_MATCH])
+def test_questions_with_other_truths_never_pair(tmp_path: Path, metric: MetricName) -> None:
+    first = rows_file(tmp_path / "a.jsonl", ("1", ["Scroll up", "Wait for response"]), ("2", ["Scroll up"]))
+    second = rows_file(tmp_path / "b.jsonl", ("1", ["Scroll up", "Scroll left"]), ("2", ["Scroll up"]))
+    (found,) = compare(first, second, metric)
+    assert (found.difference.count, found.left_out) == (1, 2)
+    assert "differ themselves" in found.notes[0]
+    (same,) = compare(first, first, metric)
+    assert (same.difference.count, same.left_out, same.notes) == (3, 0, [])
+    other = rows_file(tmp_path / "c.jsonl", ("1", ["Scroll down"]), ("2", ["Scroll left"]))
+    with pytest.raises(InvalidArgumentError, match="no scored question in common"):
+        compare(first, other, metric)
+
+
+def test_rows_without_an_id_pair_by_their_order_and_all_their_truths(tmp_path: Path) -> None:
+    start, end = "Open App: Clock", "Check status: successful"
+    one, two, three = ([start, middle, end] for middle in ("Scroll up", "Scroll down", "Scroll left"))
+    first = rows_file(tmp_path / "a.jsonl", (None, one), (None, two), (None, three))
+    shifted = rows_file(tmp_path / "b.jsonl", (None, one), (None, three))
+    (found,) = compare(first, shifted)
+    assert (found.difference.count, found.left_out) == (3, 3)
+
+
+def test_records_of_other_data_under_one_name_do_not_pair(tmp_path: Path) -> None:
+    asked = [sample(RIGHT, episode="1", cluster="1-aa"), sample(RIGHT, episode="2", cluster="2-bb")]
+    again = [asked[0], replace(asked[1], cluster="2-cc")]
+    for name, samples in (("a", asked), ("b", again)):
+        write_records(tmp_path / f"{name}.jsonl", [answered(each, RIGHT) for each in samples])
+    (found,) = compare(read_results(tmp_path / "a.jsonl"), read_results(tmp_path / "b.jsonl"))
+    assert (found.difference.count, found.left_out) == (1, 1)
+
+
+def test_answers_under_different_protocols_are_compared_with_a_word(tmp_path: Path) -> None:
+    for name, protocol in (("a", Protocol.STEP), ("b", Protocol.SEQUENCE)):
+        write_records(tmp_path / f"{name}.jsonl", [answered(sample(RIGHT, protocol=protocol), RIGHT)])
+    (found,) = compare(read_results(tmp_path / "a.jsonl"), read_results(tmp_path / "b.jsonl"))
+    assert found.protocols == ("step", "sequence")
+    assert found.notes == ["Answered under different protocols, by different prompts: step, sequence."]

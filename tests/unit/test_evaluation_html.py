@@ -52,6 +52,15 @@ def test_the_page_says_what_is_incomplete_and_what_changed() -> None:
     assert "Changed while the job ran (its samples are those that were planned): clock." in page
 
 
+def test_the_page_has_every_score_that_the_text_report_has(tmp_path: Path) -> None:
+    page = page_of(many_records(tmp_path, 8))
+    for title in ("All datasets, every metric, %", "Was the right adapter retrieved?"):
+        assert f"<h2>{title}</h2>" in page
+    for column in ("action type", "argument", "episodes right", "episodes, legacy", "@1, %", "mean reciprocal rank"):
+        assert f'<th scope="col">{column}</th>' in page
+    assert "<td>0.750 ± 0.164</td>" in page
+
+
 def test_the_page_names_no_address_it_could_load(tmp_path: Path) -> None:
     page = page_of(many_records(tmp_path, 8), PictureBudget((tmp_path,)))
     assert "default-src 'none'" in page
@@ -81,6 +90,7 @@ def test_phases_that_were_not_recorded_are_named(tmp_path: Path) -> None:
 def test_a_sequence_is_compared_step_by_step() -> None:
     asked = sample("Scroll up\nScroll down", step_count=2, protocol=Protocol.SEQUENCE)
     data = listed([answered(asked, "Scroll up\nScroll left\nWait for response")], PictureBudget(), 0)
+    assert data["samples"][0]["whole"]
     assert data["samples"][0]["actions"] == [
         ["Scroll up", "Scroll up", True],
         ["Scroll down", "Scroll left", False],

@@ -13,6 +13,7 @@ from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import FinishReason, Usage
 from infra.contract.retrieval import RetrievalOptions
 from orchestrator.evaluation.datasets import BadRow
+from orchestrator.evaluation.html.page import render_html
 from orchestrator.evaluation.metrics.action import ActionMetric
 from orchestrator.evaluation.metrics.legacy import LegacyMetric
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED
@@ -179,7 +180,7 @@ def test_the_headline_shows_every_strategy_the_floor_and_what_failed() -> None:
     assert table.columns == ("strategy", "apps", "categories", "all")
     assert table.rows == (
         ("base", "25.0 ± 25.0", "50.0", "33.3 ± 22.2"),
-        ("mixture (1 failed)", "100.0 ± 0.0", "100.0", "100.0 ± 0.0"),
+        ("mixture (1 failed)", "100.0", "100.0", "100.0"),
         ("mixture-out-of-domain", "0.0", "—", "0.0"),
         (FLOOR_NAME, "100.0", "100.0", "100.0"),
     )
@@ -199,10 +200,12 @@ def test_the_report_says_what_is_wrong_and_how_it_was_measured() -> None:
     for line in (
         "# Evaluation ev-1",
         "**Incomplete (cancelled): 14 of 20 planned samples have a record.**",
-        "| mixture (1 failed) | 100.0 ± 0.0 | 100.0 | 100.0 ± 0.0 |",
-        "| clock | 4 | 25.0 ± 25.0 | 100.0 ± 0.0 | 0.0 | 100.0 |",
+        "| mixture (1 failed) | 100.0 | 100.0 | 100.0 |",
+        "| clock | 4 | 25.0 ± 25.0 | 100.0 | 0.0 | 100.0 |",
         "| office | 2 | 50.0 | 100.0 | — | 100.0 |",
-        "| mixture | all | 5 | 0.0 ± 0.0 | 100.0 ± 0.0 | 0.500 ± 0.000 |",
+        "| mixture | all | 5 | 0.0 | 100.0 | 0.500 |",
+        "| mixture | 6 | 1 | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 |",
+        "upper bound",
         "| mixture/clock/e2/1 | UNAVAILABLE | nobody listens |",
         "- data/clock.jsonl:7: query is empty",
         "above 0.6.",
@@ -220,8 +223,50 @@ def test_the_report_shows_intervals_and_paired_differences() -> None:
     for episode in ("e1", "e2", "e3"):
         records += steps(selection, "clock", episode, [OPEN, DONE])
     text = render_markdown(summarize(records, JobFacts(spec)))
-    assert "| base | 33.3 [0.0, 100.0] | selection | -66.7 [-138.4, +5.0] |" in text
+    assert "| base | 33.3 [0.0, 100.0] | selection | -66.7 [-100.0, +5.0] |" in text
     assert "| selection | 100.0 [43.9, 100.0] |  |  |" in text
+
+
+def test_where_most_samples_failed_the_report_says_so_and_shows_no_score() -> None:
+    selection = EvaluatedStrategy(AnswerStrategy.SELECTION)
+    spec = EvaluationSpec((DatasetSpec("clock", "clock.jsonl", "clock", "app"),), (BASE, selection))
+    records = [
+        *steps(BASE, "clock", "e1", [OPEN, None]),
+        *steps(BASE, "clock", "e2", [None, None]),
+        *steps(selection, "clock", "e1", [OPEN, UP]),
+        *steps(selection, "clock", "e2", [OPEN, DONE]),
+    ]
+    summary = summarize(records, JobFacts(spec))
+    assert headline(summary).rows[0] == ("base (3 failed)", "3 of 4 failed")
+    text = render_markdown(summary)
+    for line in (
+        "| base | 3 of 4 failed | selection |  |",
+        f"| base | 4 | 3 | 3 of 4 failed |{' — |' * 9}",
+        "| clock | 4 | 3 of 4 failed | 75.0 ± 25.0 | 100.0 |",
+    ):
+        assert line in text
+    page = render_html(summary, records)
+    assert "<td>3 of 4 failed</td>" in page
+    assert "Strategies compared" not in page
+
+
+def test_whole_answers_are_reported_without_the_tables_of_actions() -> None:
+    spec = EvaluationSpec((DatasetSpec("clock", "chat.jsonl"),), (BASE, MIXTURE))
+    records = [answered(sample("four", episode=str(n), strategy=BASE), "four" if n else "five") for n in range(2)]
+    records += [failure(sample("four", episode=str(n))) for n in range(2)]
+    summary = summarize(records, JobFacts(spec))
+    assert headline(summary).rows == (
+        ("base", "50.0 ± 50.0", "50.0 ± 50.0", "50.0 ± 50.0"),
+        ("mixture (2 failed)", "2 of 2 failed", "—", "—"),
+    )
+    text, page = render_markdown(summary), render_html(summary, records)
+    assert "| base | 50.0 [0.0, 100.0] |" in text
+    assert "exact match, %" in text
+    assert "- **Whole answers**" in text
+    assert "By dataset: exact match, %" in page
+    for title in ("every metric", "Step accuracy"):
+        assert title not in text
+        assert title not in page
 
 
 def test_the_report_names_datasets_that_changed() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from orchestrator.evaluation.tables import ReportTable
+
 MAX_LABEL = 28
 
 
@@ -31,6 +33,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
         element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])) for row in rows
     ]
     return element("div", element("table", element("thead", head), element("tbody", *body)), class_="scroll")
+
+
+def report_table(found: ReportTable | None) -> Markup | None:
+    """Return a section of a report's table, None of none."""
+    if found is None:
+        return None
+    note = [element("p", found.note, class_="note")] if found.note else []
+    return section(found.title, element("div", table(found.columns, found.rows), class_="figures"), *note)
 
 
 def section(title: str, *children: str) -> Markup:

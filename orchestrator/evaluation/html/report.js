@@ -13,7 +13,11 @@
     return node;
   };
 
-  const isWrong = (sample) => sample.error !== "" || sample.actions.some((action) => action[2] === false);
+  const MARKS = { right: "✓ right", wrong: "✗ wrong", failed: "! failed: unscored" };
+  const outcome = (sample) => {
+    if (sample.error) return "failed";
+    return sample.actions.some((action) => action[2] === false) ? "wrong" : "right";
+  };
 
   const searchable = new Map();
   const textOf = (sample) => {
@@ -30,12 +34,12 @@
     const strategy = control("strategy").value;
     const dataset = control("dataset").value;
     const words = control("words").value.trim().toLowerCase();
-    const wrongOnly = control("wrong").checked;
+    const wanted = control("outcome").value;
     return data.samples.filter(
       (sample) =>
         (!strategy || sample.strategy === strategy) &&
         (!dataset || sample.dataset === dataset) &&
-        (!wrongOnly || isWrong(sample)) &&
+        (!wanted || outcome(sample) === wanted) &&
         (!words || textOf(sample).includes(words))
     );
   };
@@ -75,16 +79,17 @@
   };
 
   const card = (sample) => {
-    const box = make("article", isWrong(sample) ? "card wrong" : "card");
-    const mark = sample.error ? "failed" : isWrong(sample) ? "wrong" : "right";
-    box.append(make("h3", "", `${sample.strategy} · ${sample.dataset} · ${sample.episode} · step ${sample.step}/${sample.steps}`));
-    box.append(make("span", `mark ${mark}`, mark));
+    const mark = outcome(sample);
+    const box = make("article", `card ${mark}`);
+    const place = sample.whole ? "whole episode" : `step ${sample.step}/${sample.steps}`;
+    box.append(make("h3", "", `${sample.strategy} · ${sample.dataset} · ${sample.episode} · ${place}`));
+    box.append(make("span", `mark ${mark}`, MARKS[mark]));
     box.append(pictures(sample));
     const asked = make("details");
     asked.append(make("summary", "", "What was asked"), make("pre", "", sample.text));
     box.append(asked);
     if (sample.error) box.append(make("p", "error", sample.error));
-    const marks = (right) => (right === null ? ["", "unscored"] : right ? ["right", "✓ right"] : ["wrong", "✗ wrong"]);
+    const marks = (right) => (right === null ? ["", "unscored"] : right ? ["right", MARKS.right] : ["wrong", MARKS.wrong]);
     box.append(
       table(
         ["step", "truth", "answer", ""],
@@ -132,7 +137,7 @@
 
   offer("strategy", [...new Set(data.samples.map((sample) => sample.strategy))]);
   offer("dataset", [...new Set(data.samples.map((sample) => sample.dataset))]);
-  ["strategy", "dataset", "words", "wrong"].forEach((id) =>
+  ["strategy", "dataset", "words", "outcome"].forEach((id) =>
     control(id).addEventListener("input", () => { page = 0; show(); })
   );
   control("previous").addEventListener("click", () => { page -= 1; show(); });

@@ -84,6 +84,7 @@ def _sample(record: Record, metric: ActionMetric, pictures: _Pictures, grade: fl
         "episode": sample.episode_id,
         "step": sample.step + 1,
         "steps": sample.step_count,
+        "whole": sample.protocol is Protocol.SEQUENCE,
         "text": _cut(sample.text),
         "adapter": sample.adapter_id or "",
         "error": f"{record.error.reason}: {_cut(record.error.message)}" if record.error else "",

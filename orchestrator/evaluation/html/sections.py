@@ -6,14 +6,23 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from orchestrator.evaluation.html.charts import Bar, bars, heatmap, legend, parts
-from orchestrator.evaluation.html.markup import Markup, element, paragraph, section, table
+from orchestrator.evaluation.html.markup import Markup, element, paragraph, report_table, section, table
 from orchestrator.evaluation.html.measures import PHASES, Measures, measures, percentile_95
 from orchestrator.evaluation.markdown import UNSCORED_TEXT, counted, milliseconds
 from orchestrator.evaluation.matrix import interval_text
-from orchestrator.evaluation.metrics.uncertainty import Estimate
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report import TEXT_COLUMNS, caveats, headline, judge_note, text_scores
-from orchestrator.evaluation.summary import ALL, Summary
+from orchestrator.evaluation.report import caveats, headline, judge_note
+from orchestrator.evaluation.summary import ALL, Cell, Difference, Summary
+from orchestrator.evaluation.tables import (
+    TEXT_COLUMNS,
+    every_metric,
+    failed_text,
+    main_score,
+    retrieval,
+    score_text,
+    steps_right,
+    whole_answer_texts,
+)
 
 MAX_CONFUSION = 60
 
@@ -45,7 +54,9 @@ def sections(summary: Summary, records: Sequence[Record]) -> list[Markup]:
         _texts(summary),
         _judged(summary),
         _differences(summary),
+        report_table(every_metric(summary)),
         _datasets(summary),
+        report_table(retrieval(summary)),
         _confusion(summary),
         _weights(measured),
         _latency(measured),
@@ -57,7 +68,10 @@ def sections(summary: Summary, records: Sequence[Record]) -> list[Markup]:
 def _headline(summary: Summary) -> Markup:
     head = headline(summary)
     rows = [
-        (strategy, *(_interval(summary, strategy, group) for group in summary.group_names))
+        (
+            strategy,
+            *(score_text(summary.group(strategy, group), steps_right, interval_text) for group in summary.group_names),
+        )
         for strategy in summary.strategies
     ]
     floor = head.rows[-1]
@@ -81,8 +95,7 @@ def _texts(summary: Summary) -> Markup | None:
     if not cells:
         return None
     rows = [
-        (cell.strategy, f"{cell.texts.exact_match.count:,}", *(interval_text(score) for score in text_scores(cell)))
-        for cell in cells
+        (cell.strategy, f"{cell.texts.exact_match.count:,}", *whole_answer_texts(cell, interval_text)) for cell in cells
     ]
     return section(
         "Whole answers, %",
@@ -100,7 +113,7 @@ def _judged(summary: Summary) -> Markup | None:
     if summary.judge is None:
         return None
     rows = [
-        (cell.strategy, f"{cell.judge.count:,}", interval_text(cell.judge))
+        (cell.strategy, f"{cell.judge.count:,}", score_text(cell, lambda cell: cell.judge, interval_text))
         for cell in summary.groups
         if cell.data == ALL
     ]
@@ -111,49 +124,56 @@ def _judged(summary: Summary) -> Markup | None:
     )
 
 
-def _interval(summary: Summary, strategy: str, group: str) -> str:
-    cell = summary.group(strategy, group)
-    return UNSCORED_TEXT if cell is None else interval_text(cell.action.steps)
-
-
 def _datasets(summary: Summary) -> Markup:
+    name, _ = main_score(summary)
     groups = {
-        name: [
-            _bar(strategy, cell.action.steps, colour)
+        dataset: [
+            _bar(summary, cell, colour)
             for colour, strategy in enumerate(summary.strategies)
-            if (cell := summary.dataset(strategy, name)) is not None
+            if (cell := summary.dataset(strategy, dataset)) is not None
         ]
-        for name in summary.dataset_names
+        for dataset in summary.dataset_names
     }
-    return section("By dataset: steps right, %", bars(groups, low=0, high=1, title="Steps right by dataset"))
+    return section(f"By dataset: {name}, %", bars(groups, low=0, high=1, title=f"By dataset: {name}"))
 
 
-def _bar(name: str, estimate: Estimate, colour: int, *, signed: bool = False) -> Bar:
-    return Bar(name, estimate.value, estimate.low, estimate.high, interval_text(estimate, signed=signed), colour)
+def _bar(summary: Summary, cell: Cell, colour: int) -> Bar:
+    _, score = main_score(summary)
+    if cell.mostly_failed:
+        return Bar(cell.strategy, None, text=failed_text(cell), colour=colour)
+    found = score(cell)
+    return Bar(cell.strategy, found.value, found.low, found.high, interval_text(found), colour)
 
 
 def _differences(summary: Summary) -> Markup | None:
-    rows = [each for each in summary.differences if each.data == ALL and each.steps.value is not None]
+    rows = [
+        each
+        for each in summary.differences
+        if each.data == ALL and each.steps.value is not None and not summary.is_of_a_selection(each)
+    ]
     if not rows:
         return None
     ends = [abs(end) for each in rows for end in (each.steps.value, each.steps.low, each.steps.high) if end is not None]
     reach = min(max(ends, default=0.0) * 1.05 or 0.01, 1.0)
     groups: dict[str, list[Bar]] = {}
     for each in rows:
-        name = f"less {each.reference}"
-        groups.setdefault(name, []).append(
-            _bar(each.strategy, each.steps, summary.strategies.index(each.strategy), signed=True)
-        )
+        groups.setdefault(f"less {each.reference}", []).append(_difference_bar(summary, each))
     return section(
         "Strategies compared, percentage points",
         bars(groups, low=-reach, high=reach, title="Paired differences of steps right"),
         element(
             "p",
-            "Difference of steps right on the questions that both answered, with its 95 % interval, clustered by "
-            "episode. An interval that holds zero shows no difference.",
+            f"Difference of {main_score(summary)[0]} on the questions that both answered, with its 95 % interval, "
+            "clustered by episode. An interval that holds zero shows no difference. Strategies most of whose samples "
+            "failed are not compared.",
             class_="note",
         ),
     )
+
+
+def _difference_bar(summary: Summary, difference: Difference) -> Bar:
+    steps, colour = difference.steps, summary.strategies.index(difference.strategy)
+    return Bar(difference.strategy, steps.value, steps.low, steps.high, interval_text(steps, signed=True), colour)
 
 
 def _confusion(summary: Summary) -> Markup | None:

@@ -28,6 +28,10 @@ class ActionMetric:
         if not self.point_tolerance_px >= 0:
             raise InvalidArgumentError("point_tolerance_px", f"must not be negative, got {self.point_tolerance_px}")
 
+    def measures(self, truth: str) -> bool:
+        """Whether answers to `truth` can be scored: always."""
+        return True
+
     def accepts(self, truth: str, answer: str) -> bool:
         """Whether `answer` counts as `truth`."""
         return _parsed(answer).same_as(_parsed(truth), self.point_tolerance_px)
@@ -35,14 +39,20 @@ class ActionMetric:
 
 @dataclass(frozen=True)
 class ActionTypeMetric:
-    """A step is right when the answer is one action of the right type, whatever it is done to."""
+    """A step is right when the answer is one action of the right type, whatever it is done to.
+
+    Steps whose truth is not in the action language have no type, and are unscored.
+    """
 
     name: ClassVar[str] = "action_type"
 
+    def measures(self, truth: str) -> bool:
+        """Whether `truth` is an action."""
+        return _parsed(truth).type is not ActionType.UNKNOWN
+
     def accepts(self, truth: str, answer: str) -> bool:
         """Whether `answer` does what `truth` does."""
-        known = _parsed(truth).type is not ActionType.UNKNOWN
-        return known and _parsed(answer).same_type(_parsed(truth))
+        return self.measures(truth) and _parsed(answer).same_type(_parsed(truth))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.evaluation.metrics.floor import Floor, Metric, floor_of
-from orchestrator.evaluation.metrics.paired import Graded
+from orchestrator.evaluation.metrics.paired import Graded, Question, digest
 from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
 
 
@@ -15,13 +15,15 @@ class AnsweredEpisode:
     """The true actions of an episode and the answers, in order. An answer that is None is unscored.
 
     There may be fewer or more answers than truths: a truth without an answer is wrong, and so is an episode whose
-    numbers do not agree. `dataset` says which episodes share a floor, `cluster` which depend on each other.
+    numbers do not agree. `dataset` says which episodes share a floor, `cluster` which depend on each other; `name` is
+    what its file calls it (empty: as the cluster).
     """
 
     dataset: str
     cluster: str
     truths: tuple[str, ...]
     answers: tuple[str | None, ...]
+    name: str = ""
 
     @property
     def complete(self) -> bool:
@@ -31,6 +33,11 @@ class AnsweredEpisode:
     def scored(self, step: int) -> bool:
         """Whether the answer to `step` can be scored (a missing one can: it is wrong)."""
         return step >= len(self.answers) or self.answers[step] is not None
+
+    def question(self, step: int) -> Question:
+        """What names the question of `step`."""
+        content = digest(self.cluster, self.truths[step])
+        return Question(self.dataset, self.name or self.cluster, step, content)
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,10 @@ class Score:
 def score_episodes(episodes: Sequence[AnsweredEpisode], metric: Metric) -> Score:
     """Score episodes. A step is right when the metric accepts the answer of the same position.
 
-    An episode is right when all its steps are and there are as many answers as truths. Unscored steps, and the episodes
-    they are of, are left out of both shares. Standard errors are clustered by episode. The floor is found for each
-    dataset apart, and then pooled: it may know which dataset it answers, and nothing else.
+    An episode is right when all its steps are and there are as many answers as truths. Unscored steps (without an
+    answer, or with a truth that the metric does not measure), and the episodes they are of, are left out of both
+    shares. Standard errors are clustered by episode. The floor is found for each dataset apart, and then pooled: it may
+    know which dataset it answers, and nothing else.
     """
     step_values: list[float] = []
     step_clusters: list[str] = []
@@ -58,7 +66,7 @@ def score_episodes(episodes: Sequence[AnsweredEpisode], metric: Metric) -> Score
         right = right_steps(episode, metric)
         step_values += map(float, right.values())
         step_clusters += [episode.cluster] * len(right)
-        if episode.complete:
+        if episode.complete and len(right) == len(episode.truths):
             episode_values.append(float(all(right.values()) and len(episode.answers) == len(episode.truths)))
             episode_clusters.append(episode.cluster)
     floor = _pooled_floor(episodes, metric)
@@ -75,7 +83,7 @@ def right_steps(episode: AnsweredEpisode, metric: Metric) -> dict[int, bool]:
     return {
         position: position < len(episode.answers) and _accepts(metric, truth, episode.answers[position])
         for position, truth in enumerate(episode.truths)
-        if episode.scored(position)
+        if episode.scored(position) and metric.measures(truth)
     }
 
 
@@ -84,10 +92,10 @@ def answer_at(episode: AnsweredEpisode, position: int) -> str:
     return (episode.answers[position] or "") if position < len(episode.answers) else ""
 
 
-def graded_steps(episodes: Sequence[AnsweredEpisode], metric: Metric) -> dict[object, Graded]:
-    """Return the scores of all steps that can be scored, by dataset, episode and position."""
+def graded_steps(episodes: Sequence[AnsweredEpisode], metric: Metric) -> dict[Question, Graded]:
+    """Return the scores of all steps that can be scored."""
     return {
-        (episode.dataset, episode.cluster, position): Graded(episode.cluster, float(right))
+        episode.question(position): Graded(episode.cluster, float(right))
         for episode in episodes
         for position, right in right_steps(episode, metric).items()
     }
@@ -102,7 +110,10 @@ def _pooled_floor(episodes: Sequence[AnsweredEpisode], metric: Metric) -> Floor:
     for dataset in dict.fromkeys(episode.dataset for episode in episodes):
         own = [episode for episode in episodes if episode.dataset == dataset]
         scored = tuple(
-            tuple(truth if episode.scored(step) else None for step, truth in enumerate(episode.truths))
+            tuple(
+                truth if episode.scored(step) and metric.measures(truth) else None
+                for step, truth in enumerate(episode.truths)
+            )
             for episode in own
         )
         floor += floor_of(scored, metric)

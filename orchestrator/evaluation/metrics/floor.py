@@ -24,8 +24,11 @@ class Metric(Protocol):
     def name(self) -> str:
         """Its name in reports."""
 
+    def measures(self, truth: str) -> bool:
+        """Whether answers to `truth` can be scored at all."""
+
     def accepts(self, truth: str, answer: str) -> bool:
-        """Whether `answer` counts as `truth`."""
+        """Whether `answer` counts as `truth`, one that it measures."""
 
     def __hash__(self) -> int: ...
 

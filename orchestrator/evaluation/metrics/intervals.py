@@ -31,22 +31,26 @@ def student_t(degrees: int) -> float:
     return float(sum(term / degrees**power for power, term in enumerate(terms)))
 
 
-def interval_of_mean(mean: float, standard_error: float, clusters: int) -> tuple[float, float]:
-    """Return mean ± t * standard error, t with clusters - 1 degrees of freedom."""
-    margin = student_t(clusters - 1) * standard_error
-    return mean - margin, mean + margin
-
-
 def interval_of_share(share: float, standard_error: float, clusters: int) -> tuple[float, float]:
-    """Return the interval of a share in [0, 1], cut to that range.
+    """Return share ± t * standard error, t with clusters - 1 degrees of freedom, cut to [0, 1].
 
-    A share of exactly 0 or 1 has no spread to be seen, which is not certainty: there it is Wilson's interval, with as
-    many trials as there are clusters.
+    Without a spread to be seen (all clusters right, or all half right), which is not certainty, it is Wilson's
+    interval with as many trials as there are clusters: [0, z^2 / (clusters + z^2)] for a share of 0.
     """
     if standard_error > 0:
-        low, high = interval_of_mean(share, standard_error, clusters)
-        return max(0.0, low), min(1.0, high)
-    if share not in (0.0, 1.0):
-        return share, share
-    unseen = _Z**2 / (clusters + _Z**2)
-    return (1 - unseen, 1.0) if share else (0.0, unseen)
+        margin = student_t(clusters - 1) * standard_error
+        return max(0.0, share - margin), min(1.0, share + margin)
+    trials = clusters + _Z**2
+    middle = (clusters * share + _Z**2 / 2) / trials
+    margin = _Z * math.sqrt(clusters * share * (1 - share) + _Z**2 / 4) / trials
+    return middle - margin if share > 0 else 0.0, middle + margin if share < 1 else 1.0
+
+
+def interval_of_difference(difference: float, standard_error: float, clusters: int) -> tuple[float, float]:
+    """Return difference ± t * standard error, t with clusters - 1 degrees of freedom, cut to [-1, 1].
+
+    Where all clusters differ alike, which again is not certainty, the margin is z^2 / (clusters + z^2): so many
+    clusters would differ otherwise at most (Wilson's bound after none of them did), taken to do so by a whole point.
+    """
+    margin = student_t(clusters - 1) * standard_error if standard_error > 0 else _Z**2 / (clusters + _Z**2)
+    return max(-1.0, difference - margin), min(1.0, difference + margin)

@@ -29,6 +29,10 @@ class LegacyMetric:
         if not 0 <= self.threshold <= 1:
             raise InvalidArgumentError("threshold", f"a similarity to exceed, in [0, 1], got {self.threshold}")
 
+    def measures(self, truth: str) -> bool:
+        """Whether answers to `truth` can be scored: always."""
+        return True
+
     def accepts(self, truth: str, answer: str) -> bool:
         """Whether `answer` counts as `truth`."""
         return legacy_similarity(truth, answer) > self.threshold

@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from orchestrator.evaluation.actions import normalized
 from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean_of_differences
+
+
+class Question(NamedTuple):
+    """Names a question in any strategy and job: where it stands in its dataset, and a digest of what is there.
+
+    Two files may call different data by one name; then `content` differs, and the questions do not pair.
+    """
+
+    dataset: str
+    episode: str
+    position: int
+    content: str
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """What is left where files use one name for different data."""
+        return self.dataset, self.episode, self.position
+
+
+def digest(*texts: str) -> str:
+    """Return a short hash of texts, letter case and runs of blanks aside."""
+    return hashlib.sha256("\0".join(map(normalized, texts)).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -16,7 +41,7 @@ class Graded:
     score: float
 
 
-def paired_difference(first: Mapping[object, Graded], second: Mapping[object, Graded]) -> Estimate:
+def paired_difference(first: Mapping[Any, Graded], second: Mapping[Any, Graded]) -> Estimate:
     """Return the mean of first - second over the questions that both scored, with its clustered standard error.
 
     A question that one of them left unscored tells nothing of the difference and is left out. Differences of one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -12,6 +13,15 @@ from orchestrator.evaluation.metrics.paired import Graded
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate, clustered_mean
 
 TextScore = Callable[[str, str], float]
+
+_ALONE = (
+    range(0x3040, 0x3100),
+    range(0x3400, 0x4DC0),
+    range(0x4E00, 0xA000),
+    range(0xF900, 0xFB00),
+    range(0x20000, 0x32400),
+)
+"""Kana and Chinese characters: written without blanks, so that each counts as a word."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,21 @@ def exact_match(truth: str, answer: str) -> float:
 
 @lru_cache(maxsize=1 << 14)
 def rouge_l(truth: str, answer: str) -> float:
-    """Return the F-measure of the longest common subsequence of words (Lin 2004), by rouge-score, without stemming."""
+    """Return the F-measure of the longest common subsequence of words (Lin 2004), by rouge-score, without stemming.
+
+    Words are those of `words`; the same text (see exact_match) has 1 even where it holds no word.
+    """
+    if exact_match(truth, answer):
+        return 1.0
     return float(_rouge().score(truth, answer)["rougeL"].fmeasure)
+
+
+def words(text: str) -> list[str]:
+    """Return the case-folded runs of letters, digits and their marks, in any script.
+
+    Of ASCII text these are rouge-score's own. Kana, Chinese characters and pictographs are words one by one.
+    """
+    return "".join(map(_spaced, unicodedata.normalize("NFC", text.casefold()))).split()
 
 
 @lru_cache(maxsize=1 << 14)
@@ -62,23 +85,39 @@ def score_texts(answers: Sequence[AnsweredText]) -> TextScores:
     return TextScores(**{name: mean_score(graded_texts(answers, score)) for name, score in TEXT_SCORES.items()})
 
 
-def graded_texts(answers: Sequence[AnsweredText], score: TextScore) -> dict[object, Graded]:
-    """Return the score of every answer that there is."""
+def graded_texts(answers: Sequence[AnsweredText], score: TextScore) -> dict[Any, Graded]:
+    """Return the score of every answer that there is, by its key."""
     return {
         each.key: Graded(each.cluster, score(each.truth, each.answer)) for each in answers if each.answer is not None
     }
 
 
-def mean_score(graded: Mapping[object, Graded]) -> Estimate:
+def mean_score(graded: Mapping[Any, Graded]) -> Estimate:
     """Return the mean score, with its standard error clustered by episode."""
     return clustered_mean([each.score for each in graded.values()], [each.cluster for each in graded.values()])
+
+
+@lru_cache(maxsize=1 << 14)
+def _spaced(character: str) -> str:
+    category = unicodedata.category(character)
+    if category != "So" and category[0] not in "LMN":
+        return " "
+    alone = category == "So" or any(ord(character) in block for block in _ALONE)
+    return f" {character} " if alone else character
+
+
+class _Words:
+    """`words` as rouge-score takes it."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
 
 
 @cache
 def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # Takes seconds: it imports all of nltk.
 
-    return RougeScorer(["rougeL"])
+    return RougeScorer(["rougeL"], tokenizer=_Words())
 
 
 @cache

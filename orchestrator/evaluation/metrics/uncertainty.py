@@ -7,7 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.evaluation.metrics.intervals import interval_of_mean, interval_of_share
+from orchestrator.evaluation.metrics.intervals import interval_of_difference, interval_of_share
+
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Estimate
 
 
 def clustered_mean_of_differences(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
-    """Return the same of differences of scores, in [-1, 1]; the interval is that of intervals.interval_of_mean."""
-    return _clustered(values, clusters, interval_of_mean)
+    """Return the same of differences of scores, in [-1, 1], with the interval of intervals.interval_of_difference."""
+    return _clustered(values, clusters, interval_of_difference)
 
 
 def _clustered(
@@ -65,4 +67,5 @@ def _clustered(
         return Estimate(mean, None, total, 1)
     spread = math.fsum((sums[cluster] - mean * sizes[cluster]) ** 2 for cluster in sums)
     error = math.sqrt(groups / (groups - 1) * spread) / total
+    error = error if error > _ROUNDING else 0.0
     return Estimate(mean, error, total, groups, *interval(mean, error, groups))

@@ -1,0 +1,159 @@
+"""Tables of a report as plain text, for Markdown and HTML alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from orchestrator.evaluation.markdown import (
+    UNSCORED_TEXT,
+    decimal_with_error,
+    milliseconds,
+    percent,
+    percent_with_error,
+)
+from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
+from orchestrator.evaluation.summary import ALL, Cell, Summary
+
+TEXT_COLUMNS = ("exact match", "ROUGE-L", "BLEU")
+_GROUP_TITLES = {"app": "apps", "category": "categories"}
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table whose first `text_columns` may hold foreign text, not escaped yet; `note` says what the numbers are."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    text_columns: int = 1
+
+
+def group_title(name: str) -> str:
+    """Return what a group of datasets is called in a report."""
+    return _GROUP_TITLES.get(name, name)
+
+
+def of(cells: Iterable[Cell], data: str) -> list[Cell]:
+    """Return the cells of one dataset or group, one a strategy."""
+    return [cell for cell in cells if cell.data == data]
+
+
+def main_score(summary: Summary) -> tuple[str, Callable[[Cell], Estimate]]:
+    """Return the name of the score that the job is judged by, and where a cell has it."""
+    if summary.answers_are_texts:
+        return "exact match", lambda cell: cell.texts.exact_match
+    return "steps right", steps_right
+
+
+def steps_right(cell: Cell) -> Estimate:
+    """Return the share of right steps."""
+    return cell.action.steps
+
+
+def score_text(
+    cell: Cell | None, score: Callable[[Cell], Estimate], text: Callable[[Estimate], str] = percent_with_error
+) -> str:
+    """Return a score of a cell as text; where most of its samples failed, how many did: what is left is a selection."""
+    if cell is None:
+        return UNSCORED_TEXT
+    return failed_text(cell) if cell.mostly_failed else text(score(cell))
+
+
+def failed_text(cell: Cell) -> str:
+    """Return "2 of 3 failed"."""
+    return f"{cell.failed:,} of {cell.samples:,} failed"
+
+
+def whole_answer_texts(cell: Cell, text: Callable[[Estimate], str] = percent_with_error) -> list[str]:
+    """Return the scores of whole answers as text, in the order of TEXT_COLUMNS."""
+    if cell.mostly_failed:
+        return [failed_text(cell), *[UNSCORED_TEXT] * (len(TEXT_COLUMNS) - 1)]
+    return [text(score) for score in (cell.texts.exact_match, cell.texts.rouge_l, cell.texts.bleu)]
+
+
+def every_metric(summary: Summary) -> ReportTable | None:
+    """Return the scores of actions with their parts and floors, a row for each strategy; None: there are none."""
+    rows = tuple(
+        (cell.strategy, f"{cell.samples:,}", f"{cell.failed:,}", *_action_scores(cell))
+        for cell in of(summary.groups, ALL)
+    )
+    if not rows or summary.answers_are_texts:
+        return None
+    return ReportTable(
+        title="All datasets, every metric, %",
+        columns=(
+            "strategy", "samples", "failed", "steps right", "floor", "action type", "argument",
+            "episodes right", "floor", "steps, legacy", "floor", "episodes, legacy", "floor",
+        ),
+        rows=rows,
+        note=(
+            "Action type: of the steps whose truth is an action; argument: of those whose action takes one. Each floor "
+            "is fitted to the samples that its strategy answered."
+        ),
+    )  # fmt: skip
+
+
+def _action_scores(cell: Cell) -> tuple[str, ...]:
+    parts = cell.action_parts
+    by_type, by_argument = (UNSCORED, UNSCORED) if parts is None else (parts.action_type, parts.argument)
+    if cell.mostly_failed:
+        return (failed_text(cell), *[UNSCORED_TEXT] * 9)
+    return (
+        percent_with_error(cell.action.steps),
+        percent(cell.action.step_floor),
+        percent_with_error(by_type),
+        percent_with_error(by_argument),
+        percent_with_error(cell.action.episodes),
+        percent(cell.action.episode_floor),
+        percent_with_error(cell.legacy.steps),
+        percent(cell.legacy.step_floor),
+        percent_with_error(cell.legacy.episodes),
+        percent(cell.legacy.episode_floor),
+    )
+
+
+def retrieval(summary: Summary) -> ReportTable | None:
+    """Return how often the true adapter was found, by strategy and group; None: it is known nowhere."""
+    rows = tuple(
+        (
+            cell.strategy,
+            group_title(cell.data),
+            f"{cell.retrieval.at_1.count:,}",
+            percent_with_error(cell.retrieval.at_1),
+            percent_with_error(cell.retrieval.at_3),
+            decimal_with_error(cell.retrieval.mean_reciprocal_rank),
+        )
+        for cell in summary.groups
+        if cell.retrieval.at_1.count
+    )
+    if not rows:
+        return None
+    return ReportTable(
+        title="Was the right adapter retrieved?",
+        columns=("strategy", "data", "samples", "@1, %", "@3, %", "mean reciprocal rank"),
+        rows=rows,
+        note="Where the adapter trained for the dataset is known and was not hidden from retrieval.",
+        text_columns=2,
+    )
+
+
+def timings(summary: Summary) -> ReportTable | None:
+    """Return the mean time of an answer and of its phases, a row for each strategy; None: nothing was measured."""
+    rows = tuple(
+        (
+            cell.strategy,
+            milliseconds(cell.timings.total_s),
+            milliseconds(cell.timings.retrieval_s),
+            milliseconds(cell.timings.embed_s),
+            milliseconds(cell.timings.search_s),
+            milliseconds(cell.timings.queue_s),
+            milliseconds(cell.timings.prefill_s),
+            milliseconds(cell.timings.decode_s),
+        )
+        for cell in of(summary.groups, ALL)
+        if cell.timings.total_s is not None
+    )
+    columns = ("strategy", "whole answer", "retrieval", "of it embed", "search", "queue", "prefill", "decode")
+    return ReportTable("Time an answer, mean ms", columns, rows) if rows else None
