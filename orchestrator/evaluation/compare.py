@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from infra.contract.errors import InvalidArgumentError
+from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.metrics.paired import Graded, paired_difference
 from orchestrator.evaluation.metrics.text import mean_score
@@ -31,6 +32,7 @@ def compare(
     metric: MetricName = MetricName.ACTION,
     threshold: float = LEGACY_THRESHOLD,
     *,
+    point_tolerance_px: float = POINT_TOLERANCE_PX,
     strategy: str | None = None,
     against: str | None = None,
 ) -> list[Compared]:
@@ -41,8 +43,8 @@ def compare(
     """
     compared = []
     for left, right in _pairs(first, second, strategy, against):
-        ours = graded(first.of_strategy(left), metric, threshold)
-        theirs = graded(second.of_strategy(right), metric, threshold)
+        ours = graded(first.of_strategy(left), metric, threshold, point_tolerance_px)
+        theirs = graded(second.of_strategy(right), metric, threshold, point_tolerance_px)
         both = ours.keys() & theirs.keys()
         if not both:
             raise InvalidArgumentError(
