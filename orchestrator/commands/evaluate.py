@@ -117,7 +117,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate strategies on datasets: records of every sample, and a report."""
-    gate = gate_of(fail_under, max_failed, fail_on, metric=metric)
+    gate = gate_of(fail_under, max_failed, fail_on, metric=metric, watch=watch)
     options = scoring.scoring_options(None, threshold, point_tolerance)
     files = files_of(data, test_data, gpu_id)
     if evaluate_only:

@@ -109,14 +109,18 @@ def gate_of(
     *,
     metric: JobMetric = JobMetric.ACTION,
     default: Sequence[str] = (),
+    watch: bool = True,
 ) -> Gate:
     """Return the gate that options ask for; `default` are the labels it looks at where none is said.
 
-    Raises InvalidArgumentError for shares outside 0..1, and for labels where nothing is to be reached.
+    Raises InvalidArgumentError for shares outside 0..1, for labels where nothing is to be reached, and for a gate where
+    nobody waits for the scores (`watch`).
     """
     made = Gate(metric, fail_under, max_failed, fail_on or default)
     if fail_on and not made.is_set:
         raise InvalidArgumentError("fail_on", "says what --fail-under looks at; give --fail-under too")
+    if made.is_set and not watch:
+        raise InvalidArgumentError("fail_under", "looks at a job that has ended; leave --no-watch out")
     return made
 
 

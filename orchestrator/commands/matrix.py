@@ -100,8 +100,10 @@ def matrix(
 
     The adapter trained for each dataset must be known; unless options say otherwise it has the dataset's name.
     """
-    gate = gate_of(fail_under, max_failed, fail_on, default=(AnswerStrategy.MIXTURE,))
+    gate = gate_of(fail_under, max_failed, fail_on, default=(AnswerStrategy.MIXTURE,), watch=watch)
     if job_id:
+        if data or test_data or (threshold, point_tolerance) != (None, None):
+            raise InvalidArgumentError("job", "the job has its data and its scores; leave those of a new one out")
         _show(jobs.follow_to_report(job_id, orchestrator_target), output, gate, as_json)
         return
     by_name = not (adapter or adapter_field or adapter_map)

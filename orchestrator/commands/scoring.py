@@ -100,8 +100,9 @@ def score(
             found[source] = Measured(graded.step_accuracy, judgement.unscored.total(), len(results.answers))
             costs.append(_cost(judgement))
         else:
-            scored.append((source, _score(results, metric, options)))
-            found[source] = _measured(results, scored[-1][1])
+            by_metric = _score(results, metric, options)
+            scored.append((source, by_metric))
+            found[source] = _measured(results, by_metric)
     print_scores(scored, costs, as_json)
     gate.check_scores(found)
 
@@ -111,6 +112,8 @@ def score_files(given: Sequence[str], gate: Gate, options: ScoringOptions, as_js
 
     `given` are files, folders or patterns, each of which may be NAME=FILE.
     """
+    if gate.only:
+        raise InvalidArgumentError("fail_on", "files of results are each of one strategy; leave --fail-on out")
     results = {name: results_of(path).of_strategy() for each in given for name, path in result_files(each)}
     decisive = MetricName(gate.metric.value)
     metrics = dict.fromkeys([MetricName.ACTION, MetricName.LEGACY, decisive])

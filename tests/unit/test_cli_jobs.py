@@ -118,9 +118,23 @@ def test_a_mark_that_makes_no_sense_is_refused_before_anything_is_done(
     assert (output.out, job.calls) == ("", 0)
 
 
-def test_labels_without_a_mark_are_refused(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["evaluate", "matrix", "x.jsonl", "--fail-on", "base"]) == 2
-    assert "give --fail-under too" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["matrix", "x.jsonl", "--fail-on", "base"], "give --fail-under too"),
+        (["watch", "ev-1", "--fail-on", "base"], "give --fail-under too"),
+        (["matrix", "x.jsonl", "--no-watch", "--fail-under", "0.5"], "leave --no-watch out"),
+        (["run", "x.jsonl", "--no-watch", "--max-failed", "0.5"], "leave --no-watch out"),
+        (["matrix", "x.jsonl", "--job", "ev-1"], "leave those of a new one out"),
+        (["matrix", "--job", "ev-1", "--threshold", "0.5"], "leave those of a new one out"),
+        (["run", "x.jsonl", "--evaluate-only", "--fail-under", "0.5", "--fail-on", "base"], "leave --fail-on out"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused_before_anything_is_done(
+    job: OneJob, capsys: pytest.CaptureFixture[str], command: list[str], said: str
+) -> None:
+    assert run(["evaluate", *command]) == 2
+    assert said in capsys.readouterr().err
     assert job.calls == 0
 
 
