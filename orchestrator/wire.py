@@ -32,7 +32,9 @@ from infra.runtime.wire import (
     selection_to_proto,
     timestamp_from_datetime,
 )
+from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
 from orchestrator.evaluation.job import Evaluation, EvaluationState
+from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 from orchestrator.model_info import ModelInfo, ModelLimits, ResidentAdapter
 from orchestrator.pipeline import Answer, Question
@@ -119,6 +121,8 @@ def spec_from_proto(message: pb.EvaluationSpec) -> EvaluationSpec:
         seed=message.seed,
         shard_size=message.shard_size or None,
         image_root=message.image_root,
+        legacy_threshold=message.legacy_threshold if message.HasField("legacy_threshold") else LEGACY_THRESHOLD,
+        point_tolerance_px=message.point_tolerance_px if message.HasField("point_tolerance_px") else POINT_TOLERANCE_PX,
     )
 
 
@@ -153,6 +157,8 @@ def spec_to_proto(spec: EvaluationSpec) -> pb.EvaluationSpec:
         seed=spec.seed,
         shard_size=spec.shard_size or 0,
         image_root=spec.image_root,
+        legacy_threshold=spec.legacy_threshold,
+        point_tolerance_px=spec.point_tolerance_px,
     )
 
 

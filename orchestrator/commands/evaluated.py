@@ -9,6 +9,7 @@ from pathlib import Path
 
 from infra.contract.composition import FusionMethod
 from infra.contract.errors import InvalidArgumentError, NotFoundError
+from orchestrator.commands import console
 from orchestrator.evaluation.dataset_files import expand, name_of
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy
 
@@ -20,8 +21,9 @@ FUSION_PREFIX = f"{AnswerStrategy.FUSION.value}-"
 class AdapterLabels:
     """How the adapter trained for each row is known.
 
-    `words` are "DATASET=ADAPTER", or a form such as "app_lora_{}" for all; `by_name`: it is called as the dataset;
-    `row_field`: the rows say it, by way of `mapping` where there is one; without a field `mapping` is by dataset.
+    `words` are "DATASET=ADAPTER", or a form such as "app_lora_{}" for all, with {} for the dataset's name (in a folder
+    or a pattern the file's); `by_name`: it is called as that; `row_field`: the rows say it, by way of `mapping` where
+    there is one; without a field `mapping` is by dataset. A word goes over the mapping, and both over a form.
     """
 
     words: Sequence[str] = ()
@@ -29,20 +31,34 @@ class AdapterLabels:
     row_field: str = ""
     mapping: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.row_field and (self.words or self.by_name):
+            raise InvalidArgumentError(
+                "adapter_field", "the rows say their adapters; leave --adapter and --adapters-by-name out"
+            )
+
+    @property
+    def form(self) -> str:
+        """What the adapter of a dataset is called where nothing names it, with {} for the name; empty: not known."""
+        forms = [word for word in self.words if "{}" in word]
+        return forms[-1] if forms else "{}" if self.by_name else ""
+
     def apply(self, datasets: Sequence[DatasetSpec]) -> tuple[DatasetSpec, ...]:
-        """Return the datasets with their adapters. Raises InvalidArgumentError for words that name no dataset."""
+        """Return the datasets, which follow the form already, with what names their adapters one by one.
+
+        Raises InvalidArgumentError for words and for keys of the mapping that name no dataset, and for those of
+        datasets whose names the orchestrator alone knows.
+        """
         if self.row_field:
             pairs = tuple(sorted(self.mapping.items()))
             return tuple(replace(each, adapter_field=self.row_field, adapter_of=pairs) for each in datasets)
-        names = [dataset.name for dataset in datasets]
-        forms = [word for word in self.words if "{}" in word]
-        adapter_of = {name: name for name in names} if self.by_name else {}
-        adapter_of |= {name: form.replace("{}", name) for form in forms for name in names}
-        adapter_of |= {name: adapter for name, adapter in self.mapping.items() if name in names}
-        for word in self.words:
-            if word not in forms:
-                name, adapter = _pair(word, names)
-                adapter_of[name] = adapter
+        names = [dataset.name for dataset in datasets if not _is_elsewhere(dataset)]
+        elsewhere = [dataset.uri for dataset in datasets if _is_elsewhere(dataset)]
+        pairs = tuple(_pair(word, names, elsewhere) for word in self.words if "{}" not in word)
+        unknown = [name for name in self.mapping if name not in names]
+        if unknown:
+            raise _no_dataset("adapter_map", ", ".join(unknown), names, elsewhere)
+        adapter_of = {**self.mapping, **dict(pairs)}
         return tuple(replace(each, adapter_id=adapter_of.get(each.name, each.adapter_id)) for each in datasets)
 
 
@@ -65,8 +81,21 @@ def dataset_specs(files: Sequence[str], labels: AdapterLabels | None = None, kin
     A file may be a folder or a pattern: each JSONL file in it is a dataset. A file without a name is called as it is,
     or as its folder when it is called test.jsonl. What is not on this machine is the orchestrator's to find.
     """
-    named = [dataset for file in files for dataset in _named(file)]
-    return (labels or AdapterLabels()).apply([replace(dataset, kind=kind) for dataset in named])
+    labels = labels or AdapterLabels()
+    named = [dataset for file in files for dataset in _named(file, labels.form)]
+    return labels.apply([replace(dataset, kind=kind) for dataset in named])
+
+
+def files_of(data: Sequence[str] | None, test_data: Sequence[str] | None, gpu_id: str) -> list[str]:
+    """Return what is to be evaluated on, by either of its names. Raises InvalidArgumentError when that is nothing."""
+    files = [*(data or []), *(test_data or [])]
+    if not files:
+        raise InvalidArgumentError("", "name at least one JSONL file to evaluate on")
+    if gpu_id:
+        console.note(
+            "--gpu-id has no effect on a job: the GPU is chosen where the model runs ('up', 'serve generation')"
+        )
+    return files
 
 
 def strategies_of(words: Sequence[str]) -> tuple[EvaluatedStrategy, ...]:
@@ -74,16 +103,52 @@ def strategies_of(words: Sequence[str]) -> tuple[EvaluatedStrategy, ...]:
     return tuple(_strategy(word) for given in words for word in given.split(",") if word)
 
 
-def _pair(word: str, names: Sequence[str]) -> tuple[str, str]:
+def strategy_labels() -> tuple[str, ...]:
+    """Return every word that `strategies_of` takes, in the order of the strategies."""
+    labels = []
+    for strategy in AnswerStrategy:
+        methods = FusionMethod if strategy is AnswerStrategy.FUSION else (FusionMethod.LINEAR,)
+        hides = (False, True) if strategy.retrieves or strategy.takes_any else (False,)
+        labels += [EvaluatedStrategy(strategy, method, each).label for each in hides for method in methods]
+    return tuple(labels)
+
+
+def complete_strategies(incomplete: str) -> list[str]:
+    """Return what may stand where a shell's user has begun a strategy, or several divided by commas."""
+    before, comma, begun = incomplete.rpartition(",")
+    return [before + comma + label for label in strategy_labels() if label.startswith(begun)]
+
+
+def absolute(path: str) -> str:
+    """Return the whole path of a file or folder that is here; others are the orchestrator's to find."""
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+
+def _pair(word: str, names: Sequence[str], elsewhere: Sequence[str]) -> tuple[str, str]:
     name, equals, adapter = word.partition("=")
-    if not equals and len(names) == 1:
+    if not equals and len(names) == 1 and not elsewhere:
         return names[0], word
     if not equals or name not in names:
-        raise InvalidArgumentError("adapter", f"{word!r} names no dataset; say DATASET=ADAPTER, of {', '.join(names)}")
+        raise _no_dataset("adapter", repr(word), names, elsewhere)
     return name, adapter
 
 
-def _named(given: str) -> list[DatasetSpec]:
+def _no_dataset(option: str, said: str, names: Sequence[str], elsewhere: Sequence[str]) -> InvalidArgumentError:
+    if elsewhere:
+        unknown = f"the orchestrator alone knows what {', '.join(elsewhere)} holds"
+        advice = f"{unknown}, so say a form such as --adapter 'app_lora_{{}}', or --adapter-field"
+    else:
+        known = ", ".join(names)
+        advice = f"say DATASET=ADAPTER, of {known}" if option == "adapter" else f"there are {known}"
+    return InvalidArgumentError(option, f"{said} names no dataset; {advice}")
+
+
+def _is_elsewhere(dataset: DatasetSpec) -> bool:
+    """Whether a dataset stands for files that are not on this machine, so that nobody here knows their names."""
+    return dataset.is_many and not Path(dataset.uri).is_file()
+
+
+def _named(given: str, form: str) -> list[DatasetSpec]:
     name, equals, path = given.partition("=")
     if not equals or Path(given).exists():
         name, path = "", given
@@ -91,16 +156,13 @@ def _named(given: str) -> list[DatasetSpec]:
         path = f"{path.rstrip('/')}/"
     dataset = DatasetSpec(name or "unnamed", path)
     if not dataset.is_many or Path(path).is_file():
-        return [DatasetSpec(name or name_of(Path(path)), _absolute(path))]
+        name = name or name_of(Path(path))
+        return [DatasetSpec(name, absolute(path), form.replace("{}", name))]
+    dataset = replace(dataset, name=name, adapter_id=form)
     try:
-        return expand(replace(dataset, name=name), [Path("/")])
+        return expand(dataset, [Path("/")])
     except NotFoundError:
-        return [replace(dataset, name=name)]
-
-
-def _absolute(file: str) -> str:
-    """Return the whole path of a file that is here; others are the orchestrator's to find."""
-    return str(Path(file).resolve()) if Path(file).exists() else file
+        return [dataset]
 
 
 def _strategy(word: str) -> EvaluatedStrategy:

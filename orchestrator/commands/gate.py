@@ -1,8 +1,8 @@
-"""Exit codes for continuous integration: a score that is too low, or that there is none of, fails the command."""
+"""Exit codes for continuous integration: a score that is too low, or of too few samples, fails the command."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
@@ -13,6 +13,8 @@ from infra.contract.errors import InvalidArgumentError
 from orchestrator.commands import console
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
 from orchestrator.evaluation.summary import ALL, Cell, Summary
+
+MAX_FAILED = 0.5
 
 
 class JobMetric(StrEnum):
@@ -27,51 +29,125 @@ class JobMetric(StrEnum):
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A score in [0, 1], None where there is none, and how many of the `samples` it is of have none."""
+
+    share: float | None
+    unscored: int
+    samples: int
+
+
+@dataclass(frozen=True)
 class Gate:
-    """What a job's scores have to reach: all strategies, or those labelled `only`, at least `fail_under` in 0..1."""
+    """What scores have to reach: of all strategies, or of those labelled `only`, at least `fail_under`.
+
+    No more than the share `max_failed` of the samples may be unscored: a score of the few that are left says nothing.
+    Both are in [0, 1]; None: not asked for, but that `fail_under` brings a `max_failed` of MAX_FAILED.
+    """
 
     metric: JobMetric = JobMetric.ACTION
     fail_under: float | None = None
+    max_failed: float | None = None
     only: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        _check_share(self.fail_under)
+        _check_share("fail_under", self.fail_under)
+        _check_share("max_failed", self.max_failed)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether anything is asked for."""
+        return self.fail_under is not None or self.max_failed is not None
 
     def check_labels(self, labels: Sequence[str]) -> None:
         """Raise InvalidArgumentError for a strategy that is none of the job's."""
         unknown = [label for label in self.only if label not in labels]
-        if unknown and self.fail_under is not None:
+        if unknown and self.is_set:
             raise InvalidArgumentError(
                 "fail_on", f"{', '.join(unknown)} is none of the job's strategies: {', '.join(labels)}"
             )
 
     def check(self, summary: Summary) -> None:
-        """Exit with status 1 when a score is too low or there is none. Raises InvalidArgumentError."""
+        """Exit with status 1, naming what is too low, when the job does not pass. Raises InvalidArgumentError."""
         self.check_labels(summary.strategies)
-        gate(shares_of(summary, self.metric, self.only), self.fail_under)
+        self.check_scores(measured(summary, lambda cell: _score(cell, self.metric), self.only))
+
+    def check_scores(self, found: Mapping[str, Measured]) -> None:
+        """Exit with status 1, naming what is too low, when scores do not pass."""
+        if not self.is_set:
+            return
+        said = [*self._too_low(found), *self._too_few(found)] if found else ["nothing was scored"]
+        for problem in said:
+            console.note(problem)
+        if said:
+            raise typer.Exit(console.FAILED)
+
+    def _too_low(self, found: Mapping[str, Measured]) -> Iterator[str]:
+        if self.fail_under is not None:
+            low = [
+                f"{name} {'unscored' if each.share is None else f'{each.share:.4f}'}"
+                for name, each in found.items()
+                if each.share is None or each.share < self.fail_under
+            ]
+            if low:
+                yield f"below {self.fail_under:g}: {', '.join(low)}"
+
+    def _too_few(self, found: Mapping[str, Measured]) -> Iterator[str]:
+        most = MAX_FAILED if self.max_failed is None else self.max_failed
+        for name, each in found.items():
+            if each.samples and each.unscored / each.samples > most:
+                yield (
+                    f"{name}: {each.unscored} of {each.samples} samples are unscored; "
+                    f"--max-failed allows {100 * most:g} %"
+                )
 
 
-def gate(shares: Mapping[str, float | None], fail_under: float | None) -> None:
-    """Exit with status 1, naming what is too low, when a share is below `fail_under` or unscored; None: never."""
-    if fail_under is None:
-        return
-    _check_share(fail_under)
-    low = {name: share for name, share in shares.items() if share is None or share < fail_under}
-    if low or not shares:
-        said = ", ".join(f"{name} {'unscored' if share is None else f'{share:.4f}'}" for name, share in low.items())
-        console.note(f"below {fail_under:g}: {said or 'nothing was scored'}")
-        raise typer.Exit(console.FAILED)
+def gate_of(
+    fail_under: float | None,
+    max_failed: float | None,
+    fail_on: Sequence[str] | None = None,
+    *,
+    metric: JobMetric = JobMetric.ACTION,
+    default: Sequence[str] = (),
+    watch: bool = True,
+) -> Gate:
+    """Return the gate that options ask for; `default` are the labels it looks at where none is said.
+
+    Raises InvalidArgumentError for shares outside 0..1, for labels where nothing is to be reached, and for a gate where
+    nobody waits for the scores (`watch`).
+    """
+    made = Gate(metric, fail_under, max_failed, fail_on or default)
+    if fail_on and not made.is_set:
+        raise InvalidArgumentError("fail_on", "says what --fail-under looks at; give --fail-under too")
+    if made.is_set and not watch:
+        raise InvalidArgumentError("fail_under", "looks at a job that has ended; leave --no-watch out")
+    return made
 
 
-def shares_of(summary: Summary, metric: JobMetric, only: Sequence[str] = ()) -> dict[str, float | None]:
-    """Return the score of each strategy over all datasets, or of those labelled `only`."""
-    cells = {strategy: summary.group(strategy, ALL) for strategy in only or summary.strategies}
-    return {strategy: None if cell is None else _score(cell, metric).value for strategy, cell in cells.items()}
+def measured(
+    summary: Summary,
+    score: Callable[[Cell], Estimate],
+    only: Sequence[str] = (),
+    *,
+    scored: Callable[[Cell], int] = lambda cell: cell.samples - cell.failed,
+) -> dict[str, Measured]:
+    """Return the score of each strategy over all datasets, or of those labelled `only`.
+
+    Unscored are those of the planned samples that are not among the `scored`, by default those that have an answer.
+    """
+    planned = (summary.facts.planned_samples or 0) // max(1, len(summary.strategies))
+    found = {}
+    for strategy in only or summary.strategies:
+        cell = summary.group(strategy, ALL)
+        samples = planned if cell is None else max(planned, cell.samples)
+        estimate = UNSCORED if cell is None else score(cell)
+        found[strategy] = Measured(estimate.value, samples - (0 if cell is None else scored(cell)), samples)
+    return found
 
 
-def _check_share(share: float | None) -> None:
+def _check_share(option: str, share: float | None) -> None:
     if share is not None and not 0 <= share <= 1:
-        raise InvalidArgumentError("fail_under", f"a share in 0..1, got {share:g}; 80 % is 0.8")
+        raise InvalidArgumentError(option, f"a share in 0..1, got {share:g}; 80 % is 0.8")
 
 
 def _score(cell: Cell, metric: JobMetric) -> Estimate:

@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.commands.evaluated import complete_strategies
+from orchestrator.commands.gate import MAX_FAILED
+from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
+from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.result_files import MetricName
 from orchestrator.evaluation.spec import Protocol
 
@@ -23,12 +27,10 @@ AdapterOf = Annotated[
     typer.Option(
         "--adapter",
         help="The adapter trained for a dataset, as DATASET=ADAPTER, or for all as 'app_lora_{}' with {} for the "
-        "dataset's name; may be repeated.",
+        "dataset's name (in a folder or a pattern the file's); may be repeated.",
     ),
 ]
-AdaptersByName = Annotated[
-    bool, typer.Option("--adapters-by-name", help="Each dataset's adapter has the dataset's name.")
-]
+AdaptersByName = Annotated[bool, typer.Option("--adapters-by-name", help="The same as --adapter '{}'.")]
 AdapterField = Annotated[str, typer.Option(help="The field of a row that names the adapter trained for it.")]
 AdapterMap = Annotated[
     Path | None,
@@ -37,11 +39,30 @@ AdapterMap = Annotated[
 NumSamples = Annotated[int | None, typer.Option(help="Episodes a dataset at most (default: all).")]
 ProtocolOption = Annotated[Protocol, typer.Option("--protocol", help="How an episode becomes samples.")]
 Seed = Annotated[int, typer.Option(help="Chooses the episodes when there are more, and the adapters of random-k.")]
-ImageRoot = Annotated[str, typer.Option(help="Folder that image paths may also be relative to.")]
+ImageRoot = Annotated[
+    str, typer.Option(help="Folder that image paths may also be relative to: one of this machine, else the server's.")
+]
 ShardSize = Annotated[int | None, typer.Option(help="Samples a shard (default: the server's).")]
 RequestId = Annotated[str, typer.Option(help="The same id and job again return the job that runs already.")]
 Watch = Annotated[bool, typer.Option(help="Show progress, and the report at the end.")]
-Threshold = Annotated[float, typer.Option(help="Above which the legacy metric calls a step right.")]
+Strategy = Annotated[
+    str | None,
+    typer.Option(help="Of records: which strategy to score, by its label.", autocompletion=complete_strategies),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        help=f"Similarity above which the legacy metric calls a step right (default: {LEGACY_THRESHOLD:g}).",
+        show_default=False,
+    ),
+]
+PointTolerance = Annotated[
+    float | None,
+    typer.Option(
+        help=f"Pixels that points may be apart under the action metric (default: {POINT_TOLERANCE_PX:g}).",
+        show_default=False,
+    ),
+]
 MetricOption = Annotated[
     MetricName,
     typer.Option(
@@ -51,5 +72,20 @@ MetricOption = Annotated[
 ]
 FailUnder = Annotated[
     float | None, typer.Option(help="Exit with status 1 when a score, in 0..1, is below this or unscored.")
+]
+MaxFailed = Annotated[
+    float | None,
+    typer.Option(
+        help="Exit with status 1 when a larger share of the samples, in 0..1, has no score (default: "
+        f"{MAX_FAILED:g} with --fail-under, else never).",
+        show_default=False,
+    ),
+]
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="The strategy that --fail-under looks at, by its label; may be repeated (default: every one).",
+        autocompletion=complete_strategies,
+    ),
 ]
 GpuId = Annotated[str, typer.Option(help="Of no effect here: say it to 'up' or 'serve generation'.")]

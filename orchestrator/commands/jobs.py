@@ -15,12 +15,13 @@ from rich.table import Table
 from infra.contract.errors import UnavailableError
 from orchestrator.clients import EvaluationClient
 from orchestrator.commands import console
-from orchestrator.commands.gate import Gate, JobMetric
-from orchestrator.commands.job_options import FailUnder
+from orchestrator.commands.gate import Gate, JobMetric, gate_of
+from orchestrator.commands.job_options import FailOn, FailUnder, MaxFailed
 from orchestrator.commands.reach import reach
 from orchestrator.commands.targets import AsJson, OrchestratorTarget, target
 from orchestrator.commands.watching import headline_table, shown
 from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
+from orchestrator.evaluation.job_folder import REPORT_HTML_FILE, SUMMARY_MARKDOWN_FILE
 from orchestrator.evaluation.report import caveats, headline
 from orchestrator.evaluation.summary import Summary
 
@@ -30,10 +31,6 @@ JobId = Annotated[str, typer.Argument(help="The job's id.")]
 JobMetricOption = Annotated[
     JobMetric,
     typer.Option("--metric", help="What --fail-under looks at; the last three are of answers that are no actions."),
-]
-FailOn = Annotated[
-    list[str] | None,
-    typer.Option(help="The strategy that --fail-under looks at, by its label; may be repeated (default: every one)."),
 ]
 
 
@@ -50,6 +47,8 @@ def status(
         return
     job = follow(job_id, orchestrator_target) if watch else called(orchestrator_target, lambda jobs: jobs.get(job_id))
     print_job(job, as_json)
+    if watch:
+        check_success(job_id, job.state)
 
 
 def list_jobs(*, orchestrator_target: OrchestratorTarget = "", as_json: AsJson = False) -> None:
@@ -71,12 +70,14 @@ def watch(
     job_id: JobId,
     metric: JobMetricOption = JobMetric.ACTION,
     fail_under: FailUnder = None,
+    max_failed: MaxFailed = None,
     fail_on: FailOn = None,
     orchestrator_target: OrchestratorTarget = "",
     as_json: AsJson = False,
 ) -> None:
     """Follow a job until it ends, then show its headline."""
-    print_headline(follow_to_report(job_id, orchestrator_target), Gate(metric, fail_under, fail_on or ()), as_json)
+    gate = gate_of(fail_under, max_failed, fail_on, metric=metric)
+    print_headline(follow_to_report(job_id, orchestrator_target), gate, as_json)
 
 
 def report(
@@ -84,11 +85,13 @@ def report(
     job_id: JobId,
     metric: JobMetricOption = JobMetric.ACTION,
     fail_under: FailUnder = None,
+    max_failed: MaxFailed = None,
     fail_on: FailOn = None,
     orchestrator_target: OrchestratorTarget = "",
     as_json: AsJson = False,
 ) -> None:
     """Print the report of a job that has ended: summary.md, or with --json summary.json."""
+    gate = gate_of(fail_under, max_failed, fail_on, metric=metric)
     found = fetch_report(job_id, orchestrator_target)
     if as_json:
         console.print_text(found.summary_json.rstrip("\n") + "\n")
@@ -96,7 +99,7 @@ def report(
         console.results().print(Markdown(found.summary_markdown))
     else:
         console.print_text(found.summary_markdown)
-    Gate(metric, fail_under, fail_on or ()).check(summary_of(found))
+    gate.check(summary_of(found))
 
 
 def cancel(*, job_id: JobId, orchestrator_target: OrchestratorTarget = "", as_json: AsJson = False) -> None:
@@ -149,15 +152,29 @@ def summary_of(found: Report) -> Summary:
 
 
 def print_headline(found: Report, gate: Gate, as_json: bool) -> None:
-    """Print the headline of a report, or all of its numbers; exit with 1 when they are too low."""
+    """Print the headline of a report, or all of its numbers; exit with 1 for a job that was stopped or is too bad."""
     summary = summary_of(found)
     if as_json:
         console.print_text(found.summary_json.rstrip("\n") + "\n")
     else:
         console.results().print(headline_table(headline(summary)))
-        console.results().print(f"report: {found.output_uri}/summary.md", soft_wrap=True)
+        print_places(found.output_uri)
     warn(summary)
     gate.check(summary)
+    check_success(summary.facts.evaluation_id, summary.facts.state)
+
+
+def print_places(folder: str) -> None:
+    """Say where the report of a job is, to be read and to be browsed."""
+    for name in (SUMMARY_MARKDOWN_FILE, REPORT_HTML_FILE):
+        console.results().print(f"report: {folder}/{name}", soft_wrap=True)
+
+
+def check_success(job_id: str, state: str) -> None:
+    """Exit with status 1 for a job that has not succeeded."""
+    if state != EvaluationState.SUCCEEDED:
+        console.note(f"job {job_id} was not carried out to its end: {state}")
+        raise typer.Exit(console.FAILED)
 
 
 def warn(summary: Summary) -> None:

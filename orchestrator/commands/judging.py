@@ -14,8 +14,9 @@ from rich.table import Table
 
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.commands import console
-from orchestrator.commands.gate import gate
-from orchestrator.commands.job_options import FailUnder
+from orchestrator.commands.gate import gate_of, measured
+from orchestrator.commands.job_options import FailUnder, MaxFailed
+from orchestrator.commands.jobs import print_places
 from orchestrator.commands.settings import client_settings
 from orchestrator.commands.sources import folder_of, results_in
 from orchestrator.commands.targets import AsJson, OrchestratorTarget
@@ -56,10 +57,12 @@ def judge(
     judge_concurrency: JudgeConcurrency = 8,
     judge_cache: JudgeCache = CACHE,
     fail_under: FailUnder = None,
+    max_failed: MaxFailed = None,
     orchestrator_target: OrchestratorTarget = "",
     as_json: AsJson = False,
 ) -> None:
     """Let a model grade every answer of a job, and write its report anew with the grades."""
+    gate = gate_of(fail_under, max_failed)
     endpoint = endpoint_of(judge_url, judge_model, judge_rate, judge_concurrency)
     prompt = JudgePrompt(read_prompt(judge_prompt))
     folder = folder_of(job, orchestrator_target)
@@ -67,7 +70,8 @@ def judge(
     records = results_in(folder, job).records
     with judging(len(records)) as advance:
         judged = asyncio.run(judge_records(records, endpoint, prompt, judge_cache, advance))
-    cells = [cell for cell in add_judge(folder, judged, records, pictures).groups if cell.data == ALL]
+    summary = add_judge(folder, judged, records, pictures)
+    cells = [cell for cell in summary.groups if cell.data == ALL]
     if as_json:
         console.print_json({"judge": judged.facts, "strategies": {cell.strategy: cell.judge for cell in cells}})
     else:
@@ -75,9 +79,9 @@ def judge(
         for cell in cells:
             table.add_row(cell.strategy, str(cell.judge.count), interval_text(cell.judge))
         console.results().print(table)
-        console.results().print(f"report: {folder}/summary.md", soft_wrap=True)
+        print_places(folder)
         console.note(judge_note(judged.facts))
-    gate({cell.strategy: cell.judge.value for cell in cells}, fail_under)
+    gate.check_scores(measured(summary, lambda cell: cell.judge, scored=lambda cell: cell.judge.count))
 
 
 def endpoint_of(url: str, model: str, rate: float | None, concurrency: int) -> ChatEndpoint:

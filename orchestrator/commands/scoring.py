@@ -10,9 +10,18 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from infra.contract.errors import InvalidArgumentError
 from orchestrator.commands import console
-from orchestrator.commands.gate import gate
-from orchestrator.commands.job_options import FailUnder, MetricOption, Threshold
+from orchestrator.commands.evaluated import complete_strategies
+from orchestrator.commands.gate import Gate, Measured, gate_of
+from orchestrator.commands.job_options import (
+    FailUnder,
+    MaxFailed,
+    MetricOption,
+    PointTolerance,
+    Strategy,
+    Threshold,
+)
 from orchestrator.commands.judging import (
     CACHE,
     JudgeCache,
@@ -25,8 +34,9 @@ from orchestrator.commands.judging import (
     judging,
     read_prompt,
 )
-from orchestrator.commands.sources import results_of
+from orchestrator.commands.sources import result_files, results_of
 from orchestrator.commands.targets import AsJson, OrchestratorTarget
+from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
 from orchestrator.evaluation.compare import compare
 from orchestrator.evaluation.judge import Judgement, JudgePrompt, judge
 from orchestrator.evaluation.judge_client import ChatEndpoint
@@ -40,6 +50,7 @@ from orchestrator.evaluation.result_files import (
     score_of_answers,
     score_results,
 )
+from orchestrator.evaluation.summary import ScoringOptions
 
 Sources = Annotated[
     list[str], typer.Argument(help="Records of a job (its id, folder or records.jsonl), or result files of the study.")
@@ -51,8 +62,9 @@ def score(
     *,
     sources: Sources,
     metric: MetricOption = MetricName.ACTION,
-    threshold: Threshold = LEGACY_THRESHOLD,
-    strategy: Annotated[str | None, typer.Option(help="Of records: which strategy to score, by its label.")] = None,
+    threshold: Threshold = None,
+    point_tolerance: PointTolerance = None,
+    strategy: Strategy = None,
     judge_url: JudgeUrl = "",
     judge_model: JudgeModel = "",
     judge_prompt: JudgePromptFile = None,
@@ -60,25 +72,75 @@ def score(
     judge_concurrency: JudgeConcurrency = 8,
     judge_cache: JudgeCache = CACHE,
     fail_under: FailUnder = None,
+    max_failed: MaxFailed = None,
     orchestrator_target: OrchestratorTarget = "",
     as_json: AsJson = False,
 ) -> None:
     """Score results that exist, without any model or server (but for --judge, and for jobs named by id)."""
+    gate = gate_of(fail_under, max_failed)
+    endpoint = None
     if judge_url:
+        if metric is not MetricName.ACTION or (threshold, point_tolerance) != (None, None):
+            raise InvalidArgumentError("metric", "a judge grades whole answers; leave --metric and its options out")
         endpoint = endpoint_of(judge_url, judge_model, judge_rate, judge_concurrency)
-        prompt = JudgePrompt(read_prompt(judge_prompt))
+    elif judge_model or judge_prompt is not None or judge_rate is not None:
+        raise InvalidArgumentError("judge", "the options of a judge say nothing without --judge")
+    else:
+        options = scoring_options(metric, threshold, point_tolerance)
+    prompt = JudgePrompt(read_prompt(judge_prompt))
     scored: list[tuple[str, FileScore]] = []
+    found: dict[str, Measured] = {}
     costs: list[dict[str, Any]] = []
     for source in sources:
         results = results_of(source, orchestrator_target).of_strategy(strategy)
-        if judge_url:
+        if endpoint is not None:
             judgement = _judged(results, endpoint, prompt, judge_cache)
-            scored.append((source, score_of_answers(mean_score(judgement.scores), results, f"judge {judge_model}")))
+            graded = score_of_answers(mean_score(judgement.scores), results, f"judge {judge_model}")
+            scored.append((source, graded))
+            found[source] = Measured(graded.step_accuracy, judgement.unscored.total(), len(results.answers))
             costs.append(_cost(judgement))
         else:
-            scored.append((source, score_results(results, metric, threshold)))
+            by_metric = _score(results, metric, options)
+            scored.append((source, by_metric))
+            found[source] = _measured(results, by_metric)
     print_scores(scored, costs, as_json)
-    gate({source: found.step_accuracy for source, found in scored}, fail_under)
+    gate.check_scores(found)
+
+
+def score_files(given: Sequence[str], gate: Gate, options: ScoringOptions, as_json: bool) -> None:
+    """Score files of results by the metrics of actions, and by the gate's; exit with 1 where that is too low.
+
+    `given` are files, folders or patterns, each of which may be NAME=FILE.
+    """
+    if gate.only:
+        raise InvalidArgumentError("fail_on", "files of results are each of one strategy; leave --fail-on out")
+    results = {name: results_of(path).of_strategy() for each in given for name, path in result_files(each)}
+    decisive = MetricName(gate.metric.value)
+    metrics = dict.fromkeys([MetricName.ACTION, MetricName.LEGACY, decisive])
+    scored = [(name, _score(found, metric, options)) for name, found in results.items() for metric in metrics]
+    print_scores(scored, [], as_json)
+    gate.check_scores(
+        {name: _measured(results[name], score) for name, score in scored if score.metric == decisive.value}
+    )
+
+
+def scoring_options(
+    metric: MetricName | None, threshold: float | None, point_tolerance_px: float | None
+) -> ScoringOptions:
+    """Return what the options leave open, filled in; `metric` None: each option has its use.
+
+    Raises InvalidArgumentError for an option that the metric knows nothing of.
+    """
+    for option, value, use in (
+        ("threshold", threshold, MetricName.LEGACY),
+        ("point_tolerance", point_tolerance_px, MetricName.ACTION),
+    ):
+        if value is not None and metric not in (None, use):
+            raise InvalidArgumentError(option, f"says nothing with --metric {metric}; it is of --metric {use}")
+    return ScoringOptions(
+        LEGACY_THRESHOLD if threshold is None else threshold,
+        POINT_TOLERANCE_PX if point_tolerance_px is None else point_tolerance_px,
+    )
 
 
 def compare_results(
@@ -86,15 +148,28 @@ def compare_results(
     first: Source,
     second: Source,
     metric: MetricOption = MetricName.ACTION,
-    threshold: Threshold = LEGACY_THRESHOLD,
-    strategy: Annotated[str | None, typer.Option(help="Of the first: which strategy, by its label.")] = None,
-    against: Annotated[str | None, typer.Option(help="Of the second (default: as --strategy).")] = None,
+    threshold: Threshold = None,
+    point_tolerance: PointTolerance = None,
+    strategy: Strategy = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Of the second (default: as --strategy).", autocompletion=complete_strategies),
+    ] = None,
     orchestrator_target: OrchestratorTarget = "",
     as_json: AsJson = False,
 ) -> None:
     """Compare two sets of results question by question: paired differences with their 95 % intervals."""
+    options = scoring_options(metric, threshold, point_tolerance)
     left, right = (results_of(source, orchestrator_target) for source in (first, second))
-    found = compare(left, right, metric, threshold, strategy=strategy, against=against)
+    found = compare(
+        left,
+        right,
+        metric,
+        options.legacy_threshold,
+        point_tolerance_px=options.point_tolerance_px,
+        strategy=strategy,
+        against=against,
+    )
     if as_json:
         console.print_json(found)
         return
@@ -138,6 +213,14 @@ def print_scores(scored: list[tuple[str, FileScore]], costs: list[dict[str, Any]
             f"judge: {cost['judge_calls']} calls, {cost['judge_cached']} replies known already, "
             f"{cost['judge_prompt_tokens']} + {cost['judge_completion_tokens']} tokens{unscored}"
         )
+
+
+def _score(results: Results, metric: MetricName, options: ScoringOptions) -> FileScore:
+    return score_results(results, metric, options.legacy_threshold, options.point_tolerance_px)
+
+
+def _measured(results: Results, score: FileScore) -> Measured:
+    return Measured(score.step_accuracy, results.failed_count, len(results.records) + len(results.rows))
 
 
 def distinct_names(sources: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 
 from infra.contract.errors import NotFoundError
@@ -18,6 +19,23 @@ def results_of(source: str, orchestrator_target: str = "") -> Results:
     if path.is_file() or (path.suffix and "://" not in source and not path.is_dir()):
         return read_results(path)
     return results_in(folder_of(source, orchestrator_target), source)
+
+
+def result_files(given: str) -> list[tuple[str, str]]:
+    """Return what a file, a folder, a pattern or NAME=FILE stands for: each file of results, and what it is called.
+
+    A folder stands for its `*.jsonl`; that of a job is one source. Raises NotFoundError for what matches nothing.
+    """
+    name, equals, path = given.partition("=")
+    if not equals or Path(given).exists():
+        name, path = given, given
+    if Path(path).is_file() or (Path(path) / RECORDS_FILE).is_file():
+        return [(name, path)]
+    pattern = f"{path.rstrip('/')}/*.jsonl" if Path(path).is_dir() else path
+    matches = sorted(glob(pattern, recursive=True))
+    if not matches:
+        raise NotFoundError(f"{pattern}: there is no such file of results")
+    return [(match, match) for match in matches]
 
 
 def folder_of(source: str, orchestrator_target: str = "") -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from infra.contract.errors import InvalidArgumentError
+from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.metrics.paired import Graded, Question, paired_difference
 from orchestrator.evaluation.metrics.text import mean_score
@@ -47,6 +48,7 @@ def compare(
     metric: MetricName = MetricName.ACTION,
     threshold: float = LEGACY_THRESHOLD,
     *,
+    point_tolerance_px: float = POINT_TOLERANCE_PX,
     strategy: str | None = None,
     against: str | None = None,
 ) -> list[Compared]:
@@ -58,7 +60,7 @@ def compare(
     compared = []
     for left, right in _pairs(first, second, strategy, against):
         chosen = first.of_strategy(left), second.of_strategy(right)
-        ours, theirs = (graded(results, metric, threshold) for results in chosen)
+        ours, theirs = (graded(results, metric, threshold, point_tolerance_px) for results in chosen)
         both = ours.keys() & theirs.keys()
         if not both:
             raise InvalidArgumentError(

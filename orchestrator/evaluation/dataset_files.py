@@ -61,19 +61,25 @@ def settle(spec: EvaluationSpec, roots: Sequence[Path]) -> EvaluationSpec:
 def expand(dataset: DatasetSpec, roots: Sequence[Path]) -> list[DatasetSpec]:
     """Return a dataset for each JSONL file that a pattern or a folder names, in the order of their paths.
 
-    A folder stands for its `*.jsonl`, or where it has none for the `test.jsonl` of each folder in it.
+    A folder stands for its `*.jsonl`, or where it has none for the `test.jsonl` of each folder in it. In `adapter_id`
+    {} becomes the file's name.
     """
     if not dataset.is_many or find_file(dataset.uri, roots, [Path.cwd(), *roots]):
-        return [dataset]
+        return [replace(dataset, adapter_id=dataset.adapter_id.replace("{}", dataset.name))]
     patterns = [dataset.uri + end for end in _FOLDER_PATTERNS] if dataset.uri.endswith("/") else [dataset.uri]
     for pattern in patterns:
         found = _matches(pattern, roots)
         if found:
-            prefix = f"{dataset.name}." if dataset.name else ""
-            return [replace(dataset, name=prefix + name_of(file), uri=str(file)) for file in found]
+            return [_of_file(dataset, file) for file in found]
     raise NotFoundError(
         f"dataset {dataset.name!r}: no JSONL file matches {_where(dataset, roots)}", dataset=dataset.name
     )
+
+
+def _of_file(dataset: DatasetSpec, file: Path) -> DatasetSpec:
+    name = name_of(file)
+    prefix = f"{dataset.name}." if dataset.name else ""
+    return replace(dataset, name=prefix + name, uri=str(file), adapter_id=dataset.adapter_id.replace("{}", name))
 
 
 def name_of(file: Path) -> str:

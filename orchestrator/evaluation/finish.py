@@ -23,7 +23,7 @@ from orchestrator.evaluation.ledger_types import Taken
 from orchestrator.evaluation.ledger_units import Postponed
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.summarize import summarize
-from orchestrator.evaluation.summary import DatasetFile, JobFacts
+from orchestrator.evaluation.summary import DatasetFile, JobFacts, ScoringOptions
 from orchestrator.event_loop import in_background
 
 log = get_logger(__name__)
@@ -114,6 +114,7 @@ def _write_files(
         version=provenance.get("version", ""),
         **provenance.get("system", {}),
     )
-    summary = summarize(records, facts, bad_row_count=job.bad_rows)
+    options = ScoringOptions(job.spec.legacy_threshold, job.spec.point_tolerance_px)
+    summary = summarize(records, facts, options, bad_row_count=job.bad_rows)
     write_records(job.output_uri, records, summary.scoring)
     write_report(job.output_uri, summary, records, pictures)

@@ -33,7 +33,11 @@ Does the answer say or do the same as the reference? Wording does not matter, me
 sentence of reasoning, then a last line of the form "SCORE: x", x between 0 (wrong) and 1 (right)."""
 
 _PLACEHOLDER = re.compile(r"\{(question|truth|answer)\}")
-_SCORE = re.compile(r"score[^\w-]{0,6}(\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?", re.IGNORECASE)
+_MARKUP = r"[\s*_`\"'#>]*"
+_NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
+_LABEL = re.compile(rf"{_MARKUP}score{_MARKUP}[:=]", re.IGNORECASE)
+_SCORE = re.compile(rf"{_MARKUP}({_NUMBER})(?:\s*/\s*({_NUMBER}))?\.?{_MARKUP}")
+MAX_REASONS = 10
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,8 @@ async def judge(
 ) -> Judgement:
     """Grade every answer that there is; an answer that is None stays unscored, as does one the judge fails on.
 
-    Raises ConfigurationError or FailedPreconditionError when the endpoint refuses the call itself, and UnavailableError
-    when it answered nothing at all.
+    Raises ConfigurationError or FailedPreconditionError when the endpoint refuses every call, and UnavailableError when
+    it answered nothing at all.
     """
     result = Judgement()
     cache = ReplyCache(cache_dir, endpoint)
@@ -120,20 +124,27 @@ async def judge(
         tasks = [asyncio.ensure_future(take()) for _ in range(endpoint.concurrency)]
         stack.callback(lambda: [task.cancel() for task in tasks])
         await asyncio.gather(*tasks)
-    result.unscored = +result.unscored
     failures = [reason for reason in result.unscored if reason.startswith(UnansweredError.PREFIX)]
-    if failures and not (result.scores or result.calls or result.cached):
-        raise UnavailableError(f"{endpoint.base_url} graded nothing: {failures[0]}")
+    if failures and not (result.calls or result.cached):
+        raise UnavailableError(f"{endpoint.base_url} graded nothing: {failures[0]}; are address and model right?")
+    result.unscored = _some(result.unscored)
     return result
 
 
 def score_in(reply: str) -> float | None:
-    """Return the last score that a reply names ("SCORE: 0.5", "Score: 4/5"), None where it names none in [0, 1]."""
-    found = _SCORE.findall(reply)
-    if not found:
+    """Return the score in [0, 1] of a reply's last line like "SCORE: 0.5" or "**Score:** 4/5", None without one.
+
+    A line that says more ("SCORE: 1%", "SCORE: 1 out of 5") is not guessed at: there is no score then.
+    """
+    said = [line[label.end() :] for line in reply.splitlines() if (label := _LABEL.match(line))]
+    found = _SCORE.fullmatch(said[-1]) if said else None
+    if found is None or (found[2] and not float(found[2])):
         return None
-    value, out_of = found[-1]
-    if out_of and not float(out_of):
-        return None
-    score = float(value) / (float(out_of) if out_of else 1)
-    return score if 0 <= score <= 1 else None
+    score = float(found[1]) / float(found[2] or 1)
+    return score if score <= 1 else None
+
+
+def _some(reasons: Counter[str]) -> Counter[str]:
+    """Return the most frequent reasons, and the others as one: each may be a message of its own."""
+    frequent = Counter(dict((+reasons).most_common(MAX_REASONS)))
+    return frequent + Counter({"other reasons": reasons.total() - frequent.total()})

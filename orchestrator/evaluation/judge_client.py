@@ -21,8 +21,13 @@ LONGEST_PAUSE_S = 60.0
 SHOWN_CHARACTERS = 300
 
 
+REFUSES_THE_KEY = (401, 403)
+REFUSES_EVERY_CALL = (402, 404, 405)
+WORTH_ANOTHER_TRY = (408, 409, 425, 429)
+
+
 class UnansweredError(Exception):
-    """The endpoint gave no reply to one question, however often it was asked."""
+    """The endpoint gave no reply to one question: it refused it, or was full or away however often it was asked."""
 
     PREFIX: ClassVar[str] = "the judge gave no reply"
 
@@ -87,8 +92,8 @@ class ChatClient:
     async def ask(self, text: str) -> ChatReply:
         """Return the model's reply; tried again where the endpoint is full, broken or away.
 
-        Raises UnansweredError after the last try, ConfigurationError for a key that is refused and
-        FailedPreconditionError for a call that the endpoint will never take.
+        Raises UnansweredError after the last try and for a question that is refused, ConfigurationError for a key that
+        is, and FailedPreconditionError where every call will be.
         """
         pause_s = self._endpoint.first_pause_s
         for attempt in range(1, self._endpoint.attempts + 1):
@@ -100,14 +105,14 @@ class ChatClient:
                 problem = f"{type(error).__name__}: {error}"
             else:
                 if response.is_success:
-                    return self._reply(response)
+                    return _reply(response)
                 problem = f"HTTP {response.status_code}: {response.text[:SHOWN_CHARACTERS]}"
-                self._refuse(response, problem)
+                self._refuse(response.status_code, problem)
                 asked_to_wait_s = _retry_after_s(response)
             if attempt < self._endpoint.attempts:
                 await asyncio.sleep(min(LONGEST_PAUSE_S, max(asked_to_wait_s, random.uniform(pause_s / 2, pause_s))))
                 pause_s *= 2
-        raise UnansweredError(f"{UnansweredError.PREFIX} in {self._endpoint.attempts} tries ({problem})")
+        raise _unanswered(f"in {self._endpoint.attempts} tries ({problem})")
 
     @property
     def _url(self) -> str:
@@ -128,28 +133,15 @@ class ChatClient:
             await asyncio.sleep(max(0.0, self._next_start - time.monotonic()))
             self._next_start = time.monotonic() + 60 / self._endpoint.requests_per_minute
 
-    def _refuse(self, response: httpx.Response, problem: str) -> None:
-        if response.status_code in (401, 403):
+    def _refuse(self, status: int, problem: str) -> None:
+        if status in REFUSES_THE_KEY:
             raise ConfigurationError(
                 f"{self._url} refuses the key ({problem}); set LORARETRIEVER_CLIENT_JUDGE_KEY to one it takes"
             )
-        if 400 <= response.status_code < 500 and response.status_code not in (408, 409, 429):
+        if status in REFUSES_EVERY_CALL:
             raise FailedPreconditionError(f"{self._url} does not take the call ({problem}); is the model's name right?")
-
-    def _reply(self, response: httpx.Response) -> ChatReply:
-        try:
-            body = response.json()
-            usage = body.get("usage") or {}
-            return ChatReply(
-                str(body["choices"][0]["message"]["content"] or ""),
-                int(usage.get("prompt_tokens") or 0),
-                int(usage.get("completion_tokens") or 0),
-            )
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise FailedPreconditionError(
-                f"{self._url} answered {response.text[:SHOWN_CHARACTERS]!r}, which is no chat completion; "
-                "is the address that of an OpenAI-compatible /v1?"
-            ) from error
+        if status < 500 and status not in WORTH_ANOTHER_TRY:
+            raise _unanswered(f"({problem})")
 
 
 class ReplyCache:
@@ -180,6 +172,23 @@ class ReplyCache:
         asked = (self._endpoint.base_url.rstrip("/"), self._endpoint.model, str(self._endpoint.max_tokens), text)
         name = hashlib.sha256("\0".join(asked).encode()).hexdigest()
         return self._folder / name[:2] / f"{name}.json"
+
+
+def _reply(response: httpx.Response) -> ChatReply:
+    try:
+        body = response.json()
+        usage = body.get("usage") or {}
+        return ChatReply(
+            str(body["choices"][0]["message"]["content"] or ""),
+            int(usage.get("prompt_tokens") or 0),
+            int(usage.get("completion_tokens") or 0),
+        )
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _unanswered(f"(no chat completion: {response.text[:SHOWN_CHARACTERS]!r})") from error
+
+
+def _unanswered(problem: str) -> UnansweredError:
+    return UnansweredError(f"{UnansweredError.PREFIX} {problem}")
 
 
 def _retry_after_s(response: httpx.Response) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from infra.contract.errors import InvalidArgumentError
 from infra.contract.errors import field as field_path
 from infra.contract.generation import MAX_SEED, Decoding
 from infra.contract.retrieval import RetrievalOptions
+from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
+from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 
 MAX_DATASETS = 1000
 MAX_STRATEGIES = 64
@@ -69,8 +72,9 @@ class Protocol(StrEnum):
 class DatasetSpec:
     """One JSONL file, or a folder or pattern of them. `name` is its name in the report (empty: the files' names).
 
-    The adapter trained for the data is `adapter_id` (empty: not known), or where rows differ what their field
-    `adapter_field` says, by way of `adapter_of` where that is not empty. A non-empty `kind` restricts retrieval to
+    The adapter trained for the data is `adapter_id` (empty: not known; of a folder or pattern it may be a form such as
+    "app_lora_{}", with {} for each file's name), or where rows differ what their field `adapter_field` says, by way of
+    `adapter_of` where that is not empty. A non-empty `kind` restricts retrieval to
     adapters of that kind, and groups the dataset in the report. `sha256` is what the file's bytes must have; a job that
     was accepted always names it.
     """
@@ -89,7 +93,7 @@ class DatasetSpec:
         if self.name or not self.is_many:
             _check_name(self.name)
         if self.adapter_id:
-            check_adapter_id(self.adapter_id)
+            check_adapter_id(self.adapter_id.replace("{}", "x") if self.is_many else self.adapter_id)
         if self.adapter_id and self.adapter_field:
             raise InvalidArgumentError(
                 "adapter_field", f"dataset {self.name!r} has adapter_id {self.adapter_id!r} already; give one of them"
@@ -146,7 +150,8 @@ class EvaluationSpec:
     """An evaluation job. `max_episodes` (a dataset, chosen by `seed`) and `shard_size` None: all, the server's default.
 
     `seed` also draws the adapters of `random-k`. `image_root` is the folder that image paths may also be relative to;
-    empty: none.
+    empty: none. The report calls an answer right under `legacy` strictly above `legacy_threshold`, a similarity in
+    [0, 1], and under `action` where points are within `point_tolerance_px`.
     """
 
     datasets: tuple[DatasetSpec, ...]
@@ -158,6 +163,8 @@ class EvaluationSpec:
     seed: int = 0
     shard_size: int | None = None
     image_root: str = ""
+    legacy_threshold: float = LEGACY_THRESHOLD
+    point_tolerance_px: float = POINT_TOLERANCE_PX
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -174,6 +181,10 @@ class EvaluationSpec:
             raise InvalidArgumentError("shard_size", f"must be at least 1, got {self.shard_size}")
         if not 0 <= self.seed <= MAX_SEED:
             raise InvalidArgumentError("seed", f"must be in [0, 2^64), got {self.seed}")
+        if not 0 <= self.legacy_threshold <= 1:
+            raise InvalidArgumentError("legacy_threshold", f"a similarity in [0, 1], got {self.legacy_threshold:g}")
+        if not 0 <= self.point_tolerance_px < math.inf:
+            raise InvalidArgumentError("point_tolerance_px", f"pixels, 0 or more, got {self.point_tolerance_px:g}")
         self._check_true_adapters()
 
     def _check_true_adapters(self) -> None:

@@ -28,7 +28,7 @@ from orchestrator.clients import AnswerClient, GenerationClient, RetrievalClient
 from orchestrator.evaluation.spec import AnswerStrategy
 from orchestrator.pipeline import Answer, Pipeline, Question
 from orchestrator.server import ANSWER_SERVICE, AnswerServicer
-from tests.fakes.tiers import FakeTiers, fake_tiers
+from tests.fakes.tiers import RETRIEVAL_TIMINGS, FakeTiers, fake_tiers
 
 PROMPT = Prompt.of("open the gmail inbox")
 STUB: Any = pb_grpc.AnswerServiceStub
@@ -63,6 +63,20 @@ async def test_answer_says_which_adapters_made_it_and_with_what_weights(served: 
     assert answer.selection.matches[0].similarity == pytest.approx(0.9)
     assert answer.catalogue_revision == "catalogue-1"
     assert answer.generation.timings.decode_s == pytest.approx(0.003)
+
+
+async def test_answer_says_where_the_time_of_its_retrieval_went_and_whether_the_catalogue_was_stale(
+    served: Served,
+) -> None:
+    answer = await served.client.answer(Question(PROMPT))
+    assert answer.retrieval_timings is not None
+    assert answer.retrieval_timings.embed_s == pytest.approx(RETRIEVAL_TIMINGS.embed_s)
+    assert answer.retrieval_timings.search_s == pytest.approx(RETRIEVAL_TIMINGS.search_s)
+    assert not answer.stale
+    served.tiers.retrieval.stale = True
+    assert (await served.client.answer(Question(PROMPT))).stale
+    base = await served.client.answer(Question(PROMPT, AnswerStrategy.BASE))
+    assert (base.retrieval_timings, base.stale) == (None, False)
 
 
 async def test_strategy_that_is_not_said_is_mixture(served: Served) -> None:

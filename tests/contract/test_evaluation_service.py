@@ -7,7 +7,8 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,14 @@ from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_store import RedisStore
 from orchestrator.evaluation.ledger_types import FINISH, LedgerLimits
 from orchestrator.evaluation.planning import step_text
-from orchestrator.evaluation.running import System
+from orchestrator.evaluation.running import RunningSystem, System
 from orchestrator.evaluation.shard_run import Outcome, ShardRun
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 from orchestrator.pipeline import Pipeline
 from orchestrator.server import add_services
+from tests.fakes.evaluation import row
 from tests.fakes.jobs import records_of, write_dataset
-from tests.fakes.tiers import ADAPTERS, BASE_MODEL, FakeTiers, fake_tiers
+from tests.fakes.tiers import ADAPTERS, BASE_MODEL, RETRIEVAL_TIMINGS, FakeTiers, fake_tiers
 
 STUB: Any = pb_grpc.EvaluationServiceStub
 
@@ -118,6 +120,20 @@ def spec_of(file: Path, **changes: Any) -> EvaluationSpec:
     return replace(spec, **changes)
 
 
+def episode(episode_id: str, actions: list[str], images: list[str]) -> dict[str, Any]:
+    return row(episode_id, f"Do {episode_id}.", actions, images)
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
+    (file.parent / "screen.png").write_bytes(b"not looked at by the fake model")
+    file.write_text("".join(json.dumps(fields) + "\n" for fields in rows), encoding="utf-8")
+    return file
+
+
+def lines_of(output_uri: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(output_uri, "records.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 async def test_created_job_is_queued_with_its_plan_and_workers_are_woken_for_its_shards(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=4, bad_rows=2)
     job = await served.client.create(spec_of(file))
@@ -163,6 +179,8 @@ async def test_spec_comes_back_as_it_was_sent(served: Served) -> None:
         seed=2**63,
         shard_size=2,
         image_root=str(served.data),
+        legacy_threshold=0.0,
+        point_tolerance_px=0.0,
     )
     created = await served.client.create(spec)
     assert created.spec == spec
@@ -216,6 +234,8 @@ async def test_without_a_request_id_every_call_is_a_new_job(served: Served) -> N
         ({"retrieval": {"temperature": -1.0}}, "spec.retrieval.temperature"),
         ({"max_episodes": -1}, "spec.max_episodes"),
         ({"image_root": "/"}, "spec.image_root"),
+        ({"legacy_threshold": 2.0}, "spec.legacy_threshold"),
+        ({"point_tolerance_px": -1.0}, "spec.point_tolerance_px"),
     ],
 )
 async def test_bad_spec_is_refused_by_field_path(served: Served, change: dict[str, Any], path: str) -> None:
@@ -341,7 +361,8 @@ async def test_strategies_that_retrieve_the_same_way_retrieve_once(served: Serve
     assert (await served.client.get(created.evaluation_id)).done_samples == 3 * 2 * 6
     assert len(served.tiers.retrieval.asked) == 3 * 2 * 2
     records = records_of(created.output_uri)
-    assert sum(each.timings is not None and each.timings.retrieval_s is not None for each in records) == 12
+    for phase in ("retrieval_s", "embed_s", "search_s"):
+        assert sum(getattr(each.timings, phase) is not None for each in records) == 12
     assert all(each.matches for each in records)
 
 
@@ -358,6 +379,16 @@ async def test_folders_and_patterns_are_a_dataset_for_each_file_with_its_hash(se
     assert created.spec.datasets[0].sha256 == hashlib.sha256(files[1].read_bytes()).hexdigest()
     with pytest.raises(NotFoundError, match=r"no JSONL file matches 'none/\*\.jsonl'"):
         await served.client.create(EvaluationSpec((DatasetSpec("", "none/*.jsonl"),), base))
+
+
+async def test_the_adapter_of_each_file_of_a_pattern_follows_a_form(served: Served) -> None:
+    for name in ("gmail", "ebay"):
+        write_dataset(served.data, name, episodes=1)
+    oracle = (EvaluatedStrategy(AnswerStrategy.ORACLE),)
+    created = await served.client.create(EvaluationSpec((DatasetSpec("", "*.jsonl", "{}"),), oracle))
+    assert [each.adapter_id for each in created.spec.datasets] == ["ebay", "gmail"]
+    await served.work()
+    assert [record.applied[0].adapter_id for record in records_of(created.output_uri)] == ["ebay"] * 2 + ["gmail"] * 2
 
 
 async def test_job_is_not_repeated_on_other_data(served: Served) -> None:
@@ -435,11 +466,111 @@ async def test_records_hold_what_was_retrieved_and_applied_and_how_long_it_took(
     assert mixture.timings is not None
     assert mixture.timings.decode_s == pytest.approx(0.003)
     assert mixture.timings.retrieval_s is not None
+    assert mixture.timings.embed_s == pytest.approx(RETRIEVAL_TIMINGS.embed_s)
+    assert mixture.timings.search_s == pytest.approx(RETRIEVAL_TIMINGS.search_s)
+    assert base.timings is not None
+    assert (base.timings.retrieval_s, base.timings.embed_s, base.timings.search_s) == (None, None, None)
+    assert not mixture.catalogue_stale
     assert base.matches is None
     assert base.applied == ()
     assert hidden.matches is not None
     assert "gmail" not in [match.adapter_id for match in hidden.matches]
     assert [share.weight for share in hidden.applied] == [1.0]
+
+
+async def test_lines_of_records_hold_their_scores(served: Served) -> None:
+    actions = ["Scroll up", 'Click on button with the text "Mail"']
+    write_rows(served.data / "clock.jsonl", [episode("e1", actions[:1], ["screen.png"])])
+    created = await served.client.create(spec_of(served.data / "clock.jsonl"))
+    served.tiers.generation.failures["Step twice"] = InvalidArgumentError("prompt", "too long")
+    write_rows(served.data / "more.jsonl", [episode("Step twice", actions, ["screen.png"] * 2)])
+    failing = await served.client.create(spec_of(served.data / "more.jsonl"))
+    await served.work()
+    (line,) = lines_of(created.output_uri)
+    assert line["scores"] == {"action": [False], "action_type": [False], "legacy": [False]}
+    assert [line["scores"] for line in lines_of(failing.output_uri)] == [None, None]
+
+
+async def test_rows_without_screens_are_asked_whole_and_scored_as_texts(served: Served) -> None:
+    rows = [episode("e1", ["The capital is Paris."], []), episode("e2", ["It rains.", "Take an umbrella."], [])]
+    file = write_rows(served.data / "facts.jsonl", rows)
+    created = await served.client.create(spec_of(file, protocol=Protocol.SEQUENCE))
+    assert (created.total_samples, created.bad_rows) == (2, 0)
+    await served.work()
+    first, second = records_of(created.output_uri)
+    assert (first.sample.images, first.sample.truth) == ((), "The capital is Paris.")
+    assert second.sample.truth == "It rains.\nTake an umbrella."
+    assert (first.answer or "").endswith(" saw 0: Do e1.")
+    scores = [line["scores"] for line in lines_of(created.output_uri)]
+    assert all(set(each) == {"exact_match", "rouge_l", "bleu"} and each["exact_match"] == 0 for each in scores)
+    report = await served.client.report(created.evaluation_id)
+    (cell,) = json.loads(report.summary_json)["groups"]
+    assert {name: estimate["count"] for name, estimate in cell["texts"].items()} == {
+        "exact_match": 2, "rouge_l": 2, "bleu": 2,
+    }  # fmt: skip
+    assert "## Whole answers, %" in report.summary_markdown
+    assert "Whole answers, %" in Path(report.output_uri, "report.html").read_text(encoding="utf-8")
+
+
+async def test_rows_without_screens_are_refused_step_by_step_with_the_way_out(served: Served) -> None:
+    file = write_rows(served.data / "facts.jsonl", [episode("e1", ["The capital is Paris."], [])])
+    with pytest.raises(InvalidArgumentError, match=r"1 actions for 0 images.*the sequence protocol asks for a whole"):
+        await served.client.create(spec_of(file))
+
+
+async def test_job_keeps_what_ran_when_it_was_accepted(served: Served) -> None:
+    created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
+    await served.work()
+    report = await served.client.report(created.evaluation_id)
+    facts = json.loads(report.summary_json)["facts"]
+    assert {name: facts[name] for name in asdict(RunningSystem())} == {
+        "base_model": BASE_MODEL,
+        "base_model_revision": "weights-1",
+        "dtype": "float32",
+        "catalogue_revision": "catalogue-1",
+        "embedder": "embedder-1",
+    }
+    assert facts["version"] == version("loraretriever")
+    assert "- its files' digest: weights-1" in report.summary_markdown
+    assert "The catalogue of adapters changed" not in report.summary_markdown
+
+
+async def test_job_is_accepted_while_a_tier_is_away(served: Served) -> None:
+    served.tiers.retrieval.failure = NotFoundError("nobody is at home")
+    created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
+    served.tiers.retrieval.failure = None
+    await served.work()
+    report = await served.client.report(created.evaluation_id)
+    summary = json.loads(report.summary_json)
+    facts = summary["facts"]
+    assert (facts["base_model"], facts["catalogue_revision"], facts["embedder"]) == (BASE_MODEL, "", "")
+    assert summary["catalogue_revisions"] == ["catalogue-1"]
+    assert "The catalogue of adapters changed" not in report.summary_markdown
+
+
+async def test_answers_of_a_stale_or_another_catalogue_are_a_caveat(served: Served) -> None:
+    created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=2, steps=1)))
+    served.tiers.retrieval.stale, served.tiers.retrieval.catalogue_revision = True, "catalogue-2"
+    await served.work()
+    assert all(record.catalogue_stale for record in records_of(created.output_uri))
+    report = await served.client.report(created.evaluation_id)
+    assert json.loads(report.summary_json)["stale_samples"] == 2
+    page = Path(report.output_uri, "report.html").read_text(encoding="utf-8")
+    for caveat in (
+        "The catalogue of adapters changed while the job ran",
+        "For 2 samples the catalogue could not be reached",
+    ):
+        assert caveat in report.summary_markdown
+        assert caveat in page
+
+
+async def test_job_is_scored_as_it_says(served: Served) -> None:
+    spec = spec_of(write_dataset(served.data, "gmail", episodes=1), legacy_threshold=0.25, point_tolerance_px=7.5)
+    created = await served.client.create(spec)
+    await served.work()
+    report = await served.client.report(created.evaluation_id)
+    assert json.loads(report.summary_json)["scoring"] == {"legacy_threshold": 0.25, "point_tolerance_px": 7.5}
+    assert "points may be 7.5 pixels apart" in report.summary_markdown
 
 
 async def test_report_before_the_end_is_refused_with_the_progress(served: Served) -> None:

@@ -16,6 +16,7 @@ import pytest
 from loraretriever.v1 import adapter_pb2, prompt_pb2
 from loraretriever.v1 import generation_service_pb2 as pb
 
+from generation_service.models.folder import folder_revision
 from generation_service.service import generation_stack
 from infra.contract.errors import CheckpointError, InvalidArgumentError, LoraRetrieverError
 from infra.contract.prompt import ImagePart, Prompt
@@ -123,6 +124,7 @@ async def test_get_model_says_what_runs_and_its_limits(world: World) -> None:
             "cpu",
             "float32",
         )
+        assert model.revision == folder_revision(world.base)
         assert model.limits == pb.ModelLimits(
             max_sequence_tokens=512,
             max_images=4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -142,6 +143,16 @@ def test_selections_come_in_the_order_of_the_prompts_with_the_revision_searched(
     assert response.catalogue_revision == stub.ListAdapters(pb.ListAdaptersRequest()).catalogue_revision
     stub.DeleteAdapter(pb.DeleteAdapterRequest(adapter_id="digits"))
     assert stub.RetrieveAdapters(request).catalogue_revision != response.catalogue_revision
+
+
+def test_a_retrieval_says_how_long_embedding_and_search_took(stub: RetrievalServiceStub) -> None:
+    create(stub, "letters", "abc", "bca")
+    start = time.monotonic()
+    timings = stub.RetrieveAdapters(pb.RetrieveAdaptersRequest(prompts=[said("abc")])).timings
+    embed_s, search_s = (part.ToNanoseconds() / 1e9 for part in (timings.embed, timings.search))
+    assert embed_s > 0
+    assert search_s > 0
+    assert embed_s + search_s < time.monotonic() - start
 
 
 def test_images_count(stub: RetrievalServiceStub) -> None:

@@ -13,9 +13,13 @@ from typing import Any
 
 @dataclass
 class FakeChat:
-    """Replies with `reply` of the question. `failures` are (status, headers) to answer with first."""
+    """Replies with `reply` of the question.
+
+    `failures` are (status, headers) to answer with first; `refusals` status and body, by a word of the question.
+    """
 
     reply: Callable[[str], str]
+    refusals: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)
     failures: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
@@ -32,6 +36,9 @@ class FakeChat:
                 status, headers = self.failures.pop(0)
                 return status, headers, {"error": "not now"}
             question = body["messages"][0]["content"]
+            for word, (status, refusal) in self.refusals.items():
+                if word in question:
+                    return status, {}, refusal
             self.questions.append(question)
         message = {"role": "assistant", "content": self.reply(question)}
         usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}

@@ -82,9 +82,11 @@ def answer_text(prompt: Prompt, composition: Composition) -> str:
 
 @dataclass
 class FakeRetrieval(retrieval_service_pb2_grpc.RetrievalServiceServicer):
-    """Selects by `select`. `asked` holds the options of every call; `failure`, where given, is raised."""
+    """Selects by `select`. `asked` holds the options of every call; every method raises `failure`, where given."""
 
     failure: LoraRetrieverError | None = None
+    catalogue_revision: str = "catalogue-1"
+    stale: bool = False
     asked: list[RetrievalOptions] = field(default_factory=list)
 
     async def RetrieveAdapters(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -93,28 +95,34 @@ class FakeRetrieval(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         with field_path("options"):
             options = retrieval_options_from_proto(request.options)
         self.asked.append(options)
-        if self.failure is not None:
-            raise self.failure
+        self._fail()
         return retrieval_service_pb2.RetrieveAdaptersResponse(
             selections=[selection_to_proto(select(prompt, options)) for prompt in prompts],
-            catalogue_revision="catalogue-1",
+            catalogue_revision=self.catalogue_revision,
+            stale=self.stale,
             timings=retrieval_timings_to_proto(RETRIEVAL_TIMINGS),
         )
 
     async def EmbedPrompts(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Say which embedder this is, and embed nothing."""
+        self._fail()
         return retrieval_service_pb2.EmbedPromptsResponse(embedder_fingerprint="embedder-1")
 
     async def ListAdapters(self, request: Any, context: Any) -> Any:  # noqa: N802
         """List those of ADAPTERS that the request asks for, on one page."""
+        self._fail()
         listed = [
             adapter
             for adapter in ADAPTERS
             if request.base_model in ("", adapter.base_model) and request.kind in ("", adapter.kind)
         ]
         return retrieval_service_pb2.ListAdaptersResponse(
-            adapters=[adapter_to_proto(each) for each in listed], catalogue_revision="catalogue-1"
+            adapters=[adapter_to_proto(each) for each in listed], catalogue_revision=self.catalogue_revision
         )
+
+    def _fail(self) -> None:
+        if self.failure is not None:
+            raise self.failure
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from orchestrator.cli import run
 from orchestrator.commands.evaluated import AdapterLabels, dataset_specs, read_mapping
 from orchestrator.commands.scoring import distinct_names
 from orchestrator.commands.settings import client_settings
+from orchestrator.evaluation.actions import Action, ActionType, Point, render_action
+from orchestrator.evaluation.dataset_files import expand
 from tests.fakes.chat_endpoint import fake_chat
+from tests.fakes.evaluation import answered, failure, sample, write_records
 
 ROWS = [
     {"episode_id": "1", "ground_truths": ["Scroll up", "Wait for response"], "predictions": ["Scroll up", "Scroll up"]},
@@ -40,7 +44,7 @@ def test_score_of_one_file_is_one_object(results: str, capsys: pytest.CaptureFix
     assert len(json.loads(capsys.readouterr().out)) == 2
 
 
-@pytest.mark.parametrize(("fail_under", "status"), [("0.6", 0), ("0.7", 1), ("70", 2)])
+@pytest.mark.parametrize(("fail_under", "status"), [("0.6", 0), ("0.7", 1)])
 def test_a_score_below_the_mark_fails_the_command_after_it_was_printed(
     results: str, fail_under: str, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,6 +52,83 @@ def test_a_score_below_the_mark_fails_the_command_after_it_was_printed(
     output = capsys.readouterr()
     assert json.loads(output.out)["metric"] == "action"
     assert ("below 0.7" in output.err) == (status == 1)
+
+
+def test_failed_records_are_counted_against_a_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [sample("Scroll up", episode=str(number)) for number in range(9)]
+    write_records(
+        tmp_path / "r.jsonl", [*(answered(each, "Scroll up") for each in asked[:4]), *map(failure, asked[4:])]
+    )
+    for words, status in (
+        (["--fail-under", "0.9"], 1),
+        (["--fail-under", "0.9", "--max-failed", "0.6"], 0),
+        (["--max-failed", "0.5"], 1),
+        ([], 0),
+    ):
+        assert run(["evaluate", "score", str(tmp_path / "r.jsonl"), *words]) == status
+    assert "r.jsonl: 5 of 9 samples are unscored" in capsys.readouterr().err
+
+
+def test_result_files_are_gated_and_may_be_a_folder_a_pattern_or_have_a_name(
+    results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "more.jsonl", ROWS[:1])
+    (tmp_path / "job").mkdir()
+    write_records(tmp_path / "job" / "records.jsonl", [answered(sample("Scroll up"), "Scroll up")])
+    (tmp_path / "job" / "judge.jsonl").write_text('{"key": "a", "grade": 1}\n')
+
+    def scored(source: str, *words: str) -> dict[str, float]:
+        assert run(["evaluate", "run", source, "--evaluate-only", "--json", *words]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return {each["file"]: each["step_accuracy"] for each in found if each["metric"] == "action"}
+
+    both = {str(tmp_path / "more.jsonl"): 0.5, results: pytest.approx(2 / 3)}
+    assert scored(str(tmp_path)) == scored(f"{tmp_path}/*.jsonl") == both
+    assert scored(str(tmp_path / "job")) == {str(tmp_path / "job"): 1}
+    assert scored(f"mine={results}") == {"mine": pytest.approx(2 / 3)}
+    assert scored(results, "--fail-under", "0.6") == {results: pytest.approx(2 / 3)}
+    assert run(["evaluate", "run", str(tmp_path), "--evaluate-only", "--fail-under", "0.6"]) == 1
+    assert "below 0.6: " + str(tmp_path / "more.jsonl") in capsys.readouterr().err
+    assert run(["evaluate", "run", results, "--evaluate-only", "--fail-under", "0.6", "--metric", "exact_match"]) == 0
+    assert run(["evaluate", "run", f"{tmp_path}/none/*.jsonl", "--evaluate-only"]) == 1
+    assert "there is no such file of results" in capsys.readouterr().err
+
+
+def test_the_tolerance_of_points_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, near = (
+        render_action(Action(ActionType.CLICK, Point(10, 10))),
+        render_action(Action(ActionType.CLICK, Point(10, 40))),
+    )
+    file = write(tmp_path / "r.jsonl", [{"episode_id": "1", "ground_truths": [truth], "predictions": [near]}])
+    for words, accuracy in (([], 1), (["--point-tolerance", "20"], 0), (["--point-tolerance", "30"], 1)):
+        assert run(["evaluate", "score", file, *words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["step_accuracy"] == accuracy
+        assert run(["evaluate", "compare", file, file, *words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)[0]["first_score"]["value"] == accuracy
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["score", "--threshold", "0.5"], "threshold: says nothing with --metric action"),
+        (["score", "--metric", "bleu", "--threshold", "0.5"], "threshold: says nothing with --metric bleu"),
+        (["score", "--metric", "legacy", "--threshold", "5"], "threshold: a similarity to exceed"),
+        (["score", "--metric", "legacy", "--point-tolerance", "5"], "point_tolerance: says nothing with --metric leg"),
+        (["compare", "--threshold", "0.5"], "threshold: says nothing with --metric action"),
+        (["score", "--judge-model", "m"], "say nothing without --judge"),
+        (["score", "--judge-rate", "5"], "say nothing without --judge"),
+        (["score", "--judge-prompt", "p.txt"], "say nothing without --judge"),
+        (["score", "--judge", "http://h/v1", "--judge-model", "m", "--metric", "bleu"], "leave --metric and its opt"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    results: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [results, results] if words[0] == "compare" else [results]
+    assert run(["evaluate", words[0], *sources, *words[1:]]) == 2
+    output = capsys.readouterr()
+    assert said in output.err
+    assert output.out == ""
 
 
 def test_compare_prints_the_paired_difference(results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,8 +231,49 @@ def test_adapters_are_named_by_a_form_a_map_or_a_field(tmp_path: Path) -> None:
 
     assert adapters(AdapterLabels(["app_lora_{}", "ebay=mine"])) == ["app_lora_gmail", "mine"]
     assert adapters(AdapterLabels(mapping=read_mapping(mapping))) == ["mail", ""]
+    assert adapters(AdapterLabels(["app_lora_{}"], mapping=read_mapping(mapping))) == ["mail", "app_lora_ebay"]
     rows = dataset_specs(files, AdapterLabels(row_field="app", mapping=read_mapping(mapping)))
     assert {(spec.adapter_field, spec.adapter_of) for spec in rows} == {("app", (("gmail", "mail"),))}
     mapping.write_text("[]")
     with pytest.raises(InvalidArgumentError, match="must hold an object"):
         read_mapping(mapping)
+
+
+@pytest.mark.parametrize("labels", [AdapterLabels(["app_{}"]), AdapterLabels(["{}"]), AdapterLabels(by_name=True)])
+def test_a_form_stands_for_the_same_adapters_wherever_the_files_are(tmp_path: Path, labels: AdapterLabels) -> None:
+    for name in ("gmail", "ebay"):
+        (tmp_path / f"{name}.jsonl").touch()
+    for pattern in ("*.jsonl", "./", "more=*.jsonl"):
+        name, equals, path = pattern.rpartition("=")
+        here = dataset_specs([f"{name}{equals}{tmp_path}/{path}"], labels)
+        (elsewhere,) = dataset_specs([f"{name}{equals}no/such/{path}"], labels)
+        found = expand(replace(elsewhere, uri=f"{tmp_path}/{path}"), [tmp_path])
+        assert [(each.name, each.adapter_id) for each in here] == [(each.name, each.adapter_id) for each in found]
+        assert {each.adapter_id.removeprefix("app_") for each in here} == {"gmail", "ebay"}
+
+
+@pytest.mark.parametrize(
+    ("files", "labels", "said"),
+    [
+        (["far/*.jsonl"], AdapterLabels(["gmail=mail"]), "'gmail=mail' names no dataset; the orchestrator alone knows"),
+        (["far/*.jsonl"], AdapterLabels(["mail"]), r"what far/\*\.jsonl holds, so say a form"),
+        (["far/"], AdapterLabels(mapping={"gmail": "mail"}), "gmail names no dataset; the orchestrator alone knows"),
+        (["x.jsonl"], AdapterLabels(mapping={"x": "a", "y": "b"}), "adapter_map: y names no dataset; there are x"),
+        (["x.jsonl", "y.jsonl"], AdapterLabels(["mail"]), "'mail' names no dataset; say DATASET=ADAPTER, of x, y"),
+    ],
+)
+def test_adapters_of_datasets_that_nobody_here_knows_are_refused(
+    files: list[str], labels: AdapterLabels, said: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        dataset_specs(files, labels)
+
+
+def test_a_known_dataset_keeps_its_adapter_beside_files_that_the_orchestrator_finds() -> None:
+    specs = dataset_specs(["x.jsonl", "far/*.jsonl"], AdapterLabels(["app_{}", "x=mine"], mapping={"x": "other"}))
+    assert [spec.adapter_id for spec in specs] == ["mine", "app_{}"]
+
+
+def test_rows_that_say_their_adapters_leave_nothing_to_other_options() -> None:
+    with pytest.raises(InvalidArgumentError, match="leave --adapter and --adapters-by-name out"):
+        AdapterLabels(["app_{}"], row_field="app")

@@ -16,7 +16,7 @@ from infra.contract.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
-from orchestrator.evaluation.judge import Judgement, JudgePrompt, judge, score_in
+from orchestrator.evaluation.judge import MAX_REASONS, Judgement, JudgePrompt, judge, score_in
 from orchestrator.evaluation.judge_client import ChatEndpoint
 from orchestrator.evaluation.metrics.text import AnsweredText
 from tests.fakes.chat_endpoint import FakeChat, fake_chat
@@ -99,6 +99,43 @@ def test_one_answer_without_a_reply_leaves_the_others_their_grades(chat: FakeCha
     assert len(judged(ANSWERS, endpoint_of(chat), tmp_path).scores) == 4
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (400, {"error": "content filter"}, "HTTP 400: "),
+        (413, {"error": "too long"}, "HTTP 413: "),
+        (422, {"error": "odd"}, "HTTP 422: "),
+        (200, {"choices": []}, "no chat completion: "),
+        (200, {"detail": "busy"}, "no chat completion: "),
+    ],
+)
+def test_a_question_that_the_endpoint_refuses_is_unscored_and_the_others_are_graded(
+    chat: FakeChat, tmp_path: Path, status: int, body: dict[str, object], said: str
+) -> None:
+    chat.refusals["truth 2"] = (status, body)
+    for asked in (3, 0):
+        found = judged(ANSWERS, endpoint_of(chat), tmp_path)
+        assert set(found.scores) == {0, 1, 3}
+        assert (found.calls, found.cached) == (asked, 3 - asked)
+        (reason,) = found.unscored
+        assert reason.startswith(f"the judge gave no reply ({said}")
+    assert len(chat.questions) == 3
+
+
+def test_an_endpoint_that_refuses_every_question_is_named(chat: FakeChat, tmp_path: Path) -> None:
+    chat.refusals["truth"] = (400, {"error": "no such model"})
+    with pytest.raises(UnavailableError, match=r"graded nothing: .*no such model.*; are address and model right\?"):
+        judged(ANSWERS, endpoint_of(chat), tmp_path)
+
+
+def test_many_reasons_are_counted_together(chat: FakeChat, tmp_path: Path) -> None:
+    answers = [AnsweredText(number, "e", f"<{number}>", "a") for number in range(MAX_REASONS + 5)]
+    chat.refusals |= {f"<{number}>": (400, {"request": number}) for number in range(1, MAX_REASONS + 5)}
+    found = judged(answers, endpoint_of(chat), tmp_path)
+    assert len(found.scores) == 1
+    assert (len(found.unscored), found.unscored["other reasons"]) == (MAX_REASONS + 1, 4)
+
+
 def test_an_endpoint_that_is_away_is_named(tmp_path: Path) -> None:
     with fake_chat(grade) as chat:
         away = endpoint_of(chat)
@@ -108,7 +145,11 @@ def test_an_endpoint_that_is_away_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("status", "error", "said"),
-    [(401, ConfigurationError, "LORARETRIEVER_CLIENT_JUDGE_KEY"), (404, FailedPreconditionError, "model's name")],
+    [
+        (401, ConfigurationError, "LORARETRIEVER_CLIENT_JUDGE_KEY"),
+        (403, ConfigurationError, "LORARETRIEVER_CLIENT_JUDGE_KEY"),
+        (404, FailedPreconditionError, "model's name"),
+    ],
 )
 def test_a_call_that_is_refused_ends_the_run_at_once(
     chat: FakeChat, tmp_path: Path, status: int, error: type[Exception], said: str
@@ -135,14 +176,28 @@ def test_the_rate_limit_spaces_calls(chat: FakeChat, tmp_path: Path) -> None:
     [
         ("SCORE: 1", 1.0),
         ("Score: 0.25 at first.\n**Score:** 0.75", 0.75),
+        ("**SCORE: `0.5`**\r\n", 0.5),
         ("score = 4/5", 0.8),
+        ("SCORE: .1", 0.1),
+        ("SCORE: 1/2.5", 0.4),
+        ("SCORE: 1.", 1.0),
+        ("SCORE: 1\n\n(Score 0 would mean wrong.)", 1.0),
+        ("SCORE: 0\nThe score is low: 1 of 2 facts is wrong.", 0.0),
         ("SCORE: 2", None),
         ("right", None),
         ("SCORE: -1", None),
         ("Score: 1/0", None),
+        ("SCORE: 1%", None),
+        ("SCORE: 1 out of 5", None),
+        ("Score: 1 (of 10)", None),
+        ("SCORE: 1e-3", None),
+        ("SCORE: 0,8", None),
+        ("Score (0-1): 0.8", None),
+        ("SCORE: 1\nSCORE: 1 of 5", None),
+        ("SCORE:\n1", None),
     ],
 )
-def test_the_last_score_of_a_reply_counts(reply: str, score: float | None) -> None:
+def test_the_last_line_that_is_a_score_counts_and_no_other_is_guessed_at(reply: str, score: float | None) -> None:
     assert score_in(reply) == score
 
 

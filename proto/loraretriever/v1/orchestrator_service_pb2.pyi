@@ -151,7 +151,7 @@ class EvaluatedStrategy(_message.Message):
     def __init__(self, name: _Optional[str] = ..., strategy: _Optional[_Union[AnswerStrategy, str]] = ..., fusion_method: _Optional[_Union[_generation_service_pb2.FusionMethod, str]] = ..., exclude_own_adapter: bool = ...) -> None: ...
 
 class EvaluationSpec(_message.Message):
-    __slots__ = ("datasets", "strategies", "protocol", "retrieval", "decoding", "max_episodes", "seed", "shard_size", "image_root")
+    __slots__ = ("datasets", "strategies", "protocol", "retrieval", "decoding", "max_episodes", "seed", "shard_size", "image_root", "legacy_threshold", "point_tolerance_px")
     DATASETS_FIELD_NUMBER: _ClassVar[int]
     STRATEGIES_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +161,8 @@ class EvaluationSpec(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     SHARD_SIZE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_ROOT_FIELD_NUMBER: _ClassVar[int]
+    LEGACY_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    POINT_TOLERANCE_PX_FIELD_NUMBER: _ClassVar[int]
     datasets: _containers.RepeatedCompositeFieldContainer[Dataset]
     strategies: _containers.RepeatedCompositeFieldContainer[EvaluatedStrategy]
     protocol: EvaluationProtocol
@@ -170,7 +172,9 @@ class EvaluationSpec(_message.Message):
     seed: int
     shard_size: int
     image_root: str
-    def __init__(self, datasets: _Optional[_Iterable[_Union[Dataset, _Mapping]]] = ..., strategies: _Optional[_Iterable[_Union[EvaluatedStrategy, _Mapping]]] = ..., protocol: _Optional[_Union[EvaluationProtocol, str]] = ..., retrieval: _Optional[_Union[_retrieval_service_pb2.RetrievalOptions, _Mapping]] = ..., decoding: _Optional[_Union[_generation_service_pb2.Decoding, _Mapping]] = ..., max_episodes: _Optional[int] = ..., seed: _Optional[int] = ..., shard_size: _Optional[int] = ..., image_root: _Optional[str] = ...) -> None: ...
+    legacy_threshold: float
+    point_tolerance_px: float
+    def __init__(self, datasets: _Optional[_Iterable[_Union[Dataset, _Mapping]]] = ..., strategies: _Optional[_Iterable[_Union[EvaluatedStrategy, _Mapping]]] = ..., protocol: _Optional[_Union[EvaluationProtocol, str]] = ..., retrieval: _Optional[_Union[_retrieval_service_pb2.RetrievalOptions, _Mapping]] = ..., decoding: _Optional[_Union[_generation_service_pb2.Decoding, _Mapping]] = ..., max_episodes: _Optional[int] = ..., seed: _Optional[int] = ..., shard_size: _Optional[int] = ..., image_root: _Optional[str] = ..., legacy_threshold: _Optional[float] = ..., point_tolerance_px: _Optional[float] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("evaluation_id", "spec", "state", "total_samples", "done_samples", "failed_samples", "bad_rows", "create_time", "end_time", "error", "output_uri", "stalled")

@@ -1,0 +1,83 @@
+"""The digest that tells one base model from another without reading all of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from generation_service.models import folder as module
+from generation_service.models.folder import folder_revision
+from infra.contract.errors import CheckpointError
+
+LARGE = 1 << 16
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model whose weights are larger than what is read of them: four pieces of 16 bytes."""
+    monkeypatch.setattr(module, "_PIECES", 4)
+    monkeypatch.setattr(module, "_PIECE_BYTES", 16)
+    made = tmp_path / "model"
+    made.mkdir()
+    (made / "config.json").write_text("{}")
+    (made / "model.safetensors").write_bytes(bytes(LARGE))
+    return made
+
+
+def change(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+
+
+def test_the_same_files_have_the_same_digest_wherever_they_are(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "README.md").write_text("not part of the model")
+    (copy / "cache.json").mkdir()
+    assert folder_revision(copy) == folder_revision(folder)
+    assert len(folder_revision(folder)) == 64
+
+
+@pytest.mark.parametrize(
+    "differ",
+    [
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: (folder / "config.json").rename(folder / "configs.json"),
+        lambda folder: (folder / "tokenizer.model").touch(),
+        lambda folder: change(folder / "model.safetensors", 0),
+        lambda folder: change(folder / "model.safetensors", LARGE // 2 + 15),
+        lambda folder: (folder / "model.safetensors").write_bytes(bytes(LARGE + 1)),
+    ],
+    ids=["content", "name", "another file", "first piece", "third piece", "length"],
+)
+def test_another_model_has_another_digest(folder: Path, differ: Callable[[Path], object]) -> None:
+    before = folder_revision(folder)
+    differ(folder)
+    assert folder_revision(folder) != before
+
+
+def test_of_a_large_file_pieces_are_read(folder: Path) -> None:
+    before = folder_revision(folder)
+    change(folder / "model.safetensors", 20)
+    assert folder_revision(folder) == before
+
+
+def test_a_small_file_is_read_whole(folder: Path) -> None:
+    (folder / "vocabulary.txt").write_bytes(bytes(50))
+    before = folder_revision(folder)
+    for position in range(50):
+        change(folder / "vocabulary.txt", position)
+        assert folder_revision(folder) != before
+        change(folder / "vocabulary.txt", position)
+
+
+def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read: Permission denied"):
+        folder_revision(folder)
