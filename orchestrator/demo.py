@@ -13,11 +13,12 @@ from infra.contract.composition import FusionMethod
 from infra.contract.errors import UnavailableError
 from infra.contract.retrieval import RetrievalOptions, Selection, Weighting
 from orchestrator.adapter_folder import adapter_of
-from orchestrator.clients import AnswerClient, EvaluationClient, RetrievalClient
+from orchestrator.clients import AnswerClient, RetrievalClient
 from orchestrator.demo_world import MODEL_NAME, World, WorldDataset
 from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
+from orchestrator.evaluation_client import EvaluationClient
 from orchestrator.local_stack import LocalStack, StackPlan
 from orchestrator.pipeline import Answer, Question
 from orchestrator.training_examples import example_prompts, prompt_of, ranked_samples

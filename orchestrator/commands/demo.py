@@ -19,7 +19,7 @@ from rich.text import Text
 
 from infra.contract.retrieval import Selection
 from orchestrator import demo as run
-from orchestrator.clients import AnswerClient, EvaluationClient
+from orchestrator.clients import AnswerClient
 from orchestrator.commands import console
 from orchestrator.commands.ask import applied_line, matches_table, tell
 from orchestrator.commands.screens import can_draw, draw
@@ -31,6 +31,7 @@ from orchestrator.demo_world import World, WorldDataset, check_work_dir, dataset
 from orchestrator.evaluation.job import Report
 from orchestrator.evaluation.report import headline
 from orchestrator.evaluation.summary import Summary
+from orchestrator.evaluation_client import EvaluationClient
 from orchestrator.local_stack import LocalStack
 from orchestrator.pipeline import Answer
 

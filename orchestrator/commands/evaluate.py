@@ -65,6 +65,8 @@ app.command("list")(jobs.list_jobs)
 app.command("watch")(jobs.watch)
 app.command("report")(jobs.report)
 app.command("cancel")(jobs.cancel)
+app.command("retry")(jobs.retry)
+app.command("delete")(jobs.delete)
 
 
 @app.command("run")

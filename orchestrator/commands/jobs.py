@@ -13,7 +13,6 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from infra.contract.errors import UnavailableError
-from orchestrator.clients import EvaluationClient
 from orchestrator.commands import console
 from orchestrator.commands.gate import Gate, JobMetric, gate_of
 from orchestrator.commands.job_options import FailOn, FailUnder, MaxFailed
@@ -24,6 +23,7 @@ from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.job_folder import REPORT_HTML_FILE, SUMMARY_MARKDOWN_FILE
 from orchestrator.evaluation.report import caveats, headline
 from orchestrator.evaluation.summary import Summary
+from orchestrator.evaluation_client import EvaluationClient
 
 T = TypeVar("T")
 
@@ -105,6 +105,30 @@ def report(
 def cancel(*, job_id: JobId, orchestrator_target: OrchestratorTarget = "", as_json: AsJson = False) -> None:
     """Stop a job: samples under way end, the others never start."""
     print_job(called(orchestrator_target, lambda client: client.cancel(job_id)), as_json)
+
+
+def retry(*, job_id: JobId, orchestrator_target: OrchestratorTarget = "", as_json: AsJson = False) -> None:
+    """Write the report of a job that failed anew, once the cause is gone: its records are kept until then."""
+    print_job(called(orchestrator_target, lambda client: client.retry(job_id)), as_json)
+
+
+def delete(
+    *,
+    job_ids: Annotated[list[str], typer.Argument(help="Jobs that have ended, by their ids.")],
+    orchestrator_target: OrchestratorTarget = "",
+    as_json: AsJson = False,
+) -> None:
+    """Forget jobs that have ended; the files that they wrote stay."""
+
+    async def forget(client: EvaluationClient) -> None:
+        for job_id in job_ids:
+            await client.delete(job_id)
+            if not as_json:
+                console.note(f"forgot {job_id}")
+
+    called(orchestrator_target, forget)
+    if as_json:
+        console.print_json({"deleted": job_ids})
 
 
 def called(orchestrator_target: str, call: Callable[[EvaluationClient], Awaitable[T]]) -> T:

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from infra.contract.errors import UnavailableError
-from orchestrator.clients import AnswerClient, EvaluationClient, RetrievalClient
+from orchestrator.clients import AnswerClient, RetrievalClient
 from orchestrator.commands.targets import Target
+from orchestrator.evaluation_client import EvaluationClient
 
 C = TypeVar("C", RetrievalClient, AnswerClient, EvaluationClient)
 

@@ -32,7 +32,7 @@ from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, Weighting
 from infra.runtime.embedded_redis import embedded_redis
 from infra.runtime.server import ServerOptions, aio_server
-from orchestrator.clients import EvaluationClient, GenerationClient, RetrievalClient
+from orchestrator.clients import GenerationClient, RetrievalClient
 from orchestrator.evaluation.dataset_files import file_sha256
 from orchestrator.evaluation.finish import Finish
 from orchestrator.evaluation.hold import ShardLimits
@@ -46,6 +46,7 @@ from orchestrator.evaluation.planning import step_text
 from orchestrator.evaluation.running import RunningSystem, System
 from orchestrator.evaluation.shard_run import Outcome, ShardRun
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
+from orchestrator.evaluation_client import EvaluationClient
 from orchestrator.pipeline import Pipeline
 from orchestrator.server import add_services
 from tests.fakes.evaluation import row

@@ -15,8 +15,8 @@ from typing import Any
 
 from infra.runtime.settings import as_arguments
 from orchestrator.assembly import orchestrator
-from orchestrator.clients import EvaluationClient
 from orchestrator.evaluation.records import Record, read_records
+from orchestrator.evaluation_client import EvaluationClient
 from orchestrator.settings import OrchestratorSettings
 from tests.fakes.tiers import FakeTiers, fake_tiers
 

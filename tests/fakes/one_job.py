@@ -45,6 +45,12 @@ class OneJob:
         total = self.planned or len(self.records)
         return Evaluation("ev-1", self.spec, self.state, total, datetime(2026, 1, 1, tzinfo=UTC), "out/ev-1")
 
+    async def retry(self, evaluation_id: str) -> Evaluation:
+        return await self.get(evaluation_id)
+
+    async def delete(self, evaluation_id: str) -> None:
+        self._check(evaluation_id)
+
     async def watch(self, evaluation_id: str) -> AsyncIterator[Evaluation]:
         yield await self.get(evaluation_id)
 

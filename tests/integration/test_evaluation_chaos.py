@@ -7,31 +7,15 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
-
 from infra.contract.errors import UnavailableError
 from infra.contract.prompt import Prompt
-from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.ledger_store import RedisStore
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from tests.fakes.jobs import Cluster, Process, cluster, records_of, until, write_dataset
-
-
-@pytest.fixture
-def redis_url(tmp_path: Path) -> Iterator[str]:
-    with embedded_redis(tmp_path / "redis") as url:
-        yield url
-
-
-@pytest.fixture
-async def running(tmp_path: Path, redis_url: str) -> AsyncIterator[Cluster]:
-    async with cluster(tmp_path, redis_url) as made:
-        yield made
 
 
 def spec_of(file: Path, shard_size: int) -> EvaluationSpec:

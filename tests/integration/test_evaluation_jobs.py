@@ -7,33 +7,18 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-
-import pytest
 
 from infra.contract.errors import InvalidArgumentError, OverloadedError
 from infra.contract.prompt import Prompt
 from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.celery_app import QUEUE, make_celery
-from orchestrator.clients import EvaluationClient
 from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.ledger_store import RedisStore
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
+from orchestrator.evaluation_client import EvaluationClient
 from tests.fakes.jobs import Cluster, Process, cluster, records_of, until, write_dataset
-
-
-@pytest.fixture
-def redis_url(tmp_path: Path) -> Iterator[str]:
-    with embedded_redis(tmp_path / "redis") as url:
-        yield url
-
-
-@pytest.fixture
-async def running(tmp_path: Path, redis_url: str) -> AsyncIterator[Cluster]:
-    async with cluster(tmp_path, redis_url) as made:
-        yield made
 
 
 def spec_of(*files: Path, strategies: tuple[AnswerStrategy, ...], shard_size: int = 4) -> EvaluationSpec:

@@ -208,3 +208,14 @@ def test_watching_a_job_prints_all_of_its_numbers_as_json(job: OneJob, capsys: p
     job.spec = replace(SPEC, seed=1)
     assert run(["evaluate", "status", "ev-1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["spec"]["seed"] == 1
+
+
+def test_a_job_is_retried_and_forgotten_by_name(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", "retry", "ev-1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluation_id"] == "ev-1"
+    assert run(["evaluate", "delete", "ev-1", "ev-1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"deleted": ["ev-1", "ev-1"]}
+    assert run(["evaluate", "delete", "ev-1", "ev-2"]) == 1
+    output = capsys.readouterr().err
+    assert "forgot ev-1" in output
+    assert "ev-2" in output

@@ -1,0 +1,25 @@
+"""What tests of evaluation jobs share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.runtime.embedded_redis import embedded_redis
+from tests.fakes.jobs import Cluster, cluster
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    """A Redis of this test's own."""
+    with embedded_redis(tmp_path / "redis") as url:
+        yield url
+
+
+@pytest.fixture
+async def running(tmp_path: Path, redis_url: str) -> AsyncIterator[Cluster]:
+    """Fake tiers and an orchestrator on that Redis, without workers."""
+    async with cluster(tmp_path, redis_url) as made:
+        yield made
