@@ -1,4 +1,4 @@
-"""A typed client of EvaluationService: jobs as plain dataclasses, errors of infra.contract.errors, a deadline always."""
+"""A typed client of EvaluationService: jobs as plain dataclasses, our own errors, a deadline always."""
 
 from __future__ import annotations
 
