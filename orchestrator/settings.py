@@ -9,8 +9,11 @@ from pydantic_settings import SettingsConfigDict
 
 from infra.runtime.channel import ChannelOptions
 from infra.runtime.settings import TierSettings
+from orchestrator.evaluation.dataset_files import MAX_DATASET_BYTES
 from orchestrator.evaluation.ledger_types import LedgerLimits
+from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES
 from orchestrator.evaluation.shard_run import ShardLimits
+from orchestrator.evaluation.spec import MAX_SHARD_SIZE
 
 REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 
@@ -37,7 +40,11 @@ class OrchestratorSettings(TierSettings):
     output_dir: str = Field(
         ".loraretriever/evaluations", description="folder or fsspec URI for records and reports, a folder a job"
     )
-    shard_size: int = Field(40, ge=1, le=1000, description="samples a shard when the job does not say")
+    shard_size: int = Field(40, ge=1, le=MAX_SHARD_SIZE, description="samples a shard when the job does not say")
+    max_samples: int = Field(DEFAULT_MAX_SAMPLES, ge=1, description="samples that a job may have")
+    max_dataset_bytes: int = Field(
+        MAX_DATASET_BYTES, ge=1, description="bytes that the JSONL files of a job may have together"
+    )
     concurrency: int = Field(8, ge=1, description="samples of one shard that are answered at the same time")
     worker_shards: int = Field(2, ge=1, description="shards that one worker has under way")
     sample_timeout_s: float = Field(300, gt=0, description="seconds one try to answer a sample may take")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -10,11 +9,13 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from infra.contract.errors import FailedPreconditionError, NotFoundError
+from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, field
+from orchestrator.evaluation.dataset_patterns import PatternSearch
 from orchestrator.evaluation.spec import DatasetSpec, EvaluationSpec
 
 SPLITS = ("train", "test", "validation", "dev")
 _FOLDER_PATTERNS = ("*.jsonl", "*/test.jsonl")
+MAX_DATASET_BYTES = 1 << 30
 _CHUNK_BYTES = 1 << 20
 
 
@@ -23,7 +24,11 @@ def find_file(path: str, roots: Sequence[Path], bases: Sequence[Path]) -> Path |
 
     A relative path is tried below each base in turn; one that begins with `./../` below the base's parent.
     """
-    allowed = [root.resolve() for root in roots]
+    return find_below(path, [root.resolve() for root in roots], bases)
+
+
+def find_below(path: str, allowed: Sequence[Path], bases: Sequence[Path]) -> Path | None:
+    """Do as `find_file`, for roots that are resolved already."""
     given = Path(path)
     _, is_above, rest = path.partition("./../") if path.startswith("./../") else ("", "", path)
     for base in bases:
@@ -47,27 +52,45 @@ def find_dataset(dataset: DatasetSpec, roots: Sequence[Path]) -> Path:
     return file
 
 
-def settle(spec: EvaluationSpec, roots: Sequence[Path]) -> EvaluationSpec:
+def settle(spec: EvaluationSpec, roots: Sequence[Path], max_bytes: int = MAX_DATASET_BYTES) -> EvaluationSpec:
     """Return the job with one dataset for each file that its patterns and folders name, and with each file's SHA-256.
 
     What comes out is all that is needed to repeat the job on the same data. Raises NotFoundError for what names no
     file, FailedPreconditionError for a file whose content is not the one that the job names, InvalidArgumentError for
-    two datasets of one name.
+    two datasets of one name, for too many files, and for files of more than `max_bytes` together.
     """
-    files = [each for dataset in spec.datasets for each in expand(dataset, roots)]
-    return replace(spec, datasets=tuple(_with_hash(dataset, roots) for dataset in files))
+    search = PatternSearch(roots)
+    datasets = []
+    for index, dataset in enumerate(spec.datasets):
+        with field(f"datasets[{index}]"):
+            datasets += expand(dataset, roots, search)
+    files = [find_dataset(dataset, roots) for dataset in datasets]
+    check_bytes(sum(map(_byte_size, files)), max_bytes)
+    return replace(spec, datasets=tuple(map(_with_hash, datasets, files)))
 
 
-def expand(dataset: DatasetSpec, roots: Sequence[Path]) -> list[DatasetSpec]:
+def check_bytes(byte_size: int, max_bytes: int) -> None:
+    """Raise InvalidArgumentError where the files of a job are too large to be read."""
+    if byte_size > max_bytes:
+        raise InvalidArgumentError(
+            "datasets",
+            f"the files of the datasets have {byte_size:,} bytes together, more than the {max_bytes:,} that a job may "
+            "read here; split the job up, cut the files, or raise the orchestrator's max_dataset_bytes",
+        )
+
+
+def expand(dataset: DatasetSpec, roots: Sequence[Path], search: PatternSearch | None = None) -> list[DatasetSpec]:
     """Return a dataset for each JSONL file that a pattern or a folder names, in the order of their paths.
 
-    A folder stands for its `*.jsonl`, or where it has none for the `test.jsonl` of each folder in it.
+    A folder stands for its `*.jsonl`, or where it has none for the `test.jsonl` of each folder in it. Raises
+    NotFoundError where there is none, InvalidArgumentError for a pattern that would take too long or names too many.
     """
     if not dataset.is_many or find_file(dataset.uri, roots, [Path.cwd(), *roots]):
         return [dataset]
     patterns = [dataset.uri + end for end in _FOLDER_PATTERNS] if dataset.uri.endswith("/") else [dataset.uri]
+    search = search or PatternSearch(roots)
     for pattern in patterns:
-        found = _matches(pattern, roots)
+        found = search.files(pattern)
         if found:
             prefix = f"{dataset.name}." if dataset.name else ""
             return [replace(dataset, name=prefix + name_of(file), uri=str(file)) for file in found]
@@ -96,8 +119,14 @@ def _sha256(file: Path, _modified_ns: int, _byte_size: int) -> str:
     return digest.hexdigest()
 
 
-def _with_hash(dataset: DatasetSpec, roots: Sequence[Path]) -> DatasetSpec:
-    file = find_dataset(dataset, roots)
+def _byte_size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _with_hash(dataset: DatasetSpec, file: Path) -> DatasetSpec:
     try:
         found = file_sha256(file)
     except OSError as error:
@@ -125,20 +154,6 @@ def check_hash(dataset: DatasetSpec, file: Path, found: str) -> None:
             "Bring the old file back, or leave sha256 out to evaluate on the new one",
             dataset=dataset.name,
         )
-
-
-def _matches(pattern: str, roots: Sequence[Path]) -> list[Path]:
-    allowed = [root.resolve() for root in roots]
-    for base in (Path.cwd(), *roots):
-        found = {Path(path).resolve() for path in glob.glob(str(base / pattern), recursive=True)}
-        files = sorted(
-            path
-            for path in found
-            if path.suffix == ".jsonl" and path.is_file() and any(path.is_relative_to(root) for root in allowed)
-        )
-        if files:
-            return files
-    return []
 
 
 def _where(dataset: DatasetSpec, roots: Sequence[Path]) -> str:
