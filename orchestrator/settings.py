@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from infra.contract.errors import ConfigurationError
 from infra.runtime.channel import ChannelOptions
 from infra.runtime.settings import TierSettings
 from orchestrator.evaluation.dataset_files import MAX_DATASET_BYTES
@@ -14,6 +15,7 @@ from orchestrator.evaluation.ledger_types import LedgerLimits
 from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES
 from orchestrator.evaluation.shard_run import ShardLimits
 from orchestrator.evaluation.spec import MAX_SHARD_SIZE
+from orchestrator.evaluation.storage import check_uri
 
 REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 
@@ -73,6 +75,15 @@ class OrchestratorSettings(TierSettings):
     def _redis_url_is_one(cls, value: str) -> str:
         if value and not value.startswith(REDIS_SCHEMES):
             raise ValueError(f"must begin with one of {', '.join(REDIS_SCHEMES)}")
+        return value
+
+    @field_validator("output_dir")
+    @classmethod
+    def _output_dir_can_be_written_to(cls, value: str) -> str:
+        try:
+            check_uri(value)
+        except ConfigurationError as error:
+            raise ValueError(error.message) from error
         return value
 
     @model_validator(mode="after")

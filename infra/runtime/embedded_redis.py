@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -180,10 +180,8 @@ def _serve(socket_file: str) -> None:
         _say(_READY)
         _keep_up(server, died)
     finally:
-        if server.is_running():
+        with suppress(ValkeyServerError):
             server.stop()
-        else:
-            server.terminate()
 
 
 def _keep_up(server: ValkeyServer, died: threading.Event) -> None:
