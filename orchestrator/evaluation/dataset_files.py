@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ from orchestrator.evaluation.spec import DatasetSpec, EvaluationSpec
 SPLITS = ("train", "test", "validation", "dev")
 _FOLDER_PATTERNS = ("*.jsonl", "*/test.jsonl")
 MAX_DATASET_BYTES = 1 << 30
+MAX_SPEC_BYTES = 4 << 20
 _CHUNK_BYTES = 1 << 20
 
 
@@ -57,7 +59,8 @@ def settle(spec: EvaluationSpec, roots: Sequence[Path], max_bytes: int = MAX_DAT
 
     What comes out is all that is needed to repeat the job on the same data. Raises NotFoundError for what names no
     file, FailedPreconditionError for a file whose content is not the one that the job names, InvalidArgumentError for
-    two datasets of one name, for too many files, and for files of more than `max_bytes` together.
+    two datasets of one name, for too many files, for files of more than `max_bytes` together, and for a description of
+    more than MAX_SPEC_BYTES.
     """
     search = PatternSearch(roots)
     datasets = []
@@ -66,7 +69,20 @@ def settle(spec: EvaluationSpec, roots: Sequence[Path], max_bytes: int = MAX_DAT
             datasets += expand(dataset, roots, search)
     files = [find_dataset(dataset, roots) for dataset in datasets]
     check_bytes(sum(map(_byte_size, files)), max_bytes)
-    return replace(spec, datasets=tuple(map(_with_hash, datasets, files)))
+    settled = replace(spec, datasets=tuple(map(_with_hash, datasets, files)))
+    _check_spec_bytes(settled)
+    return settled
+
+
+def _check_spec_bytes(spec: EvaluationSpec) -> None:
+    """Raise InvalidArgumentError for a job whose description alone is a burden wherever jobs are listed."""
+    byte_size = len(json.dumps(spec.to_json()))
+    if byte_size > MAX_SPEC_BYTES:
+        raise InvalidArgumentError(
+            "datasets",
+            f"the job's description has {byte_size:,} bytes, more than {MAX_SPEC_BYTES:,}: the paths and the adapters "
+            "of its datasets (adapter_of is kept for each) are too many together; split the job up",
+        )
 
 
 def check_bytes(byte_size: int, max_bytes: int) -> None:

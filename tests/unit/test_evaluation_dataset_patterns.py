@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,18 @@ def test_files_that_are_too_large_together_are_refused_before_they_are_hashed(ro
         hole.truncate(1 << 40)
     spec = EvaluationSpec((DatasetSpec("", "apps/*.jsonl"),), (EvaluatedStrategy(AnswerStrategy.BASE),))
     with pytest.raises(InvalidArgumentError, match=r"datasets: .* 1,099,511,627,776 bytes together"):
+        settle(spec, [root])
+
+
+def test_a_job_whose_description_is_too_long_is_refused(root: Path) -> None:
+    labels = tuple((f"com.example.app{number}", f"app_lora_{number}") for number in range(30_000))
+    spec = EvaluationSpec(
+        (DatasetSpec("", "apps/*.jsonl", adapter_field="app", adapter_of=labels),),
+        (EvaluatedStrategy(AnswerStrategy.BASE),),
+    )
+    assert len(settle(replace(spec, datasets=(replace(spec.datasets[0], uri="apps/c*.jsonl"),)), [root]).datasets) == 1
+    spec = replace(spec, datasets=(*spec.datasets, replace(spec.datasets[0], name="again")))
+    with pytest.raises(InvalidArgumentError, match=r"^datasets: .* description has .* bytes, more than 4,194,304"):
         settle(spec, [root])
 
 
