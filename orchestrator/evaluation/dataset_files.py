@@ -68,7 +68,7 @@ def settle(spec: EvaluationSpec, roots: Sequence[Path], max_bytes: int = MAX_DAT
         with field(f"datasets[{index}]"):
             datasets += expand(dataset, roots, search)
     files = [find_dataset(dataset, roots) for dataset in datasets]
-    check_bytes(sum(map(_byte_size, files)), max_bytes)
+    check_bytes(sum(map(byte_size_of, files)), max_bytes)
     settled = replace(spec, datasets=tuple(map(_with_hash, datasets, files)))
     _check_spec_bytes(settled)
     return settled
@@ -120,6 +120,14 @@ def name_of(file: Path) -> str:
     return file.resolve().parent.name if file.stem in SPLITS else file.stem
 
 
+def byte_size_of(file: Path) -> int:
+    """Return the bytes of a file; 0 where it went away, which is told where it is read."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
 def file_sha256(file: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal; a file that has not been touched since is read once."""
     status = file.stat()
@@ -133,13 +141,6 @@ def _sha256(file: Path, _modified_ns: int, _byte_size: int) -> str:
         while chunk := content.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _byte_size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0
 
 
 def _with_hash(dataset: DatasetSpec, file: Path) -> DatasetSpec:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from infra.contract.adapter import ADAPTER_ID_PATTERN
 from infra.contract.errors import InvalidArgumentError, NotFoundError
@@ -16,14 +16,13 @@ from infra.contract.prompt import IMAGE_PLACEHOLDER
 from orchestrator.evaluation.actions import split_actions
 from orchestrator.evaluation.dataset_files import (
     MAX_DATASET_BYTES,
-    check_bytes,
+    byte_size_of,
     check_hash,
     find_below,
     find_dataset,
 )
+from orchestrator.evaluation.read_budget import MAX_IMAGE_BYTES, ReadBudget
 from orchestrator.evaluation.spec import DatasetSpec, Protocol
-
-MAX_BAD_ROWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -68,32 +67,6 @@ class _RowError(Exception):
     pass
 
 
-class ReadBudget:
-    """What the datasets of a job may cost together: `max_bytes` of files, and MAX_BAD_ROWS rows that are none."""
-
-    def __init__(self, max_bytes: int = MAX_DATASET_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._byte_size = 0
-        self._bad_rows = 0
-
-    def lines(self, content: BinaryIO) -> Iterator[bytes]:
-        """Yield the lines of a file. Raises InvalidArgumentError once too many bytes were read."""
-        while line := content.readline(self._max_bytes - self._byte_size + 1):
-            self._byte_size += len(line)
-            check_bytes(self._byte_size, self._max_bytes)
-            yield line
-
-    def count(self, bad: BadRow) -> None:
-        """Count a bad row. Raises InvalidArgumentError where there are so many that this is no dataset."""
-        self._bad_rows += 1
-        if self._bad_rows > MAX_BAD_ROWS:
-            raise InvalidArgumentError(
-                "datasets",
-                f"more than {MAX_BAD_ROWS:,} rows cannot be read; are these JSONL files of episodes? "
-                f"The last is {bad.file}:{bad.line}: {bad.problem}",
-            )
-
-
 def read_dataset(
     dataset: DatasetSpec,
     *,
@@ -125,7 +98,7 @@ def read_dataset(
                 raise _RowError(f"episode_id {episode.episode_id!r} is used in line {first} already")
         except _RowError as error:
             bad_rows.append(BadRow(str(file), line, str(error)))
-            budget.count(bad_rows[-1])
+            budget.count_bad_row(f"{file}:{line}", str(error))
         else:
             line_of[episode.episode_id] = line
             episodes.append(episode)
@@ -161,6 +134,8 @@ def _image_finder(roots: Sequence[Path], bases: Sequence[Path]) -> Callable[[str
         image = find_below(name, allowed, bases)
         if image is None:
             raise _RowError(f"image {name!r} is not there, or not below the dataset roots (looked in {searched})")
+        if byte_size_of(image) > MAX_IMAGE_BYTES:
+            raise _RowError(f"image {name!r} has more than {MAX_IMAGE_BYTES >> 20} MiB, too many to be sent")
         return image
 
     return find_image
