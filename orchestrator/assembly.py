@@ -32,7 +32,13 @@ async def orchestrator(settings: OrchestratorSettings, redis_url: str) -> AsyncI
         evaluations = Evaluations(
             ledger,
             dispatcher,
-            JobOptions(settings.dataset_roots, absolute_uri(settings.output_dir), settings.shard_size),
+            JobOptions(
+                settings.dataset_roots,
+                absolute_uri(settings.output_dir),
+                settings.shard_size,
+                settings.max_samples,
+                settings.max_dataset_bytes,
+            ),
             System(generation, retrieval),
         )
         add_services(server, Pipeline(retrieval, generation), evaluations, settings.answer_timeout_s)

@@ -7,10 +7,15 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from infra.contract.errors import ConfigurationError
 from infra.runtime.channel import ChannelOptions
 from infra.runtime.settings import TierSettings
+from orchestrator.evaluation.dataset_files import MAX_DATASET_BYTES
 from orchestrator.evaluation.hold import ShardLimits
 from orchestrator.evaluation.ledger_types import LedgerLimits
+from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES
+from orchestrator.evaluation.spec import MAX_SHARD_SIZE
+from orchestrator.evaluation.storage import check_uri
 
 REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 
@@ -37,7 +42,11 @@ class OrchestratorSettings(TierSettings):
     output_dir: str = Field(
         ".loraretriever/evaluations", description="folder or fsspec URI for records and reports, a folder a job"
     )
-    shard_size: int = Field(40, ge=1, le=1000, description="samples a shard when the job does not say")
+    shard_size: int = Field(40, ge=1, le=MAX_SHARD_SIZE, description="samples a shard when the job does not say")
+    max_samples: int = Field(DEFAULT_MAX_SAMPLES, ge=1, description="samples that a job may have")
+    max_dataset_bytes: int = Field(
+        MAX_DATASET_BYTES, ge=1, description="bytes that the JSONL files of a job may have together"
+    )
     concurrency: int = Field(8, ge=1, description="samples of one shard that are answered at the same time")
     worker_shards: int = Field(2, ge=1, description="shards that one worker has under way")
     sample_timeout_s: float = Field(300, gt=0, description="seconds one try to answer a sample may take")
@@ -66,6 +75,15 @@ class OrchestratorSettings(TierSettings):
     def _redis_url_is_one(cls, value: str) -> str:
         if value and not value.startswith(REDIS_SCHEMES):
             raise ValueError(f"must begin with one of {', '.join(REDIS_SCHEMES)}")
+        return value
+
+    @field_validator("output_dir")
+    @classmethod
+    def _output_dir_can_be_written_to(cls, value: str) -> str:
+        try:
+            check_uri(value)
+        except ConfigurationError as error:
+            raise ValueError(error.message) from error
         return value
 
     @model_validator(mode="after")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from infra.contract.errors import FailedPreconditionError, NotFoundError
+from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, field
+from orchestrator.evaluation.dataset_patterns import PatternSearch
 from orchestrator.evaluation.spec import DatasetSpec, EvaluationSpec
 
 SPLITS = ("train", "test", "validation", "dev")
 _FOLDER_PATTERNS = ("*.jsonl", "*/test.jsonl")
+MAX_DATASET_BYTES = 1 << 30
+MAX_SPEC_BYTES = 4 << 20
 _CHUNK_BYTES = 1 << 20
 
 
@@ -23,7 +26,11 @@ def find_file(path: str, roots: Sequence[Path], bases: Sequence[Path]) -> Path |
 
     A relative path is tried below each base in turn; one that begins with `./../` below the base's parent.
     """
-    allowed = [root.resolve() for root in roots]
+    return find_below(path, [root.resolve() for root in roots], bases)
+
+
+def find_below(path: str, allowed: Sequence[Path], bases: Sequence[Path]) -> Path | None:
+    """Do as `find_file`, for roots that are resolved already."""
     given = Path(path)
     _, is_above, rest = path.partition("./../") if path.startswith("./../") else ("", "", path)
     for base in bases:
@@ -47,28 +54,60 @@ def find_dataset(dataset: DatasetSpec, roots: Sequence[Path]) -> Path:
     return file
 
 
-def settle(spec: EvaluationSpec, roots: Sequence[Path]) -> EvaluationSpec:
+def settle(spec: EvaluationSpec, roots: Sequence[Path], max_bytes: int = MAX_DATASET_BYTES) -> EvaluationSpec:
     """Return the job with one dataset for each file that its patterns and folders name, and with each file's SHA-256.
 
     What comes out is all that is needed to repeat the job on the same data. Raises NotFoundError for what names no
     file, FailedPreconditionError for a file whose content is not the one that the job names, InvalidArgumentError for
-    two datasets of one name.
+    two datasets of one name, for too many files, for files of more than `max_bytes` together, and for a description of
+    more than MAX_SPEC_BYTES.
     """
-    files = [each for dataset in spec.datasets for each in expand(dataset, roots)]
-    return replace(spec, datasets=tuple(_with_hash(dataset, roots) for dataset in files))
+    search = PatternSearch(roots)
+    datasets = []
+    for index, dataset in enumerate(spec.datasets):
+        with field(f"datasets[{index}]"):
+            datasets += expand(dataset, roots, search)
+    files = [find_dataset(dataset, roots) for dataset in datasets]
+    check_bytes(sum(map(byte_size_of, files)), max_bytes)
+    settled = replace(spec, datasets=tuple(map(_with_hash, datasets, files)))
+    _check_spec_bytes(settled)
+    return settled
 
 
-def expand(dataset: DatasetSpec, roots: Sequence[Path]) -> list[DatasetSpec]:
+def _check_spec_bytes(spec: EvaluationSpec) -> None:
+    """Raise InvalidArgumentError for a job whose description alone is a burden wherever jobs are listed."""
+    byte_size = len(json.dumps(spec.to_json()))
+    if byte_size > MAX_SPEC_BYTES:
+        raise InvalidArgumentError(
+            "datasets",
+            f"the job's description has {byte_size:,} bytes, more than {MAX_SPEC_BYTES:,}: the paths and the adapters "
+            "of its datasets (adapter_of is kept for each) are too many together; split the job up",
+        )
+
+
+def check_bytes(byte_size: int, max_bytes: int) -> None:
+    """Raise InvalidArgumentError where the files of a job are too large to be read."""
+    if byte_size > max_bytes:
+        raise InvalidArgumentError(
+            "datasets",
+            f"the files of the datasets have {byte_size:,} bytes together, more than the {max_bytes:,} that a job may "
+            "read here; split the job up, cut the files, or raise the orchestrator's max_dataset_bytes",
+        )
+
+
+def expand(dataset: DatasetSpec, roots: Sequence[Path], search: PatternSearch | None = None) -> list[DatasetSpec]:
     """Return a dataset for each JSONL file that a pattern or a folder names, in the order of their paths.
 
     A folder stands for its `*.jsonl`, or where it has none for the `test.jsonl` of each folder in it. In `adapter_id`
-    {} becomes the file's name.
+    {} becomes the file's name. Raises NotFoundError where there is none, InvalidArgumentError for a pattern that would
+    take too long or names too many.
     """
     if not dataset.is_many or find_file(dataset.uri, roots, [Path.cwd(), *roots]):
         return [replace(dataset, adapter_id=dataset.adapter_id.replace("{}", dataset.name))]
     patterns = [dataset.uri + end for end in _FOLDER_PATTERNS] if dataset.uri.endswith("/") else [dataset.uri]
+    search = search or PatternSearch(roots)
     for pattern in patterns:
-        found = _matches(pattern, roots)
+        found = search.files(pattern)
         if found:
             return [_of_file(dataset, file) for file in found]
     raise NotFoundError(
@@ -87,6 +126,14 @@ def name_of(file: Path) -> str:
     return file.resolve().parent.name if file.stem in SPLITS else file.stem
 
 
+def byte_size_of(file: Path) -> int:
+    """Return the bytes of a file; 0 where it went away, which is told where it is read."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
 def file_sha256(file: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal; a file that has not been touched since is read once."""
     status = file.stat()
@@ -102,8 +149,7 @@ def _sha256(file: Path, _modified_ns: int, _byte_size: int) -> str:
     return digest.hexdigest()
 
 
-def _with_hash(dataset: DatasetSpec, roots: Sequence[Path]) -> DatasetSpec:
-    file = find_dataset(dataset, roots)
+def _with_hash(dataset: DatasetSpec, file: Path) -> DatasetSpec:
     try:
         found = file_sha256(file)
     except OSError as error:
@@ -131,20 +177,6 @@ def check_hash(dataset: DatasetSpec, file: Path, found: str) -> None:
             "Bring the old file back, or leave sha256 out to evaluate on the new one",
             dataset=dataset.name,
         )
-
-
-def _matches(pattern: str, roots: Sequence[Path]) -> list[Path]:
-    allowed = [root.resolve() for root in roots]
-    for base in (Path.cwd(), *roots):
-        found = {Path(path).resolve() for path in glob.glob(str(base / pattern), recursive=True)}
-        files = sorted(
-            path
-            for path in found
-            if path.suffix == ".jsonl" and path.is_file() and any(path.is_relative_to(root) for root in allowed)
-        )
-        if files:
-            return files
-    return []
 
 
 def _where(dataset: DatasetSpec, roots: Sequence[Path]) -> str:

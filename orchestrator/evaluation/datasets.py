@@ -14,7 +14,14 @@ from infra.contract.adapter import ADAPTER_ID_PATTERN
 from infra.contract.errors import InvalidArgumentError, NotFoundError
 from infra.contract.prompt import IMAGE_PLACEHOLDER
 from orchestrator.evaluation.actions import split_actions
-from orchestrator.evaluation.dataset_files import check_hash, find_dataset, find_file
+from orchestrator.evaluation.dataset_files import (
+    MAX_DATASET_BYTES,
+    byte_size_of,
+    check_hash,
+    find_below,
+    find_dataset,
+)
+from orchestrator.evaluation.read_budget import MAX_IMAGE_BYTES, ReadBudget
 from orchestrator.evaluation.spec import DatasetSpec, Protocol
 
 
@@ -61,7 +68,12 @@ class _RowError(Exception):
 
 
 def read_dataset(
-    dataset: DatasetSpec, *, protocol: Protocol, roots: Sequence[Path], image_root: Path | None = None
+    dataset: DatasetSpec,
+    *,
+    protocol: Protocol,
+    roots: Sequence[Path],
+    image_root: Path | None = None,
+    budget: ReadBudget | None = None,
 ) -> DatasetContent:
     """Return the episodes and bad rows of a JSONL file.
 
@@ -69,28 +81,16 @@ def read_dataset(
     folder, the working folder, then `image_root`. Only files below `roots` are opened, symlinks resolved.
 
     Raises NotFoundError when the file itself cannot be read, FailedPreconditionError when it is not the content that
-    the dataset names.
+    the dataset names, InvalidArgumentError when it exceeds the budget.
     """
+    budget = budget or ReadBudget()
     file = find_dataset(dataset, roots)
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise NotFoundError(f"dataset {dataset.name!r}: {file} cannot be read: {error.strerror}") from error
-    sha256 = hashlib.sha256(content).hexdigest()
-    check_hash(dataset, file, sha256)
-    bases = [file.parent, Path.cwd(), *([image_root] if image_root else [])]
-
-    def find_image(name: str) -> Path:
-        image = find_file(name, roots, bases)
-        if image is None:
-            searched = ", ".join(dict.fromkeys(str(base) for base in bases))
-            raise _RowError(f"image {name!r} is not there, or not below the dataset roots (looked in {searched})")
-        return image
-
+    find_image = _image_finder(roots, [file.parent, Path.cwd(), *([image_root] if image_root else [])])
+    digest = hashlib.sha256()
     episodes: list[Episode] = []
     bad_rows: list[BadRow] = []
     line_of: dict[str, int] = {}
-    for line, row in _rows(content):
+    for line, row in _rows(_lines(dataset, file, budget), digest.update):
         try:
             episode = _episode(dataset, line, row, protocol, find_image)
             if episode.episode_id in line_of:
@@ -98,21 +98,47 @@ def read_dataset(
                 raise _RowError(f"episode_id {episode.episode_id!r} is used in line {first} already")
         except _RowError as error:
             bad_rows.append(BadRow(str(file), line, str(error)))
+            budget.count_bad_row(f"{file}:{line}", str(error))
         else:
             line_of[episode.episode_id] = line
             episodes.append(episode)
-    return DatasetContent(dataset, file, sha256, tuple(episodes), tuple(bad_rows))
+    check_hash(dataset, file, digest.hexdigest())
+    return DatasetContent(dataset, file, digest.hexdigest(), tuple(episodes), tuple(bad_rows))
 
 
 def read_datasets(
-    datasets: Sequence[DatasetSpec], *, protocol: Protocol, roots: Sequence[Path], image_root: str = ""
+    datasets: Sequence[DatasetSpec],
+    *,
+    protocol: Protocol,
+    roots: Sequence[Path],
+    image_root: str = "",
+    max_bytes: int = MAX_DATASET_BYTES,
 ) -> list[DatasetContent]:
     """Return what each file holds; `image_root`, where given, is a folder at or below one of `roots`.
 
-    Raises NotFoundError for a file that cannot be read and InvalidArgumentError for an image root that is not allowed.
+    Raises NotFoundError for a file that cannot be read, InvalidArgumentError for an image root that is not allowed and
+    for files of more than `max_bytes` together.
     """
     folder = _find_folder(image_root, roots) if image_root else None
-    return [read_dataset(dataset, protocol=protocol, roots=roots, image_root=folder) for dataset in datasets]
+    budget = ReadBudget(max_bytes)
+    return [
+        read_dataset(dataset, protocol=protocol, roots=roots, image_root=folder, budget=budget) for dataset in datasets
+    ]
+
+
+def _image_finder(roots: Sequence[Path], bases: Sequence[Path]) -> Callable[[str], Path]:
+    allowed = [root.resolve() for root in roots]
+    searched = ", ".join(dict.fromkeys(str(base) for base in bases))
+
+    def find_image(name: str) -> Path:
+        image = find_below(name, allowed, bases)
+        if image is None:
+            raise _RowError(f"image {name!r} is not there, or not below the dataset roots (looked in {searched})")
+        if byte_size_of(image) > MAX_IMAGE_BYTES:
+            raise _RowError(f"image {name!r} has more than {MAX_IMAGE_BYTES >> 20} MiB, too many to be sent")
+        return image
+
+    return find_image
 
 
 def _find_folder(path: str, roots: Sequence[Path]) -> Path:
@@ -124,10 +150,21 @@ def _find_folder(path: str, roots: Sequence[Path]) -> Path:
     raise InvalidArgumentError("image_root", f"{path!r} is no folder below the dataset roots")
 
 
-def _rows(content: bytes) -> Iterator[tuple[int, bytes]]:
-    for line, row in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+def _lines(dataset: DatasetSpec, file: Path, budget: ReadBudget) -> Iterator[bytes]:
+    try:
+        with file.open("rb") as content:
+            yield from budget.lines(content)
+    except OSError as error:
+        raise NotFoundError(f"dataset {dataset.name!r}: {file} cannot be read: {error.strerror}") from error
+
+
+def _rows(lines: Iterable[bytes], hash_line: Callable[[bytes], None]) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the bytes of every line that is not blank; all lines are hashed."""
+    for number, line in enumerate(lines, start=1):
+        hash_line(line)
+        row = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if row.strip():
-            yield line, row
+            yield number, row.removesuffix(b"\n")
 
 
 def _episode(
@@ -208,8 +245,10 @@ def _text(fields: dict[str, Any], name: str) -> str:
         raise _RowError(f"{name} must be a string, this is {_kind(value)}")
     if not value.strip():
         raise _RowError(f"{name} is empty")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise _RowError(f"{name} holds half a surrogate pair, which is no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _RowError(f"{name} holds half a surrogate pair, which is no text") from error
     return value
 
 

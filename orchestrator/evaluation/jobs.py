@@ -12,13 +12,13 @@ from typing import Protocol
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation import job_metrics
-from orchestrator.evaluation.dataset_files import settle
+from orchestrator.evaluation.dataset_files import MAX_DATASET_BYTES, settle
 from orchestrator.evaluation.datasets import read_datasets
 from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState, Report
 from orchestrator.evaluation.job_folder import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_types import Cancellation, NewEvaluation
-from orchestrator.evaluation.planning import plan, shards
+from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES, plan, shards
 from orchestrator.evaluation.running import RunningSystem, System
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.evaluation.storage import read_text
@@ -44,11 +44,13 @@ class Dispatcher(Protocol):
 
 @dataclass(frozen=True)
 class JobOptions:
-    """Where datasets may lie, where results go, and samples a shard where a job does not say."""
+    """Where datasets may lie, where results go, samples a shard where a job does not say, and how large jobs may be."""
 
     dataset_roots: tuple[Path, ...]
     output_uri: str
     shard_size: int = 40
+    max_samples: int = DEFAULT_MAX_SAMPLES
+    max_dataset_bytes: int = MAX_DATASET_BYTES
 
 
 class Evaluations:
@@ -71,7 +73,7 @@ class Evaluations:
         known = await self._ledger.find_request(request_id, spec)
         if known is not None:
             return await self.get(known)
-        settled = await asyncio.to_thread(settle, spec, self._options.dataset_roots)
+        settled = await asyncio.to_thread(settle, spec, self._options.dataset_roots, self._options.max_dataset_bytes)
         job = await asyncio.to_thread(self._plan, settled, await self._running())
         await self._check_true_adapters(job)
         evaluation_id = await self._ledger.publish(job, request_id, spec)
@@ -156,9 +158,13 @@ class Evaluations:
 
     def _plan(self, spec: EvaluationSpec, running: RunningSystem) -> NewEvaluation:
         contents = read_datasets(
-            spec.datasets, protocol=spec.protocol, roots=self._options.dataset_roots, image_root=spec.image_root
+            spec.datasets,
+            protocol=spec.protocol,
+            roots=self._options.dataset_roots,
+            image_root=spec.image_root,
+            max_bytes=self._options.max_dataset_bytes,
         )
-        samples = plan(spec, contents)
+        samples = plan(spec, contents, self._options.max_samples)
         bad_rows = [bad for content in contents for bad in content.bad_rows]
         return NewEvaluation(
             spec=spec,

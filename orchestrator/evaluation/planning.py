@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import chain, groupby
+from itertools import accumulate, chain, groupby
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,13 +14,19 @@ from orchestrator.evaluation.datasets import DatasetContent, Episode
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 
+DEFAULT_MAX_SAMPLES = 200_000
+MEAN_CHARACTERS = 4_000
 
-def plan(spec: EvaluationSpec, contents: Sequence[DatasetContent]) -> list[Sample]:
+
+def plan(
+    spec: EvaluationSpec, contents: Sequence[DatasetContent], max_samples: int = DEFAULT_MAX_SAMPLES
+) -> list[Sample]:
     """Return every sample of a job: dataset by dataset, episode by episode, all strategies of a question together.
 
     Strategies that put the same question travel together, so that what they retrieve is retrieved once; in the episode
     protocol, where questions depend on the strategy's own answers, the steps of an episode do. All strategies answer
-    the same episodes. Raises InvalidArgumentError when no row of any dataset could be read.
+    the same episodes. Raises InvalidArgumentError when no row of any dataset could be read, and before any sample is
+    made where there would be too many, or too much text in them.
     """
     chosen = [
         (content.dataset, choose_episodes(content.episodes, spec.max_episodes, spec.seed)) for content in contents
@@ -32,6 +38,7 @@ def plan(spec: EvaluationSpec, contents: Sequence[DatasetContent]) -> list[Sampl
             bad = bad_rows[0]
             first = f"the first of {len(bad_rows)} bad rows is {bad.file}:{bad.line}: {bad.problem}"
         raise InvalidArgumentError("datasets", f"no row could be read; {first}")
+    _check_size(spec, [episode for _, episodes in chosen for episode in episodes], max_samples)
     return [
         sample
         for dataset, episodes in chosen
@@ -91,6 +98,39 @@ def step_text(instruction: str, earlier: Sequence[str]) -> str:
     if not earlier:
         return instruction
     return "\n".join([instruction, "Actions so far:", *earlier])
+
+
+def _check_size(spec: EvaluationSpec, episodes: Sequence[Episode], max_samples: int) -> None:
+    each = len(spec.strategies)
+    is_whole = spec.protocol is Protocol.SEQUENCE
+    count = each * (len(episodes) if is_whole else sum(len(episode.actions) for episode in episodes))
+    size = f"{len(spec.datasets):,} datasets, {len(episodes):,} episodes, {each} strategies"
+    remedy = (
+        "take fewer episodes of each dataset (max_episodes; on the command line --num-samples) or fewer strategies, or "
+        "raise the orchestrator's max_samples"
+    )
+    if count > max_samples:
+        raise InvalidArgumentError(
+            "datasets",
+            f"the job would have {count:,} samples ({size}), more than the {max_samples:,} that a job may have here; "
+            + remedy,
+        )
+    characters = each * sum(_characters(episode, spec.protocol) for episode in episodes)
+    if characters > max_samples * MEAN_CHARACTERS:
+        raise InvalidArgumentError(
+            "datasets",
+            f"the {count:,} samples of the job ({size}) would have {characters:,} characters of text, more than "
+            f"{MEAN_CHARACTERS:,} for each of the {max_samples:,} that a job may have here; {remedy}",
+        )
+
+
+def _characters(episode: Episode, protocol: Protocol) -> int:
+    """Return the characters of what an episode's samples ask, and of their true answers."""
+    if protocol is Protocol.SEQUENCE:
+        return len(episode.instruction) + len(episode.response)
+    lengths = [len(action) + 1 for action in episode.actions]
+    told = sum(accumulate(lengths)) if protocol is Protocol.STEP else sum(lengths)
+    return len(episode.instruction) * len(lengths) + told
 
 
 def _together(by_strategy: list[list[Sample]], protocol: Protocol) -> Iterator[Sample]:

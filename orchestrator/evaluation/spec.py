@@ -22,6 +22,7 @@ from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 
 MAX_DATASETS = 1000
 MAX_STRATEGIES = 64
+MAX_SHARD_SIZE = 1000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -177,8 +178,8 @@ class EvaluationSpec:
         _check_unique("strategies", [strategy.label for strategy in self.strategies])
         if self.max_episodes is not None and self.max_episodes < 1:
             raise InvalidArgumentError("max_episodes", f"must be at least 1, got {self.max_episodes}")
-        if self.shard_size is not None and self.shard_size < 1:
-            raise InvalidArgumentError("shard_size", f"must be at least 1, got {self.shard_size}")
+        if self.shard_size is not None and not 1 <= self.shard_size <= MAX_SHARD_SIZE:
+            raise InvalidArgumentError("shard_size", f"must be in [1, {MAX_SHARD_SIZE}], got {self.shard_size}")
         if not 0 <= self.seed <= MAX_SEED:
             raise InvalidArgumentError("seed", f"must be in [0, 2^64), got {self.seed}")
         if not 0 <= self.legacy_threshold <= 1:

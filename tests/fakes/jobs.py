@@ -121,6 +121,21 @@ class Cluster:
         return last
 
 
+def hasty_settings(tiers: FakeTiers, folder: Path, data: Path) -> dict[str, Any]:
+    """Return settings of an orchestrator and its workers whose leases are short."""
+    return {
+        "retrieval_target": tiers.retrieval_target,
+        "generation_target": tiers.generation_target,
+        "dataset_roots": (data,),
+        "output_dir": str(folder / "out"),
+        "shard_lease_s": 1.5,
+        "shard_resend_s": 1.0,
+        "reconcile_interval_s": 0.2,
+        "worker_shards": 1,
+        "shutdown_grace_s": 1,
+    }
+
+
 @asynccontextmanager
 async def cluster(folder: Path, redis_url: str, **changes: object) -> AsyncIterator[Cluster]:
     """Yield a cluster whose shards are small and whose leases are short."""
@@ -128,19 +143,7 @@ async def cluster(folder: Path, redis_url: str, **changes: object) -> AsyncItera
     data.mkdir()
     async with AsyncExitStack() as stack:
         tiers = await stack.enter_async_context(fake_tiers())
-        settings: dict[str, Any] = {
-            "redis_url": redis_url,
-            "retrieval_target": tiers.retrieval_target,
-            "generation_target": tiers.generation_target,
-            "dataset_roots": (data,),
-            "output_dir": str(folder / "out"),
-            "shard_lease_s": 1.5,
-            "shard_resend_s": 1.0,
-            "reconcile_interval_s": 0.2,
-            "worker_shards": 1,
-            "shutdown_grace_s": 1,
-            **changes,
-        }
+        settings = {**hasty_settings(tiers, folder, data), "redis_url": redis_url, **changes}
         made = OrchestratorSettings(**{**settings, "address": "127.0.0.1:0"})
         server = await stack.enter_async_context(orchestrator(made, redis_url))
         await stack.enter_async_context(server)

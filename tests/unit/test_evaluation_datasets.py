@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from infra.contract.errors import InvalidArgumentError, NotFoundError
+from orchestrator.evaluation import read_budget
 from orchestrator.evaluation.datasets import DatasetContent, read_dataset, read_datasets
 from orchestrator.evaluation.spec import DatasetSpec, Protocol
 from tests.fakes.evaluation import row, write_dataset
@@ -163,3 +164,36 @@ def test_an_image_root_outside_the_roots_is_refused(tmp_path: Path) -> None:
     for image_root in ("/", "gone", str(tmp_path), "a\0b", "x" * 5000):
         with pytest.raises(InvalidArgumentError, match="image_root"):
             read_datasets([dataset], protocol=Protocol.STEP, roots=[tmp_path / "root"], image_root=image_root)
+
+
+def test_files_of_too_many_bytes_together_are_refused(tmp_path: Path) -> None:
+    files = [write_dataset(tmp_path, name, [GOOD]) for name in ("clock", "again")]
+    specs = [DatasetSpec(file.stem, str(file)) for file in files]
+    byte_size = sum(file.stat().st_size for file in files)
+    read_datasets(specs, protocol=Protocol.STEP, roots=[tmp_path], max_bytes=byte_size)
+    with pytest.raises(InvalidArgumentError, match=r"datasets: .* more than the .* max_dataset_bytes"):
+        read_datasets(specs, protocol=Protocol.STEP, roots=[tmp_path], max_bytes=byte_size - 1)
+
+
+def test_a_line_without_an_end_is_read_no_further_than_allowed(tmp_path: Path) -> None:
+    file = tmp_path / "endless.jsonl"
+    with file.open("wb") as hole:
+        hole.truncate(1 << 40)
+    with pytest.raises(InvalidArgumentError, match="4,097 bytes together, more than the 4,096"):
+        read_datasets([DatasetSpec("endless", str(file))], protocol=Protocol.STEP, roots=[tmp_path], max_bytes=4096)
+
+
+def test_a_file_of_bad_rows_alone_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_budget, "MAX_BAD_ROWS", 3)
+    file = tmp_path / "bad.jsonl"
+    file.write_text("{}\n" * 4)
+    with pytest.raises(InvalidArgumentError, match=r"more than 3 rows cannot be read; .*bad\.jsonl:4: .* is missing"):
+        read_datasets([DatasetSpec("bad", str(file))], protocol=Protocol.STEP, roots=[tmp_path])
+
+
+def test_an_image_that_fits_no_message_makes_a_bad_row_and_is_not_read(tmp_path: Path) -> None:
+    file = write_dataset(tmp_path, "clock", [GOOD])
+    with (tmp_path / "1.png").open("wb") as hole:
+        hole.truncate(1 << 40)
+    (bad,) = read(file, tmp_path).bad_rows
+    assert bad.problem == "image '1.png' has more than 64 MiB, too many to be sent"

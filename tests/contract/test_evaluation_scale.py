@@ -1,0 +1,46 @@
+"""A job of as many datasets as there may be, over loopback gRPC within the default limit of messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.contract.errors import InvalidArgumentError
+from infra.runtime.embedded_redis import embedded_redis
+from orchestrator.commands.evaluated import AdapterLabels, dataset_specs
+from orchestrator.evaluation.jobs import DEFAULT_PAGE_SIZE
+from orchestrator.evaluation.ledger import Ledger
+from orchestrator.evaluation.ledger_store import RedisStore
+from orchestrator.evaluation.ledger_types import NewEvaluation
+from orchestrator.evaluation.spec import MAX_DATASETS, AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
+from tests.fakes.jobs import cluster, write_dataset
+
+STRATEGIES = tuple(EvaluatedStrategy(strategy) for strategy in (AnswerStrategy.BASE, AnswerStrategy.ORACLE))
+
+
+async def test_a_thousand_files_are_a_job_and_a_page_of_such_jobs_fits_a_message(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path / "redis") as url:
+        async with cluster(tmp_path, url) as running, RedisStore(url) as store:
+            for number in range(MAX_DATASETS):
+                write_dataset(running.data, f"app_{number:04d}", episodes=1, steps=2)
+            pattern = EvaluationSpec((DatasetSpec("", str(running.data / "*.jsonl"), "any"),), STRATEGIES)
+            by_pattern = await running.client.create(pattern)
+            assert (by_pattern.total_samples, by_pattern.bad_rows) == (4 * MAX_DATASETS, 0)
+
+            named = dataset_specs([str(running.data)], AdapterLabels(["adapter_{}"]))
+            by_name = await running.client.create(EvaluationSpec(named, STRATEGIES))
+            assert [each.name for each in by_name.spec.datasets] == [each.name for each in by_pattern.spec.datasets]
+            assert {len(each.sha256) for each in by_name.spec.datasets} == {64}
+            assert (await running.client.create(by_name.spec)).spec == by_name.spec
+
+            shard = await Ledger(store).shard(by_name.evaluation_id, "0")
+            for _ in range(DEFAULT_PAGE_SIZE):
+                await Ledger(store).publish(NewEvaluation(by_name.spec, [shard], by_name.output_uri))
+            jobs = await running.client.list()
+            assert [len(job.spec.datasets) for job in jobs] == [MAX_DATASETS] * len(jobs)
+            assert len(jobs) >= DEFAULT_PAGE_SIZE
+
+            write_dataset(running.data, "one_more", episodes=1)
+            with pytest.raises(InvalidArgumentError, match=r"spec\.datasets\[0\]\.uri: more than 1,000 files match"):
+                await running.client.create(pattern)

@@ -1,0 +1,95 @@
+"""An orchestrator that runs its own Redis is killed while workers answer, and started again on the same folder."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from infra.contract.errors import InvalidArgumentError
+from infra.contract.prompt import Prompt
+from infra.runtime.embedded_redis import embedded_redis
+from orchestrator.evaluation.job import EvaluationState
+from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
+from orchestrator.evaluation_client import EvaluationClient
+from tests.fakes.jobs import Process, cluster, hasty_settings, records_of, until, write_dataset
+from tests.fakes.tiers import fake_tiers
+
+
+def spec_of(file: Path) -> EvaluationSpec:
+    return EvaluationSpec(
+        (DatasetSpec(file.stem, str(file)),), (EvaluatedStrategy(AnswerStrategy.MIXTURE),), shard_size=5
+    )
+
+
+def logged_url(orchestrator: Process) -> str:
+    """Return the address that the orchestrator logs for workers."""
+    found = re.search(r"redis_url='?([^\s']+)", orchestrator.log.read_text())
+    assert found is not None
+    return found[1]
+
+
+class Held:
+    """Holds every answer of the fake model after the first few, until it is let go."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self.peers: set[str] = set()
+        self.let_go = asyncio.Event()
+
+    async def __call__(self, _prompt: Prompt, peer: str) -> None:
+        self.free -= 1
+        if self.free < 0:
+            self.peers.add(peer)
+            await self.let_go.wait()
+
+
+@pytest.mark.parametrize("name", ["redis", "a folder with blanks"])
+async def test_job_ends_with_every_sample_once_after_the_orchestrator_that_owns_redis_was_killed(
+    tmp_path: Path, name: str
+) -> None:
+    data = tmp_path / "data"
+    async with AsyncExitStack() as stack:
+        tiers = await stack.enter_async_context(fake_tiers())
+        held = tiers.generation.before = Held(free=11)
+        settings = {**hasty_settings(tiers, tmp_path, data), "address": "127.0.0.1:0"}
+
+        def start(module: str, called: str, **own: object) -> Process:
+            process = Process(module, {**settings, **own}, tmp_path, called)
+            stack.callback(process.kill)
+            return process
+
+        doomed = start("orchestrator", "orchestrator-1", redis_dir=tmp_path / name)
+        address = await doomed.ready()
+        url = logged_url(doomed)
+        workers = [start("orchestrator.worker", f"worker-{number}", redis_url=url) for number in range(2)]
+        await asyncio.gather(*(worker.ready() for worker in workers))
+        async with EvaluationClient(address) as client:
+            created = await client.create(spec_of(write_dataset(data, "gmail", episodes=20)))
+            await until(lambda: len(held.peers) == 2)
+        doomed.kill()
+        restarted = start("orchestrator", "orchestrator-2", redis_dir=tmp_path / name)
+        held.let_go.set()
+        async with EvaluationClient(await restarted.ready()) as client, asyncio.timeout(60):
+            async for job in client.watch(created.evaluation_id):
+                last = job
+        assert logged_url(restarted) == url
+        assert [worker.exit_status for worker in workers] == [None, None]
+        assert await restarted.stop() == 0
+    assert (last.state, last.done_samples, last.failed_samples) == (EvaluationState.SUCCEEDED, 40, 0)
+    keys = [record.sample.key for record in records_of(last.output_uri)]
+    assert len(keys) == len(set(keys)) == 40
+
+
+async def test_orchestrator_refuses_jobs_that_are_larger_than_its_settings_allow(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path / "redis") as url:
+        async with cluster(tmp_path, url, max_samples=10, max_dataset_bytes=3000) as running:
+            small = write_dataset(running.data, "small", episodes=5)
+            assert (await running.client.create(spec_of(small))).total_samples == 10
+            with pytest.raises(InvalidArgumentError, match=r"^spec\.datasets: .* 12 samples .* more than the 10 that"):
+                await running.client.create(spec_of(write_dataset(running.data, "large", episodes=6)))
+            with pytest.raises(InvalidArgumentError, match="more than the 3,000 that a job may read here"):
+                await running.client.create(spec_of(write_dataset(running.data, "huge", episodes=20)))
