@@ -18,7 +18,7 @@ from orchestrator.evaluation.ledger_types import Cancellation, LedgerLimits, New
 from orchestrator.evaluation.ledger_units import Units
 from orchestrator.evaluation.spec import EvaluationSpec
 
-MAX_PAGE_CHARACTERS = 8 * 2**20
+MAX_PAGE_CHARACTERS = 16 * 2**20
 _BULK = ("shards", "records")
 
 
