@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from infra.contract.errors import InvalidArgumentError
 from infra.runtime.embedded_redis import embedded_redis
-from orchestrator.commands.evaluated import AdapterLabels, dataset_specs
+from orchestrator.commands.evaluated import dataset_specs
 from orchestrator.evaluation.jobs import DEFAULT_PAGE_SIZE
 from orchestrator.evaluation.ledger import Ledger
 from orchestrator.evaluation.ledger_store import RedisStore
@@ -24,17 +25,17 @@ async def test_a_thousand_files_are_a_job_and_a_page_of_such_jobs_fits_a_message
         async with cluster(tmp_path, url) as running, RedisStore(url) as store:
             for number in range(MAX_DATASETS):
                 write_dataset(running.data, f"app_{number:04d}", episodes=1, steps=2)
-            pattern = EvaluationSpec((DatasetSpec("", str(running.data / "*.jsonl"), "any"),), STRATEGIES)
+            pattern = EvaluationSpec((DatasetSpec("", str(running.data / "*.jsonl"), "gmail"),), STRATEGIES)
             by_pattern = await running.client.create(pattern)
             assert (by_pattern.total_samples, by_pattern.bad_rows) == (4 * MAX_DATASETS, 0)
 
-            named = dataset_specs([str(running.data)], AdapterLabels(["adapter_{}"]))
+            named = tuple(replace(each, adapter_id="gmail") for each in dataset_specs([str(running.data)]))
             by_name = await running.client.create(EvaluationSpec(named, STRATEGIES))
             assert [each.name for each in by_name.spec.datasets] == [each.name for each in by_pattern.spec.datasets]
             assert {len(each.sha256) for each in by_name.spec.datasets} == {64}
             assert (await running.client.create(by_name.spec)).spec == by_name.spec
 
-            shard = await Ledger(store).shard(by_name.evaluation_id, "0")
+            shard = await Ledger(store).samples.shard(by_name.evaluation_id, "0")
             for _ in range(DEFAULT_PAGE_SIZE):
                 await Ledger(store).publish(NewEvaluation(by_name.spec, [shard], by_name.output_uri))
             jobs = await running.client.list()
