@@ -21,6 +21,7 @@ _ROWS = (
     EvaluatedStrategy(AnswerStrategy.UNIFORM_ALL),
     EvaluatedStrategy(AnswerStrategy.RANDOM_K),
 )
+TITLE = "In domain and out of domain: steps right, %"
 COLUMNS = ("strategy", "in domain", "to selection", "out of domain", "to selection")
 MAX_REASON = 160
 
@@ -82,6 +83,12 @@ def matrix_of(summary: Summary, data: str = ALL) -> Matrix:
         ),
         shared_floor(cell for cell in summary.groups if cell.data == data),
     )
+
+
+def domains_of(summary: Summary) -> Matrix | None:
+    """Return the table of a job that hides the own adapter from some strategy; None where there is but one domain."""
+    hides = any(strategy.exclude_own_adapter for strategy in summary.facts.spec.strategies)
+    return matrix_of(summary) if hides else None
 
 
 def _cell(summary: Summary, strategy: EvaluatedStrategy | None, data: str, hides: bool) -> MatrixCell | None:

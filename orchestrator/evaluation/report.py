@@ -11,7 +11,7 @@ from orchestrator.evaluation.markdown import (
     percent,
     table,
 )
-from orchestrator.evaluation.matrix import interval_text
+from orchestrator.evaluation.matrix import TITLE, domains_of, interval_text, render_matrix
 from orchestrator.evaluation.measurement import how_it_was_measured
 from orchestrator.evaluation.summary import ALL, Difference, JudgeFacts, Summary, shared_floor
 from orchestrator.evaluation.tables import (
@@ -70,6 +70,7 @@ def render_markdown(summary: Summary) -> str:
     sections = [
         _opening(summary),
         _rendered(headline(summary)),
+        _domains(summary),
         _intervals(summary),
         _rendered(every_metric(summary)),
         _texts(summary),
@@ -83,6 +84,11 @@ def render_markdown(summary: Summary) -> str:
         _specification(summary),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _domains(summary: Summary) -> str:
+    made = domains_of(summary)
+    return "" if made is None else f"## {TITLE}\n\n{render_matrix(made).rstrip()}"
 
 
 def _opening(summary: Summary) -> str:

@@ -126,7 +126,7 @@ def retrieval(summary: Summary) -> ReportTable | None:
             decimal_with_error(cell.retrieval.mean_reciprocal_rank),
         )
         for cell in summary.groups
-        if cell.retrieval.at_1.count
+        if cell.retrieval.at_1.count and not cell.mostly_failed
     )
     if not rows:
         return None

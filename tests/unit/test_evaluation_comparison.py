@@ -189,7 +189,7 @@ def test_the_floor_is_that_of_the_samples_measured_most_fully() -> None:
     summary = summary_of(*few, *full, strategies=(MIXTURE, SELECTION))
     assert matrix_of(summary).floor == 0.25
     assert headline(summary).rows[-1][1:] == ("25.0",)
-    assert "<td>25.0</td>" in render_html(summary, [])
+    assert '<td class="short">25.0</td>' in render_html(summary, [])
     assert [cell.action.step_floor for cell in summary.groups] == [1.0, 0.25]
 
 

@@ -17,7 +17,8 @@ from orchestrator.evaluation.html.measures import measures, percentile_95
 from orchestrator.evaluation.html.page import json_in_html, render_html
 from orchestrator.evaluation.html.samples import PictureBudget, choose, listed
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy, Protocol
+from orchestrator.evaluation.report import render_markdown
+from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 from orchestrator.evaluation.summarize import summarize
 from orchestrator.evaluation.summary import JobFacts
 from tests.fakes.evaluation import answered, failure, sample
@@ -58,7 +59,7 @@ def test_the_page_has_every_score_that_the_text_report_has(tmp_path: Path) -> No
         assert f"<h2>{title}</h2>" in page
     for column in ("action type", "argument", "episodes right", "episodes, legacy", "@1, %", "mean reciprocal rank"):
         assert f'<th scope="col">{column}</th>' in page
-    assert "<td>0.750 ± 0.164</td>" in page
+    assert '<td class="short">0.750 ± 0.164</td>' in page
 
 
 def test_the_page_names_no_address_it_could_load(tmp_path: Path) -> None:
@@ -163,3 +164,21 @@ def test_charts_put_values_on_one_scale() -> None:
     squares = heatmap({"a": {"a": 3, "b": 1}}, ["a", "b"], "t")
     assert squares.count('class="hit"') == squares.count('class="miss"') == 1
     assert "a → b: 1 of 4" in squares
+
+
+def test_a_job_of_both_domains_has_the_papers_table_and_many_bars_are_folded() -> None:
+    hidden = EvaluatedStrategy(AnswerStrategy.MIXTURE, exclude_own_adapter=True)
+    mixture = EvaluatedStrategy(AnswerStrategy.MIXTURE)
+    datasets = [f"app{number}" for number in range(40)]
+    spec = EvaluationSpec(tuple(DatasetSpec(name, f"{name}.jsonl", name) for name in datasets), (mixture, hidden))
+    records = [
+        answered(sample("Scroll up", dataset=name, strategy=strategy), "Scroll up")
+        for name in datasets
+        for strategy in spec.strategies
+    ]
+    summary = summarize(records, JobFacts(spec))
+    page, text = render_html(summary, records), render_markdown(summary)
+    assert "In domain and out of domain" in page
+    assert "## In domain and out of domain" in text
+    assert page.count("<details><summary>app") == 40
+    assert "In domain and out of domain" not in page_of([answered(sample("Scroll up"), "Scroll up")])

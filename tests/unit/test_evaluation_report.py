@@ -246,7 +246,7 @@ def test_where_most_samples_failed_the_report_says_so_and_shows_no_score() -> No
     ):
         assert line in text
     page = render_html(summary, records)
-    assert "<td>3 of 4 failed</td>" in page
+    assert '<td class="short">3 of 4 failed</td>' in page
     assert "Strategies compared" not in page
 
 

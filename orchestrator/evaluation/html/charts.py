@@ -41,8 +41,6 @@ def bars(groups: Mapping[str, Sequence[Bar]], *, low: float, high: float, title:
         for bar in members:
             shapes += _row(bar, at, y)
             y += 2 * _ROW - 2
-    zero = at(0.0)
-    shapes.append(element("line", x1=zero, x2=zero, y1=0, y2=y, class_="axis"))
     return _svg(y + 2, title, shapes)
 
 
@@ -108,7 +106,10 @@ def legend(names: Sequence[str]) -> Markup:
 
 
 def _row(bar: Bar, at: Callable[[float], float], y: int) -> list[Markup]:
-    shown = [element("text", f"{label(bar.name)}  {bar.text}", x=_LEFT, y=y + 11)]
+    shown = [
+        element("text", f"{label(bar.name)}  {bar.text}", x=_LEFT, y=y + 11),
+        element("line", x1=at(0.0), x2=at(0.0), y1=y + 14, y2=y + 25, class_="axis"),
+    ]
     if bar.value is None:
         return shown
     start, end = sorted((at(0.0), at(bar.value)))

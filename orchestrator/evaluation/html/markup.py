@@ -29,10 +29,13 @@ def element(tag: str, *children: str, **attributes: object) -> Markup:
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
     """Return a table that scrolls by itself where the page is narrow; the first cell of a row names it."""
     head = element("tr", *(element("th", column, scope="col") for column in columns))
-    body = [
-        element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])) for row in rows
-    ]
+    body = [element("tr", element("th", row[0], scope="row"), *map(_cell, row[1:])) for row in rows]
     return element("div", element("table", element("thead", head), element("tbody", *body)), class_="scroll")
+
+
+def _cell(text: str) -> Markup:
+    """Return a cell; a number with its interval stays in one line."""
+    return element("td", text) if len(text) > MAX_LABEL else element("td", text, class_="short")
 
 
 def report_table(found: ReportTable | None) -> Markup | None:
@@ -40,7 +43,7 @@ def report_table(found: ReportTable | None) -> Markup | None:
     if found is None:
         return None
     note = [element("p", found.note, class_="note")] if found.note else []
-    return section(found.title, element("div", table(found.columns, found.rows), class_="figures"), *note)
+    return section(found.title, table(found.columns, found.rows), *note)
 
 
 def section(title: str, *children: str) -> Markup:

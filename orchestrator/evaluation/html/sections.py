@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from orchestrator.evaluation.html.charts import Bar, bars, heatmap, legend, parts
 from orchestrator.evaluation.html.markup import Markup, element, paragraph, report_table, section, table
 from orchestrator.evaluation.html.measures import PHASES, Measures, measures, percentile_95
 from orchestrator.evaluation.markdown import UNSCORED_TEXT, counted, milliseconds
-from orchestrator.evaluation.matrix import interval_text
+from orchestrator.evaluation.matrix import COLUMNS, NOTE, TITLE, domains_of, interval_text, rows_of
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report import caveats, headline, judge_note
 from orchestrator.evaluation.summary import ALL, Cell, Difference, Summary
@@ -25,6 +25,7 @@ from orchestrator.evaluation.tables import (
 )
 
 MAX_CONFUSION = 60
+MAX_BARS = 60
 
 
 def opening(summary: Summary) -> Markup:
@@ -51,6 +52,7 @@ def sections(summary: Summary, records: Sequence[Record]) -> list[Markup]:
     measured = {strategy: found_in[strategy] for strategy in summary.strategies if strategy in found_in}
     found = (
         None if summary.answers_are_texts else _headline(summary),
+        _domains(summary),
         _texts(summary),
         _judged(summary),
         _differences(summary),
@@ -88,6 +90,13 @@ def _headline(summary: Summary) -> Markup:
         ),
         *(element("p", note, class_="error") for note in notes),
     )
+
+
+def _domains(summary: Summary) -> Markup | None:
+    made = domains_of(summary)
+    if made is None:
+        return None
+    return section(TITLE, table(COLUMNS, rows_of(made)), element("p", NOTE, class_="note"))
 
 
 def _texts(summary: Summary) -> Markup | None:
@@ -134,7 +143,18 @@ def _datasets(summary: Summary) -> Markup:
         ]
         for dataset in summary.dataset_names
     }
-    return section(f"By dataset: {name}, %", bars(groups, low=0, high=1, title=f"By dataset: {name}"))
+    title = f"By dataset: {name}"
+    return section(f"{title}, %", *_shares(groups, title))
+
+
+def _shares(groups: Mapping[str, Sequence[Bar]], title: str) -> list[Markup]:
+    """Return bars of shares in [0, 1]; where there are many, each group folded."""
+    if sum(map(len, groups.values())) <= MAX_BARS:
+        return [bars(groups, low=0, high=1, title=title)]
+    return [
+        element("details", element("summary", name), bars({"": members}, low=0, high=1, title=f"{title}: {name}"))
+        for name, members in groups.items()
+    ]
 
 
 def _bar(summary: Summary, cell: Cell, colour: int) -> Bar:
@@ -180,7 +200,7 @@ def _confusion(summary: Summary) -> Markup | None:
     """Strategies that retrieve alike share a chart."""
     alike: list[tuple[list[str], dict[str, dict[str, int]]]] = []
     for cell in summary.groups:
-        if cell.data != ALL or not cell.confusion:
+        if cell.data != ALL or not cell.confusion or cell.mostly_failed:
             continue
         same = next((names for names, counts in alike if counts == cell.confusion), None)
         if same is None:
@@ -222,7 +242,7 @@ def _weights(measured: dict[str, Measures]) -> Markup | None:
         return None
     return section(
         "Weights of the adapters applied",
-        bars(groups, low=0, high=1, title="Share of weights in each tenth"),
+        *_shares(groups, "Share of weights in each tenth"),
         element("p", "How many of the weights applied lie in each tenth of [0, 1].", class_="note"),
     )
 
