@@ -9,8 +9,8 @@ from infra.runtime.server import AioGrpcServer, ServerOptions, aio_server
 from orchestrator.celery_app import QUEUE, CeleryDispatcher, make_celery
 from orchestrator.clients import GenerationClient, RetrievalClient
 from orchestrator.evaluation.jobs import Evaluations, JobOptions
-from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_store import RedisStore
+from orchestrator.evaluation.ledger.ledger import Ledger
+from orchestrator.evaluation.ledger.store import RedisStore
 from orchestrator.evaluation.reconciler import Reconciler
 from orchestrator.evaluation.running import System
 from orchestrator.evaluation.storage import absolute_uri

@@ -10,12 +10,12 @@ from pydantic_settings import SettingsConfigDict
 from infra.contract.errors import ConfigurationError
 from infra.runtime.channel import ChannelOptions
 from infra.runtime.settings import TierSettings
-from orchestrator.evaluation.dataset_files import MAX_DATASET_BYTES
-from orchestrator.evaluation.hold import ShardLimits
-from orchestrator.evaluation.ledger_types import LedgerLimits
+from orchestrator.evaluation.data.files import MAX_DATASET_BYTES
+from orchestrator.evaluation.ledger.types import LedgerLimits
 from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES
 from orchestrator.evaluation.spec import MAX_SHARD_SIZE
 from orchestrator.evaluation.storage import check_uri
+from orchestrator.evaluation.work.hold import ShardLimits
 
 REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import ImagePart, Prompt
-from orchestrator.evaluation.datasets import read_dataset
+from orchestrator.evaluation.data.datasets import read_dataset
 from orchestrator.evaluation.planning import plan
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol

@@ -24,12 +24,12 @@ from infra.runtime.main import run_tier
 from orchestrator.celery_app import CeleryDispatcher, make_celery
 from orchestrator.clients import GenerationClient, RetrievalClient
 from orchestrator.evaluation import job_metrics
-from orchestrator.evaluation.finish import Finish
-from orchestrator.evaluation.isolation import Isolation
-from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_store import RedisStore
-from orchestrator.evaluation.ledger_types import FINISH
-from orchestrator.evaluation.shard_run import Outcome, ShardRun
+from orchestrator.evaluation.ledger.ledger import Ledger
+from orchestrator.evaluation.ledger.store import RedisStore
+from orchestrator.evaluation.ledger.types import FINISH
+from orchestrator.evaluation.work.finish import Finish
+from orchestrator.evaluation.work.isolation import Isolation
+from orchestrator.evaluation.work.shard_run import Outcome, ShardRun
 from orchestrator.event_loop import EventLoopThread, in_background
 from orchestrator.pipeline import Pipeline
 from orchestrator.settings import OrchestratorSettings

@@ -29,8 +29,8 @@ from orchestrator.commands.up import left_in_order, tiers_shown
 from orchestrator.commands.watching import headline_table, shown
 from orchestrator.demo_world import World, WorldDataset, check_work_dir, datasets, find_world, generate
 from orchestrator.evaluation.job import Report
-from orchestrator.evaluation.report import headline
-from orchestrator.evaluation.summary import Summary
+from orchestrator.evaluation.report.report import headline
+from orchestrator.evaluation.report.summary import Summary
 from orchestrator.evaluation_client import EvaluationClient
 from orchestrator.local_stack import LocalStack
 from orchestrator.pipeline import Answer

@@ -10,7 +10,7 @@ from pathlib import Path
 from infra.contract.composition import FusionMethod
 from infra.contract.errors import InvalidArgumentError, NotFoundError
 from orchestrator.commands import console
-from orchestrator.evaluation.dataset_files import expand, name_of
+from orchestrator.evaluation.data.files import expand, name_of
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy
 
 OUT_OF_DOMAIN = "-out-of-domain"

@@ -12,7 +12,7 @@ import typer
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.commands import console
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
-from orchestrator.evaluation.summary import ALL, Cell, Summary
+from orchestrator.evaluation.report.summary import ALL, Cell, Summary
 
 MAX_FAILED = 0.5
 

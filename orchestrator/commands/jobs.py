@@ -20,9 +20,9 @@ from orchestrator.commands.reach import reach
 from orchestrator.commands.targets import AsJson, OrchestratorTarget, target
 from orchestrator.commands.watching import headline_table, shown
 from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
-from orchestrator.evaluation.job_folder import REPORT_HTML_FILE, SUMMARY_MARKDOWN_FILE
-from orchestrator.evaluation.report import caveats, headline
-from orchestrator.evaluation.summary import Summary
+from orchestrator.evaluation.report.job_folder import REPORT_HTML_FILE, SUMMARY_MARKDOWN_FILE
+from orchestrator.evaluation.report.report import caveats, headline
+from orchestrator.evaluation.report.summary import Summary
 from orchestrator.evaluation_client import EvaluationClient
 
 T = TypeVar("T")

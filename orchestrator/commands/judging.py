@@ -20,15 +20,15 @@ from orchestrator.commands.jobs import print_places
 from orchestrator.commands.settings import client_settings
 from orchestrator.commands.sources import folder_of, results_in
 from orchestrator.commands.targets import AsJson, OrchestratorTarget
-from orchestrator.evaluation.html.samples import PictureBudget
-from orchestrator.evaluation.job_folder import add_judge, read_summary
-from orchestrator.evaluation.judge import DEFAULT_TEMPLATE, JudgePrompt
-from orchestrator.evaluation.judge_client import ChatEndpoint
-from orchestrator.evaluation.judged import judge_records
-from orchestrator.evaluation.matrix import interval_text
-from orchestrator.evaluation.report import judge_note
+from orchestrator.evaluation.judge.client import ChatEndpoint
+from orchestrator.evaluation.judge.judge import DEFAULT_TEMPLATE, JudgePrompt
+from orchestrator.evaluation.judge.judged import judge_records
+from orchestrator.evaluation.report.html.samples import PictureBudget
+from orchestrator.evaluation.report.job_folder import add_judge, read_summary
+from orchestrator.evaluation.report.matrix import interval_text
+from orchestrator.evaluation.report.report import judge_note
+from orchestrator.evaluation.report.summary import ALL
 from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.evaluation.summary import ALL
 
 CACHE = Path(".loraretriever/judge")
 

@@ -54,7 +54,15 @@ from orchestrator.commands.job_options import (
 from orchestrator.commands.scoring import scoring_options
 from orchestrator.commands.targets import AsJson, OrchestratorTarget
 from orchestrator.evaluation.job import Report
-from orchestrator.evaluation.matrix import COLUMNS, NOTE, Matrix, matrix_of, matrix_strategies, render_matrix, rows_of
+from orchestrator.evaluation.report.matrix import (
+    COLUMNS,
+    NOTE,
+    Matrix,
+    matrix_of,
+    matrix_strategies,
+    render_matrix,
+    rows_of,
+)
 from orchestrator.evaluation.spec import AnswerStrategy, EvaluationSpec, Protocol
 
 

@@ -38,11 +38,12 @@ from orchestrator.commands.sources import result_files, results_of
 from orchestrator.commands.targets import AsJson, OrchestratorTarget
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
 from orchestrator.evaluation.compare import compare
-from orchestrator.evaluation.judge import Judgement, JudgePrompt, judge
-from orchestrator.evaluation.judge_client import ChatEndpoint
-from orchestrator.evaluation.matrix import interval_text
+from orchestrator.evaluation.judge.client import ChatEndpoint
+from orchestrator.evaluation.judge.judge import Judgement, JudgePrompt, judge
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.metrics.text import mean_score
+from orchestrator.evaluation.report.matrix import interval_text
+from orchestrator.evaluation.report.summary import ScoringOptions
 from orchestrator.evaluation.result_files import (
     FileScore,
     MetricName,
@@ -50,7 +51,6 @@ from orchestrator.evaluation.result_files import (
     score_of_answers,
     score_results,
 )
-from orchestrator.evaluation.summary import ScoringOptions
 
 Sources = Annotated[
     list[str], typer.Argument(help="Records of a job (its id, folder or records.jsonl), or result files of the study.")

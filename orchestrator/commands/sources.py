@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infra.contract.errors import NotFoundError
 from orchestrator.commands.jobs import called
-from orchestrator.evaluation.job_folder import RECORDS_FILE
+from orchestrator.evaluation.report.job_folder import RECORDS_FILE
 from orchestrator.evaluation.result_files import Results, parse_results, read_results
 from orchestrator.evaluation.storage import read_text
 

@@ -12,17 +12,17 @@ from typing import Protocol
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation import job_metrics
-from orchestrator.evaluation.dataset_files import MAX_DATASET_BYTES, settle
-from orchestrator.evaluation.datasets import read_datasets
+from orchestrator.evaluation.data.datasets import read_datasets
+from orchestrator.evaluation.data.files import MAX_DATASET_BYTES, settle
 from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState, Report
-from orchestrator.evaluation.job_folder import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
-from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_types import Cancellation, NewEvaluation
+from orchestrator.evaluation.ledger.ledger import Ledger
+from orchestrator.evaluation.ledger.types import Cancellation, NewEvaluation
 from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES, plan, shards
+from orchestrator.evaluation.report.job_folder import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
+from orchestrator.evaluation.report.summarize import dataset_files
 from orchestrator.evaluation.running import RunningSystem, System
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.evaluation.storage import read_text
-from orchestrator.evaluation.summarize import dataset_files
 
 log = get_logger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from infra.contract.errors import InvalidArgumentError
-from orchestrator.evaluation.dataset_files import file_sha256
-from orchestrator.evaluation.datasets import DatasetContent, Episode
+from orchestrator.evaluation.data.datasets import DatasetContent, Episode
+from orchestrator.evaluation.data.files import file_sha256
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 

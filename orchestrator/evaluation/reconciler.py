@@ -8,7 +8,7 @@ import time
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation import job_metrics
 from orchestrator.evaluation.jobs import Dispatcher
-from orchestrator.evaluation.ledger import Ledger
+from orchestrator.evaluation.ledger.ledger import Ledger
 
 log = get_logger(__name__)
 

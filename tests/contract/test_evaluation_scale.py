@@ -11,9 +11,9 @@ from infra.contract.errors import InvalidArgumentError
 from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.commands.evaluated import dataset_specs
 from orchestrator.evaluation.jobs import DEFAULT_PAGE_SIZE
-from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_store import RedisStore
-from orchestrator.evaluation.ledger_types import NewEvaluation
+from orchestrator.evaluation.ledger.ledger import Ledger
+from orchestrator.evaluation.ledger.store import RedisStore
+from orchestrator.evaluation.ledger.types import NewEvaluation
 from orchestrator.evaluation.spec import MAX_DATASETS, AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from tests.fakes.jobs import cluster, write_dataset
 

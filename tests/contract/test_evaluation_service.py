@@ -33,19 +33,19 @@ from infra.contract.retrieval import RetrievalOptions, Weighting
 from infra.runtime.embedded_redis import embedded_redis
 from infra.runtime.server import ServerOptions, aio_server
 from orchestrator.clients import GenerationClient, RetrievalClient
-from orchestrator.evaluation.dataset_files import file_sha256
-from orchestrator.evaluation.finish import Finish
-from orchestrator.evaluation.hold import ShardLimits
-from orchestrator.evaluation.isolation import Isolation
+from orchestrator.evaluation.data.files import file_sha256
 from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.jobs import Evaluations, JobOptions
-from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_store import RedisStore
-from orchestrator.evaluation.ledger_types import FINISH, LedgerLimits
+from orchestrator.evaluation.ledger.ledger import Ledger
+from orchestrator.evaluation.ledger.store import RedisStore
+from orchestrator.evaluation.ledger.types import FINISH, LedgerLimits
 from orchestrator.evaluation.planning import step_text
 from orchestrator.evaluation.running import RunningSystem, System
-from orchestrator.evaluation.shard_run import Outcome, ShardRun
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
+from orchestrator.evaluation.work.finish import Finish
+from orchestrator.evaluation.work.hold import ShardLimits
+from orchestrator.evaluation.work.isolation import Isolation
+from orchestrator.evaluation.work.shard_run import Outcome, ShardRun
 from orchestrator.evaluation_client import EvaluationClient
 from orchestrator.pipeline import Pipeline
 from orchestrator.server import add_services
@@ -750,7 +750,7 @@ async def test_true_adapter_that_the_catalogue_does_not_hold_is_refused(served: 
 
 
 async def test_jobs_with_long_specs_are_listed_on_short_pages(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.evaluation.ledger.MAX_PAGE_CHARACTERS", 1000)
+    monkeypatch.setattr("orchestrator.evaluation.ledger.ledger.MAX_PAGE_CHARACTERS", 1000)
     spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
     created = [(await served.client.create(spec)).evaluation_id for _ in range(4)]
     first = await served.client.page()

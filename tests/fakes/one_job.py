@@ -15,9 +15,9 @@ from infra.contract.errors import NotFoundError
 from orchestrator.commands import jobs
 from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.report.summarize import summarize
+from orchestrator.evaluation.report.summary import JobFacts, Summary
 from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.evaluation.summarize import summarize
-from orchestrator.evaluation.summary import JobFacts, Summary
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 from infra.contract.errors import UnavailableError
 from infra.contract.prompt import Prompt
 from orchestrator.evaluation.job import EvaluationState
-from orchestrator.evaluation.ledger_store import RedisStore
+from orchestrator.evaluation.ledger.store import RedisStore
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from tests.fakes.jobs import Cluster, Process, cluster, records_of, until, write_dataset
 

@@ -15,7 +15,7 @@ from infra.contract.prompt import Prompt
 from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.celery_app import QUEUE, make_celery
 from orchestrator.evaluation.job import EvaluationState
-from orchestrator.evaluation.ledger_store import RedisStore
+from orchestrator.evaluation.ledger.store import RedisStore
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from orchestrator.evaluation_client import EvaluationClient
 from tests.fakes.jobs import Cluster, Process, cluster, records_of, until, write_dataset

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.evaluation.html.page import render_html
-from orchestrator.evaluation.html.samples import PictureBudget
+from orchestrator.evaluation.report.html.page import render_html
+from orchestrator.evaluation.report.html.samples import PictureBudget
+from orchestrator.evaluation.report.summarize import summarize
+from orchestrator.evaluation.report.summary import JobFacts
 from orchestrator.evaluation.spec import Protocol
-from orchestrator.evaluation.summarize import summarize
-from orchestrator.evaluation.summary import JobFacts
 from tests.browser import Page, browser, find_chromium
 from tests.fakes.evaluation import answered, sample
 from tests.fakes.reports import HOSTILE, SPEC, hostile_records, many_records

@@ -20,9 +20,9 @@ from infra.contract.errors import (
 from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
 from infra.contract.prompt import ImagePart
 from infra.contract.retrieval import RetrievalOptions, Selection
-from orchestrator.evaluation.answering import Answering, InterruptedSampleError, Patience, ask
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
+from orchestrator.evaluation.work.answering import Answering, InterruptedSampleError, Patience, ask
 from orchestrator.pipeline import Answer, Question
 
 SPEC = EvaluationSpec((DatasetSpec("gmail", "gmail.jsonl"),), (EvaluatedStrategy(AnswerStrategy.MIXTURE),))

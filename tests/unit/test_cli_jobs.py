@@ -11,8 +11,8 @@ import pytest
 from orchestrator.cli import run
 from orchestrator.commands.evaluated import complete_strategies, strategies_of, strategy_labels
 from orchestrator.evaluation.job import EvaluationState
-from orchestrator.evaluation.matrix import matrix_strategies
 from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.report.matrix import matrix_strategies
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from tests.fakes.evaluation import answered, failure, sample
 from tests.fakes.one_job import OneJob

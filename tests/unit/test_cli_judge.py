@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import run
-from orchestrator.evaluation.html.samples import PictureBudget
-from orchestrator.evaluation.job_folder import write_records, write_report
+from orchestrator.evaluation.report.html.samples import PictureBudget
+from orchestrator.evaluation.report.job_folder import write_records, write_report
+from orchestrator.evaluation.report.summarize import summarize
+from orchestrator.evaluation.report.summary import JobFacts
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.evaluation.summarize import summarize
-from orchestrator.evaluation.summary import JobFacts
 from tests.fakes.chat_endpoint import FakeChat, fake_chat
 from tests.fakes.evaluation import answered, failure, sample
 

@@ -15,7 +15,7 @@ from orchestrator.commands.evaluated import AdapterLabels, dataset_specs, read_m
 from orchestrator.commands.scoring import distinct_names
 from orchestrator.commands.settings import client_settings
 from orchestrator.evaluation.actions import Action, ActionType, Point, render_action
-from orchestrator.evaluation.dataset_files import expand
+from orchestrator.evaluation.data.files import expand
 from tests.fakes.chat_endpoint import fake_chat
 from tests.fakes.evaluation import answered, failure, sample, write_records
 

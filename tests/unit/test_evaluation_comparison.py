@@ -13,18 +13,18 @@ from scipy.stats import norm, t
 from infra.contract.composition import FusionMethod
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.evaluation.compare import compare
-from orchestrator.evaluation.html.page import render_html
-from orchestrator.evaluation.matrix import matrix_of, matrix_strategies, render_matrix, rows_of
 from orchestrator.evaluation.metrics.intervals import interval_of_difference, interval_of_share, student_t
 from orchestrator.evaluation.metrics.paired import Graded, paired_difference
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters, confusion
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, clustered_mean
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report import headline
+from orchestrator.evaluation.report.html.page import render_html
+from orchestrator.evaluation.report.matrix import matrix_of, matrix_strategies, render_matrix, rows_of
+from orchestrator.evaluation.report.report import headline
+from orchestrator.evaluation.report.summarize import summarize
+from orchestrator.evaluation.report.summary import JobFacts, Summary
 from orchestrator.evaluation.result_files import MetricName, Results, read_results
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
-from orchestrator.evaluation.summarize import summarize
-from orchestrator.evaluation.summary import JobFacts, Summary
 from tests.fakes.evaluation import answered, failure, sample, write_records
 
 RIGHT, WRONG = "Scroll up", "Scroll down"

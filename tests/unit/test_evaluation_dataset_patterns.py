@@ -12,9 +12,9 @@ import pytest
 
 from infra.contract.errors import InvalidArgumentError, NotFoundError
 from orchestrator.commands.evaluated import dataset_specs
-from orchestrator.evaluation import dataset_files
-from orchestrator.evaluation.dataset_files import expand, settle
-from orchestrator.evaluation.dataset_patterns import PatternSearch
+from orchestrator.evaluation.data import files as dataset_files
+from orchestrator.evaluation.data.files import expand, settle
+from orchestrator.evaluation.data.patterns import PatternSearch
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
 
 FILES = (

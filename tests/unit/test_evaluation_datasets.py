@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from infra.contract.errors import InvalidArgumentError, NotFoundError
-from orchestrator.evaluation import read_budget
-from orchestrator.evaluation.datasets import DatasetContent, read_dataset, read_datasets
+from orchestrator.evaluation.data import read_budget
+from orchestrator.evaluation.data.datasets import DatasetContent, read_dataset, read_datasets
 from orchestrator.evaluation.spec import DatasetSpec, Protocol
 from tests.fakes.evaluation import row, write_dataset
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from orchestrator.evaluation.html.charts import Bar, bars, heatmap, parts
-from orchestrator.evaluation.html.markup import element, table
-from orchestrator.evaluation.html.measures import measures, percentile_95
-from orchestrator.evaluation.html.page import json_in_html, render_html
-from orchestrator.evaluation.html.samples import PictureBudget, choose, listed
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report import render_markdown
+from orchestrator.evaluation.report.html.charts import Bar, bars, heatmap, parts
+from orchestrator.evaluation.report.html.markup import element, table
+from orchestrator.evaluation.report.html.measures import measures, percentile_95
+from orchestrator.evaluation.report.html.page import json_in_html, render_html
+from orchestrator.evaluation.report.html.samples import PictureBudget, choose, listed
+from orchestrator.evaluation.report.report import render_markdown
+from orchestrator.evaluation.report.summarize import summarize
+from orchestrator.evaluation.report.summary import JobFacts
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
-from orchestrator.evaluation.summarize import summarize
-from orchestrator.evaluation.summary import JobFacts
 from tests.fakes.evaluation import answered, failure, sample
 from tests.fakes.reports import HOSTILE, SPEC, hostile_records, many_records
 from tests.images import picture, png

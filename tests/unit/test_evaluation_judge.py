@@ -16,8 +16,8 @@ from infra.contract.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
-from orchestrator.evaluation.judge import MAX_REASONS, Judgement, JudgePrompt, judge, score_in
-from orchestrator.evaluation.judge_client import ChatEndpoint
+from orchestrator.evaluation.judge.client import ChatEndpoint
+from orchestrator.evaluation.judge.judge import MAX_REASONS, Judgement, JudgePrompt, judge, score_in
 from orchestrator.evaluation.metrics.text import AnsweredText
 from tests.fakes.chat_endpoint import FakeChat, fake_chat
 

@@ -15,7 +15,7 @@ from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import Decoding
 from infra.contract.retrieval import RetrievalOptions, Weighting
 from orchestrator.evaluation import planning
-from orchestrator.evaluation.datasets import DatasetContent, read_datasets
+from orchestrator.evaluation.data.datasets import DatasetContent, read_datasets
 from orchestrator.evaluation.planning import chains, choose_episodes, plan, shards
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol

@@ -12,8 +12,7 @@ from infra.contract.composition import WeightedAdapter
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import FinishReason, Usage
 from infra.contract.retrieval import RetrievalOptions
-from orchestrator.evaluation.datasets import BadRow
-from orchestrator.evaluation.html.page import render_html
+from orchestrator.evaluation.data.datasets import BadRow
 from orchestrator.evaluation.metrics.action import ActionMetric
 from orchestrator.evaluation.metrics.legacy import LegacyMetric
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED
@@ -24,11 +23,12 @@ from orchestrator.evaluation.records import (
     SampleTimings,
     read_records,
 )
-from orchestrator.evaluation.report import FLOOR_NAME, headline, render_markdown
+from orchestrator.evaluation.report.html.page import render_html
+from orchestrator.evaluation.report.report import FLOOR_NAME, headline, render_markdown
+from orchestrator.evaluation.report.summarize import summarize
+from orchestrator.evaluation.report.summary import DatasetFile, JobFacts, Summary
 from orchestrator.evaluation.scoring import answered_episodes, step_scores
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
-from orchestrator.evaluation.summarize import summarize
-from orchestrator.evaluation.summary import DatasetFile, JobFacts, Summary
 from tests.fakes.evaluation import answered, failure, sample, write_records
 
 OPEN, TAP, UP, DONE = (

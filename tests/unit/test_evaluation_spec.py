@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.contract.errors import InvalidArgumentError
-from orchestrator.evaluation.dataset_files import expand
+from orchestrator.evaluation.data.files import expand
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
 
 SPEC = EvaluationSpec((DatasetSpec("clock", "clock.jsonl"),), (EvaluatedStrategy(AnswerStrategy.BASE),))

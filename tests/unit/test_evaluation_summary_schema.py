@@ -8,10 +8,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from orchestrator.evaluation.schema import published_schema, summary_schema
+from orchestrator.evaluation.report.schema import published_schema, summary_schema
+from orchestrator.evaluation.report.summarize import summarize
+from orchestrator.evaluation.report.summary import JobFacts
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.evaluation.summarize import summarize
-from orchestrator.evaluation.summary import JobFacts
 from tests.fakes.evaluation import answered, failure, sample
 
 SPEC = EvaluationSpec(

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.evaluation.datasets import DatasetContent, read_dataset
-from orchestrator.evaluation.html.page import render_html
+from orchestrator.evaluation.data.datasets import DatasetContent, read_dataset
 from orchestrator.evaluation.metrics.action import ActionMetric
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report import headline, render_markdown
+from orchestrator.evaluation.report.html.page import render_html
+from orchestrator.evaluation.report.report import headline, render_markdown
+from orchestrator.evaluation.report.summarize import summarize
+from orchestrator.evaluation.report.summary import JobFacts, Summary
 from orchestrator.evaluation.scoring import scores_of
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
-from orchestrator.evaluation.summarize import summarize
-from orchestrator.evaluation.summary import JobFacts, Summary
 from tests.fakes.evaluation import answered, failure, row, sample, write_dataset
 
 BASE, MIXTURE = EvaluatedStrategy(AnswerStrategy.BASE), EvaluatedStrategy(AnswerStrategy.MIXTURE)

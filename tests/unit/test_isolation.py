@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from orchestrator.evaluation.isolation import Isolation
+from orchestrator.evaluation.work.isolation import Isolation
 
 
 class Floor:

@@ -18,11 +18,10 @@ from infra.contract.errors import (
     UnavailableError,
 )
 from infra.runtime.embedded_redis import embedded_redis
-from orchestrator.evaluation.answering import failed
 from orchestrator.evaluation.job import EvaluationState
-from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_store import RedisStore, request_key
-from orchestrator.evaluation.ledger_types import (
+from orchestrator.evaluation.ledger.ledger import Ledger
+from orchestrator.evaluation.ledger.store import RedisStore, request_key
+from orchestrator.evaluation.ledger.types import (
     FINISH,
     Backlog,
     Cancellation,
@@ -32,10 +31,11 @@ from orchestrator.evaluation.ledger_types import (
     Start,
     Taken,
 )
-from orchestrator.evaluation.ledger_units import Postponed
+from orchestrator.evaluation.ledger.units import Postponed
 from orchestrator.evaluation.reconciler import Reconciler
 from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
+from orchestrator.evaluation.work.answering import failed
 from orchestrator.event_loop import in_background
 
 STRATEGY = EvaluatedStrategy(AnswerStrategy.BASE)

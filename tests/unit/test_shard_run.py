@@ -13,16 +13,16 @@ from infra.contract.errors import UnavailableError
 from infra.contract.generation import FinishReason, Generation, Timings, Usage
 from infra.contract.retrieval import Selection
 from infra.runtime.embedded_redis import embedded_redis
-from orchestrator.evaluation.finish import Finish
-from orchestrator.evaluation.hold import ShardLimits
-from orchestrator.evaluation.isolation import Isolation
 from orchestrator.evaluation.job import EvaluationState
-from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_store import RedisStore, key_of
-from orchestrator.evaluation.ledger_types import FINISH, LedgerLimits, NewEvaluation, Taken
+from orchestrator.evaluation.ledger.ledger import Ledger
+from orchestrator.evaluation.ledger.store import RedisStore, key_of
+from orchestrator.evaluation.ledger.types import FINISH, LedgerLimits, NewEvaluation, Taken
 from orchestrator.evaluation.records import Record, Sample
-from orchestrator.evaluation.shard_run import Outcome, ShardRun
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
+from orchestrator.evaluation.work.finish import Finish
+from orchestrator.evaluation.work.hold import ShardLimits
+from orchestrator.evaluation.work.isolation import Isolation
+from orchestrator.evaluation.work.shard_run import Outcome, ShardRun
 from orchestrator.pipeline import Answer, Question
 
 STRATEGY = EvaluatedStrategy(AnswerStrategy.BASE)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from orchestrator.evaluation.html.charts import Bar, bars, heatmap, legend, parts
-from orchestrator.evaluation.html.markup import Markup, element, paragraph, report_table, section, table
-from orchestrator.evaluation.html.measures import PHASES, Measures, measures, percentile_95
-from orchestrator.evaluation.markdown import UNSCORED_TEXT, counted, milliseconds
-from orchestrator.evaluation.matrix import COLUMNS, NOTE, TITLE, domains_of, interval_text, rows_of
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report import caveats, headline, judge_note
-from orchestrator.evaluation.summary import ALL, Cell, Difference, Summary
-from orchestrator.evaluation.tables import (
+from orchestrator.evaluation.report.html.charts import Bar, bars, heatmap, legend, parts
+from orchestrator.evaluation.report.html.markup import Markup, element, paragraph, report_table, section, table
+from orchestrator.evaluation.report.html.measures import PHASES, Measures, measures, percentile_95
+from orchestrator.evaluation.report.markdown import UNSCORED_TEXT, counted, milliseconds
+from orchestrator.evaluation.report.matrix import COLUMNS, NOTE, TITLE, domains_of, interval_text, rows_of
+from orchestrator.evaluation.report.report import caveats, headline, judge_note
+from orchestrator.evaluation.report.summary import ALL, Cell, Difference, Summary
+from orchestrator.evaluation.report.tables import (
     TEXT_COLUMNS,
     every_metric,
     failed_text,

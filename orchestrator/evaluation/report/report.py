@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 
-from orchestrator.evaluation.markdown import (
+from orchestrator.evaluation.report.markdown import (
     UNSCORED_TEXT,
     counted,
     inline,
     percent,
     table,
 )
-from orchestrator.evaluation.matrix import TITLE, domains_of, interval_text, render_matrix
-from orchestrator.evaluation.measurement import how_it_was_measured
-from orchestrator.evaluation.summary import ALL, Difference, JudgeFacts, Summary, shared_floor
-from orchestrator.evaluation.tables import (
+from orchestrator.evaluation.report.matrix import TITLE, domains_of, interval_text, render_matrix
+from orchestrator.evaluation.report.measurement import how_it_was_measured
+from orchestrator.evaluation.report.summary import ALL, Difference, JudgeFacts, Summary, shared_floor
+from orchestrator.evaluation.report.tables import (
     TEXT_COLUMNS,
     ReportTable,
     every_metric,

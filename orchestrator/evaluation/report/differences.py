@@ -8,9 +8,9 @@ from orchestrator.evaluation.metrics.action import ActionMetric
 from orchestrator.evaluation.metrics.episodes import graded_steps
 from orchestrator.evaluation.metrics.paired import paired_difference
 from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.report.summary import Difference
 from orchestrator.evaluation.scoring import answered_episodes
 from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy
-from orchestrator.evaluation.summary import Difference
 
 
 def references(strategies: Sequence[EvaluatedStrategy]) -> Iterator[tuple[str, str]]:

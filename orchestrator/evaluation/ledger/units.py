@@ -5,9 +5,9 @@ from __future__ import annotations
 import uuid
 from enum import StrEnum
 
-from orchestrator.evaluation import ledger_scripts as scripts
-from orchestrator.evaluation.ledger_store import ACTIVE, INDEX, PREFIX, RedisStore, keys_of
-from orchestrator.evaluation.ledger_types import Backlog, Lease, LedgerLimits, Taken
+from orchestrator.evaluation.ledger import scripts
+from orchestrator.evaluation.ledger.store import ACTIVE, INDEX, PREFIX, RedisStore, keys_of
+from orchestrator.evaluation.ledger.types import Backlog, Lease, LedgerLimits, Taken
 
 
 class Postponed(StrEnum):

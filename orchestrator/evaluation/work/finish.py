@@ -12,18 +12,18 @@ from pydantic import TypeAdapter
 from infra.contract.errors import InternalError, LoraRetrieverError, UnavailableError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation import job_metrics
-from orchestrator.evaluation.datasets import BadRow
-from orchestrator.evaluation.hold import keep
-from orchestrator.evaluation.html.samples import PictureBudget
-from orchestrator.evaluation.isolation import Isolation
+from orchestrator.evaluation.data.datasets import BadRow
 from orchestrator.evaluation.job import Evaluation, EvaluationState
-from orchestrator.evaluation.job_folder import write_records, write_report
-from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_types import Taken
-from orchestrator.evaluation.ledger_units import Postponed
+from orchestrator.evaluation.ledger.ledger import Ledger
+from orchestrator.evaluation.ledger.types import Taken
+from orchestrator.evaluation.ledger.units import Postponed
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.summarize import summarize
-from orchestrator.evaluation.summary import DatasetFile, JobFacts, ScoringOptions
+from orchestrator.evaluation.report.html.samples import PictureBudget
+from orchestrator.evaluation.report.job_folder import write_records, write_report
+from orchestrator.evaluation.report.summarize import summarize
+from orchestrator.evaluation.report.summary import DatasetFile, JobFacts, ScoringOptions
+from orchestrator.evaluation.work.hold import keep
+from orchestrator.evaluation.work.isolation import Isolation
 from orchestrator.event_loop import in_background
 
 log = get_logger(__name__)

@@ -10,12 +10,12 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from orchestrator.evaluation.html.markup import Markup
-from orchestrator.evaluation.html.samples import MAX_SAMPLES, PictureBudget, choose, listed
-from orchestrator.evaluation.html.sections import opening, sections
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.summarize import without_repetitions
-from orchestrator.evaluation.summary import Summary
+from orchestrator.evaluation.report.html.markup import Markup
+from orchestrator.evaluation.report.html.samples import MAX_SAMPLES, PictureBudget, choose, listed
+from orchestrator.evaluation.report.html.sections import opening, sections
+from orchestrator.evaluation.report.summarize import without_repetitions
+from orchestrator.evaluation.report.summary import Summary
 
 
 def render_html(
@@ -65,7 +65,7 @@ def _shown(chosen: int, recorded: int, pictures: Sequence[str | None]) -> str:
 
 
 def _file(name: str) -> str:
-    return files("orchestrator.evaluation.html").joinpath(name).read_text(encoding="utf-8")
+    return files("orchestrator.evaluation.report.html").joinpath(name).read_text(encoding="utf-8")
 
 
 def _source_hash(source: str) -> str:

@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from orchestrator.evaluation import ledger_scripts as scripts
 from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState
-from orchestrator.evaluation.ledger_fields import PROGRESS, digest, evaluation_of, moved, same_job
-from orchestrator.evaluation.ledger_presence import Presence
-from orchestrator.evaluation.ledger_samples import SampleBook
-from orchestrator.evaluation.ledger_store import ACTIVE, INDEX, RedisStore, key_of, keys_of, request_key
-from orchestrator.evaluation.ledger_types import Cancellation, LedgerLimits, NewEvaluation
-from orchestrator.evaluation.ledger_units import Units
+from orchestrator.evaluation.ledger import scripts
+from orchestrator.evaluation.ledger.fields import PROGRESS, digest, evaluation_of, moved, same_job
+from orchestrator.evaluation.ledger.presence import Presence
+from orchestrator.evaluation.ledger.samples import SampleBook
+from orchestrator.evaluation.ledger.store import ACTIVE, INDEX, RedisStore, key_of, keys_of, request_key
+from orchestrator.evaluation.ledger.types import Cancellation, LedgerLimits, NewEvaluation
+from orchestrator.evaluation.ledger.units import Units
 from orchestrator.evaluation.spec import EvaluationSpec
 
 MAX_PAGE_CHARACTERS = 16 * 2**20

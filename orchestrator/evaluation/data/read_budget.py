@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from infra.contract.errors import InvalidArgumentError
-from orchestrator.evaluation.dataset_files import MAX_DATASET_BYTES, check_bytes
+from orchestrator.evaluation.data.files import MAX_DATASET_BYTES, check_bytes
 
 MAX_BAD_ROWS = 100_000
 MAX_IMAGE_BYTES = 64 << 20

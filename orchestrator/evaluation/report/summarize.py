@@ -8,9 +8,8 @@ from dataclasses import fields, replace
 from operator import attrgetter
 
 from orchestrator.evaluation.actions import is_actions
-from orchestrator.evaluation.datasets import DatasetContent
-from orchestrator.evaluation.differences import difference_of, references
-from orchestrator.evaluation.judged import Judged
+from orchestrator.evaluation.data.datasets import DatasetContent
+from orchestrator.evaluation.judge.judged import Judged
 from orchestrator.evaluation.metrics.action import ActionMetric, score_action_parts
 from orchestrator.evaluation.metrics.episodes import score_episodes
 from orchestrator.evaluation.metrics.legacy import LegacyMetric
@@ -18,9 +17,8 @@ from orchestrator.evaluation.metrics.retrieval import confusion, score_retrieval
 from orchestrator.evaluation.metrics.text import TextScores, score_texts
 from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.scoring import answered_episodes, answered_texts, ranked_adapters
-from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.evaluation.summary import (
+from orchestrator.evaluation.report.differences import difference_of, references
+from orchestrator.evaluation.report.summary import (
     ALL,
     Cell,
     DatasetFile,
@@ -31,6 +29,8 @@ from orchestrator.evaluation.summary import (
     ScoringOptions,
     Summary,
 )
+from orchestrator.evaluation.scoring import answered_episodes, answered_texts, ranked_adapters
+from orchestrator.evaluation.spec import EvaluationSpec
 
 MAX_BAD_ROWS = 200
 MAX_FAILURES_OF_A_REASON = 5

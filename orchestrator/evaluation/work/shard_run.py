@@ -11,7 +11,13 @@ from pathlib import Path
 from infra.contract.errors import InternalError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation import job_metrics
-from orchestrator.evaluation.answering import (
+from orchestrator.evaluation.data.files import changed_datasets
+from orchestrator.evaluation.ledger.ledger import Ledger
+from orchestrator.evaluation.ledger.types import Lease, Start, Taken
+from orchestrator.evaluation.planning import chains
+from orchestrator.evaluation.records import Record, Sample
+from orchestrator.evaluation.spec import EvaluationSpec
+from orchestrator.evaluation.work.answering import (
     Answering,
     Answers,
     InterruptedSampleError,
@@ -20,14 +26,8 @@ from orchestrator.evaluation.answering import (
     not_asked,
     with_history,
 )
-from orchestrator.evaluation.dataset_files import changed_datasets
-from orchestrator.evaluation.hold import Hold, ShardLimits
-from orchestrator.evaluation.isolation import Isolation
-from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_types import Lease, Start, Taken
-from orchestrator.evaluation.planning import chains
-from orchestrator.evaluation.records import Record, Sample
-from orchestrator.evaluation.spec import EvaluationSpec
+from orchestrator.evaluation.work.hold import Hold, ShardLimits
+from orchestrator.evaluation.work.isolation import Isolation
 from orchestrator.event_loop import in_background
 
 log = get_logger(__name__)

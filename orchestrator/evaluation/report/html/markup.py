@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from orchestrator.evaluation.tables import ReportTable
+from orchestrator.evaluation.report.tables import ReportTable
 
 MAX_LABEL = 28
 

@@ -6,9 +6,9 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 
-from orchestrator.evaluation import ledger_scripts as scripts
-from orchestrator.evaluation.ledger_store import RedisStore, key_of, keys_of
-from orchestrator.evaluation.ledger_types import LedgerLimits, Start, Taken
+from orchestrator.evaluation.ledger import scripts
+from orchestrator.evaluation.ledger.store import RedisStore, key_of, keys_of
+from orchestrator.evaluation.ledger.types import LedgerLimits, Start, Taken
 from orchestrator.evaluation.records import Record, Sample
 
 WRITTEN_AT_ONCE = 2048

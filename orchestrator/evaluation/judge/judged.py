@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from orchestrator.evaluation.judge import JudgePrompt, judge
-from orchestrator.evaluation.judge_client import ChatEndpoint
+from orchestrator.evaluation.judge.client import ChatEndpoint
+from orchestrator.evaluation.judge.judge import JudgePrompt, judge
 from orchestrator.evaluation.metrics.text import AnsweredText
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.summary import JudgeFacts
+from orchestrator.evaluation.report.summary import JudgeFacts
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from orchestrator.evaluation.markdown import (
+from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
+from orchestrator.evaluation.report.markdown import (
     UNSCORED_TEXT,
     decimal_with_error,
     milliseconds,
     percent,
     percent_with_error,
 )
-from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
-from orchestrator.evaluation.summary import ALL, Cell, Summary
+from orchestrator.evaluation.report.summary import ALL, Cell, Summary
 
 TEXT_COLUMNS = ("exact match", "ROUGE-L", "BLEU")
 _GROUP_TITLES = {"app": "apps", "category": "categories"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from orchestrator.evaluation.report.summary import Summary
 from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy, Protocol
-from orchestrator.evaluation.summary import Summary
 
 _STRATEGIES = {
     AnswerStrategy.BASE: "the base model alone",

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
-from orchestrator.evaluation.datasets import BadRow
+from orchestrator.evaluation.data.datasets import BadRow
 from orchestrator.evaluation.metrics.action import ActionParts
 from orchestrator.evaluation.metrics.episodes import Score
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD

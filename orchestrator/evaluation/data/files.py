@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, field
-from orchestrator.evaluation.dataset_patterns import PatternSearch
+from orchestrator.evaluation.data.patterns import PatternSearch
 from orchestrator.evaluation.spec import DatasetSpec, EvaluationSpec
 
 SPLITS = ("train", "test", "validation", "dev")

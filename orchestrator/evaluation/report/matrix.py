@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infra.contract.composition import FusionMethod
-from orchestrator.evaluation.markdown import UNSCORED_TEXT, inline, table
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
+from orchestrator.evaluation.report.markdown import UNSCORED_TEXT, inline, table
+from orchestrator.evaluation.report.summary import ALL, Cell, Summary, shared_floor
 from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy
-from orchestrator.evaluation.summary import ALL, Cell, Summary, shared_floor
 
 FUSION_METHODS = (FusionMethod.LINEAR, FusionMethod.CONCAT, FusionMethod.SVD)
 _ROWS = (

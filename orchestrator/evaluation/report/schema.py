@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from orchestrator.evaluation.summary import SCHEMA_VERSION, Summary
+from orchestrator.evaluation.report.summary import SCHEMA_VERSION, Summary
 
 SCHEMA_FILE = "summary.schema.json"
 
@@ -22,6 +22,6 @@ def summary_schema() -> dict[str, Any]:
 
 def published_schema() -> dict[str, Any]:
     """Return the schema as it is kept beside this module."""
-    text = files("orchestrator.evaluation").joinpath(SCHEMA_FILE).read_text(encoding="utf-8")
+    text = files("orchestrator.evaluation.report").joinpath(SCHEMA_FILE).read_text(encoding="utf-8")
     published: dict[str, Any] = json.loads(text)
     return published

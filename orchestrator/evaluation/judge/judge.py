@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.contract.errors import InvalidArgumentError, UnavailableError
-from orchestrator.evaluation.judge_client import ChatClient, ChatEndpoint, ChatReply, ReplyCache, UnansweredError
+from orchestrator.evaluation.judge.client import ChatClient, ChatEndpoint, ChatReply, ReplyCache, UnansweredError
 from orchestrator.evaluation.metrics.paired import Graded
 from orchestrator.evaluation.metrics.text import AnsweredText
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from infra.contract.errors import UnavailableError
 from infra.runtime.logs import get_logger
-from orchestrator.evaluation.ledger_store import WORKERS, RedisStore
+from orchestrator.evaluation.ledger.store import WORKERS, RedisStore
 
 log = get_logger(__name__)
 

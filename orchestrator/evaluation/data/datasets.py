@@ -14,14 +14,14 @@ from infra.contract.adapter import ADAPTER_ID_PATTERN
 from infra.contract.errors import InvalidArgumentError, NotFoundError
 from infra.contract.prompt import IMAGE_PLACEHOLDER
 from orchestrator.evaluation.actions import split_actions
-from orchestrator.evaluation.dataset_files import (
+from orchestrator.evaluation.data.files import (
     MAX_DATASET_BYTES,
     byte_size_of,
     check_hash,
     find_below,
     find_dataset,
 )
-from orchestrator.evaluation.read_budget import MAX_IMAGE_BYTES, ReadBudget
+from orchestrator.evaluation.data.read_budget import MAX_IMAGE_BYTES, ReadBudget
 from orchestrator.evaluation.spec import DatasetSpec, Protocol
 
 

@@ -6,17 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 
 from infra.contract.errors import InvalidArgumentError
-from orchestrator.evaluation.html.page import render_html
-from orchestrator.evaluation.html.samples import PictureBudget
-from orchestrator.evaluation.judged import Judged
+from orchestrator.evaluation.judge.judged import Judged
 from orchestrator.evaluation.metrics.action import ActionMetric, ActionTypeMetric
 from orchestrator.evaluation.metrics.legacy import LegacyMetric
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report import render_markdown
+from orchestrator.evaluation.report.html.page import render_html
+from orchestrator.evaluation.report.html.samples import PictureBudget
+from orchestrator.evaluation.report.report import render_markdown
+from orchestrator.evaluation.report.summarize import summarize
+from orchestrator.evaluation.report.summary import ScoringOptions, Summary
 from orchestrator.evaluation.scoring import scores_of
 from orchestrator.evaluation.storage import read_text, write_text
-from orchestrator.evaluation.summarize import summarize
-from orchestrator.evaluation.summary import ScoringOptions, Summary
 
 RECORDS_FILE = "records.jsonl"
 SUMMARY_JSON_FILE = "summary.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.evaluation.html.markup import Markup, element, label
+from orchestrator.evaluation.report.html.markup import Markup, element, label
 
 COLOURS = 10
 WIDTH = 360

@@ -10,10 +10,10 @@ from typing import Any
 
 from infra.contract.errors import UnavailableError
 from infra.runtime.logs import get_logger
-from orchestrator.evaluation.answering import InterruptedSampleError
-from orchestrator.evaluation.ledger import Ledger
-from orchestrator.evaluation.ledger_types import Lease, Taken
+from orchestrator.evaluation.ledger.ledger import Ledger
+from orchestrator.evaluation.ledger.types import Lease, Taken
 from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.work.answering import InterruptedSampleError
 
 log = get_logger(__name__)
 

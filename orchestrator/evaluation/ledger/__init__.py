@@ -1,0 +1,1 @@
+"""The ledger of evaluation jobs, in Redis."""

@@ -1,0 +1,1 @@
+"""A worker's part of an evaluation job."""
