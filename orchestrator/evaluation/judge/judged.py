@@ -1,9 +1,8 @@
-"""The answers of a job graded by a judge: grades by sample, and their place in its report."""
+"""The answers of a job graded by a judge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,15 +10,7 @@ from orchestrator.evaluation.judge.client import ChatEndpoint
 from orchestrator.evaluation.judge.judge import JudgePrompt, judge
 from orchestrator.evaluation.metrics.text import AnsweredText
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.summary import JudgeFacts
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Grades in [0, 1] by sample key; a sample that is not among them is unscored."""
-
-    facts: JudgeFacts
-    grades: Mapping[str, float]
+from orchestrator.evaluation.report.summary import Judged, JudgeFacts
 
 
 async def judge_records(

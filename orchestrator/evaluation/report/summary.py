@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,14 @@ class JudgeFacts:
     prompt_tokens: int
     completion_tokens: int
     unscored: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge said of a job: grades in [0, 1] by sample key; a sample that is not among them is unscored."""
+
+    facts: JudgeFacts
+    grades: Mapping[str, float]
 
 
 @dataclass(frozen=True)
