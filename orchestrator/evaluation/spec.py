@@ -14,7 +14,6 @@ from pydantic import TypeAdapter
 from infra.contract.adapter import ADAPTER_ID_PATTERN, check_adapter_id
 from infra.contract.composition import FusionMethod
 from infra.contract.errors import InvalidArgumentError
-from infra.contract.errors import field as field_path
 from infra.contract.generation import MAX_SEED, Decoding
 from infra.contract.retrieval import RetrievalOptions
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
@@ -174,7 +173,7 @@ class EvaluationSpec:
             raise InvalidArgumentError("strategies", "a job needs at least one strategy")
         _check_count("datasets", len(self.datasets), MAX_DATASETS)
         _check_count("strategies", len(self.strategies), MAX_STRATEGIES)
-        _check_unique("datasets", [dataset.name for dataset in self.datasets])
+        _check_unique("datasets", [each.name for each in self.datasets], [each.uri for each in self.datasets])
         _check_unique("strategies", [strategy.label for strategy in self.strategies])
         if self.max_episodes is not None and self.max_episodes < 1:
             raise InvalidArgumentError("max_episodes", f"must be at least 1, got {self.max_episodes}")
@@ -226,10 +225,12 @@ def _check_count(field_name: str, count: int, most: int) -> None:
         raise InvalidArgumentError(field_name, f"a job may have at most {most}, got {count}; split it up")
 
 
-def _check_unique(field_name: str, names: Sequence[str]) -> None:
-    seen: set[str] = set()
+def _check_unique(field_name: str, names: Sequence[str], files: Sequence[str] = ()) -> None:
+    first: dict[str, int] = {}
     for index, name in enumerate(names):
-        if name in seen:
-            with field_path(f"{field_name}[{index}]"):
-                raise InvalidArgumentError("name", f"{name!r} is used twice; names in a report must be unique")
-        seen.add(name)
+        if first.setdefault(name, index) != index:
+            both = f", for {files[first[name]]} and for {files[index]}" if files else ""
+            raise InvalidArgumentError(
+                f"{field_name}[{index}].name",
+                f"{name!r} is used twice{both}; names in a report must be unique: give one of them another",
+            )

@@ -15,7 +15,7 @@ from orchestrator.evaluation.data.patterns import PatternSearch
 from orchestrator.evaluation.spec import DatasetSpec, EvaluationSpec
 
 SPLITS = ("train", "test", "validation", "dev")
-_FOLDER_PATTERNS = ("*.jsonl", "*/test.jsonl")
+_FOLDER_PATTERNS = ("test.jsonl", "*.jsonl", "*/test.jsonl")
 MAX_DATASET_BYTES = 1 << 30
 MAX_SPEC_BYTES = 4 << 20
 _CHUNK_BYTES = 1 << 20
@@ -98,7 +98,8 @@ def check_bytes(byte_size: int, max_bytes: int) -> None:
 def expand(dataset: DatasetSpec, roots: Sequence[Path], search: PatternSearch | None = None) -> list[DatasetSpec]:
     """Return a dataset for each JSONL file that a pattern or a folder names, in the order of their paths.
 
-    A folder stands for its `*.jsonl`, or where it has none for the `test.jsonl` of each folder in it. In `adapter_id`
+    A folder stands for its `test.jsonl`, or where it has none for its `*.jsonl`, or else for the `test.jsonl` of each
+    folder in it. In `adapter_id`
     {} becomes the file's name. Raises NotFoundError where there is none, InvalidArgumentError for a pattern that would
     take too long or names too many.
     """

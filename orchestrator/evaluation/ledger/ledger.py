@@ -181,6 +181,6 @@ class Ledger:
 
 def _not_found(evaluation_id: str) -> NotFoundError:
     return NotFoundError(
-        f"there is no evaluation {evaluation_id!r}; ListEvaluations names those that exist",
+        f"there is no evaluation {evaluation_id!r}; those that exist are listed by 'evaluate list' (ListEvaluations)",
         evaluation_id=evaluation_id,
     )
