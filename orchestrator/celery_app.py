@@ -48,10 +48,14 @@ class CeleryDispatcher:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def wake(self, count: int) -> None:
-        """Queue a message for each of `count` units, MOST_AT_ONCE at most; raises kombu's OperationalError when the
-        broker is away."""
+    def wake(self, count: int) -> int:
+        """Queue a message for each of `count` units, MOST_AT_ONCE at most; return how many.
+
+        Raises kombu's OperationalError when the broker is away.
+        """
         policy = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.3, "interval_max": 1.0}
         with self._app.producer_or_acquire() as producer:
-            for _ in range(min(count, MOST_AT_ONCE)):
+            sent = min(count, MOST_AT_ONCE)
+            for _ in range(sent):
                 self._app.send_task(WORK_TASK, producer=producer, retry=True, retry_policy=policy)
+        return sent

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 CANCEL_AGAIN_S = 0.5
@@ -45,6 +46,34 @@ async def in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator
         yield
     finally:
         await _end(tasks)
+
+
+async def on_own_thread(call: Callable[[], _T]) -> _T:
+    """Return what a blocking call gives, made on a thread of its own: one that hangs takes no place in a pool, and
+    ends with the process."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def run() -> None:
+        result: Future[_T] = Future()
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+        with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+            loop.call_soon_threadsafe(settle, result)
+
+    def settle(result: Future[_T]) -> None:
+        if future.done():
+            return
+        error = result.exception()
+        if error is None:
+            future.set_result(result.result())
+        else:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await future
 
 
 async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:

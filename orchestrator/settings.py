@@ -57,7 +57,7 @@ class OrchestratorSettings(TierSettings):
     shard_lease_s: float = Field(20, gt=0, description="seconds after which a worker that went silent loses its shard")
     shard_resend_s: float = Field(5, gt=0, description="seconds until workers are woken for shards that nobody took")
     shard_time_limit_s: float = Field(
-        600, gt=0, description="seconds after which a worker hands an unfinished shard on"
+        900, gt=0, description="seconds after which a worker hands an unfinished shard on"
     )
     visibility_timeout_s: int = Field(
         1800, ge=1, description="seconds after which Redis offers an unacknowledged message again"
@@ -87,12 +87,12 @@ class OrchestratorSettings(TierSettings):
         return value
 
     @model_validator(mode="after")
-    def _shards_end_before_they_are_offered_again(self) -> OrchestratorSettings:
-        longest_s = self.shard_time_limit_s + self.sample_timeout_s
-        if self.visibility_timeout_s <= longest_s:
+    def _a_sample_ends_before_its_shard_is_handed_on(self) -> OrchestratorSettings:
+        longest_s = self.patience_s + self.sample_timeout_s
+        if self.shard_time_limit_s < longest_s:
             raise ValueError(
-                f"visibility_timeout_s must be above shard_time_limit_s + sample_timeout_s ({longest_s:g}), "
-                "or shards are handed out while they run"
+                f"shard_time_limit_s must be at least patience_s + sample_timeout_s ({longest_s:g}), "
+                "or a sample that waits for a service is handed on for ever"
             )
         return self
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ from orchestrator.tasks import register_tasks
 log = get_logger(__name__)
 
 REDIS_RETRIES = 20
+CONSUMER_PAUSE_S = 1.0
 CHATTY_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
 
 
@@ -50,9 +52,13 @@ class _Done:
 
 
 class Worker:
-    """The clients, the ledger and the event loop of one worker process, and what Celery's threads do with them."""
+    """The clients, the ledger and the event loop of one worker process, and what Celery's threads do with them.
+
+    `stops`: a stop signal has come.
+    """
 
     def __init__(self, settings: OrchestratorSettings, app: Celery) -> None:
+        self.stops = False
         self._dispatcher = CeleryDispatcher(app)
         self._loop = EventLoopThread()
         self._open = AsyncExitStack()
@@ -67,7 +73,7 @@ class Worker:
         self._ledger = ledger = Ledger(store, settings.ledger_limits)
         isolation, roots = Isolation(), settings.dataset_roots
         self._shards = ShardRun(ledger, Pipeline(retrieval, generation), roots, settings.shard_limits, isolation)
-        self._finish = Finish(ledger, roots, isolation)
+        self._finish = Finish(ledger, roots, isolation, settings.shutdown_grace_s)
         await enter(in_background(ledger.workers.beat_forever(f"{gethostname()}-{os.getpid()}")))
 
     def work(self) -> str:
@@ -84,8 +90,8 @@ class Worker:
         if taken is None:
             return _Done("none: nothing to do")
         if taken.unit == FINISH:
-            await self._finish.run(taken)
-            return _Done(f"{taken.evaluation_id} report")
+            ended = await self._finish.run(taken, self._stopping)
+            return _Done(f"{taken.evaluation_id} report{'' if ended else ': handed on'}", wake=not ended)
         with job_metrics.shards_running.track_inprogress():
             outcome = await self._shards.run(taken, self._stopping)
         job_metrics.shards_total.labels(outcome.value).inc()
@@ -95,6 +101,7 @@ class Worker:
 
     def stop_beginning(self) -> None:
         """Begin no further sample. From any thread, or a signal handler."""
+        self.stops = True
         self._loop.call_soon(self._stopping.set)
 
     def close(self) -> None:
@@ -114,11 +121,14 @@ def serve(settings: OrchestratorSettings) -> None:
     worker = Worker(settings, app)
     register_tasks(app, worker)
 
+    ready: list[None] = []
+
     def on_stop(**_: Any) -> None:
         worker.stop_beginning()
 
     def on_ready(**_: Any) -> None:
-        open_files.enter_context(ready_file(settings.ready_file, "worker"))
+        if not ready:
+            ready.append(open_files.enter_context(ready_file(settings.ready_file, "worker")))
         log.info("serving", shards=settings.worker_shards, samples_a_shard=settings.concurrency)
 
     def leave_logging_alone(**_: Any) -> None:
@@ -130,15 +140,21 @@ def serve(settings: OrchestratorSettings) -> None:
     signals.worker_shutting_down.connect(on_stop)
     signals.worker_ready.connect(on_ready)
     with ExitStack() as open_files:
-        consumer = app.Worker(
-            hostname=f"worker-{os.getpid()}@{gethostname()}",
-            pool_cls="threads",
-            concurrency=settings.worker_shards,
-            without_gossip=True,
-            without_mingle=True,
-            quiet=True,
-        )
-        consumer.start()
+        while True:
+            consumer = app.Worker(
+                hostname=f"worker-{os.getpid()}@{gethostname()}",
+                pool_cls="threads",
+                concurrency=settings.worker_shards,
+                without_gossip=True,
+                without_mingle=True,
+                quiet=True,
+            )
+            consumer.start()
+            if worker.stops or not consumer.exitcode:
+                break
+            # Celery gives up where a Redis answers but takes no changes, as during a failover.
+            log.error("the consumer of messages ended; it starts again", pause_s=CONSUMER_PAUSE_S)
+            time.sleep(CONSUMER_PAUSE_S)
     # Celery's handlers know nothing of a worker that has stopped: a second signal would meet a closed loop.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

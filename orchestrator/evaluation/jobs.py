@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
-from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, OverloadedError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation import job_metrics
 from orchestrator.evaluation.data.datasets import read_datasets
@@ -31,6 +31,7 @@ MAX_PAGE_SIZE = 500
 WATCH_INTERVAL_S = 0.25
 KEPT_BAD_ROWS = 1000
 MAX_NAMED = 5
+MAX_ACTIVE = 500
 MAX_REPORT_CHARACTERS = 24 * 2**20
 NO_WORKER = "no worker is running; start one with 'python -m orchestrator.worker'"
 
@@ -38,8 +39,8 @@ NO_WORKER = "no worker is running; start one with 'python -m orchestrator.worker
 class Dispatcher(Protocol):
     """What wakes the workers: orchestrator.celery_app.CeleryDispatcher. May block, may fail."""
 
-    def wake(self, count: int) -> None:
-        """Let workers look for `count` units of work."""
+    def wake(self, count: int) -> int:
+        """Let workers look for `count` units of work, or for the first of them; return for how many."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ class Evaluations:
         known = await self._ledger.find_request(request_id, spec)
         if known is not None:
             return await self.get(known)
+        active = len(await self._ledger.active())
+        if active >= MAX_ACTIVE:
+            raise OverloadedError(
+                f"{active} evaluations have not ended; at most {MAX_ACTIVE} may run at a time: wait, or cancel some",
+                active=str(active),
+            )
         settled = await asyncio.to_thread(settle, spec, self._options.dataset_roots, self._options.max_dataset_bytes)
         job = await asyncio.to_thread(self._plan, settled, await self._running())
         await self._check_true_adapters(job)
@@ -113,6 +120,8 @@ class Evaluations:
                 await self._wake(1)
             case Cancellation.ENDED:
                 job_metrics.jobs_total.labels(EvaluationState.CANCELLED.value).inc()
+            case Cancellation.GIVEN_UP:
+                job_metrics.jobs_total.labels(EvaluationState.FAILED.value).inc()
         return await self.get(evaluation_id)
 
     async def retry(self, evaluation_id: str) -> Evaluation:

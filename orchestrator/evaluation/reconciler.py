@@ -45,10 +45,10 @@ class Reconciler:
         self._missing = min(missing, self._missing or missing)
         if not self._missing or time.monotonic() - self._since < self._resend_s:
             return 0
-        sent, self._missing = self._missing, 0
-        log.warning("waking workers for units that nobody took", units=sent)
+        missing, self._missing = self._missing, 0
+        log.warning("waking workers for units that nobody took", units=missing)
         async with asyncio.timeout(WAKE_TIMEOUT_S):
-            await asyncio.to_thread(self._dispatcher.wake, sent)
+            sent = await asyncio.to_thread(self._dispatcher.wake, missing)
         job_metrics.units_resent_total.inc(sent)
         return sent
 

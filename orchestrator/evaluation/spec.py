@@ -90,6 +90,8 @@ class DatasetSpec:
     def __post_init__(self) -> None:
         if not self.uri:
             raise InvalidArgumentError("uri", f"dataset {self.name!r} names no file; give its JSONL file")
+        if any("\ud800" <= character <= "\udfff" for character in self.uri):
+            raise InvalidArgumentError("uri", f"{self.uri!r} is no path in UTF-8; rename the file or its folder")
         if self.name or not self.is_many:
             _check_name(self.name)
         if self.adapter_id:

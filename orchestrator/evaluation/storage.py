@@ -43,7 +43,7 @@ def write_text(folder: str, name: str, text: str) -> None:
     A local file is on the disk when this returns. Raises UnavailableError where it cannot be written now,
     ConfigurationError where it never can.
     """
-    content = text.encode()
+    content = text.encode(errors="backslashreplace")
     with _named_errors(f"{folder}/{name} cannot be written"):
         files, path = _open(folder)
         if "file" in _protocols(files):

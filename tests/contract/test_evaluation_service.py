@@ -62,8 +62,9 @@ class Bell:
     def __init__(self) -> None:
         self.rung = 0
 
-    def wake(self, count: int) -> None:
+    def wake(self, count: int) -> int:
         self.rung += count
+        return count
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Served:
         """Carry out every unit that there is, and what follows from it."""
         while (taken := await self.ledger.units.take()) is not None:
             if taken.unit == FINISH:
-                await self.finish.run(taken)
+                await self.finish.run(taken, asyncio.Event())
             else:
                 await self.shards.run(taken, asyncio.Event())
 
@@ -704,7 +705,7 @@ async def test_job_whose_report_was_given_up_is_retried_once_the_cause_is_gone(s
     blocked = tmp_path / "out"
     blocked.write_text("a file where the folder should be")
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
-    with pytest.raises(FailedPreconditionError, match="only one that failed"):
+    with pytest.raises(FailedPreconditionError, match="only one whose report failed"):
         await served.client.retry(created.evaluation_id)
     await served.work()
     job = await served.client.get(created.evaluation_id)
@@ -756,3 +757,14 @@ async def test_jobs_with_long_specs_are_listed_on_short_pages(served: Served, mo
     first = await served.client.page()
     assert 0 < len(first.evaluations) < 4
     assert [job.evaluation_id for job in await served.client.list()] == created[::-1]
+
+
+async def test_no_more_jobs_are_accepted_than_may_run_at_a_time(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.evaluation.jobs.MAX_ACTIVE", 1)
+    spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
+    created = await served.client.create(spec, "first")
+    with pytest.raises(OverloadedError, match="at most 1 may run"):
+        await served.client.create(spec)
+    assert (await served.client.create(spec, "first")).evaluation_id == created.evaluation_id

@@ -77,6 +77,26 @@ async def test_message_that_is_lost_is_not_missed_while_another_job_fills_the_qu
     assert not (await running.client.get(other.evaluation_id)).state.ended
 
 
+async def test_workers_and_job_go_on_after_a_redis_that_took_no_changes_for_a_while(
+    running: Cluster, redis_url: str
+) -> None:
+    async def slow(_prompt: Prompt, _peer: str) -> None:
+        await asyncio.sleep(0.1)
+
+    running.tiers.generation.before = slow
+    worker = await running.start_worker(concurrency=2)
+    created = await running.client.create(spec_of(write_dataset(running.data, "gmail", 60, steps=1), shard_size=5))
+    async with RedisStore(redis_url) as store:
+        await asyncio.sleep(0.5)
+        await store.redis.replicaof("127.0.0.1", 1)
+        await asyncio.sleep(2.5)
+        await store.redis.replicaof("NO", "ONE")
+    job = await running.ended(created.evaluation_id)
+    assert worker.exit_status is None
+    assert (job.state, job.done_samples, job.failed_samples) == (EvaluationState.SUCCEEDED, 60, 0)
+    assert len({record.sample.key for record in records_of(job.output_uri)}) == 60
+
+
 async def test_job_ends_with_every_sample_once_while_everything_is_killed_again_and_again(
     tmp_path: Path, redis_url: str
 ) -> None:

@@ -85,7 +85,7 @@ def test_a_number_is_an_episode_id(tmp_path: Path) -> None:
         (changed(query="<image>\nSet a timer."), "query has 1 <image> for 2 images"),
         (changed(response="\n"), "response is empty"),
         (changed(episode_id="e\ud800"), "episode_id holds half a surrogate pair"),
-        (changed(images=["0.png", "\udfff.png"]), "is not there"),
+        (changed(images=["0.png", "\udfff.png"]), "images holds half a surrogate pair"),
         (changed(response="Open App: Clock"), "response has 1 actions for 2 images; the step protocol needs one each"),
         (changed(images=["0.png", "gone.png"]), "image 'gone.png' is not there"),
         (changed(images=["0.png", "a\0b.png"]), "is not there"),

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from orchestrator.evaluation.work.isolation import Isolation
+from orchestrator.evaluation.work.isolation import Isolation, StoppedWaitingError
 
 
 class Floor:
@@ -17,9 +17,10 @@ class Floor:
         self.inside: list[str] = []
         self.seen: list[list[str]] = []
         self.leave = asyncio.Event()
+        self.stop = asyncio.Event()
 
     async def enter(self, name: str, *, alone: bool) -> None:
-        async with self.isolation.alone() if alone else self.isolation.together():
+        async with self.isolation.alone(self.stop) if alone else self.isolation.together(self.stop):
             self.inside.append(name)
             self.seen.append(sorted(self.inside))
             try:
@@ -63,3 +64,18 @@ async def test_who_gives_up_waiting_blocks_nobody(alone: bool) -> None:
         await floor.enter("b", alone=False)
         await floor.enter("y", alone=True)
     assert floor.seen == [["a"], ["b"], ["y"]]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_who_is_told_to_stop_waits_no_longer(alone: bool) -> None:
+    floor = Floor()
+    inside = asyncio.create_task(floor.enter("a", alone=not alone))
+    await settled()
+    waiting = asyncio.create_task(floor.enter("x", alone=alone))
+    await settled()
+    floor.stop.set()
+    with pytest.raises(StoppedWaitingError):
+        await waiting
+    floor.leave.set()
+    await inside
+    assert floor.seen == [["a"]]

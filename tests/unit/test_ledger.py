@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
+from redis.exceptions import ResponseError
 
 from infra.contract.errors import (
     AlreadyExistsError,
@@ -20,7 +22,7 @@ from infra.contract.errors import (
 from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.ledger.ledger import Ledger
-from orchestrator.evaluation.ledger.store import RedisStore, request_key
+from orchestrator.evaluation.ledger.store import RedisStore, key_of, request_key
 from orchestrator.evaluation.ledger.types import (
     FINISH,
     Backlog,
@@ -71,8 +73,9 @@ class Bell:
     def __init__(self) -> None:
         self.rung: list[int] = []
 
-    def wake(self, count: int) -> None:
+    def wake(self, count: int) -> int:
         self.rung.append(count)
+        return count
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +281,7 @@ async def test_report_that_cannot_be_stored_is_put_off_for_longer_and_longer_and
 async def test_failed_job_is_retried_and_its_records_are_there(ledger: Ledger) -> None:
     evaluation_id = await ledger.publish(JOB)
     await ledger.samples.record(evaluation_id, "0", Record(A, answer="done"))
-    with pytest.raises(FailedPreconditionError, match="queued; only one that failed"):
+    with pytest.raises(FailedPreconditionError, match="queued; only one whose report failed"):
         await ledger.reopen(evaluation_id)
     await close_shards(ledger)
     await ledger.conclude(evaluation_id, EvaluationState.FAILED, "disk full")
@@ -301,11 +304,18 @@ async def test_deleted_job_leaves_nothing_behind(ledger: Ledger, store: RedisSto
         await ledger.get(evaluation_id)
 
 
-async def test_sample_that_was_begun_and_not_recorded_is_remembered_and_given_up_in_the_end(ledger: Ledger) -> None:
+async def test_sample_that_was_begun_and_not_recorded_is_remembered_and_given_up_in_the_end(
+    ledger: Ledger, store: RedisStore
+) -> None:
     evaluation_id = await ledger.publish(JOB)
     taken = await take(ledger)
-    starts = [await ledger.samples.begin(taken, "a") for _ in range(3)]
-    assert starts == [Start.BEGUN, Start.BEGUN, Start.EXHAUSTED]
+    assert [await ledger.samples.begin(taken, "a") for _ in range(3)] == [Start.BEGUN] * 3  # Sent again, counted once.
+    starts = []
+    for owner in ("second", "third"):
+        taken = replace(taken, owner=owner)
+        await store.redis.hset(key_of(evaluation_id, "owners"), "0", owner)
+        starts.append(await ledger.samples.begin(taken, "a"))
+    assert starts == [Start.BEGUN, Start.EXHAUSTED]
     assert await ledger.samples.begun(evaluation_id, ["a", "b"]) == {"a"}
     await ledger.samples.record(evaluation_id, "0", Record(A, answer="done"))
     assert await ledger.samples.begin(taken, "a") is Start.RECORDED
@@ -315,9 +325,10 @@ async def test_sample_that_was_begun_and_not_recorded_is_remembered_and_given_up
 
 async def test_abandoned_sample_is_as_if_never_begun(ledger: Ledger, store: RedisStore) -> None:
     evaluation_id = await ledger.publish(JOB)
-    await ledger.samples.begin(await take(ledger), "a")
+    taken = await take(ledger)
+    await ledger.samples.begin(taken, "a")
     for _ in range(2):
-        await ledger.samples.abandon(evaluation_id, "a")
+        await ledger.samples.abandon(taken, "a")
     assert await ledger.samples.begun(evaluation_id, ["a"]) == set()
     assert await store.redis.keys("*:tries") == []
 
@@ -471,3 +482,79 @@ async def test_reconciler_wakes_workers_for_what_is_missing_from_the_queue_for_a
     await asyncio.sleep(0.06)
     assert [await reconciler.reconcile() for _ in range(2)] == [0, 0]
     assert bell.rung == [2]
+
+
+async def test_unit_that_is_taken_twice_by_one_call_is_the_same(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ledger.publish(JOB)
+    store = ledger.units._store
+    run = store.run
+
+    async def run_twice(script: str, names: Sequence[str], arguments: Sequence[Any]) -> Any:
+        await run(script, names, arguments)
+        return await run(script, names, arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "run", run_twice)
+        first = await take(ledger)
+    assert (await take(ledger)).unit != first.unit
+
+
+async def test_late_record_does_not_bring_a_deleted_job_back(ledger: Ledger, store: RedisStore) -> None:
+    evaluation_id = await ledger.publish(JOB)
+    await ledger.conclude(evaluation_id, EvaluationState.SUCCEEDED)
+    await ledger.delete(evaluation_id)
+    assert not await ledger.samples.record(evaluation_id, "0", Record(A, answer="late"))
+    assert await store.redis.keys("*") == []
+
+
+async def test_job_whose_report_is_put_off_is_retried_at_once_or_cancelled(ledger: Ledger) -> None:
+    evaluation_id = await ledger.publish(JOB)
+    await ledger.samples.record(evaluation_id, "0", Record(A, answer="done"))
+    await close_shards(ledger)
+    for _ in range(2):
+        await ledger.units.postpone(await take(ledger), "disk full", 60)
+        assert await ledger.units.backlog() == Backlog(jobs=1, waiting=0, held=0)
+        await ledger.reopen(evaluation_id)
+    await ledger.units.postpone(await take(ledger), "disk full", 60)
+    assert await ledger.cancel(evaluation_id) is Cancellation.GIVEN_UP
+    job = await ledger.get(evaluation_id)
+    assert (job.state, job.error) == (EvaluationState.FAILED, "the report was given up: disk full")
+    assert await ledger.samples.recorded(evaluation_id, ["a"]) == {"a"}
+
+
+async def test_pauses_of_a_report_grow_to_their_longest(store: RedisStore) -> None:
+    ledger = Ledger(store, LedgerLimits(first_pause_s=10, longest_pause_s=30))
+    evaluation_id = await ledger.publish(JOB)
+    await close_shards(ledger)
+    pauses = []
+    for _ in range(4):
+        await ledger.units.postpone(await take(ledger), "disk full", 600)
+        now = float((await store.redis.time())[0])
+        pauses.append(round(await store.redis.zscore(key_of(evaluation_id, "units"), FINISH) - now, -1))
+        await ledger.reopen(evaluation_id)
+    assert pauses == [10, 20, 30, 30]
+
+
+async def test_jobs_take_turns_however_few_shards_are_under_way(ledger: Ledger) -> None:
+    first, second = [
+        await ledger.publish(NewEvaluation(SPEC, [[sample(f"{n}")] for n in range(4)], "out")) for _ in "ab"
+    ]
+    served = []
+    for _ in range(4):
+        taken = await take(ledger)
+        served.append(taken.evaluation_id)
+        await ledger.units.close(taken)
+    assert served == [first, second, first, second]
+
+
+@pytest.mark.parametrize("reply", ["MISCONF Redis is configured to save", "BUSY Redis is busy running a script"])
+async def test_replies_that_pass_are_unavailable_and_others_are_not(store: RedisStore, reply: str) -> None:
+    async def failing(text: str) -> None:
+        raise ResponseError(text)
+
+    with pytest.raises(UnavailableError, match="takes no changes now"):
+        await store.call(failing(reply))
+    with pytest.raises(ResponseError):
+        await store.call(failing("ERR unknown command"))

@@ -18,9 +18,9 @@ def test_dataset_roots_are_a_comma_separated_list() -> None:
     assert settings.dataset_roots == (Path("a"), Path("b/c"))
 
 
-def test_messages_must_not_be_offered_again_while_a_shard_may_still_run() -> None:
-    with pytest.raises(ConfigurationError, match=r"visibility_timeout_s must be above .* \(900\)"):
-        load_settings(OrchestratorSettings, ["--visibility-timeout-s", "900"])
+def test_a_shard_must_not_be_handed_on_before_a_sample_has_run_out_of_patience() -> None:
+    with pytest.raises(ConfigurationError, match=r"shard_time_limit_s must be at least .* \(600\)"):
+        load_settings(OrchestratorSettings, ["--shard-time-limit-s", "599"])
 
 
 def test_redis_url_of_another_kind_is_refused_with_those_that_are_right() -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,10 @@ async def test_try_that_could_not_be_given_back_is_given_back_later(
     evaluation_id = await ledger.publish(NewEvaluation(SPEC, [[SAMPLE], [replace(SAMPLE, key="b")]], "out"))
     shards = shards_of(ledger, pipeline)
 
+    stopping = asyncio.Event()
+
     async def away(*_: object) -> None:
+        stopping.set()  # A worker that stops waits for Redis no longer.
         raise UnavailableError("Redis is away")
 
     pipeline.end.set()
@@ -114,7 +118,7 @@ async def test_try_that_could_not_be_given_back_is_given_back_later(
         patched.setattr(ledger.samples, "record", away)
         patched.setattr(ledger.samples, "abandon", away)
         with pytest.raises(ExceptionGroup):
-            await shards.run(await take(ledger), asyncio.Event())
+            await shards.run(await take(ledger), stopping)
     assert await ledger.samples.begun(evaluation_id, ["a"]) == {"a"}
     assert await shards.run(await take(ledger), asyncio.Event()) is Outcome.DONE
     assert await ledger.samples.begun(evaluation_id, ["a"]) == set()
@@ -171,8 +175,38 @@ async def test_report_that_ended_its_workers_fails_the_job_without_another_try(
     report = await take(ledger)
     assert (report.unit, report.exhausted) == (FINISH, True)
     monkeypatch.setattr(Finish, "_write", None)
-    await Finish(ledger, [], Isolation()).run(report)
+    await Finish(ledger, [], Isolation()).run(report, asyncio.Event())
     job = await ledger.get(evaluation_id)
     assert job.state is EvaluationState.FAILED
     assert "while it wrote the report" in job.error
     assert await ledger.samples.recorded(evaluation_id, ["a"]) == {"a"}
+
+
+async def test_answer_is_recorded_once_redis_is_back(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.evaluation.work.hold.AWAY_PAUSE_S", 0.01)
+    ledger, pipeline = Ledger(store), SlowPipeline()
+    evaluation_id = await ledger.publish(NewEvaluation(SPEC, [[SAMPLE]], "out"))
+    record, away = ledger.samples.record, [UnavailableError("Redis is away")] * 3
+
+    async def away_at_first(*arguments: Any) -> bool:
+        if away:
+            raise away.pop()
+        return await record(*arguments)
+
+    monkeypatch.setattr(ledger.samples, "record", away_at_first)
+    pipeline.end.set()
+    assert await shards_of(ledger, pipeline).run(await take(ledger), asyncio.Event()) is Outcome.LAST
+    assert pipeline.texts == ["do it"]
+    assert await ledger.samples.recorded(evaluation_id, ["a"]) == {"a"}
+
+
+async def test_shard_that_takes_too_long_begins_no_further_sample_and_is_handed_on(store: RedisStore) -> None:
+    ledger, pipeline = Ledger(store, LedgerLimits(lease_s=0.2)), SlowPipeline()
+    await ledger.publish(NewEvaluation(SPEC, [[SAMPLE, replace(SAMPLE, key="b", text="later")]], "out"))
+    shards = ShardRun(ledger, pipeline, [], ShardLimits(concurrency=1, time_limit_s=0.01), Isolation())
+    run = asyncio.create_task(shards.run(await take(ledger), asyncio.Event()))
+    await pipeline.asked.wait()
+    await asyncio.sleep(0.2)
+    pipeline.end.set()
+    assert await run is Outcome.UNFINISHED
+    assert pipeline.texts == ["do it"]

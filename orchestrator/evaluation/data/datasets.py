@@ -245,17 +245,23 @@ def _text(fields: dict[str, Any], name: str) -> str:
         raise _RowError(f"{name} must be a string, this is {_kind(value)}")
     if not value.strip():
         raise _RowError(f"{name} is empty")
+    _check_unicode(name, value)
+    return value
+
+
+def _check_unicode(name: str, text: str) -> None:
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise _RowError(f"{name} holds half a surrogate pair, which is no text") from error
-    return value
 
 
 def _image_names(fields: dict[str, Any]) -> list[str]:
     value = fields.get("images", [])
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
         raise _RowError("images must be a list of paths")
+    for image in value:
+        _check_unicode("images", image)
     return value
 
 

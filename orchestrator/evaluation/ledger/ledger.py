@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +21,7 @@ from orchestrator.evaluation.ledger.units import Units
 from orchestrator.evaluation.spec import EvaluationSpec
 
 MAX_PAGE_CHARACTERS = 16 * 2**20
+LONG_SPEC_CHARACTERS = 50_000
 _BULK = ("shards", "records")
 
 
@@ -83,7 +86,7 @@ class Ledger:
         fields = await self._store.call(self._store.redis.hgetall(key_of(evaluation_id, "job")))
         if not fields:
             raise _not_found(evaluation_id)
-        return evaluation_of(fields)
+        return await _parsed(fields)
 
     async def look_again(self, job: Evaluation) -> Evaluation:
         """Return a job as it stands now; its spec is not read again. Raises NotFoundError."""
@@ -120,7 +123,7 @@ class Ledger:
             if jobs and characters > MAX_PAGE_CHARACTERS:
                 return EvaluationPage(tuple(jobs), ids[place - 1])
             if fields:
-                jobs.append(evaluation_of(fields))
+                jobs.append(await _parsed(fields))
         return EvaluationPage(tuple(jobs), ids[page_size - 1] if len(ids) > page_size else "")
 
     async def active(self) -> list[str]:
@@ -161,12 +164,15 @@ class Ledger:
         )
 
     async def reopen(self, evaluation_id: str) -> None:
-        """Open the report of a job that failed anew. Raises NotFoundError, FailedPreconditionError in another state."""
+        """Open the report of a job that failed anew, or that was put off at once.
+
+        Raises NotFoundError, FailedPreconditionError in another state.
+        """
         job = await self.get(evaluation_id)
-        names = [key_of(evaluation_id, "job"), ACTIVE, key_of(evaluation_id, "units")]
+        names = [key_of(evaluation_id, "job"), ACTIVE, *keys_of(evaluation_id, "units", "owners")]
         if not await self._store.run(scripts.REOPEN, names, [evaluation_id]):
             raise FailedPreconditionError(
-                f"evaluation {evaluation_id} is {job.state.value}; only one that failed can be retried"
+                f"evaluation {evaluation_id} is {job.state.value}; only one whose report failed can be retried"
             )
 
     async def delete(self, evaluation_id: str) -> None:
@@ -177,6 +183,13 @@ class Ledger:
             raise FailedPreconditionError(
                 f"evaluation {evaluation_id} is {job.state.value}; cancel it first, then delete it"
             )
+
+
+async def _parsed(fields: Mapping[str, str]) -> Evaluation:
+    """Return a job; a long spec is read beside the event loop."""
+    if len(fields["spec"]) < LONG_SPEC_CHARACTERS:
+        return evaluation_of(fields)
+    return await asyncio.to_thread(evaluation_of, fields)
 
 
 def _not_found(evaluation_id: str) -> NotFoundError:

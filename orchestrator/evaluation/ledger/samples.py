@@ -46,9 +46,9 @@ class SampleBook:
             )
         )
 
-    async def abandon(self, evaluation_id: str, key: str) -> None:
+    async def abandon(self, taken: Taken, key: str) -> None:
         """Take back `begin`: the sample was not answered, and that was not its fault."""
-        await self._store.run(scripts.ABANDON, keys_of(evaluation_id, "tries"), [key])
+        await self._store.run(scripts.ABANDON, keys_of(taken.evaluation_id, "tries"), [key, taken.owner])
 
     async def record(self, evaluation_id: str, unit: str, record: Record) -> bool:
         """Store what came of a sample; False, and nothing is counted, when it has its record already."""
@@ -94,7 +94,7 @@ class SampleBook:
         if not keys:
             return set()
         values = await self._store.call(self._store.redis.hmget(key_of(evaluation_id, name), list(keys)))
-        return {key for key, value in zip(keys, values, strict=True) if value not in (None, "0")}
+        return {key for key, value in zip(keys, values, strict=True) if value is not None}
 
 
 def _parsed(found: Sequence[str | None]) -> list[Record]:

@@ -59,11 +59,15 @@ return ''
 
 # Takes the unit that is most due: a report before any shard, then a shard of the job of which fewest are held; of
 # several, of the one that was served longest ago, the oldest first. Returns {} or {id, unit, attempts, exhausted}.
+# Sent again by the same owner, as its reply was lost, it returns the same.
 # KEYS active index; ARGV prefix owner lease_s unit_attempts finish_attempts
 TAKE = (
     _NOW
     + _KEY
     + """
+local reply = ARGV[1] .. ':taken:' .. ARGV[2]
+local before = redis.call('LRANGE', reply, 0, -1)
+if #before > 0 then return before end
 local at = now()
 local best
 local function better(candidate)
@@ -93,7 +97,10 @@ redis.call('HSET', job, 'served', string.format('%.6f', at))
 if redis.call('HGET', job, 'state') == 'queued' then redis.call('HSET', job, 'state', 'running') end
 local attempts = redis.call('HINCRBY', key(id, 'attempts'), unit, 1)
 local most = tonumber(unit == 'finish' and ARGV[5] or ARGV[4])
-return {id, unit, attempts, attempts > most and 1 or 0}
+local taken = {id, unit, attempts, attempts > most and 1 or 0}
+redis.call('RPUSH', reply, unpack(taken))
+redis.call('EXPIRE', reply, 60)
+return taken
 """
 )
 
@@ -120,7 +127,7 @@ end
 """
 
 # KEYS units owners attempts; ARGV unit owner
-RELEASE = _NOW + _RELEASE + "return release(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2], now())"
+RELEASE = _RELEASE + "return release(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2], 0)"
 
 # Puts the report off that could not be stored, and remembers why. Returns "later", "over" when that has gone on for
 # patience_s, or "lost". KEYS job units owners attempts; ARGV owner error first_pause_s longest_pause_s patience_s
@@ -149,26 +156,45 @@ return close(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
 """
 )
 
-# Counted before the sample is asked: what kills its worker is found by what it had begun and never recorded.
-# KEYS job owners records tries; ARGV unit owner key max_tries
-BEGIN = """
+# A sample's tries: how many, and the owner that began the last one.
+_TRIES = """
+local function tries_of(tries, key)
+  local value = redis.call('HGET', tries, key)
+  if not value then return 0, '' end
+  local count, owner = string.match(value, '^(-?%d+) ?(.*)$')
+  return tonumber(count), owner
+end
+"""
+
+# Counted before the sample is asked: what kills its worker is found by what it had begun and never recorded. Sent again
+# by the same owner, as its reply was lost, it counts once. KEYS job owners records tries; ARGV unit owner key max_tries
+BEGIN = (
+    _TRIES
+    + """
 if redis.call('HGET', KEYS[1], 'cancelled') then return 'cancelled' end
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 'lost' end
 if redis.call('HEXISTS', KEYS[3], ARGV[3]) == 1 then return 'recorded' end
-if redis.call('HINCRBY', KEYS[4], ARGV[3], 1) > tonumber(ARGV[4]) then return 'exhausted' end
-return 'begun'
+local count, owner = tries_of(KEYS[4], ARGV[3])
+if owner ~= ARGV[2] then count = count + 1 end
+redis.call('HSET', KEYS[4], ARGV[3], count .. ' ' .. ARGV[2])
+return count > tonumber(ARGV[4]) and 'exhausted' or 'begun'
 """
+)
 
-# KEYS tries; ARGV key
-ABANDON = """
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
-if redis.call('HINCRBY', KEYS[1], ARGV[1], -1) <= 0 then redis.call('HDEL', KEYS[1], ARGV[1]) end
+# KEYS tries; ARGV key owner. Takes back what that owner began.
+ABANDON = (
+    _TRIES
+    + """
+local count, owner = tries_of(KEYS[1], ARGV[1])
+if owner ~= ARGV[2] then return 0 end
+if count > 1 then redis.call('HSET', KEYS[1], ARGV[1], count - 1) else redis.call('HDEL', KEYS[1], ARGV[1]) end
 return 1
 """
+)
 
 # KEYS job records tries attempts; ARGV key record failed unit. Counts move only when the record is new.
 RECORD = """
-if redis.call('HGET', KEYS[1], 'finishing') then return 0 end
+if redis.call('HEXISTS', KEYS[1], 'id') == 0 or redis.call('HGET', KEYS[1], 'finishing') then return 0 end
 if redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[2]) == 0 then return 0 end
 redis.call('HINCRBY', KEYS[1], 'done', 1)
 if ARGV[3] == '1' then redis.call('HINCRBY', KEYS[1], 'failed', 1) end
@@ -178,7 +204,7 @@ return 1
 """
 
 # Stops a job: units that nobody holds are taken off. Returns 1 when "finish" is open now, 2 when nothing had been
-# recorded or held, so that the job has ended here.
+# recorded or held, so that the job has ended here, and 3 when its report was put off, so that it has failed here.
 # KEYS job units owners attempts tries active shards records; ARGV id time ttl_s
 CANCEL = (
     _NOW
@@ -187,7 +213,15 @@ CANCEL = (
     + """
 local state = redis.call('HGET', KEYS[1], 'state')
 if state ~= 'queued' and state ~= 'running' then return 0 end
-if redis.call('HGET', KEYS[1], 'finishing') then return 0 end
+if redis.call('HGET', KEYS[1], 'finishing') then
+  local said = redis.call('HGET', KEYS[1], 'report_error')
+  if not said or redis.call('HEXISTS', KEYS[3], 'finish') == 1 then return 0 end
+  redis.call('DEL', KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+  redis.call('HSET', KEYS[1], 'state', 'failed', 'ended', ARGV[2], 'error', 'the report was given up: ' .. said)
+  redis.call('HDEL', KEYS[1], 'report_error', 'report_failures', 'report_failing_since')
+  redis.call('SREM', KEYS[6], ARGV[1])
+  return 3
+end
 redis.call('HSET', KEYS[1], 'cancelled', '1')
 local opened = 0
 for _, unit in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now())) do
@@ -220,7 +254,9 @@ for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   end
   jobs = jobs + 1
   waiting = waiting + redis.call('ZCOUNT', units, '-inf', at)
-  held = held + redis.call('HLEN', owners)
+  held = held + redis.call('ZCOUNT', units, '(' .. at, '+inf')
+  local report_from = tonumber(redis.call('ZSCORE', units, 'finish') or 0)
+  if report_from > at and redis.call('HEXISTS', owners, 'finish') == 0 then held = held - 1 end
 end
 return {jobs, waiting, held}
 """
@@ -242,10 +278,15 @@ return 1
 """
 )
 
-# Opens the report of a job that failed anew. Returns 0 when it has not failed.
-# KEYS job active units; ARGV id
+# Opens the report of a job that failed anew, or that was put off at once. Returns 0 when there is none to open.
+# KEYS job active units owners; ARGV id
 REOPEN = """
-if redis.call('HGET', KEYS[1], 'state') ~= 'failed' then return 0 end
+local state = redis.call('HGET', KEYS[1], 'state')
+if state == 'running' and redis.call('HGET', KEYS[1], 'finishing') then
+  if redis.call('HEXISTS', KEYS[4], 'finish') == 0 then redis.call('ZADD', KEYS[3], 'XX', 0, 'finish') end
+  return 1
+end
+if state ~= 'failed' then return 0 end
 redis.call('HSET', KEYS[1], 'state', 'running', 'finishing', '1')
 redis.call('HDEL', KEYS[1], 'ended', 'error')
 redis.call('ZADD', KEYS[3], 0, 'finish')

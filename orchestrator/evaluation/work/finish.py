@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -22,17 +24,25 @@ from orchestrator.evaluation.report.html.samples import PictureBudget
 from orchestrator.evaluation.report.job_folder import write_records, write_report
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import DatasetFile, JobFacts, ScoringOptions
-from orchestrator.evaluation.work.hold import keep
-from orchestrator.evaluation.work.isolation import Isolation
-from orchestrator.event_loop import in_background
+from orchestrator.evaluation.work.hold import AWAY_PAUSE_S, keep
+from orchestrator.evaluation.work.isolation import Isolation, StoppedWaitingError
+from orchestrator.event_loop import in_background, on_own_thread
 
 log = get_logger(__name__)
 
 TIME_LIMIT_S = 3600.0
+ALONE_TIME_LIMIT_S = 600.0
 PATIENCE_WITH_DEFECTS_S = 30.0
 
 _BAD_ROWS = TypeAdapter(tuple[BadRow, ...])
 _FILES = TypeAdapter(tuple[DatasetFile, ...])
+
+
+T = TypeVar("T")
+
+
+class _HandedOnError(Exception):
+    pass
 
 
 class Finish:
@@ -41,40 +51,87 @@ class Finish:
     Images of samples are shown in the page where they lie below `roots`; without roots none is.
     """
 
-    def __init__(self, ledger: Ledger, roots: Sequence[Path], isolation: Isolation) -> None:
+    def __init__(self, ledger: Ledger, roots: Sequence[Path], isolation: Isolation, stop_grace_s: float = 10.0) -> None:
         self._ledger = ledger
         self._pictures = PictureBudget(tuple(roots))
         self._isolation = isolation
+        self._stop_grace_s = stop_grace_s
+        self._writing: set[str] = set()
 
-    async def run(self, taken: Taken) -> None:
-        """Write the files of a job whose samples are all recorded, and end it.
+    async def run(self, taken: Taken, stopping: asyncio.Event) -> bool:
+        """Write the files of a job whose samples are all recorded, and end it; False where another worker must.
 
         What goes wrong is tried again with growing pauses, for long where a storage is away; then the job fails and
         says why, and its records stay in Redis. A report whose writing ended its worker is tried alone in the next, and
-        a few times only.
+        a few times only. Once `stopping` is set it has the grace of a stop, and is handed on.
         """
-        evaluation_id = taken.evaluation_id
-        if taken.exhausted:
-            times = self._ledger.limits.finish_attempts
-            said = f"given up: the worker ended {times} times while it wrote the report"
-            await self._conclude(evaluation_id, EvaluationState.FAILED, said)
-            return
-        try:
-            beside = self._isolation.alone() if taken.attempts > 1 else self._isolation.together()
-            async with asyncio.timeout(TIME_LIMIT_S), in_background(self._keep_up(taken)), beside:
-                state = await self._write(evaluation_id)
-        except Exception as error:
-            log.exception("report failed", evaluation_id=evaluation_id)
-            said = error.message if isinstance(error, LoraRetrieverError) else f"{type(error).__name__}: {error}"
-            passes = isinstance(error, UnavailableError | OSError)
-            patience_s = self._ledger.limits.report_patience_s if passes else PATIENCE_WITH_DEFECTS_S
-            if await self._ledger.units.postpone(taken, said, patience_s) is Postponed.OVER:
-                await self._conclude(evaluation_id, EvaluationState.FAILED, f"the report could not be written: {said}")
-            return
-        await self._conclude(evaluation_id, state)
+        async with in_background(self._keep_up(taken)):
+            if taken.exhausted:
+                times = self._ledger.limits.finish_attempts
+                said = f"given up: the worker ended {times} times while it wrote the report"
+                await self._conclude(taken, stopping, EvaluationState.FAILED, said)
+                return True
+            try:
+                state = await self._written(taken, stopping)
+            except _HandedOnError:
+                return not await self._insist(lambda: self._ledger.units.release(taken), stopping)
+            except Exception as error:
+                await self._put_off(taken, stopping, error)
+            else:
+                await self._conclude(taken, stopping, state)
+        return True
 
-    async def _conclude(self, evaluation_id: str, state: EvaluationState, error: str = "") -> None:
-        if await self._ledger.conclude(evaluation_id, state, error):
+    async def _written(self, taken: Taken, stopping: asyncio.Event) -> EvaluationState:
+        """Return how the job ends, its files written. Raises _HandedOnError when the grace of a stop is over."""
+        alone = taken.attempts > 1
+        writing = asyncio.create_task(self._write_beside(taken.evaluation_id, stopping, alone=alone))
+        grace = asyncio.create_task(self._grace(stopping))
+        try:
+            await asyncio.wait((writing, grace), return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                return writing.result()
+            raise _HandedOnError
+        finally:
+            writing.cancel()
+            grace.cancel()
+
+    async def _grace(self, stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        await asyncio.sleep(self._stop_grace_s)
+
+    async def _write_beside(self, evaluation_id: str, stopping: asyncio.Event, *, alone: bool) -> EvaluationState:
+        limit_s = ALONE_TIME_LIMIT_S if alone else TIME_LIMIT_S
+        try:
+            async with asyncio.timeout(limit_s), self._isolation.alone(stopping) if alone else nullcontext():
+                return await self._write(evaluation_id)
+        except TimeoutError as error:
+            raise UnavailableError(f"it was not written within {limit_s:g} s; is the storage there?") from error
+        except StoppedWaitingError as error:
+            raise _HandedOnError from error
+
+    async def _put_off(self, taken: Taken, stopping: asyncio.Event, error: Exception) -> None:
+        log.error("report failed", evaluation_id=taken.evaluation_id, exc_info=error)
+        said = error.message if isinstance(error, LoraRetrieverError) else f"{type(error).__name__}: {error}"
+        passes = isinstance(error, UnavailableError | OSError)
+        patience_s = self._ledger.limits.report_patience_s if passes else PATIENCE_WITH_DEFECTS_S
+        postponed = await self._insist(lambda: self._ledger.units.postpone(taken, said, patience_s), stopping)
+        if postponed is Postponed.OVER:
+            said = f"the report could not be written: {said}"
+            await self._conclude(taken, stopping, EvaluationState.FAILED, said)
+
+    async def _insist(self, call: Callable[[], Awaitable[T]], stopping: asyncio.Event) -> T:
+        """Return what a call of the ledger gives; while Redis is away it is made again, unless the worker stops."""
+        while True:
+            try:
+                return await call()
+            except UnavailableError:
+                if stopping.is_set():
+                    raise
+                await asyncio.sleep(AWAY_PAUSE_S)
+
+    async def _conclude(self, taken: Taken, stopping: asyncio.Event, state: EvaluationState, error: str = "") -> None:
+        evaluation_id = taken.evaluation_id
+        if await self._insist(lambda: self._ledger.conclude(evaluation_id, state, error), stopping):
             job_metrics.jobs_total.labels(state.value).inc()
             log.info("evaluation ended", evaluation_id=evaluation_id, state=state.value)
 
@@ -86,8 +143,23 @@ class Finish:
         if not cancelled and len(records) != job.total_samples:
             raise InternalError(f"{job.total_samples - len(records)} samples of {job.total_samples} have no record")
         bad_rows, provenance = await self._ledger.details(evaluation_id)
-        await asyncio.to_thread(_write_files, job, state, records, bad_rows, provenance, pictures=self._pictures)
+        write = partial(_write_files, job, state, records, bad_rows, provenance, pictures=self._pictures)
+        await self._on_own_thread(write, evaluation_id)
         return state
+
+    async def _on_own_thread(self, write: Callable[[], None], evaluation_id: str) -> None:
+        """Write on a thread of its own; one that hangs is waited for by the time limit, and not joined by another."""
+        if evaluation_id in self._writing:
+            raise UnavailableError("an earlier try has not ended yet; is the storage there?")
+        self._writing.add(evaluation_id)
+
+        def write_and_tell() -> None:
+            try:
+                write()
+            finally:
+                self._writing.discard(evaluation_id)
+
+        await on_own_thread(write_and_tell)
 
     async def _keep_up(self, taken: Taken) -> None:
         while True:

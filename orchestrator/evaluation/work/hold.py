@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from infra.contract.errors import UnavailableError
 from infra.runtime.logs import get_logger
@@ -17,6 +17,10 @@ from orchestrator.evaluation.work.answering import InterruptedSampleError
 
 log = get_logger(__name__)
 
+AWAY_PAUSE_S = 0.5
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class ShardLimits:
@@ -26,7 +30,7 @@ class ShardLimits:
     concurrency: int = 8
     sample_timeout_s: float = 300.0
     patience_s: float = 300.0
-    time_limit_s: float = 600.0
+    time_limit_s: float = 900.0
     stop_grace_s: float = 10.0
 
 
@@ -34,7 +38,7 @@ class Hold:
     """A unit's lease, kept up while `keep_up` runs. `stop` is set when no further sample may be begun.
 
     `begun` holds the keys of the samples under way whose try counts, `changed` the datasets that are not as planned;
-    `owed` takes the tries that could not be given back, by job and key.
+    `owed` takes the tries that could not be given back.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Hold:
         taken: Taken,
         limits: ShardLimits,
         stopping: asyncio.Event,
-        owed: set[tuple[str, str]],
+        owed: set[tuple[Taken, str]],
     ) -> None:
         self.taken = taken
         self.evaluation_id = taken.evaluation_id
@@ -66,6 +70,16 @@ class Hold:
         if lease is not Lease.HELD:
             self.stop.set()
 
+    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Return what a call of the ledger gives; while Redis is away it is made again, unless the worker stops."""
+        while True:
+            try:
+                return await call()
+            except UnavailableError:
+                if self.lost or self._stopping.is_set():
+                    raise
+                await asyncio.sleep(AWAY_PAUSE_S)
+
     async def guard(self, answering: Coroutine[Any, Any, Record]) -> Record:
         """Return what `answering` gives; InterruptedSampleError when it outlives the grace of a stop."""
         task = asyncio.create_task(answering)
@@ -85,9 +99,9 @@ class Hold:
         if key in self.begun:
             self.begun.discard(key)
             try:
-                await self._ledger.samples.abandon(self.evaluation_id, key)
+                await self._ledger.samples.abandon(self.taken, key)
             except UnavailableError:
-                self._owed.add((self.evaluation_id, key))
+                self._owed.add((self.taken, key))
 
     async def give_back_all(self) -> None:
         """Uncount the tries of all samples under way."""

@@ -27,7 +27,7 @@ from orchestrator.evaluation.work.answering import (
     with_history,
 )
 from orchestrator.evaluation.work.hold import Hold, ShardLimits
-from orchestrator.evaluation.work.isolation import Isolation
+from orchestrator.evaluation.work.isolation import Isolation, StoppedWaitingError
 from orchestrator.event_loop import in_background
 
 log = get_logger(__name__)
@@ -53,7 +53,7 @@ class ShardRun:
         self._answering = Answering(pipeline, roots, Patience(limits.sample_timeout_s, limits.patience_s))
         self._limits = limits
         self._isolation = isolation
-        self._owed: set[tuple[str, str]] = set()
+        self._owed: set[tuple[Taken, str]] = set()
 
     async def run(self, taken: Taken, stopping: asyncio.Event) -> Outcome:
         """Answer the samples of a shard that have no record yet. Once `stopping` is set no further one is begun."""
@@ -78,9 +78,9 @@ class ShardRun:
 
     async def _give_back_owed(self) -> None:
         """Uncount tries that could not be given back while Redis was away."""
-        for evaluation_id, key in tuple(self._owed):
-            await self._samples.abandon(evaluation_id, key)
-            self._owed.discard((evaluation_id, key))
+        for owed in tuple(self._owed):
+            await self._samples.abandon(*owed)
+            self._owed.discard(owed)
 
     async def _note_changes(self, hold: Hold, spec: EvaluationSpec, samples: Sequence[Sample]) -> None:
         """Remember which datasets changed since the job was planned: its samples stay those that were planned."""
@@ -131,17 +131,25 @@ class ShardRun:
                 record = await self._record(hold, not_asked(with_history(step, earlier), earlier[-1]))
             elif record is None:
                 asked = with_history(step, earlier) if len(steps) > 1 else step
-                async with self._isolation.alone() if step.key in suspects else self._isolation.together():
-                    record = await self._answer(hold, spec, asked)
+                record = await self._answer_beside(hold, spec, asked, alone=step.key in suspects)
             if record is None:
                 return
             earlier.append(record)
+
+    async def _answer_beside(self, hold: Hold, spec: EvaluationSpec, sample: Sample, *, alone: bool) -> Record | None:
+        """Answer a sample beside others, or alone in this worker; None where the wait for that was cut short."""
+        beside = self._isolation.alone(hold.stop) if alone else self._isolation.together(hold.stop)
+        try:
+            async with beside:
+                return await self._answer(hold, spec, sample)
+        except StoppedWaitingError:
+            return None
 
     async def _answer(self, hold: Hold, spec: EvaluationSpec, sample: Sample) -> Record | None:
         """Return what came of a sample; None where this worker has nothing to say of it."""
         if hold.stop.is_set():
             return None
-        start = await self._samples.begin(hold.taken, sample.key)
+        start = await hold.insist(lambda: self._samples.begin(hold.taken, sample.key))
         if start in (Start.LOST, Start.CANCELLED):
             hold.learn(Lease(start.value))
         elif start is Start.EXHAUSTED and not hold.lost:
@@ -175,7 +183,7 @@ class ShardRun:
     async def _record(self, hold: Hold, record: Record) -> Record:
         """Store a record, and return it; where another worker's was there first, that one."""
         key = record.sample.key
-        if await self._samples.record(hold.evaluation_id, hold.taken.unit, record):
+        if await hold.insist(lambda: self._samples.record(hold.evaluation_id, hold.taken.unit, record)):
             job_metrics.samples_total.labels("failed" if record.error is not None else "answered").inc()
         else:
             record = (await self._samples.records_of(hold.evaluation_id, [key])).get(key, record)
