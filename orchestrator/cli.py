@@ -11,6 +11,7 @@ import typer
 from infra.contract.errors import LoraRetrieverError
 from orchestrator.commands import adapters, ask, console, demo, evaluate, serve, up
 from orchestrator.commands.targets import target
+from orchestrator.commands.wording import worded
 
 PASSES_THROUGH = ("serve", "worker")
 
@@ -74,7 +75,7 @@ def run(arguments: list[str]) -> int:
     except LoraRetrieverError as error:
         if debug:
             raise
-        console.print_error(error.message, getattr(error, "__notes__", None))
+        console.print_error(worded(error), getattr(error, "__notes__", None))
         return console.exit_status(error)
     except typer.TyperException as error:
         if problem := _usage(error):

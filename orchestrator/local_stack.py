@@ -17,14 +17,15 @@ from typing import Literal
 from infra.contract.errors import ConfigurationError
 from infra.runtime.embedded_redis import embedded_redis
 from infra.runtime.settings import as_arguments
-from orchestrator.processes import POLL_S, Child, Program, Ready, hurried_by_signals
+from orchestrator.processes import POLL_S, Child, Hurry, Program, Ready, hurried_by_signals
+from orchestrator.revival import Revival
 
 STATE_FILE = "stack.json"
 FREE = "127.0.0.1:0"
 REDIS, RETRIEVAL, GENERATION, ORCHESTRATOR, WORKER = "redis", "retrieval", "generation", "orchestrator", "worker"
 FRESH = ("qdrant", "redis", "logs")
 
-TierState = Literal["starting", "ready", "stopping", "stopped"]
+TierState = Literal["starting", "ready", "died", "stopping", "stopped"]
 OnTier = Callable[[str, TierState], None]
 
 
@@ -60,7 +61,8 @@ class LocalStack:
     """Starts every tier on entering and stops them all on leaving, whatever ends the block.
 
     Entering raises UnavailableError or ConfigurationError with the end of its log as soon as a tier ends, and
-    ConfigurationError when another stack runs in the same folder.
+    ConfigurationError when another stack runs in the same folder. A worker that dies while all are ready is started
+    again by `check`.
     """
 
     def __init__(self, plan: StackPlan, on_tier: OnTier = lambda _tier, _state: None) -> None:
@@ -70,6 +72,8 @@ class LocalStack:
         self._lock = contextlib.ExitStack()
         self._redis = contextlib.ExitStack()
         self._addresses: Addresses | None = None
+        self._revival = Revival()
+        self._dead_worker: Program | None = None
 
     @property
     def addresses(self) -> Addresses:
@@ -107,10 +111,29 @@ class LocalStack:
         self.stop()
 
     def check(self) -> None:
-        """Raise UnavailableError, with the end of its log, when a tier has ended."""
-        for child in self._children:
+        """Raise UnavailableError, with the end of its log, when a tier has ended; start a worker that has again.
+
+        A worker that dies too often is as any other tier.
+        """
+        if self._dead_worker is not None and self._revival.is_due:
+            self._children.append(Child(self._dead_worker, self.work_dir, self._plan.environment, again=True))
+            self._dead_worker = None
+        for child in list(self._children):
             if child.exit_status is not None:
-                raise child.failure()
+                self._bury(child)
+
+    def _bury(self, child: Child) -> None:
+        """Let a worker that has ended be started again in a while; raise for any other tier."""
+        is_ready = self._addresses is not None
+        if child.name != WORKER or not is_ready or not self._revival.may_follow(child.started_at):
+            error = child.failure()
+            if is_ready and not self._plan.fresh:
+                error.add_note(f"jobs are kept: started again in the same work folder {self.work_dir}, they go on")
+            raise error
+        child.stop(0, Hurry(now=True))
+        self._children.remove(child)
+        self._dead_worker = child.program
+        self._tell(WORKER, "died")
 
     def wait(self) -> None:
         """Wait until a tier ends, which raises as `check` does."""
@@ -121,6 +144,7 @@ class LocalStack:
     def stop(self) -> None:
         """Stop every tier, last started first. A signal in the meantime ends the waiting, not the stopping."""
         with hurried_by_signals() as hurry:
+            self._dead_worker = None
             while self._children:
                 child = self._children[-1]
                 self._tell(child.name, "stopping")

@@ -57,17 +57,25 @@ class Hurry:
 
 
 class Child:
-    """One running program, which dies with this process. Its output goes to `directory/logs/NAME.log`."""
+    """One running program, which dies with this process. Its output goes to `directory/logs/NAME.log`.
 
-    def __init__(self, program: Program, directory: Path, environment: Mapping[str, str]) -> None:
+    `again` starts a program that ended anew, its log after what it had said before.
+    """
+
+    def __init__(
+        self, program: Program, directory: Path, environment: Mapping[str, str], *, again: bool = False
+    ) -> None:
         self.name = program.name
+        self.program = program
+        self.started_at = time.monotonic()
         self.log = directory / "logs" / f"{program.name}.log"
         self._ready_file = directory / "ready" / f"{program.name}.json"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._ready_file.parent.mkdir(parents=True, exist_ok=True)
         self._ready_file.unlink(missing_ok=True)
         command = [sys.executable, "-m", "orchestrator.guard", program.module, *program.arguments]
-        with self.log.open("wb") as log:
+        with self.log.open("ab" if again else "wb") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 [*command, "--ready-file", str(self._ready_file)],
                 stdin=subprocess.PIPE,
@@ -108,7 +116,7 @@ class Child:
 
     def last_words(self) -> str:
         """Return why the program ended, when it said so in a line of its own, or else the end of its log."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = self.log.read_bytes()[self._log_start :].decode(errors="replace").splitlines()
         reason = next((line for line in reversed(lines) if line.startswith(REASON)), None)
         if reason is not None:
             return f"{reason.partition(': ')[2]} (log: {self.log})"

@@ -30,7 +30,7 @@ from orchestrator.commands.evaluated import (
     read_mapping,
     strategies_of,
 )
-from orchestrator.commands.gate import JobMetric, gate_of
+from orchestrator.commands.gate import gate_of
 from orchestrator.commands.job_options import (
     AdapterField,
     AdapterMap,
@@ -110,7 +110,7 @@ def run(
     ] = False,
     threshold: Threshold = None,
     point_tolerance: PointTolerance = None,
-    metric: jobs.JobMetricOption = JobMetric.ACTION,
+    metric: jobs.JobMetricOption = None,
     fail_under: FailUnder = None,
     max_failed: MaxFailed = None,
     fail_on: FailOn = None,

@@ -42,10 +42,11 @@ class Gate:
     """What scores have to reach: of all strategies, or of those labelled `only`, at least `fail_under`.
 
     No more than the share `max_failed` of the samples may be unscored: a score of the few that are left says nothing.
-    Both are in [0, 1]; None: not asked for, but that `fail_under` brings a `max_failed` of MAX_FAILED.
+    Both are in [0, 1]; None: not asked for, but that `fail_under` brings a `max_failed` of MAX_FAILED. `metric` None:
+    that of the headline.
     """
 
-    metric: JobMetric = JobMetric.ACTION
+    metric: JobMetric | None = None
     fail_under: float | None = None
     max_failed: float | None = None
     only: Sequence[str] = ()
@@ -70,7 +71,9 @@ class Gate:
     def check(self, summary: Summary) -> None:
         """Exit with status 1, naming what is too low, when the job does not pass. Raises InvalidArgumentError."""
         self.check_labels(summary.strategies)
-        self.check_scores(measured(summary, lambda cell: _score(cell, self.metric), self.only))
+        headline = JobMetric.EXACT_MATCH if summary.answers_are_texts else JobMetric.ACTION
+        metric = self.metric or headline
+        self.check_scores(measured(summary, lambda cell: _score(cell, metric), self.only))
 
     def check_scores(self, found: Mapping[str, Measured]) -> None:
         """Exit with status 1, naming what is too low, when scores do not pass."""
@@ -107,7 +110,7 @@ def gate_of(
     max_failed: float | None,
     fail_on: Sequence[str] | None = None,
     *,
-    metric: JobMetric = JobMetric.ACTION,
+    metric: JobMetric | None = None,
     default: Sequence[str] = (),
     watch: bool = True,
 ) -> Gate:

@@ -47,7 +47,7 @@ RequestId = Annotated[str, typer.Option(help="The same id and job again return t
 Watch = Annotated[bool, typer.Option(help="Show progress, and the report at the end.")]
 Strategy = Annotated[
     str | None,
-    typer.Option(help="Of records: which strategy to score, by its label.", autocompletion=complete_strategies),
+    typer.Option(help="Of records: which strategy, by its label (default: each).", autocompletion=complete_strategies),
 ]
 Threshold = Annotated[
     float | None,
@@ -64,10 +64,12 @@ PointTolerance = Annotated[
     ),
 ]
 MetricOption = Annotated[
-    MetricName,
+    MetricName | None,
     typer.Option(
         help="action: type and argument right; action_type: the type alone; legacy: TF-IDF cosine; exact_match, "
-        "rouge_l, bleu: whole answers, for tasks without actions."
+        "rouge_l, bleu: whole answers, for tasks without actions (default: action, or exact_match where no true "
+        "answer is an action).",
+        show_default=False,
     ),
 ]
 FailUnder = Annotated[

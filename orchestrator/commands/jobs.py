@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
@@ -20,17 +21,30 @@ from orchestrator.commands.reach import reach
 from orchestrator.commands.targets import AsJson, OrchestratorTarget, target
 from orchestrator.commands.watching import headline_table, shown
 from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
-from orchestrator.evaluation.report.job_folder import REPORT_HTML_FILE, SUMMARY_MARKDOWN_FILE
+from orchestrator.evaluation.report.job_folder import (
+    REPORT_HTML_FILE,
+    SUMMARY_JSON_FILE,
+    SUMMARY_MARKDOWN_FILE,
+    read_summary,
+)
 from orchestrator.evaluation.report.report import caveats, headline
 from orchestrator.evaluation.report.summary import Summary
+from orchestrator.evaluation.spec import EvaluationSpec
+from orchestrator.evaluation.storage import read_text
 from orchestrator.evaluation_client import EvaluationClient
+
+MAX_NAMED = 2
 
 T = TypeVar("T")
 
 JobId = Annotated[str, typer.Argument(help="The job's id.")]
 JobMetricOption = Annotated[
-    JobMetric,
-    typer.Option("--metric", help="What --fail-under looks at; the last three are of answers that are no actions."),
+    JobMetric | None,
+    typer.Option(
+        "--metric",
+        help="What --fail-under looks at (default: action, or exact_match where no true answer is an action).",
+        show_default=False,
+    ),
 ]
 
 
@@ -57,18 +71,22 @@ def list_jobs(*, orchestrator_target: OrchestratorTarget = "", as_json: AsJson =
     if as_json:
         console.print_json(jobs)
         return
-    table = Table("job", "state", "done", "failed", "bad rows", "started")
+    table = Table()
+    table.add_column("job", no_wrap=True)
+    for column in ("state", "done", "failed", "bad rows", "started", "datasets", "strategies", "protocol"):
+        table.add_column(column)
     for job in jobs:
         done = f"{job.done_samples}/{job.total_samples}"
         failed, bad_rows = str(job.failed_samples), str(job.bad_rows)
-        table.add_row(job.evaluation_id, job.state, done, failed, bad_rows, f"{job.create_time:%Y-%m-%d %H:%M}")
+        started = f"{job.create_time:%Y-%m-%d %H:%M}"
+        table.add_row(job.evaluation_id, job.state, done, failed, bad_rows, started, *_asked(job.spec))
     console.results().print(table)
 
 
 def watch(
     *,
     job_id: JobId,
-    metric: JobMetricOption = JobMetric.ACTION,
+    metric: JobMetricOption = None,
     fail_under: FailUnder = None,
     max_failed: MaxFailed = None,
     fail_on: FailOn = None,
@@ -82,8 +100,8 @@ def watch(
 
 def report(
     *,
-    job_id: JobId,
-    metric: JobMetricOption = JobMetric.ACTION,
+    job: Annotated[str, typer.Argument(help="A job that has ended: its id, or its folder.")],
+    metric: JobMetricOption = None,
     fail_under: FailUnder = None,
     max_failed: MaxFailed = None,
     fail_on: FailOn = None,
@@ -92,7 +110,7 @@ def report(
 ) -> None:
     """Print the report of a job that has ended: summary.md, or with --json summary.json."""
     gate = gate_of(fail_under, max_failed, fail_on, metric=metric)
-    found = fetch_report(job_id, orchestrator_target)
+    found = read_report(job) if is_folder(job) else fetch_report(job, orchestrator_target)
     if as_json:
         console.print_text(found.summary_json.rstrip("\n") + "\n")
     elif sys.stdout.isatty():
@@ -154,7 +172,13 @@ def follow(job_id: str, orchestrator_target: str) -> Evaluation:
             )
             raise
 
-    return called(orchestrator_target, watched)
+    try:
+        return called(orchestrator_target, watched)
+    except UnavailableError as error:
+        error.add_note(
+            f"the job is kept: once the orchestrator runs again, 'loraretriever evaluate watch {job_id}' follows it on"
+        )
+        raise
 
 
 def follow_to_report(job_id: str, orchestrator_target: str) -> Report:
@@ -168,6 +192,17 @@ def follow_to_report(job_id: str, orchestrator_target: str) -> Report:
 def fetch_report(job_id: str, orchestrator_target: str) -> Report:
     """Return the report of a job that has ended."""
     return called(orchestrator_target, lambda client: client.report(job_id))
+
+
+def read_report(folder: str) -> Report:
+    """Return the report in a job's folder. Raises NotFoundError, or InvalidArgumentError for what is none."""
+    read_summary(folder)
+    return Report(read_text(folder, SUMMARY_JSON_FILE), read_text(folder, SUMMARY_MARKDOWN_FILE), folder)
+
+
+def is_folder(source: str) -> bool:
+    """Whether a job is named by its folder, a path or a URI, and not by its id."""
+    return Path(source).is_dir() or "/" in source
 
 
 def summary_of(found: Report) -> Summary:
@@ -219,4 +254,26 @@ def print_job(job: Evaluation, as_json: bool) -> None:
     out = console.results()
     out.print(f"{job.evaluation_id} {job.state}{error}{stalled}", soft_wrap=True)
     out.print(f"{job.done_samples} of {job.total_samples} samples done{failed}{bad}")
-    out.print(f"records and report: {job.output_uri}", soft_wrap=True)
+    datasets, strategies, protocol = _asked(job.spec)
+    out.print(f"datasets: {datasets}; strategies: {strategies}; protocol: {protocol}", soft_wrap=True)
+    out.print(_where(job), soft_wrap=True)
+
+
+def _where(job: Evaluation) -> str:
+    """Return where the records and the report of a job are, or what brings them there."""
+    if job.state is EvaluationState.FAILED:
+        return f"its records are kept: 'loraretriever evaluate retry {job.evaluation_id}' writes the report"
+    return f"records and report: {'' if job.state.ended else 'will be in '}{job.output_uri}"
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Return names in words: all of them, or the first of many and how many more there are."""
+    if len(names) <= MAX_NAMED + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:MAX_NAMED])} and {len(names) - MAX_NAMED} more"
+
+
+def _asked(spec: EvaluationSpec) -> tuple[str, str, str]:
+    """Return what a job is of: its datasets, its strategies and its protocol."""
+    datasets = shortened([dataset.name or dataset.uri for dataset in spec.datasets])
+    return datasets, shortened([strategy.label for strategy in spec.strategies]), spec.protocol.value

@@ -36,6 +36,7 @@ from orchestrator.commands.job_options import (
     AdapterField,
     AdapterMap,
     AdapterOf,
+    AdaptersByName,
     Data,
     FailUnder,
     GpuId,
@@ -71,6 +72,7 @@ def matrix(
     data: Data = None,
     test_data: TestData = None,
     adapter: AdapterOf = None,
+    adapters_by_name: AdaptersByName = False,
     adapter_field: AdapterField = "",
     adapter_map: AdapterMap = None,
     top_k: TopK = None,
@@ -114,7 +116,7 @@ def matrix(
             raise InvalidArgumentError("job", "the job has its data and its scores; leave those of a new one out")
         _show(jobs.follow_to_report(job_id, orchestrator_target), output, gate, as_json)
         return
-    by_name = not (adapter or adapter_field or adapter_map)
+    by_name = adapters_by_name or not (adapter or adapter_field or adapter_map)
     labels = AdapterLabels(adapter or (), by_name, adapter_field, read_mapping(adapter_map))
     scoring = scoring_options(None, threshold, point_tolerance)
     spec = EvaluationSpec(

@@ -7,7 +7,7 @@ from glob import glob
 from pathlib import Path
 
 from infra.contract.errors import NotFoundError
-from orchestrator.commands.jobs import called
+from orchestrator.commands.jobs import called, is_folder
 from orchestrator.evaluation.report.job_folder import RECORDS_FILE
 from orchestrator.evaluation.result_files import Results, parse_results, read_results
 from orchestrator.evaluation.storage import read_text
@@ -38,9 +38,17 @@ def result_files(given: str) -> list[tuple[str, str]]:
     return [(match, match) for match in matches]
 
 
+def sources_in(given: str) -> list[str]:
+    """Return a folder's files of results, where it is one of such files and not a job's; anything else is itself."""
+    folder = Path(given)
+    if (folder / RECORDS_FILE).is_file() or not folder.is_dir():
+        return [given]
+    return [str(file) for file in sorted(folder.glob("*.jsonl"))] or [given]
+
+
 def folder_of(source: str, orchestrator_target: str = "") -> str:
     """Return the folder of a job that is named by its id or by its folder, a path or a URI. Raises NotFoundError."""
-    if Path(source).is_dir() or "/" in source:
+    if is_folder(source):
         return source
     return called(orchestrator_target, lambda client: client.get(source)).output_uri
 

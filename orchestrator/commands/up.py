@@ -13,8 +13,8 @@ import typer
 from infra.contract.errors import ConfigurationError
 from infra.runtime.addresses import check_free
 from orchestrator.commands import console
-from orchestrator.commands.settings import child_environment, told_by_environment
-from orchestrator.commands.targets import DEFAULTS, UP_DIR, AsJson
+from orchestrator.commands.settings import PREFIX, child_environment, told_by_environment
+from orchestrator.commands.targets import DEFAULTS, UP_DIR, AsJson, Tier, target
 from orchestrator.demo_world import MODEL_NAME, find_world
 from orchestrator.local_stack import Addresses, LocalStack, OnTier, StackPlan, TierState
 from orchestrator.processes import Terminated, terminated_like_interrupted
@@ -107,6 +107,8 @@ def tiers_shown() -> Iterator[OnTier]:
                     status.update(f"{state} {name}")
                     if shown.is_terminal:
                         status.start()
+                case "died":
+                    shown.print(f"{name} died, and is started again; its log says why", style="dim")
                 case "ready" | "stopped":
                     status.stop()
                     shown.print(f"{name} {state}", style="dim")
@@ -158,12 +160,25 @@ def _settings(pairs: list[str] | None, tier: str) -> dict[str, object]:
     return settings
 
 
+def exports(addresses: Addresses) -> list[str]:
+    """Return the lines of a shell by which commands find tiers that are not at the addresses they look at first."""
+    found = {"retrieval": addresses.retrieval, "orchestrator": addresses.orchestrator}
+    tiers: tuple[Tier, ...] = ("retrieval", "orchestrator")
+    if all(found[tier] == DEFAULTS[tier] == target(tier).address for tier in tiers):
+        return []
+    return [f"export {PREFIX}{tier.upper()}_TARGET={found[tier]}" for tier in tiers]
+
+
 def _print_addresses(addresses: Addresses, work_dir: Path) -> None:
     out = console.results()
     out.print(f"retrieval     {addresses.retrieval}")
     out.print(f"generation    {addresses.generation}")
     out.print(f"orchestrator  {addresses.orchestrator}")
     out.print(f"logs          {work_dir / 'logs'}", soft_wrap=True)
+    if lines := exports(addresses):
+        out.print("for commands that would look elsewhere, in other terminals:")
+        for line in lines:
+            out.print(f"  {line}", soft_wrap=True)
     console.note(
         "running; register adapters with 'loraretriever adapters add', ask with 'loraretriever ask'. Ctrl-C stops."
     )

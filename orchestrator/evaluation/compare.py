@@ -19,6 +19,7 @@ class Compared:
     """Two strategies on the questions that both have a score for. `difference` is second - first, paired.
 
     `left_out` counts the places of the datasets at which both have a score, but of other questions: their data differ.
+    `only_first` and `only_second` count the other questions that one of them alone has a score for.
     `protocols` are those that the answers were given under; under several a question was not asked in the same words.
     """
 
@@ -29,6 +30,8 @@ class Compared:
     second_score: Estimate
     difference: Estimate
     left_out: int = 0
+    only_first: int = 0
+    only_second: int = 0
     protocols: tuple[str, ...] = ()
 
     @property
@@ -37,6 +40,8 @@ class Compared:
         said = []
         if self.left_out:
             said.append("Left out: questions that both have a score for under one name, but that differ themselves.")
+        if self.left_out or self.only_first or self.only_second:
+            said.append("The scores shown are of the pairs alone: the questions that both have a score for.")
         if len(self.protocols) > 1:
             said.append(f"Answered under different protocols, by different prompts: {', '.join(self.protocols)}.")
         return said
@@ -45,7 +50,7 @@ class Compared:
 def compare(
     first: Results,
     second: Results,
-    metric: MetricName = MetricName.ACTION,
+    metric: MetricName | None = None,
     threshold: float = LEGACY_THRESHOLD,
     *,
     point_tolerance_px: float = POINT_TOLERANCE_PX,
@@ -55,13 +60,16 @@ def compare(
     """Compare `strategy` of the first with `against` of the second (default: the same).
 
     Without a name, sets of one strategy each are compared whatever it is called, and others strategy by strategy where
-    both have it. Raises InvalidArgumentError when nothing can be compared.
+    both have it. `metric` None: `headline_metric`. Raises InvalidArgumentError when nothing can be compared.
     """
     compared = []
+    metric = metric or headline_metric(first, second)
     for left, right in _pairs(first, second, strategy, against):
         chosen = first.of_strategy(left), second.of_strategy(right)
         ours, theirs = (graded(results, metric, threshold, point_tolerance_px) for results in chosen)
         both = ours.keys() & theirs.keys()
+        alone = ours.keys() - both, theirs.keys() - both
+        left_out = _places(alone[0]) & _places(alone[1])
         if not both:
             raise InvalidArgumentError(
                 "",
@@ -76,11 +84,19 @@ def compare(
                 first_score=mean_score(_only(ours, both)),
                 second_score=mean_score(_only(theirs, both)),
                 difference=paired_difference(theirs, ours),
-                left_out=len(_places(ours.keys() - both) & _places(theirs.keys() - both)),
+                left_out=len(left_out),
+                only_first=len(_places(alone[0]) - left_out),
+                only_second=len(_places(alone[1]) - left_out),
                 protocols=tuple(dict.fromkeys(name for results in chosen for name in results.protocols)),
             )
         )
     return compared
+
+
+def headline_metric(first: Results, second: Results) -> MetricName:
+    """Return what two sets of results are compared by where nothing is said: actions, if any true answer is one."""
+    found = {first.headline_metric, second.headline_metric}
+    return MetricName.ACTION if MetricName.ACTION in found else MetricName.EXACT_MATCH
 
 
 def _pairs(

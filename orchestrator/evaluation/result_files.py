@@ -6,11 +6,12 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from infra.contract.errors import InvalidArgumentError, LoraRetrieverError, NotFoundError
-from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
+from orchestrator.evaluation.actions import POINT_TOLERANCE_PX, is_actions
 from orchestrator.evaluation.metrics.action import ActionMetric, ActionTypeMetric, score_action_parts
 from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, answer_at, graded_steps, score_episodes
 from orchestrator.evaluation.metrics.floor import Metric
@@ -62,6 +63,11 @@ class FileScore:
     action_type: float | None = None
     argument: float | None = None
 
+    @property
+    def is_of_texts(self) -> bool:
+        """Whether it is the mean of whole answers, by a metric of texts or by a judge."""
+        return self.metric not in (MetricName.ACTION, MetricName.ACTION_TYPE, MetricName.LEGACY)
+
     def to_json(self) -> dict[str, Any]:
         """Return the score as JSON values."""
         return asdict(self)
@@ -69,11 +75,15 @@ class FileScore:
 
 @dataclass(frozen=True)
 class Results:
-    """A file of results: records of this system, or rows of the study's format. `source` is what it is called."""
+    """A file of results: records of this system, or rows of the study's format. `source` is what it is called.
+
+    `modes` are those that the rows name.
+    """
 
     source: str
     records: tuple[Record, ...]
     rows: tuple[AnsweredEpisode, ...]
+    modes: tuple[str, ...] = ()
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -82,8 +92,14 @@ class Results:
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        """The protocols of the records; the study's rows name none that is known here."""
-        return tuple(dict.fromkeys(record.sample.protocol.value for record in self.records))
+        """The protocols that the answers were given under: those of the records, and the modes of the study's rows."""
+        return tuple(dict.fromkeys([*(record.sample.protocol.value for record in self.records), *self.modes]))
+
+    @property
+    def headline_metric(self) -> MetricName:
+        """The metric of actions, or that of whole answers where no true answer is in the action language."""
+        truths = chain((record.sample.truth for record in self.records), *(row.truths for row in self.rows))
+        return MetricName.ACTION if any(map(is_actions, truths)) else MetricName.EXACT_MATCH
 
     def of_strategy(self, strategy: str | None = None) -> Results:
         """Return the records of one strategy; it must be named where there are several. Raises InvalidArgumentError."""
@@ -95,6 +111,12 @@ class Results:
             raise InvalidArgumentError("strategy", f"{self.source} has no {strategy!r}; {held}")
         chosen = [record for record in self.records if strategy in (None, record.sample.strategy.label)]
         return replace(self, records=tuple(chosen))
+
+    def by_strategy(self) -> dict[str | None, Results]:
+        """Return the results of each strategy by its label; None: there is but one, or none is named."""
+        if len(self.strategies) <= 1:
+            return {None: self}
+        return {label: self.of_strategy(label) for label in self.strategies}
 
     @property
     def episodes(self) -> list[AnsweredEpisode]:
@@ -204,20 +226,23 @@ def parse_results(content: bytes, source: str) -> Results:
     """Return what the bytes of a result file hold; `source` is named in errors."""
     records: list[Record] = []
     rows: list[AnsweredEpisode] = []
+    modes: list[str] = []
     seen: Counter[str] = Counter()
     for line, text in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if text.strip():
             try:
-                row = _row(json.loads(text), seen)
+                fields = json.loads(text)
+                row = _row(fields, seen)
             except (ValueError, RecursionError, LoraRetrieverError) as error:
                 raise InvalidArgumentError("", f"{source}:{line}: {_first_line(error)}") from error
             if isinstance(row, Record):
                 records.append(row)
             else:
                 rows.append(row)
+                modes += [mode for mode in (fields.get("mode"),) if isinstance(mode, str) and mode]
     if not records and not rows:
         raise InvalidArgumentError("", f"{source} holds no results")
-    return Results(source, tuple(records), tuple(rows))
+    return Results(source, tuple(records), tuple(rows), tuple(dict.fromkeys(modes)))
 
 
 def _metric(name: MetricName, threshold: float, point_tolerance_px: float) -> Metric:

@@ -45,6 +45,9 @@ class OneJob:
         total = self.planned or len(self.records)
         return Evaluation("ev-1", self.spec, self.state, total, datetime(2026, 1, 1, tzinfo=UTC), "out/ev-1")
 
+    async def list(self) -> list[Evaluation]:
+        return [await self.get("ev-1")]
+
     async def retry(self, evaluation_id: str) -> Evaluation:
         return await self.get(evaluation_id)
 

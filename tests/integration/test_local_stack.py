@@ -168,6 +168,34 @@ def test_a_stop_signal_ends_every_running_tier(models: Models, tmp_path: Path) -
     assert_nothing_runs_in(tmp_path / "up")
 
 
+def pid_of(work_dir: Path, tier: str) -> int:
+    return int(json.loads((work_dir / "ready" / f"{tier}.json").read_text())["pid"])
+
+
+@pytest.mark.timeout(180)
+def test_a_killed_worker_is_started_again_and_any_other_tier_ends_them_all(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, work_dir = write_episodes(tmp_path / "data"), tmp_path / "up"
+    process = start(up(models, work_dir, "--free-ports"), tmp_path)
+    said = read_until(process, "running; register adapters")
+    state = read_state(work_dir)
+    assert state is not None
+    for tier, address in (("RETRIEVAL", state.retrieval), ("ORCHESTRATOR", state.orchestrator)):
+        line = f"export LORARETRIEVER_CLIENT_{tier}_TARGET={address}"
+        assert line in said
+    os.kill(pid_of(work_dir, "worker"), signal.SIGKILL)
+    assert "worker died, and is started again" in read_until(process, "worker died")
+    words = ["--strategy", "base", "--num-samples", "1", "--max-new-tokens", "2"]
+    assert run(["evaluate", "run", str(file), *words, "--orchestrator-target", state.orchestrator]) == 0
+    os.kill(pid_of(work_dir, "generation"), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: generation was ended by SIGKILL" in output
+    assert f"jobs are kept: started again in the same work folder {work_dir}, they go on" in output
+    assert_nothing_runs_in(work_dir)
+
+
 def test_tiers_end_when_the_command_is_killed(models: Models, tmp_path: Path) -> None:
     process = start(up(models, tmp_path / "up", "--free-ports"), tmp_path)
     read_until(process, "redis ready")

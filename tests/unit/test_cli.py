@@ -5,11 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from infra.contract.errors import CheckpointError, InvalidArgumentError
+from infra.contract.errors import CheckpointError, InvalidArgumentError, NotFoundError
 from orchestrator.adapter_folder import adapter_of
 from orchestrator.cli import run
 from orchestrator.commands import targets
@@ -18,8 +19,10 @@ from orchestrator.commands.evaluated import AdapterLabels, dataset_specs, strate
 from orchestrator.commands.screens import draw
 from orchestrator.commands.serve import without_gpu_id
 from orchestrator.commands.settings import child_environment, client_settings
+from orchestrator.commands.up import exports
+from orchestrator.commands.wording import worded
 from orchestrator.evaluation.spec import AnswerStrategy
-from orchestrator.local_stack import STATE_FILE
+from orchestrator.local_stack import STATE_FILE, Addresses
 from orchestrator.training_examples import example_prompts, vectors_of
 from tests.dataset_files import write_episodes
 from tests.images import picture
@@ -37,13 +40,17 @@ def free_address() -> str:
         (["upp"], "No such command 'upp'"),
         (["ask"], "Missing argument 'text'; see 'loraretriever ask --help'"),
         (["ask", "hi", "--topk", "3"], "--topk"),
-        (["ask", "hi", "--top-k", "0"], "top_k: must be at least 1"),
+        (["ask", "hi", "--top-k", "0"], "error: --top-k: must be at least 1"),
         (["ask", "hi", "--merge-method", "magic"], "magic"),
         (["ask", "hi", "--image", "missing.png"], "missing.png cannot be read"),
         (["ask", "  "], "the message is empty"),
         (["evaluate", "run"], "name at least one JSONL file"),
         (["evaluate", "run", "x.jsonl", "--strategy", "magic"], "'magic' is none of base, selection, mixture"),
-        (["evaluate", "run", "x.jsonl", "--strategy", "oracle"], "must know the adapter trained for dataset 'x'"),
+        (
+            ["evaluate", "run", "x.jsonl", "--strategy", "oracle"],
+            "--adapter: strategy 'oracle' must know the adapter trained",
+        ),
+        (["evaluate", "run", "x.jsonl", "--num-samples", "0"], "error: --num-samples: must be at least 1"),
         (["adapters", "add", "a", "--checkpoint", "here"], "give either --examples train.jsonl or --vectors"),
         (["demo", "--world", "nowhere"], "the demo world is not whole"),
         (["up", "--model-path", "somewhere"], "--embedder-path is missing"),
@@ -206,6 +213,34 @@ def test_a_flag_goes_over_the_environment_over_a_running_stack_over_the_default(
     assert targets.target("retrieval").address == "e:1"
     assert targets.target("retrieval", "f:1").address == "f:1"
     client_settings.cache_clear()
+
+
+def test_up_says_how_commands_find_tiers_that_are_not_where_they_look_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "STACK_DIRS", (tmp_path,))
+    defaults = Addresses(**targets.DEFAULTS, redis_url="", pid=os.getpid())
+    moved = replace(defaults, orchestrator="127.0.0.1:7")
+    lines = [
+        "export LORARETRIEVER_CLIENT_RETRIEVAL_TARGET=127.0.0.1:50051",
+        "export LORARETRIEVER_CLIENT_ORCHESTRATOR_TARGET=127.0.0.1:",
+    ]
+    assert exports(defaults) == []
+    assert exports(moved) == [lines[0], f"{lines[1]}7"]
+    (tmp_path / STATE_FILE).write_text(json.dumps(asdict(moved)))
+    assert exports(defaults) == [lines[0], f"{lines[1]}50053"]
+
+
+def test_errors_of_the_service_are_worded_as_commands() -> None:
+    assert worded(NotFoundError("there is none; ListEvaluations names those that exist")) == (
+        "there is none; 'loraretriever evaluate list' names those that exist"
+    )
+    assert worded(NotFoundError("no file below the dataset roots (/a)")).endswith(
+        "(/a); 'loraretriever up --dataset-roots DIR' says below which folders datasets may lie"
+    )
+    assert worded(InvalidArgumentError("datasets[0].adapter_id", "x")) == "--adapter: x"
+    assert worded(InvalidArgumentError("prompt.messages[0]", "x")) == "prompt.messages[0]: x"
+    assert worded(InvalidArgumentError("", "x")) == "x"
 
 
 def test_a_stack_that_has_died_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from infra.contract.errors import UnavailableError
 from orchestrator.cli import run
 from orchestrator.commands.evaluated import complete_strategies, strategies_of, strategy_labels
-from orchestrator.evaluation.job import EvaluationState
+from orchestrator.evaluation.job import Evaluation, EvaluationState
 from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.report.html.samples import PictureBudget
+from orchestrator.evaluation.report.job_folder import write_report
 from orchestrator.evaluation.report.matrix import matrix_strategies
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from tests.fakes.evaluation import answered, failure, sample
@@ -104,9 +108,9 @@ def test_samples_that_were_planned_and_never_asked_are_unscored(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--fail-under", "80"], "fail_under: a share in 0..1, got 80; 80 % is 0.8"),
-        (["--max-failed", "-1"], "max_failed: a share in 0..1, got -1"),
-        (["--fail-under", "nan"], "fail_under: a share in 0..1"),
+        (["--fail-under", "80"], "--fail-under: a share in 0..1, got 80; 80 % is 0.8"),
+        (["--max-failed", "-1"], "--max-failed: a share in 0..1, got -1"),
+        (["--fail-under", "nan"], "--fail-under: a share in 0..1"),
     ],
 )
 def test_a_mark_that_makes_no_sense_is_refused_before_anything_is_done(
@@ -189,9 +193,14 @@ def test_an_image_root_that_is_here_is_sent_whole(job: OneJob, tmp_path: Path, m
 
 
 def test_the_adapter_of_each_file_that_the_orchestrator_finds_is_sent_as_a_form(job: OneJob) -> None:
-    for words in (["run", "--adapters-by-name"], ["run", "--adapter", "app_lora_{}"], ["matrix"]):
+    for words in (
+        ["run", "--adapters-by-name"],
+        ["run", "--adapter", "app_lora_{}"],
+        ["matrix"],
+        ["matrix", "--adapters-by-name"],
+    ):
         assert run(["evaluate", words[0], "far/*.jsonl", *words[1:], "--no-watch"]) == 0
-    assert [spec.datasets[0].adapter_id for spec in job.specs] == ["{}", "app_lora_{}", "{}"]
+    assert [spec.datasets[0].adapter_id for spec in job.specs] == ["{}", "app_lora_{}", "{}", "{}"]
 
 
 def test_strategies_complete_in_the_shell() -> None:
@@ -219,3 +228,64 @@ def test_a_job_is_retried_and_forgotten_by_name(job: OneJob, capsys: pytest.Capt
     output = capsys.readouterr().err
     assert "forgot ev-1" in output
     assert "ev-2" in output
+
+
+def test_jobs_say_what_they_are_of_and_promise_no_folder_before_they_end(
+    job: OneJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["gmail", "ebay", *(f"app{number}" for number in range(12))]
+    job.spec = replace(SPEC, datasets=tuple(DatasetSpec(name, f"{name}.jsonl", name) for name in names))
+    assert run(["evaluate", "status", "ev-1"]) == 0
+    shown = capsys.readouterr().out
+    assert "datasets: gmail, ebay and 12 more; strategies: base, mixture; protocol: step" in shown
+    assert "records and report: out/ev-1" in shown
+    job.state = EvaluationState.RUNNING
+    assert run(["evaluate", "status", "ev-1"]) == 0
+    assert "records and report: will be in out/ev-1" in capsys.readouterr().out
+    job.state = EvaluationState.FAILED
+    assert run(["evaluate", "status", "ev-1"]) == 0
+    assert "its records are kept: 'loraretriever evaluate retry ev-1' writes the report" in capsys.readouterr().out
+    job.state = EvaluationState.RUNNING
+    assert run(["evaluate", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("gmail, ebay and 12 more", "base, mixture", "step"))
+
+
+def test_the_gate_of_answers_that_are_no_actions_looks_at_whole_answers(
+    job: OneJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [
+        sample("It is blue.", episode=str(number), strategy=strategy)
+        for strategy in (BASE, MIXTURE)
+        for number in (1, 2)
+    ]
+    job.records = list(map(answered, asked, ["It is red.", *["It is blue."] * 3]))
+    assert run(["evaluate", "watch", "ev-1", "--fail-under", "0.5"]) == 0
+    assert run(["evaluate", "watch", "ev-1", "--fail-under", "0.6"]) == 1
+    assert "below 0.6: base 0.5000" in capsys.readouterr().err
+
+
+def test_a_report_is_read_from_the_folder_of_its_job(
+    job: OneJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report(str(tmp_path), job.summary, job.records, PictureBudget(()))
+    assert run(["evaluate", "report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == (tmp_path / "summary.md").read_text()
+    assert run(["evaluate", "report", str(tmp_path), "--fail-under", "0.6"]) == 1
+    assert run(["evaluate", "report", str(tmp_path / "none")]) == 1
+    assert job.calls == 0
+
+
+@pytest.mark.parametrize("command", [["run", "x.jsonl"], ["watch", "ev-1"], ["status", "ev-1", "--watch"]])
+def test_a_job_whose_orchestrator_goes_away_is_said_to_be_kept(
+    job: OneJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    async def watch(_evaluation_id: str) -> AsyncIterator[Evaluation]:
+        yield replace(await job.get("ev-1"), state=EvaluationState.RUNNING)
+        raise UnavailableError("the orchestrator tier does not answer at here:1")
+
+    monkeypatch.setattr(job, "watch", watch)
+    assert run(["evaluate", *command]) == 1
+    said = capsys.readouterr().err
+    assert "does not answer at here:1 (the job is kept: once the orchestrator runs again" in said
+    assert "'loraretriever evaluate watch ev-1' follows it on" in said

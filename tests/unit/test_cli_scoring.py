@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.contract.errors import InvalidArgumentError
 from orchestrator.cli import run
-from orchestrator.commands.evaluated import AdapterLabels, dataset_specs, read_mapping
-from orchestrator.commands.scoring import distinct_names
+from orchestrator.commands.score_tables import distinct_names
 from orchestrator.commands.settings import client_settings
 from orchestrator.evaluation.actions import Action, ActionType, Point, render_action
-from orchestrator.evaluation.data.files import expand
+from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy
 from tests.fakes.chat_endpoint import fake_chat
 from tests.fakes.evaluation import answered, failure, sample, write_records
 
@@ -42,6 +39,73 @@ def test_score_of_one_file_is_one_object(results: str, capsys: pytest.CaptureFix
     assert (found["step_count"], found["episode_count"], found["floor"]) == (3, 2, 1.0)
     assert run(["evaluate", "score", results, results, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+TEXT_ROWS = [
+    {"episode_id": str(number), "ground_truths": [f"The answer is {number}."], "predictions": ["The answer is 1."]}
+    for number in range(4)
+]
+
+
+def test_answers_that_are_no_actions_are_scored_whole_unless_a_metric_is_named(
+    results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = write(tmp_path / "texts.jsonl", TEXT_ROWS)
+    assert run(["evaluate", "score", texts, results, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["metric"], first["step_accuracy"], first["step_count"]) == ("exact_match", 0.25, 4)
+    assert second["metric"] == "action"
+    assert run(["evaluate", "compare", texts, texts, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["metric"] == "exact_match"
+    assert run(["evaluate", "score", texts, "--metric", "action", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metric"] == "action"
+    assert run(["evaluate", "run", texts, "--evaluate-only", "--fail-under", "0.3", "--json"]) == 1
+    output = capsys.readouterr()
+    assert [each["metric"] for each in json.loads(output.out)] == ["exact_match", "legacy"]
+    assert f"below 0.3: {texts} 0.2500" in output.err
+    assert run(["evaluate", "score", texts, "--point-tolerance", "5"]) == 2
+    assert "--point-tolerance: says nothing with --metric exact_match" in capsys.readouterr().err
+
+
+def test_the_table_of_whole_answers_has_no_steps_floors_and_episodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["evaluate", "score", write(tmp_path / "texts.jsonl", TEXT_ROWS)]) == 0
+    shown = capsys.readouterr().out
+    assert "mean" in shown
+    assert "answers" in shown
+    assert not any(word in shown for word in ("steps", "floor", "episodes", "unscored"))
+
+
+def test_every_strategy_of_a_job_is_scored_in_a_row_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = EvaluatedStrategy(AnswerStrategy.BASE)
+    asked = [sample("Scroll up"), sample("Scroll up", strategy=base)]
+    write_records(tmp_path / "records.jsonl", map(answered, asked, ["Scroll up", "Scroll down"]))
+    assert run(["evaluate", "score", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(each["strategy"], each["step_accuracy"]) for each in found] == [("mixture", 1), ("base", 0)]
+    assert run(["evaluate", "score", str(tmp_path), "--strategy", "base", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["step_accuracy"] == 0
+    assert run(["evaluate", "score", str(tmp_path), "--fail-under", "0.5"]) == 1
+    output = capsys.readouterr()
+    assert "mixture" in output.out
+    assert f"below 0.5: {tmp_path}: base 0.0000" in output.err
+    assert run(["evaluate", "run", str(tmp_path), "--evaluate-only", "--json"]) == 0
+    assert {each["strategy"] for each in json.loads(capsys.readouterr().out)} == {"mixture", "base"}
+
+
+def test_a_folder_of_result_files_is_scored_file_by_file(
+    results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = write(tmp_path / "more.jsonl", ROWS[:1])
+    assert run(["evaluate", "score", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(each["file"], each["step_count"]) for each in found] == [(more, 2), (results, 3)]
+    (tmp_path / "empty").mkdir()
+    assert run(["evaluate", "score", str(tmp_path / "empty")]) == 1
+    assert "there is no records.jsonl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("fail_under", "status"), [("0.6", 0), ("0.7", 1)])
@@ -113,7 +177,10 @@ def test_the_tolerance_of_points_is_an_option(tmp_path: Path, capsys: pytest.Cap
         (["score", "--threshold", "0.5"], "threshold: says nothing with --metric action"),
         (["score", "--metric", "bleu", "--threshold", "0.5"], "threshold: says nothing with --metric bleu"),
         (["score", "--metric", "legacy", "--threshold", "5"], "threshold: a similarity to exceed"),
-        (["score", "--metric", "legacy", "--point-tolerance", "5"], "point_tolerance: says nothing with --metric leg"),
+        (
+            ["score", "--metric", "legacy", "--point-tolerance", "5"],
+            "--point-tolerance: says nothing with --metric",
+        ),
         (["compare", "--threshold", "0.5"], "threshold: says nothing with --metric action"),
         (["score", "--judge-model", "m"], "say nothing without --judge"),
         (["score", "--judge-rate", "5"], "say nothing without --judge"),
@@ -170,6 +237,17 @@ def test_compare_says_how_many_questions_it_left_out(
     assert "Left out: questions that both have a score for" in output.err
 
 
+def test_compare_says_what_one_side_alone_has(results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = write(tmp_path / "few.jsonl", ROWS[1:])
+    assert run(["evaluate", "compare", results, few, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["only_first"], found["only_second"], found["left_out"]) == (2, 0, 0)
+    assert run(["evaluate", "compare", results, few]) == 0
+    output = capsys.readouterr()
+    assert "only in" in output.out
+    assert "The scores shown are of the pairs alone" in output.err
+
+
 def test_the_table_of_scores_has_the_parts_of_actions(results: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", "score", results]) == 0
     shown = capsys.readouterr().out
@@ -209,71 +287,3 @@ def test_a_judge_without_a_model_or_a_prompt_is_asked_wrongly(
     words = ["--judge", "http://127.0.0.1:9/v1", "--judge-model", "m", "--judge-prompt", str(tmp_path / "none.txt")]
     assert run(["evaluate", "score", results, *words]) == 2
     assert "none.txt cannot be read" in capsys.readouterr().err
-
-
-def test_folders_and_patterns_are_a_dataset_for_each_file(tmp_path: Path) -> None:
-    for name in ("apps/gmail.jsonl", "apps/ebay.jsonl", "split/clock/test.jsonl"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    names = [spec.name for spec in dataset_specs([str(tmp_path / "apps"), f"s={tmp_path}/split/*/test.jsonl"])]
-    assert names == ["ebay", "gmail", "s.clock"]
-    (far,) = dataset_specs(["far/away/*.jsonl"])
-    assert (far.name, far.uri) == ("", "far/away/*.jsonl")
-
-
-def test_adapters_are_named_by_a_form_a_map_or_a_field(tmp_path: Path) -> None:
-    files = [str(tmp_path / f"{name}.jsonl") for name in ("gmail", "ebay")]
-    mapping = tmp_path / "map.json"
-    mapping.write_text('{"gmail": "mail"}')
-
-    def adapters(labels: AdapterLabels) -> list[str]:
-        return [spec.adapter_id for spec in dataset_specs(files, labels)]
-
-    assert adapters(AdapterLabels(["app_lora_{}", "ebay=mine"])) == ["app_lora_gmail", "mine"]
-    assert adapters(AdapterLabels(mapping=read_mapping(mapping))) == ["mail", ""]
-    assert adapters(AdapterLabels(["app_lora_{}"], mapping=read_mapping(mapping))) == ["mail", "app_lora_ebay"]
-    rows = dataset_specs(files, AdapterLabels(row_field="app", mapping=read_mapping(mapping)))
-    assert {(spec.adapter_field, spec.adapter_of) for spec in rows} == {("app", (("gmail", "mail"),))}
-    mapping.write_text("[]")
-    with pytest.raises(InvalidArgumentError, match="must hold an object"):
-        read_mapping(mapping)
-
-
-@pytest.mark.parametrize("labels", [AdapterLabels(["app_{}"]), AdapterLabels(["{}"]), AdapterLabels(by_name=True)])
-def test_a_form_stands_for_the_same_adapters_wherever_the_files_are(tmp_path: Path, labels: AdapterLabels) -> None:
-    for name in ("gmail", "ebay"):
-        (tmp_path / f"{name}.jsonl").touch()
-    for pattern in ("*.jsonl", "./", "more=*.jsonl"):
-        name, equals, path = pattern.rpartition("=")
-        here = dataset_specs([f"{name}{equals}{tmp_path}/{path}"], labels)
-        (elsewhere,) = dataset_specs([f"{name}{equals}no/such/{path}"], labels)
-        found = expand(replace(elsewhere, uri=f"{tmp_path}/{path}"), [tmp_path])
-        assert [(each.name, each.adapter_id) for each in here] == [(each.name, each.adapter_id) for each in found]
-        assert {each.adapter_id.removeprefix("app_") for each in here} == {"gmail", "ebay"}
-
-
-@pytest.mark.parametrize(
-    ("files", "labels", "said"),
-    [
-        (["far/*.jsonl"], AdapterLabels(["gmail=mail"]), "'gmail=mail' names no dataset; the orchestrator alone knows"),
-        (["far/*.jsonl"], AdapterLabels(["mail"]), r"what far/\*\.jsonl holds, so say a form"),
-        (["far/"], AdapterLabels(mapping={"gmail": "mail"}), "gmail names no dataset; the orchestrator alone knows"),
-        (["x.jsonl"], AdapterLabels(mapping={"x": "a", "y": "b"}), "adapter_map: y names no dataset; there are x"),
-        (["x.jsonl", "y.jsonl"], AdapterLabels(["mail"]), "'mail' names no dataset; say DATASET=ADAPTER, of x, y"),
-    ],
-)
-def test_adapters_of_datasets_that_nobody_here_knows_are_refused(
-    files: list[str], labels: AdapterLabels, said: str
-) -> None:
-    with pytest.raises(InvalidArgumentError, match=said):
-        dataset_specs(files, labels)
-
-
-def test_a_known_dataset_keeps_its_adapter_beside_files_that_the_orchestrator_finds() -> None:
-    specs = dataset_specs(["x.jsonl", "far/*.jsonl"], AdapterLabels(["app_{}", "x=mine"], mapping={"x": "other"}))
-    assert [spec.adapter_id for spec in specs] == ["mine", "app_{}"]
-
-
-def test_rows_that_say_their_adapters_leave_nothing_to_other_options() -> None:
-    with pytest.raises(InvalidArgumentError, match="leave --adapter and --adapters-by-name out"):
-        AdapterLabels(["app_{}"], row_field="app")

@@ -244,6 +244,7 @@ def test_questions_with_other_truths_never_pair(tmp_path: Path, metric: MetricNa
     (found,) = compare(first, second, metric)
     assert (found.difference.count, found.left_out) == (1, 2)
     assert "differ themselves" in found.notes[0]
+    assert found.notes[1] == "The scores shown are of the pairs alone: the questions that both have a score for."
     (same,) = compare(first, first, metric)
     assert (same.difference.count, same.left_out, same.notes) == (3, 0, [])
     other = rows_file(tmp_path / "c.jsonl", ("1", ["Scroll down"]), ("2", ["Scroll left"]))
@@ -267,6 +268,27 @@ def test_records_of_other_data_under_one_name_do_not_pair(tmp_path: Path) -> Non
         write_records(tmp_path / f"{name}.jsonl", [answered(each, RIGHT) for each in samples])
     (found,) = compare(read_results(tmp_path / "a.jsonl"), read_results(tmp_path / "b.jsonl"))
     assert (found.difference.count, found.left_out) == (1, 1)
+
+
+def test_what_one_side_alone_has_is_counted(tmp_path: Path) -> None:
+    first = rows_file(tmp_path / "a.jsonl", ("1", ["Scroll up"] * 3), ("2", ["Scroll up"]), ("3", ["Scroll up"]))
+    second = rows_file(tmp_path / "b.jsonl", ("2", ["Scroll up"]), ("3", ["Scroll down"]), ("4", ["Scroll up"] * 2))
+    (found,) = compare(first, second)
+    assert (found.difference.count, found.left_out, found.only_first, found.only_second) == (1, 1, 3, 2)
+
+
+def test_the_modes_of_the_studys_rows_are_their_protocols(tmp_path: Path) -> None:
+    found = []
+    for mode in ("step", "episode", None):
+        row = {"ground_truths": [RIGHT], "predictions": [RIGHT], "episode_id": "1", "mode": mode}
+        (tmp_path / f"{mode}.jsonl").write_text(json.dumps(row) + "\n")
+        found.append(read_results(tmp_path / f"{mode}.jsonl"))
+    step, episode, unknown = found
+    assert [each.protocols for each in found] == [("step",), ("episode",), ()]
+    assert compare(step, episode)[0].notes == [
+        "Answered under different protocols, by different prompts: step, episode."
+    ]
+    assert compare(step, step)[0].notes == compare(step, unknown)[0].notes == []
 
 
 def test_answers_under_different_protocols_are_compared_with_a_word(tmp_path: Path) -> None:

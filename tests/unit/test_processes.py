@@ -12,6 +12,7 @@ import pytest
 
 from infra.contract.errors import ConfigurationError, UnavailableError
 from orchestrator.processes import Child, Hurry, Program, Terminated, terminated_like_interrupted
+from orchestrator.revival import MOST_DEATHS, SHORT_LIFE_S, Revival
 
 SERVES = """
 import json, os, subprocess, sys, signal
@@ -35,6 +36,7 @@ sys.exit(int(sys.argv[1]))
 STARTER = """
 import os, sys
 from pathlib import Path
+from orchestrator.revival import MOST_DEATHS, SHORT_LIFE_S, Revival
 from orchestrator.processes import Child, Program
 child = Child(Program("fake", "fake_serves", ("--with-child",)), Path(sys.argv[1]), dict(os.environ))
 print(child.wait_ready(30).pid, flush=True)
@@ -131,6 +133,32 @@ def test_a_program_and_its_children_end_when_the_starter_is_killed(tmp_path: Pat
     starter.stdin.close()
     starter.stdout.close()
     assert group_is_empty(pid, within_s=30)
+
+
+def test_a_program_started_again_writes_after_its_log_and_is_blamed_for_its_own_words(
+    tmp_path: Path, environment: dict[str, str], started: list[Child]
+) -> None:
+    (tmp_path / "fake_says.py").write_text("import sys; print('said', sys.argv[1])")
+    for number in ("1", "2"):
+        child = Child(Program("fake", "fake_says", (number,)), tmp_path, environment, again=number == "2")
+        started.append(child)
+        with pytest.raises(UnavailableError):
+            child.wait_ready(30)
+    assert child.log.read_text() == "said 1\nsaid 2\n"
+    assert "said 2" in child.last_words()
+    assert "said 1" not in child.last_words()
+
+
+def test_what_dies_again_and_again_is_given_up_and_a_long_life_is_a_new_start() -> None:
+    revival = Revival()
+    assert revival.is_due
+    long_ago = time.monotonic() - 2 * SHORT_LIFE_S
+    for _ in range(2):
+        assert all(revival.may_follow(time.monotonic()) for _ in range(MOST_DEATHS - 2))
+        assert not revival.is_due
+        assert revival.may_follow(long_ago)
+    assert all(revival.may_follow(time.monotonic()) for _ in range(MOST_DEATHS - 2))
+    assert not revival.may_follow(time.monotonic())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
