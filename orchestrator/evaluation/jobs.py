@@ -143,12 +143,12 @@ class Evaluations:
         if not job.state.ended:
             raise FailedPreconditionError(
                 f"evaluation {evaluation_id} is {job.state.value} ({job.done_samples} of {job.total_samples} samples); "
-                "its report is written when it ends: follow it with 'evaluate watch' (WatchEvaluation)"
+                "its report is written when it ends: follow it with WatchEvaluation"
             )
         if job.state is EvaluationState.FAILED:
             raise FailedPreconditionError(
                 f"evaluation {evaluation_id} failed and has no report: {job.error}. Its records are kept: "
-                "'evaluate retry' (RetryEvaluation) writes the report once the cause is gone"
+                "RetryEvaluation writes the report once the cause is gone"
             )
         try:
             summary_json = await asyncio.to_thread(read_text, job.output_uri, SUMMARY_JSON_FILE)

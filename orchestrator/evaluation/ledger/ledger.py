@@ -194,6 +194,6 @@ async def _parsed(fields: Mapping[str, str]) -> Evaluation:
 
 def _not_found(evaluation_id: str) -> NotFoundError:
     return NotFoundError(
-        f"there is no evaluation {evaluation_id!r}; those that exist are listed by 'evaluate list' (ListEvaluations)",
+        f"there is no evaluation {evaluation_id!r}; ListEvaluations names those that exist",
         evaluation_id=evaluation_id,
     )
