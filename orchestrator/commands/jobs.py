@@ -21,13 +21,14 @@ from orchestrator.commands.reach import reach
 from orchestrator.commands.targets import AsJson, OrchestratorTarget, target
 from orchestrator.commands.watching import headline_table, shown
 from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
+from orchestrator.evaluation.report.headlines import headlines
 from orchestrator.evaluation.report.job_folder import (
     REPORT_HTML_FILE,
     SUMMARY_JSON_FILE,
     SUMMARY_MARKDOWN_FILE,
     read_summary,
 )
-from orchestrator.evaluation.report.report import caveats, headline
+from orchestrator.evaluation.report.report import caveats
 from orchestrator.evaluation.report.summary import Summary
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.evaluation.storage import read_text
@@ -216,7 +217,8 @@ def print_headline(found: Report, gate: Gate, as_json: bool) -> None:
     if as_json:
         console.print_text(found.summary_json.rstrip("\n") + "\n")
     else:
-        console.results().print(headline_table(headline(summary)))
+        for each in headlines(summary, intervals=False):
+            console.results().print(headline_table(each))
         print_places(found.output_uri)
     warn(summary)
     gate.check(summary)

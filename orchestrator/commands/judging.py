@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.commands import console
@@ -20,14 +20,17 @@ from orchestrator.commands.jobs import print_places
 from orchestrator.commands.settings import client_settings
 from orchestrator.commands.sources import folder_of, results_in
 from orchestrator.commands.targets import AsJson, OrchestratorTarget
+from orchestrator.commands.watching import headline_table
 from orchestrator.evaluation.judge.client import ChatEndpoint
 from orchestrator.evaluation.judge.judge import DEFAULT_TEMPLATE, JudgePrompt
 from orchestrator.evaluation.judge.judged import judge_records
+from orchestrator.evaluation.report.comparisons import compared
+from orchestrator.evaluation.report.comparisons import judged as judged_table
 from orchestrator.evaluation.report.html.samples import PictureBudget
 from orchestrator.evaluation.report.job_folder import add_judge, read_summary
-from orchestrator.evaluation.report.matrix import interval_text
 from orchestrator.evaluation.report.report import judge_note
-from orchestrator.evaluation.report.summary import ALL
+from orchestrator.evaluation.report.summary import ALL, Summary
+from orchestrator.evaluation.report.tables import of
 from orchestrator.evaluation.spec import EvaluationSpec
 
 CACHE = Path(".loraretriever/judge")
@@ -71,17 +74,26 @@ def judge(
     with judging(len(records)) as advance:
         judged = asyncio.run(judge_records(records, endpoint, prompt, judge_cache, advance))
     summary = add_judge(folder, judged, records, pictures)
-    cells = [cell for cell in summary.groups if cell.data == ALL]
+    table = judged_table(summary)
     if as_json:
-        console.print_json({"judge": judged.facts, "strategies": {cell.strategy: cell.judge for cell in cells}})
-    else:
-        table = Table("strategy", "answers", "mean grade, %", title="Graded by a judge")
-        for cell in cells:
-            table.add_row(cell.strategy, str(cell.judge.count), interval_text(cell.judge))
-        console.results().print(table)
+        console.print_json({"judge": judged.facts, "strategies": _grades(summary)})
+    elif table is not None:
+        console.results().print(headline_table(table))
         print_places(folder)
         console.note(judge_note(judged.facts))
     gate.check_scores(measured(summary, lambda cell: cell.judge, scored=lambda cell: cell.judge.count))
+
+
+def _grades(summary: Summary) -> dict[str, Any]:
+    """Return by strategy the mean grade, how many samples have none, and the paired differences by reference."""
+    return {
+        cell.strategy: {
+            **asdict(cell.judge),
+            "unscored": cell.judge_unscored,
+            "differences": {each.reference: each.judge for each in compared(summary) if each.strategy == cell.strategy},
+        }
+        for cell in of(summary.groups, ALL)
+    }
 
 
 def endpoint_of(url: str, model: str, rate: float | None, concurrency: int) -> ChatEndpoint:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import Decoding
@@ -54,16 +53,9 @@ from orchestrator.commands.job_options import (
 )
 from orchestrator.commands.scoring import scoring_options
 from orchestrator.commands.targets import AsJson, OrchestratorTarget
+from orchestrator.commands.watching import headline_table
 from orchestrator.evaluation.job import Report
-from orchestrator.evaluation.report.matrix import (
-    COLUMNS,
-    NOTE,
-    Matrix,
-    matrix_of,
-    matrix_strategies,
-    render_matrix,
-    rows_of,
-)
+from orchestrator.evaluation.report.matrix import Matrix, domain_table, matrix_of, matrix_strategies, render_matrix
 from orchestrator.evaluation.spec import AnswerStrategy, EvaluationSpec, Protocol
 
 
@@ -152,7 +144,7 @@ def _show(found: Report, output: Path | None, gate: Gate, as_json: bool) -> None
     if as_json:
         console.print_json(made)
     else:
-        console.results().print(_table(made))
+        console.results().print(headline_table(domain_table(made)))
         jobs.print_places(found.output_uri)
     gate.check(summary)
     jobs.check_success(summary.facts.evaluation_id, summary.facts.state)
@@ -166,12 +158,3 @@ def _write(file: Path, made: Matrix) -> None:
     except OSError as error:
         raise InvalidArgumentError("output", f"{file} cannot be written: {error.strerror}") from error
     console.note(f"table: {file}")
-
-
-def _table(made: Matrix) -> Table:
-    shown = Table(title="Step accuracy, %", caption=NOTE, caption_justify="left")
-    for index, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="left" if index == 0 else "right")
-    for row in rows_of(made):
-        shown.add_row(*row)
-    return shown

@@ -11,7 +11,7 @@ from rich.table import Table
 from infra.contract.errors import UnavailableError
 from orchestrator.commands import console
 from orchestrator.evaluation.job import Evaluation
-from orchestrator.evaluation.report.tables import ReportTable
+from orchestrator.evaluation.report.markdown import ReportTable
 
 LINE_INTERVAL_S = 10.0
 

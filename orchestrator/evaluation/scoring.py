@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from orchestrator.evaluation.actions import is_actions, split_actions
 from orchestrator.evaluation.metrics.episodes import AnsweredEpisode
 from orchestrator.evaluation.metrics.floor import Metric
-from orchestrator.evaluation.metrics.paired import Question, digest
+from orchestrator.evaluation.metrics.paired import Graded, Question, digest
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters
 from orchestrator.evaluation.metrics.text import TEXT_SCORES, AnsweredText
 from orchestrator.evaluation.records import Record, Sample
@@ -18,13 +19,34 @@ from orchestrator.evaluation.spec import Protocol
 def answered_episodes(records: Iterable[Record]) -> list[AnsweredEpisode]:
     """Return the episodes that records of one strategy answer, in order of appearance.
 
-    A failed sample, and a step without a record, is unscored. In the sequence protocol the answer is cut into actions
+    A failed sample, and a step without a record, is unscored; so is a question whose truth is not in the action
+    language, which is scored as a text (see `whole_answers`). In the sequence protocol the answer is cut into actions
     by the parser of the action language, and a failed sample leaves nothing of its episode to score.
     """
     by_episode: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in records:
+    for record in filter(wants_actions, records):
         by_episode[record.sample.dataset, record.sample.episode_id].append(record)
     return [_episode(together) for together in by_episode.values()]
+
+
+def wants_actions(record: Record) -> bool:
+    """Whether the true answer is in the action language, and not any text."""
+    return _is_actions(record.sample.truth)
+
+
+def whole_answers(records: Iterable[Record]) -> list[AnsweredText]:
+    """Return the answers to questions whose truth is not in the action language."""
+    return answered_texts(record for record in records if not wants_actions(record))
+
+
+def graded_by_judge(records: Iterable[Record], grades: Mapping[str, float]) -> dict[Question, Graded]:
+    """Return the grade of every question that a judge has graded; `grades` are by sample key."""
+    return {
+        _question(asked): Graded(asked.cluster, grades[asked.key])
+        for record in records
+        for asked in (record.sample,)
+        if asked.key in grades
+    }
 
 
 def answered_texts(records: Iterable[Record]) -> list[AnsweredText]:
@@ -54,10 +76,14 @@ def ranked_adapters(records: Iterable[Record]) -> list[RankedAdapters]:
 def scores_of(record: Record, metrics: Sequence[Metric]) -> Mapping[str, list[bool] | float] | None:
     """Return the scores of one sample by metric, None where it has no answer: those of `step_scores`, or where the
     truth is not in the action language those of the whole answer, each in [0, 1]."""
-    truth = record.sample.truth
-    if record.answer is not None and not is_actions(truth):
-        return {name: score(truth, record.answer) for name, score in TEXT_SCORES.items()}
-    return step_scores(record, metrics)
+    return step_scores(record, metrics) if wants_actions(record) else text_scores(record)
+
+
+def text_scores(record: Record) -> dict[str, float] | None:
+    """Return the scores of a whole answer by their names, each in [0, 1]; None where unscored."""
+    if record.answer is None:
+        return None
+    return {name: score(record.sample.truth, record.answer) for name, score in TEXT_SCORES.items()}
 
 
 def step_scores(record: Record, metrics: Sequence[Metric]) -> dict[str, list[bool]] | None:
@@ -92,3 +118,8 @@ def _episode(records: Sequence[Record]) -> AnsweredEpisode:
             truths[record.sample.step] = record.sample.truth
             answers[record.sample.step] = record.answer
     return AnsweredEpisode(sample.dataset, sample.cluster, tuple(truths), tuple(answers), sample.episode_id)
+
+
+@lru_cache(maxsize=1 << 14)
+def _is_actions(text: str) -> bool:
+    return is_actions(text)

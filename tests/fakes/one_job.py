@@ -13,6 +13,7 @@ import pytest
 
 from infra.contract.errors import NotFoundError
 from orchestrator.commands import jobs
+from orchestrator.evaluation.data.datasets import BadRow
 from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.summarize import summarize
@@ -30,10 +31,11 @@ class OneJob:
     planned: int | None = None
     specs: list[EvaluationSpec] = field(default_factory=list)
     calls: int = 0
+    bad_rows: tuple[BadRow, ...] = ()
 
     @property
     def summary(self) -> Summary:
-        facts = JobFacts(self.spec, "ev-1", self.state.value, self.planned or len(self.records))
+        facts = JobFacts(self.spec, "ev-1", self.state.value, self.planned or len(self.records), bad_rows=self.bad_rows)
         return summarize(self.records, facts)
 
     async def create(self, spec: EvaluationSpec, _request_id: str) -> Evaluation:

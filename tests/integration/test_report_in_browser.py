@@ -113,11 +113,35 @@ def test_a_sequence_is_headed_as_a_whole_episode(page: Page, tmp_path: Path) -> 
     assert [heading.rpartition(" · ")[2] for heading in shown(page)] == ["whole episode"]
 
 
+def test_a_whole_answer_shows_its_scores_and_is_not_among_the_wrong_ones(page: Page, tmp_path: Path) -> None:
+    whole = answered(sample("Paris", protocol=Protocol.SEQUENCE), "It is Paris")
+    records = [whole, answered(sample("Wait for response", episode="e2"), "Scroll up")]
+    summary = summarize(records, JobFacts(SPEC))
+    file = tmp_path / "report.html"
+    file.write_text(render_html(summary, records, grades={records[0].sample.key: 1.0}), encoding="utf-8")
+    page.open(file)
+    said = page.value("document.querySelector('.card.whole .mark').textContent")
+    assert said.startswith("exact match 0 · ROUGE-L 0.5 · BLEU ")
+    assert said.endswith(" · judge's grade 1")
+    assert page.value("document.querySelectorAll('.card.whole .right, .card.whole .wrong').length") == 0
+    choose(page, "outcome", "wrong")
+    (heading,) = shown(page)
+    assert "e2" in heading
+    assert page.problems == []
+
+
 @pytest.mark.parametrize("width", [320, 375])
 def test_a_phone_needs_no_sideways_scrolling(page: Page, tmp_path: Path, width: int) -> None:
     page.open(written(tmp_path, hostile=True), width=width)
     assert page.value("innerWidth") == width
     assert page.value("document.documentElement.scrollWidth") <= width
+
+
+def test_a_table_that_goes_on_sideways_has_a_shadow_at_its_edge(page: Page, tmp_path: Path) -> None:
+    page.open(written(tmp_path), width=375)
+    scrolls = "[...document.querySelectorAll('section > .scroll')].filter((box) => box.scrollWidth > box.clientWidth)"
+    layers = page.value(f"getComputedStyle({scrolls}[0]).backgroundAttachment")
+    assert layers == "local, local, scroll, scroll"
 
 
 def test_foreign_text_stays_text(page: Page, tmp_path: Path) -> None:

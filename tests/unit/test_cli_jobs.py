@@ -12,6 +12,7 @@ import pytest
 from infra.contract.errors import UnavailableError
 from orchestrator.cli import run
 from orchestrator.commands.evaluated import complete_strategies, strategies_of, strategy_labels
+from orchestrator.evaluation.data.datasets import BadRow
 from orchestrator.evaluation.job import Evaluation, EvaluationState
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.html.samples import PictureBudget
@@ -155,6 +156,26 @@ def test_a_job_that_was_stopped_fails_the_command_after_its_numbers_were_printed
     assert "job ev-1 was not carried out to its end: cancelled" in output.err
     job.state = EvaluationState.FAILED
     assert run(["evaluate", *command]) == 1
+
+
+def test_rows_that_could_not_be_read_are_said_in_the_terminal(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
+    job.bad_rows = (BadRow("clock.jsonl", 3, "query is empty"), BadRow("clock.jsonl", 5, "query is empty"))
+    for command in (["watch", "ev-1"], ["matrix", "--job", "ev-1"]):
+        assert run(["evaluate", *command]) == 0
+        said = capsys.readouterr().err
+        assert "2 rows of the datasets could not be read, the first: clock.jsonl:3: query is empty." in said
+
+
+def test_a_job_of_actions_and_whole_answers_ends_in_both_tables(
+    job: OneJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [answered(sample("Paris", episode="f", strategy=each), "Paris") for each in (BASE, MIXTURE)]
+    for more, titles in (([], (True, False)), (texts, (True, True))):
+        job.records = [*records(BASE, 1, 1), *records(MIXTURE, 2), *more]
+        assert run(["evaluate", "watch", "ev-1"]) == 0
+        said = capsys.readouterr().out
+        assert tuple(title in said for title in ("Step accuracy, %", "Whole answers, %")) == titles
+        assert ("all steps" in said) == titles[1]
 
 
 def test_the_places_of_the_report_are_printed(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,14 +69,48 @@ def test_grades_are_in_every_file_of_the_report(
     assert (summary["judge"]["model"], summary["judge"]["prompt"]) == ("grader", "{truth} / {answer}")
     assert "secret" not in json.dumps(summary)
     assert [cell["action"] for cell in summary["groups"]] == [cell["action"] for cell in before["groups"]]
-    assert "| base | 2 | 62.5 ± 37.5 |" in Path(folder, "summary.md").read_text()
+    assert "| base | 2 | 1 | 62.5 [0.0, 100.0] |  |" in Path(folder, "summary.md").read_text()
     page = Path(folder, "report.html").read_text()
     assert "Graded by a judge" in page
     assert page.count('"grade":0.25') == 1
     grades = [json.loads(line) for line in Path(folder, "judge.jsonl").read_text().splitlines()]
     assert {each["key"]: each["grade"] for each in grades} == {
-        "base/facts/e0/0": 1, "base/facts/e1/0": 0.25, "mixture/facts/e0/0": 1, "mixture/facts/e1/0": 1,
+        "base/facts/e0/0": 1, "base/facts/e1/0": 0.25, "base/facts/e2/0": None,
+        "mixture/facts/e0/0": 1, "mixture/facts/e1/0": 1, "mixture/facts/e2/0": None,
     }  # fmt: skip
+
+
+def test_every_sample_has_a_line_with_what_the_judge_said_or_why_it_said_nothing(folder: str, chat: FakeChat) -> None:
+    chat.reply = lambda question: "SCORE: 1" if question.endswith("good") else "who knows"
+    assert judge(folder, chat) == 0
+    lines = [json.loads(line) for line in Path(folder, "judge.jsonl").read_text().splitlines()]
+    assert lines[:3] == [
+        {"key": "base/facts/e0/0", "grade": 1, "reason": "", "reply": "SCORE: 1"},
+        {"key": "base/facts/e1/0", "grade": None, "reason": "the judge's reply holds no score", "reply": "who knows"},
+        {"key": "base/facts/e2/0", "grade": None, "reason": "no answer", "reply": ""},
+    ]
+    assert len(lines) == 6
+
+
+def test_grades_stand_beside_how_many_have_none_and_are_compared_on_the_same_questions(
+    folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert judge(folder, chat) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "│ mixture │ 2 │ 1 │ 100.0 [34.2, 100.0] │ +37.5 [-100.0, +100.0] │" in shown
+    assert "with 95 % intervals" in shown
+    assert "±" not in shown
+    page, text = Path(folder, "report.html").read_text(), Path(folder, "summary.md").read_text()
+    assert "| mixture | 2 | 1 | 100.0 [34.2, 100.0] | +37.5 [-100.0, +100.0] |" in text
+    for report in (page, text):
+        assert "difference to base" in report
+        assert "Each mean is of the answers that have a grade." in report
+    summary = json.loads(Path(folder, "summary.json").read_text())
+    assert [cell["judge_unscored"] for cell in summary["groups"]] == [1, 1]
+    assert summary["differences"][0]["judge"]["value"] == 0.375
+    assert judge(folder, chat, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["strategies"]["mixture"]
+    assert (found["unscored"], found["differences"]["base"]["value"]) == (1, 0.375)
 
 
 def test_the_second_run_is_free(folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,15 +12,17 @@ from scipy.stats import norm, t
 
 from infra.contract.composition import FusionMethod
 from infra.contract.errors import InvalidArgumentError
+from orchestrator.commands.evaluated import strategies_of
 from orchestrator.evaluation.compare import compare
 from orchestrator.evaluation.metrics.intervals import interval_of_difference, interval_of_share, student_t
 from orchestrator.evaluation.metrics.paired import Graded, paired_difference
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters, confusion
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, clustered_mean
 from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.report.differences import references
 from orchestrator.evaluation.report.html.page import render_html
-from orchestrator.evaluation.report.matrix import matrix_of, matrix_strategies, render_matrix, rows_of
-from orchestrator.evaluation.report.report import headline
+from orchestrator.evaluation.report.matrix import domain_table, matrix_of, matrix_strategies, render_matrix, rows_of
+from orchestrator.evaluation.report.report import headline, render_markdown
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts, Summary
 from orchestrator.evaluation.result_files import MetricName, Results, read_results
@@ -152,6 +154,36 @@ def test_a_row_has_both_domains_and_the_difference_to_the_selection_of_its_own()
     text = render_matrix(made)
     assert "| base | 25.0 \\[0.0, 100.0\\] | -50.0 \\[" in text
     assert "| constant template (floor) | 100.0 |  | 100.0 |  |" in text
+
+
+@pytest.mark.parametrize(
+    ("labels", "pairs"),
+    [
+        ("mixture,base,selection", {"mixture": "selection", "base": "selection"}),
+        ("mixture,base,oracle", {"mixture": "base", "oracle": "base"}),
+        ("mixture,oracle,random-k", {"oracle": "mixture", "random-k": "mixture"}),
+        ("base", {}),
+        ("base,mixture-out-of-domain", {"mixture-out-of-domain": "base"}),
+        (
+            "oracle,selection,mixture-out-of-domain,random-k-out-of-domain",
+            {"oracle": "selection", "random-k-out-of-domain": "mixture-out-of-domain"},
+        ),
+    ],
+)
+def test_strategies_are_compared_with_selection_else_base_else_the_first_of_their_domain(
+    labels: str, pairs: dict[str, str]
+) -> None:
+    assert dict(references(strategies_of([labels]))) == pairs
+
+
+def test_the_table_of_a_job_without_selection_has_no_empty_columns() -> None:
+    base = EvaluatedStrategy(AnswerStrategy.BASE)
+    hidden = EvaluatedStrategy(AnswerStrategy.MIXTURE, exclude_own_adapter=True)
+    summary = summary_of(*records(base, [True, False]), *records(hidden, [True, True]), strategies=(base, hidden))
+    drawn = domain_table(matrix_of(summary))
+    assert drawn.columns == ("strategy", "in domain", "out of domain")
+    assert "to selection" not in drawn.note + render_matrix(matrix_of(summary))
+    assert "| mixture-out-of-domain | base | +50.0 |" in render_markdown(summary)
 
 
 def test_a_strategy_that_cannot_run_says_why_in_its_cell() -> None:

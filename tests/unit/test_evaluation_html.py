@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.html.charts import Bar, bars, heatmap, parts
+from orchestrator.evaluation.report.html.charts import Bar, Stack, bars, heatmap, parts
 from orchestrator.evaluation.report.html.markup import element, table
 from orchestrator.evaluation.report.html.measures import measures, percentile_95
 from orchestrator.evaluation.report.html.page import json_in_html, render_html
@@ -156,7 +156,7 @@ def test_charts_put_values_on_one_scale() -> None:
     assert 'x1="92.0" x2="356.0"' in drawn
     minus = bars({"": [Bar("minus", -0.5)]}, low=-1, high=1, title="t")
     assert 'x="92.0" y="15" width="88.0"' in minus
-    assert re.findall(r'width="([\d.]+)"', parts({"a": [(0, 1.0), (1, 1.0)], "b": [(0, 4.0)]}, "t")) == [
+    assert re.findall(r'width="([\d.]+)"', parts([Stack("a", 0, [1.0, 1.0]), Stack("b", 1, [4.0])], "t")) == [
         "88.0",
         "88.0",
         "352.0",
@@ -164,6 +164,28 @@ def test_charts_put_values_on_one_scale() -> None:
     squares = heatmap({"a": {"a": 3, "b": 1}}, ["a", "b"], "t")
     assert squares.count('class="hit"') == squares.count('class="miss"') == 1
     assert "a → b: 1 of 4" in squares
+
+
+def test_a_chart_says_what_each_number_is_and_cuts_no_name_that_has_room() -> None:
+    name = "a-dataset-with-quite-a-long-name-of-44-chars"
+    drawn = bars({name: [Bar("0.0 to 0.1", 0.5, text="9"), Bar("unscored", None)]}, low=0, high=1, title="t")
+    for text in (name, "0.0 to 0.1: 9", "unscored"):
+        assert f">{text}</text>" in drawn
+
+
+def test_a_strategy_has_one_colour_in_every_chart(tmp_path: Path) -> None:
+    base = EvaluatedStrategy(AnswerStrategy.BASE)
+    spec = replace(SPEC, strategies=(base, *SPEC.strategies))
+    records = [failure(sample("Scroll up", strategy=base)), *many_records(tmp_path, 4)]
+    page = render_html(summarize(records, JobFacts(spec)), records)
+    for title in ("By dataset: steps right", "Share of weights in each tenth", "Mean seconds of each phase"):
+        chart = page.partition(f"<title>{title}</title>")[2].partition("</svg>")[0]
+        assert set(re.findall(r'class="(c\d)"', chart)) == {"c1", "c2"}
+
+
+def test_counts_stand_on_squares_that_are_never_too_dark_for_them() -> None:
+    squares = heatmap({"a": {"a": 9, "b": 1}}, ["a", "b"], "t")
+    assert [float(found) for found in re.findall(r'fill-opacity="([\d.]+)"', squares)] == [0.46, 0.14]
 
 
 def test_a_job_of_both_domains_has_the_papers_table_and_many_bars_are_folded() -> None:

@@ -19,6 +19,7 @@ from infra.contract.errors import (
 from orchestrator.evaluation.judge.client import ChatEndpoint
 from orchestrator.evaluation.judge.judge import MAX_REASONS, Judgement, JudgePrompt, judge, score_in
 from orchestrator.evaluation.metrics.text import AnsweredText
+from orchestrator.evaluation.report.summary import Verdict
 from tests.fakes.chat_endpoint import FakeChat, fake_chat
 
 PROMPT = JudgePrompt("{question}|{truth}|{answer}")
@@ -88,6 +89,11 @@ def test_what_cannot_be_graded_is_unscored_with_its_reason(chat: FakeChat, tmp_p
     found = judged([ANSWERS[0], missing, ANSWERS[2]], endpoint_of(chat), tmp_path)
     assert found.scores == {}
     assert found.unscored == {"no answer": 1, "the judge's reply holds no score": 2}
+    assert found.verdicts == {
+        0: Verdict(None, "the judge's reply holds no score", "I cannot say."),
+        1: Verdict(None, "no answer"),
+        2: Verdict(None, "the judge's reply holds no score", "SCORE: 7"),
+    }
 
 
 def test_one_answer_without_a_reply_leaves_the_others_their_grades(chat: FakeChat, tmp_path: Path) -> None:

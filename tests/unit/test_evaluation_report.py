@@ -23,8 +23,9 @@ from orchestrator.evaluation.records import (
     SampleTimings,
     read_records,
 )
+from orchestrator.evaluation.report.headlines import FLOOR_NAME, headlines
 from orchestrator.evaluation.report.html.page import render_html
-from orchestrator.evaluation.report.report import FLOOR_NAME, headline, render_markdown
+from orchestrator.evaluation.report.report import caveats, headline, render_markdown
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import DatasetFile, JobFacts, Summary
 from orchestrator.evaluation.scoring import answered_episodes, step_scores
@@ -200,7 +201,7 @@ def test_the_report_says_what_is_wrong_and_how_it_was_measured() -> None:
     for line in (
         "# Evaluation ev-1",
         "**Incomplete (cancelled): 14 of 20 planned samples have a record.**",
-        "| mixture (1 failed) | 100.0 | 100.0 | 100.0 |",
+        "| mixture (1 failed) | 100.0 [34.2, 100.0] | 100.0 | 100.0 [34.2, 100.0] |",
         "| clock | 4 | 25.0 ± 25.0 | 100.0 | 0.0 | 100.0 |",
         "| office | 2 | 50.0 | 100.0 | — | 100.0 |",
         "| mixture | all | 5 | 0.0 | 100.0 | 0.500 |",
@@ -223,8 +224,10 @@ def test_the_report_shows_intervals_and_paired_differences() -> None:
     for episode in ("e1", "e2", "e3"):
         records += steps(selection, "clock", episode, [OPEN, DONE])
     text = render_markdown(summarize(records, JobFacts(spec)))
-    assert "| base | 33.3 [0.0, 100.0] | selection | -66.7 [-100.0, +5.0] |" in text
-    assert "| selection | 100.0 [43.9, 100.0] |  |  |" in text
+    assert "| base | 33.3 [0.0, 100.0] |" in text
+    assert "| selection | 100.0 [43.9, 100.0] |" in text
+    assert "| base | selection | -66.7 [-100.0, +5.0] |" in text
+    assert "an interval that holds zero does not show that there is a difference" in text
 
 
 def test_where_most_samples_failed_the_report_says_so_and_shows_no_score() -> None:
@@ -240,12 +243,13 @@ def test_where_most_samples_failed_the_report_says_so_and_shows_no_score() -> No
     assert headline(summary).rows[0] == ("base (3 failed)", "3 of 4 failed")
     text = render_markdown(summary)
     for line in (
-        "| base | 3 of 4 failed | selection |  |",
+        "| base (3 failed) | 3 of 4 failed |",
         f"| base | 4 | 3 | 3 of 4 failed |{' — |' * 9}",
         "| clock | 4 | 3 of 4 failed | 75.0 ± 25.0 | 100.0 |",
     ):
         assert line in text
     page = render_html(summary, records)
+    assert "Paired differences" not in text
     assert '<td class="short">3 of 4 failed</td>' in page
     assert "Strategies compared" not in page
 
@@ -256,12 +260,11 @@ def test_whole_answers_are_reported_without_the_tables_of_actions() -> None:
     records += [failure(sample("four", episode=str(n))) for n in range(2)]
     summary = summarize(records, JobFacts(spec))
     assert headline(summary).rows == (
-        ("base", "50.0 ± 50.0", "50.0 ± 50.0", "50.0 ± 50.0"),
-        ("mixture (2 failed)", "2 of 2 failed", "—", "—"),
+        ("base", "2", "50.0 ± 50.0", "50.0 ± 50.0", "50.0 ± 50.0"),
+        ("mixture (2 failed)", "0", "2 of 2 failed", "—", "—"),
     )
     text, page = render_markdown(summary), render_html(summary, records)
-    assert "| base | 50.0 [0.0, 100.0] |" in text
-    assert "exact match, %" in text
+    assert "| base | 2 | 50.0 [0.0, 100.0] |" in text
     assert "- **Whole answers**" in text
     assert "By dataset: exact match, %" in page
     for title in ("every metric", "Step accuracy"):
@@ -272,6 +275,28 @@ def test_whole_answers_are_reported_without_the_tables_of_actions() -> None:
 def test_the_report_names_datasets_that_changed() -> None:
     text = render_markdown(replace(summarize(RECORDS, JobFacts(SPEC)), changed_datasets=("clock",)))
     assert "**Changed while the job ran (its samples are those that were planned): clock.**" in text
+
+
+def test_rows_that_could_not_be_read_are_said_first_and_listed() -> None:
+    bad = tuple(BadRow("clock.jsonl", line, f"query {line} is <empty>") for line in range(1, 19))
+    summary = summarize(RECORDS, JobFacts(SPEC, bad_rows=bad), bad_row_count=40)
+    said = "40 rows of the datasets could not be read, the first: clock.jsonl:1: query 1 is <empty>."
+    assert caveats(summary) == [said]
+    text, page = render_markdown(summary), render_html(summary, RECORDS)
+    assert f"**{said}**".replace("<empty>", "&lt;empty&gt;") in text
+    assert f"<p>{said}</p>".replace("<empty>", "&lt;empty&gt;") in page
+    assert "<h2>Rows that could not be read: 40</h2>" in page
+    assert page.count("is &lt;empty&gt;</td>") == 18
+    assert "could not be read" not in render_markdown(summarize(RECORDS, JobFacts(SPEC)))
+
+
+def test_the_headline_of_the_report_has_intervals_and_says_so() -> None:
+    summary = summarize(RECORDS, JobFacts(SPEC))
+    (table,), short = headlines(summary), headline(summary)
+    assert table.rows[0] == ("base", "25.0 [0.0, 100.0]", "50.0", "33.3 [0.0, 100.0]")
+    assert "with 95 % intervals" in table.note
+    assert "± standard error" in short.note
+    assert [row[0] for row in table.rows] == [row[0] for row in short.rows]
 
 
 def test_foreign_text_cannot_break_the_report() -> None:

@@ -17,6 +17,7 @@ from infra.contract.errors import InvalidArgumentError, UnavailableError
 from orchestrator.evaluation.judge.client import ChatClient, ChatEndpoint, ChatReply, ReplyCache, UnansweredError
 from orchestrator.evaluation.metrics.paired import Graded
 from orchestrator.evaluation.metrics.text import AnsweredText
+from orchestrator.evaluation.report.summary import Verdict
 
 DEFAULT_TEMPLATE = """You grade the answer of an assistant against a reference answer.
 
@@ -64,10 +65,12 @@ class JudgePrompt:
 class Judgement:
     """Scores by question, why answers stayed unscored, and what it cost: calls made, replies found on disk, tokens.
 
-    Tokens are those of the calls that were made, as far as the endpoint counts them.
+    `verdicts` holds every answer by its key, with the judge's words; `unscored` counts their reasons. Tokens are those
+    of the calls that were made, as far as the endpoint counts them.
     """
 
     scores: dict[object, Graded] = field(default_factory=dict)
+    verdicts: dict[object, Verdict] = field(default_factory=dict)
     unscored: Counter[str] = field(default_factory=Counter)
     calls: int = 0
     cached: int = 0
@@ -83,9 +86,15 @@ class Judgement:
             self.completion_tokens += reply.completion_tokens
         score = score_in(reply.text)
         if score is None:
-            self.unscored["the judge's reply holds no score"] += 1
+            self.leave_unscored(answer, "the judge's reply holds no score", reply.text)
         else:
             self.scores[answer.key] = Graded(answer.cluster, score)
+            self.verdicts[answer.key] = Verdict(score, reply=reply.text)
+
+    def leave_unscored(self, answer: AnsweredText, reason: str, reply: str = "") -> None:
+        """Take note of why an answer has no score."""
+        self.unscored[reason] += 1
+        self.verdicts[answer.key] = Verdict(None, reason, reply)
 
 
 async def judge(
@@ -103,7 +112,9 @@ async def judge(
     result = Judgement()
     cache = ReplyCache(cache_dir, endpoint)
     waiting = iter([answer for answer in answers if answer.answer is not None])
-    result.unscored.update({"no answer": sum(answer.answer is None for answer in answers)})
+    for answer in answers:
+        if answer.answer is None:
+            result.leave_unscored(answer, "no answer")
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(ChatClient(endpoint))
 
@@ -114,7 +125,7 @@ async def judge(
                 try:
                     reply = known or await client.ask(text)
                 except UnansweredError as error:
-                    result.unscored[str(error)] += 1
+                    result.leave_unscored(answer, str(error))
                 else:
                     if known is None:
                         await asyncio.to_thread(cache.keep, text, reply)

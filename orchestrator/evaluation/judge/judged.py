@@ -37,7 +37,7 @@ async def judge_records(
         completion_tokens=found.completion_tokens,
         unscored=dict(found.unscored),
     )
-    return Judged(facts, {str(key): graded.score for key, graded in found.scores.items()})
+    return Judged(facts, {str(key): verdict for key, verdict in found.verdicts.items()})
 
 
 def _without_credentials(url: str) -> str:

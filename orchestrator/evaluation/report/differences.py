@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from orchestrator.evaluation.metrics.action import ActionMetric
 from orchestrator.evaluation.metrics.episodes import graded_steps
-from orchestrator.evaluation.metrics.paired import paired_difference
+from orchestrator.evaluation.metrics.paired import Graded, Question, paired_difference
+from orchestrator.evaluation.metrics.text import exact_match, graded_texts
+from orchestrator.evaluation.metrics.uncertainty import Estimate
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.summary import Difference
-from orchestrator.evaluation.scoring import answered_episodes
+from orchestrator.evaluation.scoring import answered_episodes, graded_by_judge, whole_answers
 from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy
 
 
 def references(strategies: Sequence[EvaluatedStrategy]) -> Iterator[tuple[str, str]]:
-    """Yield each strategy's label with that of the selection it is compared with, where the job has one.
+    """Yield each strategy's label with that of the strategy it is compared with: selection, else base, else the first.
 
-    Strategies that hide the dataset's own adapter are compared with the selection that does; base hides nothing and is
-    compared with both, the oracle with the one in domain.
+    Strategies that hide the dataset's own adapter are compared among themselves, and so are the others, the oracle one
+    of them. Base hides nothing and is in both columns.
     """
     for hides in (False, True):
-        selection = next((each for each in strategies if _is_selection(each, hides)), None)
-        if selection is None:
+        if not any(each.exclude_own_adapter == hides for each in strategies):
             continue
-        for strategy in strategies:
-            in_column = strategy.exclude_own_adapter == hides or strategy.strategy is AnswerStrategy.BASE
-            if in_column and strategy is not selection:
-                yield strategy.label, selection.label
+        column = [
+            each for each in strategies if each.exclude_own_adapter == hides or each.strategy is AnswerStrategy.BASE
+        ]
+        reference = _first(column, AnswerStrategy.SELECTION) or _first(column, AnswerStrategy.BASE) or column[0]
+        yield from ((each.label, reference.label) for each in column if each is not reference)
 
 
 def difference_of(
@@ -37,12 +39,26 @@ def difference_of(
     second: Sequence[Record],
     *,
     point_tolerance_px: float,
+    grades: Mapping[str, float],
 ) -> Difference:
-    """Return how much more often the `first` records are right than the `second`, question by question."""
+    """Return how much better the `first` records are than the `second`, question by question.
+
+    `grades` are a judge's, by sample key.
+    """
     metric = ActionMetric(point_tolerance_px)
-    graded = (graded_steps(answered_episodes(records), metric) for records in (first, second))
-    return Difference(strategy, reference, data, paired_difference(*graded))
+
+    def of(graded: Callable[[Sequence[Record]], Mapping[Question, Graded]]) -> Estimate:
+        return paired_difference(graded(first), graded(second))
+
+    return Difference(
+        strategy,
+        reference,
+        data,
+        steps=of(lambda records: graded_steps(answered_episodes(records), metric)),
+        texts=of(lambda records: graded_texts(whole_answers(records), exact_match)),
+        judge=of(lambda records: graded_by_judge(records, grades)),
+    )
 
 
-def _is_selection(strategy: EvaluatedStrategy, hides: bool) -> bool:
-    return strategy.strategy is AnswerStrategy.SELECTION and strategy.exclude_own_adapter == hides
+def _first(strategies: Sequence[EvaluatedStrategy], kind: AnswerStrategy) -> EvaluatedStrategy | None:
+    return next((each for each in strategies if each.strategy is kind), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.evaluation.metrics.action import ActionMetric, ActionTypeMetric
@@ -48,13 +49,14 @@ def write_report(
 
 
 def add_judge(folder: str, judged: Judged, records: Sequence[Record], pictures: PictureBudget) -> Summary:
-    """Write a judge's grades beside the records of a job, and its report anew with them; return the numbers.
+    """Write what a judge said of every sample beside the records, and the report anew; return the numbers.
 
     Raises NotFoundError for a folder without summary.json, InvalidArgumentError for one that is none.
     """
     before = read_summary(folder)
     summary = summarize(records, before.facts, before.scoring, bad_row_count=before.bad_row_count, judged=judged)
-    lines = (json.dumps({"key": key, "grade": grade}, ensure_ascii=False) for key, grade in judged.grades.items())
+    verdicts = {record.sample.key: judged.verdicts[record.sample.key] for record in records}
+    lines = (json.dumps({"key": key, **asdict(said)}, ensure_ascii=False) for key, said in verdicts.items())
     write_text(folder, GRADES_FILE, "".join(f"{line}\n" for line in lines))
     write_report(folder, summary, records, pictures, judged.grades)
     return summary

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from orchestrator.evaluation.metrics.uncertainty import Estimate
 
 UNSCORED_TEXT = "—"
 MAX_TEXT = 300
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table whose first `text_columns` may hold foreign text, not escaped yet; `note` says what the numbers are."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    text_columns: int = 1
 
 
 def percent(share: float | None) -> str:

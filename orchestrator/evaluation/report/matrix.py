@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from infra.contract.composition import FusionMethod
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
-from orchestrator.evaluation.report.markdown import UNSCORED_TEXT, inline, table
+from orchestrator.evaluation.report.markdown import UNSCORED_TEXT, ReportTable, inline, table
 from orchestrator.evaluation.report.summary import ALL, Cell, Summary, shared_floor
 from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy
 
@@ -22,7 +22,8 @@ _ROWS = (
     EvaluatedStrategy(AnswerStrategy.RANDOM_K),
 )
 TITLE = "In domain and out of domain: steps right, %"
-COLUMNS = ("strategy", "in domain", "to selection", "out of domain", "to selection")
+TO_SELECTION = "to selection"
+COLUMNS = ("strategy", "in domain", TO_SELECTION, "out of domain", TO_SELECTION)
 MAX_REASON = 160
 
 
@@ -86,9 +87,12 @@ def matrix_of(summary: Summary, data: str = ALL) -> Matrix:
 
 
 def domains_of(summary: Summary) -> Matrix | None:
-    """Return the table of a job that hides the own adapter from some strategy; None where there is but one domain."""
+    """Return the table of a job that hides the own adapter from some strategy; None where there is but one domain.
+
+    There is none either where no question is answered by actions.
+    """
     hides = any(strategy.exclude_own_adapter for strategy in summary.facts.spec.strategies)
-    return matrix_of(summary) if hides else None
+    return matrix_of(summary) if hides and not summary.answers_are_texts else None
 
 
 def _cell(summary: Summary, strategy: EvaluatedStrategy | None, data: str, hides: bool) -> MatrixCell | None:
@@ -137,13 +141,28 @@ def rows_of(matrix: Matrix) -> list[tuple[str, ...]]:
 
 def render_matrix(matrix: Matrix) -> str:
     """Return the table as Markdown."""
-    rows = [tuple(map(inline, row)) for row in rows_of(matrix)]
-    return f"{table(COLUMNS, rows)}\n\n{NOTE}\n"
+    drawn = domain_table(matrix)
+    rows = [tuple(map(inline, row)) for row in drawn.rows]
+    return f"{table(drawn.columns, rows)}\n\n{drawn.note}\n"
 
 
+def domain_table(matrix: Matrix) -> ReportTable:
+    """Return the table without the columns of differences that are empty, as where the job has no selection."""
+    rows = rows_of(matrix)
+    kept = [index for index, column in enumerate(COLUMNS) if column != TO_SELECTION or any(row[index] for row in rows)]
+    differs = any(COLUMNS[index] == TO_SELECTION for index in kept)
+    return ReportTable(
+        TITLE,
+        tuple(COLUMNS[index] for index in kept),
+        tuple(tuple(row[index] for index in kept) for row in rows),
+        NOTE if differs else f"{_SHARES}.",
+    )
+
+
+_SHARES = "Steps right in percent (action type and argument) with their 95 % interval, clustered by episode"
 NOTE = (
-    "Steps right in percent (action type and argument) with their 95 % interval, clustered by episode; to selection: "
-    "the difference in percentage points on the questions that both answered, with its own interval."
+    f"{_SHARES}; to selection: the difference in percentage points on the questions that both answered, with its own "
+    "interval."
 )
 
 

@@ -16,14 +16,18 @@ _STRATEGIES = {
 }
 _PROTOCOLS = {
     Protocol.STEP: "Each step of an episode is one sample: instruction, the true actions so far, the current screen.",
-    Protocol.SEQUENCE: "Each episode is one sample: all screens and the instruction; one answer holds all its actions.",
+    Protocol.SEQUENCE: "Each episode is one sample: all screens and the instruction; one answer holds everything.",
     Protocol.EPISODE: "Each step of an episode is asked with the model's own earlier actions.",
 }
+_UNCERTAINTY = """- **Intervals** are of 95 %, by Student's t with one degree of freedom fewer than there are episodes.
+  Where there is no room for one, **±** is one standard error, clustered by episode: steps of an episode depend on each
+  other, and an episode in two datasets counts as one. With S_g the sum of the n_g scores of episode g, N scores and G
+  episodes, it is sqrt(G/(G-1) · Σ (S_g − mean · n_g)²) / N. Where all episodes score alike no spread was seen, and
+  there is no ±; the interval is then Wilson's, with as many trials as episodes."""
 
 
 def how_it_was_measured(summary: Summary) -> str:
     """Return the section of the report that says what was compared, and how it was scored."""
-    options = summary.scoring
     strategies = "\n".join(f"- {strategy.label}: {_describe(strategy)}." for strategy in summary.facts.spec.strategies)
     return f"""## How it was measured
 
@@ -33,8 +37,18 @@ Strategies:
 
 {_PROTOCOLS[summary.facts.spec.protocol]}
 
-- **Right step** (`action`): the answer is that one action, with type and argument both right. Texts are compared
-  without regard to letter case and blanks, points may be {options.point_tolerance_px:g} pixels apart.
+{_of_actions(summary)}{_of_texts(summary)}{_UNCERTAINTY}
+- Where more than half of the samples of a strategy failed, their number stands in place of its scores: what is left is
+  a selection.
+- **—** means unscored: not measured, or no answer. It is never counted as zero."""
+
+
+def _of_actions(summary: Summary) -> str:
+    if summary.answers_are_texts:
+        return ""
+    options = summary.scoring
+    return f"""- **Right step** (`action`): the answer is that one action, with type and argument both right. Texts are
+  compared without regard to letter case and blanks, points may be {options.point_tolerance_px:g} pixels apart.
 - **Right episode**: all its steps are right, and there are as many as there should be.
 - **`legacy`**: a step is right when the TF-IDF cosine of answer and truth, fitted on the two alone,
   is above {options.legacy_threshold:g}. Kept for comparison with published numbers; it accepts much that is wrong, as
@@ -43,21 +57,15 @@ Strategies:
   truth in hand: it knows dataset and step number, but sees neither query nor screen. It is an upper bound of what can
   be reached without looking, and it fits small data too well (the floor of a dataset of one episode is 100 %): read it
   together with the number of episodes. Beside several strategies stands the floor of the one with most scored steps.
-{_of_texts(summary)}- **±** is one standard error of the pooled share, clustered by episode: steps of an episode
-  depend on each other, and an episode in two datasets counts as one. With S_g right steps of n_g in episode g, N steps
-  and G episodes, it is sqrt(G/(G-1) · Σ (S_g − share · n_g)²) / N. Where all episodes score alike no spread was seen,
-  and there is no ±; the interval is then Wilson's, with as many trials as episodes.
-- Where more than half of the samples of a strategy failed, their number stands in place of its scores: what is left is
-  a selection.
-- **—** means unscored: not measured, or no answer. It is never counted as zero."""
+"""
 
 
 def _of_texts(summary: Summary) -> str:
-    if not any(cell.texts.exact_match.count for cell in summary.groups):
+    if not summary.has_texts:
         return ""
-    return """- **Whole answers**, where the truth is not in the action language: exact match (letter case and blanks
-  aside); ROUGE-L, the F-measure of the longest common subsequence of words, Chinese and Japanese characters counted one
-  by one; BLEU of each answer.
+    return """- **Whole answers**, where the truth is not in the action language, and in no score of steps: exact match
+  (letter case and blanks aside); ROUGE-L, the F-measure of the longest common subsequence of words, Chinese and
+  Japanese characters counted one by one; BLEU of each answer.
 """
 
 

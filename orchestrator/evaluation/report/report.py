@@ -4,78 +4,45 @@ from __future__ import annotations
 
 import json
 
+from orchestrator.evaluation.report.comparisons import judged, paired_differences
+from orchestrator.evaluation.report.headlines import headlines
 from orchestrator.evaluation.report.markdown import (
     UNSCORED_TEXT,
+    ReportTable,
     counted,
     inline,
-    percent,
     table,
 )
-from orchestrator.evaluation.report.matrix import TITLE, domains_of, interval_text, render_matrix
+from orchestrator.evaluation.report.matrix import TITLE, domains_of, render_matrix
 from orchestrator.evaluation.report.measurement import how_it_was_measured
-from orchestrator.evaluation.report.summary import ALL, Difference, JudgeFacts, Summary, shared_floor
+from orchestrator.evaluation.report.summary import JudgeFacts, Summary
 from orchestrator.evaluation.report.tables import (
-    TEXT_COLUMNS,
-    ReportTable,
+    answers_by_dataset,
     every_metric,
-    group_title,
-    main_score,
-    of,
     retrieval,
-    score_text,
-    steps_right,
+    steps_by_dataset,
     timings,
-    whole_answer_texts,
 )
 
-FLOOR_NAME = "constant template (floor)"
 MAX_LISTED = 20
 
 
 def headline(summary: Summary) -> ReportTable:
-    """Return step accuracy under `action`, strategy by group of datasets, with the floor in the last row.
-
-    Where no question is answered by actions, the scores of whole answers instead.
-    """
-    if summary.answers_are_texts:
-        return _headline_of_texts(summary)
-    groups = summary.group_names
-    rows = [
-        (
-            _strategy_title(summary, strategy),
-            *(score_text(summary.group(strategy, group), steps_right) for group in groups),
-        )
-        for strategy in summary.strategies
-    ]
-    floors = tuple(percent(shared_floor(of(summary.groups, group))) for group in groups)
-    return ReportTable(
-        title="Step accuracy, %",
-        columns=("strategy", *map(group_title, groups)),
-        rows=(*rows, (FLOOR_NAME, *floors)),
-        note=(
-            "Right steps in percent (action type and argument both right) ± standard error, clustered by episode. "
-            f"The floor is the best fixed list of actions that sees neither query nor screen.{_failed_note(summary)}"
-        ),
-    )
-
-
-def _headline_of_texts(summary: Summary) -> ReportTable:
-    rows = [(_strategy_title(summary, cell.strategy), *whole_answer_texts(cell)) for cell in of(summary.groups, ALL)]
-    note = f"Means over whole answers in percent ± standard error, clustered by episode.{_failed_note(summary)}"
-    return ReportTable("Whole answers, %", ("strategy", *TEXT_COLUMNS), tuple(rows), note)
+    """Return the first headline of a job, with standard errors, which need less room than intervals."""
+    return headlines(summary, intervals=False)[0]
 
 
 def render_markdown(summary: Summary) -> str:
     """Return the report as Markdown."""
     sections = [
         _opening(summary),
-        _rendered(headline(summary)),
+        *map(_rendered, headlines(summary)),
         _domains(summary),
-        _intervals(summary),
-        _rendered(every_metric(summary)),
-        _texts(summary),
+        _rendered(paired_differences(summary)),
         _judged(summary),
-        _datasets(summary),
+        _rendered(every_metric(summary)),
+        _rendered(steps_by_dataset(summary)),
+        _rendered(answers_by_dataset(summary)),
         _rendered(retrieval(summary)),
         _rendered(timings(summary)),
         _failures(summary),
@@ -100,8 +67,7 @@ def _opening(summary: Summary) -> str:
         f"# Evaluation{name}",
         f"{counted(strategies, 'way')} to answer, compared on {counted(datasets, 'dataset')}: "
         f"{counted(summary.recorded_samples, 'sample')} in the `{facts.spec.protocol.value}` protocol, "
-        f"{summary.failed_samples:,} of them failed; {counted(summary.bad_row_count, 'row')} of the datasets could not "
-        f"be read.{model}",
+        f"{summary.failed_samples:,} of them failed.{model}",
     ]
     planned = facts.planned_samples
     if planned is not None and planned != summary.recorded_samples:
@@ -115,6 +81,9 @@ def _opening(summary: Summary) -> str:
 def caveats(summary: Summary) -> list[str]:
     """Return what a reader must know before believing the numbers: sentences, of foreign text."""
     said = []
+    if summary.bad_row_count:
+        first = [f", the first: {bad.file}:{bad.line}: {bad.problem}" for bad in summary.facts.bad_rows[:1]]
+        said.append(f"{counted(summary.bad_row_count, 'row')} of the datasets could not be read{''.join(first)}.")
     if summary.changed_datasets:
         names = ", ".join(summary.changed_datasets)
         said.append(f"Changed while the job ran (its samples are those that were planned): {names}.")
@@ -130,95 +99,23 @@ def _rendered(found: ReportTable | None) -> str:
     if found is None:
         return ""
     rows = [(*map(inline, row[: found.text_columns]), *row[found.text_columns :]) for row in found.rows]
-    return f"## {found.title}\n\n{table(found.columns, rows, found.text_columns)}\n\n{found.note}".rstrip()
-
-
-def _intervals(summary: Summary) -> str:
-    """Every strategy's interval, and its differences; a strategy compared with two others has two rows."""
-    rows = []
-    name, score = main_score(summary)
-    for cell in of(summary.groups, ALL):
-        compared: list[Difference | None] = [
-            *(each for each in summary.differences if (each.strategy, each.data) == (cell.strategy, ALL))
-        ]
-        rows += [
-            (
-                inline(cell.strategy),
-                score_text(cell, score, interval_text),
-                "" if each is None else inline(each.reference),
-                "" if each is None or summary.is_of_a_selection(each) else interval_text(each.steps, signed=True),
-            )
-            for each in (compared or [None])
-        ]
-    if not rows:
-        return ""
-    columns = ("strategy", f"{name}, %", "compared with", "difference, percentage points")
     return (
-        f"## 95 % intervals and paired differences\n\n{table(columns, rows)}\n\n"
-        "All datasets. Differences are of the questions that both answered, and have their own interval: one that "
-        "holds zero shows no difference."
-    )
-
-
-def _texts(summary: Summary) -> str:
-    cells = [cell for cell in (*of(summary.groups, ALL), *summary.datasets) if cell.texts.exact_match.count]
-    if not cells:
-        return ""
-    rows = [
-        (
-            inline(cell.strategy),
-            inline(cell.data),
-            f"{cell.texts.exact_match.count:,}",
-            *whole_answer_texts(cell),
-        )
-        for cell in cells
-    ]
-    columns = ("strategy", "data", "answers", *TEXT_COLUMNS)
-    return (
-        f"## Whole answers, %\n\n{table(columns, rows, text_columns=2)}\n\n"
-        "Of the questions whose true answer is not in the action language."
+        f"## {found.title}\n\n{table([*map(inline, found.columns)], rows, found.text_columns)}\n\n{found.note}".rstrip()
     )
 
 
 def _judged(summary: Summary) -> str:
-    if summary.judge is None:
-        return ""
-    rows = [
-        (inline(cell.strategy), f"{cell.judge.count:,}", score_text(cell, lambda cell: cell.judge))
-        for cell in of(summary.groups, ALL)
-    ]
-    return (
-        f"## Graded by a judge, %\n\n{table(('strategy', 'answers', 'mean grade'), rows)}\n\n"
-        f"{inline(judge_note(summary.judge))}"
-    )
+    return "" if summary.judge is None else f"{_rendered(judged(summary))} {inline(judge_note(summary.judge))}"
 
 
 def judge_note(facts: JudgeFacts) -> str:
     """Return who graded and what it took, a sentence or two of foreign text."""
     unscored = "".join(f" Unscored: {count:,} ({reason})." for reason, count in facts.unscored.items())
     return (
-        f"Grades of {facts.model} at {facts.endpoint}, in percent of the best, ± standard error clustered by episode. "
+        f"Graded by {facts.model} at {facts.endpoint}. "
         f"It took {counted(facts.calls, 'call')} ({facts.prompt_tokens:,} + {facts.completion_tokens:,} tokens); "
         f"{facts.cached:,} replies were known already.{unscored}"
     )
-
-
-def _datasets(summary: Summary) -> str:
-    if summary.answers_are_texts:
-        return ""
-    rows = []
-    for name in summary.dataset_names:
-        cells = of(summary.datasets, name)
-        rows.append(
-            (
-                inline(name),
-                f"{max((cell.action.steps.count for cell in cells), default=0):,}",
-                *(score_text(summary.dataset(strategy, name), steps_right) for strategy in summary.strategies),
-                percent(shared_floor(cells)),
-            )
-        )
-    columns = ("dataset", "steps", *map(inline, summary.strategies), "floor")
-    return f"## Step accuracy by dataset, %\n\n{table(columns, rows)}"
 
 
 def _failures(summary: Summary) -> str:
@@ -269,14 +166,3 @@ def _specification(summary: Summary) -> str:
     if known:
         parts.append("What ran:\n\n" + "\n".join(known))
     return "\n\n".join(parts)
-
-
-def _strategy_title(summary: Summary, strategy: str) -> str:
-    cell = summary.group(strategy, ALL)
-    return f"{strategy} ({cell.failed:,} failed)" if cell is not None and cell.failed else strategy
-
-
-def _failed_note(summary: Summary) -> str:
-    if not summary.failed_samples:
-        return ""
-    return f" Failed, and so unscored: {counted(summary.failed_samples, 'sample')}."

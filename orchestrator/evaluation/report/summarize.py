@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from operator import attrgetter
 
-from orchestrator.evaluation.actions import is_actions
 from orchestrator.evaluation.data.datasets import DatasetContent
 from orchestrator.evaluation.metrics.action import ActionMetric, score_action_parts
 from orchestrator.evaluation.metrics.episodes import score_episodes
 from orchestrator.evaluation.metrics.legacy import LegacyMetric
 from orchestrator.evaluation.metrics.retrieval import confusion, score_retrieval
-from orchestrator.evaluation.metrics.text import TextScores, score_texts
-from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
+from orchestrator.evaluation.metrics.text import mean_score, score_texts
+from orchestrator.evaluation.metrics.uncertainty import UNSCORED
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.differences import difference_of, references
 from orchestrator.evaluation.report.summary import (
@@ -29,7 +28,7 @@ from orchestrator.evaluation.report.summary import (
     ScoringOptions,
     Summary,
 )
-from orchestrator.evaluation.scoring import answered_episodes, answered_texts, ranked_adapters
+from orchestrator.evaluation.scoring import answered_episodes, graded_by_judge, ranked_adapters, whole_answers
 from orchestrator.evaluation.spec import EvaluationSpec
 
 MAX_BAD_ROWS = 200
@@ -65,6 +64,7 @@ def summarize(
     but the first of them, `judged` where a judge has graded the answers.
     """
     options = options or ScoringOptions()
+    grades = judged.grades if judged is not None else None
     kept, repeated = without_repetitions(records)
     strategies = tuple(strategy.label for strategy in facts.spec.strategies)
     datasets = tuple(dataset.name for dataset in facts.spec.datasets)
@@ -80,7 +80,7 @@ def summarize(
             for name, members in members_of.items()
         )
         return tuple(
-            _cell(strategy, name, found, facts, options=options, judged=judged)
+            _cell(strategy, name, found, facts, options=options, grades=grades)
             for strategy, name, found in pooled
             if found
         )
@@ -89,7 +89,15 @@ def summarize(
         first, second = (
             [record for name in groups[group] for record in by_cell[label, name]] for label in (strategy, reference)
         )
-        return difference_of(strategy, reference, group, first, second, point_tolerance_px=options.point_tolerance_px)
+        return difference_of(
+            strategy,
+            reference,
+            group,
+            first,
+            second,
+            point_tolerance_px=options.point_tolerance_px,
+            grades=grades or {},
+        )
 
     failures = [_failure(record) for record in kept if record.error is not None]
     return Summary(
@@ -148,9 +156,10 @@ def _cell(
     facts: JobFacts,
     *,
     options: ScoringOptions,
-    judged: Judged | None,
+    grades: Mapping[str, float] | None,
 ) -> Cell:
     episodes = answered_episodes(records)
+    graded = graded_by_judge(records, grades or {})
     return Cell(
         strategy=strategy,
         data=data,
@@ -163,19 +172,10 @@ def _cell(
         action_parts=score_action_parts(episodes, options.point_tolerance_px),
         confusion=confusion(ranked_adapters(records)),
         failure=_most_common_failure(records),
-        texts=_text_scores(records),
-        judge=_mean_grade(records, judged.grades if judged is not None else {}),
+        texts=score_texts(whole_answers(records)),
+        judge=mean_score(graded) if grades is not None else UNSCORED,
+        judge_unscored=len(records) - len(graded) if grades is not None else 0,
     )
-
-
-def _mean_grade(records: Sequence[Record], grades: Mapping[str, float]) -> Estimate:
-    graded = [record.sample for record in records if record.sample.key in grades]
-    return clustered_mean([grades[sample.key] for sample in graded], [sample.cluster for sample in graded])
-
-
-def _text_scores(records: Sequence[Record]) -> TextScores:
-    """Score the answers to questions that no actions answer: those of the others are scored action by action."""
-    return score_texts(answered_texts([record for record in records if not is_actions(record.sample.truth)]))
 
 
 def _most_common_failure(records: Sequence[Record]) -> str:

@@ -83,11 +83,25 @@ class JudgeFacts:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a judge said of one answer: a grade in [0, 1] (None: unscored, and why), and the whole reply."""
+
+    grade: float | None
+    reason: str = ""
+    reply: str = ""
+
+
+@dataclass(frozen=True)
 class Judged:
-    """What a judge said of a job: grades in [0, 1] by sample key; a sample that is not among them is unscored."""
+    """What a judge said of a job, by sample key; a sample that is not among them is unscored."""
 
     facts: JudgeFacts
-    grades: Mapping[str, float]
+    verdicts: Mapping[str, Verdict]
+
+    @property
+    def grades(self) -> dict[str, float]:
+        """The grades that there are, by sample key."""
+        return {key: verdict.grade for key, verdict in self.verdicts.items() if verdict.grade is not None}
 
 
 @dataclass(frozen=True)
@@ -111,8 +125,8 @@ class Cell:
     """One strategy on one dataset, or on a group of datasets pooled sample by sample. Failed samples are unscored.
 
     `confusion` counts by true adapter which adapter came first; `failure` is what most of the failed samples say.
-    `texts` scores the answers whose truth is not in the action language; `judge` is the mean grade of a judge, in
-    [0, 1], once one has graded the job.
+    `action` and `legacy` score the questions whose truth is in the action language, `texts` the others; `judge` is the
+    mean grade of a judge, in [0, 1], once one has graded the job, and `judge_unscored` counts samples without a grade.
     """
 
     strategy: str
@@ -128,6 +142,7 @@ class Cell:
     failure: str = ""
     texts: TextScores = TEXTS_UNSCORED
     judge: Estimate = UNSCORED
+    judge_unscored: int = 0
 
     @property
     def mostly_failed(self) -> bool:
@@ -137,12 +152,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Difference:
-    """Steps right under `action` of a strategy, less those of another one, on the questions that both answered."""
+    """Scores of a strategy, less those of another one, on the questions that both have a score for.
+
+    `steps` is of steps right under `action`, `texts` of the exact match of whole answers, `judge` of a judge's grades.
+    """
 
     strategy: str
     reference: str
     data: str
     steps: Estimate
+    texts: Estimate = UNSCORED
+    judge: Estimate = UNSCORED
 
 
 @dataclass(frozen=True)
@@ -199,11 +219,24 @@ class Summary:
     judge: JudgeFacts | None = None
 
     @property
+    def has_actions(self) -> bool:
+        """Whether any question was answered whose true answer is in the action language."""
+        return any(cell.action_parts and cell.action_parts.action_type.count for cell in self.groups)
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether any question was answered whose true answer is another text."""
+        return any(cell.texts.exact_match.count for cell in self.groups)
+
+    @property
     def answers_are_texts(self) -> bool:
         """Whether no question of the job is answered by actions."""
-        return not any(cell.action_parts and cell.action_parts.action_type.count for cell in self.groups) and any(
-            cell.texts.exact_match.count for cell in self.groups
-        )
+        return self.has_texts and not self.has_actions
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the job has questions of both kinds, so that no score is of all of them."""
+        return self.has_texts and self.has_actions
 
     @property
     def catalogue_changed(self) -> bool:

@@ -8,26 +8,18 @@ from dataclasses import dataclass
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
 from orchestrator.evaluation.report.markdown import (
     UNSCORED_TEXT,
+    ReportTable,
     decimal_with_error,
     milliseconds,
     percent,
     percent_with_error,
 )
-from orchestrator.evaluation.report.summary import ALL, Cell, Summary
+from orchestrator.evaluation.report.matrix import interval_text
+from orchestrator.evaluation.report.summary import ALL, Cell, Difference, Summary, shared_floor
 
+ERRORS = "± is one standard error, clustered by episode."
 TEXT_COLUMNS = ("exact match", "ROUGE-L", "BLEU")
 _GROUP_TITLES = {"app": "apps", "category": "categories"}
-
-
-@dataclass(frozen=True)
-class ReportTable:
-    """A table whose first `text_columns` may hold foreign text, not escaped yet; `note` says what the numbers are."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-    text_columns: int = 1
 
 
 def group_title(name: str) -> str:
@@ -40,16 +32,34 @@ def of(cells: Iterable[Cell], data: str) -> list[Cell]:
     return [cell for cell in cells if cell.data == data]
 
 
-def main_score(summary: Summary) -> tuple[str, Callable[[Cell], Estimate]]:
-    """Return the name of the score that the job is judged by, and where a cell has it."""
+@dataclass(frozen=True)
+class MainScore:
+    """What questions of one kind are judged by: its name, and where cells and differences have it."""
+
+    name: str
+    of: Callable[[Cell], Estimate]
+    of_difference: Callable[[Difference], Estimate]
+
+
+STEPS = MainScore("steps right", lambda cell: cell.action.steps, lambda difference: difference.steps)
+TEXTS = MainScore("exact match", lambda cell: cell.texts.exact_match, lambda difference: difference.texts)
+
+
+def main_scores(summary: Summary) -> tuple[MainScore, ...]:
+    """Return what the job is judged by: steps, whole answers, or both where it has questions of both kinds."""
     if summary.answers_are_texts:
-        return "exact match", lambda cell: cell.texts.exact_match
-    return "steps right", steps_right
+        return (TEXTS,)
+    return (STEPS, TEXTS) if summary.has_texts else (STEPS,)
 
 
-def steps_right(cell: Cell) -> Estimate:
-    """Return the share of right steps."""
-    return cell.action.steps
+def datasets_of(summary: Summary, score: MainScore) -> list[str]:
+    """Return the datasets that have the score, and those that have none at all."""
+
+    def has(name: str, one: MainScore) -> bool:
+        return any(one.of(cell).count for cell in of(summary.datasets, name))
+
+    scores = main_scores(summary)
+    return [name for name in summary.dataset_names if has(name, score) or not any(has(name, one) for one in scores)]
 
 
 def score_text(
@@ -81,16 +91,17 @@ def every_metric(summary: Summary) -> ReportTable | None:
     )
     if not rows or summary.answers_are_texts:
         return None
+    samples = "samples of both kinds" if summary.is_mixed else "samples"
     return ReportTable(
-        title="All datasets, every metric, %",
+        title="Every metric of steps, %" if summary.is_mixed else "All datasets, every metric, %",
         columns=(
-            "strategy", "samples", "failed", "steps right", "floor", "action type", "argument",
+            "strategy", samples, "failed", "steps right", "floor", "action type", "argument",
             "episodes right", "floor", "steps, legacy", "floor", "episodes, legacy", "floor",
         ),
         rows=rows,
         note=(
             "Action type: of the steps whose truth is an action; argument: of those whose action takes one. Each floor "
-            "is fitted to the samples that its strategy answered."
+            f"is fitted to the samples that its strategy answered. {ERRORS}"
         ),
     )  # fmt: skip
 
@@ -157,3 +168,35 @@ def timings(summary: Summary) -> ReportTable | None:
     )
     columns = ("strategy", "whole answer", "retrieval", "of it embed", "search", "queue", "prefill", "decode")
     return ReportTable("Time an answer, mean ms", columns, rows) if rows else None
+
+
+def steps_by_dataset(summary: Summary) -> ReportTable | None:
+    """Return step accuracy, a row for each dataset; None where no question is answered by actions."""
+    if summary.answers_are_texts:
+        return None
+    rows = []
+    for name in datasets_of(summary, STEPS):
+        cells = of(summary.datasets, name)
+        rows.append(
+            (
+                name,
+                f"{max((cell.action.steps.count for cell in cells), default=0):,}",
+                *(score_text(summary.dataset(strategy, name), STEPS.of) for strategy in summary.strategies),
+                percent(shared_floor(cells)),
+            )
+        )
+    columns = ("dataset", "steps", *summary.strategies, "floor")
+    return ReportTable("Step accuracy by dataset, %", columns, tuple(rows), ERRORS)
+
+
+def answers_by_dataset(summary: Summary) -> ReportTable | None:
+    """Return the scores of whole answers by strategy and dataset; None where there are none, or of one dataset."""
+    cells = [cell for cell in summary.datasets if cell.texts.exact_match.count]
+    if len({cell.data for cell in cells}) < 2:
+        return None
+    rows = tuple(
+        (cell.strategy, cell.data, f"{cell.texts.exact_match.count:,}", *whole_answer_texts(cell, interval_text))
+        for cell in cells
+    )
+    columns = ("strategy", "dataset", "answers", *TEXT_COLUMNS)
+    return ReportTable("Whole answers by dataset, %", columns, rows, text_columns=2)

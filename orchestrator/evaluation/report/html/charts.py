@@ -9,6 +9,9 @@ from orchestrator.evaluation.report.html.markup import Markup, element, label
 
 COLOURS = 10
 WIDTH = 360
+MAX_BARS = 60
+MAX_TICK = 28
+_PALEST, _DARKEST = 0.1, 0.5
 _LEFT, _RIGHT = 4, 4
 _ROW, _BAR = 16, 9
 
@@ -23,6 +26,15 @@ class Bar:
     high: float | None = None
     text: str = ""
     colour: int = 0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A bar of several parts, each with the shade of its place: what it is named, its colour elsewhere, the lengths."""
+
+    name: str
+    colour: int
+    lengths: Sequence[float]
 
 
 def bars(groups: Mapping[str, Sequence[Bar]], *, low: float, high: float, title: str) -> Markup:
@@ -44,18 +56,29 @@ def bars(groups: Mapping[str, Sequence[Bar]], *, low: float, high: float, title:
     return _svg(y + 2, title, shapes)
 
 
-def parts(rows: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Markup:
-    """Return a bar for each row, made of its parts one after another: (colour, length), all on one scale."""
-    longest = max((sum(length for _, length in row) for row in rows.values()), default=0.0) or 1.0
+def shares(groups: Mapping[str, Sequence[Bar]], title: str) -> list[Markup]:
+    """Return bars of shares in [0, 1]; where there are many, each group folded."""
+    if sum(map(len, groups.values())) <= MAX_BARS:
+        return [bars(groups, low=0, high=1, title=title)]
+    return [
+        element("details", element("summary", name), bars({"": members}, low=0, high=1, title=f"{title}: {name}"))
+        for name, members in groups.items()
+    ]
+
+
+def parts(rows: Sequence[Stack], title: str) -> Markup:
+    """Return a bar for each row, made of its parts one after another, all on one scale; see `legend`."""
+    longest = max((sum(row.lengths) for row in rows), default=0.0) or 1.0
     shapes: list[Markup] = []
-    for index, (name, row) in enumerate(rows.items()):
+    for index, row in enumerate(rows):
         y, x = index * (2 * _ROW), 0.0
-        shapes.append(element("text", label(name), x=_LEFT, y=y + 11))
-        for colour, length in row:
+        shapes.append(element("circle", cx=_LEFT + 4, cy=y + 8, r=3.5, class_=_c(row.colour)))
+        shapes.append(element("text", label(row.name), x=_LEFT + 12, y=y + 11))
+        for part, length in enumerate(row.lengths):
             width = (WIDTH - _LEFT - _RIGHT) * length / longest
             shapes.append(
                 element(
-                    "rect", x=round(_LEFT + x, 1), y=y + 15, width=round(width, 1), height=_BAR + 2, class_=_c(colour)
+                    "rect", x=round(_LEFT + x, 1), y=y + 15, width=round(width, 1), height=_BAR + 2, class_=f"p{part}"
                 )
             )
             x += width
@@ -63,17 +86,21 @@ def parts(rows: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Markup
 
 
 def heatmap(counts: Mapping[str, Mapping[str, int]], columns: Sequence[str], title: str) -> Markup:
-    """Return counts as squares: a row for each name, darker where its share of the row is higher."""
-    left, top, size = 112, 92, 18
+    """Return counts as squares: a row for each name, darker where its share of the row is higher.
+
+    The darkest is still light enough for the count on it.
+    """
+    longest = max((len(label(name, MAX_TICK)) for name in (*counts, *columns)), default=0)
+    left, top, size = 12 + 5 * longest, 14 + round(4.5 * longest), 18
     shapes: list[Markup] = []
     for index, column in enumerate(columns):
         x = left + index * size + 12
         shapes.append(
-            element("text", label(column)[:16], transform=f"translate({x} {top - 4}) rotate(-60)", class_="small")
+            element("text", label(column, MAX_TICK), transform=f"translate({x} {top - 4}) rotate(-60)", class_="small")
         )
     for line, (name, row) in enumerate(counts.items()):
         y, total = top + line * size, sum(row.values()) or 1
-        shapes.append(element("text", label(name)[:18], x=left - 4, y=y + 12, text_anchor="end", class_="small"))
+        shapes.append(element("text", label(name, MAX_TICK), x=left - 4, y=y + 12, text_anchor="end", class_="small"))
         for index, column in enumerate(columns):
             count = row.get(column, 0)
             if not count:
@@ -89,25 +116,23 @@ def heatmap(counts: Mapping[str, Mapping[str, int]], columns: Sequence[str], tit
                     width=size - 2,
                     height=size - 2,
                     class_=kind,
-                    fill_opacity=round(0.2 + 0.8 * count / total, 2),
+                    fill_opacity=round(_PALEST + (_DARKEST - _PALEST) * count / total, 2),
                 )
             )
             shapes.append(element("text", str(count), x=x + 8, y=y + 11, text_anchor="middle", class_="count"))
-    width = left + len(columns) * size + 50
+    width = left + len(columns) * size + round(2.5 * longest) + 8
     return _svg(top + len(counts) * size + 4, title, shapes, width=max(width, WIDTH))
 
 
 def legend(names: Sequence[str]) -> Markup:
-    """Return the names with their colours, in the order of the colours."""
-    items = [
-        element("li", element("span", class_=f"swatch {_c(index)}"), " ", name) for index, name in enumerate(names)
-    ]
+    """Return the names of the parts of a `Stack` with their shades, in their order."""
+    items = [element("li", element("span", class_=f"swatch p{index}"), " ", name) for index, name in enumerate(names)]
     return element("ul", *items, class_="legend")
 
 
 def _row(bar: Bar, at: Callable[[float], float], y: int) -> list[Markup]:
     shown = [
-        element("text", f"{label(bar.name)}  {bar.text}", x=_LEFT, y=y + 11),
+        element("text", f"{label(bar.name)}: {bar.text}" if bar.text else label(bar.name), x=_LEFT, y=y + 11),
         element("line", x1=at(0.0), x2=at(0.0), y1=y + 14, y2=y + 25, class_="axis"),
     ]
     if bar.value is None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from orchestrator.evaluation.report.tables import ReportTable
+from orchestrator.evaluation.report.markdown import ReportTable
 
-MAX_LABEL = 28
+MAX_LABEL = 44
+MAX_SHORT = 28
 
 
 class Markup(str):
@@ -35,15 +36,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
 
 def _cell(text: str) -> Markup:
     """Return a cell; a number with its interval stays in one line."""
-    return element("td", text) if len(text) > MAX_LABEL else element("td", text, class_="short")
+    return element("td", text) if len(text) > MAX_SHORT else element("td", text, class_="short")
 
 
-def report_table(found: ReportTable | None) -> Markup | None:
+def report_table(found: ReportTable | None, *below: Markup) -> Markup | None:
     """Return a section of a report's table, None of none."""
     if found is None:
         return None
     note = [element("p", found.note, class_="note")] if found.note else []
-    return section(found.title, table(found.columns, found.rows), *note)
+    return section(found.title, table(found.columns, found.rows), *note, *below)
 
 
 def section(title: str, *children: str) -> Markup:
@@ -56,7 +57,7 @@ def paragraph(*children: str) -> Markup:
     return element("p", *children)
 
 
-def label(text: str) -> str:
+def label(text: str, most: int = MAX_LABEL) -> str:
     """Return text short enough for a chart."""
     line = " ".join(text.split())
-    return line if len(line) <= MAX_LABEL else line[: MAX_LABEL - 1] + "…"
+    return line if len(line) <= most else line[: most - 1] + "…"

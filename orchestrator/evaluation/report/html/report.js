@@ -16,6 +16,7 @@
   const MARKS = { right: "✓ right", wrong: "✗ wrong", failed: "! failed: unscored" };
   const outcome = (sample) => {
     if (sample.error) return "failed";
+    if (sample.scores) return "whole";
     return sample.actions.some((action) => action[2] === false) ? "wrong" : "right";
   };
 
@@ -78,18 +79,24 @@
     return box;
   };
 
+  const scored = (sample) => {
+    const said = Object.entries(sample.scores).map(([name, score]) => `${name} ${score}`);
+    if (sample.grade !== null) said.push(`judge's grade ${sample.grade}`);
+    return said.join(" · ");
+  };
+
   const card = (sample) => {
     const mark = outcome(sample);
     const box = make("article", `card ${mark}`);
     const place = sample.whole ? "whole episode" : `step ${sample.step}/${sample.steps}`;
     box.append(make("h3", "", `${sample.strategy} · ${sample.dataset} · ${sample.episode} · ${place}`));
-    box.append(make("span", `mark ${mark}`, MARKS[mark]));
+    box.append(make("span", `mark ${mark}`, sample.scores ? scored(sample) : MARKS[mark]));
     box.append(pictures(sample));
     const asked = make("details");
     asked.append(make("summary", "", "What was asked"), make("pre", "", sample.text));
     box.append(asked);
     if (sample.error) box.append(make("p", "error", sample.error));
-    const marks = (right) => (right === null ? ["", "unscored"] : right ? ["right", MARKS.right] : ["wrong", MARKS.wrong]);
+    const marks = (right) => (right === null ? ["", sample.scores ? "" : "unscored"] : right ? ["right", MARKS.right] : ["wrong", MARKS.wrong]);
     box.append(
       table(
         ["step", "truth", "answer", ""],
@@ -112,7 +119,7 @@
     }
     const facts = [];
     if (sample.seconds !== null) facts.push(`${(1000 * sample.seconds).toFixed(0)} ms`);
-    if (sample.grade !== null) facts.push(`judge's grade ${sample.grade}`);
+    if (sample.grade !== null && !sample.scores) facts.push(`judge's grade ${sample.grade}`);
     if (sample.tokens) facts.push(`${sample.tokens[0]} tokens in, ${sample.tokens[1]} out`);
     if (facts.length) box.append(make("p", "note", facts.join(" · ")));
     return box;

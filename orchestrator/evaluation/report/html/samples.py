@@ -16,11 +16,11 @@ from typing import Any
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import ImagePart
 from infra.runtime.images import ImageLimits, decode_image
-from orchestrator.evaluation.actions import is_actions, split_actions
+from orchestrator.evaluation.actions import split_actions
 from orchestrator.evaluation.metrics.action import ActionMetric
-from orchestrator.evaluation.metrics.text import exact_match
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.scoring import step_scores
+from orchestrator.evaluation.report.tables import TEXT_COLUMNS
+from orchestrator.evaluation.scoring import step_scores, text_scores, wants_actions
 from orchestrator.evaluation.spec import Protocol
 
 MAX_SAMPLES = 2000
@@ -89,6 +89,7 @@ def _sample(record: Record, metric: ActionMetric, pictures: _Pictures, grade: fl
         "adapter": sample.adapter_id or "",
         "error": f"{record.error.reason}: {_cut(record.error.message)}" if record.error else "",
         "actions": _actions(record, metric),
+        "scores": _text_scores(record),
         "adapters": _adapters(record),
         "pictures": [pictures.number(path) for path in sample.images[:MAX_IMAGES]],
         "more_pictures": max(0, len(sample.images) - MAX_IMAGES),
@@ -101,10 +102,10 @@ def _sample(record: Record, metric: ActionMetric, pictures: _Pictures, grade: fl
 def _actions(record: Record, metric: ActionMetric) -> list[list[Any]]:
     """Return [truth, answer, whether it is right] of each step; null: there is none, or it is unscored.
 
-    Where the truth is not in the action language the whole answer is one step, right when it is the same text.
+    Where the truth is not in the action language the whole answer is one step, neither right nor wrong.
     """
-    if not is_actions(record.sample.truth):
-        return [_whole(record.sample.truth, record.answer)]
+    if not wants_actions(record):
+        return [[_cut(record.sample.truth), None if record.answer is None else _cut(record.answer), None]]
     scores = step_scores(record, [metric])
     is_sequence = record.sample.protocol is Protocol.SEQUENCE
     truths = split_actions(record.sample.truth) if is_sequence else [record.sample.truth]
@@ -120,8 +121,10 @@ def _actions(record: Record, metric: ActionMetric) -> list[list[Any]]:
     return rows[:MAX_STEPS]
 
 
-def _whole(truth: str, answer: str | None) -> list[Any]:
-    return [_cut(truth), None, None] if answer is None else [_cut(truth), _cut(answer), exact_match(truth, answer) == 1]
+def _text_scores(record: Record) -> dict[str, float] | None:
+    """Return the scores of a whole answer by their titles; None where there is none."""
+    scores = None if wants_actions(record) else text_scores(record)
+    return None if scores is None else dict(zip(TEXT_COLUMNS, map(_rounded, scores.values()), strict=True))
 
 
 def _adapters(record: Record) -> list[list[Any]]:
@@ -188,4 +191,8 @@ def _cut(text: str) -> str:
 
 
 def _round(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    return None if value is None else _rounded(value)
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4)

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean
+from collections.abc import Sequence
 
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.html.charts import Bar, bars, heatmap, legend, parts
+from orchestrator.evaluation.report.comparisons import DIFFERENCES_NOTE, compared, judged
+from orchestrator.evaluation.report.headlines import headlines
+from orchestrator.evaluation.report.html.charts import Bar, bars, heatmap, shares
 from orchestrator.evaluation.report.html.markup import Markup, element, paragraph, report_table, section, table
-from orchestrator.evaluation.report.html.measures import PHASES, Measures, measures, percentile_95
-from orchestrator.evaluation.report.markdown import UNSCORED_TEXT, counted, milliseconds
-from orchestrator.evaluation.report.matrix import COLUMNS, NOTE, TITLE, domains_of, interval_text, rows_of
-from orchestrator.evaluation.report.report import caveats, headline, judge_note
-from orchestrator.evaluation.report.summary import ALL, Cell, Difference, Summary
+from orchestrator.evaluation.report.html.measured import measured_sections
+from orchestrator.evaluation.report.markdown import counted
+from orchestrator.evaluation.report.matrix import domain_table, domains_of, interval_text
+from orchestrator.evaluation.report.report import MAX_LISTED, caveats, judge_note
+from orchestrator.evaluation.report.summary import ALL, Cell, Summary
 from orchestrator.evaluation.report.tables import (
-    TEXT_COLUMNS,
+    MainScore,
+    answers_by_dataset,
+    datasets_of,
     every_metric,
     failed_text,
-    main_score,
+    main_scores,
     retrieval,
-    score_text,
-    steps_right,
-    whole_answer_texts,
 )
 
 MAX_CONFUSION = 60
-MAX_BARS = 60
 
 
 def opening(summary: Summary) -> Markup:
@@ -35,8 +34,8 @@ def opening(summary: Summary) -> Markup:
     lines = [
         f"{counted(len(summary.strategies), 'way')} to answer on "
         f"{counted(len(summary.dataset_names), 'dataset')}, {counted(summary.recorded_samples, 'sample')} in the "
-        f"{facts.spec.protocol.value} protocol; {summary.failed_samples:,} failed (unscored, never zero), "
-        f"{counted(summary.bad_row_count, 'row')} could not be read."
+        f"{facts.spec.protocol.value} protocol; {summary.failed_samples:,} failed. "
+        "— means unscored, which is never zero."
     ]
     if facts.base_model:
         lines.append(f"Base model: {facts.base_model}.")
@@ -48,152 +47,80 @@ def opening(summary: Summary) -> Markup:
 
 def sections(summary: Summary, records: Sequence[Record]) -> list[Markup]:
     """Return every section that the records (each key once) can fill."""
-    found_in = measures(records)
-    measured = {strategy: found_in[strategy] for strategy in summary.strategies if strategy in found_in}
+    scores = main_scores(summary)
     found = (
-        None if summary.answers_are_texts else _headline(summary),
+        *_headlines(summary),
         _domains(summary),
-        _texts(summary),
         _judged(summary),
-        _differences(summary),
+        *(_differences(summary, score) for score in scores),
         report_table(every_metric(summary)),
-        _datasets(summary),
+        *(_datasets(summary, score) for score in scores),
+        report_table(answers_by_dataset(summary)),
         report_table(retrieval(summary)),
         _confusion(summary),
-        _weights(measured),
-        _latency(measured),
-        _cost(measured),
+        *measured_sections(summary.strategies, records),
+        _bad_rows(summary),
     )
     return [each for each in found if each is not None]
 
 
-def _headline(summary: Summary) -> Markup:
-    head = headline(summary)
-    rows = [
-        (
-            strategy,
-            *(score_text(summary.group(strategy, group), steps_right, interval_text) for group in summary.group_names),
-        )
-        for strategy in summary.strategies
-    ]
-    floor = head.rows[-1]
+def _headlines(summary: Summary) -> list[Markup | None]:
     failed = [cell for cell in summary.groups if cell.data == ALL and cell.failed]
     notes = [f"{cell.strategy}: {cell.failed:,} of {cell.samples:,} failed ({cell.failure})." for cell in failed]
-    return section(
-        "Step accuracy, %",
-        table(head.columns, [*rows, floor]),
-        element(
-            "p",
-            "Right steps (action type and argument) with 95 % intervals, clustered by episode. The floor is the best "
-            "fixed list of actions that sees neither query nor screen. — is unscored.",
-            class_="note",
-        ),
-        *(element("p", note, class_="error") for note in notes),
-    )
+    found = [report_table(each) for each in headlines(summary)]
+    return [*found, *(element("p", note, class_="error") for note in notes)]
 
 
 def _domains(summary: Summary) -> Markup | None:
     made = domains_of(summary)
-    if made is None:
-        return None
-    return section(TITLE, table(COLUMNS, rows_of(made)), element("p", NOTE, class_="note"))
-
-
-def _texts(summary: Summary) -> Markup | None:
-    cells = [cell for cell in summary.groups if cell.data == ALL and cell.texts.exact_match.count]
-    if not cells:
-        return None
-    rows = [
-        (cell.strategy, f"{cell.texts.exact_match.count:,}", *whole_answer_texts(cell, interval_text)) for cell in cells
-    ]
-    return section(
-        "Whole answers, %",
-        table(("strategy", "answers", *TEXT_COLUMNS), rows),
-        element(
-            "p",
-            "Questions whose true answer is not in the action language: mean scores with 95 % intervals, clustered by "
-            "episode.",
-            class_="note",
-        ),
-    )
+    return None if made is None else report_table(domain_table(made))
 
 
 def _judged(summary: Summary) -> Markup | None:
     if summary.judge is None:
         return None
-    rows = [
-        (cell.strategy, f"{cell.judge.count:,}", score_text(cell, lambda cell: cell.judge, interval_text))
-        for cell in summary.groups
-        if cell.data == ALL
-    ]
-    return section(
-        "Graded by a judge, %",
-        table(("strategy", "answers", "mean grade"), rows),
-        element("p", judge_note(summary.judge), class_="note"),
-    )
+    return report_table(judged(summary), element("p", judge_note(summary.judge), class_="note"))
 
 
-def _datasets(summary: Summary) -> Markup:
-    name, _ = main_score(summary)
+def _datasets(summary: Summary, score: MainScore) -> Markup:
     groups = {
         dataset: [
-            _bar(summary, cell, colour)
+            _bar(cell, score, colour)
             for colour, strategy in enumerate(summary.strategies)
             if (cell := summary.dataset(strategy, dataset)) is not None
         ]
-        for dataset in summary.dataset_names
+        for dataset in datasets_of(summary, score)
     }
-    title = f"By dataset: {name}"
-    return section(f"{title}, %", *_shares(groups, title))
+    title = f"By dataset: {score.name}"
+    return section(f"{title}, %", *shares(groups, title))
 
 
-def _shares(groups: Mapping[str, Sequence[Bar]], title: str) -> list[Markup]:
-    """Return bars of shares in [0, 1]; where there are many, each group folded."""
-    if sum(map(len, groups.values())) <= MAX_BARS:
-        return [bars(groups, low=0, high=1, title=title)]
-    return [
-        element("details", element("summary", name), bars({"": members}, low=0, high=1, title=f"{title}: {name}"))
-        for name, members in groups.items()
-    ]
-
-
-def _bar(summary: Summary, cell: Cell, colour: int) -> Bar:
-    _, score = main_score(summary)
+def _bar(cell: Cell, score: MainScore, colour: int) -> Bar:
     if cell.mostly_failed:
         return Bar(cell.strategy, None, text=failed_text(cell), colour=colour)
-    found = score(cell)
+    found = score.of(cell)
     return Bar(cell.strategy, found.value, found.low, found.high, interval_text(found), colour)
 
 
-def _differences(summary: Summary) -> Markup | None:
-    rows = [
-        each
-        for each in summary.differences
-        if each.data == ALL and each.steps.value is not None and not summary.is_of_a_selection(each)
+def _differences(summary: Summary, score: MainScore) -> Markup | None:
+    found = [(each, score.of_difference(each)) for each in compared(summary)]
+    ends = [
+        abs(end) for _, estimate in found for end in (estimate.value, estimate.low, estimate.high) if end is not None
     ]
-    if not rows:
+    if not ends:
         return None
-    ends = [abs(end) for each in rows for end in (each.steps.value, each.steps.low, each.steps.high) if end is not None]
-    reach = min(max(ends, default=0.0) * 1.05 or 0.01, 1.0)
+    reach = min(max(ends) * 1.05 or 0.01, 1.0)
     groups: dict[str, list[Bar]] = {}
-    for each in rows:
-        groups.setdefault(f"less {each.reference}", []).append(_difference_bar(summary, each))
+    for each, estimate in found:
+        if estimate.value is not None:
+            text, colour = interval_text(estimate, signed=True), summary.strategies.index(each.strategy)
+            bar = Bar(each.strategy, estimate.value, estimate.low, estimate.high, text, colour)
+            groups.setdefault(f"less {each.reference}", []).append(bar)
     return section(
-        "Strategies compared, percentage points",
-        bars(groups, low=-reach, high=reach, title="Paired differences of steps right"),
-        element(
-            "p",
-            f"Difference of {main_score(summary)[0]} on the questions that both answered, with its 95 % interval, "
-            "clustered by episode. An interval that holds zero shows no difference. Strategies most of whose samples "
-            "failed are not compared.",
-            class_="note",
-        ),
+        f"Strategies compared: {score.name}, percentage points",
+        bars(groups, low=-reach, high=reach, title=f"Paired differences of {score.name}"),
+        element("p", DIFFERENCES_NOTE, class_="note"),
     )
-
-
-def _difference_bar(summary: Summary, difference: Difference) -> Bar:
-    steps, colour = difference.steps, summary.strategies.index(difference.strategy)
-    return Bar(difference.strategy, steps.value, steps.low, steps.high, interval_text(steps, signed=True), colour)
 
 
 def _confusion(summary: Summary) -> Markup | None:
@@ -225,73 +152,13 @@ def _confusion(summary: Summary) -> Markup | None:
     return section("Retrieval: which adapter came first", *shown, element("p", note, class_="note"))
 
 
-def _weights(measured: dict[str, Measures]) -> Markup | None:
-    groups: dict[str, list[Bar]] = {}
-    for colour, (strategy, of) in enumerate(measured.items()):
-        if not of.weights:
-            continue
-        counts = of.weight_counts()
-        groups[f"{strategy} ({len(of.weights):,} weights)"] = [
-            Bar(
-                f"{index / 10:.1f} to {(index + 1) / 10:.1f}", count / len(of.weights), text=f"{count:,}", colour=colour
-            )
-            for index, count in enumerate(counts)
-            if count
-        ]
-    if not groups:
+def _bad_rows(summary: Summary) -> Markup | None:
+    if not summary.bad_row_count:
         return None
+    listed = summary.facts.bad_rows[:MAX_LISTED]
+    rows = [(bad.file, str(bad.line), bad.problem) for bad in listed]
     return section(
-        "Weights of the adapters applied",
-        *_shares(groups, "Share of weights in each tenth"),
-        element("p", "How many of the weights applied lie in each tenth of [0, 1].", class_="note"),
+        f"Rows that could not be read: {summary.bad_row_count:,}",
+        paragraph(f"The first {len(listed):,}:"),
+        table(("file", "line", "problem"), rows),
     )
-
-
-def _latency(measured: dict[str, Measures]) -> Markup | None:
-    timed = {strategy: of for strategy, of in measured.items() if of.seconds.get("total")}
-    if not timed:
-        return None
-    charted = {
-        strategy: [(colour, of.mean_s(phase) or 0.0) for colour, phase in enumerate(PHASES)]
-        for strategy, of in timed.items()
-    }
-    rows = [
-        (
-            strategy,
-            milliseconds(of.mean_s("total")),
-            milliseconds(percentile_95(of.seconds["total"])),
-            *(milliseconds(of.mean_s(phase)) for phase in PHASES),
-        )
-        for strategy, of in timed.items()
-    ]
-    absent = [phase for phase in PHASES if not any(of.seconds.get(phase) for of in timed.values())]
-    note = "A phase that another strategy had paid for already, as retrieval shared by strategies, is not in its mean."
-    if absent:
-        note += f" Not recorded in this job: {', '.join(absent)}."
-    return section(
-        "Where the time goes",
-        legend(PHASES),
-        parts(charted, "Mean seconds of each phase"),
-        table(("strategy, ms", "whole answer", "95th percentile", *PHASES), rows),
-        element("p", f"Means over the samples in which a phase was measured. {note}", class_="note"),
-    )
-
-
-def _cost(measured: dict[str, Measures]) -> Markup | None:
-    rows = [
-        (
-            strategy,
-            *(_mean(of.tokens.get(name, [])) for name in ("prompt_tokens", "image_tokens", "completion_tokens")),
-            milliseconds(fmean(of.generation_s) if of.generation_s else None),
-        )
-        for strategy, of in measured.items()
-        if of.tokens or of.generation_s
-    ]
-    if not rows:
-        return None
-    columns = ("mean of a sample", "tokens in", "of images", "tokens out", "generation, ms")
-    return section("Cost of a sample", table(columns, rows))
-
-
-def _mean(values: Sequence[int]) -> str:
-    return f"{fmean(values):,.1f}" if values else UNSCORED_TEXT
