@@ -8,7 +8,7 @@ PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PACKAGES := infra retrieval_service generation_service orchestrator examples
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format proto lock bench clean
+.PHONY: help install demo test check format proto schema lock bench clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ format: $(STAMP) ## Format the code
 
 proto: $(STAMP) ## Generate the stubs from proto/
 	$(BIN)/python -m infra.tools.stubs
+
+schema: $(STAMP) ## Write the schema of summary.json from its types
+	$(BIN)/python -m orchestrator.evaluation.report.schema
 
 lock: $(STAMP) ## Write requirements.lock anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv

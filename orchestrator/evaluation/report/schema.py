@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -25,3 +26,13 @@ def published_schema() -> dict[str, Any]:
     text = files("orchestrator.evaluation.report").joinpath(SCHEMA_FILE).read_text(encoding="utf-8")
     published: dict[str, Any] = json.loads(text)
     return published
+
+
+def publish() -> None:
+    """Write the schema of the types beside this module."""
+    text = json.dumps(summary_schema(), indent=2) + "\n"
+    Path(__file__).with_name(SCHEMA_FILE).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    publish()
