@@ -101,7 +101,7 @@ async def test_report_that_hangs_is_put_off_and_not_written_beside_itself(
 async def test_redis_that_is_away_while_a_job_ends_is_waited_for(
     store: RedisStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finish, "AWAY_PAUSE_S", 0.01)
+    monkeypatch.setattr("orchestrator.evaluation.work.hold.AWAY_PAUSE_S", 0.01)
     ledger = Ledger(store)
     evaluation_id = await answered_job(ledger, tmp_path)
     conclude, away = ledger.conclude, [UnavailableError("Redis is away")] * 3

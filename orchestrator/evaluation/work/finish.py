@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -24,7 +25,8 @@ from orchestrator.evaluation.report.html.samples import PictureBudget
 from orchestrator.evaluation.report.job_folder import write_records, write_report
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import DatasetFile, JobFacts, ScoringOptions
-from orchestrator.evaluation.work.hold import AWAY_PAUSE_S, keep
+from orchestrator.evaluation.running import RunningSystem
+from orchestrator.evaluation.work.hold import insist, keep
 from orchestrator.evaluation.work.isolation import Isolation, StoppedWaitingError
 from orchestrator.event_loop import in_background, on_own_thread
 
@@ -36,9 +38,7 @@ PATIENCE_WITH_DEFECTS_S = 30.0
 
 _BAD_ROWS = TypeAdapter(tuple[BadRow, ...])
 _FILES = TypeAdapter(tuple[DatasetFile, ...])
-
-
-T = TypeVar("T")
+_SYSTEM = TypeAdapter(RunningSystem)
 
 
 class _HandedOnError(Exception):
@@ -74,7 +74,7 @@ class Finish:
             try:
                 state = await self._written(taken, stopping)
             except _HandedOnError:
-                return not await self._insist(lambda: self._ledger.units.release(taken), stopping)
+                return not await insist(lambda: self._ledger.units.release(taken), stopping.is_set)
             except Exception as error:
                 await self._put_off(taken, stopping, error)
             else:
@@ -114,24 +114,14 @@ class Finish:
         said = error.message if isinstance(error, LoraRetrieverError) else f"{type(error).__name__}: {error}"
         passes = isinstance(error, UnavailableError | OSError)
         patience_s = self._ledger.limits.report_patience_s if passes else PATIENCE_WITH_DEFECTS_S
-        postponed = await self._insist(lambda: self._ledger.units.postpone(taken, said, patience_s), stopping)
+        postponed = await insist(lambda: self._ledger.units.postpone(taken, said, patience_s), stopping.is_set)
         if postponed is Postponed.OVER:
             said = f"the report could not be written: {said}"
             await self._conclude(taken, stopping, EvaluationState.FAILED, said)
 
-    async def _insist(self, call: Callable[[], Awaitable[T]], stopping: asyncio.Event) -> T:
-        """Return what a call of the ledger gives; while Redis is away it is made again, unless the worker stops."""
-        while True:
-            try:
-                return await call()
-            except UnavailableError:
-                if stopping.is_set():
-                    raise
-                await asyncio.sleep(AWAY_PAUSE_S)
-
     async def _conclude(self, taken: Taken, stopping: asyncio.Event, state: EvaluationState, error: str = "") -> None:
         evaluation_id = taken.evaluation_id
-        if await self._insist(lambda: self._ledger.conclude(evaluation_id, state, error), stopping):
+        if await insist(lambda: self._ledger.conclude(evaluation_id, state, error), stopping.is_set):
             job_metrics.jobs_total.labels(state.value).inc()
             log.info("evaluation ended", evaluation_id=evaluation_id, state=state.value)
 
@@ -184,7 +174,7 @@ def _write_files(
         files=_FILES.validate_python(provenance.get("files", [])),
         bad_rows=_BAD_ROWS.validate_python(bad_rows),
         version=provenance.get("version", ""),
-        **provenance.get("system", {}),
+        **asdict(_SYSTEM.validate_python(provenance.get("system", {}))),
     )
     options = ScoringOptions(job.spec.legacy_threshold, job.spec.point_tolerance_px)
     summary = summarize(records, facts, options, bad_row_count=job.bad_rows)

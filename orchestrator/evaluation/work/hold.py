@@ -72,13 +72,7 @@ class Hold:
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Return what a call of the ledger gives; while Redis is away it is made again, unless the worker stops."""
-        while True:
-            try:
-                return await call()
-            except UnavailableError:
-                if self.lost or self._stopping.is_set():
-                    raise
-                await asyncio.sleep(AWAY_PAUSE_S)
+        return await insist(call, lambda: self.lost or self._stopping.is_set())
 
     async def guard(self, answering: Coroutine[Any, Any, Record]) -> Record:
         """Return what `answering` gives; InterruptedSampleError when it outlives the grace of a stop."""
@@ -124,6 +118,17 @@ class Hold:
         await asyncio.sleep(self._stop_grace_s)
         for task in self._under_way:
             task.cancel()
+
+
+async def insist(call: Callable[[], Awaitable[T]], is_over: Callable[[], bool]) -> T:
+    """Return what a call of the ledger gives; while Redis is away it is made again, until `is_over` says so."""
+    while True:
+        try:
+            return await call()
+        except UnavailableError:
+            if is_over():
+                raise
+            await asyncio.sleep(AWAY_PAUSE_S)
 
 
 async def keep(ledger: Ledger, taken: Taken, learn: Callable[[Lease], None]) -> None:
