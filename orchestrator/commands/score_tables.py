@@ -60,11 +60,16 @@ def print_compared(found: Sequence[Compared], sources: tuple[str, str], as_json:
     if as_json:
         console.print_json(found)
         return
+    unpaired = {
+        "left out": [each.left_out for each in found],
+        "only in\nfirst": [each.only_first for each in found],
+        "only in\nsecond": [each.only_second for each in found],
+    }
+    shown = {name: counts for name, counts in unpaired.items() if any(counts)}
     scores = ("metric", "first, %", "second, %", "second - first")
-    counts = ("pairs", "left out", "only in\nfirst", "only in\nsecond", "episodes")
-    table = _table("first", "second", *scores, *counts, names=2)
+    table = _table("first", "second", *scores, "pairs", "episodes", *shown, names=2)
     names = distinct_names(sources)
-    for each in found:
+    for index, each in enumerate(found):
         table.add_row(
             names[0] if each.first == sources[0] else f"{names[0]}: {each.first}",
             names[1] if each.second == sources[1] else f"{names[1]}: {each.second}",
@@ -73,10 +78,8 @@ def print_compared(found: Sequence[Compared], sources: tuple[str, str], as_json:
             interval_text(each.second_score),
             interval_text(each.difference, signed=True),
             str(each.difference.count),
-            str(each.left_out),
-            str(each.only_first),
-            str(each.only_second),
             str(each.difference.clusters),
+            *(str(counts[index]) for counts in shown.values()),
         )
     console.results().print(table)
     for note in dict.fromkeys(note for each in found for note in each.notes):
