@@ -14,6 +14,10 @@ CANCEL_AGAIN_S = 0.5
 _T = TypeVar("_T")
 
 
+class ThreadNotStartedError(RuntimeError):
+    """The system has no room for another thread."""
+
+
 class EventLoopThread:
     """An event loop on a thread of its own, on which other threads run coroutines and wait."""
 
@@ -50,7 +54,7 @@ async def in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator
 
 async def on_own_thread(call: Callable[[], _T]) -> _T:
     """Return what a blocking call gives, made on a thread of its own: one that hangs takes no place in a pool, and
-    ends with the process."""
+    ends with the process. Raises ThreadNotStartedError, and what the call raises."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
 
@@ -72,7 +76,10 @@ async def on_own_thread(call: Callable[[], _T]) -> _T:
         else:
             future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    try:
+        threading.Thread(target=run, daemon=True).start()
+    except RuntimeError as error:
+        raise ThreadNotStartedError(str(error)) from error
     return await future
 
 

@@ -73,7 +73,7 @@ class Gate:
         self.check_labels(summary.strategies)
         headline = JobMetric.EXACT_MATCH if summary.answers_are_texts else JobMetric.ACTION
         metric = self.metric or headline
-        self.check_scores(measured(summary, lambda cell: _score(cell, metric), self.only))
+        self.check_scores(measured(summary, lambda cell: _score(cell, metric), self.only, _covered_by(metric)))
 
     def check_scores(self, found: Mapping[str, Measured]) -> None:
         """Exit with status 1, naming what is too low, when scores do not pass."""
@@ -127,25 +127,35 @@ def gate_of(
     return made
 
 
+@dataclass(frozen=True)
+class Covered:
+    """The samples that a score is of, and how many of them it has no value for."""
+
+    samples: int
+    unscored: int
+
+
 def measured(
-    summary: Summary,
-    score: Callable[[Cell], Estimate],
-    only: Sequence[str] = (),
-    *,
-    scored: Callable[[Cell], int] = lambda cell: cell.samples - cell.failed,
+    summary: Summary, score: Callable[[Cell], Estimate], only: Sequence[str], covered: Callable[[Cell], Covered]
 ) -> dict[str, Measured]:
     """Return the score of each strategy over all datasets, or of those labelled `only`.
 
-    Unscored are those of the planned samples that are not among the `scored`, by default those that have an answer.
+    Samples that were planned and have no record are unscored, whatever they are of.
     """
     planned = (summary.facts.planned_samples or 0) // max(1, len(summary.strategies))
     found = {}
     for strategy in only or summary.strategies:
         cell = summary.group(strategy, ALL)
-        samples = planned if cell is None else max(planned, cell.samples)
+        of, missing = (Covered(0, 0), planned) if cell is None else (covered(cell), max(0, planned - cell.samples))
         estimate = UNSCORED if cell is None else score(cell)
-        found[strategy] = Measured(estimate.value, samples - (0 if cell is None else scored(cell)), samples)
+        found[strategy] = Measured(estimate.value, of.unscored + missing, of.samples + missing)
     return found
+
+
+def _covered_by(metric: JobMetric) -> Callable[[Cell], Covered]:
+    if metric in (JobMetric.EXACT_MATCH, JobMetric.ROUGE_L, JobMetric.BLEU):
+        return lambda cell: Covered(cell.text_samples, cell.text_failed)
+    return lambda cell: Covered(cell.samples - cell.text_samples, cell.failed - cell.text_failed)
 
 
 def _check_share(option: str, share: float | None) -> None:

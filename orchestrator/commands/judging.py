@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.commands import console
-from orchestrator.commands.gate import gate_of, measured
+from orchestrator.commands.gate import Covered, gate_of, measured
 from orchestrator.commands.job_options import FailUnder, MaxFailed
 from orchestrator.commands.jobs import print_places
 from orchestrator.commands.settings import client_settings
@@ -29,7 +29,7 @@ from orchestrator.evaluation.report.comparisons import judged as judged_table
 from orchestrator.evaluation.report.html.samples import PictureBudget
 from orchestrator.evaluation.report.job_folder import add_judge, read_summary
 from orchestrator.evaluation.report.report import judge_note
-from orchestrator.evaluation.report.summary import ALL, Summary
+from orchestrator.evaluation.report.summary import ALL, Cell, Summary
 from orchestrator.evaluation.report.tables import of
 from orchestrator.evaluation.spec import EvaluationSpec
 
@@ -81,7 +81,7 @@ def judge(
         console.results().print(headline_table(table))
         print_places(folder)
         console.note(judge_note(judged.facts))
-    gate.check_scores(measured(summary, lambda cell: cell.judge, scored=lambda cell: cell.judge.count))
+    gate.check_scores(measured(summary, lambda cell: cell.judge, (), _graded))
 
 
 def _grades(summary: Summary) -> dict[str, Any]:
@@ -94,6 +94,10 @@ def _grades(summary: Summary) -> dict[str, Any]:
         }
         for cell in of(summary.groups, ALL)
     }
+
+
+def _graded(cell: Cell) -> Covered:
+    return Covered(cell.samples, cell.samples - cell.judge.count)
 
 
 def endpoint_of(url: str, model: str, rate: float | None, concurrency: int) -> ChatEndpoint:

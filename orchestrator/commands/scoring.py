@@ -35,7 +35,7 @@ from orchestrator.commands.judging import (
 from orchestrator.commands.score_tables import Scored, print_compared, print_scores
 from orchestrator.commands.sources import result_files, results_of, sources_in
 from orchestrator.commands.targets import AsJson, OrchestratorTarget
-from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
+from orchestrator.evaluation.actions import POINT_TOLERANCE_PX, is_actions
 from orchestrator.evaluation.compare import compare, headline_metric
 from orchestrator.evaluation.judge.client import ChatEndpoint
 from orchestrator.evaluation.judge.judge import Judgement, JudgePrompt, judge
@@ -197,7 +197,10 @@ def _score(source: str, label: str | None, results: Results, metric: MetricName,
 
 
 def _measured(results: Results, scored: Scored) -> Measured:
-    return Measured(scored.score.step_accuracy, results.failed_count, len(results.records) + len(results.rows))
+    of_actions = [record for record in results.records if is_actions(record.sample.truth)]
+    records = results.records if scored.score.is_of_texts else of_actions
+    failed = sum(record.error is not None for record in records)
+    return Measured(scored.score.step_accuracy, failed, len(records) + len(results.rows))
 
 
 def _judged(results: Results, endpoint: ChatEndpoint, prompt: JudgePrompt, cache: Path) -> Judgement:

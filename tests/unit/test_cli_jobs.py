@@ -310,3 +310,14 @@ def test_a_job_whose_orchestrator_goes_away_is_said_to_be_kept(
     said = capsys.readouterr().err
     assert "does not answer at here:1 (the job is kept: once the orchestrator runs again" in said
     assert "'loraretriever evaluate watch ev-1' follows it on" in said
+
+
+def test_good_whole_answers_do_not_hide_that_most_actions_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [answered(sample("Paris", episode=f"t{number}", strategy=BASE), "Paris") for number in range(90)]
+    spec = replace(SPEC, strategies=(BASE,))
+    OneJob([*records(BASE, right=1, failed=9), *texts], spec).serve(monkeypatch)
+    assert run(["evaluate", "report", "ev-1", "--fail-under", "0.9"]) == 1
+    assert "9 of 10 samples are unscored" in capsys.readouterr().err
+    assert run(["evaluate", "report", "ev-1", "--fail-under", "0.9", "--metric", "exact_match"]) == 0

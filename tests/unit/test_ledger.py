@@ -558,3 +558,17 @@ async def test_replies_that_pass_are_unavailable_and_others_are_not(store: Redis
         await store.call(failing(reply))
     with pytest.raises(ResponseError):
         await store.call(failing("ERR unknown command"))
+
+
+async def test_tries_of_owners_that_live_on_are_taken_back_in_any_order(ledger: Ledger, store: RedisStore) -> None:
+    evaluation_id = await ledger.publish(NewEvaluation(SPEC, [[A]], "out"))
+    taken = await take(ledger)
+    owners = []
+    for number in range(4):  # Each loses its shard to the next and learns of it late.
+        owners.append(replace(taken, owner=f"owner-{number}"))
+        await store.redis.hset(key_of(evaluation_id, "owners"), "0", owners[-1].owner)
+        assert await ledger.samples.begin(owners[-1], "a") is Start.BEGUN
+        for earlier in owners[:-1]:
+            await ledger.samples.abandon(earlier, "a")
+    await ledger.samples.abandon(owners[-1], "a")
+    assert await ledger.samples.begun(evaluation_id, ["a"]) == set()

@@ -11,6 +11,8 @@ from orchestrator.evaluation.ledger.store import WORKERS, RedisStore
 
 log = get_logger(__name__)
 
+FAREWELL_S = 2.0
+
 # KEYS workers; ARGV worker ttl_s. Scored by the time (Redis's own clock, seconds) until which a worker counts as alive.
 _BEAT = """
 local time = redis.call('TIME')
@@ -53,5 +55,6 @@ class Presence:
                     log.exception("heartbeat failed")
                 await asyncio.sleep(self._ttl_s / 4)
         finally:
-            with suppress(UnavailableError):
-                await self._store.call(self._store.redis.zrem(WORKERS, worker))
+            with suppress(UnavailableError, TimeoutError):
+                async with asyncio.timeout(FAREWELL_S):
+                    await self._store.call(self._store.redis.zrem(WORKERS, worker))

@@ -67,7 +67,7 @@ TAKE = (
     + """
 local reply = ARGV[1] .. ':taken:' .. ARGV[2]
 local before = redis.call('LRANGE', reply, 0, -1)
-if #before > 0 then return before end
+if #before > 0 and redis.call('HGET', key(before[1], 'owners'), before[2]) == ARGV[2] then return before end
 local at = now()
 local best
 local function better(candidate)
@@ -156,41 +156,32 @@ return close(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
 """
 )
 
-# A sample's tries: how many, and the owner that began the last one.
-_TRIES = """
-local function tries_of(tries, key)
-  local value = redis.call('HGET', tries, key)
-  if not value then return 0, '' end
-  local count, owner = string.match(value, '^(-?%d+) ?(.*)$')
-  return tonumber(count), owner
-end
-"""
-
-# Counted before the sample is asked: what kills its worker is found by what it had begun and never recorded. Sent again
-# by the same owner, as its reply was lost, it counts once. KEYS job owners records tries; ARGV unit owner key max_tries
-BEGIN = (
-    _TRIES
-    + """
+# Counted before the sample is asked: what kills its worker is found by what it had begun and never recorded. The hash
+# `tries` names the owners that began a sample, parted by blanks, so that one that begins twice, as its reply was lost,
+# counts once. KEYS job owners records tries; ARGV unit owner key max_tries
+BEGIN = """
 if redis.call('HGET', KEYS[1], 'cancelled') then return 'cancelled' end
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 'lost' end
 if redis.call('HEXISTS', KEYS[3], ARGV[3]) == 1 then return 'recorded' end
-local count, owner = tries_of(KEYS[4], ARGV[3])
-if owner ~= ARGV[2] then count = count + 1 end
-redis.call('HSET', KEYS[4], ARGV[3], count .. ' ' .. ARGV[2])
+local begun = redis.call('HGET', KEYS[4], ARGV[3]) or ''
+if not string.find(begun, ARGV[2], 1, true) then
+  begun = begun .. ' ' .. ARGV[2]
+  redis.call('HSET', KEYS[4], ARGV[3], begun)
+end
+local _, count = string.gsub(begun, '%S+', '')
 return count > tonumber(ARGV[4]) and 'exhausted' or 'begun'
 """
-)
 
 # KEYS tries; ARGV key owner. Takes back what that owner began.
-ABANDON = (
-    _TRIES
-    + """
-local count, owner = tries_of(KEYS[1], ARGV[1])
-if owner ~= ARGV[2] then return 0 end
-if count > 1 then redis.call('HSET', KEYS[1], ARGV[1], count - 1) else redis.call('HDEL', KEYS[1], ARGV[1]) end
+ABANDON = """
+local left = {}
+for owner in string.gmatch(redis.call('HGET', KEYS[1], ARGV[1]) or '', '%S+') do
+  if owner ~= ARGV[2] then table.insert(left, owner) end
+end
+if #left == 0 then return redis.call('HDEL', KEYS[1], ARGV[1]) end
+redis.call('HSET', KEYS[1], ARGV[1], table.concat(left, ' '))
 return 1
 """
-)
 
 # KEYS job records tries attempts; ARGV key record failed unit. Counts move only when the record is new.
 RECORD = """

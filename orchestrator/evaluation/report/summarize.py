@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from operator import attrgetter
 
+from orchestrator.evaluation.actions import is_actions
 from orchestrator.evaluation.data.datasets import DatasetContent
 from orchestrator.evaluation.metrics.action import ActionMetric, score_action_parts
 from orchestrator.evaluation.metrics.episodes import score_episodes
@@ -159,6 +160,7 @@ def _cell(
     grades: Mapping[str, float] | None,
 ) -> Cell:
     episodes = answered_episodes(records)
+    texts = [record for record in records if not is_actions(record.sample.truth)]
     graded = graded_by_judge(records, grades or {})
     return Cell(
         strategy=strategy,
@@ -175,6 +177,8 @@ def _cell(
         texts=score_texts(whole_answers(records)),
         judge=mean_score(graded) if grades is not None else UNSCORED,
         judge_unscored=len(records) - len(graded) if grades is not None else 0,
+        text_samples=len(texts),
+        text_failed=sum(record.error is not None for record in texts),
     )
 
 

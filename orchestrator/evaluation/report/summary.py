@@ -127,6 +127,7 @@ class Cell:
     `confusion` counts by true adapter which adapter came first; `failure` is what most of the failed samples say.
     `action` and `legacy` score the questions whose truth is in the action language, `texts` the others; `judge` is the
     mean grade of a judge, in [0, 1], once one has graded the job, and `judge_unscored` counts samples without a grade.
+    `text_samples`, and `text_failed` of them, are the questions that `texts` is of.
     """
 
     strategy: str
@@ -143,6 +144,8 @@ class Cell:
     texts: TextScores = TEXTS_UNSCORED
     judge: Estimate = UNSCORED
     judge_unscored: int = 0
+    text_samples: int = 0
+    text_failed: int = 0
 
     @property
     def mostly_failed(self) -> bool:

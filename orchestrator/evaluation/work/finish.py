@@ -28,7 +28,7 @@ from orchestrator.evaluation.report.summary import DatasetFile, JobFacts, Scorin
 from orchestrator.evaluation.running import RunningSystem
 from orchestrator.evaluation.work.hold import insist, keep
 from orchestrator.evaluation.work.isolation import Isolation, StoppedWaitingError
-from orchestrator.event_loop import in_background, on_own_thread
+from orchestrator.event_loop import ThreadNotStartedError, in_background, on_own_thread
 
 log = get_logger(__name__)
 
@@ -102,7 +102,7 @@ class Finish:
     async def _write_beside(self, evaluation_id: str, stopping: asyncio.Event, *, alone: bool) -> EvaluationState:
         limit_s = ALONE_TIME_LIMIT_S if alone else TIME_LIMIT_S
         try:
-            async with asyncio.timeout(limit_s), self._isolation.alone(stopping) if alone else nullcontext():
+            async with self._isolation.alone(stopping) if alone else nullcontext(), asyncio.timeout(limit_s):
                 return await self._write(evaluation_id)
         except TimeoutError as error:
             raise UnavailableError(f"it was not written within {limit_s:g} s; is the storage there?") from error
@@ -149,7 +149,11 @@ class Finish:
             finally:
                 self._writing.discard(evaluation_id)
 
-        await on_own_thread(write_and_tell)
+        try:
+            await on_own_thread(write_and_tell)
+        except ThreadNotStartedError:
+            self._writing.discard(evaluation_id)
+            raise
 
     async def _keep_up(self, taken: Taken) -> None:
         while True:
