@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,14 @@ class Catalogue(RetrievalServiceServicer):
         if request.adapter_id not in self.adapters:
             raise NotFoundError(f"adapter {request.adapter_id!r} is not registered")
         return retrieval_pb.GetAdapterResponse(adapter=adapter_to_proto(self.adapters[request.adapter_id]))
+
+
+@contextmanager
+def unheard() -> Iterator[str]:
+    """Yield an address that nobody listens on, and that nobody else can take meanwhile."""
+    with socket.socket() as kept:
+        kept.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{kept.getsockname()[1]}"
 
 
 @contextmanager
@@ -99,12 +108,15 @@ async def test_an_adapter_that_is_not_registered_says_how_to_register_it(world: 
 
 
 async def test_a_catalogue_that_is_away_is_unavailable_and_the_base_model_still_answers(world: World) -> None:
-    with listening(Catalogue()) as target:
-        pass
-    settings = settings_for(world.base, [world.roots], retrieval_target=target, retrieval_timeout_s=2)
-    async with served(settings) as service:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await service.stub.Generate(request("a0"), timeout=20)
-        assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-        plain = pb.GenerateRequest(prompt=prompt_to_proto(Prompt.of("hello")), decoding=pb.Decoding(max_new_tokens=3))
-        assert (await service.stub.Generate(plain)).usage.completion_tokens > 0
+    with unheard() as target:
+        settings = settings_for(world.base, [world.roots], retrieval_target=target, retrieval_timeout_s=2)
+        async with served(settings) as service:
+            await check_answers_of_the_base_model_alone(service)
+
+
+async def check_answers_of_the_base_model_alone(service: Any) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.stub.Generate(request("a0"), timeout=20)
+    assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    plain = pb.GenerateRequest(prompt=prompt_to_proto(Prompt.of("hello")), decoding=pb.Decoding(max_new_tokens=3))
+    assert (await service.stub.Generate(plain)).usage.completion_tokens > 0
