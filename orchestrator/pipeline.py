@@ -10,11 +10,12 @@ from typing import Any, Protocol, assert_never
 
 from infra.contract.adapter import Adapter
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
-from infra.contract.errors import BaseModelMismatchError, DeadlineError, InvalidArgumentError, UnavailableError
+from infra.contract.errors import BaseModelMismatchError, InvalidArgumentError, UnavailableError
 from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, RetrievalTimings, Selection
 from orchestrator.adapter_choice import DEFAULT_TOP_K, allowed, draw, uniform
+from orchestrator.clock import Clock
 from orchestrator.evaluation.spec import AnswerStrategy
 from orchestrator.shared_retrieval import Shared, SharedCalls, prompt_digest
 
@@ -168,7 +169,7 @@ class Pipeline:
 
     async def answer(self, question: Question, timeout_s: float | None = None) -> Answer:
         """Return the answer to `question`; DeadlineError after `timeout_s` seconds."""
-        clock = _Clock(timeout_s)
+        clock = Clock(timeout_s)
         prepared = await self._prepare(question, clock)
         with self._base_model_in_doubt(), _advice(question, prepared.composition):
             generation = await self._generation.generate(
@@ -180,7 +181,7 @@ class Pipeline:
         self, question: Question, timeout_s: float | None = None
     ) -> AsyncIterator[Selection | str | Answer]:
         """Yield the selection, then the answer piece by piece, then the whole Answer."""
-        clock = _Clock(timeout_s)
+        clock = Clock(timeout_s)
         prepared = await self._prepare(question, clock)
         yield prepared.retrieved.selection
         with self._base_model_in_doubt(), _advice(question, prepared.composition):
@@ -190,7 +191,7 @@ class Pipeline:
             async for piece in pieces:
                 yield prepared.answer(piece, clock.elapsed_s()) if isinstance(piece, Generation) else piece
 
-    async def _prepare(self, question: Question, clock: _Clock) -> _Prepared:
+    async def _prepare(self, question: Question, clock: Clock) -> _Prepared:
         """Return the composition that answers, and what was retrieved for it."""
         if question.strategy.takes_any:
             composition = uniform(await self._taken(question, clock))
@@ -199,7 +200,7 @@ class Pipeline:
         composition = compose(question.strategy, found.value.selection, question.fusion_method, question.oracle)
         return _Prepared(composition, found.value, clock.elapsed_s(), found.is_reused)
 
-    async def _taken(self, question: Question, clock: _Clock) -> list[Adapter]:
+    async def _taken(self, question: Question, clock: Clock) -> list[Adapter]:
         """Return the adapters of the catalogue that are taken whatever the prompt is."""
         options = await self._options(question, clock)
 
@@ -216,7 +217,7 @@ class Pipeline:
             return draw(choice, options.top_k or DEFAULT_TOP_K, question.seed)
         return choice
 
-    async def _retrieve(self, question: Question, clock: _Clock) -> Shared[Retrieved]:
+    async def _retrieve(self, question: Question, clock: Clock) -> Shared[Retrieved]:
         if not question.strategy.retrieves:
             return Shared(Retrieved(), is_reused=False)
         options = await self._options(question, clock)
@@ -234,7 +235,7 @@ class Pipeline:
                 return Shared(Retrieved(), is_reused=False)
             raise _as_asked(error) from error
 
-    async def _options(self, question: Question, clock: _Clock) -> RetrievalOptions:
+    async def _options(self, question: Question, clock: Clock) -> RetrievalOptions:
         """Return the question's retrieval options with the base model that runs."""
         base_model = await self._current_base_model(clock)
         wanted = question.retrieval.base_model
@@ -246,7 +247,7 @@ class Pipeline:
             )
         return replace(question.retrieval, base_model=base_model)
 
-    async def _current_base_model(self, clock: _Clock) -> str:
+    async def _current_base_model(self, clock: Clock) -> str:
         if time.monotonic() >= self._base_model_until:
             self._base_model = await self._generation.base_model(clock.remaining_s())
             self._base_model_until = time.monotonic() + BASE_MODEL_AGE_S
@@ -285,22 +286,3 @@ def _advice(question: Question, composition: Composition) -> Iterator[None]:
             f"{error.description}. Raise its --max-adapters, or narrow the catalogue (retrieval.kind, tags, include)",
             **error.metadata,
         ) from error
-
-
-class _Clock:
-    """Seconds since the question came, and seconds it still has (None: as many as it takes)."""
-
-    def __init__(self, timeout_s: float | None) -> None:
-        self._start = time.monotonic()
-        self._timeout_s = timeout_s
-
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self._start
-
-    def remaining_s(self) -> float | None:
-        if self._timeout_s is None:
-            return None
-        remaining_s = self._timeout_s - self.elapsed_s()
-        if remaining_s <= 0:
-            raise DeadlineError(f"the {self._timeout_s:.1f} s given for this answer are over")
-        return remaining_s
