@@ -61,8 +61,7 @@ class Evaluations:
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._options = options
-        self._running = system.running
-        self._adapters = system.adapters
+        self._system = system
 
     async def create(self, spec: EvaluationSpec, request_id: str = "") -> Evaluation:
         """Plan a job, store it, send its shards; the job that `request_id` started before, where there is one.
@@ -81,7 +80,7 @@ class Evaluations:
                 active=str(active),
             )
         settled = await asyncio.to_thread(settle, spec, self._options.dataset_roots, self._options.max_dataset_bytes)
-        job = await asyncio.to_thread(self._plan, settled, await self._running())
+        job = await asyncio.to_thread(self._plan, settled, await self._system.running())
         await self._check_true_adapters(job)
         evaluation_id = await self._ledger.publish(job, request_id, spec)
         await self._wake(len(job.shards))
@@ -125,9 +124,9 @@ class Evaluations:
         return await self.get(evaluation_id)
 
     async def retry(self, evaluation_id: str) -> Evaluation:
-        """Write the report of a job that failed anew: its records are kept until then.
+        """Write the report of a job that failed anew, or that was put off at once: its records are kept until then.
 
-        Raises NotFoundError, and FailedPreconditionError for a job that has not failed.
+        Raises NotFoundError, and FailedPreconditionError for a job in any other state.
         """
         await self._ledger.reopen(evaluation_id)
         await self._wake(1)
@@ -194,7 +193,7 @@ class Evaluations:
         It could be neither found nor hidden: retrieval would always be wrong, and out of domain be in domain.
         """
         named = {sample.adapter_id: sample.dataset for shard in job.shards for sample in shard if sample.adapter_id}
-        known = await self._adapters() if named else None
+        known = await self._system.adapters() if named else None
         unknown = sorted(set(named) - known) if known is not None else []
         if unknown:
             raise FailedPreconditionError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from infra.contract.errors import (
 from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
 from infra.contract.prompt import ImagePart
 from infra.contract.retrieval import RetrievalOptions, Selection
+from orchestrator.evaluation.data.image_files import read_image
+from orchestrator.evaluation.data.read_budget import MAX_IMAGE_BYTES
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
 from orchestrator.evaluation.work.answering import Answering, InterruptedSampleError, Patience, ask
@@ -105,6 +108,20 @@ def test_link_out_of_the_roots_is_not_followed(sample: Sample, tmp_path: Path) -
 def test_missing_image_is_named(sample: Sample, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"gone\.png"):
         ask(replace(sample, images=(tmp_path / "gone.png",)), SPEC, [tmp_path])
+
+
+def test_pipe_that_took_an_images_place_is_not_waited_for(sample: Sample, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(NotFoundError, match=r"pipe\.png is no file"):
+        ask(replace(sample, images=(tmp_path / "pipe.png",)), SPEC, [tmp_path])
+
+
+def test_image_that_grew_too_large_is_not_kept_in_memory(sample: Sample, tmp_path: Path) -> None:
+    os.truncate(sample.images[0], MAX_IMAGE_BYTES)
+    assert len(read_image(sample.images[0], [tmp_path])) == MAX_IMAGE_BYTES
+    os.truncate(sample.images[0], MAX_IMAGE_BYTES + 1)
+    with pytest.raises(InvalidArgumentError, match="more than 64 MiB"):
+        ask(sample, SPEC, [tmp_path])
 
 
 def test_image_that_changed_since_the_job_was_planned_is_refused(sample: Sample, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -122,17 +123,18 @@ def test_pictures_are_small_below_the_roots_and_within_the_budget(tmp_path: Path
         (folder / "screen.png").write_bytes(png(picture(900, 1600)))
     (inside / "link.png").symlink_to(outside / "screen.png")
     (inside / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
-    names = ["screen.png", "../out/screen.png", "link.png", "broken.png", "gone.png", "screen.png"]
+    os.mkfifo(inside / "pipe.png")
+    names = ["screen.png", "../out/screen.png", "link.png", "broken.png", "gone.png", "pipe.png", "screen.png"]
     asked = replace(sample("Scroll up"), images=tuple(inside / name for name in names))
     record = answered(asked, "Scroll up")
     data = listed([record], PictureBudget((inside,)), 0)
-    assert data["samples"][0]["pictures"] == [0, 1, 2, 3, 4, 0]
+    assert data["samples"][0]["pictures"] == [0, 1, 2, 3, 4, 5, 0]
     first, *others = data["pictures"]
     assert first.startswith("data:image/webp;base64,")
     assert len(first) < 40_000
-    assert others == [None] * 4
-    assert listed([record], PictureBudget((inside,), max_bytes=1000), 0)["pictures"] == [None] * 5
-    assert listed([record], PictureBudget(), 0)["pictures"] == [None] * 5
+    assert others == [None] * 5
+    assert listed([record], PictureBudget((inside,), max_bytes=1000), 0)["pictures"] == [None] * 6
+    assert listed([record], PictureBudget(), 0)["pictures"] == [None] * 6
 
 
 def test_measures_leave_failed_samples_out(tmp_path: Path) -> None:

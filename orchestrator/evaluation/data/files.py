@@ -99,9 +99,8 @@ def expand(dataset: DatasetSpec, roots: Sequence[Path], search: PatternSearch | 
     """Return a dataset for each JSONL file that a pattern or a folder names, in the order of their paths.
 
     A folder stands for its `test.jsonl`, or where it has none for its `*.jsonl`, or else for the `test.jsonl` of each
-    folder in it. In `adapter_id`
-    {} becomes the file's name. Raises NotFoundError where there is none, InvalidArgumentError for a pattern that would
-    take too long or names too many.
+    folder in it. In `adapter_id` {} becomes the file's name. Raises NotFoundError where there is none,
+    InvalidArgumentError for a pattern that would take too long or names too many.
     """
     if not dataset.is_many or find_file(dataset.uri, roots, [Path.cwd(), *roots]):
         return [replace(dataset, adapter_id=dataset.adapter_id.replace("{}", dataset.name))]

@@ -15,15 +15,14 @@ from infra.contract.errors import (
     DeadlineError,
     FailedPreconditionError,
     InternalError,
-    InvalidArgumentError,
     LoraRetrieverError,
-    NotFoundError,
     OverloadedError,
     UnavailableError,
 )
 from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation import job_metrics
+from orchestrator.evaluation.data.image_files import read_image
 from orchestrator.evaluation.planning import step_text
 from orchestrator.evaluation.records import Record, RetrievedAdapter, Sample, SampleError, SampleTimings
 from orchestrator.evaluation.spec import EvaluationSpec
@@ -116,8 +115,8 @@ class Answering:
 def ask(sample: Sample, spec: EvaluationSpec, roots: Sequence[Path], evaluation_id: str = "") -> Question:
     """Return the question that a sample of a job puts, its images read.
 
-    Raises NotFoundError for an image that is not there, FailedPreconditionError for one that changed since the job was
-    planned.
+    Raises NotFoundError or InvalidArgumentError for an image that cannot be read (see read_image),
+    FailedPreconditionError for one that changed since the job was planned.
     """
     strategy = sample.strategy
     options = replace(spec.retrieval, kind=sample.kind) if sample.kind else spec.retrieval
@@ -166,7 +165,8 @@ def _seed_of(sample: Sample, spec: EvaluationSpec) -> str:
 
 
 def _read_images(sample: Sample, roots: Sequence[Path]) -> list[bytes]:
-    contents = [_read_image(path, roots) for path in sample.images]
+    allowed = [root.resolve() for root in roots]
+    contents = [read_image(path, allowed) for path in sample.images]
     for path, content, planned in zip(sample.images, contents, sample.image_sha256, strict=False):
         if planned and hashlib.sha256(content).hexdigest() != planned:
             raise FailedPreconditionError(
@@ -174,16 +174,6 @@ def _read_images(sample: Sample, roots: Sequence[Path]) -> list[bytes]:
                 image=str(path),
             )
     return contents
-
-
-def _read_image(path: Path, roots: Sequence[Path]) -> bytes:
-    try:
-        found = path.resolve(strict=True)
-        if any(found.is_relative_to(root.resolve()) for root in roots):
-            return found.read_bytes()
-    except OSError as error:
-        raise NotFoundError(f"image {path} cannot be read: {error.strerror}", image=str(path)) from error
-    raise InvalidArgumentError("images", f"{path} is not below this worker's dataset roots")
 
 
 def _answered(sample: Sample, answer: Answer) -> Record:

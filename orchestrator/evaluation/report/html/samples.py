@@ -13,10 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from infra.contract.errors import InvalidArgumentError
+from infra.contract.errors import InvalidArgumentError, NotFoundError
 from infra.contract.prompt import ImagePart
-from infra.runtime.images import ImageLimits, decode_image
+from infra.runtime.images import decode_image
 from orchestrator.evaluation.actions import split_actions
+from orchestrator.evaluation.data.image_files import read_image
 from orchestrator.evaluation.metrics.action import ActionMetric
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.tables import TEXT_COLUMNS
@@ -158,13 +159,8 @@ class _Pictures:
         if self._left <= 0:
             return None
         try:
-            found = path.resolve(strict=True)
-            if not any(found.is_relative_to(root) for root in self._roots):
-                return None
-            if found.stat().st_size > ImageLimits().max_bytes:
-                return None
-            image = decode_image(ImagePart(found.read_bytes()))
-        except (OSError, InvalidArgumentError):
+            image = decode_image(ImagePart(read_image(path, self._roots)))
+        except (NotFoundError, InvalidArgumentError):
             return None
         image.thumbnail((PICTURE_PX, PICTURE_PX))
         file = io.BytesIO()
