@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -113,6 +114,11 @@ def test_one_answer_without_a_reply_leaves_the_others_their_grades(chat: FakeCha
         (422, {"error": "odd"}, "HTTP 422: "),
         (200, {"choices": []}, "no chat completion: "),
         (200, {"detail": "busy"}, "no chat completion: "),
+        (
+            200,
+            {"choices": [{"message": {"content": "SCORE: 1"}}], "usage": {"prompt_tokens": math.inf}},
+            "no chat completion: ",
+        ),
     ],
 )
 def test_a_question_that_the_endpoint_refuses_is_unscored_and_the_others_are_graded(
@@ -126,6 +132,20 @@ def test_a_question_that_the_endpoint_refuses_is_unscored_and_the_others_are_gra
         (reason,) = found.unscored
         assert reason.startswith(f"the judge gave no reply ({said}")
     assert len(chat.questions) == 3
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_anything_is_asked(chat: FakeChat, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(InvalidArgumentError, match=r"judge_cache: .*cache cannot be written to: File exists"):
+        judged(ANSWERS, endpoint_of(chat), tmp_path / "cache")
+    assert not chat.questions
+
+
+def test_a_cache_that_takes_no_reply_is_named(chat: FakeChat, tmp_path: Path) -> None:
+    for number in range(256):
+        (tmp_path / f"{number:02x}").write_text("a file where a folder of replies would be")
+    with pytest.raises(InvalidArgumentError, match=r"judge_cache: .* cannot be written to"):
+        judged(ANSWERS, endpoint_of(chat), tmp_path)
 
 
 def test_an_endpoint_that_refuses_every_question_is_named(chat: FakeChat, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import os
 import random
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -158,20 +160,34 @@ class ReplyCache:
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
+    def check(self) -> None:
+        """Make the folder, before anything is asked and paid for. Raises InvalidArgumentError where it cannot be."""
+        with _named_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+
     def keep(self, text: str, reply: ChatReply) -> None:
-        """Store a reply, whole or not at all."""
+        """Store a reply, whole or not at all. Raises InvalidArgumentError where the folder takes none."""
         file = self._file(text)
-        file.parent.mkdir(parents=True, exist_ok=True)
         content = {"model": self._endpoint.model, "question": text, "reply": asdict(reply)}
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as whole:
-            json.dump(content, whole, ensure_ascii=False)
-        Path(temporary).replace(file)
+        with _named_errors(self._folder):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
+            with os.fdopen(handle, "w", encoding="utf-8") as whole:
+                json.dump(content, whole, ensure_ascii=False)
+            Path(temporary).replace(file)
 
     def _file(self, text: str) -> Path:
         asked = (self._endpoint.base_url.rstrip("/"), self._endpoint.model, str(self._endpoint.max_tokens), text)
         name = hashlib.sha256("\0".join(asked).encode()).hexdigest()
         return self._folder / name[:2] / f"{name}.json"
+
+
+@contextmanager
+def _named_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InvalidArgumentError("judge_cache", f"{folder} cannot be written to: {error.strerror}") from error
 
 
 def _reply(response: httpx.Response) -> ChatReply:
@@ -183,7 +199,7 @@ def _reply(response: httpx.Response) -> ChatReply:
             int(usage.get("prompt_tokens") or 0),
             int(usage.get("completion_tokens") or 0),
         )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise _unanswered(f"(no chat completion: {response.text[:SHOWN_CHARACTERS]!r})") from error
 
 

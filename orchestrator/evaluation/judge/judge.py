@@ -106,11 +106,12 @@ async def judge(
 ) -> Judgement:
     """Grade every answer that there is; an answer that is None stays unscored, as does one the judge fails on.
 
-    Raises ConfigurationError or FailedPreconditionError when the endpoint refuses every call, and UnavailableError when
-    it answered nothing at all.
+    Raises InvalidArgumentError for a cache that cannot be written to, ConfigurationError or FailedPreconditionError
+    when the endpoint refuses every call, and UnavailableError when it answered nothing at all.
     """
     result = Judgement()
     cache = ReplyCache(cache_dir, endpoint)
+    await asyncio.to_thread(cache.check)
     waiting = iter([answer for answer in answers if answer.answer is not None])
     for answer in answers:
         if answer.answer is None:
