@@ -244,7 +244,8 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetryEvaluation(self, request, context):
-        """Writes the report of a job that failed anew: its records are kept until then.
+        """Writes the report of a job that failed anew, or of one whose report was put off at once: the records are kept until
+        then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
