@@ -14,15 +14,15 @@ from random_models import RandomBaseModel
 from torch import Tensor
 from transformers import GenerationConfig
 
-from generation_service.adapters.bank import AdapterBank
+from generation_service.adapters.host_cache import WeightStore
 from generation_service.adapters.residency import Residency
-from generation_service.adapters.sources import FolderSources, Roots
-from generation_service.adapters.store import WeightStore
-from generation_service.engine import Engine
-from generation_service.kv_cache import CacheShape, SlotKVCache
-from generation_service.limits import EngineLimits
-from generation_service.runner import Runner
-from generation_service.sequence import Delta, Event, Request
+from generation_service.adapters.source import FolderSources, Roots
+from generation_service.engine.engine import Engine
+from generation_service.engine.limits import EngineLimits
+from generation_service.engine.sequence import Delta, Event, Request
+from generation_service.execution.kv_cache import CacheShape, SlotKVCache
+from generation_service.execution.runner import Runner
+from generation_service.lora.bank import AdapterBank
 from infra.contract.composition import Base
 from infra.contract.generation import Decoding
 

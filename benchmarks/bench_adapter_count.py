@@ -26,7 +26,7 @@ from engine_world import (
 from harness import Bar, Findings, Timing, run, say, time_interleaved
 from random_models import RandomBaseModel
 
-from generation_service.sequence import Request
+from generation_service.engine.sequence import Request
 from infra.contract.composition import Base, Mixture, WeightedAdapter
 
 QUESTION = __doc__ or ""

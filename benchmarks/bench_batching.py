@@ -15,7 +15,7 @@ from harness import Bar, Findings, run, say  # isort: split  # It puts the repos
 from open_loop import Ask, Search, Server, log_uniform, search
 from random_models import SHAPES, RandomBaseModel, Shape, copy_sharing_weights
 
-from generation_service.limits import default_prefill_tokens
+from generation_service.engine.limits import default_prefill_tokens
 
 QUESTION = __doc__ or ""
 ROW = "continuous batching under open-loop load: requests/s at equal p95, against static batches"

@@ -14,9 +14,9 @@ from harness import Bar, Findings, require_equal, run, say, time_interleaved
 from random_models import SHAPES
 from torch import Tensor
 
-from generation_service.decode_row import DecodeRow
-from generation_service.kernels.fixed_ops import TorchFixedKernels
-from generation_service.kernels.triton_ops import TritonFixedKernels
+from generation_service.execution.decode_row import DecodeRow
+from generation_service.lora.kernels.static_ops import TorchFixedKernels
+from generation_service.lora.kernels.triton_ops import TritonFixedKernels
 
 QUESTION = __doc__ or ""
 Decode = Callable[[Sequence[DecodeRow]], Tensor]

@@ -22,9 +22,10 @@ from typing import Any
 from harness import Bar, Findings, Timing, run, say
 
 from infra.runtime.embedded_redis import embedded_redis
-from orchestrator.evaluation.job import Evaluation
-from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from tests.fakes.jobs import Cluster, Process, cluster, records_of, write_dataset
+from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
+from orchestrator.jobs.job import Evaluation
+from tests.support.harness.job_processes import Cluster, Process, cluster, records_of, write_dataset
 
 QUESTION = "How close to linear does an evaluation speed up when generation replicas are added?"
 SHARDS_A_REPLICA = 2
@@ -80,7 +81,7 @@ async def _run_job(
     folder: Path, redis_url: str, replicas: int, samples: int, options: argparse.Namespace
 ) -> tuple[float, float]:
     settings: dict[str, Any] = {"replicas": replicas, "slots": options.slots, "delay_s": options.latency}
-    simulated = Process("tests.fakes.generation_process", settings, folder, "replicas")
+    simulated = Process("tests.support.servers.generation_process", settings, folder, "replicas")
     try:
         target = await simulated.ready()
         async with cluster(folder, redis_url, generation_target=target, shard_lease_s=20, shard_resend_s=5) as running:

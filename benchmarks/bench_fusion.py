@@ -19,8 +19,8 @@ from harness import Bar, Findings, require_equal, run, say, time_interleaved
 from random_adapters import write_peft_folder
 from random_models import RandomBaseModel
 
-from generation_service.adapters.sources import AdapterSource
-from generation_service.adapters.weights import AdapterWeights, LoraPair
+from generation_service.adapters.source import AdapterSource
+from generation_service.lora.weights import AdapterWeights, LoraPair
 from infra.contract.composition import Fusion, FusionMethod, Mixture, WeightedAdapter
 
 QUESTION = __doc__ or ""

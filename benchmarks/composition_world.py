@@ -16,15 +16,15 @@ from random_adapters import random_adapters
 from random_models import SHAPES, RandomBaseModel, copy_sharing_weights
 from torch import Tensor, nn
 
-from generation_service.adapters.bank import AdapterBank
-from generation_service.adapters.fixed_ranks import FixedKernels
-from generation_service.adapters.ranks import RankRange
-from generation_service.decode_graphs import CudaCapture, DecodeGraphs
-from generation_service.decode_row import DecodeRow
-from generation_service.fixed_decode import FixedDecode
-from generation_service.kv_cache import CacheShape, SlotKVCache
-from generation_service.prefill import Prefill
-from generation_service.runner import Runner
+from generation_service.execution.cuda_graph import CudaCapture, DecodeGraphs
+from generation_service.execution.decode_row import DecodeRow
+from generation_service.execution.kv_cache import CacheShape, SlotKVCache
+from generation_service.execution.prefill import Prefill
+from generation_service.execution.runner import Runner
+from generation_service.execution.static_inputs import FixedDecode
+from generation_service.lora.bank import AdapterBank
+from generation_service.lora.ranks import RankRange
+from generation_service.lora.static_batch import FixedKernels
 
 SHARES = (0.5, 0.3, 0.2)
 

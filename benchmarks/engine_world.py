@@ -19,22 +19,22 @@ from random_adapters import random_adapter, write_peft_folder
 from random_models import SHAPES, RandomBaseModel, Shape, copy_sharing_weights
 from torch import Tensor
 
-from generation_service.adapters.bank import AdapterBank
-from generation_service.adapters.checkpoint import read_checkpoint
-from generation_service.adapters.host import HostForm
+from generation_service.adapters.checkpoint.reader import read_checkpoint
+from generation_service.adapters.host_cache import WeightStore
 from generation_service.adapters.leases import BankLease, Outcome
-from generation_service.adapters.ranks import RankRange
 from generation_service.adapters.residency import Residency
-from generation_service.adapters.sources import AdapterSource
-from generation_service.adapters.store import WeightStore
-from generation_service.adapters.weights import AdapterWeights
-from generation_service.engine import Engine
-from generation_service.kv_cache import CacheShape, SlotKVCache
-from generation_service.limits import EngineLimits
+from generation_service.adapters.source import AdapterSource
+from generation_service.engine.engine import Engine
+from generation_service.engine.limits import EngineLimits
+from generation_service.engine.sequence import Delta, Event, Request
+from generation_service.execution.kv_cache import CacheShape, SlotKVCache
+from generation_service.execution.prefill import Prefill
+from generation_service.execution.runner import Runner
+from generation_service.lora.bank import AdapterBank
+from generation_service.lora.pinned_buffer import HostForm
+from generation_service.lora.ranks import RankRange
+from generation_service.lora.weights import AdapterWeights
 from generation_service.models.base import EncodedPrompt
-from generation_service.prefill import Prefill
-from generation_service.runner import Runner
-from generation_service.sequence import Delta, Event, Request
 from infra.contract.composition import Composition, Mixture, WeightedAdapter
 from infra.contract.errors import NotFoundError
 from infra.contract.generation import Decoding, Generation

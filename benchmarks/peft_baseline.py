@@ -18,7 +18,7 @@ from random_adapters import write_peft_folder
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from generation_service.adapters.weights import AdapterWeights
+from generation_service.lora.weights import AdapterWeights
 
 _MERGED = "merged"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from generation_service.adapters.weights import AdapterWeights, LoraPair, Shapes
+from generation_service.lora.weights import AdapterWeights, LoraPair, Shapes
 
 DELTA_SCALE = 0.1
 """An adapter adds about this share of a normalised input's size: enough to change answers, and it overflows nothing."""

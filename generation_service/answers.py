@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
 from generation_service import metrics
-from generation_service.engine import Engine
-from generation_service.images import decode_images
+from generation_service.engine.engine import Engine
+from generation_service.engine.sequence import Delta, Event, Request
 from generation_service.models.base import BaseModel
-from generation_service.sequence import Delta, Event, Request
+from generation_service.models.images import decode_images
 from infra.contract.composition import Composition
-from infra.contract.errors import InvalidArgumentError, field
+from infra.contract.errors import InvalidArgumentError, field_path
 from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt, TextPart
 from infra.runtime.images import ImageLimits
@@ -96,7 +96,7 @@ class Answers:
     def _request(self, prompt: Prompt, composition: Composition, decoding: Decoding, deadline: float | None) -> Request:
         """Look the adapters up and encode the prompt. Raises for whatever of them can never be served."""
         checked = self._engine.check_composition(composition)
-        with field("prompt"):
+        with field_path("prompt"):
             max_tokens = self._engine.limits.max_sequence_tokens
             check_text(prompt, max_tokens, self._model.description.token_characters)
             encoded = self._model.encode(prompt, decode_images(prompt, self._image_limits), max_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge
 
 from generation_service.adapters.residency import Residency
-from generation_service.engine import Engine
+from generation_service.engine.engine import Engine
 from infra.contract.generation import Generation
 
 _running = Gauge("loraretriever_generation_running", "Requests that decode together.")

@@ -11,11 +11,11 @@ from loraretriever.v1 import generation_service_pb2 as pb
 from loraretriever.v1 import generation_service_pb2_grpc
 
 from generation_service.adapters.leases import ResidentAdapter
-from generation_service.sequence import Delta
-from generation_service.service import GenerationStack
+from generation_service.app import GenerationStack
+from generation_service.engine.sequence import Delta
 from infra.contract.adapter import check_adapter_id
 from infra.contract.composition import Composition
-from infra.contract.errors import field
+from infra.contract.errors import field_path
 from infra.contract.generation import Decoding
 from infra.contract.prompt import Prompt
 from infra.runtime.server import AioGrpcServer
@@ -93,11 +93,11 @@ class _Asked(TypedDict):
 
 
 def _asked(request: pb.GenerateRequest | pb.StreamGenerateRequest, context: Context) -> _Asked:
-    with field("prompt"):
+    with field_path("prompt"):
         prompt = prompt_from_proto(request.prompt)
-    with field("composition"):
+    with field_path("composition"):
         composition = composition_from_proto(request.composition)
-    with field("decoding"):
+    with field_path("decoding"):
         decoding = decoding_from_proto(request.decoding)
     return _Asked(prompt=prompt, composition=composition, decoding=decoding, time_limit_s=context.time_remaining())
 

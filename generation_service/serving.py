@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from generation_service.app import GenerationStack, generation_stack
 from generation_service.server import GenerationServicer, add_to
-from generation_service.service import GenerationStack, generation_stack
 from generation_service.settings import GenerationSettings
 from infra.runtime.server import ServerOptions, aio_server
 

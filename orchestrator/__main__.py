@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from infra.runtime.embedded_redis import embedded_redis
 from infra.runtime.logs import get_logger
 from infra.runtime.main import run_tier
-from orchestrator.assembly import orchestrator
+from orchestrator.app import orchestrator
 from orchestrator.settings import OrchestratorSettings
 
 log = get_logger(__name__)

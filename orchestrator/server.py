@@ -8,13 +8,13 @@ from typing import Any
 from loraretriever.v1 import orchestrator_service_pb2 as pb
 from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
 
-from infra.contract.errors import field
+from infra.contract.errors import field_path
 from infra.contract.retrieval import Selection
 from infra.runtime.server import AioGrpcServer
 from infra.runtime.wire import selection_to_proto
-from orchestrator.evaluation.jobs import Evaluations
-from orchestrator.pipeline import Answer, Pipeline
-from orchestrator.wire import answer_to_proto, evaluation_to_proto, question_from_proto, spec_from_proto
+from orchestrator.answering.pipeline import Answer, Pipeline
+from orchestrator.clients.wire import answer_to_proto, evaluation_to_proto, question_from_proto, spec_from_proto
+from orchestrator.jobs.service import Evaluations
 
 ANSWER_SERVICE = "loraretriever.v1.AnswerService"
 EVALUATION_SERVICE = "loraretriever.v1.EvaluationService"
@@ -53,7 +53,7 @@ class EvaluationServicer(pb_grpc.EvaluationServiceServicer):
         self, request: pb.CreateEvaluationRequest, context: Any
     ) -> pb.CreateEvaluationResponse:
         """Start a job."""
-        with field("spec"):
+        with field_path("spec"):
             job = await self._evaluations.create(spec_from_proto(request.spec), request.request_id)
         return pb.CreateEvaluationResponse(evaluation=evaluation_to_proto(job))
 

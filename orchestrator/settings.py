@@ -11,17 +11,17 @@ from infra.contract.errors import ConfigurationError
 from infra.runtime.channel import ChannelOptions
 from infra.runtime.settings import TierSettings
 from orchestrator.evaluation.data.files import MAX_DATASET_BYTES
-from orchestrator.evaluation.ledger.types import LedgerLimits
-from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES
+from orchestrator.evaluation.protocols import DEFAULT_MAX_SAMPLES
 from orchestrator.evaluation.spec import MAX_SHARD_SIZE
 from orchestrator.evaluation.storage import check_uri
-from orchestrator.evaluation.work.hold import ShardLimits
+from orchestrator.jobs.ledger.types import LedgerLimits
+from orchestrator.jobs.worker.shard_lease import ShardLimits
 
 REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 
 
 class OrchestratorSettings(TierSettings):
-    """Settings of the orchestrator: of its server (python -m orchestrator) and of its workers (orchestrator.worker)."""
+    """Settings of the orchestrator's server (python -m orchestrator) and of its workers (orchestrator.jobs.worker)."""
 
     model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_ORCHESTRATOR_")
 

@@ -7,8 +7,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from infra.contract.errors import DeadlineError, UnavailableError
-from infra.contract.errors import field as error_field
+from infra.contract.errors import DeadlineError, UnavailableError, field_path
 from retrieval_service.embedders.base import FloatArray
 from retrieval_service.embedders.parts import Part, PartEmbedder, Row
 
@@ -61,7 +60,7 @@ class Wanted:
         Raises DeadlineError when the caller's time is up, and what the embedder raised, with the part's own path.
         """
         try:
-            with error_field(part.path):
+            with field_path(part.path):
                 return self.future.result(caller.left_s)
         except TimeoutError as error:
             if self.future.done():

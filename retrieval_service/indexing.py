@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 from infra.contract.adapter import Adapter
-from infra.contract.errors import InvalidArgumentError, NotFoundError, field
+from infra.contract.errors import InvalidArgumentError, NotFoundError, field_path
 from infra.contract.prompt import Prompt
 from infra.runtime.images import ImageLimits
 from retrieval_service.catalogue import Catalogue, already_exists
@@ -54,7 +54,7 @@ class Indexer:
 
         Raises AlreadyExistsError, and InvalidArgumentError with the path from the request on.
         """
-        with field("adapter"):
+        with field_path("adapter"):
             _check_given(adapter)
             _check_complete(adapter)
         with contextlib.suppress(NotFoundError):  # before the examples are embedded, which takes time
@@ -69,7 +69,7 @@ class Indexer:
         Raises NotFoundError, ConflictError and InvalidArgumentError.
         """
         changes = _changes(adapter, paths)
-        with field("adapter"):
+        with field_path("adapter"):
             _check_given(adapter)
             if "base_model" in changes:
                 _check_complete(adapter)
@@ -88,11 +88,11 @@ class Indexer:
     def _vectors(self, examples: Examples) -> AdapterVectors:
         match examples:
             case ExamplePrompts(prompts):
-                with field("examples.prompts"):
+                with field_path("examples.prompts"):
                     self._check_count(len(prompts))
                     return AdapterVectors.of(list(self._embedder.embed(prompts)), self._embedder.dim)
             case ExampleVectors(vectors):
-                with field("vectors.vectors"):
+                with field_path("vectors.vectors"):
                     self._check_count(len(vectors))
                     return AdapterVectors.of(vectors, self._embedder.dim)
             case _:
@@ -103,7 +103,7 @@ class Indexer:
         kept: list[Any] = []
         if isinstance(examples, ExamplePrompts) and self._catalogue.keeps_prompts:
             for index, prompt in enumerate(examples.prompts):
-                with field(f"examples.prompts[{index}]"):
+                with field_path(f"examples.prompts[{index}]"):
                     kept.append(encoded(prompt, self._limits))
         return kept
 

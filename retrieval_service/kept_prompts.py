@@ -17,7 +17,7 @@ from PIL import Image
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from infra.contract.errors import InvalidArgumentError, field
+from infra.contract.errors import InvalidArgumentError, field_path
 from infra.contract.prompt import ImagePart, Message, Part, Prompt, Role, TextPart
 from infra.runtime.images import ImageLimits, decode_image
 from retrieval_service.points import point_id
@@ -130,7 +130,7 @@ def decoded(messages: Any) -> Prompt:
 def _encoded_part(part: Part, limits: ImageLimits, path: str) -> dict[str, str]:
     if isinstance(part, TextPart):
         return {"text": part.text}
-    with field(path):
+    with field_path(path):
         small = _small(part, limits)
     return {"image": base64.b64encode(small.data).decode(), "mime_type": small.mime_type}
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infra.contract.errors import InvalidArgumentError, field
+from infra.contract.errors import InvalidArgumentError, field_path
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import (
     Match,
@@ -94,10 +94,10 @@ class Retriever:
         Raises InvalidArgumentError, its path starting at "prompts" or "options", and UnavailableError.
         """
         start = time.monotonic()
-        with field("prompts"):
+        with field_path("prompts"):
             vectors = self._embedder.embed(prompts)
         embedded = time.monotonic()
-        with field("options"):
+        with field_path("options"):
             result = self._catalogue.search(vectors, query.wanted, query.top_k, query.strategy)
         selections = tuple(select(found, query) for found in result.found)
         timings = RetrievalTimings(embedded - start, time.monotonic() - embedded)

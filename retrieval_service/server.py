@@ -13,7 +13,7 @@ import numpy as np
 from loraretriever.v1 import prompt_pb2, retrieval_service_pb2, retrieval_service_pb2_grpc
 
 from infra.contract.adapter import check_adapter_id
-from infra.contract.errors import InvalidArgumentError, field
+from infra.contract.errors import InvalidArgumentError, field_path
 from infra.contract.prompt import Prompt
 from infra.runtime import wire
 from infra.runtime.images import ImageLimits, check_images
@@ -54,7 +54,7 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
     ) -> retrieval_service_pb2.RetrieveAdaptersResponse:
         """Return each prompt's adapters."""
         prompts = self._prompts(request.prompts)
-        with field("options"):
+        with field_path("options"):
             options = wire.retrieval_options_from_proto(request.options)
             query = self._retriever.query(options)
         retrieval = self._retriever.retrieve(prompts, query)
@@ -70,7 +70,7 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
     ) -> retrieval_service_pb2.EmbedPromptsResponse:
         """Return each prompt's vector."""
         prompts = self._prompts(request.prompts)
-        with field("prompts"):
+        with field_path("prompts"):
             vectors = self._embedder.embed(prompts)
         return retrieval_service_pb2.EmbedPromptsResponse(
             vectors=[wire.vector_to_proto(vector.astype("<f4").tobytes()) for vector in vectors],
@@ -81,7 +81,7 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         self, request: retrieval_service_pb2.CreateAdapterRequest, context: grpc.ServicerContext
     ) -> retrieval_service_pb2.CreateAdapterResponse:
         """Register an adapter."""
-        with field("adapter"):
+        with field_path("adapter"):
             adapter = wire.adapter_from_proto(request.adapter)
         examples = self._examples(request)
         if examples is None:
@@ -93,7 +93,7 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         self, request: retrieval_service_pb2.UpdateAdapterRequest, context: grpc.ServicerContext
     ) -> retrieval_service_pb2.UpdateAdapterResponse:
         """Change an adapter."""
-        with field("adapter"):
+        with field_path("adapter"):
             adapter = wire.adapter_from_proto(request.adapter)
         updated = self._indexer.update(
             adapter, list(request.update_mask.paths), self._examples(request), request.expected_revision
@@ -143,7 +143,7 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
     def _checked(self, prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:
         checked = tuple(prompts)
         for index, prompt in enumerate(checked):
-            with field(f"prompts[{index}]"):
+            with field_path(f"prompts[{index}]"):
                 check_images(prompt, self._limits.images)
         return checked
 
@@ -151,10 +151,10 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         """Return the examples of a create or update request."""
         match request.WhichOneof("source"):
             case "examples":
-                with field("examples"):
+                with field_path("examples"):
                     return ExamplePrompts(self._checked(wire.prompts_from_proto(request.examples.prompts)))
             case "vectors":
-                with field("vectors"):
+                with field_path("vectors"):
                     vectors = [
                         np.frombuffer(wire.vector_from_proto(vector, f"vectors[{index}]"), dtype="<f4")
                         for index, vector in enumerate(request.vectors.vectors)

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import assert_never
 
+from generation_service.adapters.checkpoint.peft_config import PeftConfig
+from generation_service.adapters.host_cache import WeightStore
 from generation_service.adapters.leases import AdapterKey, ResidentKey
-from generation_service.adapters.peft_config import PeftConfig
-from generation_service.adapters.sources import AdapterSource
-from generation_service.adapters.store import WeightStore
+from generation_service.adapters.source import AdapterSource
 from infra.contract.composition import Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import CapacityError, FailedPreconditionError, InvalidArgumentError, LoraRetrieverError
 

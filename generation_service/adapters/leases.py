@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from generation_service.adapters.ranks import RankRange
+from generation_service.lora.ranks import RankRange
 from infra.contract.composition import FusionMethod, WeightedAdapter
 
 

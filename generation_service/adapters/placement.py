@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence, Set
 from enum import Enum, auto
 
 from generation_service.adapters.admission import beyond_bank
-from generation_service.adapters.bank import AdapterBank
 from generation_service.adapters.leases import AdapterKey, Resident, ResidentAdapter, ResidentKey
 from generation_service.adapters.wanted import Wanted
+from generation_service.lora.bank import AdapterBank
 from infra.contract.errors import CapacityError, NotFoundError
 
 Held = dict[Resident, float]

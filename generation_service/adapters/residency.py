@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from generation_service.adapters.admission import checked, named
-from generation_service.adapters.bank import AdapterBank
+from generation_service.adapters.host_cache import WeightStore
 from generation_service.adapters.leases import (
     AdapterKey,
     BankLease,
@@ -19,10 +19,10 @@ from generation_service.adapters.leases import (
     ResidentAdapter,
 )
 from generation_service.adapters.placement import NotYet, Placement
-from generation_service.adapters.sources import AdapterSource
-from generation_service.adapters.store import WeightStore
+from generation_service.adapters.source import AdapterSource
 from generation_service.adapters.tickets import Ticket
 from generation_service.adapters.wanted import wanted_by
+from generation_service.lora.bank import AdapterBank
 from infra.contract.composition import Base, Composition, Fusion, Mixture, WeightedAdapter
 from infra.contract.errors import LoraRetrieverError, UnavailableError
 

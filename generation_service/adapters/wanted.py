@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from generation_service.adapters.admission import adapters_path, naming
+from generation_service.adapters.host_cache import WeightStore
 from generation_service.adapters.leases import AdapterKey, FusionKey, ResidentKey
-from generation_service.adapters.sources import AdapterSource
-from generation_service.adapters.store import WeightStore
-from generation_service.adapters.weights import AdapterWeights
-from generation_service.compose.fusion import WeightedWeights, fuse
+from generation_service.adapters.source import AdapterSource
+from generation_service.lora.fusion.fusion import WeightedWeights, fuse
+from generation_service.lora.weights import AdapterWeights
 from infra.contract.composition import DEFAULT_DENSITY, Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import CheckpointError
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from generation_service.adapters.binding import module_of
-from generation_service.adapters.checkpoint import (
+from generation_service.adapters.checkpoint.binding import module_of
+from generation_service.adapters.checkpoint.peft_config import CONFIG_FILE, PeftConfig, arithmetic, refusals
+from generation_service.adapters.checkpoint.reader import (
     WEIGHTS_FILE,
     content_revision,
     read_checkpoint,
     read_config_content,
     tensor_headers,
 )
-from generation_service.adapters.peft_config import CONFIG_FILE, PeftConfig, arithmetic, refusals
-from generation_service.adapters.sources import REVISION_LENGTH
-from generation_service.adapters.tensor_headers import TensorHeader
+from generation_service.adapters.checkpoint.tensor_headers import TensorHeader
+from generation_service.adapters.source import REVISION_LENGTH
 from generation_service.commands.base_model_report import BANK_RANKS, BF16_BYTES
 from generation_service.models.folder import default_model_name
 from generation_service.models.registry import family_of

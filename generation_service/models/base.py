@@ -12,8 +12,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from generation_service.adapters.binding import Part, Rename
-from generation_service.adapters.weights import Shapes
+from generation_service.adapters.checkpoint.binding import Part, Rename
+from generation_service.lora.weights import Shapes
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import Prompt
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from generation_service.adapters.binding import Rename
+from generation_service.adapters.checkpoint.binding import Rename
 from generation_service.models.base import EncodedPrompt, LayerCache, LoadOptions, ModelDescription, ModelOutline
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from generation_service.adapters.tensor_headers import BROKEN, TensorHeader, file_headers
+from generation_service.adapters.checkpoint.tensor_headers import BROKEN, TensorHeader, file_headers
 from infra.contract.errors import CheckpointError
 
 CONFIG = "config.json"

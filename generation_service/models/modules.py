@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from generation_service.adapters.binding import Rename
-from generation_service.adapters.weights import Shapes
+from generation_service.adapters.checkpoint.binding import Rename
+from generation_service.lora.weights import Shapes
 from generation_service.models.base import LoadOptions, ModelOutline
 from generation_service.models.folder import read_config, tensor_names
 from infra.contract.errors import CheckpointError

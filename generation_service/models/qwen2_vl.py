@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from generation_service.images import image_paths
 from generation_service.models.base import EncodedPrompt, ImageBudget, InputFormat, LoadOptions, ModelOutline
 from generation_service.models.chat import ChatTokenizer, expand_images
 from generation_service.models.decoder import Decoder, described
 from generation_service.models.folder import eos_tokens, read_json
+from generation_service.models.images import image_paths
 from generation_service.models.modules import linear_layers, outline, parse_config, with_weights, without_weights
 from infra.contract.errors import ConfigurationError, InvalidArgumentError
 from infra.contract.prompt import Prompt

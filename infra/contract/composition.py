@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from infra.contract.adapter import check_adapter_id
-from infra.contract.errors import InvalidArgumentError, field
+from infra.contract.errors import InvalidArgumentError, field_path
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _check_adapters(adapters: Sequence[WeightedAdapter]) -> None:
         raise InvalidArgumentError("adapters", "a mixture or fusion needs at least one adapter; leave it out for base")
     seen: set[str] = set()
     for index, adapter in enumerate(adapters):
-        with field(f"adapters[{index}]"):
+        with field_path(f"adapters[{index}]"):
             if adapter.adapter_id in seen:
                 raise InvalidArgumentError("adapter_id", f"{adapter.adapter_id!r} is named twice; add its weights up")
         seen.add(adapter.adapter_id)

@@ -128,7 +128,7 @@ class InternalError(LoraRetrieverError):
 
 
 @contextmanager
-def field(path: str) -> Iterator[None]:
+def field_path(path: str) -> Iterator[None]:
     """Put `path` before the field path of an InvalidArgumentError raised within."""
     try:
         yield

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from infra.contract.errors import InvalidArgumentError, field
+from infra.contract.errors import InvalidArgumentError, field_path
 
 IMAGE_PLACEHOLDER = "<image>"
 
@@ -66,7 +66,7 @@ class Prompt:
         if not self.messages:
             raise InvalidArgumentError("messages", "the prompt is empty; send at least one user message")
         last = len(self.messages) - 1
-        with field(f"messages[{last}]"):
+        with field_path(f"messages[{last}]"):
             if self.messages[last].role is not Role.USER:
                 raise InvalidArgumentError("role", "the last message must be the user's")
             if not any(isinstance(p, ImagePart) or p.text.strip() for p in self.messages[last].parts):

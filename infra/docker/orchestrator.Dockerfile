@@ -1,4 +1,4 @@
-# The orchestrator tier, holding no torch: AnswerService and EvaluationService, and the workers (orchestrator.worker).
+# The orchestrator tier, holding no torch: AnswerService and EvaluationService, and the workers (orchestrator.jobs.worker).
 FROM python:3.12-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

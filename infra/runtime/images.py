@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from infra.contract.errors import InvalidArgumentError, field
+from infra.contract.errors import InvalidArgumentError, field_path
 from infra.contract.prompt import ImagePart, Prompt
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -61,7 +61,7 @@ def check_images(prompt: Prompt, limits: ImageLimits) -> None:
     for turn, message in enumerate(prompt.messages):
         for index, part in enumerate(message.parts):
             if isinstance(part, ImagePart):
-                with field(f"messages[{turn}].parts[{index}]"):
+                with field_path(f"messages[{turn}].parts[{index}]"):
                     read_header(part, limits)
 
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from infra.contract.composition import WeightedAdapter
 from infra.contract.errors import InvalidArgumentError, LoraRetrieverError
 from infra.contract.generation import FinishReason, Usage
-from orchestrator.evaluation.spec import EvaluatedStrategy, Protocol
+from orchestrator.evaluation.spec import EvaluatedStrategy, PromptProtocol
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Sample:
     kind: str
     episode_id: str
     cluster: str
-    protocol: Protocol
+    protocol: PromptProtocol
     step: int
     step_count: int
     strategy: EvaluatedStrategy

@@ -13,7 +13,7 @@ from orchestrator.evaluation.metrics.paired import Graded, Question, digest
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters
 from orchestrator.evaluation.metrics.text import TEXT_SCORES, AnsweredText
 from orchestrator.evaluation.records import Record, Sample
-from orchestrator.evaluation.spec import Protocol
+from orchestrator.evaluation.spec import PromptProtocol
 
 
 def answered_episodes(records: Iterable[Record]) -> list[AnsweredEpisode]:
@@ -90,7 +90,7 @@ def step_scores(record: Record, metrics: Sequence[Metric]) -> dict[str, list[boo
     """Return by metric, for each true action of the sample, whether it was answered right; None where unscored."""
     if record.answer is None:
         return None
-    is_sequence = record.sample.protocol is Protocol.SEQUENCE
+    is_sequence = record.sample.protocol is PromptProtocol.SEQUENCE
     truths, answers = (split_actions(text) if is_sequence else [text] for text in (record.sample.truth, record.answer))
     return {
         metric.name: [
@@ -109,7 +109,7 @@ def _episode(records: Sequence[Record]) -> AnsweredEpisode:
     sample = records[0].sample
     truths = [""] * sample.step_count
     answers: list[str | None] = [None] * sample.step_count
-    if sample.protocol is Protocol.SEQUENCE:
+    if sample.protocol is PromptProtocol.SEQUENCE:
         truths = split_actions(sample.truth)
         answer = records[0].answer
         answers = [None] * len(truths) if answer is None else [*split_actions(answer)]

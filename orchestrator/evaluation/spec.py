@@ -16,6 +16,7 @@ from infra.contract.composition import FusionMethod
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import MAX_SEED, Decoding
 from infra.contract.retrieval import RetrievalOptions
+from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 
@@ -25,38 +26,7 @@ MAX_SHARD_SIZE = 1000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class AnswerStrategy(StrEnum):
-    """How an answer is composed.
-
-    `oracle` applies the adapter known to be right; `uniform-all` every adapter of the catalogue, 1/n each; `random-k`
-    top_k of them, drawn anew for each sample, 1/k each. These three exist in evaluation only.
-    """
-
-    BASE = "base"
-    SELECTION = "selection"
-    MIXTURE = "mixture"
-    FUSION = "fusion"
-    ORACLE = "oracle"
-    UNIFORM_ALL = "uniform-all"
-    RANDOM_K = "random-k"
-
-    @property
-    def retrieves(self) -> bool:
-        """Whether adapters are looked up for each prompt."""
-        return self in (AnswerStrategy.SELECTION, AnswerStrategy.MIXTURE, AnswerStrategy.FUSION)
-
-    @property
-    def takes_any(self) -> bool:
-        """Whether adapters are taken from the catalogue whatever the prompt is."""
-        return self in (AnswerStrategy.UNIFORM_ALL, AnswerStrategy.RANDOM_K)
-
-    @property
-    def evaluation_only(self) -> bool:
-        """Whether the strategy makes sense as a yardstick alone."""
-        return self is AnswerStrategy.ORACLE or self.takes_any
-
-
-class Protocol(StrEnum):
+class PromptProtocol(StrEnum):
     """How an episode becomes samples.
 
     `step`: each step is asked with the true actions before it. `sequence`: one answer holds the whole episode.
@@ -158,7 +128,7 @@ class EvaluationSpec:
 
     datasets: tuple[DatasetSpec, ...]
     strategies: tuple[EvaluatedStrategy, ...]
-    protocol: Protocol = Protocol.STEP
+    protocol: PromptProtocol = PromptProtocol.STEP
     retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
     decoding: Decoding = field(default_factory=Decoding)
     max_episodes: int | None = None

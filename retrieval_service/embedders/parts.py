@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from infra.contract.errors import InternalError, InvalidArgumentError, field
+from infra.contract.errors import InternalError, InvalidArgumentError, field_path
 from infra.contract.prompt import ImagePart, Prompt
 from retrieval_service.embedders.base import FloatArray, LateFusion
 
@@ -130,7 +130,7 @@ class PartEmbedder(ABC):
     def _vectors(self, parts: Sequence[Part]) -> Sequence[FloatArray]:
         rows = []
         for part in parts:
-            with field(part.path):
+            with field_path(part.path):
                 rows.append(self.row(part))
         vectors: dict[int, FloatArray] = {}
         for kind in PartKind:

@@ -24,11 +24,11 @@ from infra.contract.errors import (
 from infra.contract.prompt import ImagePart, Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection
 from infra.runtime.server import ServerOptions, aio_server
-from orchestrator.clients import AnswerClient, GenerationClient, RetrievalClient
-from orchestrator.evaluation.spec import AnswerStrategy
-from orchestrator.pipeline import Answer, Pipeline, Question
+from orchestrator.answering.pipeline import Answer, Pipeline, Question
+from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.clients.services import AnswerClient, GenerationClient, RetrievalClient
 from orchestrator.server import ANSWER_SERVICE, AnswerServicer
-from tests.fakes.tiers import RETRIEVAL_TIMINGS, FakeTiers, fake_tiers
+from tests.support.servers.tiers import RETRIEVAL_TIMINGS, FakeTiers, fake_tiers
 
 PROMPT = Prompt.of("open the gmail inbox")
 STUB: Any = pb_grpc.AnswerServiceStub

@@ -9,13 +9,14 @@ import pytest
 
 from infra.contract.errors import InvalidArgumentError
 from infra.runtime.embedded_redis import embedded_redis
-from orchestrator.commands.evaluated import dataset_specs
-from orchestrator.evaluation.jobs import DEFAULT_PAGE_SIZE
-from orchestrator.evaluation.ledger.ledger import Ledger
-from orchestrator.evaluation.ledger.store import RedisStore
-from orchestrator.evaluation.ledger.types import NewEvaluation
-from orchestrator.evaluation.spec import MAX_DATASETS, AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from tests.fakes.jobs import cluster, write_dataset
+from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.cli.dataset_args import dataset_specs
+from orchestrator.evaluation.spec import MAX_DATASETS, DatasetSpec, EvaluatedStrategy, EvaluationSpec
+from orchestrator.jobs.ledger.ledger import Ledger
+from orchestrator.jobs.ledger.store import RedisStore
+from orchestrator.jobs.ledger.types import NewEvaluation
+from orchestrator.jobs.service import DEFAULT_PAGE_SIZE
+from tests.support.harness.job_processes import cluster, write_dataset
 
 STRATEGIES = tuple(EvaluatedStrategy(strategy) for strategy in (AnswerStrategy.BASE, AnswerStrategy.ORACLE))
 

@@ -32,26 +32,27 @@ from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, Weighting
 from infra.runtime.embedded_redis import embedded_redis
 from infra.runtime.server import ServerOptions, aio_server
-from orchestrator.clients import GenerationClient, RetrievalClient
+from orchestrator.answering.pipeline import Pipeline
+from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.clients.evaluation import EvaluationClient
+from orchestrator.clients.services import GenerationClient, RetrievalClient
 from orchestrator.evaluation.data.files import file_sha256
-from orchestrator.evaluation.job import EvaluationState
-from orchestrator.evaluation.jobs import Evaluations, JobOptions
-from orchestrator.evaluation.ledger.ledger import Ledger
-from orchestrator.evaluation.ledger.store import RedisStore
-from orchestrator.evaluation.ledger.types import FINISH, LedgerLimits
-from orchestrator.evaluation.planning import step_text
-from orchestrator.evaluation.running import RunningSystem, System
-from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec, Protocol
-from orchestrator.evaluation.work.finish import Finish
-from orchestrator.evaluation.work.hold import ShardLimits
-from orchestrator.evaluation.work.isolation import Isolation
-from orchestrator.evaluation.work.shard_run import Outcome, ShardRun
-from orchestrator.evaluation_client import EvaluationClient
-from orchestrator.pipeline import Pipeline
+from orchestrator.evaluation.protocols import step_text
+from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
+from orchestrator.jobs.job import EvaluationState
+from orchestrator.jobs.ledger.ledger import Ledger
+from orchestrator.jobs.ledger.store import RedisStore
+from orchestrator.jobs.ledger.types import FINISH, LedgerLimits
+from orchestrator.jobs.provenance import RunningSystem, System
+from orchestrator.jobs.service import Evaluations, JobOptions
+from orchestrator.jobs.worker.isolation import Isolation
+from orchestrator.jobs.worker.report_writer import Finish
+from orchestrator.jobs.worker.shard_lease import ShardLimits
+from orchestrator.jobs.worker.shard_run import Outcome, ShardRun
 from orchestrator.server import add_services
-from tests.fakes.evaluation import row
-from tests.fakes.jobs import records_of, write_dataset
-from tests.fakes.tiers import ADAPTERS, BASE_MODEL, RETRIEVAL_TIMINGS, FakeTiers, fake_tiers
+from tests.support.harness.evaluation_data import row
+from tests.support.harness.job_processes import records_of, write_dataset
+from tests.support.servers.tiers import ADAPTERS, BASE_MODEL, RETRIEVAL_TIMINGS, FakeTiers, fake_tiers
 
 STUB: Any = pb_grpc.EvaluationServiceStub
 
@@ -174,7 +175,7 @@ async def test_spec_comes_back_as_it_was_sent(served: Served) -> None:
             EvaluatedStrategy(AnswerStrategy.FUSION, FusionMethod.CONCAT, True, "hidden"),
             EvaluatedStrategy(AnswerStrategy.ORACLE),
         ),
-        protocol=Protocol.SEQUENCE,
+        protocol=PromptProtocol.SEQUENCE,
         retrieval=RetrievalOptions(top_k=2, exclude=("clock",), weighting=Weighting.SOFTMAX, temperature=0.3),
         decoding=Decoding(max_new_tokens=12, seed=3, stop=("END",)),
         max_episodes=2,
@@ -270,7 +271,7 @@ async def test_dataset_without_a_readable_row_is_refused_with_the_first_bad_line
 
 async def test_steps_of_an_episode_are_asked_in_order_with_the_models_own_answers(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=2, steps=3)
-    created = await served.client.create(spec_of(file, protocol=Protocol.EPISODE))
+    created = await served.client.create(spec_of(file, protocol=PromptProtocol.EPISODE))
     await served.work()
     records = records_of(created.output_uri)
     assert len(records) == 6
@@ -283,7 +284,7 @@ async def test_steps_of_an_episode_are_asked_in_order_with_the_models_own_answer
 
 async def test_failed_step_leaves_the_rest_of_its_episode_unscored_with_the_reason(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=3, steps=3)
-    created = await served.client.create(spec_of(file, protocol=Protocol.EPISODE))
+    created = await served.client.create(spec_of(file, protocol=PromptProtocol.EPISODE))
     calls = iter(range(1000))
 
     async def second_step_of_errand_1(prompt: Any, _peer: str) -> None:
@@ -308,7 +309,7 @@ async def test_failed_step_leaves_the_rest_of_its_episode_unscored_with_the_reas
 
 async def test_episode_that_broke_off_goes_on_with_the_answers_it_has(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=1, steps=3)
-    created = await served.client.create(spec_of(file, protocol=Protocol.EPISODE))
+    created = await served.client.create(spec_of(file, protocol=PromptProtocol.EPISODE))
     stopping = asyncio.Event()
 
     async def stop_after_the_first(prompt: Any, _peer: str) -> None:
@@ -496,7 +497,7 @@ async def test_lines_of_records_hold_their_scores(served: Served) -> None:
 async def test_rows_without_screens_are_asked_whole_and_scored_as_texts(served: Served) -> None:
     rows = [episode("e1", ["The capital is Paris."], []), episode("e2", ["It rains.", "Take an umbrella."], [])]
     file = write_rows(served.data / "facts.jsonl", rows)
-    created = await served.client.create(spec_of(file, protocol=Protocol.SEQUENCE))
+    created = await served.client.create(spec_of(file, protocol=PromptProtocol.SEQUENCE))
     assert (created.total_samples, created.bad_rows) == (2, 0)
     await served.work()
     first, second = records_of(created.output_uri)
@@ -751,7 +752,7 @@ async def test_true_adapter_that_the_catalogue_does_not_hold_is_refused(served: 
 
 
 async def test_jobs_with_long_specs_are_listed_on_short_pages(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.evaluation.ledger.ledger.MAX_PAGE_CHARACTERS", 1000)
+    monkeypatch.setattr("orchestrator.jobs.ledger.ledger.MAX_PAGE_CHARACTERS", 1000)
     spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
     created = [(await served.client.create(spec)).evaluation_id for _ in range(4)]
     first = await served.client.page()
@@ -762,7 +763,7 @@ async def test_jobs_with_long_specs_are_listed_on_short_pages(served: Served, mo
 async def test_no_more_jobs_are_accepted_than_may_run_at_a_time(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.evaluation.jobs.MAX_ACTIVE", 1)
+    monkeypatch.setattr("orchestrator.jobs.service.MAX_ACTIVE", 1)
     spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
     created = await served.client.create(spec, "first")
     with pytest.raises(OverloadedError, match="at most 1 may run"):

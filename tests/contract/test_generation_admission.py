@@ -19,7 +19,7 @@ from infra.contract.errors import InvalidArgumentError, LoraRetrieverError
 from infra.contract.prompt import Prompt
 from infra.runtime.error_table import from_rpc_error
 from infra.runtime.wire import prompt_to_proto
-from tests.generation import World, served, settings_for, tiny_adapter, write_world
+from tests.support.harness.generation_stack import World, served, settings_for, tiny_adapter, write_world
 
 BANK_RANKS = 64
 

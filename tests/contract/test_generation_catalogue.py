@@ -24,7 +24,7 @@ from infra.contract.prompt import Prompt
 from infra.runtime.error_table import from_rpc_error
 from infra.runtime.server import ServerOptions, sync_server
 from infra.runtime.wire import adapter_to_proto, prompt_to_proto
-from tests.generation import World, served, settings_for, write_world
+from tests.support.harness.generation_stack import World, served, settings_for, write_world
 
 
 class Catalogue(RetrievalServiceServicer):

@@ -16,14 +16,14 @@ import pytest
 from loraretriever.v1 import adapter_pb2, prompt_pb2
 from loraretriever.v1 import generation_service_pb2 as pb
 
+from generation_service.app import generation_stack
 from generation_service.models.folder import folder_revision
-from generation_service.service import generation_stack
 from infra.contract.errors import CheckpointError, InvalidArgumentError, LoraRetrieverError
 from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.error_table import from_rpc_error
 from infra.runtime.wire import prompt_to_proto
-from tests.generation import Served, World, served, settings_for, tiny_adapter, write_world
-from tests.images import png_part
+from tests.support.harness.generation_stack import Served, World, served, settings_for, tiny_adapter, write_world
+from tests.support.harness.images import png_part
 
 USER = prompt_pb2.ROLE_USER
 

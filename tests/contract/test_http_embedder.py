@@ -41,9 +41,9 @@ from retrieval_service.embedders.base import normalise
 from retrieval_service.embedders.http import HttpEmbedder, HttpOptions
 from retrieval_service.embedders.http_client import Endpoint
 from retrieval_service.settings import RetrievalSettings
-from tests.fakes.embeddings_server import EmbeddingsServer, answer_to
-from tests.fakes.part_embedder import DIM, vector_of
-from tests.images import png_part
+from tests.support.harness.images import png_part
+from tests.support.harness.part_embedder import DIM, vector_of
+from tests.support.servers.embeddings_server import EmbeddingsServer, answer_to
 
 pb = retrieval_service_pb2
 KEY = "sk-secret"

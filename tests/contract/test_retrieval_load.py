@@ -19,8 +19,8 @@ from infra.runtime.wire import prompt_to_proto
 from retrieval_service.assembly import loaded
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options
 from retrieval_service.settings import RetrievalSettings
-from tests.checkpoints.jina_v4 import tiny_jina
-from tests.images import png_part
+from tests.support.checkpoints.jina_v4 import tiny_jina
+from tests.support.harness.images import png_part
 
 SECONDS = 3.0
 

@@ -21,7 +21,7 @@ from infra.runtime.wire import adapter_to_proto, prompt_to_proto
 from retrieval_service.catalogue import Catalogue
 from retrieval_service.points import AdapterFilter
 from retrieval_service.qdrant import LocalFolder, Qdrant
-from tests.checkpoints.jina_v4 import HIDDEN, tiny_jina
+from tests.support.checkpoints.jina_v4 import HIDDEN, tiny_jina
 
 pb = retrieval_service_pb2
 START_TIMEOUT_S = 120

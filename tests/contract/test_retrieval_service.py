@@ -39,8 +39,8 @@ from retrieval_service.indexing import Indexer
 from retrieval_service.qdrant import LocalFolder, Qdrant
 from retrieval_service.retriever import RetrievalDefaults, Retriever
 from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
-from tests.checkpoints.jina_v4 import HIDDEN, tiny_jina
-from tests.images import png_part
+from tests.support.checkpoints.jina_v4 import HIDDEN, tiny_jina
+from tests.support.harness.images import png_part
 
 pb = retrieval_service_pb2
 LIMITS = ImageLimits(max_images=3, max_bytes=200_000, max_pixels=300_000)

@@ -19,7 +19,7 @@ from loraretriever.v1 import generation_service_pb2 as pb
 from infra.contract.errors import UnavailableError
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.error_table import translated
-from tests.contract.runtime_probe import generate, stub_of
+from tests.support.servers.runtime_probe import generate, stub_of
 
 TIER = '''
 import asyncio, sys
@@ -30,7 +30,7 @@ from infra.contract.errors import CheckpointError, UnavailableError
 from infra.runtime.main import run_tier
 from infra.runtime.server import ServerOptions, aio_server, sync_server
 from infra.runtime.settings import TierSettings
-from tests.contract.runtime_probe import SERVICE, AioProbe, SyncProbe, nothing, stub_of
+from tests.support.servers.runtime_probe import SERVICE, AioProbe, SyncProbe, nothing, stub_of
 
 class ProbeSettings(TierSettings):
     """A tier made for a test."""

@@ -27,7 +27,7 @@ from infra.runtime.deadline import remaining_s
 from infra.runtime.error_table import translated
 from infra.runtime.logs import request_id
 from infra.runtime.server import AioGrpcServer, GrpcServer, ServerOptions, aio_server, sync_server
-from tests.contract.runtime_probe import (
+from tests.support.servers.runtime_probe import (
     GENERATE,
     SERVICE,
     AioProbe,

@@ -20,7 +20,7 @@ from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.error_table import translated
 from infra.runtime.metrics import serve_metrics
 from infra.runtime.server import ServerOptions, sync_server
-from tests.contract.runtime_probe import Kind, generate, serving
+from tests.support.servers.runtime_probe import Kind, generate, serving
 
 OPENSSL = shutil.which("openssl")
 KINDS: tuple[Kind, ...] = ("sync", "aio")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from generation_service.adapters.fixed_ranks import FixedKernels
-from generation_service.decode_graphs import CudaCapture, DecodeGraphs
-from generation_service.kernels.fixed_ops import TorchFixedKernels
-from generation_service.kernels.triton_ops import TritonFixedKernels
+from generation_service.execution.cuda_graph import CudaCapture, DecodeGraphs
+from generation_service.lora.kernels.static_ops import TorchFixedKernels
+from generation_service.lora.kernels.triton_ops import TritonFixedKernels
+from generation_service.lora.static_batch import FixedKernels
 from tests.parity.decode_world import STEPS, DecodeWorld
 from tests.parity.fixed_ranks_case import Case, Sizes, assert_close
 

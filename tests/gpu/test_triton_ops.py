@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from generation_service.kernels.triton_ops import TritonFixedKernels
+from generation_service.lora.kernels.triton_ops import TritonFixedKernels
 from tests.parity.fixed_ranks_case import TOLERANCE, Case, Sizes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

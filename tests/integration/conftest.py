@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.runtime.embedded_redis import embedded_redis
-from tests.fakes.jobs import Cluster, cluster
+from tests.support.harness.job_processes import Cluster, cluster
 
 
 @pytest.fixture

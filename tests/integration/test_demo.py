@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack import assert_nothing_runs_in, read_until, start
+from tests.support.harness.cli_process import assert_nothing_runs_in, read_until, start
 
 STRATEGIES = ["base", "selection", "mixture", "fusion-concat", "oracle"]
 

@@ -17,17 +17,17 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from generation_service.app import generation_stack
 from generation_service.models import registry
-from generation_service.service import generation_stack
 from infra.contract.composition import Base, Composition, Mixture, WeightedAdapter
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import Decoding
 from infra.contract.prompt import Prompt
-from orchestrator.cli import run
-from tests.checkpoints.peft_adapters import TinyAdapter
-from tests.checkpoints.qwen2_vl import write_folder
-from tests.generation import settings_for
-from tests.images import png_part
+from orchestrator.cli.main import run
+from tests.support.checkpoints.peft_adapters import TinyAdapter
+from tests.support.checkpoints.qwen2_vl import write_folder
+from tests.support.harness.generation_stack import settings_for
+from tests.support.harness.images import png_part
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_a_base_model.md"
 HIDDEN, WIDE, LAYERS, TOKENS = 64, 96, 2, 16

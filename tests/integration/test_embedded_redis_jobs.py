@@ -12,11 +12,12 @@ import pytest
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import Prompt
 from infra.runtime.embedded_redis import embedded_redis
-from orchestrator.evaluation.job import EvaluationState
-from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.evaluation_client import EvaluationClient
-from tests.fakes.jobs import Process, cluster, hasty_settings, records_of, until, write_dataset
-from tests.fakes.tiers import fake_tiers
+from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.clients.evaluation import EvaluationClient
+from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
+from orchestrator.jobs.job import EvaluationState
+from tests.support.harness.job_processes import Process, cluster, hasty_settings, records_of, until, write_dataset
+from tests.support.servers.tiers import fake_tiers
 
 
 def spec_of(file: Path) -> EvaluationSpec:
@@ -65,7 +66,7 @@ async def test_job_ends_with_every_sample_once_after_the_orchestrator_that_owns_
         doomed = start("orchestrator", "orchestrator-1", redis_dir=tmp_path / name)
         address = await doomed.ready()
         url = logged_url(doomed)
-        workers = [start("orchestrator.worker", f"worker-{number}", redis_url=url) for number in range(2)]
+        workers = [start("orchestrator.jobs.worker", f"worker-{number}", redis_url=url) for number in range(2)]
         await asyncio.gather(*(worker.ready() for worker in workers))
         async with EvaluationClient(address) as client:
             created = await client.create(spec_of(write_dataset(data, "gmail", episodes=20)))

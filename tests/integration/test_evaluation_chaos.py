@@ -12,10 +12,11 @@ from pathlib import Path
 
 from infra.contract.errors import UnavailableError
 from infra.contract.prompt import Prompt
-from orchestrator.evaluation.job import EvaluationState
-from orchestrator.evaluation.ledger.store import RedisStore
-from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from tests.fakes.jobs import Cluster, Process, cluster, records_of, until, write_dataset
+from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
+from orchestrator.jobs.job import EvaluationState
+from orchestrator.jobs.ledger.store import RedisStore
+from tests.support.harness.job_processes import Cluster, Process, cluster, records_of, until, write_dataset
 
 
 def spec_of(file: Path, shard_size: int) -> EvaluationSpec:
@@ -100,7 +101,7 @@ async def test_workers_and_job_go_on_after_a_redis_that_took_no_changes_for_a_wh
 async def test_job_ends_with_every_sample_once_while_everything_is_killed_again_and_again(
     tmp_path: Path, redis_url: str
 ) -> None:
-    module, settings = "tests.fakes.generation_process", {"delay_s": 0.05}
+    module, settings = "tests.support.servers.generation_process", {"delay_s": 0.05}
     replicas = [Process(module, settings, tmp_path, f"generation-{number}") for number in range(2)]
     addresses = await asyncio.gather(*(replica.ready() for replica in replicas))
     fate = random.Random(7)

@@ -13,12 +13,13 @@ from pathlib import Path
 from infra.contract.errors import InvalidArgumentError, OverloadedError
 from infra.contract.prompt import Prompt
 from infra.runtime.embedded_redis import embedded_redis
-from orchestrator.celery_app import QUEUE, make_celery
-from orchestrator.evaluation.job import EvaluationState
-from orchestrator.evaluation.ledger.store import RedisStore
-from orchestrator.evaluation.spec import AnswerStrategy, DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.evaluation_client import EvaluationClient
-from tests.fakes.jobs import Cluster, Process, cluster, records_of, until, write_dataset
+from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.clients.evaluation import EvaluationClient
+from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
+from orchestrator.jobs.celery import QUEUE, make_celery
+from orchestrator.jobs.job import EvaluationState
+from orchestrator.jobs.ledger.store import RedisStore
+from tests.support.harness.job_processes import Cluster, Process, cluster, records_of, until, write_dataset
 
 
 def spec_of(*files: Path, strategies: tuple[AnswerStrategy, ...], shard_size: int = 4) -> EvaluationSpec:
@@ -307,7 +308,7 @@ async def test_job_goes_on_after_redis_was_killed_in_the_middle(running: Cluster
 async def test_job_goes_on_after_the_generation_service_was_killed_and_came_back(
     tmp_path: Path, redis_url: str
 ) -> None:
-    module, settings = "tests.fakes.generation_process", {"delay_s": 0.2}
+    module, settings = "tests.support.servers.generation_process", {"delay_s": 0.2}
     doomed = Process(module, settings, tmp_path, "generation-1")
     address = await doomed.ready()
     async with cluster(tmp_path, redis_url, generation_target=address, concurrency=2) as running:

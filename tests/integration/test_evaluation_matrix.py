@@ -12,9 +12,9 @@ import pytest
 from infra.contract.composition import Fusion, FusionMethod
 from infra.contract.errors import InvalidArgumentError
 from infra.runtime.embedded_redis import embedded_redis
-from orchestrator.cli import run
-from tests.fakes import tiers
-from tests.fakes.jobs import cluster, records_of, write_dataset
+from orchestrator.cli.main import run
+from tests.support.harness.job_processes import cluster, records_of, write_dataset
+from tests.support.servers import tiers
 
 TEXT = tiers.answer_text
 

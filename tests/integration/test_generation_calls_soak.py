@@ -15,8 +15,8 @@ from loraretriever.v1 import generation_service_pb2 as pb
 
 from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.wire import prompt_to_proto
-from tests.generation import Served, World, served, settings_for, write_world
-from tests.images import png_part
+from tests.support.harness.generation_stack import Served, World, served, settings_for, write_world
+from tests.support.harness.images import png_part
 
 REQUESTS = 160
 SEEN = {"answered", "cancelled", "NOT_FOUND", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}

@@ -19,7 +19,7 @@ from loraretriever.v1.generation_service_pb2_grpc import GenerationServiceStub
 
 from infra.contract.prompt import Prompt
 from infra.runtime.wire import prompt_to_proto
-from tests.checkpoints.qwen2_vl import write_qwen2_vl
+from tests.support.checkpoints.qwen2_vl import write_qwen2_vl
 
 
 @contextmanager

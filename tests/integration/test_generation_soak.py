@@ -13,14 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from generation_service.images import decode_images
-from generation_service.sequence import Delta, Event, Request, Sequence
-from generation_service.service import GenerationStack, generation_stack
+from generation_service.app import GenerationStack, generation_stack
+from generation_service.engine.sequence import Delta, Event, Request, Sequence
+from generation_service.models.images import decode_images
 from infra.contract.composition import FusionMethod
 from infra.contract.errors import DeadlineError, LoraRetrieverError, OverloadedError
 from infra.contract.generation import Generation
-from tests.generation import settings_for
-from tests.soak_load import BAD_ADAPTERS, BANK_RANKS, MAX_ADAPTERS, Planned, planned_requests, write_soak_world
+from tests.support.harness.generation_stack import settings_for
+from tests.support.harness.soak_load import (
+    BAD_ADAPTERS,
+    BANK_RANKS,
+    MAX_ADAPTERS,
+    Planned,
+    planned_requests,
+    write_soak_world,
+)
 
 REQUESTS = 2000
 CALLERS = 8

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from generation_service.service import GenerationStack, generation_stack
+from generation_service.app import GenerationStack, generation_stack
 from infra.contract.composition import Base
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import Decoding
 from infra.contract.prompt import ImagePart, Prompt
-from tests.checkpoints.internvl2 import TinyInternVL, write_internvl2
-from tests.checkpoints.qwen2_5_vl import write_qwen2_5_vl
-from tests.checkpoints.qwen2_vl import write_qwen2_vl
-from tests.generation import settings_for
-from tests.images import png_part
+from tests.support.checkpoints.internvl2 import TinyInternVL, write_internvl2
+from tests.support.checkpoints.qwen2_5_vl import write_qwen2_5_vl
+from tests.support.checkpoints.qwen2_vl import write_qwen2_vl
+from tests.support.harness.generation_stack import settings_for
+from tests.support.harness.images import png_part
 
 BROKEN = ImagePart(png_part(300, 300).data[:200], "image/png")
 

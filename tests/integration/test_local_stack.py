@@ -13,11 +13,18 @@ from pathlib import Path
 import pytest
 
 from infra.contract.errors import ConfigurationError
-from orchestrator.cli import run
-from orchestrator.commands.settings import child_environment
-from orchestrator.local_stack import LocalStack, StackPlan, read_state
-from tests.dataset_files import write_episodes
-from tests.stack import Models, assert_nothing_runs_in, processes_naming, read_until, start, write_models
+from orchestrator.cli.main import run
+from orchestrator.cli.settings import child_environment
+from orchestrator.devstack.stack import LocalStack, StackPlan, read_state
+from tests.support.harness.cli_process import (
+    Models,
+    assert_nothing_runs_in,
+    processes_naming,
+    read_until,
+    start,
+    write_models,
+)
+from tests.support.harness.dataset_files import write_episodes
 
 
 @pytest.fixture(scope="module")

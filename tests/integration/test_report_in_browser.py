@@ -12,10 +12,10 @@ from orchestrator.evaluation.report.html.page import render_html
 from orchestrator.evaluation.report.html.samples import PictureBudget
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts
-from orchestrator.evaluation.spec import Protocol
-from tests.browser import Page, browser, find_chromium
-from tests.fakes.evaluation import answered, sample
-from tests.fakes.reports import HOSTILE, SPEC, hostile_records, many_records
+from orchestrator.evaluation.spec import PromptProtocol
+from tests.support.harness.browser import Page, browser, find_chromium
+from tests.support.harness.evaluation_data import answered, sample
+from tests.support.harness.report_records import HOSTILE, SPEC, hostile_records, many_records
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH; install Debian's package chromium")
@@ -105,7 +105,7 @@ def test_failed_samples_are_neither_right_nor_wrong(page: Page, tmp_path: Path) 
 
 
 def test_a_sequence_is_headed_as_a_whole_episode(page: Page, tmp_path: Path) -> None:
-    asked = sample("Scroll up\nScroll down", step_count=2, protocol=Protocol.SEQUENCE)
+    asked = sample("Scroll up\nScroll down", step_count=2, protocol=PromptProtocol.SEQUENCE)
     records = [answered(asked, "Scroll up\nScroll down")]
     file = tmp_path / "report.html"
     file.write_text(render_html(summarize(records, JobFacts(SPEC)), records), encoding="utf-8")
@@ -114,7 +114,7 @@ def test_a_sequence_is_headed_as_a_whole_episode(page: Page, tmp_path: Path) -> 
 
 
 def test_a_whole_answer_shows_its_scores_and_is_not_among_the_wrong_ones(page: Page, tmp_path: Path) -> None:
-    whole = answered(sample("Paris", protocol=Protocol.SEQUENCE), "It is Paris")
+    whole = answered(sample("Paris", protocol=PromptProtocol.SEQUENCE), "It is Paris")
     records = [whole, answered(sample("Wait for response", episode="e2"), "Scroll up")]
     summary = summarize(records, JobFacts(SPEC))
     file = tmp_path / "report.html"

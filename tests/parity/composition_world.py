@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from generation_service.adapters.bank import AdapterBank
-from generation_service.adapters.ranks import RankRange
-from generation_service.adapters.weights import AdapterWeights, LoraPair
-from generation_service.kernels.reference import Term, lora_forward
+from generation_service.lora.bank import AdapterBank
+from generation_service.lora.kernels.reference import Term, lora_forward
+from generation_service.lora.ranks import RankRange
+from generation_service.lora.weights import AdapterWeights, LoraPair
 
 SHAPES = {"q": (24, 20), "down": (16, 24)}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}

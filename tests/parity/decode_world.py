@@ -8,19 +8,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from generation_service.adapters.bank import AdapterBank
-from generation_service.adapters.fixed_ranks import FixedKernels
-from generation_service.adapters.ranks import RankRange
-from generation_service.adapters.weights import AdapterWeights, LoraPair, Shapes
-from generation_service.decode_row import DecodeRow
-from generation_service.fixed_decode import FixedDecode
-from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.execution.decode_row import DecodeRow
+from generation_service.execution.kv_cache import CacheShape, SlotKVCache
+from generation_service.execution.prefill import Prefill
+from generation_service.execution.runner import Runner
+from generation_service.execution.static_inputs import FixedDecode
+from generation_service.lora.bank import AdapterBank
+from generation_service.lora.ranks import RankRange
+from generation_service.lora.static_batch import FixedKernels
+from generation_service.lora.weights import AdapterWeights, LoraPair, Shapes
 from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
-from generation_service.prefill import Prefill
-from generation_service.runner import Runner
 from infra.contract.prompt import Prompt
-from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
+from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
 
 PROMPTS = ("one", "a second prompt", "three", "and the fourth of them")
 RANKS = (4, 7, 16)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from generation_service.adapters.fixed_ranks import FixedKernels
+from generation_service.lora.static_batch import FixedKernels
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Largest error allowed by dtype, relative to the largest magnitude of the answer."""

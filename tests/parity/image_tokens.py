@@ -10,7 +10,7 @@ from PIL.Image import Image
 from generation_service.models.base import BaseModel
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import ImagePart, Prompt
-from tests.images import picture
+from tests.support.harness.images import picture
 
 
 def check_stops_at_the_image_too_many(model: BaseModel, cut: Callable[[], int]) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.checkpoints.jina_v4 import TinyJina
+from tests.support.checkpoints.jina_v4 import TinyJina
 
 
 class ReferenceJina:

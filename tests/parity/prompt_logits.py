@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.execution.kv_cache import CacheShape, SlotKVCache
 from generation_service.models.base import BaseModel, EncodedPrompt
 
 

@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from generation_service.adapters.bank import AdapterBank
-from generation_service.adapters.ranks import RankRange
-from generation_service.decode_graphs import CaptureError, DecodeGraphs, Forward
-from generation_service.decode_row import DecodeRow
-from generation_service.fixed_decode import FixedDecode
-from generation_service.kernels.fixed_ops import TorchFixedKernels
-from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.execution.cuda_graph import CaptureError, DecodeGraphs, Forward
+from generation_service.execution.decode_row import DecodeRow
+from generation_service.execution.kv_cache import CacheShape, SlotKVCache
+from generation_service.execution.prefill import Prefill
+from generation_service.execution.runner import Runner
+from generation_service.execution.static_inputs import FixedDecode
+from generation_service.lora.bank import AdapterBank
+from generation_service.lora.kernels.static_ops import TorchFixedKernels
+from generation_service.lora.ranks import RankRange
 from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
-from generation_service.prefill import Prefill
-from generation_service.runner import Runner
 from infra.contract.prompt import Prompt
-from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
-from tests.fakes.recorded_graph import record
 from tests.parity.decode_world import language_adapter
+from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
+from tests.support.harness.recorded_graph import record
 
 SLOTS = 6
 

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from generation_service.adapters.bank import AdapterBank
-from generation_service.adapters.checkpoint import read_checkpoint
-from generation_service.adapters.ranks import RankRange
-from generation_service.decode_row import DecodeRow
-from generation_service.kv_cache import CacheShape, SlotKVCache
+from generation_service.adapters.checkpoint.reader import read_checkpoint
+from generation_service.execution.decode_row import DecodeRow
+from generation_service.execution.kv_cache import CacheShape, SlotKVCache
+from generation_service.execution.prefill import Prefill
+from generation_service.execution.runner import Runner
+from generation_service.lora.bank import AdapterBank
+from generation_service.lora.ranks import RankRange
 from generation_service.models.base import BaseModel, EncodedPrompt, LoadOptions
 from generation_service.models.registry import load_base_model
-from generation_service.prefill import Prefill
-from generation_service.runner import Runner
 from infra.contract.prompt import ImagePart, Prompt
-from tests.generation import World, write_world
-from tests.images import picture, png
+from tests.support.harness.generation_stack import World, write_world
+from tests.support.harness.images import picture, png
 
 CHUNKS = (1, 7, 64)
 ALL = 4096

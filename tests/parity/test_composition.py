@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from generation_service.compose.fusion import WeightedWeights, fuse
+from generation_service.lora.fusion.fusion import WeightedWeights, fuse
 from infra.contract.composition import FusionMethod
 from tests.parity.composition_world import SHAPES, TOLERANCE, TrainedLora, World, assert_close, trained
 

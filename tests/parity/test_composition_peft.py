@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from generation_service.adapters.bank import AdapterBank
-from generation_service.adapters.checkpoint import read_checkpoint
-from generation_service.adapters.ranks import RankRange
-from generation_service.adapters.weights import AdapterWeights
-from generation_service.compose.fusion import WeightedWeights, fuse
+from generation_service.adapters.checkpoint.reader import read_checkpoint
+from generation_service.lora.bank import AdapterBank
+from generation_service.lora.fusion.fusion import WeightedWeights, fuse
+from generation_service.lora.ranks import RankRange
+from generation_service.lora.weights import AdapterWeights
 from infra.contract.composition import FusionMethod
 from infra.contract.errors import CheckpointError
 

@@ -18,10 +18,10 @@ from generation_service.models.internvl.tiles import Tiling
 from generation_service.models.registry import family_of, load_base_model
 from infra.contract.errors import CheckpointError, ConfigurationError
 from infra.contract.prompt import ImagePart, Prompt
-from tests.checkpoints.internvl2 import TinyInternVL, language_linears, write_internvl2
-from tests.images import picture
 from tests.parity.image_tokens import check_stops_at_the_image_too_many
 from tests.parity.prompt_logits import prompt_logits
+from tests.support.checkpoints.internvl2 import TinyInternVL, language_linears, write_internvl2
+from tests.support.harness.images import picture
 
 pytest.importorskip("sentencepiece", reason="the reference reads tokenizer.model with sentencepiece (extra dev)")
 from tests.parity.internvl2_reference import InternVL2Reference, tiles

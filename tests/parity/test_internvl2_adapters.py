@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from generation_service.adapters.checkpoint import read_checkpoint
+from generation_service.adapters.checkpoint.reader import read_checkpoint
 from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.registry import load_base_model
 from infra.contract.errors import CheckpointError
 from infra.contract.prompt import ImagePart, Prompt
-from tests.checkpoints.internvl2 import TinyInternVL, language_linears, vision_linears, write_internvl2
-from tests.checkpoints.peft_adapters import TinyAdapter
-from tests.images import picture
 from tests.parity.prompt_logits import prompt_logits
+from tests.support.checkpoints.internvl2 import TinyInternVL, language_linears, vision_linears, write_internvl2
+from tests.support.checkpoints.peft_adapters import TinyAdapter
+from tests.support.harness.images import picture
 
 pytest.importorskip("sentencepiece", reason="the reference reads tokenizer.model with sentencepiece (extra dev)")
 from tests.parity.internvl2_reference import InternVL2Reference, tiles

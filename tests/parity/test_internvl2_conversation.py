@@ -13,9 +13,9 @@ from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.registry import load_base_model
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import ImagePart, Message, Part, Prompt, Role, TextPart
-from tests.checkpoints.internvl2 import TinyInternVL, write_internvl2
-from tests.checkpoints.internvl2_tokenizers import IMAGE_TOKENS
-from tests.images import picture
+from tests.support.checkpoints.internvl2 import TinyInternVL, write_internvl2
+from tests.support.checkpoints.internvl2_tokenizers import IMAGE_TOKENS
+from tests.support.harness.images import picture
 
 pytest.importorskip("sentencepiece", reason="the reference reads tokenizer.model with sentencepiece (extra dev)")
 from tests.parity.internvl2_reference import SYSTEM, InternVL2Reference

@@ -10,14 +10,14 @@ import pytest
 from PIL.Image import Image
 from torch import Tensor
 
-from generation_service.service import GenerationStack, generation_stack
+from generation_service.app import GenerationStack, generation_stack
 from infra.contract.composition import Base, Composition, Mixture, WeightedAdapter
 from infra.contract.generation import Decoding
 from infra.contract.prompt import ImagePart, Prompt
-from tests.checkpoints.internvl2 import TinyInternVL, language_linears, vision_linears, write_internvl2
-from tests.checkpoints.peft_adapters import TinyAdapter
-from tests.generation import settings_for
-from tests.images import picture, png
+from tests.support.checkpoints.internvl2 import TinyInternVL, language_linears, vision_linears, write_internvl2
+from tests.support.checkpoints.peft_adapters import TinyAdapter
+from tests.support.harness.generation_stack import settings_for
+from tests.support.harness.images import picture, png
 
 pytest.importorskip("sentencepiece", reason="the reference reads tokenizer.model with sentencepiece (extra dev)")
 from tests.parity.internvl2_reference import InternVL2Reference, tiles

@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from generation_service.adapters.checkpoint import read_checkpoint
+from generation_service.adapters.checkpoint.reader import read_checkpoint
 from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.registry import family_of, load_base_model
 from infra.contract.errors import CheckpointError
 from infra.contract.prompt import ImagePart, Prompt
-from tests.checkpoints.internvl2 import TinyInternVL, language_linears, vision_linears
-from tests.checkpoints.internvl_native import write_internvl_native
-from tests.checkpoints.peft_adapters import TinyAdapter
-from tests.images import picture
 from tests.parity.prompt_logits import prompt_logits
+from tests.support.checkpoints.internvl2 import TinyInternVL, language_linears, vision_linears
+from tests.support.checkpoints.internvl_native import write_internvl_native
+from tests.support.checkpoints.peft_adapters import TinyAdapter
+from tests.support.harness.images import picture
 
 pytest.importorskip("sentencepiece", reason="the reference module reads tokenizers with sentencepiece (extra dev)")
 from tests.parity.internvl2_reference import InternVL2Reference, tiles

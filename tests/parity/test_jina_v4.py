@@ -15,8 +15,8 @@ from infra.contract.errors import CheckpointError, ConfigurationError, InternalE
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
 from retrieval_service.embedders.base import LateFusion
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options, Task, TextPrefix
-from tests.checkpoints.jina_v4 import LINEARS, TASKS, TinyJina, tiny_jina
 from tests.parity.jina_v4_reference import ReferenceJina
+from tests.support.checkpoints.jina_v4 import LINEARS, TASKS, TinyJina, tiny_jina
 
 MAX_PIXELS = 100_000
 TEXTS = ("a", "Tap the heart, else the bag.", "naïve déjà vu 東京 🙂", "x " * 90, "<|image_pad|> is only text here")

@@ -15,12 +15,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from examples.pocket_phone.episodes import generate
 from examples.pocket_phone.prompts import Example, chat, step_examples
-from generation_service.service import GenerationStack, generation_stack
+from generation_service.app import GenerationStack, generation_stack
 from infra.contract.composition import Composition, Mixture, WeightedAdapter
 from infra.contract.generation import Decoding
 from infra.contract.prompt import ImagePart, Prompt
-from tests.generation import settings_for
-from tests.images import png
+from tests.support.harness.generation_stack import settings_for
+from tests.support.harness.images import png
 
 CHECKPOINTS = Path(__file__).parents[2] / "examples" / "pocket_phone" / "checkpoints"
 BASE, ADAPTERS = CHECKPOINTS / "base", CHECKPOINTS / "adapters"

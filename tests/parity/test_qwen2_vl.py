@@ -18,11 +18,11 @@ from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.registry import load_base_model
 from infra.contract.errors import CheckpointError, ConfigurationError, InvalidArgumentError
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
-from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
-from tests.images import picture
 from tests.parity.image_tokens import check_stops_at_the_image_too_many
 from tests.parity.prompt_logits import prompt_logits
 from tests.parity.qwen2_vl_reference import Qwen2VLReference, patches
+from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
+from tests.support.harness.images import picture
 
 CPU = torch.device("cpu")
 SIZES = {"text": [], "one image": [(100, 150)], "several images": [(57, 300), (112, 112), (40, 40)]}

@@ -13,13 +13,13 @@ import torch
 from PIL.Image import Image
 from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
 
+from generation_service.app import GenerationStack, generation_stack
 from generation_service.models.base import EncodedPrompt
-from generation_service.service import GenerationStack, generation_stack
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.generation import Decoding
 from infra.contract.prompt import ImagePart, Prompt
-from tests.generation import World, settings_for, tiny_adapter, write_world
-from tests.images import picture, png
+from tests.support.harness.generation_stack import World, settings_for, tiny_adapter, write_world
+from tests.support.harness.images import picture, png
 
 TOKENS = 24
 IMAGES = {"text": [], "one image": [(100, 150)], "three images": [(57, 200), (112, 112), (40, 40)]}

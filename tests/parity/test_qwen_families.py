@@ -13,21 +13,21 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from generation_service.adapters.checkpoint import read_checkpoint
+from generation_service.adapters.checkpoint.reader import read_checkpoint
+from generation_service.app import generation_stack
 from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.registry import load_base_model
-from generation_service.service import generation_stack
 from infra.contract.composition import Base
 from infra.contract.generation import Decoding
 from infra.contract.prompt import ImagePart, Prompt
-from tests.checkpoints.peft_adapters import TinyAdapter
-from tests.checkpoints.qwen2_5_vl import TinyShape25, write_qwen2_5_vl
-from tests.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
-from tests.generation import settings_for
-from tests.images import picture, png
 from tests.parity.prompt_logits import prompt_logits
 from tests.parity.qwen2_5_vl_reference import Qwen25VLReference
 from tests.parity.qwen2_vl_reference import Qwen2VLReference, patches
+from tests.support.checkpoints.peft_adapters import TinyAdapter
+from tests.support.checkpoints.qwen2_5_vl import TinyShape25, write_qwen2_5_vl
+from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
+from tests.support.harness.generation_stack import settings_for
+from tests.support.harness.images import picture, png
 
 CPU = torch.device("cpu")
 QUESTION = "What is on the screen?"

@@ -22,8 +22,8 @@ from infra.contract.prompt import Prompt
 from retrieval_service.batcher import BatchedEmbedder
 from retrieval_service.embedders.base import FloatArray
 from retrieval_service.embedders.sentence_transformers import SentenceOptions, SentenceTransformersEmbedder
-from tests.checkpoints.sentence_transformers import DENSE, HIDDEN, write_sentence_model
-from tests.images import png_part
+from tests.support.checkpoints.sentence_transformers import DENSE, HIDDEN, write_sentence_model
+from tests.support.harness.images import png_part
 
 pytest.importorskip("sentence_transformers", reason="the extra sentence-transformers is not installed")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from generation_service.kernels.triton_ops import TritonFixedKernels
+from generation_service.lora.kernels.triton_ops import TritonFixedKernels
 from tests.parity.decode_world import STEPS, DecodeWorld
 
 pytest.importorskip("triton", reason="Triton is made for Linux on x86-64 only")
 
-from tests.fakes.interpreted_triton import interpreted_kernels
+from tests.support.harness.interpreted_triton import interpreted_kernels
 
 
 def test_steps_with_the_triton_kernels_are_the_steps_as_written(tmp_path: Path) -> None:

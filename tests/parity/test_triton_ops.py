@@ -13,15 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generation_service.kernels import triton_ops
-from generation_service.kernels.fixed_ops import TorchFixedKernels
-from generation_service.kernels.triton_ops import TritonFixedKernels
+from generation_service.lora.kernels import triton_ops
+from generation_service.lora.kernels.static_ops import TorchFixedKernels
+from generation_service.lora.kernels.triton_ops import TritonFixedKernels
 from tests.parity.fixed_ranks_case import TOLERANCE, Case, Sizes, assert_close
 
 pytest.importorskip("triton", reason="Triton is made for Linux on x86-64 only")
 
-from tests.fakes.compiled_triton import compile_for_gpu
-from tests.fakes.interpreted_triton import interpreted_kernels
+from tests.support.harness.compiled_triton import compile_for_gpu
+from tests.support.harness.interpreted_triton import interpreted_kernels
 
 PLAIN = Sizes(rows=5, ranks=40, used=23, members=3)
 
@@ -140,7 +140,7 @@ def test_every_kernel_compiles_for_a_gpu(
 def test_without_triton_the_error_says_what_to_do_and_only_on_use() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
-        "from generation_service.kernels.triton_ops import TritonFixedKernels\n"
+        "from generation_service.lora.kernels.triton_ops import TritonFixedKernels\n"
         "from infra.contract.errors import ConfigurationError\n"
         "try:\n    TritonFixedKernels()\n"
         "except ConfigurationError as error:\n    print(error)\n"

@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from generation_service.adapters.binding import Rename
+from generation_service.adapters.checkpoint.binding import Rename
 from generation_service.models.base import EncodedPrompt, ImageBudget, ModelDescription
 from generation_service.models.chat import expand_images
 from generation_service.models.decoder import Decoder

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from generation_service.adapters.binding import Part
+from generation_service.adapters.checkpoint.binding import Part
 
 LANGUAGE, VISION, PROJECTOR = "model.language_model", "model.vision_tower", "model.multi_modal_projector"
 HEAD = "lm_head"

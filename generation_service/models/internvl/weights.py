@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from generation_service.adapters.binding import Rename
+from generation_service.adapters.checkpoint.binding import Rename
 from generation_service.models.folder import StoredTensor, stored_tensors
 from infra.contract.errors import CheckpointError
 

@@ -8,7 +8,7 @@ from loraretriever.v1 import adapter_pb2
 
 from infra.contract.adapter import Adapter
 from infra.contract.composition import WeightedAdapter
-from infra.contract.errors import field
+from infra.contract.errors import field_path
 from infra.runtime.wire.values import datetime_from_timestamp, timestamp_from_datetime
 
 
@@ -64,6 +64,6 @@ def weighted_adapters_from_proto(
     """Return shares; errors are below "adapters[i]", or `name` in place of adapters."""
     shares = []
     for index, message in enumerate(messages):
-        with field(f"{name}[{index}]"):
+        with field_path(f"{name}[{index}]"):
             shares.append(weighted_adapter_from_proto(message))
     return tuple(shares)

@@ -7,7 +7,7 @@ from typing import assert_never
 from loraretriever.v1 import generation_service_pb2
 
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture
-from infra.contract.errors import InvalidArgumentError, field
+from infra.contract.errors import InvalidArgumentError, field_path
 from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
 from infra.runtime.wire.adapter import weighted_adapter_to_proto, weighted_adapters_from_proto
 from infra.runtime.wire.values import duration_from_seconds, enum_from_proto, enum_to_proto, seconds_from_duration
@@ -18,10 +18,10 @@ def composition_from_proto(message: generation_service_pb2.Composition) -> Compo
     kind = message.WhichOneof("kind")
     match kind:
         case "mixture":
-            with field("mixture"):
+            with field_path("mixture"):
                 return Mixture(weighted_adapters_from_proto(message.mixture.adapters))
         case "fusion":
-            with field("fusion"):
+            with field_path("fusion"):
                 return _fusion_from_proto(message.fusion)
         case _:
             return Base()

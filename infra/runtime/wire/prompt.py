@@ -7,7 +7,7 @@ from typing import assert_never
 
 from loraretriever.v1 import prompt_pb2
 
-from infra.contract.errors import InvalidArgumentError, field
+from infra.contract.errors import InvalidArgumentError, field_path
 from infra.contract.prompt import ImagePart, Message, Part, Prompt, Role, TextPart
 from infra.runtime.wire.values import enum_from_proto, enum_to_proto
 
@@ -39,7 +39,7 @@ def message_from_proto(message: prompt_pb2.Message) -> Message:
     role = enum_from_proto(Role, prompt_pb2.Role, message.role, "role") or Role.USER
     parts = []
     for index, part in enumerate(message.parts):
-        with field(f"parts[{index}]"):
+        with field_path(f"parts[{index}]"):
             parts.append(part_from_proto(part))
     return Message(role, tuple(parts))
 
@@ -54,7 +54,7 @@ def prompt_from_proto(message: prompt_pb2.Prompt) -> Prompt:
     """Return a prompt."""
     messages = []
     for index, turn in enumerate(message.messages):
-        with field(f"messages[{index}]"):
+        with field_path(f"messages[{index}]"):
             messages.append(message_from_proto(turn))
     return Prompt(tuple(messages))
 
@@ -68,7 +68,7 @@ def prompts_from_proto(messages: Iterable[prompt_pb2.Prompt]) -> tuple[Prompt, .
     """Return prompts; errors are below "prompts[i]", and none at all is an error of "prompts"."""
     prompts = []
     for index, message in enumerate(messages):
-        with field(f"prompts[{index}]"):
+        with field_path(f"prompts[{index}]"):
             prompts.append(prompt_from_proto(message))
     if not prompts:
         raise InvalidArgumentError("prompts", "there is none; send at least one prompt")

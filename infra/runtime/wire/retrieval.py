@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loraretriever.v1 import retrieval_service_pb2
 
-from infra.contract.errors import field
+from infra.contract.errors import field_path
 from infra.contract.retrieval import (
     Match,
     RetrievalOptions,
@@ -53,7 +53,7 @@ def retrieval_options_to_proto(options: RetrievalOptions) -> retrieval_service_p
 
 def match_from_proto(message: retrieval_service_pb2.Match) -> Match:
     """Return one retrieved adapter."""
-    with field("adapter"):
+    with field_path("adapter"):
         adapter = adapter_from_proto(message.adapter)
     return Match(adapter, message.similarity, message.weight)
 
@@ -69,7 +69,7 @@ def selection_from_proto(message: retrieval_service_pb2.Selection) -> Selection:
     """Return the matches of one prompt."""
     matches = []
     for index, match in enumerate(message.matches):
-        with field(f"matches[{index}]"):
+        with field_path(f"matches[{index}]"):
             matches.append(match_from_proto(match))
     return Selection(tuple(matches))
 

@@ -22,7 +22,7 @@ from orchestrator.evaluation.data.files import (
     find_dataset,
 )
 from orchestrator.evaluation.data.read_budget import MAX_IMAGE_BYTES, ReadBudget
-from orchestrator.evaluation.spec import DatasetSpec, Protocol
+from orchestrator.evaluation.spec import DatasetSpec, PromptProtocol
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _RowError(Exception):
 def read_dataset(
     dataset: DatasetSpec,
     *,
-    protocol: Protocol,
+    protocol: PromptProtocol,
     roots: Sequence[Path],
     image_root: Path | None = None,
     budget: ReadBudget | None = None,
@@ -109,7 +109,7 @@ def read_dataset(
 def read_datasets(
     datasets: Sequence[DatasetSpec],
     *,
-    protocol: Protocol,
+    protocol: PromptProtocol,
     roots: Sequence[Path],
     image_root: str = "",
     max_bytes: int = MAX_DATASET_BYTES,
@@ -168,7 +168,7 @@ def _rows(lines: Iterable[bytes], hash_line: Callable[[bytes], None]) -> Iterato
 
 
 def _episode(
-    dataset: DatasetSpec, line: int, row: bytes, protocol: Protocol, find_image: Callable[[str], Path]
+    dataset: DatasetSpec, line: int, row: bytes, protocol: PromptProtocol, find_image: Callable[[str], Path]
 ) -> Episode:
     fields = _fields(row)
     episode_id = _episode_id(fields)
@@ -182,7 +182,7 @@ def _episode(
         raise _RowError(f"query says nothing but {IMAGE_PLACEHOLDER}; it needs an instruction")
     response = _text(fields, "response").strip()
     actions = split_actions(response)
-    if protocol is not Protocol.SEQUENCE and len(actions) != len(names):
+    if protocol is not PromptProtocol.SEQUENCE and len(actions) != len(names):
         raise _RowError(
             f"response has {len(actions)} actions for {len(names)} images; the {protocol.value} protocol needs one "
             "each (the sequence protocol asks for a whole answer at once, with any number of images)"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, field
+from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, field_path
 from orchestrator.evaluation.data.patterns import PatternSearch
 from orchestrator.evaluation.spec import DatasetSpec, EvaluationSpec
 
@@ -65,7 +65,7 @@ def settle(spec: EvaluationSpec, roots: Sequence[Path], max_bytes: int = MAX_DAT
     search = PatternSearch(roots)
     datasets = []
     for index, dataset in enumerate(spec.datasets):
-        with field(f"datasets[{index}]"):
+        with field_path(f"datasets[{index}]"):
             datasets += expand(dataset, roots, search)
     files = [find_dataset(dataset, roots) for dataset in datasets]
     check_bytes(sum(map(byte_size_of, files)), max_bytes)

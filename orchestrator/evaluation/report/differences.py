@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.metrics.action import ActionMetric
 from orchestrator.evaluation.metrics.episodes import graded_steps
 from orchestrator.evaluation.metrics.paired import Graded, Question, paired_difference
@@ -12,7 +13,7 @@ from orchestrator.evaluation.metrics.uncertainty import Estimate
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.summary import Difference
 from orchestrator.evaluation.scoring import answered_episodes, graded_by_judge, whole_answers
-from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy
+from orchestrator.evaluation.spec import EvaluatedStrategy
 
 
 def references(strategies: Sequence[EvaluatedStrategy]) -> Iterator[tuple[str, str]]:

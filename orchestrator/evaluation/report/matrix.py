@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infra.contract.composition import FusionMethod
+from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
 from orchestrator.evaluation.report.markdown import UNSCORED_TEXT, ReportTable, inline, table
 from orchestrator.evaluation.report.summary import ALL, Cell, Summary, shared_floor
-from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy
+from orchestrator.evaluation.spec import EvaluatedStrategy
 
 FUSION_METHODS = (FusionMethod.LINEAR, FusionMethod.CONCAT, FusionMethod.SVD)
 _ROWS = (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.report.summary import Summary
-from orchestrator.evaluation.spec import AnswerStrategy, EvaluatedStrategy, Protocol
+from orchestrator.evaluation.spec import EvaluatedStrategy, PromptProtocol
 
 _STRATEGIES = {
     AnswerStrategy.BASE: "the base model alone",
@@ -15,9 +16,9 @@ _STRATEGIES = {
     AnswerStrategy.RANDOM_K: "as many adapters as are retrieved elsewhere, drawn at random for each sample",
 }
 _PROTOCOLS = {
-    Protocol.STEP: "Each step of an episode is one sample: instruction, the true actions so far, the current screen.",
-    Protocol.SEQUENCE: "Each episode is one sample: all screens and the instruction; one answer holds everything.",
-    Protocol.EPISODE: "Each step of an episode is asked with the model's own earlier actions.",
+    PromptProtocol.STEP: "Each step is one sample: instruction, the true actions so far, the current screen.",
+    PromptProtocol.SEQUENCE: "Each episode is one sample: all screens and the instruction; one answer holds all steps.",
+    PromptProtocol.EPISODE: "Each step of an episode is asked with the model's own earlier actions.",
 }
 _UNCERTAINTY = """- **Intervals** are of 95 %, by Student's t with one degree of freedom fewer than there are episodes.
   Where there is no room for one, **±** is one standard error, clustered by episode: steps of an episode depend on each

@@ -22,7 +22,7 @@ from orchestrator.evaluation.metrics.action import ActionMetric
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.tables import TEXT_COLUMNS
 from orchestrator.evaluation.scoring import step_scores, text_scores, wants_actions
-from orchestrator.evaluation.spec import Protocol
+from orchestrator.evaluation.spec import PromptProtocol
 
 MAX_SAMPLES = 2000
 MAX_TEXT = 4000
@@ -85,7 +85,7 @@ def _sample(record: Record, metric: ActionMetric, pictures: _Pictures, grade: fl
         "episode": sample.episode_id,
         "step": sample.step + 1,
         "steps": sample.step_count,
-        "whole": sample.protocol is Protocol.SEQUENCE,
+        "whole": sample.protocol is PromptProtocol.SEQUENCE,
         "text": _cut(sample.text),
         "adapter": sample.adapter_id or "",
         "error": f"{record.error.reason}: {_cut(record.error.message)}" if record.error else "",
@@ -108,7 +108,7 @@ def _actions(record: Record, metric: ActionMetric) -> list[list[Any]]:
     if not wants_actions(record):
         return [[_cut(record.sample.truth), None if record.answer is None else _cut(record.answer), None]]
     scores = step_scores(record, [metric])
-    is_sequence = record.sample.protocol is Protocol.SEQUENCE
+    is_sequence = record.sample.protocol is PromptProtocol.SEQUENCE
     truths = split_actions(record.sample.truth) if is_sequence else [record.sample.truth]
     answers: list[str] = []
     if record.answer is not None:

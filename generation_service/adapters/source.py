@@ -1,0 +1,176 @@
+"""Adapter ids -> checkpoint folders: what the catalogue says, or what lies below the adapter roots."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from generation_service.adapters.checkpoint.peft_config import CONFIG_FILE
+from generation_service.adapters.checkpoint.reader import WEIGHTS_FILE, content_revision, read_config
+from generation_service.adapters.once import Once
+from infra.contract.adapter import Adapter
+from infra.contract.errors import BaseModelMismatchError, CheckpointError, NotFoundError
+
+REVISION_LENGTH = 12
+
+Signature = tuple[tuple[int, ...], ...]
+"""What the file system says of some files; empty for one that is not there."""
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """Where one revision of an adapter is read from. `content` is its expected content revision; empty: that
+    which it has when it is first read."""
+
+    adapter_id: str
+    revision: str
+    folder: Path
+    base_model: str
+    content: str = ""
+
+
+class AdapterResolver(Protocol):
+    """Knows where adapters are. May block on disk or network; called from loader threads."""
+
+    def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
+        """Return the source of `revision` (empty: the newest). Raises NotFoundError or CheckpointError."""
+
+
+class Roots:
+    """The folders that adapters may be read from; nothing outside them is opened, symbolic links included."""
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self._roots = [root.resolve() for root in roots]
+
+    def __str__(self) -> str:
+        return ", ".join(str(root) for root in self._roots) or "no folder: start the server with --adapter-roots"
+
+    def signature(self, name: str) -> Signature:
+        """Return what changes whenever the files of the adapter folder `name`, below any root, do."""
+        paths = [f"{root}/{name}/{file}" for root in self._roots for file in (CONFIG_FILE, WEIGHTS_FILE)]
+        return tuple(_state(path) for path in paths)
+
+    def find(self, uri: str) -> Path | None:
+        """Return the folder that `uri` names, relative to a root or absolute; None when there is none.
+
+        Raises CheckpointError when it, or a file of it that would be read, lies outside the roots.
+        """
+        candidates = [Path(uri)] if Path(uri).is_absolute() else [root / uri for root in self._roots]
+        for candidate in candidates:
+            with suppress(OSError, ValueError, RuntimeError):  # No name of a folder: too long, a NUL, a loop of links.
+                self._check_inside(uri, candidate)
+                if candidate.is_dir():
+                    return candidate.resolve()
+        return None
+
+    def _check_inside(self, uri: str, folder: Path) -> None:
+        for path in (folder, folder / CONFIG_FILE, folder / WEIGHTS_FILE):
+            if not any(path.resolve().is_relative_to(root) for root in self._roots):
+                raise CheckpointError(
+                    f"{uri} leads outside the folders that adapters are read from ({self}): move it there, or "
+                    "start the server with another --adapter-roots",
+                    checkpoint_uri=uri,
+                )
+
+
+class FolderSources:
+    """Adapters that lie in `<root>/<adapter_id>/`; their revision is their content's.
+
+    What was found is kept until a file of the adapter changes, in any root.
+    """
+
+    def __init__(self, roots: Roots) -> None:
+        self._roots = roots
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[Signature, AdapterSource]] = {}
+        self._once: Once[tuple[str, Signature], AdapterSource] = Once()
+
+    def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
+        """Return the folder of `adapter_id`. Raises NotFoundError for an unknown adapter or another revision."""
+        signature = self._roots.signature(adapter_id)
+        with self._lock:
+            known = self._known.get(adapter_id)
+        if known is not None and known[0] == signature:
+            source = known[1]
+        else:
+            source = self._once((adapter_id, signature), lambda: self._found(adapter_id))
+            with self._lock:
+                self._known[adapter_id] = (signature, source)
+        if revision and revision != source.revision:
+            raise NotFoundError(
+                f"adapter {adapter_id!r} has no revision {revision!r}; on disk is {source.revision!r}",
+                adapter_id=adapter_id,
+                revision=revision,
+            )
+        return source
+
+    def _found(self, adapter_id: str) -> AdapterSource:
+        folder = self._roots.find(adapter_id)
+        if folder is None:
+            raise NotFoundError(
+                f"adapter {adapter_id!r} is not known: put its PEFT folder into {adapter_id}/ below {self._roots}",
+                adapter_id=adapter_id,
+            )
+        base_model = read_config(folder).base_model
+        content = content_revision(folder)
+        return AdapterSource(adapter_id, content[:REVISION_LENGTH], folder, base_model, content)
+
+
+class CatalogueSources:
+    """Adapters as the catalogue describes them; their checkpoints still lie below the roots."""
+
+    def __init__(self, get_adapter: Callable[[str], Adapter], roots: Roots) -> None:
+        self._get_adapter = get_adapter
+        self._roots = roots
+
+    def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
+        """Return the registered adapter's source. Raises NotFoundError when it, or the revision, is not registered."""
+        try:
+            adapter = self._get_adapter(adapter_id)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"adapter {adapter_id!r} is not in the catalogue: register it with `loraretriever adapters add`",
+                adapter_id=adapter_id,
+            ) from error
+        if revision and revision != adapter.revision:
+            raise NotFoundError(
+                f"adapter {adapter_id!r} has no revision {revision!r}; the catalogue has {adapter.revision!r}",
+                adapter_id=adapter_id,
+                revision=revision,
+            )
+        folder = self._roots.find(adapter.checkpoint_uri)
+        if folder is None:
+            raise CheckpointError(
+                f"adapter {adapter_id!r} is registered with the checkpoint {adapter.checkpoint_uri!r}, and there is no "
+                f"such folder below {self._roots}",
+                adapter_id=adapter_id,
+            )
+        return AdapterSource(adapter_id, adapter.revision, folder, adapter.base_model)
+
+
+def check_base_model(source: AdapterSource, names: Sequence[str]) -> None:
+    """Raise BaseModelMismatchError unless the adapter was trained on a model of one of `names`, or does not say.
+
+    Only the last component of a path counts, without regard to case.
+    """
+    trained_on = source.base_model.rstrip("/").rsplit("/", 1)[-1]
+    if trained_on and trained_on.casefold() not in {name.casefold() for name in names}:
+        raise BaseModelMismatchError(
+            f"adapter {source.adapter_id!r} was trained on {trained_on}; this server runs {names[0]}",
+            adapter_id=source.adapter_id,
+            adapter_base_model=trained_on,
+            server_base_model=names[0],
+        )
+
+
+def _state(path: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return ()
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -1,0 +1,172 @@
+"""Settings -> everything the service is made of, started and ended in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from generation_service import metrics
+from generation_service.adapters.checkpoint.reader import read_checkpoint
+from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.residency import Residency
+from generation_service.adapters.source import AdapterResolver, AdapterSource, CatalogueSources, FolderSources, Roots
+from generation_service.answers import Answers
+from generation_service.engine.engine import Engine
+from generation_service.engine.limits import EngineLimits, default_prefill_tokens
+from generation_service.engine.memory_plan import MemoryPlan, available_bytes, plan_memory
+from generation_service.execution.kv_cache import SlotKVCache
+from generation_service.execution.runner import Runner
+from generation_service.lora.bank import AdapterBank
+from generation_service.lora.pinned_buffer import HostForm
+from generation_service.lora.weights import AdapterWeights
+from generation_service.models.base import BaseModel, LoadOptions
+from generation_service.models.folder import default_model_name, folder_revision
+from generation_service.models.registry import load_base_model
+from generation_service.settings import GenerationSettings
+from infra.contract.errors import ConfigurationError
+from infra.runtime.images import ImageLimits
+from infra.runtime.logs import get_logger
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class GenerationStack:
+    """The parts of a running service."""
+
+    model_name: str
+    model_revision: str
+    model: BaseModel
+    bank: AdapterBank
+    residency: Residency
+    engine: Engine
+    answers: Answers
+    image_limits: ImageLimits
+
+
+@contextmanager
+def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
+    """Load the model and start the engine; end them on leaving. Raises CheckpointError or ConfigurationError."""
+    device = _device(settings.device)
+    name = settings.model_name or default_model_name(settings.model_path)
+    log.info("loading_model", model=name, path=str(settings.model_path), device=str(device))
+    model = load_base_model(
+        settings.model_path,
+        LoadOptions(
+            device,
+            _dtype(settings.dtype, device),
+            max_pixels=settings.max_pixels,
+            max_tiles=settings.max_tiles,
+            image_suffix=settings.image_suffix,
+        ),
+    )
+    plan = plan_memory(
+        model.description,
+        ranks=settings.bank_ranks,
+        slots=settings.max_running,
+        sequence_tokens=settings.max_sequence_tokens,
+        available=available_bytes(model.description, settings.bank_ranks),
+    )
+    _log_plan(model, plan)
+    description = model.description
+    bank = AdapterBank(
+        description.targets, settings.bank_ranks, description.dtype, description.device, by_image=description.by_image
+    )
+    cache = SlotKVCache(plan.cache, description.dtype, description.device)
+    runner = Runner(model, bank, cache, graphs=settings.decode_graphs)
+    with ExitStack() as stack:
+        resolver = _resolver(settings, stack)
+        store = WeightStore(
+            resolver,
+            _Reader(model, bank),
+            (name, *settings.model_aliases),
+            settings.host_adapter_bytes,
+            host_form=HostForm(bank.dtype, pinned=bank.device.type == "cuda"),
+        )
+        residency = Residency(bank, store)
+        stack.callback(residency.close)
+        engine = Engine(model, runner, residency, _limits(settings, plan, device))
+        metrics.watch(engine, residency)
+        engine.start()
+        stack.callback(engine.close)
+        answers = Answers(engine, model, settings.image_limits)
+        stack.callback(answers.close)
+        yield GenerationStack(
+            name, folder_revision(settings.model_path), model, bank, residency, engine, answers, settings.image_limits
+        )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads an adapter's folder for the model that runs."""
+
+    model: BaseModel
+    bank: AdapterBank
+
+    def __call__(self, source: AdapterSource) -> AdapterWeights:
+        return read_checkpoint(
+            source.folder,
+            self.model.description.targets,
+            self.model.canonical,
+            max_rank=self.bank.ranks,
+            expected_revision=source.content,
+            dtype=self.bank.dtype,
+        )
+
+
+def _resolver(settings: GenerationSettings, stack: ExitStack) -> AdapterResolver:
+    roots = Roots(settings.adapter_roots)
+    if not settings.retrieval_target:
+        return FolderSources(roots)
+    from generation_service.clients import CatalogueClient
+
+    client = CatalogueClient.from_settings(settings)
+    stack.callback(client.close)
+    return CatalogueSources(client.get_adapter, roots)
+
+
+def _limits(settings: GenerationSettings, plan: MemoryPlan, device: torch.device) -> EngineLimits:
+    return EngineLimits(
+        max_running=settings.max_running,
+        max_waiting=settings.max_waiting,
+        max_sequence_tokens=plan.cache.length,
+        max_adapters=settings.max_adapters,
+        default_max_new_tokens=settings.default_max_new_tokens,
+        prefill_tokens=settings.prefill_tokens or default_prefill_tokens(device.type),
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"device {name!r} is not known to torch: use cpu, cuda, cuda:0, ...") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"device {name!r} was asked for, and torch sees no GPU: use cpu or auto")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | None:
+    if name == "auto":
+        return None if device.type == "cuda" else torch.float32
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _log_plan(model: BaseModel, plan: MemoryPlan) -> None:
+    log.info(
+        "memory",
+        device=str(model.description.device),
+        dtype=str(model.description.dtype),
+        weights_mib=plan.weight_bytes >> 20,
+        bank_mib=plan.bank_bytes >> 20,
+        cache_mib=plan.cache_bytes >> 20,
+        slots=plan.cache.slots,
+        max_sequence_tokens=plan.cache.length,
+    )

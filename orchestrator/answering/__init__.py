@@ -1,0 +1,1 @@
+"""Answer one prompt: retrieve, compose, generate."""

@@ -1,0 +1,73 @@
+"""`loraretriever serve TIER` and `loraretriever worker`: become one tier. Its flags pass through untouched."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+
+import typer
+
+from infra.contract.errors import ConfigurationError
+from orchestrator.cli.settings import own_environment
+
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+NEEDS = {
+    "retrieval": ("torch", "transformers", "qdrant_client"),
+    "generation": ("torch", "transformers", "safetensors"),
+    "orchestrator": ("celery", "redis"),
+}
+
+app = typer.Typer(no_args_is_help=True, help="Serve one tier in this process; flags pass through to it.")
+
+
+@app.command("retrieval", context_settings=PASS_THROUGH)
+def retrieval(context: typer.Context) -> None:
+    """Serve the retrieval tier: embedder and adapter catalogue. All its settings: serve retrieval --help."""
+    _become("retrieval", "retrieval_service", context.args)
+
+
+@app.command("generation", context_settings=PASS_THROUGH)
+def generation(context: typer.Context) -> None:
+    """Serve the generation tier: base model and adapters. All its settings: serve generation --help.
+
+    --gpu-id N is taken too, and sets CUDA_VISIBLE_DEVICES.
+    """
+    _become("generation", "generation_service", context.args)
+
+
+@app.command("orchestrator", context_settings=PASS_THROUGH)
+def orchestrator(context: typer.Context) -> None:
+    """Serve the orchestrator: answers and evaluation jobs. All its settings: serve orchestrator --help."""
+    _become("orchestrator", "orchestrator", context.args)
+
+
+def worker(context: typer.Context) -> None:
+    """Run one worker of evaluation jobs. It takes the orchestrator's settings: worker --help."""
+    _become("orchestrator", "orchestrator.jobs.worker", context.args)
+
+
+def _become(extra: str, module: str, arguments: list[str]) -> None:
+    missing = [name for name in NEEDS[extra] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(
+            f"the {extra} tier needs {', '.join(missing)}, not installed here: pip install 'loraretriever[{extra}]'"
+        )
+    flags, gpus = without_gpu_id(arguments)
+    environment = own_environment() | ({"CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else {})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, "-m", module, *flags], environment)
+
+
+def without_gpu_id(arguments: list[str]) -> tuple[list[str], str | None]:
+    """Return the arguments without the study's `--gpu_id N`, and N: which GPUs to see is not the tier's to know."""
+    flags, gpus = list(arguments), None
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--gpu-id", "--gpu_id"):
+            if not equals and index + 1 == len(arguments):
+                raise ConfigurationError(f"{name} needs a value: the GPU to use, such as 0")
+            gpus = value if equals else arguments[index + 1]
+            flags = arguments[:index] + arguments[index + (1 if equals else 2) :]
+    return flags, gpus

@@ -1,0 +1,26 @@
+"""Clients for commands: one line that says which tier is not there, and how to start it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from infra.contract.errors import UnavailableError
+from orchestrator.cli.targets import Target
+from orchestrator.clients.evaluation import EvaluationClient
+from orchestrator.clients.services import AnswerClient, RetrievalClient
+
+C = TypeVar("C", RetrievalClient, AnswerClient, EvaluationClient)
+
+
+@asynccontextmanager
+async def reach(client_class: type[C], target: Target) -> AsyncIterator[C]:
+    """Yield a client of the tier. UnavailableError within says how to start the tier when nobody listens there."""
+    async with client_class(target.channel) as client:
+        try:
+            yield client
+        except UnavailableError as error:
+            if error.message.startswith(f"{target.address} cannot be reached"):
+                raise UnavailableError(target.remedy) from error
+            raise

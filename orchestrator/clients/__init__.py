@@ -1,0 +1,1 @@
+"""Typed clients of the services, and the translation of their messages."""

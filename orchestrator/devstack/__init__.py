@@ -1,0 +1,1 @@
+"""All tiers on this machine, and the demo."""

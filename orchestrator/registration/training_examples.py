@@ -1,0 +1,69 @@
+"""What an adapter's embedding is made from: prompts of its training data, or vectors made before."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from infra.contract.errors import InvalidArgumentError
+from infra.contract.prompt import ImagePart, Prompt
+from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.evaluation.data.datasets import read_dataset
+from orchestrator.evaluation.protocols import plan
+from orchestrator.evaluation.records import Sample
+from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
+
+
+def example_prompts(
+    file: Path, *, count: int, seed: int, protocol: PromptProtocol = PromptProtocol.STEP
+) -> list[Prompt]:
+    """Return `count` prompts of a JSONL dataset (all, when it has fewer), as evaluation would ask them.
+
+    Those with the smallest SHA-256 of seed and sample are taken, so the choice does not depend on the order of rows.
+    Raises NotFoundError without a file, and InvalidArgumentError when no row of it can be read.
+    """
+    if count < 1:
+        raise InvalidArgumentError("count", f"must be at least 1, got {count}")
+    return [prompt_of(sample) for sample in ranked_samples(file, seed=seed, protocol=protocol)[:count]]
+
+
+def ranked_samples(file: Path, *, seed: int, protocol: PromptProtocol = PromptProtocol.STEP) -> list[Sample]:
+    """Return every sample of a JSONL dataset in the order of their SHA-256 with the seed."""
+    return sorted(_samples(file, protocol), key=lambda sample: _rank(sample, seed))
+
+
+def prompt_of(sample: Sample) -> Prompt:
+    """Return the prompt that a sample asks."""
+    return Prompt.of(sample.text, [image_of(image) for image in sample.images])
+
+
+def image_of(file: Path) -> ImagePart:
+    """Return the image in a file. Raises InvalidArgumentError when it cannot be read."""
+    try:
+        return ImagePart(file.read_bytes())
+    except OSError as error:
+        raise InvalidArgumentError("image", f"{file} cannot be read: {error.strerror}") from error
+
+
+def vectors_of(file: Path) -> list[bytes]:
+    """Return the vectors of a `.npy` file, one mean [d] or m vectors [m, d], as little-endian float32 bytes."""
+    import numpy as np
+
+    try:
+        loaded = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError("vectors", f"{file} is no .npy file of numbers: {error}") from error
+    if loaded.ndim not in (1, 2) or loaded.size == 0 or loaded.dtype.kind not in "fiu":
+        raise InvalidArgumentError("vectors", f"{file} holds {loaded.dtype} {loaded.shape}; give [d] or [m, d] numbers")
+    return [row.astype("<f4").tobytes() for row in np.atleast_2d(loaded)]
+
+
+def _samples(file: Path, protocol: PromptProtocol) -> list[Sample]:
+    dataset = DatasetSpec("examples", str(file.resolve()))
+    spec = EvaluationSpec((dataset,), (EvaluatedStrategy(AnswerStrategy.BASE),), protocol)
+    content = read_dataset(dataset, protocol=protocol, roots=[Path(file.resolve().anchor)])
+    return plan(spec, [content])
+
+
+def _rank(sample: Sample, seed: int) -> str:
+    return hashlib.sha256(f"{seed}\n{sample.key}".encode()).hexdigest()

@@ -1,0 +1,17 @@
+"""`loraretriever inspect` as a script calls it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from orchestrator.cli.main import run
+
+
+def inspected(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any]]:
+    """Return the exit status and the JSON document of an inspection."""
+    capsys.readouterr()
+    status = run(["inspect", *map(str, arguments), "--json"])
+    return status, json.loads(capsys.readouterr().out)

@@ -1,0 +1,124 @@
+"""Adapters on a disk that a test holds up, changes and breaks, and a residency over a small bank of them."""
+
+from __future__ import annotations
+
+import copy
+import queue
+import threading
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from generation_service.adapters.checkpoint.peft_config import PeftConfig
+from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.leases import BankLease, Outcome
+from generation_service.adapters.residency import Residency
+from generation_service.adapters.source import AdapterSource
+from generation_service.adapters.tickets import Ticket
+from generation_service.lora.bank import AdapterBank
+from generation_service.lora.weights import AdapterWeights, LoraPair
+from infra.contract.composition import Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
+from infra.contract.errors import CheckpointError, LoraRetrieverError, NotFoundError
+
+TARGETS = {"layer": (6, 5)}
+
+
+class Disk:
+    """Adapters "r4-a" of rank 4 and so on, whose revisions a test may change, and whose reading it may hold up."""
+
+    def __init__(self) -> None:
+        self.revision = "1"
+        self.base_model = "tiny"
+        self.broken: set[str] = set()
+        self.targets: dict[str, frozenset[str]] = {}
+        self.read: list[str] = []
+        self.configs_read: list[str] = []
+        self.open = threading.Event()
+        self.open.set()
+
+    def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
+        if adapter_id == "nobody":
+            raise NotFoundError("adapter 'nobody' is not known")
+        return AdapterSource(adapter_id, revision or self.revision, Path("unused"), self.base_model)
+
+    def weights(self, source: AdapterSource) -> AdapterWeights:
+        assert self.open.wait(timeout=20)
+        self.read.append(source.adapter_id)
+        if source.adapter_id in self.broken:
+            raise CheckpointError(f"{source.adapter_id} is half a file")
+        return self.made(source.adapter_id, source.revision)
+
+    @staticmethod
+    def made(adapter_id: str, revision: str) -> AdapterWeights:
+        """Return the adapter of that name and revision."""
+        rank = rank_of(adapter_id)
+        draw = torch.Generator().manual_seed(zlib.crc32(f"{adapter_id} {revision}".encode()))
+        pair = LoraPair(torch.randn(rank, 6, generator=draw), torch.randn(5, rank, generator=draw))
+        return AdapterWeights.of({"layer": pair}, revision)
+
+    def config(self, source: AdapterSource) -> PeftConfig:
+        self.configs_read.append(source.adapter_id)
+        return PeftConfig(
+            rank_of(source.adapter_id), 1.0, target_modules=self.targets.get(source.adapter_id, frozenset())
+        )
+
+
+class House:
+    """A residency over a bank of `ranks`, and what it answered."""
+
+    def __init__(self, ranks: int = 16, host_bytes: int = 2**20) -> None:
+        self.disk = Disk()
+        self.bank = AdapterBank(TARGETS, ranks, torch.float32, "cpu")
+        self.store = WeightStore(self.disk, self.disk.weights, ["tiny"], host_bytes, config_of=self.disk.config)
+        self.residency = Residency(self.bank, self.store)
+        self.layer = torch.nn.Linear(6, 5, bias=False)
+        self.model = torch.nn.ModuleDict({"layer": copy.deepcopy(self.layer)})
+        self.bank.install(self.model)
+
+    def ask(self, composition: Composition) -> tuple[Ticket, queue.SimpleQueue[Outcome]]:
+        answers: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        return self.residency.request(composition, answers.put), answers
+
+    def lease(self, composition: Composition) -> BankLease:
+        outcome = self.ask(composition)[1].get(timeout=20)
+        assert isinstance(outcome, BankLease), outcome
+        return outcome
+
+    def refused(self, composition: Composition) -> LoraRetrieverError:
+        outcome = self.ask(composition)[1].get(timeout=20)
+        assert isinstance(outcome, LoraRetrieverError), outcome
+        return outcome
+
+    def applied(self, lease: BankLease, x: Tensor) -> Tensor:
+        """Return what a model with this bank adds to x [1, tokens, 6] under the lease, [1, tokens, 5]."""
+        with torch.inference_mode(), self.bank.routing.step([lease.ranges]):
+            changed: Tensor = self.model["layer"](x)
+            plain: Tensor = self.layer(x)
+        return changed - plain
+
+    def expected(self, composition: Mixture | Fusion, revisions: dict[str, str], x: Tensor) -> Tensor:
+        """Return the weighted sum of the adapters' own deltas, as `disk` has them."""
+        total = torch.zeros(1, x.shape[1], 5)
+        for share in composition.adapters:
+            pair = self.disk.made(share.adapter_id, revisions[share.adapter_id]).modules["layer"]
+            total += share.weight * x @ pair.a.T @ pair.b.T
+        return total
+
+    @property
+    def names(self) -> set[str]:
+        return {resident.adapter_id for resident in self.residency.residents()}
+
+
+def mixture(*names: str, weight: float = 0.5) -> Mixture:
+    return Mixture(tuple(WeightedAdapter(name, weight) for name in names))
+
+
+def fusion(*names: str, weight: float = 0.5, method: FusionMethod = FusionMethod.CONCAT) -> Fusion:
+    return Fusion(tuple(WeightedAdapter(name, weight) for name in names), method)
+
+
+def rank_of(adapter_id: str) -> int:
+    """Return the rank that an adapter's name says: 4 for "r4-a"."""
+    return int(adapter_id[1:].split("-", maxsplit=1)[0])

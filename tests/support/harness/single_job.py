@@ -1,0 +1,82 @@
+"""An orchestrator that has one job, as commands see it: without a server, and ended before it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from infra.contract.errors import NotFoundError
+from orchestrator.cli.commands import jobs
+from orchestrator.evaluation.data.datasets import BadRow
+from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.report.summarize import summarize
+from orchestrator.evaluation.report.summary import JobFacts, Summary
+from orchestrator.evaluation.spec import EvaluationSpec
+from orchestrator.jobs.job import Evaluation, EvaluationState, Report
+
+
+@dataclass
+class OneJob:
+    """Ends at once in `state` with `records`, those of the spec's strategies. `specs` are what was asked for."""
+
+    records: Sequence[Record]
+    spec: EvaluationSpec
+    state: EvaluationState = EvaluationState.SUCCEEDED
+    planned: int | None = None
+    specs: list[EvaluationSpec] = field(default_factory=list)
+    calls: int = 0
+    bad_rows: tuple[BadRow, ...] = ()
+
+    @property
+    def summary(self) -> Summary:
+        facts = JobFacts(self.spec, "ev-1", self.state.value, self.planned or len(self.records), bad_rows=self.bad_rows)
+        return summarize(self.records, facts)
+
+    async def create(self, spec: EvaluationSpec, _request_id: str) -> Evaluation:
+        self.specs.append(spec)
+        return await self.get("ev-1")
+
+    async def get(self, evaluation_id: str) -> Evaluation:
+        self._check(evaluation_id)
+        total = self.planned or len(self.records)
+        return Evaluation("ev-1", self.spec, self.state, total, datetime(2026, 1, 1, tzinfo=UTC), "out/ev-1")
+
+    async def list(self) -> list[Evaluation]:
+        return [await self.get("ev-1")]
+
+    async def retry(self, evaluation_id: str) -> Evaluation:
+        return await self.get(evaluation_id)
+
+    async def delete(self, evaluation_id: str) -> None:
+        self._check(evaluation_id)
+
+    async def watch(self, evaluation_id: str) -> AsyncIterator[Evaluation]:
+        yield await self.get(evaluation_id)
+
+    async def report(self, evaluation_id: str) -> Report:
+        self._check(evaluation_id)
+        return Report(json.dumps(self.summary.to_json()), "# Evaluation\n", "out/ev-1")
+
+    def called(self, _target: str, call: Callable[[Any], Awaitable[Any]]) -> Any:
+        """What orchestrator.cli.commands.jobs.called does."""
+        self.calls += 1
+        return asyncio.run(_awaited(call(self)))
+
+    def serve(self, monkeypatch: pytest.MonkeyPatch) -> OneJob:
+        """Be what the commands find."""
+        monkeypatch.setattr(jobs, "called", self.called)
+        return self
+
+    def _check(self, evaluation_id: str) -> None:
+        if evaluation_id != "ev-1":
+            raise NotFoundError(f"there is no evaluation {evaluation_id}")
+
+
+async def _awaited(result: Awaitable[Any]) -> Any:
+    return await result

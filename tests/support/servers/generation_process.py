@@ -1,0 +1,59 @@
+"""`python -m tests.support.servers.generation_process`: fake generation services in a process to be killed.
+
+Each of `--replicas` answers `--slots` calls at a time, each `--delay-s` after it began; the others wait their turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from loraretriever.v1 import generation_service_pb2_grpc
+
+from infra.contract.prompt import Prompt
+from infra.runtime.lifecycle import ready_file
+from infra.runtime.server import AioGrpcServer, ServerOptions, aio_server
+from tests.support.servers.tiers import FakeGeneration, Hook
+
+
+def replica(address: str, slots: int, delay_s: float) -> AioGrpcServer:
+    """Return a bound server that answers with a fixed latency and a fixed capacity."""
+    server = aio_server(ServerOptions(address=address, shutdown_grace_s=0))
+    server.add(
+        FakeGeneration(before=_busy(slots, delay_s)),
+        generation_service_pb2_grpc.add_GenerationServiceServicer_to_server,
+        "loraretriever.v1.GenerationService",
+    )
+    return server
+
+
+def _busy(slots: int, delay_s: float) -> Hook:
+    free = asyncio.Semaphore(slots)
+
+    async def take_a_slot(_prompt: Prompt, _peer: str) -> None:
+        async with free:
+            await asyncio.sleep(delay_s)
+
+    return take_a_slot
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Serve until the process is killed; the ready file names all addresses, parted by commas."""
+    async with AsyncExitStack() as stack:
+        servers = [replica(options.address, options.slots, options.delay_s) for _ in range(options.replicas)]
+        for server in servers:
+            await stack.enter_async_context(server)
+        stack.enter_context(ready_file(options.ready_file, ",".join(server.address for server in servers)))
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--address", default="127.0.0.1:0")
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--delay-s", type=float, default=0.0)
+    parser.add_argument("--ready-file", type=Path, required=True)
+    asyncio.run(serve(parser.parse_args()))

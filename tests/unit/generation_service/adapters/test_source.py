@@ -1,0 +1,163 @@
+"""Adapter ids -> folders, and none outside the roots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from generation_service.adapters.checkpoint.reader import read_checkpoint
+from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.source import (
+    AdapterResolver,
+    AdapterSource,
+    CatalogueSources,
+    FolderSources,
+    Roots,
+    check_base_model,
+)
+from generation_service.lora.weights import AdapterWeights
+from infra.contract.adapter import Adapter
+from infra.contract.errors import (
+    BaseModelMismatchError,
+    CheckpointError,
+    ConflictError,
+    NotFoundError,
+    UnavailableError,
+)
+from tests.support.checkpoints.peft_adapters import TinyAdapter
+
+
+def write(folder: Path, seed: int = 0) -> Path:
+    return TinyAdapter.random({"layer": (4, 4)}, seed=seed, base_model_name_or_path="hub/tiny").write(folder)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write(tmp_path / "root" / "apps" / "clock")
+    write(tmp_path / "root" / "clock", seed=1)
+    return tmp_path / "root"
+
+
+def catalogue(root: Path, uri: str) -> CatalogueSources:
+    def get(adapter_id: str) -> Adapter:
+        if adapter_id != "clock":
+            raise NotFoundError("no")
+        return Adapter("clock", "tiny", uri, revision="r7")
+
+    return CatalogueSources(get, Roots([root]))
+
+
+def test_a_folder_named_like_the_adapter_is_found_with_its_content_as_revision(root: Path) -> None:
+    sources = FolderSources(Roots([root]))
+    source = sources.resolve("clock", "")
+    assert (source.folder, source.base_model) == (root / "clock", "hub/tiny")
+    assert source.content.startswith(source.revision)
+    assert sources.resolve("clock", source.revision) == source
+    write(root / "clock", seed=2)
+    changed = sources.resolve("clock", "")
+    assert changed.revision != source.revision
+    with pytest.raises(NotFoundError, match=source.revision):
+        sources.resolve("clock", source.revision)
+
+
+def test_an_unknown_adapter_says_where_to_put_it(root: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"'nobody'.*nobody/ below .*root"):
+        FolderSources(Roots([root])).resolve("nobody", "")
+    with pytest.raises(NotFoundError, match="--adapter-roots"):
+        FolderSources(Roots([])).resolve("clock", "")
+
+
+def test_the_catalogue_names_folder_base_model_and_revision(root: Path) -> None:
+    for uri in ("apps/clock", str(root / "apps" / "clock")):
+        source = catalogue(root, uri).resolve("clock", "")
+        assert (source.folder, source.base_model, source.revision) == (root / "apps" / "clock", "tiny", "r7")
+
+
+def test_what_the_catalogue_does_not_know_is_not_found(root: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"'nobody'.*loraretriever adapters add"):
+        catalogue(root, "clock").resolve("nobody", "")
+    with pytest.raises(NotFoundError, match=r"'r6'.*'r7'"):
+        catalogue(root, "clock").resolve("clock", "r6")
+
+
+def test_a_registered_checkpoint_that_is_gone_is_named(root: Path) -> None:
+    with pytest.raises(CheckpointError, match="'apps/gone'"):
+        catalogue(root, "apps/gone").resolve("clock", "")
+
+
+@pytest.mark.parametrize("uri", ["apps/clo\0ck", "x" * 300, "x/" * 5000, "loop"], ids=["NUL", "name", "path", "loop"])
+def test_a_registered_checkpoint_that_is_no_file_name_is_one_that_is_not_there(root: Path, uri: str) -> None:
+    (root / "loop").symlink_to(root / "loop")
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        catalogue(root, uri).resolve("clock", "")
+
+
+def test_a_catalogue_that_is_away_is_no_unknown_adapter(root: Path) -> None:
+    def away(adapter_id: str) -> Adapter:
+        raise UnavailableError("connection refused")
+
+    with pytest.raises(UnavailableError):
+        CatalogueSources(away, Roots([root])).resolve("clock", "")
+
+
+@pytest.mark.parametrize("uri", ["../outside", "/etc", "apps/../../outside", "link", "linked"])
+def test_nothing_outside_the_roots_is_opened(root: Path, uri: str) -> None:
+    outside = write(root.parent / "outside")
+    (root / "link").symlink_to(outside)
+    (root / "linked").mkdir()
+    for path in outside.iterdir():
+        (root / "linked" / path.name).symlink_to(path)
+    with pytest.raises(CheckpointError, match=r"outside the folders.*--adapter-roots"):
+        catalogue(root, uri).resolve("clock", "")
+
+
+def test_links_within_the_roots_are_followed(root: Path) -> None:
+    (root / "alias").symlink_to(root / "apps" / "clock")
+    assert FolderSources(Roots([root])).resolve("alias", "").folder == root / "apps" / "clock"
+
+
+def test_a_base_model_is_compared_by_the_last_component_of_its_name(root: Path) -> None:
+    source = FolderSources(Roots([root])).resolve("clock", "")
+    check_base_model(source, ["Tiny"])
+    check_base_model(source, ["other", "tiny"])
+    with pytest.raises(BaseModelMismatchError, match="'clock' was trained on tiny; this server runs other"):
+        check_base_model(source, ["other"])
+
+
+def keeping_nothing(resolver: AdapterResolver) -> WeightStore:
+    """Return a store that reads an adapter each time it is asked for."""
+
+    def read(source: AdapterSource) -> AdapterWeights:
+        return read_checkpoint(source.folder, {"layer": (4, 4)}, str, expected_revision=source.content)
+
+    return WeightStore(resolver, read, ["tiny"], max_bytes=0)
+
+
+def test_a_registered_revision_never_becomes_other_weights(root: Path) -> None:
+    revision = "r7"
+    sources = CatalogueSources(lambda name: Adapter(name, "tiny", "clock", revision=revision), Roots([root]))
+    store = keeping_nothing(sources)
+    first = store.weights(store.resolve("clock", ""))
+    assert store.weights(store.resolve("clock", "r7")).revision == first.revision
+    write(root / "clock", seed=2)
+    for _ in range(2):
+        with pytest.raises(ConflictError, match=r"'clock'.*'r7'.*register the adapter again") as caught:
+            store.weights(store.resolve("clock", "r7"))
+        assert caught.value.metadata == {"adapter_id": "clock", "revision": "r7"}
+    revision = "r8"
+    assert store.weights(store.resolve("clock", "")).revision != first.revision
+    with pytest.raises(NotFoundError, match=r"'r7'.*'r8'"):
+        store.resolve("clock", "r7")
+
+
+def test_after_a_replacement_the_old_revision_conflicts_once_and_is_not_found_then(root: Path) -> None:
+    store = keeping_nothing(FolderSources(Roots([root])))
+    old = store.resolve("clock", "")
+    write(root / "clock", seed=2)
+    assert store.resolve("clock", old.revision) == old
+    with pytest.raises(ConflictError, match="retry"):
+        store.weights(old)
+    with pytest.raises(NotFoundError, match=old.revision):
+        store.resolve("clock", old.revision)
+    assert store.weights(store.resolve("clock", "")).revision != old.content

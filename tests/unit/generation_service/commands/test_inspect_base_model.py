@@ -1,0 +1,212 @@
+"""`loraretriever inspect` of base models, whole and broken: what it says, how it prints, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from generation_service.models.base import LoadOptions
+from generation_service.models.folder import read_config, stored_tensors
+from generation_service.models.registry import load_base_model
+from infra.contract.errors import CheckpointError
+from orchestrator.cli.main import run
+from tests.support.checkpoints.internvl2 import TinyInternVL, write_internvl2
+from tests.support.checkpoints.internvl_native import write_internvl_native
+from tests.support.checkpoints.qwen2_5_vl import write_qwen2_5_vl
+from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
+from tests.support.harness.generation_stack import tiny_adapter
+from tests.support.harness.inspecting import inspected
+
+WRITERS: dict[str, Callable[..., Path]] = {
+    "qwen2_vl": write_qwen2_vl,
+    "qwen2_5_vl": write_qwen2_5_vl,
+    "internvl_chat": write_internvl2,
+}
+SHAPE = TinyShape()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_qwen2_vl(tmp_path_factory.mktemp("models") / "Qwen2-VL-tiny", SHAPE)
+
+
+@pytest.mark.parametrize("model_type", WRITERS)
+def test_a_base_model_is_described_as_it_is_when_it_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str
+) -> None:
+    folder = WRITERS[model_type](tmp_path / "model", dtype=torch.bfloat16, shards=3)
+    status, report = inspected(capsys, folder)
+    loaded = load_base_model(folder, LoadOptions())
+    described = loaded.description
+    parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
+    targets = described.targets
+    assert (status, report["kind"], report["supported"]) == (0, "base_model", True)
+    assert (report["problems"], report["warnings"]) == ([], [])
+    assert report["model_type"] == model_type
+    assert (report["parameters"], report["stored_parameters"]) == (parameters, parameters)
+    assert (report["dtype"], report["weight_files"]) == ("bfloat16", 3)
+    assert (report["layers"], report["kv_heads"], report["head_dim"]) == (
+        described.layers,
+        described.kv_heads,
+        described.head_dim,
+    )
+    assert report["max_positions"] == described.max_positions
+    assert report["adaptable_modules"] == len(targets)
+    assert report["adaptable_image_modules"] == sum(path.startswith(described.by_image) for path in targets)
+    assert report["memory_bytes"] == {
+        "weights": described.weight_bytes,
+        "bank_512_ranks": 2 * 512 * sum(map(sum, targets.values())),
+        "kv_cache_1000_tokens": 1000 * 2 * 2 * described.layers * described.kv_heads * described.head_dim,
+    }
+    assert report["tokenizer"]
+    assert report["chat_template"]
+
+
+def test_a_folder_in_transformers_layout_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_internvl_native(tmp_path / "InternVL-hf", tmp_path / "original", TinyInternVL("qwen2"))
+    status, report = inspected(capsys, folder)
+    assert (status, report["model_type"], report["problems"]) == (0, "internvl", [])
+    assert report["parameters"] == report["stored_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "limits"), [("qwen2_vl", {"max_pixels": 12845056}), ("internvl_chat", {"max_tiles": 12})]
+)
+def test_the_bounds_of_images_are_those_of_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str, limits: dict[str, int]
+) -> None:
+    _, report = inspected(capsys, WRITERS[model_type](tmp_path / "model"))
+    assert limits.items() <= report["image_limits"].items()
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def less(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def more(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors") | {"extra": torch.ones(3)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def configured(**values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text()) | values
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (configured(model_type="llama"), "which this version does not serve; it serves"),
+        (configured(quantization_config={"quant_method": "awq"}), "is quantised (awq)"),
+        (configured(hidden_size="wide"), "does not describe a Qwen2-VL model"),
+        (without("model.safetensors"), "has neither model.safetensors nor"),
+        (without("preprocessor_config.json"), "has no preprocessor_config.json"),
+        (cut, "not a whole safetensors file"),
+        (less, "download the folder again"),
+        (more, "3 values more than config.json describes"),
+    ],
+    ids=["family", "quantised", "config", "weights", "preprocessor", "cut", "tensor missing", "tensor too many"],
+)
+def test_a_base_model_that_cannot_be_served_is_told_why_with_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], problem: str
+) -> None:
+    folder = write_qwen2_vl(tmp_path / "model")
+    spoil(folder)
+    status, report = inspected(capsys, folder)
+    assert (status, report["supported"]) == (1, False)
+    assert problem in " ".join(report["problems"])
+
+
+def test_what_config_says_is_told_though_files_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_qwen2_vl(tmp_path / "model")
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink(missing_ok=True)
+    status, report = inspected(capsys, folder)
+    assert status == 1
+    assert report["layers"] == SHAPE.layers
+    assert len(report["problems"]) == 2
+
+
+def test_people_get_a_table(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(base)]) == 0
+    shown = capsys.readouterr().out
+    assert "Qwen2-VL (qwen2_vl)" in shown
+    assert "bf16 kv cache 1000 tokens" in shown
+    adapter = tiny_adapter(SHAPE, 1, use_dora=True).write(tmp_path / "adapter")
+    assert run(["inspect", str(adapter)]) == 1
+    shown = capsys.readouterr().out
+    assert "problem: DoRA (use_dora)" in shown
+    assert "\x1b[" not in shown
+
+
+def test_a_folder_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = tiny_adapter(SHAPE, 1, target_modules="\x1b[2Jall", base_model_name_or_path="\x1b]0;title\x07model")
+    assert run(["inspect", str(adapter.write(tmp_path / "adapter"))]) == 0
+    assert not {"\x1b", "\x07"} & set(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["{tmp}/nowhere"], "PATH: there is no folder"),
+        (["{tmp}/file"], "is a file; give the folder that it is in"),
+        (["{tmp}"], "did you mean {tmp}/below/adapter?"),
+        (["{tmp}/below/adapter", "--base-model", "{tmp}/nowhere"], "--base-model: there is no folder"),
+        (["{base}", "--base-model", "{base}"], "the option is for adapters"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_one_line_and_status_2(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str
+) -> None:
+    tiny_adapter(SHAPE, 1).write(tmp_path / "below" / "adapter")
+    (tmp_path / "file").touch()
+    places = {"tmp": str(tmp_path), "base": str(base)}
+    assert run(["inspect", *(argument.format(**places) for argument in arguments)]) == 2
+    output = capsys.readouterr()
+    assert problem.format(**places) in output.err
+    assert (output.out, output.err.count("\n")) == ("", 1)
+
+
+def test_an_installation_without_torch_has_no_inspect_and_loads_without_it() -> None:
+    load = "import sys; sys.modules['torch'] = None; from orchestrator.cli.main import run"
+    code = f"{load}; sys.exit(run(['inspect', 'x']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No such command 'inspect'" in done.stderr
+    code = "import sys, orchestrator.cli.main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("shards", [{"a": ["x"], "b": ["y"]}, {"a": "model.safetensors", "b": 3}, {"a": {}}])
+def test_an_index_whose_shards_are_no_names_of_files_is_refused(tmp_path: Path, shards: dict[str, object]) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(CheckpointError, match=r"index\.json names .*, which is not a file beside it"):
+        stored_tensors(tmp_path)
+
+
+def test_a_config_nested_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        read_config(tmp_path)

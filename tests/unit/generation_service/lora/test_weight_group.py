@@ -1,0 +1,93 @@
+"""Modules that read the same input: which they are, and that one product serves them all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from generation_service.lora.bank import AdapterBank
+from generation_service.lora.ranks import RankRange
+from generation_service.lora.routed_rows import RoutedRows
+from generation_service.lora.step_lora import Place
+from generation_service.lora.weight_group import groups_of
+from generation_service.lora.weights import AdapterWeights, LoraPair
+
+
+def test_modules_that_read_the_same_input_share_a_shelf() -> None:
+    names = ["l.0.q_proj", "l.0.o_proj", "l.0.v_proj", "l.1.q_proj", "l.0.gate_proj", "l.0.up_proj", "l.0.k_proj"]
+    targets = dict.fromkeys(names, (8, 6)) | {"l.1.k_proj": (4, 6)}
+    assert groups_of(targets) == [
+        ("l.0.q_proj", "l.0.k_proj", "l.0.v_proj"),
+        ("l.0.o_proj",),
+        ("l.1.q_proj",),
+        ("l.0.gate_proj", "l.0.up_proj"),
+        ("l.1.k_proj",),
+    ]
+
+
+SIBLINGS = {"q_proj": (8, 6), "k_proj": (8, 4), "v_proj": (8, 4)}
+
+
+def held(bank: AdapterBank, weights: AdapterWeights) -> RankRange:
+    owned = bank.acquire(weights.rank)
+    bank.write(owned, weights)
+    return owned
+
+
+@pytest.fixture
+def siblings() -> tuple[nn.ModuleDict, AdapterBank, RankRange, dict[str, LoraPair]]:
+    model = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in SIBLINGS.items()}).requires_grad_(False)
+    bank = AdapterBank(SIBLINGS, 8, torch.float32, "cpu")
+    bank.install(model)
+    pairs = {name: LoraPair(torch.randn(2, 8), torch.randn(out, 2)) for name, (_, out) in SIBLINGS.items()}
+    return model, bank, held(bank, AdapterWeights.of(pairs)), pairs
+
+
+def base_output(linear: nn.Module, x: Tensor) -> Tensor:
+    assert isinstance(linear, nn.Linear)
+    return nn.functional.linear(x, linear.weight, linear.bias)
+
+
+def delta(pair: LoraPair, x: Tensor) -> Tensor:
+    return x @ (pair.b @ pair.a).t()
+
+
+def test_siblings_multiply_their_input_once_and_whoever_gets_another_its_own(
+    siblings: tuple[nn.ModuleDict, AdapterBank, RankRange, dict[str, LoraPair]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, bank, owned, pairs = siblings
+    shrink = RoutedRows.shrink
+    calls: list[Tensor] = []
+
+    def counted(rows: RoutedRows, x: Tensor, place: Place) -> list[Tensor]:
+        calls.append(x)
+        return shrink(rows, x, place)
+
+    monkeypatch.setattr(RoutedRows, "shrink", counted)
+    for given in ("xxx", "xyx", "xxy", "xyz", "xx"):
+        calls.clear()
+        inputs = {letter: torch.randn(1, 3, 8) for letter in "xyz"}
+        with bank.routing.step([{owned: 1.0}]):
+            for (name, linear), letter in zip(model.items(), given, strict=False):
+                x = inputs[letter]
+                base = base_output(linear, x)
+                torch.testing.assert_close(linear(x), base + delta(pairs[name], x))
+        assert len(calls) == len([1 for place, letter in enumerate(given) if given[:place][-1:] != letter])
+
+
+def test_what_siblings_share_is_gone_with_the_step(
+    siblings: tuple[nn.ModuleDict, AdapterBank, RankRange, dict[str, LoraPair]],
+) -> None:
+    model, bank, owned, pairs = siblings
+    x = torch.randn(2, 1, 8)
+    q_proj = model["q_proj"]
+    for rows in ([{owned: 1.0}, {}], [{owned: 0.5}, {}], [{}, {owned: 1.0}]):
+        with bank.routing.step(rows):
+            out = q_proj(x)
+            assert bank.routing._shared is not None
+        assert bank.routing._shared is None
+        expected = base_output(q_proj, x)
+        for n, row in enumerate(rows):
+            expected[n] += row.get(owned, 0.0) * delta(pairs["q_proj"], x[n])
+        torch.testing.assert_close(out, expected)

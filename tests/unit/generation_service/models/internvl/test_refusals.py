@@ -1,0 +1,176 @@
+"""InternVL folders that are incomplete, broken or not served: refused by name, with what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from generation_service.models.base import LoadOptions
+from generation_service.models.registry import load_base_model
+from infra.contract.errors import CheckpointError
+from tests.support.checkpoints.internvl2 import TinyInternVL, write_internvl2
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_internvl2(tmp_path / "base")
+
+
+def refused(folder: Path, match: str) -> None:
+    with pytest.raises(CheckpointError, match=match):
+        load_base_model(folder, LoadOptions(torch.device("cpu"), torch.float32))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None], name: str = "config.json") -> None:
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+
+
+def rewrite(folder: Path, given: dict[str, Tensor], without: str = "") -> None:
+    weights = {name: value for name, value in load_file(folder / WEIGHTS).items() if name != without}
+    save_file(weights | given, folder / WEIGHTS, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("original", "named"),
+    [
+        ("language_model.model.layers.1.attention.wqkv.weight", r"layers\.1\.self_attn\.k_proj\.weight"),
+        ("language_model.model.layers.2.feed_forward.w3.weight", r"layers\.2\.mlp\.up_proj\.weight"),
+        ("language_model.output.weight", r"lm_head\.weight"),
+        ("vision_model.encoder.layers.0.ls2", r"layer\.0\.lambda_2"),
+        ("vision_model.encoder.layers.1.attn.qkv.bias", r"layer\.1\.attention\.v_proj\.bias"),
+        ("mlp1.0.bias", r"multi_modal_projector\.layer_norm\.bias"),
+    ],
+)
+def test_a_missing_tensor_is_named(folder: Path, original: str, named: str) -> None:
+    rewrite(folder, {}, without=original)
+    refused(folder, rf"missing from the files.*{named}")
+
+
+@pytest.mark.parametrize(
+    "name", ["language_model.model.layers.9.attention.wo.weight", "language_model.lm_head.weight", "mlp1.2.weight"]
+)
+def test_a_tensor_without_a_place_or_whose_place_is_taken_is_named(folder: Path, name: str) -> None:
+    rewrite(folder, {name: torch.zeros(2)})
+    refused(folder, f"without a place in the model: {'.*'.join(name.split('.'))}")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("language_model.model.layers.0.attention.wqkv.weight", (120, 64)),
+        ("vision_model.embeddings.position_embedding", (1, 65, 32)),
+        ("mlp1.3.bias", (3,)),
+    ],
+)
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path, name: str, shape: tuple[int, ...]) -> None:
+    rewrite(folder, {name: torch.zeros(shape)})
+    refused(folder, rf"another shape.*{name} is \[{', '.join(map(str, shape))}\], not \[")
+
+
+def test_nothing_is_read_before_everything_is_known_to_bind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite(folder, {}, without="mlp1.3.weight")
+    monkeypatch.setattr("generation_service.models.internvl.weights._Binding.read", lambda *_: pytest.fail("it read"))
+    refused(folder, r"linear_2\.weight")
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    folder = write_internvl2(tmp_path / "base", shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    refused(folder, "model-00002-of-00003.*download the missing file")
+
+
+def test_a_half_written_file_is_named(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
+    refused(folder, r"model\.safetensors.*download it again")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.model", WEIGHTS])
+def test_a_missing_file_is_named_with_the_remedy(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    refused(folder, rf"{name}.*(folder|download)")
+
+
+def test_pickled_weights_are_refused(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+    refused(folder, "convert them to safetensors")
+
+
+@pytest.mark.parametrize(
+    ("part", "given", "reason"),
+    [
+        ("vision_config", {"qk_normalization": True, "norm_type": "rms_norm"}, "vision tower is InternViT-6B"),
+        ("llm_config", {"architectures": ["LlamaForCausalLM"]}, "language model is LlamaForCausalLM"),
+        ("llm_config", {"architectures": None, "model_type": "yi"}, "language model is yi"),
+        ("", {"select_layer": -4}, "select_layer is -4, not -1"),
+        ("", {"ps_version": "v1"}, "ps_version is 'v1', not 'v2'"),
+        ("", {"pad2square": True}, "pad2square is True"),
+    ],
+    ids=["26B", "40B", "another", "an inner layer", "transposed shuffle", "padding"],
+)
+def test_a_model_that_is_not_served_is_refused_with_those_that_are(
+    folder: Path, part: str, given: dict[str, Any], reason: str
+) -> None:
+    edit(folder, lambda config: (config[part] if part else config).update(given))
+    refused(folder, f"{reason}.*It serves InternVL2 and InternVL2.5 of 1B, 2B, 4B and 8B.*InternLM2, Qwen2 or Phi-3")
+
+
+def test_a_config_that_lacks_something_is_refused_by_its_name(folder: Path) -> None:
+    edit(folder, lambda config: config["vision_config"].pop("hidden_size"))
+    refused(folder, "config.json does not describe an InternVL model: it has no 'hidden_size'")
+
+
+def test_an_unknown_conversation_template_is_refused_with_the_known_ones(folder: Path) -> None:
+    edit(folder, lambda config: config.update(template="internvl_zh"))
+    refused(folder, "'internvl_zh'; known are internlm2-chat, Hermes-2, phi3-chat, internvl2_5")
+
+
+def test_an_unknown_scaling_of_rotations_is_refused(folder: Path) -> None:
+    edit(folder, lambda config: config["llm_config"].update(rope_scaling={"type": "yarn", "factor": 2}))
+    refused(folder, "rope_scaling of type 'yarn' is not known")
+
+
+def test_a_tokenizer_without_the_templates_marks_is_refused(folder: Path) -> None:
+    (folder / "added_tokens.json").unlink()
+
+    def forget(config: dict[str, Any]) -> None:
+        tokens = config["added_tokens_decoder"]
+        config["added_tokens_decoder"] = {n: t for n, t in tokens.items() if t["content"] != "<IMG_CONTEXT>"}
+
+    edit(folder, forget, "tokenizer_config.json")
+    refused(folder, "no special token <IMG_CONTEXT>")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder: Path) -> None:
+    edit(folder, lambda config: config["llm_config"].update(vocab_size=500))
+    refused(folder, "goes up to token 60., and config.json has 500 tokens")
+
+
+@pytest.mark.parametrize("data", [b"", b"not a model", b"\x0a\xff", b"\xff" * 40, b"\x0a\x03\x0a\x01a"])
+def test_a_tokenizer_file_that_is_no_sentencepiece_model_is_refused(folder: Path, data: bytes) -> None:
+    (folder / "tokenizer.model").write_bytes(data)
+    refused(folder, r"tokenizer\.model is not a sentencepiece model of the BPE kind.*download it again")
+
+
+def test_a_truncated_sentencepiece_model_is_refused(folder: Path) -> None:
+    data = (folder / "tokenizer.model").read_bytes()
+    (folder / "tokenizer.model").write_bytes(data[: len(data) // 2])
+    refused(folder, "not a sentencepiece model")
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_qwen2_folder_without_its_vocabulary_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write_internvl2(tmp_path / "base", TinyInternVL("qwen2"))
+    (folder / name).unlink()
+    refused(folder, f"has no {name}: give the complete folder")

@@ -1,0 +1,240 @@
+"""The pipeline with stand-ins for both services: what is asked of each, and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from infra.contract.adapter import Adapter
+from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
+from infra.contract.errors import BaseModelMismatchError, DeadlineError, InvalidArgumentError, UnavailableError
+from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
+from infra.contract.prompt import Prompt
+from infra.contract.retrieval import Match, RetrievalOptions, Selection
+from orchestrator.answering.pipeline import Answer, Pipeline, Question, Retrieved, compose
+from orchestrator.answering.shared_calls import SharedCalls
+from orchestrator.answering.strategy import AnswerStrategy
+
+PROMPT = Prompt.of("open the mail")
+SELECTION = Selection(
+    tuple(
+        Match(Adapter(name, "tiny", f"adapters/{name}", revision=f"{name}-1"), similarity, weight)
+        for name, similarity, weight in (("gmail", 0.9, 0.6), ("ebay", 0.7, 0.3), ("clock", 0.2, 0.1))
+    )
+)
+
+
+@dataclass
+class StandInRetrieval:
+    selection: Selection = SELECTION
+    asked: list[RetrievalOptions] = field(default_factory=list)
+
+    async def retrieve(self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None) -> Retrieved:
+        self.asked.append(options)
+        return Retrieved(self.selection, "catalogue-7")
+
+
+@dataclass
+class StandInGeneration:
+    name: str = "tiny"
+    names_asked: int = 0
+    failures: list[Exception] = field(default_factory=list)
+    compositions: list[Composition] = field(default_factory=list)
+
+    async def base_model(self, timeout_s: float | None = None) -> str:
+        self.names_asked += 1
+        return self.name
+
+    async def generate(
+        self, prompt: Prompt, composition: Composition, decoding: Decoding, timeout_s: float | None = None
+    ) -> Generation:
+        if self.failures:
+            raise self.failures.pop()
+        self.compositions.append(composition)
+        applied = () if isinstance(composition, Base) else composition.adapters
+        return Generation("done", FinishReason.STOP, Usage(3, 0, 1), Timings(0.0, 0.0, 0.0), applied)
+
+    async def stream(
+        self, prompt: Prompt, composition: Composition, decoding: Decoding, timeout_s: float | None = None
+    ) -> AsyncIterator[str | Generation]:
+        yield "do"
+        yield "ne"
+        yield await self.generate(prompt, composition, decoding, timeout_s)
+
+
+def test_selection_is_the_best_adapter_alone_with_weight_one() -> None:
+    assert compose(AnswerStrategy.SELECTION, SELECTION) == Mixture((WeightedAdapter("gmail", 1.0, "gmail-1"),))
+
+
+def test_mixture_takes_the_weights_of_retrieval_as_they_are() -> None:
+    assert compose(AnswerStrategy.MIXTURE, SELECTION) == Mixture(
+        (
+            WeightedAdapter("gmail", 0.6, "gmail-1"),
+            WeightedAdapter("ebay", 0.3, "ebay-1"),
+            WeightedAdapter("clock", 0.1, "clock-1"),
+        )
+    )
+
+
+def test_fusion_carries_its_method() -> None:
+    composition = compose(AnswerStrategy.FUSION, SELECTION, FusionMethod.CONCAT)
+    assert composition == Fusion(SELECTION.weighted, FusionMethod.CONCAT)
+
+
+def test_oracle_is_the_given_adapter_with_weight_one() -> None:
+    assert compose(AnswerStrategy.ORACLE, Selection(), oracle="ebay") == Mixture((WeightedAdapter("ebay", 1.0),))
+
+
+def test_oracle_without_an_adapter_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="known to be right"):
+        compose(AnswerStrategy.ORACLE, Selection())
+
+
+@pytest.mark.parametrize("strategy", [AnswerStrategy.SELECTION, AnswerStrategy.MIXTURE, AnswerStrategy.FUSION])
+def test_nothing_retrieved_means_the_base_model_alone(strategy: AnswerStrategy) -> None:
+    assert compose(strategy, Selection()) == Base()
+
+
+async def test_answer_names_what_was_retrieved_and_applied() -> None:
+    answer = await Pipeline(StandInRetrieval(), StandInGeneration()).answer(Question(PROMPT))
+    assert answer.selection == SELECTION
+    assert answer.generation.applied == SELECTION.weighted
+    assert answer.catalogue_revision == "catalogue-7"
+    assert 0 <= answer.retrieval_s <= answer.total_s
+
+
+async def test_empty_selection_is_answered_by_the_base_model_and_says_so() -> None:
+    answer = await Pipeline(StandInRetrieval(Selection()), StandInGeneration()).answer(Question(PROMPT))
+    assert answer.selection.matches == ()
+    assert answer.generation.applied == ()
+    assert answer.generation.text == "done"
+
+
+@pytest.mark.parametrize("strategy", [AnswerStrategy.BASE, AnswerStrategy.ORACLE])
+async def test_base_and_oracle_retrieve_nothing(strategy: AnswerStrategy) -> None:
+    retrieval = StandInRetrieval()
+    await Pipeline(retrieval, StandInGeneration()).answer(Question(PROMPT, strategy, oracle="ebay"))
+    assert retrieval.asked == []
+
+
+async def test_base_model_is_filled_in_and_asked_for_once() -> None:
+    retrieval, generation = StandInRetrieval(), StandInGeneration()
+    pipeline = Pipeline(retrieval, generation)
+    for _ in range(3):
+        await pipeline.answer(Question(PROMPT, retrieval=RetrievalOptions(top_k=2)))
+    assert retrieval.asked == [RetrievalOptions(top_k=2, base_model="tiny")] * 3
+    assert generation.names_asked == 1
+
+
+async def test_base_model_is_asked_for_again_after_the_service_went_away() -> None:
+    retrieval, generation = StandInRetrieval(), StandInGeneration()
+    pipeline = Pipeline(retrieval, generation)
+    await pipeline.answer(Question(PROMPT))
+    generation.failures.append(UnavailableError("restarting"))
+    with pytest.raises(UnavailableError):
+        await pipeline.answer(Question(PROMPT))
+    generation.name = "other"
+    await pipeline.answer(Question(PROMPT))
+    assert retrieval.asked[-1].base_model == "other"
+
+
+async def test_adapters_of_another_base_model_are_refused() -> None:
+    question = Question(PROMPT, retrieval=RetrievalOptions(base_model="InternVL2-2B"))
+    with pytest.raises(BaseModelMismatchError, match=r"InternVL2-2B.*'tiny'"):
+        await Pipeline(StandInRetrieval(), StandInGeneration()).answer(question)
+
+
+async def test_stream_is_selection_then_deltas_then_the_whole_answer() -> None:
+    pipeline = Pipeline(StandInRetrieval(), StandInGeneration())
+    events = [event async for event in pipeline.stream(Question(PROMPT))]
+    assert events[0] == SELECTION
+    assert events[1:3] == ["do", "ne"]
+    assert isinstance(events[3], Answer)
+    assert events[3].generation.text == "done"
+    assert len(events) == 4
+
+
+async def test_time_spent_in_retrieval_counts_against_the_deadline() -> None:
+    with pytest.raises(DeadlineError):
+        await Pipeline(StandInRetrieval(), StandInGeneration()).answer(Question(PROMPT), timeout_s=1e-9)
+
+
+async def test_the_base_model_answers_alone_where_no_adapter_is_its_own() -> None:
+    class Foreign(StandInRetrieval):
+        async def retrieve(
+            self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None
+        ) -> Retrieved:
+            raise InvalidArgumentError("options.base_model", "no adapter is of 'tiny'")
+
+    generation = StandInGeneration()
+    answer = await Pipeline(Foreign(), generation).answer(Question(PROMPT))
+    assert generation.compositions == [Base()]
+    assert not answer.selection.matches
+
+
+async def test_too_many_adapters_for_uniform_all_say_what_to_do() -> None:
+    class Catalogue(StandInRetrieval):
+        async def list_adapters(self, *_: Any, **__: Any) -> list[Adapter]:
+            return [match.adapter for match in SELECTION.matches]
+
+    generation = StandInGeneration()
+    generation.failures.append(
+        InvalidArgumentError("composition.mixture.adapters", "3 adapters are too many; at most 2")
+    )
+    with pytest.raises(InvalidArgumentError, match=r"all 3 adapters of the catalogue.*at most 2.*--max-adapters"):
+        await Pipeline(Catalogue(), generation).answer(Question(PROMPT, AnswerStrategy.UNIFORM_ALL))
+    answer = await Pipeline(Catalogue(), generation).answer(
+        Question(PROMPT, AnswerStrategy.UNIFORM_ALL, RetrievalOptions(exclude=("ebay",)))
+    )
+    assert [(each.adapter_id, each.weight) for each in answer.generation.applied] == [("gmail", 0.5), ("clock", 0.5)]
+
+
+async def test_questions_share_retrieval_of_the_same_prompt_and_options_only() -> None:
+    retrieval = StandInRetrieval()
+    pipeline = Pipeline(retrieval, StandInGeneration())
+    again = Question(PROMPT, AnswerStrategy.SELECTION, shared_by="job-1")
+    others = [
+        Question(PROMPT, shared_by="job-2"),
+        Question(Prompt.of("another"), shared_by="job-1"),
+        Question(PROMPT, retrieval=RetrievalOptions(top_k=1), shared_by="job-1"),
+        Question(PROMPT),
+    ]
+    answers = await asyncio.gather(*(pipeline.answer(each) for each in [Question(PROMPT, shared_by="job-1"), again]))
+    assert [answer.retrieval_shared for answer in answers] == [False, True]
+    assert len(retrieval.asked) == 1
+    assert not any([(await pipeline.answer(each)).retrieval_shared for each in others])
+    assert len(retrieval.asked) == 5
+
+
+async def test_shared_call_that_failed_is_made_again_and_the_oldest_is_forgotten() -> None:
+    calls: SharedCalls[int] = SharedCalls(size=2)
+    made: list[str] = []
+
+    async def make(name: str) -> int:
+        made.append(name)
+        if len(made) == 1:
+            raise UnavailableError("away")
+        return len(made)
+
+    failed = await asyncio.gather(*(calls.get("a", lambda: make("a")) for _ in range(2)), return_exceptions=True)
+    assert [type(each) for each in failed] == [UnavailableError] * 2
+    assert [(await calls.get(name, lambda name=name: make(name))).value for name in "abac"] == [2, 3, 2, 4]
+    assert (await calls.get("b", lambda: make("b"))).value == 5
+    assert made == ["a", "a", "b", "c", "b"]
+
+
+async def test_waiting_for_a_shared_call_ends_with_the_callers_time() -> None:
+    calls: SharedCalls[None] = SharedCalls()
+    end = asyncio.Event()
+
+    async def wait() -> None:
+        await end.wait()
+
+    with pytest.raises(DeadlineError):
+        await calls.get("a", wait, timeout_s=0.01)
+    end.set()
+    assert (await calls.get("a", wait)).is_reused

@@ -1,0 +1,239 @@
+"""`loraretriever adapters ...` against a real retrieval service: add, import, export, list, show, remove."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from loraretriever.v1 import retrieval_service_pb2 as pb
+
+from infra.contract.errors import CheckpointError
+from infra.contract.prompt import Prompt
+from infra.runtime.wire import prompt_to_proto
+from orchestrator.cli.commands.adapters import known_names
+from orchestrator.cli.main import run
+from orchestrator.registration.adapter_layers import Layers, read_layers
+from tests.support.checkpoints.peft_adapters import TinyAdapter
+from tests.support.harness.dataset_files import write_episodes
+from tests.support.servers.retrieval_server import DIM, Service, WordEmbedder, retrieval_service
+
+Output = Callable[[], Any]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with retrieval_service(tmp_path / "qdrant") as running:
+        yield running
+
+
+@pytest.fixture
+def adapters(service: Service, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs `adapters ARGUMENTS --json` and returns (status, what it printed, errors)."""
+
+    def call(*arguments: str) -> tuple[int, Any, str]:
+        status = run(["adapters", *arguments, "--json", "--retrieval-target", service.address])
+        printed = capsys.readouterr()
+        return status, json.loads(printed.out) if printed.out else None, printed.err
+
+    return call
+
+
+def checkpoint(folder: Path, **config: Any) -> Path:
+    """A PEFT folder with ranks 4 (q_proj) and 12 (v_proj)."""
+    tiny = TinyAdapter.random(
+        {"model.layers.0.self_attn.q_proj": (8, 8), "model.layers.1.self_attn.q_proj": (8, 8)},
+        base_model_name_or_path="/models/tiny-vlm",
+        **config,
+    )
+    wide = TinyAdapter.random({"model.layers.0.self_attn.v_proj": (16, 8)}, rank=12)
+    tiny.tensors |= wide.tensors
+    return tiny.write(folder)
+
+
+def test_add_reads_the_checkpoint_and_embeds_examples_of_the_seed(
+    adapters: Callable[..., Any], service: Service, tmp_path: Path
+) -> None:
+    folder, data = checkpoint(tmp_path / "gmail"), write_episodes(tmp_path / "data", episodes=5, steps=3)
+    arguments = ("--checkpoint", str(folder), "--examples", str(data), "--kind", "app", "--tag", "x", "--tag", "y")
+    status, stored, _ = adapters("add", "gmail", *arguments, "--count", "6")
+    assert status == 0
+    assert service.embedder.embedded == 6
+    assert (stored["base_model"], stored["rank"], stored["targets"]) == ("tiny-vlm", 12, ["q_proj", "v_proj"])
+    assert (stored["kind"], stored["tags"], stored["example_count"]) == ("app", ["x", "y"], 6)
+    assert adapters("show", "gmail")[1] == stored
+    assert adapters("list", "--kind", "app")[1] == [stored]
+    assert adapters("list", "--kind", "category")[1] == []
+    request = pb.RetrieveAdaptersRequest(prompts=[prompt_to_proto(Prompt.of("Send letter 1."))])
+    found = service.stub.RetrieveAdapters(request).selections[0].matches
+    assert [match.adapter.adapter_id for match in found] == ["gmail"]
+
+
+def test_an_id_of_another_checkpoint_is_refused_and_replaced_when_wanted(
+    adapters: Callable[..., Any], tmp_path: Path
+) -> None:
+    first, second = checkpoint(tmp_path / "first"), checkpoint(tmp_path / "second")
+    np.save(tmp_path / "mean.npy", np.ones(DIM, np.float32))
+    rest = ("--vectors", str(tmp_path / "mean.npy"))
+    before = adapters("add", "one", "--checkpoint", str(first), *rest)[1]
+    status, _, error = adapters("add", "one", "--checkpoint", str(second), *rest)
+    assert status == 1
+    assert "'one' exists already, taken by another checkpoint" in error
+    assert str(first) in error
+    status, after, _ = adapters("add", "one", "--checkpoint", str(second), *rest, "--replace", "--kind", "app")
+    assert (status, after["checkpoint_uri"], after["kind"]) == (0, str(second), "app")
+    assert after["revision"] != before["revision"]
+    assert [each["adapter_id"] for each in adapters("list")[1]] == ["one"]
+
+
+def legacy(folder: Path, name: str, vectors: Any, **entry: Any) -> dict[str, Any]:
+    """An entry of the study's config, with its files below `folder`."""
+    checkpoint(folder / "loras" / name)
+    np.save(folder / f"{name}_jina_v4_emb.mean.npy", vectors)
+    return {
+        "lora_name": name,
+        "lora_path": f"loras/{name}",
+        "embedding_path": f"./{name}_jina_v4_emb.mean.npy",
+        "description": f"adapter of {name}",
+    } | entry
+
+
+def test_the_studys_config_is_imported_and_what_cannot_be_read_is_reported(
+    adapters: Callable[..., Any], tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    entries = [
+        legacy(tmp_path, "app_lora_adidas", generator.normal(size=DIM)),
+        legacy(tmp_path, "category_lora_lives", generator.normal(size=(3, DIM)).astype(np.float32)),
+        legacy(tmp_path, "app_lora_short", np.ones(DIM - 1)),
+        legacy(tmp_path, "app_lora_nan", np.full(DIM, np.nan)),
+        legacy(tmp_path, "app_lora_words", np.array(["a"])),
+        legacy(tmp_path, "app_lora_lost", np.ones(DIM), embedding_path="gone.npy"),
+        legacy(tmp_path, "app_lora_nowhere", np.ones(DIM), lora_path="/no/such/folder"),
+        legacy(tmp_path, "not an id", np.ones(DIM)),
+        {"lora_name": "app_lora_bare"},
+        "words",
+        legacy(tmp_path, "app_lora_adidas", np.ones(DIM)),
+    ]
+    config = tmp_path / "app_loras_config_internvl2.json"
+    config.write_text(json.dumps(entries), encoding="utf-8")
+    status, printed, errors = adapters("import", str(config))
+    assert status == 1
+    registered = {each["adapter_id"]: each for each in printed["registered"]}
+    assert set(registered) == {"app_lora_adidas", "category_lora_lives"}
+    assert registered["app_lora_adidas"]["kind"] == "app"
+    assert registered["app_lora_adidas"]["description"] == "adapter of app_lora_adidas"
+    lives = registered["category_lora_lives"]
+    assert (lives["kind"], lives["example_count"], lives["rank"]) == ("category", 3, 12)
+    assert [each["index"] for each in printed["failed"]] == list(range(2, 11))
+    problems = ["15 dimensions", "NaN", "no .npy file|holds", "gone.npy", "no folder here", "not an adapter id"]
+    for problem, failed in zip(
+        [*problems, "is missing", "no object", "exists already"], printed["failed"], strict=True
+    ):
+        assert any(part in failed["problem"] for part in problem.split("|")), (problem, failed)
+        assert f"{config}[{failed['index']}]" in errors
+    config.write_text(json.dumps(entries[:2]), encoding="utf-8")
+    assert adapters("import", str(config), "--replace")[0] == 0
+
+
+@pytest.mark.parametrize("content", ["{", '{"lora_name": "x"}', None])
+def test_a_file_that_is_no_config_is_said(adapters: Callable[..., Any], tmp_path: Path, content: str | None) -> None:
+    config = tmp_path / "config.json"
+    if content is not None:
+        config.write_text(content)
+    status, _, error = adapters("import", str(config))
+    assert status == 2
+    assert str(config) in error
+
+
+def test_an_export_is_imported_whole_into_another_catalogue(
+    adapters: Callable[..., Any], service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_episodes(tmp_path / "data", episodes=3, steps=2)
+    for name in ("one", "two"):
+        rest = ("--examples", str(data), "--kind", "app", "--tag", name, "--description", "d", "--display-name", "D")
+        assert adapters("add", name, "--checkpoint", str(checkpoint(tmp_path / name)), *rest)[0] == 0
+    assert adapters("export", str(tmp_path / "export.json"))[1]["exported"] == ["one", "two"]
+    with retrieval_service(tmp_path / "other") as other:
+        assert run(["adapters", "import", str(tmp_path / "export.json"), "--retrieval-target", other.address]) == 0
+        assert "registered 2 of 2 adapters" in capsys.readouterr().out
+        for name in ("one", "two"):
+            mine, theirs = (each.catalogue.look_up(name, with_vectors=True) for each in (service, other))
+            np.testing.assert_allclose(mine.vectors, theirs.vectors, atol=1e-6)
+            unstamped = replace(theirs.adapter, revision=mine.adapter.revision, update_time=mine.adapter.update_time)
+            assert unstamped == mine.adapter
+
+
+def test_vectors_of_another_embedder_are_not_imported(
+    adapters: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "mean.npy", np.ones(DIM, np.float32))
+    adapters("add", "one", "--checkpoint", "far/away", "--base-model", "b", "--vectors", str(tmp_path / "mean.npy"))
+    adapters("export", str(tmp_path / "export.json"))
+    with retrieval_service(tmp_path / "other", WordEmbedder(name="other")) as other:
+        assert run(["adapters", "import", str(tmp_path / "export.json"), "--retrieval-target", other.address]) == 1
+        error = capsys.readouterr().err
+        assert "made by [words 16], the service embeds with [other 16]" in error
+
+
+def test_names_are_completed_from_the_catalogue(
+    adapters: Callable[..., Any], service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "mean.npy", np.ones(DIM, np.float32))
+    for name in ("gmail", "google_maps", "ebay"):
+        rest = ("--base-model", "b", "--vectors", str(tmp_path / "mean.npy"))
+        assert adapters("add", name, "--checkpoint", f"far/{name}", *rest)[0] == 0
+    monkeypatch.setenv("LORARETRIEVER_CLIENT_RETRIEVAL_TARGET", service.address)
+    from orchestrator.cli.settings import client_settings
+
+    client_settings.cache_clear()
+    try:
+        assert known_names("g") == ["gmail", "google_maps"]
+        monkeypatch.setenv("LORARETRIEVER_CLIENT_RETRIEVAL_TARGET", "127.0.0.1:9")
+        client_settings.cache_clear()
+        assert known_names("g") == []
+    finally:
+        client_settings.cache_clear()
+
+
+def test_layers_are_read_from_the_header_of_the_weights(tmp_path: Path) -> None:
+    assert read_layers(checkpoint(tmp_path / "whole")) == Layers(12, ("q_proj", "v_proj"))
+    assert read_layers(tmp_path) == Layers()
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def _header(text: bytes) -> Callable[[Path], object]:
+    return lambda file: file.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def _pickle(file: Path) -> None:
+    file.rename(file.with_name("adapter_model.bin"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (_cut, "was it written to the end"),
+        (lambda file: file.write_bytes(b"\x00"), "no whole safetensors file"),
+        (lambda file: file.write_bytes(struct.pack("<Q", 2**60) + b"{}"), "reaches beyond its end"),
+        (_header(b"[]"), "no whole safetensors file"),
+        (_header(b'{"x": {"shape": 3, "data_offsets": [0, 0]}}'), "no whole safetensors file"),
+        (_header(b"{}"), "holds no lora_A"),
+        (_pickle, "a pickle"),
+    ],
+)
+def test_broken_weights_are_refused_at_registration(
+    tmp_path: Path, spoil: Callable[[Path], object], problem: str
+) -> None:
+    folder = checkpoint(tmp_path)
+    spoil(folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=problem):
+        read_layers(folder)

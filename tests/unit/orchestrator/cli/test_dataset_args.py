@@ -1,0 +1,80 @@
+"""What the words of `evaluate run` mean: datasets, and the adapters trained for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infra.contract.errors import InvalidArgumentError
+from orchestrator.cli.dataset_args import AdapterLabels, dataset_specs, read_mapping
+from orchestrator.evaluation.data.files import expand
+
+
+def test_folders_and_patterns_are_a_dataset_for_each_file(tmp_path: Path) -> None:
+    for name in ("apps/gmail.jsonl", "apps/ebay.jsonl", "split/clock/test.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = [spec.name for spec in dataset_specs([str(tmp_path / "apps"), f"s={tmp_path}/split/*/test.jsonl"])]
+    assert names == ["ebay", "gmail", "s.clock"]
+    (far,) = dataset_specs(["far/away/*.jsonl"])
+    assert (far.name, far.uri) == ("", "far/away/*.jsonl")
+
+
+def test_adapters_are_named_by_a_form_a_map_or_a_field(tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("gmail", "ebay")]
+    mapping = tmp_path / "map.json"
+    mapping.write_text('{"gmail": "mail"}')
+
+    def adapters(labels: AdapterLabels) -> list[str]:
+        return [spec.adapter_id for spec in dataset_specs(files, labels)]
+
+    assert adapters(AdapterLabels(["app_lora_{}", "ebay=mine"])) == ["app_lora_gmail", "mine"]
+    assert adapters(AdapterLabels(mapping=read_mapping(mapping))) == ["mail", ""]
+    assert adapters(AdapterLabels(["app_lora_{}"], mapping=read_mapping(mapping))) == ["mail", "app_lora_ebay"]
+    rows = dataset_specs(files, AdapterLabels(row_field="app", mapping=read_mapping(mapping)))
+    assert {(spec.adapter_field, spec.adapter_of) for spec in rows} == {("app", (("gmail", "mail"),))}
+    mapping.write_text("[]")
+    with pytest.raises(InvalidArgumentError, match="must hold an object"):
+        read_mapping(mapping)
+
+
+@pytest.mark.parametrize("labels", [AdapterLabels(["app_{}"]), AdapterLabels(["{}"]), AdapterLabels(by_name=True)])
+def test_a_form_stands_for_the_same_adapters_wherever_the_files_are(tmp_path: Path, labels: AdapterLabels) -> None:
+    for name in ("gmail", "ebay"):
+        (tmp_path / f"{name}.jsonl").touch()
+    for pattern in ("*.jsonl", "./", "more=*.jsonl"):
+        name, equals, path = pattern.rpartition("=")
+        here = dataset_specs([f"{name}{equals}{tmp_path}/{path}"], labels)
+        (elsewhere,) = dataset_specs([f"{name}{equals}no/such/{path}"], labels)
+        found = expand(replace(elsewhere, uri=f"{tmp_path}/{path}"), [tmp_path])
+        assert [(each.name, each.adapter_id) for each in here] == [(each.name, each.adapter_id) for each in found]
+        assert {each.adapter_id.removeprefix("app_") for each in here} == {"gmail", "ebay"}
+
+
+@pytest.mark.parametrize(
+    ("files", "labels", "said"),
+    [
+        (["far/*.jsonl"], AdapterLabels(["gmail=mail"]), "'gmail=mail' names no dataset; the orchestrator alone knows"),
+        (["far/*.jsonl"], AdapterLabels(["mail"]), r"what far/\*\.jsonl holds, so say a form"),
+        (["far/"], AdapterLabels(mapping={"gmail": "mail"}), "gmail names no dataset; the orchestrator alone knows"),
+        (["x.jsonl"], AdapterLabels(mapping={"x": "a", "y": "b"}), "adapter_map: y names no dataset; there are x"),
+        (["x.jsonl", "y.jsonl"], AdapterLabels(["mail"]), "'mail' names no dataset; say DATASET=ADAPTER, of x, y"),
+    ],
+)
+def test_adapters_of_datasets_that_nobody_here_knows_are_refused(
+    files: list[str], labels: AdapterLabels, said: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        dataset_specs(files, labels)
+
+
+def test_a_known_dataset_keeps_its_adapter_beside_files_that_the_orchestrator_finds() -> None:
+    specs = dataset_specs(["x.jsonl", "far/*.jsonl"], AdapterLabels(["app_{}", "x=mine"], mapping={"x": "other"}))
+    assert [spec.adapter_id for spec in specs] == ["mine", "app_{}"]
+
+
+def test_rows_that_say_their_adapters_leave_nothing_to_other_options() -> None:
+    with pytest.raises(InvalidArgumentError, match="leave --adapter and --adapters-by-name out"):
+        AdapterLabels(["app_{}"], row_field="app")

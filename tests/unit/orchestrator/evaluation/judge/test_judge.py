@@ -1,0 +1,242 @@
+"""The judge against a real HTTP server: graded once, paid for once, and never zero for want of a grade."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infra.contract.errors import (
+    ConfigurationError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    UnavailableError,
+)
+from orchestrator.evaluation.judge.client import ChatEndpoint
+from orchestrator.evaluation.judge.judge import MAX_REASONS, Judgement, JudgePrompt, judge, score_in
+from orchestrator.evaluation.metrics.text import AnsweredText
+from orchestrator.evaluation.report.summary import Verdict
+from tests.support.servers.chat_endpoint import FakeChat, fake_chat
+
+PROMPT = JudgePrompt("{question}|{truth}|{answer}")
+ANSWERS = [AnsweredText(number, f"e{number}", f"truth {number}", f"answer {number}", "What?") for number in range(4)]
+
+
+def grade(question: str) -> str:
+    return "close enough\nSCORE: 0.5" if question.endswith("answer 0") else "SCORE: 1"
+
+
+@pytest.fixture
+def chat() -> Iterator[FakeChat]:
+    with fake_chat(grade) as served:
+        yield served
+
+
+def endpoint_of(chat: FakeChat) -> ChatEndpoint:
+    return ChatEndpoint(chat.base_url, "grader", first_pause_s=0.001, attempts=3, concurrency=2)
+
+
+def judged(answers: list[AnsweredText], endpoint: ChatEndpoint, cache: Path) -> Judgement:
+    return asyncio.run(judge(answers, endpoint, PROMPT, cache))
+
+
+def test_every_answer_is_graded_and_what_it_cost_is_counted(chat: FakeChat, tmp_path: Path) -> None:
+    found = judged(ANSWERS, replace(endpoint_of(chat), key="secret"), tmp_path)
+    assert {key: graded.score for key, graded in found.scores.items()} == {0: 0.5, 1: 1, 2: 1, 3: 1}
+    assert found.scores[0].cluster == "e0"
+    assert (found.calls, found.cached, found.prompt_tokens, found.completion_tokens) == (4, 0, 40, 12)
+    assert sorted(chat.questions)[0] == "What?|truth 0|answer 0"
+    assert chat.keys == {"Bearer secret"}
+
+
+def test_the_key_is_neither_shown_nor_kept(chat: FakeChat, tmp_path: Path) -> None:
+    endpoint = replace(endpoint_of(chat), key="secret")
+    judged(ANSWERS[:1], endpoint, tmp_path)
+    assert "secret" not in repr(endpoint)
+    assert all("secret" not in file.read_text() for file in tmp_path.rglob("*.json"))
+
+
+def test_a_second_run_asks_nothing_and_a_longer_one_asks_the_rest(chat: FakeChat, tmp_path: Path) -> None:
+    judged(ANSWERS[:3], endpoint_of(chat), tmp_path)
+    again = judged(ANSWERS, endpoint_of(chat), tmp_path)
+    assert (again.calls, again.cached, again.prompt_tokens) == (1, 3, 10)
+    assert len(again.scores) == 4
+    assert len(chat.questions) == 4
+    assert judged(ANSWERS[:1], replace(endpoint_of(chat), model="other"), tmp_path).calls == 1
+
+
+def test_a_broken_cache_file_is_asked_again(chat: FakeChat, tmp_path: Path) -> None:
+    judged(ANSWERS[:1], endpoint_of(chat), tmp_path)
+    (file,) = tmp_path.rglob("*.json")
+    file.write_text("{half")
+    assert judged(ANSWERS[:1], endpoint_of(chat), tmp_path).calls == 1
+    assert judged(ANSWERS[:1], endpoint_of(chat), tmp_path).cached == 1
+
+
+def test_a_full_or_broken_endpoint_is_asked_again(chat: FakeChat, tmp_path: Path) -> None:
+    chat.failures += [(429, {"Retry-After": "0"}), (503, {})]
+    assert len(judged(ANSWERS, endpoint_of(chat), tmp_path).scores) == 4
+    assert chat.failures == []
+
+
+def test_what_cannot_be_graded_is_unscored_with_its_reason(chat: FakeChat, tmp_path: Path) -> None:
+    chat.reply = lambda question: "I cannot say." if question.endswith("answer 0") else "SCORE: 7"
+    missing = replace(ANSWERS[1], answer=None)
+    found = judged([ANSWERS[0], missing, ANSWERS[2]], endpoint_of(chat), tmp_path)
+    assert found.scores == {}
+    assert found.unscored == {"no answer": 1, "the judge's reply holds no score": 2}
+    assert found.verdicts == {
+        0: Verdict(None, "the judge's reply holds no score", "I cannot say."),
+        1: Verdict(None, "no answer"),
+        2: Verdict(None, "the judge's reply holds no score", "SCORE: 7"),
+    }
+
+
+def test_one_answer_without_a_reply_leaves_the_others_their_grades(chat: FakeChat, tmp_path: Path) -> None:
+    chat.failures += [(500, {})] * 3
+    found = judged(ANSWERS, replace(endpoint_of(chat), concurrency=1), tmp_path)
+    assert len(found.scores) == 3
+    (reason,) = found.unscored
+    assert reason.startswith("the judge gave no reply in 3 tries (HTTP 500")
+    assert len(judged(ANSWERS, endpoint_of(chat), tmp_path).scores) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (400, {"error": "content filter"}, "HTTP 400: "),
+        (413, {"error": "too long"}, "HTTP 413: "),
+        (422, {"error": "odd"}, "HTTP 422: "),
+        (200, {"choices": []}, "no chat completion: "),
+        (200, {"detail": "busy"}, "no chat completion: "),
+        (
+            200,
+            {"choices": [{"message": {"content": "SCORE: 1"}}], "usage": {"prompt_tokens": math.inf}},
+            "no chat completion: ",
+        ),
+    ],
+)
+def test_a_question_that_the_endpoint_refuses_is_unscored_and_the_others_are_graded(
+    chat: FakeChat, tmp_path: Path, status: int, body: dict[str, object], said: str
+) -> None:
+    chat.refusals["truth 2"] = (status, body)
+    for asked in (3, 0):
+        found = judged(ANSWERS, endpoint_of(chat), tmp_path)
+        assert set(found.scores) == {0, 1, 3}
+        assert (found.calls, found.cached) == (asked, 3 - asked)
+        (reason,) = found.unscored
+        assert reason.startswith(f"the judge gave no reply ({said}")
+    assert len(chat.questions) == 3
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_anything_is_asked(chat: FakeChat, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(InvalidArgumentError, match=r"judge_cache: .*cache cannot be written to: File exists"):
+        judged(ANSWERS, endpoint_of(chat), tmp_path / "cache")
+    assert not chat.questions
+
+
+def test_a_cache_that_takes_no_reply_is_named(chat: FakeChat, tmp_path: Path) -> None:
+    for number in range(256):
+        (tmp_path / f"{number:02x}").write_text("a file where a folder of replies would be")
+    with pytest.raises(InvalidArgumentError, match=r"judge_cache: .* cannot be written to"):
+        judged(ANSWERS, endpoint_of(chat), tmp_path)
+
+
+def test_an_endpoint_that_refuses_every_question_is_named(chat: FakeChat, tmp_path: Path) -> None:
+    chat.refusals["truth"] = (400, {"error": "no such model"})
+    with pytest.raises(UnavailableError, match=r"graded nothing: .*no such model.*; are address and model right\?"):
+        judged(ANSWERS, endpoint_of(chat), tmp_path)
+
+
+def test_many_reasons_are_counted_together(chat: FakeChat, tmp_path: Path) -> None:
+    answers = [AnsweredText(number, "e", f"<{number}>", "a") for number in range(MAX_REASONS + 5)]
+    chat.refusals |= {f"<{number}>": (400, {"request": number}) for number in range(1, MAX_REASONS + 5)}
+    found = judged(answers, endpoint_of(chat), tmp_path)
+    assert len(found.scores) == 1
+    assert (len(found.unscored), found.unscored["other reasons"]) == (MAX_REASONS + 1, 4)
+
+
+def test_an_endpoint_that_is_away_is_named(tmp_path: Path) -> None:
+    with fake_chat(grade) as chat:
+        away = endpoint_of(chat)
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1.* graded nothing: .* in 3 tries \(ConnectError"):
+        judged(ANSWERS, away, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "said"),
+    [
+        (401, ConfigurationError, "LORARETRIEVER_CLIENT_JUDGE_KEY"),
+        (403, ConfigurationError, "LORARETRIEVER_CLIENT_JUDGE_KEY"),
+        (404, FailedPreconditionError, "model's name"),
+    ],
+)
+def test_a_call_that_is_refused_ends_the_run_at_once(
+    chat: FakeChat, tmp_path: Path, status: int, error: type[Exception], said: str
+) -> None:
+    chat.failures += [(status, {})] * 10
+    with pytest.raises(error, match=said):
+        judged(ANSWERS, endpoint_of(chat), tmp_path)
+    assert len(chat.failures) >= 8
+
+
+def test_an_address_that_is_no_chat_endpoint_is_named(chat: FakeChat, tmp_path: Path) -> None:
+    with pytest.raises(FailedPreconditionError, match="HTTP 404"):
+        judged(ANSWERS, replace(endpoint_of(chat), base_url=chat.base_url + "/v2"), tmp_path)
+
+
+def test_the_rate_limit_spaces_calls(chat: FakeChat, tmp_path: Path) -> None:
+    start = time.monotonic()
+    judged(ANSWERS, replace(endpoint_of(chat), requests_per_minute=1200), tmp_path)
+    assert time.monotonic() - start >= 3 * 60 / 1200
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("SCORE: 1", 1.0),
+        ("Score: 0.25 at first.\n**Score:** 0.75", 0.75),
+        ("**SCORE: `0.5`**\r\n", 0.5),
+        ("score = 4/5", 0.8),
+        ("SCORE: .1", 0.1),
+        ("SCORE: 1/2.5", 0.4),
+        ("SCORE: 1.", 1.0),
+        ("SCORE: 1\n\n(Score 0 would mean wrong.)", 1.0),
+        ("SCORE: 0\nThe score is low: 1 of 2 facts is wrong.", 0.0),
+        ("SCORE: 2", None),
+        ("right", None),
+        ("SCORE: -1", None),
+        ("Score: 1/0", None),
+        ("SCORE: 1%", None),
+        ("SCORE: 1 out of 5", None),
+        ("Score: 1 (of 10)", None),
+        ("SCORE: 1e-3", None),
+        ("SCORE: 0,8", None),
+        ("Score (0-1): 0.8", None),
+        ("SCORE: 1\nSCORE: 1 of 5", None),
+        ("SCORE:\n1", None),
+    ],
+)
+def test_the_last_line_that_is_a_score_counts_and_no_other_is_guessed_at(reply: str, score: float | None) -> None:
+    assert score_in(reply) == score
+
+
+def test_a_template_must_show_truth_and_answer_and_braces_in_them_do_no_harm() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"no \{answer\}"):
+        JudgePrompt("{truth}")
+    odd = AnsweredText(1, "e", "{answer}", "{truth} {x}", "{}")
+    assert PROMPT.of(odd) == "{}|{answer}|{truth} {x}"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"base_url": "localhost"}, {"model": ""}, {"requests_per_minute": 0}, {"concurrency": 0}]
+)
+def test_an_endpoint_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(InvalidArgumentError, match="judge"):
+        replace(ChatEndpoint("http://here/v1", "grader"), **wrong)

@@ -1,0 +1,209 @@
+"""The page of a report: nothing escapes, nothing is shown that may not be, old records make a page too."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.report.html.charts import Bar, Stack, bars, heatmap, parts
+from orchestrator.evaluation.report.html.markup import element, table
+from orchestrator.evaluation.report.html.measures import measures, percentile_95
+from orchestrator.evaluation.report.html.page import json_in_html, render_html
+from orchestrator.evaluation.report.html.samples import PictureBudget, choose, listed
+from orchestrator.evaluation.report.report import render_markdown
+from orchestrator.evaluation.report.summarize import summarize
+from orchestrator.evaluation.report.summary import JobFacts
+from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
+from tests.support.harness.evaluation_data import answered, failure, sample
+from tests.support.harness.images import picture, png
+from tests.support.harness.report_records import HOSTILE, SPEC, hostile_records, many_records
+
+
+def page_of(records: list[Record], budget: PictureBudget | None = None, most: int = 2000) -> str:
+    return render_html(summarize(records, JobFacts(SPEC, evaluation_id="ev-1")), records, budget, max_samples=most)
+
+
+def data_of(page: str) -> Any:
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_hostile_text_stays_in_its_place(tmp_path: Path) -> None:
+    page = page_of(hostile_records(tmp_path))
+    assert "<img" not in page
+    assert page.count("<script") == 2
+    assert data_of(page)["samples"][0]["actions"][0][:2] == [HOSTILE, HOSTILE]
+    assert json.loads(json_in_html({"x": HOSTILE})) == {"x": HOSTILE}
+    assert element("p", HOSTILE, title=HOSTILE).count("<") == 2
+    assert "<script" not in table([HOSTILE], [[HOSTILE, HOSTILE]])
+
+
+def test_the_page_says_what_is_incomplete_and_what_changed() -> None:
+    facts = JobFacts(SPEC, state="cancelled", planned_samples=20)
+    page = render_html(replace(summarize([], facts), changed_datasets=("clock",)), [])
+    assert "Incomplete (cancelled): 0 of 20 samples have a record." in page
+    assert "Changed while the job ran (its samples are those that were planned): clock." in page
+
+
+def test_the_page_has_every_score_that_the_text_report_has(tmp_path: Path) -> None:
+    page = page_of(many_records(tmp_path, 8))
+    for title in ("All datasets, every metric, %", "Was the right adapter retrieved?"):
+        assert f"<h2>{title}</h2>" in page
+    for column in ("action type", "argument", "episodes right", "episodes, legacy", "@1, %", "mean reciprocal rank"):
+        assert f'<th scope="col">{column}</th>' in page
+    assert '<td class="short">0.750 ± 0.164</td>' in page
+
+
+def test_the_page_names_no_address_it_could_load(tmp_path: Path) -> None:
+    page = page_of(many_records(tmp_path, 8), PictureBudget((tmp_path,)))
+    assert "default-src 'none'" in page
+    assert not re.search(r"""(?:src|href)=|url\(|@import|https?://""", page)
+
+
+def test_records_with_nothing_but_an_answer_make_a_page() -> None:
+    old: dict[str, Any] = {"sample": sample("Scroll up").to_json(), "answer": "Scroll up"}
+    del old["sample"]["image_sha256"], old["sample"]["adapter_id"]
+    page = page_of([Record.from_json(old), failure(sample("Scroll up", episode="e2"))])
+    assert "Step accuracy" in page
+    assert "Where the time goes" not in page
+    assert "Cost of a sample" not in page
+    (first, second) = data_of(page)["samples"]
+    assert (first["actions"], first["seconds"], first["tokens"]) == ([["Scroll up", "Scroll up", True]], None, None)
+    assert second["error"] == "UNAVAILABLE: nobody listens"
+    assert second["actions"] == [["Scroll up", None, None]]
+    assert "0 of 0 samples" in page_of([])
+
+
+def test_phases_that_were_not_recorded_are_named(tmp_path: Path) -> None:
+    page = page_of([answered(sample("Scroll up"), "Scroll up")])
+    assert "Not recorded in this job: embed, search, queue, prefill." in page
+    assert "Not recorded" not in page_of(many_records(tmp_path, 2))
+
+
+def test_a_sequence_is_compared_step_by_step() -> None:
+    asked = sample("Scroll up\nScroll down", step_count=2, protocol=PromptProtocol.SEQUENCE)
+    data = listed([answered(asked, "Scroll up\nScroll left\nWait for response")], PictureBudget(), 0)
+    assert data["samples"][0]["whole"]
+    assert data["samples"][0]["actions"] == [
+        ["Scroll up", "Scroll up", True],
+        ["Scroll down", "Scroll left", False],
+        [None, "Wait for response", False],
+    ]
+
+
+def test_some_of_many_are_chosen_evenly_with_every_strategy(tmp_path: Path) -> None:
+    records = many_records(tmp_path, 400)
+    chosen = choose(records, 80)
+    assert Counter((record.sample.dataset, record.sample.strategy.label) for record in chosen) == {
+        (dataset, strategy): 20 for dataset in ("clock", "office") for strategy in ("selection", "mixture")
+    }
+    assert choose(records[::-1], 80) == chosen
+    assert "80 of 800 samples are in this page" in page_of(records, most=80)
+
+
+def test_a_repeated_record_is_listed_once_as_it_is_counted() -> None:
+    record = answered(sample("Scroll up"), "Scroll up")
+    later = replace(record, answer="Scroll down")
+    assert [each["actions"][0][1] for each in data_of(page_of([record, later]))["samples"]] == ["Scroll up"]
+
+
+def test_pictures_are_small_below_the_roots_and_within_the_budget(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside, outside):
+        folder.mkdir()
+        (folder / "screen.png").write_bytes(png(picture(900, 1600)))
+    (inside / "link.png").symlink_to(outside / "screen.png")
+    (inside / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+    os.mkfifo(inside / "pipe.png")
+    names = ["screen.png", "../out/screen.png", "link.png", "broken.png", "gone.png", "pipe.png", "screen.png"]
+    asked = replace(sample("Scroll up"), images=tuple(inside / name for name in names))
+    record = answered(asked, "Scroll up")
+    data = listed([record], PictureBudget((inside,)), 0)
+    assert data["samples"][0]["pictures"] == [0, 1, 2, 3, 4, 5, 0]
+    first, *others = data["pictures"]
+    assert first.startswith("data:image/webp;base64,")
+    assert len(first) < 40_000
+    assert others == [None] * 5
+    assert listed([record], PictureBudget((inside,), max_bytes=1000), 0)["pictures"] == [None] * 6
+    assert listed([record], PictureBudget(), 0)["pictures"] == [None] * 6
+
+
+def test_measures_leave_failed_samples_out(tmp_path: Path) -> None:
+    records = many_records(tmp_path, 4)
+    base = EvaluatedStrategy(AnswerStrategy.BASE)
+    measured = measures([*records, failure(sample("Scroll up", strategy=base))])
+    assert set(measured) == {"selection", "mixture"}
+    of = measured["mixture"]
+    assert of.tokens["prompt_tokens"] == [100] * 4
+    assert of.generation_s == pytest.approx([0.3] * 4)
+    assert of.weight_counts()[3] + of.weight_counts()[2] == 4
+    assert of.weight_counts()[7] + of.weight_counts()[6] == 4
+    assert percentile_95([]) is None
+    assert percentile_95([1.0]) == 1.0
+
+
+def test_charts_put_values_on_one_scale() -> None:
+    drawn = bars({"g": [Bar("half", 0.5, 0.25, 1.0), Bar("unscored", None)]}, low=0, high=1, title="t")
+    assert drawn.count("<rect") == 1
+    assert 'x="4.0" y="31" width="176.0"' in drawn
+    assert 'x1="92.0" x2="356.0"' in drawn
+    minus = bars({"": [Bar("minus", -0.5)]}, low=-1, high=1, title="t")
+    assert 'x="92.0" y="15" width="88.0"' in minus
+    assert re.findall(r'width="([\d.]+)"', parts([Stack("a", 0, [1.0, 1.0]), Stack("b", 1, [4.0])], "t")) == [
+        "88.0",
+        "88.0",
+        "352.0",
+    ]
+    squares = heatmap({"a": {"a": 3, "b": 1}}, ["a", "b"], "t")
+    assert squares.count('class="hit"') == squares.count('class="miss"') == 1
+    assert "a → b: 1 of 4" in squares
+
+
+def test_a_chart_says_what_each_number_is_and_cuts_no_name_that_has_room() -> None:
+    name = "a-dataset-with-quite-a-long-name-of-44-chars"
+    drawn = bars({name: [Bar("0.0 to 0.1", 0.5, text="9"), Bar("unscored", None)]}, low=0, high=1, title="t")
+    for text in (name, "0.0 to 0.1: 9", "unscored"):
+        assert f">{text}</text>" in drawn
+
+
+def test_a_strategy_has_one_colour_in_every_chart(tmp_path: Path) -> None:
+    base = EvaluatedStrategy(AnswerStrategy.BASE)
+    spec = replace(SPEC, strategies=(base, *SPEC.strategies))
+    records = [failure(sample("Scroll up", strategy=base)), *many_records(tmp_path, 4)]
+    page = render_html(summarize(records, JobFacts(spec)), records)
+    for title in ("By dataset: steps right", "Share of weights in each tenth", "Mean seconds of each phase"):
+        chart = page.partition(f"<title>{title}</title>")[2].partition("</svg>")[0]
+        assert set(re.findall(r'class="(c\d)"', chart)) == {"c1", "c2"}
+
+
+def test_counts_stand_on_squares_that_are_never_too_dark_for_them() -> None:
+    squares = heatmap({"a": {"a": 9, "b": 1}}, ["a", "b"], "t")
+    assert [float(found) for found in re.findall(r'fill-opacity="([\d.]+)"', squares)] == [0.46, 0.14]
+
+
+def test_a_job_of_both_domains_has_the_papers_table_and_many_bars_are_folded() -> None:
+    hidden = EvaluatedStrategy(AnswerStrategy.MIXTURE, exclude_own_adapter=True)
+    mixture = EvaluatedStrategy(AnswerStrategy.MIXTURE)
+    datasets = [f"app{number}" for number in range(40)]
+    spec = EvaluationSpec(tuple(DatasetSpec(name, f"{name}.jsonl", name) for name in datasets), (mixture, hidden))
+    records = [
+        answered(sample("Scroll up", dataset=name, strategy=strategy), "Scroll up")
+        for name in datasets
+        for strategy in spec.strategies
+    ]
+    summary = summarize(records, JobFacts(spec))
+    page, text = render_html(summary, records), render_markdown(summary)
+    assert "In domain and out of domain" in page
+    assert "## In domain and out of domain" in text
+    assert page.count("<details><summary>app") == 40
+    assert "In domain and out of domain" not in page_of([answered(sample("Scroll up"), "Scroll up")])

@@ -1,0 +1,221 @@
+"""Questions that no actions answer: how their rows are read, and where their scores are reported."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.evaluation.data.datasets import DatasetContent, read_dataset
+from orchestrator.evaluation.metrics.action import ActionMetric
+from orchestrator.evaluation.metrics.uncertainty import UNSCORED
+from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.report.headlines import headlines
+from orchestrator.evaluation.report.html.page import render_html
+from orchestrator.evaluation.report.html.samples import PictureBudget, listed
+from orchestrator.evaluation.report.report import headline, render_markdown
+from orchestrator.evaluation.report.summarize import summarize
+from orchestrator.evaluation.report.summary import JobFacts, Summary
+from orchestrator.evaluation.report.tables import STEPS, TEXTS, datasets_of
+from orchestrator.evaluation.scoring import answered_episodes, scores_of, whole_answers
+from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
+from tests.support.harness.evaluation_data import answered, failure, row, sample, write_dataset
+
+BASE, MIXTURE = EvaluatedStrategy(AnswerStrategy.BASE), EvaluatedStrategy(AnswerStrategy.MIXTURE)
+SPEC = EvaluationSpec((DatasetSpec("facts", "facts.jsonl"),), (BASE, MIXTURE), PromptProtocol.SEQUENCE)
+TRUTHS = ("Paris is the capital.", "It rains\nin April.")
+ACTIONS = 'Scroll up\nClick on button with the text "Mail"'
+
+
+def read(
+    folder: Path, response: str, images: list[str], protocol: PromptProtocol = PromptProtocol.SEQUENCE
+) -> DatasetContent:
+    file = write_dataset(folder, "facts", [row("e1", "Where is it?", [response], images)])
+    return read_dataset(DatasetSpec("facts", str(file)), protocol=protocol, roots=[folder])
+
+
+def told(truth: str, answer: str | None, episode: str, strategy: EvaluatedStrategy = MIXTURE) -> Record:
+    asked = sample(truth, episode=episode, dataset="facts", strategy=strategy, protocol=PromptProtocol.SEQUENCE)
+    return failure(asked) if answer is None else answered(asked, answer)
+
+
+def summary_of(*records: Record) -> Summary:
+    return summarize(records, JobFacts(SPEC))
+
+
+WHOLE = (
+    told(TRUTHS[0], "paris is  the capital.", "e1"),
+    told(TRUTHS[1], "It snows in April.", "e2"),
+    told(TRUTHS[0], "Paris", "e1", BASE),
+    told(TRUTHS[1], None, "e2", BASE),
+)
+
+
+@pytest.mark.parametrize(("response", "actions"), [("Paris", 1), ("It rains\nin April.", 2), (ACTIONS, 2)])
+def test_a_row_without_images_is_a_question_of_the_sequence_protocol(
+    tmp_path: Path, response: str, actions: int
+) -> None:
+    (episode,) = read(tmp_path, response, []).episodes
+    assert (episode.images, episode.response, len(episode.actions)) == ((), response, actions)
+
+
+@pytest.mark.parametrize("images", [[], ["1.png", "2.png"]])
+def test_a_whole_answer_needs_no_action_for_each_image(tmp_path: Path, images: list[str]) -> None:
+    assert read(tmp_path, "Paris", images).bad_rows == ()
+
+
+@pytest.mark.parametrize("protocol", [PromptProtocol.STEP, PromptProtocol.EPISODE])
+def test_a_row_without_images_is_refused_step_by_step_with_the_way_out(
+    tmp_path: Path, protocol: PromptProtocol
+) -> None:
+    (bad,) = read(tmp_path, "Paris", [], protocol).bad_rows
+    assert f"1 actions for 0 images; the {protocol.value} protocol needs one each" in bad.problem
+    assert "the sequence protocol asks for a whole answer at once, with any number of images" in bad.problem
+
+
+def test_a_row_may_leave_images_out(tmp_path: Path) -> None:
+    file = tmp_path / "facts.jsonl"
+    file.write_text('{"query": "Where?", "response": "Paris", "episode_id": 1}')
+    content = read_dataset(DatasetSpec("facts", str(file)), protocol=PromptProtocol.SEQUENCE, roots=[tmp_path])
+    assert content.episodes[0].images == ()
+
+
+def test_whole_answers_are_scored_as_texts_and_actions_as_actions() -> None:
+    metrics = [ActionMetric()]
+    whole = scores_of(WHOLE[0], metrics)
+    assert whole is not None
+    assert (list(whole), whole["exact_match"]) == (["exact_match", "rouge_l", "bleu"], 1)
+    actions = told(ACTIONS, ACTIONS, "e3")
+    assert scores_of(actions, metrics) == {"action": [True, True]}
+    assert scores_of(WHOLE[3], metrics) is None
+
+
+def test_the_scores_of_whole_answers_are_those_of_the_samples_without_actions() -> None:
+    cell = summary_of(*WHOLE, told(ACTIONS, ACTIONS, "e3")).group("mixture", "all")
+    assert cell is not None
+    assert (cell.texts.exact_match.value, cell.texts.exact_match.count) == (0.5, 2)
+    assert cell.texts.rouge_l.value == pytest.approx((1 + 3 / 4) / 2)
+    base = summary_of(*WHOLE).group("base", "all")
+    assert base is not None
+    assert (base.failed, base.texts.exact_match.count) == (1, 1)
+    actions = summary_of(told(ACTIONS, ACTIONS, "e3")).group("mixture", "all")
+    assert actions is not None
+    assert actions.texts.exact_match == UNSCORED
+
+
+def test_the_headline_of_whole_answers_is_their_scores() -> None:
+    summary = summary_of(*WHOLE)
+    assert summary.answers_are_texts
+    table = headline(summary)
+    assert (table.title, table.columns) == (
+        "Whole answers, %",
+        ("strategy", "answers", "exact match", "ROUGE-L", "BLEU"),
+    )
+    assert [cells[0] for cells in table.rows] == ["base (1 failed)", "mixture"]
+    assert table.rows[1][1:4] == ("2", "50.0 ± 50.0", "87.5 ± 12.5")
+    assert "Failed, and so unscored: 1 sample." in table.note
+
+
+MIXED = (
+    told(ACTIONS, ACTIONS, "e3"),
+    told(ACTIONS, "Scroll up\nScroll up", "e3", BASE),
+    *(told(truth, truth, truth[0], strategy) for strategy in (BASE, MIXTURE) for truth in TRUTHS),
+)
+
+
+def test_whole_answers_are_in_no_score_of_steps() -> None:
+    cells = {cell.strategy: cell for cell in summary_of(*MIXED).groups}
+    for strategy, share in (("base", 0.5), ("mixture", 1.0)):
+        cell = cells[strategy]
+        assert (cell.action.steps.value, cell.action.steps.count, cell.action.episodes.count) == (share, 2, 1)
+        assert (cell.legacy.steps.count, cell.action.step_floor) == (2, 1)
+        assert (cell.texts.exact_match.value, cell.texts.exact_match.count) == (1, 2)
+    only = summary_of(*WHOLE).groups[0]
+    assert (only.action.steps, only.legacy.episodes, only.action.step_floor) == (UNSCORED, UNSCORED, None)
+
+
+def test_an_episode_with_a_step_whose_truth_is_a_text_is_unscored() -> None:
+    truths = ("Scroll up", "tap the thing")
+    asked = [sample(truth, step=step, step_count=2) for step, truth in enumerate(truths)]
+    (episode,) = answered_episodes(map(answered, asked, truths))
+    assert episode.answers == ("Scroll up", None)
+    assert not episode.complete
+    assert answered_episodes([answered(sample("tap the thing"), "tap the thing")]) == []
+    assert [answer.truth for answer in whole_answers(map(answered, asked, truths))] == ["tap the thing"]
+
+
+def test_steps_and_whole_answers_are_compared_apart() -> None:
+    (found,) = summary_of(*MIXED).differences
+    assert (found.strategy, found.reference) == ("mixture", "base")
+    assert (found.steps.value, found.steps.count) == (0.5, 2)
+    assert (found.texts.value, found.texts.count) == (0, 2)
+    text = render_markdown(summary_of(*MIXED))
+    assert "| strategy | compared with | steps right | exact match |" in text
+    assert "| mixture | base | +50.0 | 0.0 [" in text.replace("+0.0 [", "0.0 [")
+
+
+def test_a_job_of_both_kinds_has_both_headlines_and_calls_neither_all() -> None:
+    summary = summary_of(*MIXED)
+    assert [(table.title, table.columns[1]) for table in headlines(summary)] == [
+        ("Step accuracy, %", "all steps"),
+        ("Whole answers, %", "answers"),
+    ]
+    text, page = render_markdown(summary), render_html(summary, MIXED)
+    assert text.index("## Step accuracy, %") < text.index("## Whole answers, %") < text.index("## Paired differences")
+    assert "All datasets" not in text + page
+    assert page.index("<h2>Step accuracy, %</h2>") < page.index("<h2>Whole answers, %</h2>")
+    assert "By dataset: steps right" in page
+    assert "By dataset: exact match" in page
+
+
+def test_a_dataset_of_one_kind_is_in_the_tables_of_that_kind_only() -> None:
+    spec = EvaluationSpec((DatasetSpec("facts", "f"), DatasetSpec("clock", "c"), DatasetSpec("gone", "g")), (MIXTURE,))
+    records = [
+        answered(sample("Paris", dataset="facts"), "Paris"),
+        answered(sample("Scroll up", dataset="clock"), "Scroll up"),
+    ]
+    summary = summarize(records, JobFacts(spec))
+    assert datasets_of(summary, STEPS) == ["clock", "gone"]
+    assert datasets_of(summary, TEXTS) == ["facts", "gone"]
+
+
+def test_a_report_of_whole_answers_says_nothing_twice_and_nothing_of_actions() -> None:
+    text = render_markdown(summary_of(*WHOLE))
+    assert text.count("Whole answers, %") == 1
+    for word in ("legacy**", "`legacy`", "Floor", "floor", "Right step", "Right episode", "Step accuracy"):
+        assert word not in text
+    assert "**Floor**" in render_markdown(summary_of(*MIXED))
+    assert "## Whole answers" not in render_markdown(summary_of(told(ACTIONS, ACTIONS, "e3")))
+
+
+def test_the_page_shows_whole_answers_in_place_of_steps_that_there_are_none_of() -> None:
+    page = render_html(summary_of(*WHOLE), WHOLE)
+    assert "Whole answers, %" in page
+    assert "Step accuracy" not in page
+
+
+def test_a_whole_answer_in_the_page_has_its_scores_and_is_neither_right_nor_wrong() -> None:
+    asked = (WHOLE[1], WHOLE[3], MIXED[0])
+    text, failed, actions = listed(asked, PictureBudget(), 0, {WHOLE[1].sample.key: 0.25})["samples"]
+    assert text["scores"] == {"exact match": 0, "ROUGE-L": 0.75, "BLEU": pytest.approx(0.54, abs=0.2)}
+    assert (text["actions"], text["grade"]) == ([[TRUTHS[1], "It snows in April.", None]], 0.25)
+    assert (failed["scores"], actions["scores"]) == (None, None)
+
+
+def test_another_catalogue_than_at_the_start_is_a_caveat_and_the_same_is_none() -> None:
+    def said(at_start: str, *answered_by: str) -> bool:
+        records = [
+            replace(told("a", "a", f"e{number}"), catalogue_revision=revision)
+            for number, revision in enumerate(answered_by)
+        ]
+        summary = summarize(records, JobFacts(SPEC, catalogue_revision=at_start))
+        assert summary.catalogue_changed == ("The catalogue of adapters changed" in render_markdown(summary))
+        return summary.catalogue_changed
+
+    assert said("c1", "c1", "c2")
+    assert said("c1", "c2")
+    assert not said("c1", "c1")
+    assert not said("c1", "")
+    assert not said("", "c1")

@@ -1,0 +1,88 @@
+"""Work beside a block, and an event loop on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from orchestrator.jobs.event_loop import EventLoopThread, in_background
+
+
+async def test_background_work_that_loses_a_cancellation_is_cancelled_again() -> None:
+    lost = 0
+
+    async def stubborn() -> None:
+        nonlocal lost
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                lost += 1
+                if lost == 2:
+                    raise
+
+    async with asyncio.timeout(10), in_background(stubborn()):
+        await asyncio.sleep(0)
+    assert lost == 2
+
+
+async def test_background_work_ends_with_the_block_that_failed() -> None:
+    ended = False
+
+    async def work() -> None:
+        nonlocal ended
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended = True
+
+    async def failing() -> None:
+        async with in_background(work()):
+            await asyncio.sleep(0)
+            raise ValueError("the block failed")
+
+    with pytest.raises(ValueError, match="the block failed"):
+        await failing()
+    assert ended
+
+
+def test_coroutines_of_many_threads_run_on_one_loop() -> None:
+    loop = EventLoopThread()
+    names: set[str] = set()
+
+    async def note() -> str:
+        names.add(threading.current_thread().name)
+        return "done"
+
+    results: list[str] = []
+    threads = [threading.Thread(target=lambda: results.append(loop.run(note()))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    loop.close()
+    assert results == ["done"] * 4
+    assert names == {"event-loop"}
+
+
+def test_closing_the_loop_cancels_what_still_runs() -> None:
+    loop = EventLoopThread()
+    ended = threading.Event()
+
+    async def forever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def start() -> asyncio.Task[None]:
+        task = asyncio.create_task(forever())
+        await asyncio.sleep(0)
+        return task
+
+    task = loop.run(start())
+    loop.close()
+    assert ended.is_set()
+    assert task.cancelled()

@@ -1,0 +1,426 @@
+"""The catalogue over Qdrant: a local folder, local mode behind HTTP, and a server when QDRANT_URL names one."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from infra.contract.adapter import Adapter
+from infra.contract.errors import (
+    AlreadyExistsError,
+    ConfigurationError,
+    ConflictError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    LoraRetrieverError,
+    NotFoundError,
+    UnavailableError,
+)
+from retrieval_service.catalogue import Catalogue
+from retrieval_service.collections import head_of
+from retrieval_service.points import AdapterFilter, AdapterVectors
+from retrieval_service.qdrant import LocalFolder, Qdrant, Server
+from tests.support.servers.qdrant_places import PLACES, QDRANT_URL, Place, place_of
+from tests.support.servers.qdrant_server import qdrant_server
+
+DIM = 8
+
+
+def basis(index: int, *more: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    vector = np.zeros(DIM, np.float32)
+    vector[[index, *more]] = 1
+    return vector
+
+
+def vectors(*indexes: int) -> AdapterVectors:
+    return AdapterVectors.of([basis(index) for index in indexes], DIM)
+
+
+def adapter(adapter_id: str, **fields: Any) -> Adapter:
+    return Adapter(adapter_id, **{"base_model": "tiny", "checkpoint_uri": f"adapters/{adapter_id}", **fields})
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    if request.param == "server" and not QDRANT_URL:
+        pytest.skip("QDRANT_URL names no Qdrant server")
+    with place_of(request.param, tmp_path / "qdrant") as given_place:
+        yield given_place
+
+
+@pytest.fixture(params=["memory", "qdrant"])
+def opened(place: Place, request: pytest.FixtureRequest) -> Iterator[Callable[..., Catalogue]]:
+    """Opens the test's catalogue, each time anew; one at a time. It searches in memory, or lets Qdrant search."""
+    limit = 50_000 if request.param == "memory" else 0
+    collection = f"test-{uuid.uuid4().hex}"
+    catalogues: list[Catalogue] = []
+
+    def open_catalogue(dim: int = DIM, fingerprint: str = "embedder one") -> Catalogue:
+        for catalogue in catalogues:
+            catalogue.close()
+        catalogues.clear()
+        qdrant = Qdrant(place)
+        try:
+            catalogues.append(Catalogue(qdrant, collection, dim=dim, fingerprint=fingerprint, memory_vectors=limit))
+        except LoraRetrieverError:
+            qdrant.close()
+            raise
+        return catalogues[0]
+
+    yield open_catalogue
+    for catalogue in catalogues:
+        catalogue.close()
+    with closing(Qdrant(place)) as qdrant, qdrant.session() as client:
+        for one in client.get_collections().collections:
+            if one.name.startswith(collection):
+                client.delete_collection(one.name)
+
+
+@pytest.fixture
+def catalogue(opened: Callable[..., Catalogue]) -> Catalogue:
+    return opened()
+
+
+def names(catalogue: Catalogue, query: Any, wanted: AdapterFilter | None = None, top_k: int = 10) -> list[str]:
+    found = catalogue.search(np.stack([query]), wanted or AdapterFilter(), top_k).found[0]
+    return [one.adapter.adapter_id for one in found]
+
+
+def test_a_stored_adapter_is_returned_whole_with_its_revision_and_time(catalogue: Catalogue) -> None:
+    wanted = adapter("one", kind="app", display_name="One", description="first", tags=("x", "y"), rank=8)
+    stored = catalogue.create(wanted, vectors(0, 1, 2))
+    assert stored.revision
+    assert stored.update_time is not None
+    assert replace(stored, revision="", update_time=None) == replace(wanted, example_count=3)
+    assert catalogue.get("one") == stored
+
+
+def test_the_centroid_is_the_mean_of_the_examples_at_length_one(catalogue: Catalogue) -> None:
+    catalogue.create(adapter("one"), AdapterVectors.of([basis(0), basis(1) * 100], DIM))
+    found = catalogue.search(np.stack([basis(0), basis(0, 1), -basis(0, 1)]), AdapterFilter(), 1).found
+    assert [one[0].similarity for one in found] == pytest.approx([2**-0.5, 1, -1])
+
+
+def test_matches_come_most_similar_first_and_at_most_top_k(catalogue: Catalogue) -> None:
+    for index in range(4):
+        catalogue.create(adapter(f"a{index}"), vectors(index))
+    query = basis(2) * 3 + basis(0) * 2 + basis(3)
+    assert names(catalogue, query) == ["a2", "a0", "a3", "a1"]
+    assert names(catalogue, query, top_k=2) == ["a2", "a0"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (AdapterFilter(), {"a", "b", "c"}),
+        (AdapterFilter(base_model="tiny"), {"a", "b"}),
+        (AdapterFilter(kind="app"), {"a", "c"}),
+        (AdapterFilter(kind="nothing"), set()),
+        (AdapterFilter(tags=("x",)), {"a", "b"}),
+        (AdapterFilter(tags=("x", "y")), {"b"}),
+        (AdapterFilter(include=("a", "c", "unknown")), {"a", "c"}),
+        (AdapterFilter(exclude=("a", "unknown")), {"b", "c"}),
+        (AdapterFilter(include=("a", "b"), exclude=("a",)), {"b"}),
+        (AdapterFilter(kind="app", base_model="tiny", exclude=("a",)), set()),
+    ],
+)
+def test_filters_hold_for_search_and_for_listing(
+    catalogue: Catalogue, wanted: AdapterFilter, expected: set[str]
+) -> None:
+    catalogue.create(adapter("a", kind="app", tags=("x",)), vectors(0))
+    catalogue.create(adapter("b", kind="category", tags=("y", "x")), vectors(1))
+    catalogue.create(adapter("c", kind="app", base_model="other"), vectors(2))
+    assert set(names(catalogue, basis(0, 1, 2), wanted)) == expected
+    page = catalogue.page(wanted, 10)
+    assert {one.adapter_id for one in page.adapters} == expected
+    assert page.total == len(expected)
+
+
+def test_an_id_is_taken_once(catalogue: Catalogue) -> None:
+    first = catalogue.create(adapter("one"), vectors(0))
+    with pytest.raises(AlreadyExistsError, match="'one' exists already"):
+        catalogue.create(adapter("one", kind="other"), vectors(1))
+    assert catalogue.get("one") == first
+
+
+def test_of_many_who_create_the_same_id_one_succeeds(catalogue: Catalogue) -> None:
+    barrier = threading.Barrier(8)
+
+    def create(index: int) -> Adapter | None:
+        barrier.wait()
+        try:
+            return catalogue.create(adapter("same", description=str(index)), vectors(index))
+        except AlreadyExistsError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        created = [one for one in pool.map(create, range(8)) if one is not None]
+    assert created == [catalogue.get("same")]
+
+
+def test_a_deleted_adapter_is_in_no_answer_and_its_id_is_free_again(catalogue: Catalogue) -> None:
+    before = catalogue.create(adapter("one"), vectors(0))
+    catalogue.delete("one")
+    assert names(catalogue, basis(0)) == []
+    assert catalogue.page(AdapterFilter(), 10).total == 0
+    for call in (catalogue.get, catalogue.delete):
+        with pytest.raises(NotFoundError, match="no adapter 'one'"):
+            call("one")
+    assert catalogue.create(adapter("one"), vectors(1)).revision != before.revision
+    assert names(catalogue, basis(1)) == ["one"]
+
+
+def test_pages_follow_each_other_by_id(catalogue: Catalogue) -> None:
+    ids = sorted(f"a{index}" for index in range(7))
+    for adapter_id in reversed(ids):
+        catalogue.create(adapter(adapter_id), vectors(0))
+    seen: list[str] = []
+    while True:
+        page = catalogue.page(AdapterFilter(), 3, seen[-1] if seen else "")
+        seen += [one.adapter_id for one in page.adapters]
+        assert page.total == 7
+        if not page.more:
+            break
+    assert seen == ids
+
+
+def test_every_change_gives_the_catalogue_a_new_revision_and_reading_none(catalogue: Catalogue) -> None:
+    def revision() -> str:
+        searched = catalogue.search(np.stack([basis(0)]), AdapterFilter(), 1).revision
+        assert searched == catalogue.page(AdapterFilter(), 1).revision
+        return searched
+
+    seen = [revision()]
+    for change in (
+        lambda: catalogue.create(adapter("one"), vectors(0)),
+        lambda: catalogue.update("one", lambda one: replace(one, kind="app")),
+        lambda: catalogue.delete("one"),
+        lambda: catalogue.create(adapter("one"), vectors(0)),
+    ):
+        change()
+        seen.append(revision())
+        assert revision() == seen[-1]
+    assert len(set(seen)) == len(seen)
+
+
+def test_an_update_changes_fields_keeps_vectors_and_gives_a_new_revision(catalogue: Catalogue) -> None:
+    first = catalogue.create(adapter("one", kind="app"), vectors(0, 1))
+    second = catalogue.update("one", lambda one: replace(one, kind="category"))
+    assert (second.kind, second.example_count) == ("category", 2)
+    assert second.revision != first.revision
+    assert catalogue.get("one") == second
+    assert names(catalogue, basis(0), AdapterFilter(kind="category")) == ["one"]
+    found = catalogue.search(np.stack([basis(0, 1)]), AdapterFilter(), 1).found[0][0]
+    assert found.similarity == pytest.approx(1)
+    third = catalogue.update("one", lambda one: one, vectors(5))
+    assert third.example_count == 1
+    found = catalogue.search(np.stack([basis(5)]), AdapterFilter(), 1).found[0][0]
+    assert found.similarity == pytest.approx(1)
+
+
+def test_an_update_of_a_revision_that_is_gone_is_a_conflict(catalogue: Catalogue) -> None:
+    first = catalogue.create(adapter("one"), vectors(0))
+    second = catalogue.update("one", lambda one: replace(one, kind="app"), expected_revision=first.revision)
+    with pytest.raises(ConflictError, match="changed by someone else"):
+        catalogue.update("one", lambda one: replace(one, kind="lost"), expected_revision=first.revision)
+    assert catalogue.get("one") == second
+    with pytest.raises(NotFoundError):
+        catalogue.update("two", lambda one: one)
+
+
+def test_the_catalogue_outlives_its_process(opened: Callable[..., Catalogue]) -> None:
+    first = opened()
+    kept = first.create(adapter("kept"), vectors(0))
+    first.create(adapter("gone"), vectors(1))
+    first.delete("gone")
+    revision = first.page(AdapterFilter(), 1).revision
+    again = opened()
+    assert again.page(AdapterFilter(), 10).adapters == (kept,)
+    assert again.page(AdapterFilter(), 10).revision == revision
+    assert names(again, basis(0, 1)) == ["kept"]
+
+
+@pytest.mark.parametrize("other", [{"fingerprint": "embedder two"}, {"dim": 4}])
+def test_a_catalogue_of_another_embedder_is_refused_with_the_remedy(
+    opened: Callable[..., Catalogue], other: dict[str, Any]
+) -> None:
+    opened().create(adapter("one"), vectors(0))
+    with pytest.raises(
+        ConfigurationError, match=r"was made with \[embedder one\].*retrieval reindex.*choose another --collection"
+    ):
+        opened(**other)
+    assert opened().get("one").adapter_id == "one"
+
+
+def test_a_collection_of_someone_else_is_refused(place: Place) -> None:
+    collection = f"test-{uuid.uuid4().hex}"
+    with closing(Qdrant(place)) as qdrant:
+        with qdrant.session() as client:
+            client.create_collection(collection, vectors_config={})
+        with pytest.raises(ConfigurationError, match="not made by this version of the service"):
+            Catalogue(qdrant, collection, dim=DIM, fingerprint="embedder one")
+        with qdrant.session() as client:
+            client.delete_collection(collection)
+
+
+def test_eight_threads_that_create_search_update_and_delete_meet_no_error(catalogue: Catalogue) -> None:
+    catalogue.create(adapter("constant"), vectors(7))
+
+    def work(thread: int) -> None:
+        for turn in range(6):
+            mine = f"t{thread}-{turn}"
+            catalogue.create(adapter(mine), vectors(thread % 7, turn))
+            assert mine in names(catalogue, basis(thread % 7, turn), AdapterFilter(exclude=("constant",)), 64)
+            catalogue.update(mine, lambda one: replace(one, kind="changed"))
+            assert names(catalogue, basis(7), top_k=1) == ["constant"]
+            catalogue.page(AdapterFilter(kind="changed"), 5)
+            catalogue.delete(mine)
+            assert mine not in names(catalogue, basis(thread % 7, turn), top_k=64)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert [one.adapter_id for one in catalogue.page(AdapterFilter(), 99).adapters] == ["constant"]
+
+
+def test_replicas_that_start_together_on_one_server_share_one_catalogue() -> None:
+    barrier = threading.Barrier(4)
+
+    def start(url: str) -> Catalogue:
+        qdrant = Qdrant(Server(url))
+        barrier.wait()
+        return Catalogue(qdrant, "adapters", dim=DIM, fingerprint="embedder one")
+
+    with qdrant_server() as url, ThreadPoolExecutor(4) as pool:
+        replicas = list(pool.map(start, [url] * 4))
+        created = replicas[0].create(adapter("one"), vectors(0))
+        assert [replica.get("one") for replica in replicas] == [created] * 4
+        assert names(replicas[3], basis(0)) == ["one"]
+        for replica in replicas:
+            replica.close()
+
+
+def test_a_catalogue_that_vanishes_is_said(tmp_path: Path) -> None:
+    with qdrant_server() as url, closing(Qdrant(Server(url))) as qdrant:
+        catalogue = Catalogue(qdrant, "adapters", dim=DIM, fingerprint="embedder one")
+        with qdrant.session() as client:
+            client.delete_collection(head_of(client, "adapters").collection)
+        with pytest.raises(FailedPreconditionError, match="is gone from Qdrant"):
+            catalogue.get("one")
+
+
+def test_a_folder_in_use_is_a_configuration_error(tmp_path: Path) -> None:
+    with (
+        closing(Qdrant(LocalFolder(tmp_path))),
+        pytest.raises(ConfigurationError, match=r"in use by another process.*--qdrant-path.*--qdrant-url"),
+    ):
+        Qdrant(LocalFolder(tmp_path))
+
+
+def test_a_folder_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="cannot be opened as a catalogue"):
+        Qdrant(LocalFolder(tmp_path / "file" / "below"))
+
+
+def test_a_folder_with_broken_content_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "meta.json").write_text("{")
+    with pytest.raises(ConfigurationError, match="cannot be opened as a catalogue"):
+        Qdrant(LocalFolder(tmp_path))
+
+
+def test_a_server_that_is_not_there_is_unavailable() -> None:
+    with (
+        closing(Qdrant(Server("http://127.0.0.1:9", timeout_s=1))) as qdrant,
+        pytest.raises(UnavailableError, match=r"http://127.0.0.1:9 does not answer.*retry"),
+    ):
+        Catalogue(qdrant, "adapters", dim=DIM, fingerprint="embedder one")
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (401, FailedPreconditionError),
+        (403, FailedPreconditionError),
+        (404, FailedPreconditionError),
+        (400, InternalError),
+        (413, InvalidArgumentError),
+        (429, UnavailableError),
+        (500, UnavailableError),
+        (503, UnavailableError),
+    ],
+)
+def test_each_refusal_of_a_server_has_its_error(status: int, expected: type[LoraRetrieverError]) -> None:
+    qdrant = Qdrant(Server("https://127.0.0.1:9", api_key="secret"))
+    with pytest.raises(expected) as caught, qdrant.session():
+        raise UnexpectedResponse(status, "Reason", b"internals", httpx.Headers())
+    assert "internals" not in str(caught.value)
+    assert "secret" not in repr(qdrant.place)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:hidden@127.0.0.1:9", "me:hidden@qdrant:6333", "https://hidden@127.0.0.1:9/path"]
+)
+def test_a_password_in_the_address_of_a_server_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"--qdrant-url holds a user or password.*--qdrant-api-key") as caught:
+        Qdrant(Server(url))
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("retry_after", ["3", "Sun, 22 Nov 2026 10:00:00 GMT"])
+def test_a_server_with_too_much_to_do_is_unavailable(retry_after: str) -> None:
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(429)
+            self.send_header("Retry-After", retry_after)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Busy)
+    thread = threading.Thread(target=server.handle_request, daemon=True)
+    thread.start()
+    with (
+        server,
+        closing(Qdrant(Server(f"http://127.0.0.1:{server.server_port}"))) as qdrant,
+        pytest.raises(UnavailableError, match=r"429.*retry"),
+        qdrant.session() as client,
+    ):
+        client.get_collections()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ([], "there is none"),
+        ([basis(0), basis(0)[:4]], r"\[1\]: has 4 dimensions; this server's embedder has 8"),
+        ([basis(0) * np.nan], r"\[0\]: holds NaN"),
+        ([basis(0), basis(1) + np.inf], r"\[1\]: holds NaN or infinite"),
+        ([basis(0) * 0], r"\[0\]: is all zeros"),
+        ([basis(0), -basis(0)], "cancel each other out"),
+    ],
+)
+def test_vectors_without_a_direction_are_refused(given: list[Any], problem: str) -> None:
+    with np.errstate(invalid="ignore"), pytest.raises(InvalidArgumentError, match=problem):
+        AdapterVectors.of(given, DIM)
+
+
+def test_extreme_but_finite_vectors_keep_their_direction() -> None:
+    tiny, huge = basis(0) * np.float32(1e-40), basis(1) * np.float32(3e38)
+    both = AdapterVectors.of([tiny, huge], DIM)
+    np.testing.assert_allclose(both.examples, [basis(0), basis(1)], atol=1e-6)
+    np.testing.assert_allclose(both.centroid, basis(0, 1) / 2**0.5, atol=1e-6)
