@@ -17,7 +17,7 @@ from infra.contract.retrieval import (
     Weighting,
 )
 from retrieval_service.catalogue.catalogue import Catalogue
-from retrieval_service.catalogue.points import AdapterFilter, Found
+from retrieval_service.catalogue.points import AdapterFilter, ScoredAdapter
 from retrieval_service.embedders.base import Embedder
 from retrieval_service.weighting import weigh
 
@@ -99,12 +99,12 @@ class Retriever:
         embedded = time.monotonic()
         with field_path("options"):
             result = self._catalogue.search(vectors, query.wanted, query.top_k, query.strategy)
-        selections = tuple(select(found, query) for found in result.found)
+        selections = tuple(select(found, query) for found in result.matches)
         timings = RetrievalTimings(embedded - start, time.monotonic() - embedded)
         return Retrieval(selections, result.revision, timings, result.stale)
 
 
-def select(found: Sequence[Found], query: Query) -> Selection:
+def select(found: Sequence[ScoredAdapter], query: Query) -> Selection:
     """Drop what is below the minimum similarity, then weigh the rest. Nothing left: the base model alone."""
     kept = [one for one in found if one.similarity >= query.min_similarity]
     weights = weigh([one.similarity for one in kept], query.weighting, query.temperature)

@@ -14,7 +14,7 @@ from infra.contract.retrieval import RetrievalOptions, RetrievalStrategy, Weight
 
 if TYPE_CHECKING:
     from retrieval_service.clients import Client
-    from retrieval_service.commands.report import Measured
+    from retrieval_service.commands.report import StrategyReport
     from retrieval_service.evaluation.labelled_prompts import LabelledRows
     from retrieval_service.evaluation.outcomes import Outcome
     from retrieval_service.strategies.examples import ExampleSet
@@ -61,30 +61,30 @@ def evaluate(
     its adapter, which is built from the others. Or prompts of a labelled dataset, asked of the running service.
     """
     _check_together(vectors, data, kind, base_model, few)
-    from retrieval_service.commands.output import errors
-    from retrieval_service.commands.report import Measured, show
+    from retrieval_service.commands.output import stderr_console
+    from retrieval_service.commands.report import StrategyReport, print_reports
 
     plan = _Plan(_strategies(strategy or []), weighting or [Weighting.SOFTMAX], temperature, top_k)
-    measured: list[Measured]
+    measured: list[StrategyReport]
     if data:
         from retrieval_service.commands.service import connected
         from retrieval_service.evaluation.labelled_prompts import read_labelled
 
         content = read_labelled(data, max_images)
         for problem in content.problems:
-            errors().print(f"left out {problem}", soft_wrap=True)
+            stderr_console().print(f"left out {problem}", soft_wrap=True)
         options = RetrievalOptions(top_k, base_model, kind, temperature=temperature)
-        with connected(context, retrieval_target) as service, errors().status("asking the service"):
+        with connected(context, retrieval_target) as service, stderr_console().status("asking the service"):
             asked = _ask(service, content, plan, options)
-        measured = [Measured.of(name, outcomes, temperature) for name, outcomes in asked.items()]
+        measured = [StrategyReport.of(name, outcomes, temperature) for name, outcomes in asked.items()]
     else:
         examples = _examples(context, retrieval_target, vectors, base_model, kind)
         measured = _tried(examples, plan, kind, few, seed)
     if confusion is not None:
-        from retrieval_service.evaluation.confusion_matrix import draw
+        from retrieval_service.evaluation.confusion_matrix import draw_confusion_matrix
 
-        draw(measured[0].figures, confusion)
-    show(measured, as_json=as_json)
+        draw_confusion_matrix(measured[0].figures, confusion)
+    print_reports(measured, as_json=as_json)
 
 
 def _check_together(vectors: Path | None, data: list[str] | None, kind: str, base_model: str, few: int | None) -> None:
@@ -142,10 +142,10 @@ class _Plan:
     top_k: int
 
 
-def _tried(examples: ExampleSet, plan: _Plan, kind: str, few: int | None, seed: int) -> list[Measured]:
-    from retrieval_service.commands.report import Measured
+def _tried(examples: ExampleSet, plan: _Plan, kind: str, few: int | None, seed: int) -> list[StrategyReport]:
+    from retrieval_service.commands.report import StrategyReport
     from retrieval_service.evaluation.leave_one_out import few_examples, leave_one_out
-    from retrieval_service.evaluation.outcomes import figures
+    from retrieval_service.evaluation.outcomes import compute_scores
 
     if few is None:
         trials = {one: leave_one_out(one, examples, kind) for one in plan.strategies}
@@ -156,9 +156,9 @@ def _tried(examples: ExampleSet, plan: _Plan, kind: str, few: int | None, seed: 
     for name, trial in trials.items():
         outcomes = {each: trial.outcomes(plan.top_k, each, plan.temperature) for each in plan.weightings}
         best = trial.best_temperature()
-        best_ece = figures(trial.outcomes(plan.top_k, Weighting.SOFTMAX, best)).ece
+        best_ece = compute_scores(trial.outcomes(plan.top_k, Weighting.SOFTMAX, best)).ece
         measured.append(
-            Measured.of(name, outcomes, plan.temperature, best_temperature=best, best_ece=best_ece, single=single)
+            StrategyReport.of(name, outcomes, plan.temperature, best_temperature=best, best_ece=best_ece, single=single)
         )
     return measured
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infra.contract.errors import ConfigurationError, FailedPreconditionError
-from retrieval_service.commands.output import say
+from retrieval_service.commands.output import print_result
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -52,13 +52,13 @@ def reindex(
     from infra.runtime.settings import load_settings
     from retrieval_service.assembly import open_qdrant
     from retrieval_service.catalogue import reindexing
-    from retrieval_service.commands.output import errors
+    from retrieval_service.commands.output import stderr_console
     from retrieval_service.embedders.batcher import BatchedEmbedder, BatchingOptions
     from retrieval_service.embedders.build import build_embedder
     from retrieval_service.settings import RetrievalSettings
 
     settings = load_settings(RetrievalSettings, context.args)
-    with closing(open_qdrant(settings)) as qdrant, Progress(console=errors(), transient=True) as progress:
+    with closing(open_qdrant(settings)) as qdrant, Progress(console=stderr_console(), transient=True) as progress:
         task = progress.add_task("loading the embedder", total=None)
         options = BatchingOptions(settings.max_queue, settings.batch_wait_s, settings.cache_bytes)
         with closing(BatchedEmbedder(build_embedder(settings), options)) as embedder, qdrant.session() as client:
@@ -74,7 +74,7 @@ def reindex(
                 ),
             )
     left = f"; left out: {', '.join(done.left_out)}" if done.left_out else ""
-    say(
+    print_result(
         as_json,
         f"embedded the examples of {done.embedded} adapters into {done.collection}{left}",
         embedded=done.embedded,
@@ -96,17 +96,19 @@ def rollback(
 ) -> None:
     """Go back to the catalogue before the last re-index or restore. A second rollback undoes the first."""
     with _opened(qdrant_url, qdrant_path, qdrant_api_key, qdrant_tls_ca) as (qdrant, client):
-        from retrieval_service.catalogue.reindexing import lost_by_rollback, roll_back
+        from retrieval_service.catalogue.reindexing import changes_undone_by_rollback, roll_back
 
         _check_there(client, collection)
-        lost = lost_by_rollback(client, collection)
+        lost = changes_undone_by_rollback(client, collection)
         if lost and not yes:
             raise FailedPreconditionError(
                 f"since then these adapters were registered, changed or removed: {', '.join(lost)}; going back undoes "
                 f"that in {qdrant.place}; say --yes to do it"
             )
         head = roll_back(client, collection)
-    say(as_json, f"back to {head.collection}, made with [{head.fingerprint}]", collection=head.collection, undone=lost)
+    print_result(
+        as_json, f"back to {head.collection}, made with [{head.fingerprint}]", collection=head.collection, undone=lost
+    )
 
 
 def backup(
@@ -121,15 +123,15 @@ def backup(
 ) -> None:
     """Write the catalogue with all vectors and kept examples into one file."""
     with _opened(qdrant_url, qdrant_path, qdrant_api_key, qdrant_tls_ca) as (_, client):
-        from retrieval_service.catalogue.backup import take, write
+        from retrieval_service.catalogue.backup import take_backup, write_backup
 
         _check_there(client, collection)
-        taken = take(client, collection)
-    write(taken, file)
-    say(as_json, f"wrote {len(taken.entries)} adapters to {file}", file=str(file), adapters=len(taken.entries))
+        taken = take_backup(client, collection)
+    write_backup(taken, file)
+    print_result(as_json, f"wrote {len(taken.entries)} adapters to {file}", file=str(file), adapters=len(taken.entries))
 
 
-def restore(
+def restore_backup(
     *,
     file: Annotated[Path, typer.Argument(help="Zip file that 'backup' wrote.")],
     replace: Annotated[bool, typer.Option("--replace", help="Also when the catalogue holds adapters.")] = False,
@@ -142,30 +144,32 @@ def restore(
 ) -> None:
     """Let the catalogue be what a backup holds. The state before is kept: 'rollback' goes back to it."""
     _needs("qdrant_client")
-    from retrieval_service.catalogue.backup import read
-    from retrieval_service.catalogue.backup import restore as restored
+    from retrieval_service.catalogue.backup import read_backup
+    from retrieval_service.catalogue.backup import restore_backup as restored
 
-    content = read(file)
+    content = read_backup(file)
     with _opened(qdrant_url, qdrant_path, qdrant_api_key, qdrant_tls_ca) as (qdrant, client):
         name = restored(client, collection, content, replace=replace, indexed=qdrant.shared)
     count = len(content.entries)
-    say(as_json, f"restored {count} adapters, made with [{content.fingerprint}]", adapters=count, collection=name)
+    print_result(
+        as_json, f"restored {count} adapters, made with [{content.fingerprint}]", adapters=count, collection=name
+    )
 
 
 @contextmanager
 def _opened(url: str, folder: Path, key: str, ca: Path | None) -> Iterator[tuple[Qdrant, QdrantClient]]:
     _needs("qdrant_client")
-    from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant, Server
+    from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 
-    place = Server(url, key or None, tls_ca=ca) if url else LocalFolder(folder)
+    place = QdrantServer(url, key or None, tls_ca=ca) if url else QdrantFolder(folder)
     with closing(Qdrant(place)) as qdrant, qdrant.session() as client:
         yield qdrant, client
 
 
 def _check_there(client: QdrantClient, collection: str) -> None:
-    from retrieval_service.catalogue.collections import exists
+    from retrieval_service.catalogue.collections import catalogue_exists
 
-    if not exists(client, collection):
+    if not catalogue_exists(client, collection):
         raise FailedPreconditionError(f"there is no catalogue {collection!r} here; name its place and --collection")
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 
 
-def say(as_json: bool, sentence: str, **values: Any) -> None:
+def print_result(as_json: bool, sentence: str, **values: Any) -> None:
     """Print a result: a sentence for people, or its values as JSON."""
     sys.stdout.write((json.dumps(values, ensure_ascii=False, indent=2) if as_json else sentence) + "\n")
 
 
-def errors() -> Console:
+def stderr_console() -> Console:
     """Return the console of progress and errors."""
     return Console(stderr=True, highlight=False, markup=False)

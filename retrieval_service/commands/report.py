@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.contract.retrieval import RetrievalStrategy, Weighting
-from retrieval_service.evaluation.outcomes import Figures, Outcome, as_json, figures, labels_of
+from retrieval_service.evaluation.outcomes import Outcome, Scores, as_json, compute_scores, labels_of
 
 _PAIRS = 5
 _WIDEST_MATRIX = 24
@@ -20,7 +20,7 @@ _PLAIN_WIDTH = 160
 
 
 @dataclass(frozen=True)
-class Measured:
+class StrategyReport:
     """The figures of one strategy, a set of them for each weighting; ranks are the same in all.
 
     `best_temperature` is the one under which softmax weights tell best which adapter is right, where that is known;
@@ -28,7 +28,7 @@ class Measured:
     """
 
     strategy: RetrievalStrategy
-    by_weighting: Mapping[Weighting, Figures]
+    by_weighting: Mapping[Weighting, Scores]
     temperature: float
     best_temperature: float | None
     best_ece: float | None
@@ -46,11 +46,11 @@ class Measured:
         single: tuple[str, ...] = (),
     ) -> Self:
         """Return the figures of outcomes."""
-        found = {name: figures(one) for name, one in outcomes.items()}
+        found = {name: compute_scores(one) for name, one in outcomes.items()}
         return cls(strategy, found, temperature, best_temperature, best_ece, single)
 
     @property
-    def figures(self) -> Figures:
+    def compute_scores(self) -> Scores:
         """The figures with the first weighting."""
         return next(iter(self.by_weighting.values()))
 
@@ -67,7 +67,7 @@ class Measured:
         }
 
 
-def show(measured: Sequence[Measured], *, as_json: bool) -> None:
+def print_reports(measured: Sequence[StrategyReport], *, as_json: bool) -> None:
     """Print it: JSON of one strategy, or by strategy where there are several; or tables."""
     if as_json:
         by_name = {one.strategy.value: one.as_json() for one in measured}
@@ -83,7 +83,7 @@ def show(measured: Sequence[Measured], *, as_json: bool) -> None:
         console.print(f"known by one vector only, so never asked: {', '.join(single)}", soft_wrap=True)
 
 
-def _summary(measured: Sequence[Measured]) -> Table:
+def _summary(measured: Sequence[StrategyReport]) -> Table:
     table = Table("strategy", "prompts", "@1", "@3", "@5", "MRR")
     for name in measured[0].by_weighting:
         table.add_column(f"ECE {name.value}", justify="right")
@@ -100,7 +100,7 @@ def _summary(measured: Sequence[Measured]) -> Table:
     return table
 
 
-def _print_confusion(console: Console, one: Measured, *, whole: bool) -> None:
+def _print_confusion(console: Console, one: StrategyReport, *, whole: bool) -> None:
     confused = one.figures.confused
     pairs = ", ".join(f"{true} -> {other or 'none'} {count}" for true, other, count in confused[:_PAIRS])
     console.print(f"{one.strategy.value}: most confused: {pairs or 'none'}", soft_wrap=True)
@@ -119,7 +119,7 @@ def _print_confusion(console: Console, one: Measured, *, whole: bool) -> None:
     _print_reliability(console, one)
 
 
-def _print_reliability(console: Console, one: Measured) -> None:
+def _print_reliability(console: Console, one: StrategyReport) -> None:
     table = Table("weight of the best", "prompts", "right", title="reliability of the weights")
     for found in one.figures.bins:
         if found.count:

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from infra.contract.errors import InvalidArgumentError
-from retrieval_service.evaluation.outcomes import Figures, labels_of
+from retrieval_service.evaluation.outcomes import Scores, labels_of
 
 _CELL, _CHARACTER, _MARGIN, _FONT = 26, 7, 12, 12
 _WHITE, _DARK = (255, 255, 255), (8, 48, 107)
@@ -36,7 +36,7 @@ class _Text:
     upwards: bool = False
 
 
-def draw(found: Figures, file: Path) -> None:
+def draw_confusion_matrix(found: Scores, file: Path) -> None:
     """Write the confusion matrix: a row an adapter, a column an adapter retrieved first, dark for many.
 
     Raises InvalidArgumentError for a file of another kind, or one that cannot be written.
@@ -57,7 +57,7 @@ def draw(found: Figures, file: Path) -> None:
         raise InvalidArgumentError("confusion", f"{file} cannot be written: {error.strerror or error}") from error
 
 
-def _shapes(found: Figures, labels: list[str], edge: int) -> Iterator[_Box | _Text]:
+def _shapes(found: Scores, labels: list[str], edge: int) -> Iterator[_Box | _Text]:
     most = max(found.confusion.values())
     for row, true in enumerate(labels):
         along = edge + _CELL * row + _CELL // 2

@@ -33,7 +33,7 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Scores:
     """Shares of prompts in [0, 1]; `confusion` counts (adapter, adapter retrieved first)."""
 
     queries: int
@@ -52,7 +52,7 @@ class Figures:
         return sorted(wrong, key=lambda one: (-one[2], one[0], one[1]))
 
 
-def figures(outcomes: Sequence[Outcome]) -> Figures:
+def compute_scores(outcomes: Sequence[Outcome]) -> Scores:
     """Return the figures of outcomes, of which there must be one.
 
     mrr is the mean of 1/rank, 0 for an adapter that was not retrieved. ece is the expected calibration error of the
@@ -61,7 +61,7 @@ def figures(outcomes: Sequence[Outcome]) -> Figures:
     count = len(outcomes)
     bins = _bins(outcomes)
     at_1, at_3, at_5 = (sum(one.rank is not None and one.rank <= k for one in outcomes) / count for k in (1, 3, 5))
-    return Figures(
+    return Scores(
         count,
         at_1,
         at_3,
@@ -73,7 +73,7 @@ def figures(outcomes: Sequence[Outcome]) -> Figures:
     )
 
 
-def as_json(found: Figures) -> dict[str, Any]:
+def as_json(found: Scores) -> dict[str, Any]:
     """Return the figures as JSON: at_1, at_3, at_5 and mrr in 0..1, and what else is known."""
     labels = labels_of(found.confusion)
     return {

@@ -16,7 +16,7 @@ from retrieval_service.embedders.base import FloatArray
 from retrieval_service.strategies.examples import ExampleSet
 
 # What zipfile and numpy raise for a damaged file: of numpy's own header too, and of methods that zipfile does not know.
-DAMAGE = (
+READ_ERRORS = (
     *(OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, SyntaxError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
 )
@@ -32,7 +32,7 @@ def read_npz(file: Path) -> ExampleSet:
             arrays = {name: _checked(file, name, content[name]) for name in content.files}
     except FileNotFoundError as error:
         raise InvalidArgumentError("vectors", f"there is no file {file}") from error
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         raise InvalidArgumentError("vectors", f"{file} is no .npz file of numbers: {error}") from error
     if not arrays:
         raise InvalidArgumentError("vectors", f"{file} holds no array; give one [n, dim] an adapter")
