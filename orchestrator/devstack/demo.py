@@ -21,7 +21,7 @@ from orchestrator.devstack.stack import LocalStack, StackPlan
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from orchestrator.jobs.job import Evaluation, EvaluationState, Report
-from orchestrator.registration.adapter_folder import adapter_of
+from orchestrator.registration.peft_folder import adapter_of
 from orchestrator.registration.training_examples import example_prompts, prompt_of, ranked_samples
 
 TOP_K = 3

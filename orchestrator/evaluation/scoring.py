@@ -75,7 +75,8 @@ def ranked_adapters(records: Iterable[Record]) -> list[RankedAdapters]:
 
 def scores_of(record: Record, metrics: Sequence[Metric]) -> Mapping[str, list[bool] | float] | None:
     """Return the scores of one sample by metric, None where it has no answer: those of `step_scores`, or where the
-    truth is not in the action language those of the whole answer, each in [0, 1]."""
+    truth is not in the action language those of the whole answer, each in [0, 1].
+    """
     return step_scores(record, metrics) if wants_actions(record) else text_scores(record)
 
 

@@ -22,7 +22,8 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class RunningSystem:
     """The base model, the digest of its files and the type of its weights; the catalogue's revision; the fingerprint of
-    the embedder. Empty: could not be asked."""
+    the embedder. Empty: could not be asked.
+    """
 
     base_model: str = ""
     base_model_revision: str = ""

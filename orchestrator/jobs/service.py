@@ -13,8 +13,8 @@ from infra.contract.errors import FailedPreconditionError, InvalidArgumentError,
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation.data.datasets import read_datasets
 from orchestrator.evaluation.data.files import MAX_DATASET_BYTES, settle
-from orchestrator.evaluation.protocols import DEFAULT_MAX_SAMPLES, plan, shards
-from orchestrator.evaluation.report.job_folder import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
+from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES, plan, shards
+from orchestrator.evaluation.report.output_files import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
 from orchestrator.evaluation.report.summarize import dataset_files
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.evaluation.storage import read_text

@@ -16,7 +16,7 @@ import numpy as np
 
 from infra.contract.adapter import Adapter
 from infra.contract.errors import CheckpointError, InvalidArgumentError, LoraRetrieverError
-from orchestrator.registration.adapter_folder import adapter_of
+from orchestrator.registration.peft_folder import adapter_of
 from orchestrator.registration.training_examples import vectors_of
 
 _KIND_BY_PREFIX = ("app", "category")

@@ -9,7 +9,7 @@ from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import ImagePart, Prompt
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.data.datasets import read_dataset
-from orchestrator.evaluation.protocols import plan
+from orchestrator.evaluation.planning import plan
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 

@@ -18,7 +18,7 @@ from orchestrator.cli.connect import reach
 from orchestrator.cli.targets import AsJson, RetrievalTarget, target
 from orchestrator.clients.services import RetrievalClient
 from orchestrator.evaluation.spec import PromptProtocol
-from orchestrator.registration.adapter_folder import adapter_of
+from orchestrator.registration.peft_folder import adapter_of
 from orchestrator.registration.training_examples import example_prompts, vectors_of
 
 COMPLETION_TIMEOUT_S = 1.0

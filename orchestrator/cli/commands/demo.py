@@ -31,7 +31,7 @@ from orchestrator.clients.services import AnswerClient
 from orchestrator.devstack import demo as run
 from orchestrator.devstack.demo_world import World, WorldDataset, check_work_dir, datasets, find_world, generate
 from orchestrator.devstack.stack import LocalStack
-from orchestrator.evaluation.report.report import headline
+from orchestrator.evaluation.report.markdown_report import headline
 from orchestrator.evaluation.report.summary import Summary
 from orchestrator.jobs.job import Report
 

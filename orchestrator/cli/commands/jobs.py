@@ -21,14 +21,14 @@ from orchestrator.cli.options import FailOn, FailUnder, MaxFailed
 from orchestrator.cli.progress import headline_table, shown
 from orchestrator.cli.targets import AsJson, OrchestratorTarget, target
 from orchestrator.clients.evaluation import EvaluationClient
-from orchestrator.evaluation.report.headlines import headlines
-from orchestrator.evaluation.report.job_folder import (
+from orchestrator.evaluation.report.headline_tables import headlines
+from orchestrator.evaluation.report.markdown_report import caveats
+from orchestrator.evaluation.report.output_files import (
     REPORT_HTML_FILE,
     SUMMARY_JSON_FILE,
     SUMMARY_MARKDOWN_FILE,
     read_summary,
 )
-from orchestrator.evaluation.report.report import caveats
 from orchestrator.evaluation.report.summary import Summary
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.evaluation.storage import read_text

@@ -24,13 +24,13 @@ from orchestrator.cli.targets import AsJson, OrchestratorTarget
 from orchestrator.evaluation.judge.client import ChatEndpoint
 from orchestrator.evaluation.judge.judge import DEFAULT_TEMPLATE, JudgePrompt
 from orchestrator.evaluation.judge.judged import judge_records
-from orchestrator.evaluation.report.comparisons import compared
-from orchestrator.evaluation.report.comparisons import judged as judged_table
+from orchestrator.evaluation.report.comparison_tables import compared
+from orchestrator.evaluation.report.comparison_tables import judged as judged_table
 from orchestrator.evaluation.report.html.samples import PictureBudget
-from orchestrator.evaluation.report.job_folder import add_judge, read_summary
-from orchestrator.evaluation.report.report import judge_note
+from orchestrator.evaluation.report.markdown_report import judge_note
+from orchestrator.evaluation.report.metric_tables import of
+from orchestrator.evaluation.report.output_files import add_judge, read_summary
 from orchestrator.evaluation.report.summary import ALL, Cell, Summary
-from orchestrator.evaluation.report.tables import of
 from orchestrator.evaluation.spec import EvaluationSpec
 
 CACHE = Path(".loraretriever/judge")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from infra.contract.composition import FusionMethod
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
-from orchestrator.evaluation.report.markdown import UNSCORED_TEXT, ReportTable, inline, table
+from orchestrator.evaluation.report.formatting import UNSCORED_TEXT, ReportTable, inline, table
 from orchestrator.evaluation.report.summary import ALL, Cell, Summary, shared_floor
 from orchestrator.evaluation.spec import EvaluatedStrategy
 

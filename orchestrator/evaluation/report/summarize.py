@@ -16,7 +16,7 @@ from orchestrator.evaluation.metrics.retrieval import confusion, score_retrieval
 from orchestrator.evaluation.metrics.text import mean_score, score_texts
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.differences import difference_of, references
+from orchestrator.evaluation.report.strategy_differences import difference_of, references
 from orchestrator.evaluation.report.summary import (
     ALL,
     Cell,

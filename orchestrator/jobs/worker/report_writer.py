@@ -17,7 +17,7 @@ from infra.runtime.logs import get_logger
 from orchestrator.evaluation.data.datasets import BadRow
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.html.samples import PictureBudget
-from orchestrator.evaluation.report.job_folder import write_records, write_report
+from orchestrator.evaluation.report.output_files import write_records, write_report
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import DatasetFile, JobFacts, ScoringOptions
 from orchestrator.jobs import metrics as job_metrics

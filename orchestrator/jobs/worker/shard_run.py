@@ -11,7 +11,7 @@ from pathlib import Path
 from infra.contract.errors import InternalError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation.data.files import changed_datasets
-from orchestrator.evaluation.protocols import chains
+from orchestrator.evaluation.planning import chains
 from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.jobs import metrics as job_metrics

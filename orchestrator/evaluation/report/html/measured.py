@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from orchestrator.evaluation.records import Record
+from orchestrator.evaluation.report.formatting import UNSCORED_TEXT, milliseconds
 from orchestrator.evaluation.report.html.charts import Bar, Stack, legend, parts, shares
 from orchestrator.evaluation.report.html.markup import Markup, element, section, table
 from orchestrator.evaluation.report.html.measures import PHASES, Measures, measures, percentile_95
-from orchestrator.evaluation.report.markdown import UNSCORED_TEXT, milliseconds
 
 
 def measured_sections(strategies: Sequence[str], records: Iterable[Record]) -> list[Markup | None]:

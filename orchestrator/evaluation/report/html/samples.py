@@ -20,7 +20,7 @@ from orchestrator.evaluation.actions import split_actions
 from orchestrator.evaluation.data.image_files import read_image
 from orchestrator.evaluation.metrics.action import ActionMetric
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.tables import TEXT_COLUMNS
+from orchestrator.evaluation.report.metric_tables import TEXT_COLUMNS
 from orchestrator.evaluation.scoring import step_scores, text_scores, wants_actions
 from orchestrator.evaluation.spec import PromptProtocol
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.comparisons import DIFFERENCES_NOTE, compared, judged
-from orchestrator.evaluation.report.headlines import headlines
+from orchestrator.evaluation.report.comparison_tables import DIFFERENCES_NOTE, compared, judged
+from orchestrator.evaluation.report.formatting import counted
+from orchestrator.evaluation.report.headline_tables import headlines
 from orchestrator.evaluation.report.html.charts import Bar, bars, heatmap, shares
 from orchestrator.evaluation.report.html.markup import Markup, element, paragraph, report_table, section, table
 from orchestrator.evaluation.report.html.measured import measured_sections
-from orchestrator.evaluation.report.markdown import counted
+from orchestrator.evaluation.report.markdown_report import MAX_LISTED, caveats, judge_note
 from orchestrator.evaluation.report.matrix import domain_table, domains_of, interval_text
-from orchestrator.evaluation.report.report import MAX_LISTED, caveats, judge_note
-from orchestrator.evaluation.report.summary import ALL, Cell, Summary
-from orchestrator.evaluation.report.tables import (
+from orchestrator.evaluation.report.metric_tables import (
     MainScore,
     answers_by_dataset,
     datasets_of,
@@ -23,6 +22,7 @@ from orchestrator.evaluation.report.tables import (
     main_scores,
     retrieval,
 )
+from orchestrator.evaluation.report.summary import ALL, Cell, Summary
 
 MAX_CONFUSION = 60
 

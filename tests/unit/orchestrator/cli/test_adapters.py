@@ -18,7 +18,7 @@ from infra.contract.prompt import Prompt
 from infra.runtime.wire import prompt_to_proto
 from orchestrator.cli.commands.adapters import known_names
 from orchestrator.cli.main import run
-from orchestrator.registration.adapter_layers import Layers, read_layers
+from orchestrator.registration.safetensors_header import Layers, read_layers
 from tests.support.checkpoints.peft_adapters import TinyAdapter
 from tests.support.harness.dataset_files import write_episodes
 from tests.support.servers.retrieval_server import DIM, Service, WordEmbedder, retrieval_service

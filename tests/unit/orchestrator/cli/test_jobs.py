@@ -16,8 +16,8 @@ from orchestrator.cli.main import run
 from orchestrator.evaluation.data.datasets import BadRow
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.html.samples import PictureBudget
-from orchestrator.evaluation.report.job_folder import write_report
 from orchestrator.evaluation.report.matrix import matrix_strategies
+from orchestrator.evaluation.report.output_files import write_report
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from orchestrator.jobs.job import Evaluation, EvaluationState
 from tests.support.harness.evaluation_data import answered, failure, sample

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli.main import run
 from orchestrator.evaluation.report.html.samples import PictureBudget
-from orchestrator.evaluation.report.job_folder import write_records, write_report
+from orchestrator.evaluation.report.output_files import write_records, write_report
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec

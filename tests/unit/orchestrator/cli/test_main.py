@@ -22,7 +22,7 @@ from orchestrator.cli.output import print_text
 from orchestrator.cli.screens import draw
 from orchestrator.cli.settings import child_environment, client_settings
 from orchestrator.devstack.stack import STATE_FILE, Addresses
-from orchestrator.registration.adapter_folder import adapter_of
+from orchestrator.registration.peft_folder import adapter_of
 from orchestrator.registration.training_examples import example_prompts, vectors_of
 from tests.support.harness.dataset_files import write_episodes
 from tests.support.harness.images import picture

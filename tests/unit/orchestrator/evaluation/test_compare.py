@@ -20,10 +20,10 @@ from orchestrator.evaluation.metrics.paired import Graded, paired_difference
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters, confusion
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, clustered_mean
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.differences import references
 from orchestrator.evaluation.report.html.page import render_html
+from orchestrator.evaluation.report.markdown_report import headline, render_markdown
 from orchestrator.evaluation.report.matrix import domain_table, matrix_of, matrix_strategies, render_matrix, rows_of
-from orchestrator.evaluation.report.report import headline, render_markdown
+from orchestrator.evaluation.report.strategy_differences import references
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts, Summary
 from orchestrator.evaluation.result_files import MetricName, Results, read_results

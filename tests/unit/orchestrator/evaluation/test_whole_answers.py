@@ -12,13 +12,13 @@ from orchestrator.evaluation.data.datasets import DatasetContent, read_dataset
 from orchestrator.evaluation.metrics.action import ActionMetric
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.headlines import headlines
+from orchestrator.evaluation.report.headline_tables import headlines
 from orchestrator.evaluation.report.html.page import render_html
 from orchestrator.evaluation.report.html.samples import PictureBudget, listed
-from orchestrator.evaluation.report.report import headline, render_markdown
+from orchestrator.evaluation.report.markdown_report import headline, render_markdown
+from orchestrator.evaluation.report.metric_tables import STEPS, TEXTS, datasets_of
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts, Summary
-from orchestrator.evaluation.report.tables import STEPS, TEXTS, datasets_of
 from orchestrator.evaluation.scoring import answered_episodes, scores_of, whole_answers
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 from tests.support.harness.evaluation_data import answered, failure, row, sample, write_dataset

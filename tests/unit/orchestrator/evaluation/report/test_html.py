@@ -19,7 +19,7 @@ from orchestrator.evaluation.report.html.markup import element, table
 from orchestrator.evaluation.report.html.measures import measures, percentile_95
 from orchestrator.evaluation.report.html.page import json_in_html, render_html
 from orchestrator.evaluation.report.html.samples import PictureBudget, choose, listed
-from orchestrator.evaluation.report.report import render_markdown
+from orchestrator.evaluation.report.markdown_report import render_markdown
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol

@@ -24,9 +24,9 @@ from orchestrator.evaluation.records import (
     SampleTimings,
     read_records,
 )
-from orchestrator.evaluation.report.headlines import FLOOR_NAME, headlines
+from orchestrator.evaluation.report.headline_tables import FLOOR_NAME, headlines
 from orchestrator.evaluation.report.html.page import render_html
-from orchestrator.evaluation.report.report import caveats, headline, render_markdown
+from orchestrator.evaluation.report.markdown_report import caveats, headline, render_markdown
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import DatasetFile, JobFacts, Summary
 from orchestrator.evaluation.scoring import answered_episodes, step_scores

@@ -8,7 +8,7 @@ from typing import Any
 
 from infra.contract.adapter import Adapter
 from infra.contract.errors import CheckpointError
-from orchestrator.registration.adapter_layers import Layers, read_layers
+from orchestrator.registration.safetensors_header import Layers, read_layers
 
 
 def adapter_of(

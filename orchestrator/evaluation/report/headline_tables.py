@@ -6,10 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.evaluation.metrics.uncertainty import Estimate
-from orchestrator.evaluation.report.markdown import ReportTable, counted, percent, percent_with_error
+from orchestrator.evaluation.report.formatting import ReportTable, counted, percent, percent_with_error
 from orchestrator.evaluation.report.matrix import interval_text
+from orchestrator.evaluation.report.metric_tables import (
+    STEPS,
+    TEXT_COLUMNS,
+    group_title,
+    of,
+    score_text,
+    whole_answer_texts,
+)
 from orchestrator.evaluation.report.summary import ALL, Summary, shared_floor
-from orchestrator.evaluation.report.tables import STEPS, TEXT_COLUMNS, group_title, of, score_text, whole_answer_texts
 
 FLOOR_NAME = "constant template (floor)"
 

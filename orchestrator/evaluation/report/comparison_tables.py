@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from orchestrator.evaluation.metrics.uncertainty import Estimate
-from orchestrator.evaluation.report.markdown import ReportTable
+from orchestrator.evaluation.report.formatting import ReportTable
 from orchestrator.evaluation.report.matrix import interval_text
+from orchestrator.evaluation.report.metric_tables import main_scores, of, score_text
 from orchestrator.evaluation.report.summary import ALL, Difference, Summary
-from orchestrator.evaluation.report.tables import main_scores, of, score_text
 
 _HOLDS_ZERO = "an interval that holds zero does not show that there is a difference"
 DIFFERENCES_NOTE = (

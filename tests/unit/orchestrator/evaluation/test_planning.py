@@ -15,9 +15,9 @@ from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import Decoding
 from infra.contract.retrieval import RetrievalOptions, Weighting
 from orchestrator.answering.strategy import AnswerStrategy
-from orchestrator.evaluation import protocols as planning
+from orchestrator.evaluation import planning
 from orchestrator.evaluation.data.datasets import DatasetContent, read_datasets
-from orchestrator.evaluation.protocols import chains, choose_episodes, plan, shards
+from orchestrator.evaluation.planning import chains, choose_episodes, plan, shards
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 from tests.support.harness.evaluation_data import row, write_dataset

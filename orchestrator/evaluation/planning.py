@@ -85,7 +85,8 @@ def shards(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
 
 def chains(samples: Sequence[Sample]) -> list[list[Sample]]:
     """Return samples in lists that are to be asked one after another: the steps of an episode where each needs the
-    answers before it, and every sample alone in the other protocols."""
+    answers before it, and every sample alone in the other protocols.
+    """
     by_episode: dict[object, list[Sample]] = {}
     for sample in samples:
         own = (sample.strategy.label, sample.dataset, sample.episode_id)

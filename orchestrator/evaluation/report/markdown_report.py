@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 
-from orchestrator.evaluation.report.comparisons import judged, paired_differences
-from orchestrator.evaluation.report.headlines import headlines
-from orchestrator.evaluation.report.markdown import (
+from orchestrator.evaluation.report.comparison_tables import judged, paired_differences
+from orchestrator.evaluation.report.formatting import (
     UNSCORED_TEXT,
     ReportTable,
     counted,
     inline,
     table,
 )
+from orchestrator.evaluation.report.headline_tables import headlines
 from orchestrator.evaluation.report.matrix import TITLE, domains_of, render_matrix
-from orchestrator.evaluation.report.measurement import how_it_was_measured
-from orchestrator.evaluation.report.summary import JudgeFacts, Summary
-from orchestrator.evaluation.report.tables import (
+from orchestrator.evaluation.report.methodology import how_it_was_measured
+from orchestrator.evaluation.report.metric_tables import (
     answers_by_dataset,
     every_metric,
     retrieval,
     steps_by_dataset,
     timings,
 )
+from orchestrator.evaluation.report.summary import JudgeFacts, Summary
 
 MAX_LISTED = 20
 

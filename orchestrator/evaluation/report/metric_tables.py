@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
-from orchestrator.evaluation.report.markdown import (
+from orchestrator.evaluation.report.formatting import (
     UNSCORED_TEXT,
     ReportTable,
     decimal_with_error,

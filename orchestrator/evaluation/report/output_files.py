@@ -12,7 +12,7 @@ from orchestrator.evaluation.metrics.legacy import LegacyMetric
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.html.page import render_html
 from orchestrator.evaluation.report.html.samples import PictureBudget
-from orchestrator.evaluation.report.report import render_markdown
+from orchestrator.evaluation.report.markdown_report import render_markdown
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import Judged, ScoringOptions, Summary
 from orchestrator.evaluation.scoring import scores_of
