@@ -10,7 +10,7 @@ from rich.table import Table
 
 from orchestrator.cli import output as console
 from orchestrator.evaluation.compare import Compared
-from orchestrator.evaluation.report.matrix import interval_text
+from orchestrator.evaluation.report.formatting import interval_text
 from orchestrator.evaluation.result_files import FileScore, MetricName
 
 NAME_WIDTH = 20

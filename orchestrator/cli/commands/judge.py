@@ -22,8 +22,7 @@ from orchestrator.cli.result_sources import folder_of, results_in
 from orchestrator.cli.settings import client_settings
 from orchestrator.cli.targets import AsJson, OrchestratorTarget
 from orchestrator.evaluation.judge.client import ChatEndpoint
-from orchestrator.evaluation.judge.judge import DEFAULT_TEMPLATE, JudgePrompt
-from orchestrator.evaluation.judge.judged import judge_records
+from orchestrator.evaluation.judge.judge import DEFAULT_TEMPLATE, JudgePrompt, judge_records
 from orchestrator.evaluation.report.comparison_tables import compared
 from orchestrator.evaluation.report.comparison_tables import judged as judged_table
 from orchestrator.evaluation.report.html.samples import PictureBudget

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from infra.contract.errors import InvalidArgumentError, UnavailableError
 from orchestrator.evaluation.judge.client import ChatClient, ChatEndpoint, ChatReply, ReplyCache, UnansweredError
+from orchestrator.evaluation.judge.grades import Judged, JudgeFacts, Verdict
 from orchestrator.evaluation.metrics.paired import Graded
 from orchestrator.evaluation.metrics.text import AnsweredText
-from orchestrator.evaluation.report.summary import Verdict
+from orchestrator.evaluation.records import Record
 
 DEFAULT_TEMPLATE = """You grade the answer of an assistant against a reference answer.
 
@@ -160,3 +162,35 @@ def _some(reasons: Counter[str]) -> Counter[str]:
     """Return the most frequent reasons, and the others as one: each may be a message of its own."""
     frequent = Counter(dict((+reasons).most_common(MAX_REASONS)))
     return frequent + Counter({"other reasons": reasons.total() - frequent.total()})
+
+
+async def judge_records(
+    records: Sequence[Record],
+    endpoint: ChatEndpoint,
+    prompt: JudgePrompt,
+    cache_dir: Path,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Judged:
+    """Grade the answers of every strategy. Raises what `judge` raises."""
+    answers = [
+        AnsweredText(asked.key, asked.cluster, asked.truth, record.answer, asked.text)
+        for record in records
+        for asked in (record.sample,)
+    ]
+    found = await judge(answers, endpoint, prompt, cache_dir, on_progress)
+    facts = JudgeFacts(
+        model=endpoint.model,
+        endpoint=_without_credentials(endpoint.base_url),
+        prompt=prompt.template,
+        calls=found.calls,
+        cached=found.cached,
+        prompt_tokens=found.prompt_tokens,
+        completion_tokens=found.completion_tokens,
+        unscored=dict(found.unscored),
+    )
+    return Judged(facts, {str(key): verdict for key, verdict in found.verdicts.items()})
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.evaluation.metrics.uncertainty import Estimate
-from orchestrator.evaluation.report.formatting import ReportTable
-from orchestrator.evaluation.report.matrix import interval_text
+from orchestrator.evaluation.report.formatting import ReportTable, interval_text
 from orchestrator.evaluation.report.metric_tables import main_scores, of, score_text
 from orchestrator.evaluation.report.summary import ALL, Difference, Summary
 

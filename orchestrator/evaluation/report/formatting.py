@@ -34,6 +34,17 @@ def percent_with_error(estimate: Estimate) -> str:
     return f"{percent(estimate.value)} ± {percent(estimate.standard_error)}"
 
 
+def interval_text(estimate: Estimate, *, signed: bool = False) -> str:
+    """Return an estimate in percent with its interval, as in 61.2 [55.0, 67.1]."""
+    if estimate.value is None:
+        return UNSCORED_TEXT
+    form = "+.1f" if signed else ".1f"
+    shown = format(100 * estimate.value, form)
+    if estimate.low is None or estimate.high is None:
+        return shown
+    return f"{shown} [{format(100 * estimate.low, form)}, {format(100 * estimate.high, form)}]"
+
+
 def decimal_with_error(estimate: Estimate) -> str:
     """Return a number with three decimals and its standard error, where a spread was seen."""
     if estimate.value is None:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.evaluation.metrics.uncertainty import Estimate
-from orchestrator.evaluation.report.formatting import ReportTable, counted, percent, percent_with_error
-from orchestrator.evaluation.report.matrix import interval_text
+from orchestrator.evaluation.report.formatting import ReportTable, counted, interval_text, percent, percent_with_error
 from orchestrator.evaluation.report.metric_tables import (
     STEPS,
     TEXT_COLUMNS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from orchestrator.evaluation.judge.grades import JudgeFacts
 from orchestrator.evaluation.report.comparison_tables import judged, paired_differences
 from orchestrator.evaluation.report.formatting import (
     UNSCORED_TEXT,
@@ -22,7 +23,7 @@ from orchestrator.evaluation.report.metric_tables import (
     steps_by_dataset,
     timings,
 )
-from orchestrator.evaluation.report.summary import JudgeFacts, Summary
+from orchestrator.evaluation.report.summary import Summary
 
 MAX_LISTED = 20
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from infra.contract.composition import FusionMethod
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
-from orchestrator.evaluation.report.formatting import UNSCORED_TEXT, ReportTable, inline, table
+from orchestrator.evaluation.report.formatting import UNSCORED_TEXT, ReportTable, inline, interval_text, table
 from orchestrator.evaluation.report.summary import ALL, Cell, Summary, shared_floor
 from orchestrator.evaluation.spec import EvaluatedStrategy
 
@@ -165,17 +165,6 @@ NOTE = (
     f"{_SHARES}; to selection: the difference in percentage points on the questions that both answered, with its own "
     "interval."
 )
-
-
-def interval_text(estimate: Estimate, *, signed: bool = False) -> str:
-    """Return an estimate in percent with its interval, as in 61.2 [55.0, 67.1]."""
-    if estimate.value is None:
-        return UNSCORED_TEXT
-    form = "+.1f" if signed else ".1f"
-    shown = format(100 * estimate.value, form)
-    if estimate.low is None or estimate.high is None:
-        return shown
-    return f"{shown} [{format(100 * estimate.low, form)}, {format(100 * estimate.high, form)}]"
 
 
 def _texts(cell: MatrixCell | None) -> Sequence[str]:

@@ -10,11 +10,11 @@ from orchestrator.evaluation.report.formatting import (
     UNSCORED_TEXT,
     ReportTable,
     decimal_with_error,
+    interval_text,
     milliseconds,
     percent,
     percent_with_error,
 )
-from orchestrator.evaluation.report.matrix import interval_text
 from orchestrator.evaluation.report.summary import ALL, Cell, Difference, Summary, shared_floor
 
 ERRORS = "± is one standard error, clustered by episode."

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from infra.contract.errors import InvalidArgumentError
+from orchestrator.evaluation.judge.grades import Judged
 from orchestrator.evaluation.metrics.action import ActionMetric, ActionTypeMetric
 from orchestrator.evaluation.metrics.legacy import LegacyMetric
 from orchestrator.evaluation.records import Record
@@ -14,7 +15,7 @@ from orchestrator.evaluation.report.html.page import render_html
 from orchestrator.evaluation.report.html.samples import PictureBudget
 from orchestrator.evaluation.report.markdown_report import render_markdown
 from orchestrator.evaluation.report.summarize import summarize
-from orchestrator.evaluation.report.summary import Judged, ScoringOptions, Summary
+from orchestrator.evaluation.report.summary import ScoringOptions, Summary
 from orchestrator.evaluation.scoring import scores_of
 from orchestrator.evaluation.storage import read_text, write_text
 

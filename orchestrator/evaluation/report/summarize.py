@@ -9,6 +9,7 @@ from operator import attrgetter
 
 from orchestrator.evaluation.actions import is_actions
 from orchestrator.evaluation.data.datasets import DatasetContent
+from orchestrator.evaluation.judge.grades import Judged
 from orchestrator.evaluation.metrics.action import ActionMetric, score_action_parts
 from orchestrator.evaluation.metrics.episodes import score_episodes
 from orchestrator.evaluation.metrics.legacy import LegacyMetric
@@ -24,7 +25,6 @@ from orchestrator.evaluation.report.summary import (
     Difference,
     Failure,
     JobFacts,
-    Judged,
     MeanTimings,
     ScoringOptions,
     Summary,

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.comparison_tables import DIFFERENCES_NOTE, compared, judged
-from orchestrator.evaluation.report.formatting import counted
+from orchestrator.evaluation.report.formatting import counted, interval_text
 from orchestrator.evaluation.report.headline_tables import headlines
 from orchestrator.evaluation.report.html.charts import Bar, bars, heatmap, shares
 from orchestrator.evaluation.report.html.markup import Markup, element, paragraph, report_table, section, table
-from orchestrator.evaluation.report.html.measured import measured_sections
+from orchestrator.evaluation.report.html.resource_use import resource_use_sections
 from orchestrator.evaluation.report.markdown_report import MAX_LISTED, caveats, judge_note
-from orchestrator.evaluation.report.matrix import domain_table, domains_of, interval_text
+from orchestrator.evaluation.report.matrix import domain_table, domains_of
 from orchestrator.evaluation.report.metric_tables import (
     MainScore,
     answers_by_dataset,
@@ -58,7 +58,7 @@ def sections(summary: Summary, records: Sequence[Record]) -> list[Markup]:
         report_table(answers_by_dataset(summary)),
         report_table(retrieval(summary)),
         _confusion(summary),
-        *measured_sections(summary.strategies, records),
+        *resource_use_sections(summary.strategies, records),
         _bad_rows(summary),
     )
     return [each for each in found if each is not None]

@@ -15,10 +15,15 @@ from infra.contract.errors import InvalidArgumentError
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli.dataset_args import strategies_of
 from orchestrator.evaluation.compare import compare
-from orchestrator.evaluation.metrics.intervals import interval_of_difference, interval_of_share, student_t
 from orchestrator.evaluation.metrics.paired import Graded, paired_difference
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters, confusion
-from orchestrator.evaluation.metrics.uncertainty import UNSCORED, clustered_mean
+from orchestrator.evaluation.metrics.uncertainty import (
+    UNSCORED,
+    clustered_mean,
+    interval_of_difference,
+    interval_of_share,
+    student_t,
+)
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.html.page import render_html
 from orchestrator.evaluation.report.markdown_report import headline, render_markdown

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infra.contract.errors import InvalidArgumentError, NotFoundError
-from orchestrator.evaluation.data import read_budget
+from orchestrator.evaluation.data import datasets
 from orchestrator.evaluation.data.datasets import DatasetContent, read_dataset, read_datasets
 from orchestrator.evaluation.data.files import expand
 from orchestrator.evaluation.spec import DatasetSpec, PromptProtocol
@@ -187,7 +187,7 @@ def test_a_line_without_an_end_is_read_no_further_than_allowed(tmp_path: Path) -
 
 
 def test_a_file_of_bad_rows_alone_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_budget, "MAX_BAD_ROWS", 3)
+    monkeypatch.setattr(datasets, "MAX_BAD_ROWS", 3)
     file = tmp_path / "bad.jsonl"
     file.write_text("{}\n" * 4)
     with pytest.raises(InvalidArgumentError, match=r"more than 3 rows cannot be read; .*bad\.jsonl:4: .* is missing"):

@@ -18,9 +18,9 @@ from infra.contract.errors import (
     UnavailableError,
 )
 from orchestrator.evaluation.judge.client import ChatEndpoint
+from orchestrator.evaluation.judge.grades import Verdict
 from orchestrator.evaluation.judge.judge import MAX_REASONS, Judgement, JudgePrompt, judge, score_in
 from orchestrator.evaluation.metrics.text import AnsweredText
-from orchestrator.evaluation.report.summary import Verdict
 from tests.support.servers.chat_endpoint import FakeChat, fake_chat
 
 PROMPT = JudgePrompt("{question}|{truth}|{answer}")

@@ -16,8 +16,8 @@ from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.html.charts import Bar, Stack, bars, heatmap, parts
 from orchestrator.evaluation.report.html.markup import element, table
-from orchestrator.evaluation.report.html.measures import measures, percentile_95
 from orchestrator.evaluation.report.html.page import json_in_html, render_html
+from orchestrator.evaluation.report.html.resource_use import percentile_95, strategy_usage
 from orchestrator.evaluation.report.html.samples import PictureBudget, choose, listed
 from orchestrator.evaluation.report.markdown_report import render_markdown
 from orchestrator.evaluation.report.summarize import summarize
@@ -141,7 +141,7 @@ def test_pictures_are_small_below_the_roots_and_within_the_budget(tmp_path: Path
 def test_measures_leave_failed_samples_out(tmp_path: Path) -> None:
     records = many_records(tmp_path, 4)
     base = EvaluatedStrategy(AnswerStrategy.BASE)
-    measured = measures([*records, failure(sample("Scroll up", strategy=base))])
+    measured = strategy_usage([*records, failure(sample("Scroll up", strategy=base))])
     assert set(measured) == {"selection", "mixture"}
     of = measured["mixture"]
     assert of.tokens["prompt_tokens"] == [100] * 4
