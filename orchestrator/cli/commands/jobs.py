@@ -21,7 +21,7 @@ from orchestrator.cli.options import FailOn, FailUnder, MaxFailed
 from orchestrator.cli.progress import headline_table, shown
 from orchestrator.cli.targets import AsJson, OrchestratorTarget, target
 from orchestrator.clients.evaluation import EvaluationClient
-from orchestrator.evaluation.report.headline_tables import headlines
+from orchestrator.evaluation.report.headline_tables import headline_tables
 from orchestrator.evaluation.report.markdown_report import caveats
 from orchestrator.evaluation.report.output_files import (
     REPORT_HTML_FILE,
@@ -217,7 +217,7 @@ def print_headline(found: Report, gate: Gate, as_json: bool) -> None:
     if as_json:
         console.print_text(found.summary_json.rstrip("\n") + "\n")
     else:
-        for each in headlines(summary, intervals=False):
+        for each in headline_tables(summary, intervals=False):
             console.results().print(headline_table(each))
         print_places(found.output_uri)
     warn(summary)

@@ -13,8 +13,8 @@ from infra.contract.errors import InvalidArgumentError, NotFoundError
 from orchestrator.evaluation.data.files import (
     MAX_DATASET_BYTES,
     byte_size_of,
-    check_bytes,
     check_hash,
+    check_total_bytes,
     find_below,
     find_dataset,
 )
@@ -57,7 +57,7 @@ class ReadBudget:
         """Yield the lines of a file. Raises InvalidArgumentError once too many bytes were read."""
         while line := content.readline(self._max_bytes - self._byte_size + 1):
             self._byte_size += len(line)
-            check_bytes(self._byte_size, self._max_bytes)
+            check_total_bytes(self._byte_size, self._max_bytes)
             yield line
 
     def count_bad_row(self, where: str, problem: str) -> None:

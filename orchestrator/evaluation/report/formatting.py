@@ -61,12 +61,12 @@ def milliseconds(seconds: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """Return "1 sample", "2,000 samples"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def inline(text: str) -> str:
+def escape_inline(text: str) -> str:
     """Return foreign text in one line, cut where it is long, with nothing in it that Markdown or HTML would act on."""
     line = " ".join(text.split())
     line = line if len(line) <= MAX_TEXT else line[: MAX_TEXT - 1] + "…"
@@ -75,7 +75,7 @@ def inline(text: str) -> str:
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
     """Return a table: the first `text_columns` to the left, the others to the right. Cells are Markdown already."""
     rule = [*[":---"] * text_columns, *["---:"] * (len(columns) - text_columns)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))

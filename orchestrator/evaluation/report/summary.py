@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
 from orchestrator.evaluation.data.datasets import BadRow
-from orchestrator.evaluation.judge.grades import JudgeFacts
+from orchestrator.evaluation.judge.verdicts import JudgeFacts
 from orchestrator.evaluation.metrics.action import ActionParts
 from orchestrator.evaluation.metrics.episodes import Score
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
@@ -193,7 +193,7 @@ class Summary:
         return any(cell.texts.exact_match.count for cell in self.groups)
 
     @property
-    def answers_are_texts(self) -> bool:
+    def only_texts(self) -> bool:
         """Whether no question of the job is answered by actions."""
         return self.has_texts and not self.has_actions
 
@@ -217,7 +217,7 @@ class Summary:
         """Return the cell of a strategy and a dataset, or None when it has no record."""
         return _find(self.datasets, strategy, name)
 
-    def is_of_a_selection(self, difference: Difference) -> bool:
+    def mostly_failed_in(self, difference: Difference) -> bool:
         """Whether most samples of one of the two strategies failed, so that few questions are left to compare."""
         compared = (self.group(label, difference.data) for label in (difference.strategy, difference.reference))
         return any(cell is None or cell.mostly_failed for cell in compared)

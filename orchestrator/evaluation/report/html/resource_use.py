@@ -9,7 +9,7 @@ from statistics import fmean, quantiles
 
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.formatting import UNSCORED_TEXT, milliseconds
-from orchestrator.evaluation.report.html.charts import Bar, Stack, legend, parts, shares
+from orchestrator.evaluation.report.html.charts import Bar, Stack, legend, share_charts, stacked_bar_chart
 from orchestrator.evaluation.report.html.markup import Markup, element, section, table
 
 PHASES = ("embed", "search", "queue", "prefill", "decode")
@@ -96,7 +96,7 @@ def _weights(measured: Mapping[str, StrategyUsage], colours: Mapping[str, int]) 
         return None
     return section(
         "Weights of the adapters applied",
-        *shares(groups, "Share of weights in each tenth"),
+        *share_charts(groups, "Share of weights in each tenth"),
         element("p", "How many of the weights applied lie in each tenth of [0, 1].", class_="note"),
     )
 
@@ -125,7 +125,7 @@ def _latency(measured: Mapping[str, StrategyUsage], colours: Mapping[str, int]) 
     return section(
         "Where the time goes",
         legend(PHASES),
-        parts(charted, "Mean seconds of each phase"),
+        stacked_bar_chart(charted, "Mean seconds of each phase"),
         table(("strategy, ms", "whole answer", "95th percentile", *PHASES), rows),
         element("p", f"Means over the samples in which a phase was measured. {note}", class_="note"),
     )

@@ -34,7 +34,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JobGrades:
     """What a judge said of a job, by sample key; a sample that is not among them is unscored."""
 
     facts: JudgeFacts
