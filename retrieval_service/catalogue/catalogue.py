@@ -17,11 +17,10 @@ from infra.contract.errors import (
     AlreadyExistsError,
     ConflictError,
     FailedPreconditionError,
-    InvalidArgumentError,
     NotFoundError,
     UnavailableError,
 )
-from infra.contract.retrieval import RetrievalStrategy
+from infra.contract.retrieval import RetrievalStrategy, SelectionReason
 from retrieval_service.catalogue.active_collection import ActiveCollection
 from retrieval_service.catalogue.adapter_store import AdapterStore, with_new_revision
 from retrieval_service.catalogue.points import AdapterFilter, AdapterVectors
@@ -184,9 +183,7 @@ class Catalogue:
             snapshot = self._stale_snapshot(error)
             matching = [adapter for adapter in snapshot.adapters if adapter_filter.matches(adapter)]
             rest = [adapter for adapter in matching if adapter.adapter_id > after]
-            return AdapterPage(
-                tuple(rest[:size]), len(matching), len(rest) > size, snapshot.info.revision, stale=True
-            )
+            return AdapterPage(tuple(rest[:size]), len(matching), len(rest) > size, snapshot.info.revision, stale=True)
 
     def search(
         self,
@@ -197,26 +194,33 @@ class Catalogue:
     ) -> SearchResult:
         """Return the `top_k` matching adapters most similar to each vector of [n, dim].
 
-        Raises:
-            InvalidArgumentError: no adapter is of the filter's base model, although adapters of others exist.
-            FailedPreconditionError: the strategy needs all vectors in memory, and they are too many.
+        Raises FailedPreconditionError if the strategy needs all vectors in memory and they are too many.
         """
         snapshot, stale = self._current_snapshot()
         if snapshot is not None:
-            _check_base_model(snapshot, adapter_filter.base_model)
             matches = snapshot.search(normalise(vectors), adapter_filter, top_k, strategy)
-            return SearchResult(matches, snapshot.info.revision, stale)
+            reason = None if any(matches) else _why_empty(snapshot, adapter_filter.base_model)
+            return SearchResult(matches, snapshot.info.revision, stale, reason)
         if strategy is not RetrievalStrategy.CENTROID:
             raise FailedPreconditionError(
                 f"the catalogue holds more than {self._snapshots.max_vectors} example vectors, too many for strategy "
                 f"{strategy.value!r}; use 'centroid', or raise --memory-vectors"
             )
-        with self._collection.reading() as (store, info):
-            return SearchResult(store.search_centroids(vectors, adapter_filter, top_k), info.revision)
+        return self._search_in_qdrant(vectors, adapter_filter, top_k)
 
     def close(self) -> None:
         """Release the folder or the connections."""
         self._qdrant.close()
+
+    def _search_in_qdrant(self, vectors: FloatArray, adapter_filter: AdapterFilter, top_k: int) -> SearchResult:
+        with self._collection.reading() as (store, info):
+            matches = store.search_centroids(vectors, adapter_filter, top_k)
+            if any(matches):
+                return SearchResult(matches, info.revision)
+            of_model = AdapterFilter(base_model=adapter_filter.base_model)
+            model_known = next(store.headers(of_model), None) is not None
+            reason = SelectionReason.NO_ADAPTERS_ALLOWED if model_known else SelectionReason.NO_ADAPTERS_OF_MODEL
+            return SearchResult(matches, info.revision, reason=reason)
 
     def _current_snapshot(self) -> tuple[CatalogueSnapshot | None, bool]:
         """Return the snapshot (None: too large for memory) and whether it may be out of date."""
@@ -261,17 +265,16 @@ def already_exists(adapter: Adapter, existing: Adapter | None) -> AlreadyExistsE
         )
     else:
         reason = ": update or delete it, or choose another id"
-    return AlreadyExistsError(
-        f"adapter {adapter.adapter_id!r} exists already{reason}", adapter_id=adapter.adapter_id
-    )
+    return AlreadyExistsError(f"adapter {adapter.adapter_id!r} exists already{reason}", adapter_id=adapter.adapter_id)
 
 
-def _check_base_model(snapshot: CatalogueSnapshot, base_model: str) -> None:
-    available = sorted({adapter.base_model for adapter in snapshot.adapters})
-    if base_model and available and base_model not in available:
-        raise InvalidArgumentError(
-            "base_model", f"no adapter is of {base_model!r}; the catalogue has adapters of {', '.join(available)}"
-        )
+def _why_empty(snapshot: CatalogueSnapshot, base_model: str) -> SelectionReason:
+    """Return why no adapter matches a filter with this base model ("": any)."""
+    if not snapshot.adapters:
+        return SelectionReason.EMPTY_CATALOGUE
+    if base_model and all(adapter.base_model != base_model for adapter in snapshot.adapters):
+        return SelectionReason.NO_ADAPTERS_OF_MODEL
+    return SelectionReason.NO_ADAPTERS_ALLOWED
 
 
 def _not_found(adapter_id: str) -> NotFoundError:

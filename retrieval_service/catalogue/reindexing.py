@@ -64,9 +64,7 @@ def reindex(
     if info.matches_embedder(embedder.fingerprint, embedder.dim):
         raise FailedPreconditionError(f"catalogue {alias!r} is already built with [{info.fingerprint}]")
     name = collection_name(alias, embedder.fingerprint, embedder.dim, unique=True)
-    create_collection(
-        client, name, embedder.fingerprint, embedder.dim, indexed=indexed, previous=info.collection
-    )
+    create_collection(client, name, embedder.fingerprint, embedder.dim, indexed=indexed, previous=info.collection)
     sync = _CollectionSync(
         AdapterStore(client, info.collection), AdapterStore(client, name), ExampleStore(client, alias), embedder
     )
@@ -172,7 +170,9 @@ def _with_previous(client: QdrantClient, alias: str) -> CollectionInfo:
 
 
 def _without_examples(names: tuple[str, ...]) -> FailedPreconditionError:
-    listed = ", ".join(names[:_MAX_LISTED]) + (f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else "")
+    listed = ", ".join(names[:_MAX_LISTED]) + (
+        f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    )
     return FailedPreconditionError(
         f"{len(names)} adapters have no stored examples for their current revision, because they were registered by "
         f"vectors or the registration was interrupted: {listed}; register them again by examples ('loraretriever "

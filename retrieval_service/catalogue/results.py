@@ -5,17 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.contract.adapter import Adapter
+from infra.contract.retrieval import SelectionReason
 from retrieval_service.catalogue.points import ScoredAdapter
 from retrieval_service.embedders.base import FloatArray
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The matches of each vector, by falling similarity, and the revision that was searched."""
+    """The matches of each vector, by falling similarity, and the revision that was searched.
+
+    `reason` says why no adapter matched the filter; None if at least one did.
+    """
 
     matches: tuple[tuple[ScoredAdapter, ...], ...]
     revision: str
     stale: bool = False
+    reason: SelectionReason | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where the words of these commands go: results to standard output, progress to standard error."""
+"""Output of these commands: results to standard output, progress and problems to standard error."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def print_result(as_json: bool, sentence: str, **values: Any) -> None:
 
 
 def stderr_console() -> Console:
-    """Return the console of progress and errors."""
+    """Return the console for progress and problems."""
     return Console(stderr=True, highlight=False, markup=False)

@@ -129,9 +129,7 @@ def test_texts_and_images_never_share_pass(
     assert sorted(map(sorted, model.passes[1:])) == [["a", "b"], ["i"]]
 
 
-def test_pass_waits_moment_for_caller_that_is_still_reading(
-    model: FakePartEmbedder, pool: ThreadPoolExecutor
-) -> None:
+def test_pass_waits_moment_for_caller_that_is_still_reading(model: FakePartEmbedder, pool: ThreadPoolExecutor) -> None:
     with closing(BatchedEmbedder(model, BatchingOptions(max_wait_s=5.0))) as batched:
         model.reading.clear()
         slow = pool.submit(batched.embed, texts("slow to read"))
@@ -171,9 +169,7 @@ def test_equal_parts_in_flight_are_embedded_once(
         np.testing.assert_array_equal(vector, vectors[0])
 
 
-def test_known_screenshot_with_another_text_costs_text_alone(
-    model: FakePartEmbedder, batched: BatchedEmbedder
-) -> None:
+def test_known_screenshot_with_another_text_costs_text_alone(model: FakePartEmbedder, batched: BatchedEmbedder) -> None:
     before = REGISTRY.get_sample_value("loraretriever_retrieval_parts_total", {"kind": "image", "source": "cache"}) or 0
     for text in ("one", "two", "one"):
         batched.embed([Prompt.of(text, [image("screen")])])
@@ -289,9 +285,7 @@ def test_part_outlives_its_first_caller_while_another_waits(
     np.testing.assert_allclose(patient.result()[0], vector_of("shared"), atol=1e-7)
 
 
-def test_pass_is_told_how_long_its_most_patient_caller_waits(
-    model: FakePartEmbedder, batched: BatchedEmbedder
-) -> None:
+def test_pass_is_told_how_long_its_most_patient_caller_waits(model: FakePartEmbedder, batched: BatchedEmbedder) -> None:
     batched.embed(texts("a"))
     within(60, lambda: batched.embed(texts("b")))
     assert model.times[0] == math.inf

@@ -33,8 +33,8 @@ from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.collections import collection_info
 from retrieval_service.catalogue.points import AdapterFilter, AdapterVectors
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
-from tests.support.servers.qdrant_locations import LOCATIONS, QDRANT_URL, Location, qdrant_location
 from tests.support.servers.fake_qdrant import fake_qdrant_url
+from tests.support.servers.qdrant_locations import LOCATIONS, QDRANT_URL, Location, qdrant_location
 
 DIM = 8
 
@@ -367,14 +367,16 @@ def test_each_refusal_of_server_has_its_error(status: int, expected: type[LoraRe
     with pytest.raises(expected) as caught, qdrant.session():
         raise UnexpectedResponse(status, "Reason", b"internals", httpx.Headers())
     assert "internals" not in str(caught.value)
-    assert "secret" not in repr(qdrant.place)
+    assert "secret" not in repr(qdrant.location)
 
 
 @pytest.mark.parametrize(
     "url", ["http://me:hidden@127.0.0.1:9", "me:hidden@qdrant:6333", "https://hidden@127.0.0.1:9/path"]
 )
 def test_password_in_address_of_server_is_refused_and_not_shown(url: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"--qdrant-url holds a user or password.*--qdrant-api-key") as caught:
+    with pytest.raises(
+        ConfigurationError, match=r"--qdrant-url contains a user or password.*--qdrant-api-key"
+    ) as caught:
         Qdrant(QdrantServer(url))
     assert "hidden" not in str(caught.value)
 
@@ -406,7 +408,7 @@ def test_server_with_too_much_to_do_is_unavailable(retry_after: str) -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ([], "there is none"),
+        ([], "is empty"),
         ([basis(0), basis(0)[:4]], r"\[1\]: has 4 dimensions; this server's embedder has 8"),
         ([basis(0) * np.nan], r"\[0\]: contains NaN"),
         ([basis(0), basis(1) + np.inf], r"\[1\]: contains NaN or infinite"),

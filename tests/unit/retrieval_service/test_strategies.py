@@ -221,7 +221,7 @@ def test_right_and_wrong_pairs_have_same_mean_similarity_under_every_strategy(st
 def test_scale_keeps_order(cosines: list[float], points: tuple[float, float, float, float]) -> None:
     scale = Scale.through((points[0], points[1]), (points[2], points[3]))
     mapped = scale.apply(np.sort(cosines))
-    assert (np.diff(mapped) >= 0).all()
+    assert (np.diff(mapped) >= -1e-12).all()  # interpolation rounds; similarities closer than 2e-6 are ties anyway
     assert scale.apply(np.array([-1.0, 1.0])).tolist() == [-1, 1]
 
 

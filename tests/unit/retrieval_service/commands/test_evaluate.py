@@ -19,7 +19,7 @@ from infra.contract.retrieval import Match, RetrievalStrategy, Selection, Weight
 from orchestrator.cli.main import run
 from retrieval_service.catalogue.points import AdapterVectors
 from retrieval_service.evaluation.confusion_matrix import draw_confusion_matrix
-from retrieval_service.evaluation.labelled_prompts import outcome, read_labelled
+from retrieval_service.evaluation.labelled_prompts import outcome_of, read_labelled_prompts
 from retrieval_service.evaluation.leave_one_out import Trial, few_examples, leave_one_out
 from retrieval_service.evaluation.outcomes import Outcome, as_json, compute_scores
 from retrieval_service.evaluation.vector_files import read_npz
@@ -106,7 +106,7 @@ def test_few_examples_are_drawn_for_all_strategies_alike_and_others_ask() -> Non
         ({"a": np.array(["x"])}, "array 'a' .* give numbers"),
         ({"a": np.ones((2, 2, 2))}, "give numbers"),
         ({"a": np.ones((0, 4))}, "give numbers"),
-        ({"a": np.array([{}], dtype=object)}, r"no \.npz file of numbers"),
+        ({"a": np.array([{}], dtype=object)}, r"not a \.npz file of numbers"),
     ],
 )
 def test_file_of_vectors_that_cannot_be_used_is_named(tmp_path: Path, arrays: dict[str, Any], problem: str) -> None:
@@ -137,10 +137,10 @@ def test_file_that_is_no_npz_is_named(tmp_path: Path) -> None:
         read_npz(tmp_path / "nowhere.npz")
     for content in (b"", b"words", b"PK\x03\x04broken"):
         (tmp_path / "file.npz").write_bytes(content)
-        with pytest.raises(InvalidArgumentError, match=r"no \.npz file of numbers"):
+        with pytest.raises(InvalidArgumentError, match=r"not a \.npz file of numbers"):
             read_npz(tmp_path / "file.npz")
     np.save(tmp_path / "one.npy", np.ones(3))
-    with pytest.raises(InvalidArgumentError, match=r"no \.npz file of numbers"):
+    with pytest.raises(InvalidArgumentError, match=r"not a \.npz file of numbers"):
         read_npz(tmp_path / "one.npy")
 
 
@@ -156,25 +156,25 @@ def test_labelled_rows_are_read_and_bad_ones_named_by_file_and_line(tmp_path: Pa
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows) + "\nnot json\n", encoding="utf-8")
-    found = read_labelled([str(file)], max_images=1)
+    found = read_labelled_prompts([str(file)], max_images=1)
     assert [(row.truth, row.prompt.user_text, len(row.prompt.images)) for row in found.rows] == [
         ("shop", "Buy shoes", 1)
     ]
     assert [problem.split(": ")[0] for problem in found.problems] == [f"{file}:{line}" for line in range(2, 8)]
-    assert len(read_labelled([f"mail={file}"], max_images=0).rows) == 4
+    assert len(read_labelled_prompts([f"mail={file}"], max_images=0).rows) == 4
     with pytest.raises(InvalidArgumentError, match="cannot be read"):
-        read_labelled([str(tmp_path / "none.jsonl")], 2)
+        read_labelled_prompts([str(tmp_path / "none.jsonl")], 2)
     file.write_text("[]\n", encoding="utf-8")
     with pytest.raises(InvalidArgumentError, match=r"no row .* could be read; the first"):
-        read_labelled([str(file)], 2)
+        read_labelled_prompts([str(file)], 2)
 
 
 def test_answer_of_service_becomes_outcome() -> None:
     matches = tuple(Match(Adapter(name, "base", ""), 0.5, 0.25) for name in "abcd")
     best = Selection(tuple(Match(Adapter(name, "base", ""), 0.5, 0.5) for name in "ab"))
-    assert outcome("c", Selection(matches), best) == Outcome("c", 3, ("a", "b"), (0.5, 0.5))
-    assert outcome("z", Selection(matches), best).rank is None
-    assert outcome("z", Selection(), Selection()) == Outcome("z", None, (), ())
+    assert outcome_of("c", Selection(matches), best) == Outcome("c", 3, ("a", "b"), (0.5, 0.5))
+    assert outcome_of("z", Selection(matches), best).rank is None
+    assert outcome_of("z", Selection(), Selection()) == Outcome("z", None, (), ())
 
 
 def test_confusion_matrix_is_drawn(tmp_path: Path) -> None:
@@ -241,8 +241,8 @@ def test_people_get_tables_and_picture(npz: Path, tmp_path: Path, capsys: pytest
     [
         (["--vectors", "nowhere.npz"], "there is no file nowhere.npz"),
         (["--vectors", "x.npz", "--data", "y.jsonl"], "not both"),
-        (["--vectors", "x.npz", "--kind", "app"], "--kind goes with the catalogue's examples or --data"),
-        (["--vectors", "x.npz", "--base-model", "m"], "--base-model goes with the catalogue's examples or --data"),
+        (["--vectors", "x.npz", "--kind", "app"], "--kind filters the catalogue's examples or --data"),
+        (["--vectors", "x.npz", "--base-model", "m"], "--base-model filters the catalogue's examples or --data"),
         (["--data", "y.jsonl", "--few", "3"], "--few goes with the catalogue's examples or --vectors"),
         (["--strategy", "best"], "'best' is not a valid RetrievalStrategy"),
         (["--weighting", "heavy"], "'heavy' is not one of"),
@@ -276,7 +276,7 @@ def test_catalogue_of_running_service_is_measured(
     with retrieval_service(tmp_path / "qdrant") as service:
         command = ["retrieval", "evaluate", "--retrieval-target", service.address, "--strategy", "calibrated", "--json"]
         assert run(command) == 2
-        assert "no such adapter in the catalogue" in capsys.readouterr().err
+        assert "no matching adapter in the catalogue" in capsys.readouterr().err
         for name, vectors in arrays.items():
             service.catalogue.create(Adapter(name, "base", "", kind="app"), AdapterVectors.of(list(vectors), DIM))
         service.catalogue.create(Adapter("ready", "base", "", kind="other"), AdapterVectors.of([vectors[0]], DIM))

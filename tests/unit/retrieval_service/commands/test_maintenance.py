@@ -39,8 +39,8 @@ from retrieval_service.catalogue.stored_examples import (
 )
 from retrieval_service.indexing import ExamplePrompts, ExampleVectors, Indexer
 from tests.support.harness.images import png_part
-from tests.support.servers.qdrant_locations import LOCATIONS, QDRANT_URL, qdrant_location
 from tests.support.servers.fake_qdrant import fake_qdrant_url
+from tests.support.servers.qdrant_locations import LOCATIONS, QDRANT_URL, qdrant_location
 from tests.support.servers.retrieval_server import WordEmbedder
 
 OLD, NEW = WordEmbedder(dim=16, name="old"), WordEmbedder(dim=24, name="new")
@@ -91,10 +91,10 @@ def test_re_index_embeds_examples_anew_and_moves_name_at_once(world: World) -> N
     before = world.open(OLD)
     one = world.register(before, OLD, "one", "red shoes", "blue shoes")
     two = world.register(before, OLD, "two", "send mail", "read mail")
-    with pytest.raises(ConfigurationError, match=r"made with \[old 16\].*retrieval reindex"):
+    with pytest.raises(ConfigurationError, match=r"built with \[old 16\].*retrieval reindex"):
         world.open(NEW)
     done = world.reindex(NEW)
-    assert (done.embedded, done.left_out) == (2, ())
+    assert (done.embedded, done.skipped) == (2, ())
     after = world.open(NEW)
     assert [after.get(name) for name in ("one", "two")] == [one, two]
     assert best(after, NEW, "green shoes")[0] == "one"
@@ -103,7 +103,7 @@ def test_re_index_embeds_examples_anew_and_moves_name_at_once(world: World) -> N
         NEW.embed([Prompt.of("send mail"), Prompt.of("read mail")]),
         atol=1e-6,
     )
-    with pytest.raises(ConfigurationError, match=r"made with \[new 24\]"):
+    with pytest.raises(ConfigurationError, match=r"built with \[new 24\]"):
         world.open(OLD)
 
 
@@ -119,7 +119,9 @@ def test_servers_of_old_embedder_go_on_reading_and_take_no_changes(world: World)
         lambda: before.update("one", lambda adapter: replace(adapter, kind="x")),
         lambda: before.delete("one"),
     ):
-        with pytest.raises(FailedPreconditionError, match=r"re-indexed with \[new 24\].*restart it with the new one"):
+        with pytest.raises(
+            FailedPreconditionError, match=r"re-indexed with \[new 24\].*restart it with the new embedder"
+        ):
             change()
     assert best(world.open(NEW), NEW, "shoes") == ["one"]
 
@@ -164,7 +166,7 @@ def test_re_index_waits_for_examples_that_are_not_yet_kept(world: World, monkeyp
             one()
 
     monkeypatch.setattr(reindexing, "sleep", pause)
-    assert world.reindex(NEW).left_out == ()
+    assert world.reindex(NEW).skipped == ()
     after = world.open(NEW)
     for name in ("changed", "new"):
         found = after.look_up(name, with_vectors=True)
@@ -181,9 +183,9 @@ def test_examples_that_were_never_kept_are_said_to_be_missing(world: World, monk
     with monkeypatch.context() as patch:
         patch.setattr(ExampleStore, "put", lambda *given: None)  # as if the service had died right before
         world.register(before, OLD, "two", "send mail")
-    with pytest.raises(FailedPreconditionError, match=r"of 1 adapters no examples are kept.*two"):
+    with pytest.raises(FailedPreconditionError, match=r"1 adapters have no stored examples.*two"):
         world.reindex(NEW)
-    assert world.reindex(NEW, leave_out=True).left_out == ("two",)
+    assert world.reindex(NEW, skip_without_examples=True).skipped == ("two",)
     assert world.reindex(WordEmbedder(name="third")).embedded == 1
 
 
@@ -193,11 +195,11 @@ def test_adapters_registered_by_vectors_stop_re_index_unless_left_out(world: Wor
     vectors = ExampleVectors((np.ones(16, np.float32),))
     Indexer(OLD, before, 64).create(Adapter("ready", "base", "at/ready"), vectors)
     there = world.collections()
-    with pytest.raises(FailedPreconditionError, match=r"of 1 adapters no examples are kept.*ready.*--leave-out"):
+    with pytest.raises(FailedPreconditionError, match=r"1 adapters have no stored examples.*ready.*--leave-out"):
         world.reindex(NEW)
     assert world.collections() == there
     assert set(best(before, OLD, "shoes")) == {"one", "ready"}
-    assert world.reindex(NEW, leave_out=True).left_out == ("ready",)
+    assert world.reindex(NEW, skip_without_examples=True).skipped == ("ready",)
     assert best(world.open(NEW), NEW, "shoes") == ["one"]
 
 
@@ -209,7 +211,7 @@ def test_adapter_changed_to_vectors_keeps_no_examples(world: World) -> None:
     assert world.reindex(NEW).embedded == 1
     after = world.open(NEW)
     Indexer(NEW, after, 64).update(card, ["kind"], ExampleVectors((np.ones(24, np.float32),)), "")
-    with pytest.raises(FailedPreconditionError, match="no examples are kept"):
+    with pytest.raises(FailedPreconditionError, match="have no stored examples"):
         world.reindex(OLD)
 
 
@@ -236,16 +238,16 @@ def test_same_embedder_has_nothing_to_do(world: World) -> None:
 
 def test_rollback_goes_back_and_forth_and_one_step_is_kept(world: World) -> None:
     world.register(world.open(OLD), OLD, "one", "red shoes")
-    with world.qdrant.session() as client, pytest.raises(FailedPreconditionError, match="no former state"):
+    with world.qdrant.session() as client, pytest.raises(FailedPreconditionError, match="no previous state"):
         roll_back(client, world.name)
     world.reindex(NEW)
     later = world.open(NEW)
     world.register(later, NEW, "two", "mail")
     with world.qdrant.session() as client:
         assert changes_undone_by_rollback(client, world.name) == ["two"]
-        assert roll_back(client, world.name).made_by(OLD.fingerprint, OLD.dim)
+        assert roll_back(client, world.name).matches_embedder(OLD.fingerprint, OLD.dim)
         assert best(world.open(OLD), OLD, "shoes") == ["one"]
-        assert roll_back(client, world.name).made_by(NEW.fingerprint, NEW.dim)
+        assert roll_back(client, world.name).matches_embedder(NEW.fingerprint, NEW.dim)
     assert set(best(later, NEW, "shoes")) == {"one", "two"}
     world.reindex(WordEmbedder(name="third"))
     assert len([name for name in world.collections() if not name.endswith("-prompts")]) == 2
@@ -267,9 +269,9 @@ def test_backup_holds_all_and_restore_brings_it_back(world: World, tmp_path: Pat
     assert catalogue.get("one") == one  # the running service sees it
     assert set(best(catalogue, OLD, "shoes")) == {"one", "ready"}
     np.testing.assert_allclose(catalogue.look_up("one", with_vectors=True).vectors, vectors, atol=1e-6)
-    assert world.reindex(NEW, leave_out=True).left_out == ("ready",)
+    assert world.reindex(NEW, skip_without_examples=True).skipped == ("ready",)
     with world.qdrant.session() as client:
-        assert collection_info(client, world.name).former
+        assert collection_info(client, world.name).previous
 
 
 def spoiled(file: Path, change: Callable[[dict[str, bytes]], None]) -> None:
@@ -302,9 +304,9 @@ def _short(content: dict[str, bytes]) -> None:
     [
         (_other_format, "format is '9'"),
         (_pickled, "pickle|Object arrays"),
-        (_short, "count 2 vectors"),
-        (lambda content: content.pop("prompts.jsonl"), "no whole backup"),
-        (lambda content: content.update({"catalogue.json": b"{"}), "no whole backup"),
+        (_short, "have 2 vectors"),
+        (lambda content: content.pop("prompts.jsonl"), "not a complete backup"),
+        (lambda content: content.update({"catalogue.json": b"{"}), "not a complete backup"),
     ],
 )
 def test_spoiled_backup_is_refused(tmp_path: Path, change: Callable[[dict[str, bytes]], None], problem: str) -> None:
@@ -351,7 +353,7 @@ def test_damaged_backup_is_refused_and_named(tmp_path: Path) -> None:
 
 def test_file_that_is_no_backup_is_refused(tmp_path: Path) -> None:
     (tmp_path / "words").write_text("words")
-    for name, problem in (("words", "no whole backup"), ("nothing", "cannot be read")):
+    for name, problem in (("words", "not a complete backup"), ("nothing", "cannot be read")):
         with pytest.raises(InvalidArgumentError, match=problem):
             backup.read_backup(tmp_path / name)
 
@@ -375,7 +377,7 @@ def test_commands_back_up_restore_and_go_back(tmp_path: Path, capsys: pytest.Cap
         world.name = "adapters"
         world.register(world.open(OLD), OLD, "two", "mail")
     assert run(["retrieval", "rollback", *place]) == 1
-    assert "these adapters were registered, changed or removed: two" in capsys.readouterr().err
+    assert "these adapters were registered, changed or removed since: two" in capsys.readouterr().err
     assert run(["retrieval", "rollback", *place, "--yes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["undone"] == ["two"]
     assert run(["retrieval", "backup", str(tmp_path / "c.zip"), *place, "--collection", "other"]) == 1
