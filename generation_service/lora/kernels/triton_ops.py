@@ -19,7 +19,6 @@ _RANK_BLOCK = 16
 _OUT_BLOCK = 64
 _LARGEST_ROW_BLOCK = 64
 _STAGES = 4
-_KERNELS = "generation_service.lora.kernels.triton_kernels"
 
 
 class TritonFixedKernels:
@@ -101,7 +100,7 @@ def _row_block(rows: int) -> int:
 
 def _jitted() -> ModuleType:
     try:
-        return importlib.import_module(_KERNELS)
+        return importlib.import_module(".triton_kernels", __package__)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "triton":
             raise
