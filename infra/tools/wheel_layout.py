@@ -125,7 +125,8 @@ def _check_strings(tree: ast.Module, file: str, modules: frozenset[str]) -> None
             if match[0] in modules:
                 raise LayoutError(
                     f"{file}:{node.lineno}: the string names the module {match[0]}, which is "
-                    f"{NAMESPACE}.{match[0]} in the wheel; use __name__, __package__ or infra.runtime.layout.module_name"
+                    f"{NAMESPACE}.{match[0]} in the wheel; use __name__, __package__ or module_name of "
+                    "infra.runtime.layout"
                 )
 
 

@@ -69,7 +69,9 @@ def test_every_module_imports_below_the_namespace(installed: InstalledWheel) -> 
     assert int(count) > 200
 
 
-@pytest.mark.parametrize("tier", ["retrieval_service", "generation_service", "orchestrator", "orchestrator.jobs.worker"])
+@pytest.mark.parametrize(
+    "tier", ["retrieval_service", "generation_service", "orchestrator", "orchestrator.jobs.worker"]
+)
 def test_each_tier_runs_as_a_module(installed: InstalledWheel, tier: str) -> None:
     done = installed.run([installed.python, "-m", f"loraretriever.{tier}", "--help"])
     assert done.returncode == 0, done.stderr
