@@ -231,8 +231,6 @@ class Pipeline:
                 return await self._retrievals.get(key, look_up, clock.remaining_s())
             return Shared(await look_up(), is_reused=False)
         except InvalidArgumentError as error:
-            if error.field == "options.base_model":  # The pipeline's own choice: no adapter is of the model that runs.
-                return Shared(Retrieved(), is_reused=False)
             raise _as_asked(error) from error
 
     async def _options(self, question: Question, clock: Clock) -> RetrievalOptions:

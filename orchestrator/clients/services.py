@@ -28,10 +28,11 @@ from infra.contract.composition import Composition
 from infra.contract.errors import AlreadyExistsError, InternalError
 from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt
-from infra.contract.retrieval import RetrievalOptions, Selection
+from infra.contract.retrieval import CatalogueInfo, RetrievalOptions, Selection
 from infra.runtime.wire import (
     adapter_from_proto,
     adapter_to_proto,
+    catalogue_from_proto,
     composition_to_proto,
     decoding_to_proto,
     generation_from_proto,
@@ -113,17 +114,10 @@ class RetrievalClient(ServiceClient):
         response = await self.call("CreateAdapter", request, timeout_s)
         return adapter_from_proto(response.adapter)
 
-    async def catalogue_revision(self, timeout_s: float | None = None) -> str:
-        """Return the catalogue's revision, which changes whenever an adapter does."""
-        request = retrieval_service_pb2.ListAdaptersRequest(page_size=1)
-        response = await self.call("ListAdapters", request, timeout_s or QUICK_TIMEOUT_S)
-        return str(response.catalogue_revision)
-
-    async def embedder_fingerprint(self, timeout_s: float | None = None) -> str:
-        """Return the name of the embedder that the service uses."""
-        request = retrieval_service_pb2.EmbedPromptsRequest(prompts=[prompt_to_proto(Prompt.of("hello"))])
-        response = await self.call("EmbedPrompts", request, timeout_s or LONG_TIMEOUT_S)
-        return str(response.embedder_fingerprint)
+    async def get_catalogue(self, timeout_s: float | None = None) -> CatalogueInfo:
+        """Return the catalogue's revision, its size, and the embedder that makes its vectors."""
+        request = retrieval_service_pb2.GetCatalogueRequest()
+        return catalogue_from_proto(await self.call("GetCatalogue", request, timeout_s or QUICK_TIMEOUT_S))
 
     async def get_vectors(self, adapter_id: str, timeout_s: float | None = None) -> ListedAdapter:
         """Return one adapter with the vectors of its examples. Raises NotFoundError."""
