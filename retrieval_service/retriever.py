@@ -16,9 +16,9 @@ from infra.contract.retrieval import (
     Selection,
     Weighting,
 )
-from retrieval_service.catalogue import Catalogue
+from retrieval_service.catalogue.catalogue import Catalogue
+from retrieval_service.catalogue.points import AdapterFilter, Found
 from retrieval_service.embedders.base import Embedder
-from retrieval_service.points import AdapterFilter, Found
 from retrieval_service.weighting import weigh
 
 

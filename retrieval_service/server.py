@@ -18,10 +18,10 @@ from infra.contract.prompt import Prompt
 from infra.runtime import wire
 from infra.runtime.images import ImageLimits, check_images
 from infra.runtime.server import GrpcServer
-from retrieval_service.catalogue import Catalogue
+from retrieval_service.catalogue.catalogue import Catalogue
+from retrieval_service.catalogue.points import AdapterFilter
 from retrieval_service.embedders.base import Embedder
 from retrieval_service.indexing import ExamplePrompts, Examples, ExampleVectors, Indexer
-from retrieval_service.points import AdapterFilter
 from retrieval_service.retriever import Retriever
 
 SERVICE_NAME = "loraretriever.v1.RetrievalService"

@@ -32,11 +32,11 @@ from infra.runtime.error_table import from_rpc_error
 from infra.runtime.images import ImageLimits
 from infra.runtime.server import ServerOptions, sync_server
 from infra.runtime.wire import prompt_to_proto
-from retrieval_service.catalogue import Catalogue
+from retrieval_service.catalogue.catalogue import Catalogue
+from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant
 from retrieval_service.embedders.base import FloatArray
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options
 from retrieval_service.indexing import Indexer
-from retrieval_service.qdrant import LocalFolder, Qdrant
 from retrieval_service.retriever import RetrievalDefaults, Retriever
 from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
 from tests.support.checkpoints.jina_v4 import HIDDEN, tiny_jina

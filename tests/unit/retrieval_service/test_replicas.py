@@ -33,14 +33,14 @@ from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalStrategy
 from infra.runtime.deadline import bind_deadline
 from infra.runtime.wire import prompt_to_proto
-from retrieval_service import backup
-from retrieval_service import catalogue as catalogue_module
-from retrieval_service import memory as memory_module
-from retrieval_service.catalogue import Catalogue
+from retrieval_service.catalogue import backup
+from retrieval_service.catalogue import catalogue as catalogue_module
+from retrieval_service.catalogue import snapshot as snapshot_module
+from retrieval_service.catalogue.adapter_store import Store
+from retrieval_service.catalogue.catalogue import Catalogue
+from retrieval_service.catalogue.points import AdapterFilter, AdapterVectors
+from retrieval_service.catalogue.qdrant import Qdrant, Server
 from retrieval_service.embedders.base import normalise
-from retrieval_service.points import AdapterFilter, AdapterVectors
-from retrieval_service.qdrant import Qdrant, Server
-from retrieval_service.store import Store
 from retrieval_service.strategies.examples import ExampleSet
 from retrieval_service.strategies.scale import Similarities
 from tests.support.servers.qdrant_server import QdrantServer, controlled_qdrant_server
@@ -169,7 +169,7 @@ def test_a_change_whose_revision_was_lost_is_found_within_the_trusted_time(
     with monkeypatch.context() as patch:
         patch.setattr(Store, "touch", lambda store: None)  # as if the service had died right before
         first.delete("one")
-    monkeypatch.setattr(memory_module, "_TRUSTED_S", 0.0)
+    monkeypatch.setattr(snapshot_module, "_TRUSTED_S", 0.0)
     assert names(second) == set()
 
 
@@ -419,7 +419,7 @@ def test_one_strategy_does_not_wait_while_another_is_fitted(
                 assert may_go_on.wait(30)
             super().__init__(strategy, *others)
 
-    monkeypatch.setattr(memory_module, "Similarities", Slow)
+    monkeypatch.setattr(snapshot_module, "Similarities", Slow)
     with ThreadPoolExecutor(2) as pool:
         slow = pool.submit(names, first, RetrievalStrategy.CALIBRATED)
         try:
@@ -443,7 +443,7 @@ def test_kinds_that_decide_nothing_share_one_fit(
             made.append(kind)
             super().__init__(strategy, examples, kind)
 
-    monkeypatch.setattr(memory_module, "Similarities", Counted)
+    monkeypatch.setattr(snapshot_module, "Similarities", Counted)
     for turn in range(12):
         assert first.search(asked(1), AdapterFilter(kind=f"kind{turn}"), 9, RetrievalStrategy.CALIBRATED).found[0]
     assert made == [""]

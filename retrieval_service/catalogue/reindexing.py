@@ -14,11 +14,11 @@ from time import sleep
 from qdrant_client import QdrantClient
 
 from infra.contract.errors import FailedPreconditionError
-from retrieval_service.collections import Head, describe, exists, head_of, make, name_for, point
+from retrieval_service.catalogue.adapter_store import Store
+from retrieval_service.catalogue.collections import Head, describe, exists, head_of, make, name_for, point
+from retrieval_service.catalogue.points import AdapterVectors
+from retrieval_service.catalogue.stored_examples import KeptPrompts
 from retrieval_service.embedders.base import Embedder
-from retrieval_service.kept_prompts import KeptPrompts
-from retrieval_service.points import AdapterVectors
-from retrieval_service.store import Store
 
 _PASSES = 20
 _PAUSE_S = 0.1  # for a service to keep the examples of the adapter that it has just stored

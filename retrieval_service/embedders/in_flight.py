@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from infra.contract.errors import DeadlineError, UnavailableError, field_path
 from retrieval_service.embedders.base import FloatArray
-from retrieval_service.embedders.parts import Part, PartEmbedder, Row
+from retrieval_service.embedders.part_embedder import Part, PartEmbedder, Row
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from infra.contract.errors import InvalidArgumentError, field_path
 from infra.contract.prompt import ImagePart, Message, Part, Prompt, Role, TextPart
 from infra.runtime.images import ImageLimits, decode_image
-from retrieval_service.points import point_id
+from retrieval_service.catalogue.points import point_id
 
 KEPT_IMAGE_PIXELS = 400_000
 _JPEG_QUALITY = 92

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infra.contract.errors import ConfigurationError, FailedPreconditionError
-from retrieval_service.commands.said import say
+from retrieval_service.commands.output import say
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
-    from retrieval_service.qdrant import Qdrant
+    from retrieval_service.catalogue.qdrant import Qdrant
 
 _PREFIX = "LORARETRIEVER_RETRIEVAL_"
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -50,10 +50,10 @@ def reindex(
     from rich.progress import Progress
 
     from infra.runtime.settings import load_settings
-    from retrieval_service import reindexing
     from retrieval_service.assembly import open_qdrant
-    from retrieval_service.batcher import BatchedEmbedder, BatchingOptions
-    from retrieval_service.commands.said import errors
+    from retrieval_service.catalogue import reindexing
+    from retrieval_service.commands.output import errors
+    from retrieval_service.embedders.batcher import BatchedEmbedder, BatchingOptions
     from retrieval_service.embedders.build import build_embedder
     from retrieval_service.settings import RetrievalSettings
 
@@ -96,7 +96,7 @@ def rollback(
 ) -> None:
     """Go back to the catalogue before the last re-index or restore. A second rollback undoes the first."""
     with _opened(qdrant_url, qdrant_path, qdrant_api_key, qdrant_tls_ca) as (qdrant, client):
-        from retrieval_service.reindexing import lost_by_rollback, roll_back
+        from retrieval_service.catalogue.reindexing import lost_by_rollback, roll_back
 
         _check_there(client, collection)
         lost = lost_by_rollback(client, collection)
@@ -121,7 +121,7 @@ def backup(
 ) -> None:
     """Write the catalogue with all vectors and kept examples into one file."""
     with _opened(qdrant_url, qdrant_path, qdrant_api_key, qdrant_tls_ca) as (_, client):
-        from retrieval_service.backup import take, write
+        from retrieval_service.catalogue.backup import take, write
 
         _check_there(client, collection)
         taken = take(client, collection)
@@ -142,8 +142,8 @@ def restore(
 ) -> None:
     """Let the catalogue be what a backup holds. The state before is kept: 'rollback' goes back to it."""
     _needs("qdrant_client")
-    from retrieval_service.backup import read
-    from retrieval_service.backup import restore as restored
+    from retrieval_service.catalogue.backup import read
+    from retrieval_service.catalogue.backup import restore as restored
 
     content = read(file)
     with _opened(qdrant_url, qdrant_path, qdrant_api_key, qdrant_tls_ca) as (qdrant, client):
@@ -155,7 +155,7 @@ def restore(
 @contextmanager
 def _opened(url: str, folder: Path, key: str, ca: Path | None) -> Iterator[tuple[Qdrant, QdrantClient]]:
     _needs("qdrant_client")
-    from retrieval_service.qdrant import LocalFolder, Qdrant, Server
+    from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant, Server
 
     place = Server(url, key or None, tls_ca=ca) if url else LocalFolder(folder)
     with closing(Qdrant(place)) as qdrant, qdrant.session() as client:
@@ -163,7 +163,7 @@ def _opened(url: str, folder: Path, key: str, ca: Path | None) -> Iterator[tuple
 
 
 def _check_there(client: QdrantClient, collection: str) -> None:
-    from retrieval_service.collections import exists
+    from retrieval_service.catalogue.collections import exists
 
     if not exists(client, collection):
         raise FailedPreconditionError(f"there is no catalogue {collection!r} here; name its place and --collection")

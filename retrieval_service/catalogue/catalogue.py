@@ -25,13 +25,13 @@ from infra.contract.errors import (
     UnavailableError,
 )
 from infra.contract.retrieval import RetrievalStrategy
-from retrieval_service.collections import Head, head_of, open_collection
+from retrieval_service.catalogue.adapter_store import Store, stamped
+from retrieval_service.catalogue.collections import Head, head_of, open_collection
+from retrieval_service.catalogue.points import AdapterFilter, AdapterVectors, Found
+from retrieval_service.catalogue.qdrant import Qdrant
+from retrieval_service.catalogue.snapshot import Known, Memory
+from retrieval_service.catalogue.stored_examples import KeptPrompts, check_size
 from retrieval_service.embedders.base import FloatArray, normalise
-from retrieval_service.kept_prompts import KeptPrompts, check_size
-from retrieval_service.memory import Known, Memory
-from retrieval_service.points import AdapterFilter, AdapterVectors, Found
-from retrieval_service.qdrant import Qdrant
-from retrieval_service.store import Store, stamped
 
 MEMORY_VECTORS = 50_000
 _UPDATE_ATTEMPTS = 5

@@ -20,13 +20,13 @@ from qdrant_client import QdrantClient
 
 from infra.contract.adapter import Adapter
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError
-from retrieval_service.collections import describe, exists, head_of, make, name_for, point
+from retrieval_service.catalogue.adapter_store import Entry, Store
+from retrieval_service.catalogue.collections import describe, exists, head_of, make, name_for, point
+from retrieval_service.catalogue.points import AdapterVectors
+from retrieval_service.catalogue.reindexing import forget
+from retrieval_service.catalogue.stored_examples import KeptPrompts
 from retrieval_service.embedders.base import FloatArray
 from retrieval_service.evaluation.vector_files import DAMAGE
-from retrieval_service.kept_prompts import KeptPrompts
-from retrieval_service.points import AdapterVectors
-from retrieval_service.reindexing import forget
-from retrieval_service.store import Entry, Store
 
 _FORMAT = "loraretriever-catalogue-1"
 _CATALOGUE, _VECTORS, _PROMPTS = "catalogue.json", "vectors.npy", "prompts.jsonl"

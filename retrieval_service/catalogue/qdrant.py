@@ -21,7 +21,7 @@ from infra.contract.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
-from retrieval_service.qdrant_http import transport
+from retrieval_service.catalogue.qdrant_http import transport
 
 
 @dataclass(frozen=True)

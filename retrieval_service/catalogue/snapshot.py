@@ -12,10 +12,10 @@ from qdrant_client import QdrantClient
 
 from infra.contract.adapter import Adapter
 from infra.contract.retrieval import RetrievalStrategy
-from retrieval_service.collections import Head
+from retrieval_service.catalogue.adapter_store import Card, Entry, Store
+from retrieval_service.catalogue.collections import Head
+from retrieval_service.catalogue.points import AdapterFilter, Found
 from retrieval_service.embedders.base import FloatArray
-from retrieval_service.points import AdapterFilter, Found
-from retrieval_service.store import Card, Entry, Store
 from retrieval_service.strategies.examples import ExampleSet, IntArray
 from retrieval_service.strategies.ranking import ranking
 from retrieval_service.strategies.scale import Similarities

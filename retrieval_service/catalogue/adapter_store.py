@@ -15,9 +15,8 @@ import numpy as np
 from qdrant_client import QdrantClient, models
 
 from infra.contract.adapter import Adapter
-from retrieval_service.collections import describe, new_revision
-from retrieval_service.embedders.base import FloatArray, normalise
-from retrieval_service.points import (
+from retrieval_service.catalogue.collections import describe, new_revision
+from retrieval_service.catalogue.points import (
     CENTROID,
     EXAMPLES,
     KEPT_AS,
@@ -31,6 +30,7 @@ from retrieval_service.points import (
     point_of,
     ranked,
 )
+from retrieval_service.embedders.base import FloatArray, normalise
 
 _SCROLL_PAGE = 1000
 _VECTORS_PAGE = 32

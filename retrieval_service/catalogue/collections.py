@@ -17,7 +17,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from infra.contract.errors import ConfigurationError, FailedPreconditionError
-from retrieval_service.points import CENTROID, EXAMPLES
+from retrieval_service.catalogue.points import CENTROID, EXAMPLES
 
 SCHEMA = 1
 _KEYWORDS = ("adapter_id", "base_model", "kind", "tags")

@@ -25,10 +25,10 @@ from infra.contract.prompt import Prompt
 from infra.runtime.deadline import remaining_s
 from infra.runtime.logs import get_logger
 from retrieval_service import metrics
-from retrieval_service.cache import VectorCache
 from retrieval_service.embedders.base import FloatArray
-from retrieval_service.embedders.parts import Part, PartEmbedder, check_vectors, embed_prompts, neighbours
-from retrieval_service.in_flight import Caller, Wanted, stopping, too_late
+from retrieval_service.embedders.in_flight import Caller, Wanted, stopping, too_late
+from retrieval_service.embedders.part_embedder import Part, PartEmbedder, check_vectors, embed_prompts, neighbours
+from retrieval_service.embedders.vector_cache import VectorCache
 
 log = get_logger(__name__)
 
