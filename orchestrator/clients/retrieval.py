@@ -12,10 +12,11 @@ from loraretriever.v1 import retrieval_service_pb2_grpc as pb_grpc
 from infra.contract.adapter import Adapter
 from infra.contract.errors import AlreadyExistsError, InternalError
 from infra.contract.prompt import Prompt
-from infra.contract.retrieval import RetrievalOptions
+from infra.contract.retrieval import CatalogueInfo, RetrievalOptions
 from infra.runtime.wire import (
     adapter_from_proto,
     adapter_to_proto,
+    catalogue_from_proto,
     prompt_to_proto,
     retrieval_options_to_proto,
     retrieval_timings_from_proto,
@@ -94,16 +95,9 @@ class RetrievalClient(ServiceClient):
         response = await self.call("CreateAdapter", request, timeout_s, LONG_TIMEOUT_S)
         return adapter_from_proto(response.adapter)
 
-    async def catalogue_revision(self, timeout_s: float | None = None) -> str:
-        """Return the catalogue's revision, which changes with every adapter that is added, changed or removed."""
-        response = await self.call("ListAdapters", pb.ListAdaptersRequest(page_size=1), timeout_s)
-        return str(response.catalogue_revision)
-
-    async def embedder_fingerprint(self, timeout_s: float | None = None) -> str:
-        """Return the fingerprint of the service's embedder."""
-        request = pb.EmbedPromptsRequest(prompts=[prompt_to_proto(Prompt.of("hello"))])
-        response = await self.call("EmbedPrompts", request, timeout_s, LONG_TIMEOUT_S)
-        return str(response.embedder_fingerprint)
+    async def get_catalogue(self, timeout_s: float | None = None) -> CatalogueInfo:
+        """Return the catalogue's revision, its size, and the fingerprint of the embedder that makes its vectors."""
+        return catalogue_from_proto(await self.call("GetCatalogue", pb.GetCatalogueRequest(), timeout_s))
 
     async def get_vectors(self, adapter_id: str, timeout_s: float | None = None) -> ListedAdapter:
         """Return one adapter with the vectors of its examples. Raises NotFoundError."""

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from infra.contract.adapter import Adapter
 from infra.contract.errors import LoraRetrieverError
+from infra.contract.retrieval import CatalogueInfo
 from infra.runtime.logs import get_logger
 from orchestrator.answering.model_info import ModelInfo
 
@@ -42,11 +43,8 @@ class AsksModel(Protocol):
 class AsksCatalogue(Protocol):
     """Says which catalogue is searched: orchestrator.clients.retrieval.RetrievalClient."""
 
-    async def catalogue_revision(self, timeout_s: float | None = None) -> str:
-        """Return the catalogue's revision."""
-
-    async def embedder_fingerprint(self, timeout_s: float | None = None) -> str:
-        """Return the embedder's name."""
+    async def get_catalogue(self, timeout_s: float | None = None) -> CatalogueInfo:
+        """Return the catalogue's revision and the embedder's fingerprint."""
 
     async def list_adapters(
         self, base_model: str = "", kind: str = "", tags: Sequence[str] = (), timeout_s: float | None = None
@@ -63,17 +61,15 @@ class System:
 
     async def running(self) -> RunningSystem:
         """Return what runs."""
-        model, catalogue, embedder = await asyncio.gather(
-            _or_none(self.generation.get_model(TIMEOUT_S)),
-            _or_none(self.retrieval.catalogue_revision(TIMEOUT_S)),
-            _or_none(self.retrieval.embedder_fingerprint(TIMEOUT_S)),
+        model, catalogue = await asyncio.gather(
+            _or_none(self.generation.get_model(TIMEOUT_S)), _or_none(self.retrieval.get_catalogue(TIMEOUT_S))
         )
         return RunningSystem(
             base_model=model.base_model if model else "",
             base_model_revision=model.revision if model else "",
             dtype=model.dtype if model else "",
-            catalogue_revision=catalogue or "",
-            embedder=embedder or "",
+            catalogue_revision=catalogue.revision if catalogue else "",
+            embedder=catalogue.embedder_fingerprint if catalogue else "",
         )
 
     async def adapters(self) -> frozenset[str] | None:

@@ -94,7 +94,7 @@ async def _registered(
         index, listed = entry
         adapter = listed.adapter
         if listed.fingerprint and not fingerprint:
-            fingerprint = await retrieval.embedder_fingerprint()
+            fingerprint = (await retrieval.get_catalogue()).embedder_fingerprint
         if listed.fingerprint not in ("", fingerprint):
             made_by = f"its vectors were made by [{listed.fingerprint}], the service embeds with [{fingerprint}]"
             yield BadEntry(index, adapter.adapter_id, f"{made_by}; register it by its examples with 'adapters add'")

@@ -14,7 +14,7 @@ from infra.contract.composition import Base, Composition, Fusion, FusionMethod, 
 from infra.contract.errors import BaseModelMismatchError, DeadlineError, InvalidArgumentError, UnavailableError
 from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
 from infra.contract.prompt import Prompt
-from infra.contract.retrieval import Match, RetrievalOptions, Selection
+from infra.contract.retrieval import Match, RetrievalOptions, Selection, SelectionReason
 from orchestrator.answering.model_info import ModelInfo, ModelLimits
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.answering.question import Answer, Question, RetrievalResult
@@ -173,12 +173,12 @@ async def test_the_base_model_answers_alone_where_no_adapter_is_its_own() -> Non
         async def retrieve(
             self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None
         ) -> RetrievalResult:
-            raise InvalidArgumentError("options.base_model", "no adapter is of 'tiny'")
+            return RetrievalResult(Selection(reason=SelectionReason.NO_ADAPTERS_OF_MODEL), "catalogue-1")
 
     generation = StandInGeneration()
     answer = await Pipeline(Foreign(), generation).answer(Question(PROMPT))
     assert generation.compositions == [Base()]
-    assert not answer.selection.matches
+    assert answer.selection == Selection(reason=SelectionReason.NO_ADAPTERS_OF_MODEL)
 
 
 async def test_too_many_adapters_for_uniform_all_say_what_to_do() -> None:
