@@ -38,7 +38,7 @@ from orchestrator.clients.evaluation import EvaluationClient
 from orchestrator.clients.generation import GenerationClient
 from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.evaluation.data.files import file_sha256
-from orchestrator.evaluation.protocols import step_text
+from orchestrator.evaluation.planning import step_text
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.ledger import Ledger

@@ -27,7 +27,7 @@ _UNCERTAINTY = """- **Intervals** are of 95 %, by Student's t with one degree of
   there is no ±; the interval is then Wilson's, with as many trials as episodes."""
 
 
-def how_it_was_measured(summary: Summary) -> str:
+def methodology_section(summary: Summary) -> str:
     """Return the section of the report that says what was compared, and how it was scored."""
     strategies = "\n".join(f"- {strategy.label}: {_describe(strategy)}." for strategy in summary.facts.spec.strategies)
     return f"""## How it was measured
@@ -45,7 +45,7 @@ Strategies:
 
 
 def _of_actions(summary: Summary) -> str:
-    if summary.answers_are_texts:
+    if summary.only_texts:
         return ""
     options = summary.scoring
     return f"""- **Right step** (`action`): the answer is that one action, with type and argument both right. Texts are

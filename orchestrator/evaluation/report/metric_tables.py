@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
-from orchestrator.evaluation.report.markdown import (
+from orchestrator.evaluation.report.formatting import (
     UNSCORED_TEXT,
     ReportTable,
     decimal_with_error,
+    interval_text,
     milliseconds,
     percent,
     percent_with_error,
 )
-from orchestrator.evaluation.report.matrix import interval_text
 from orchestrator.evaluation.report.summary import ALL, Cell, Difference, Summary, shared_floor
 
-ERRORS = "± is one standard error, clustered by episode."
+STANDARD_ERROR_NOTE = "± is one standard error, clustered by episode."
 TEXT_COLUMNS = ("exact match", "ROUGE-L", "BLEU")
 _GROUP_TITLES = {"app": "apps", "category": "categories"}
 
@@ -27,7 +27,7 @@ def group_title(name: str) -> str:
     return _GROUP_TITLES.get(name, name)
 
 
-def of(cells: Iterable[Cell], data: str) -> list[Cell]:
+def cells_of(cells: Iterable[Cell], data: str) -> list[Cell]:
     """Return the cells of one dataset or group, one a strategy."""
     return [cell for cell in cells if cell.data == data]
 
@@ -47,16 +47,16 @@ TEXTS = MainScore("exact match", lambda cell: cell.texts.exact_match, lambda dif
 
 def main_scores(summary: Summary) -> tuple[MainScore, ...]:
     """Return what the job is judged by: steps, whole answers, or both where it has questions of both kinds."""
-    if summary.answers_are_texts:
+    if summary.only_texts:
         return (TEXTS,)
     return (STEPS, TEXTS) if summary.has_texts else (STEPS,)
 
 
-def datasets_of(summary: Summary, score: MainScore) -> list[str]:
+def datasets_with_score(summary: Summary, score: MainScore) -> list[str]:
     """Return the datasets that have the score, and those that have none at all."""
 
     def has(name: str, one: MainScore) -> bool:
-        return any(one.of(cell).count for cell in of(summary.datasets, name))
+        return any(one.of(cell).count for cell in cells_of(summary.datasets, name))
 
     scores = main_scores(summary)
     return [name for name in summary.dataset_names if has(name, score) or not any(has(name, one) for one in scores)]
@@ -83,13 +83,13 @@ def whole_answer_texts(cell: Cell, text: Callable[[Estimate], str] = percent_wit
     return [text(score) for score in (cell.texts.exact_match, cell.texts.rouge_l, cell.texts.bleu)]
 
 
-def every_metric(summary: Summary) -> ReportTable | None:
+def all_metrics_table(summary: Summary) -> ReportTable | None:
     """Return the scores of actions with their parts and floors, a row for each strategy; None: there are none."""
     rows = tuple(
         (cell.strategy, f"{cell.samples:,}", f"{cell.failed:,}", *_action_scores(cell))
-        for cell in of(summary.groups, ALL)
+        for cell in cells_of(summary.groups, ALL)
     )
-    if not rows or summary.answers_are_texts:
+    if not rows or summary.only_texts:
         return None
     samples = "samples of both kinds" if summary.is_mixed else "samples"
     return ReportTable(
@@ -101,7 +101,7 @@ def every_metric(summary: Summary) -> ReportTable | None:
         rows=rows,
         note=(
             "Action type: of the steps whose truth is an action; argument: of those whose action takes one. Each floor "
-            f"is fitted to the samples that its strategy answered. {ERRORS}"
+            f"is fitted to the samples that its strategy answered. {STANDARD_ERROR_NOTE}"
         ),
     )  # fmt: skip
 
@@ -125,7 +125,7 @@ def _action_scores(cell: Cell) -> tuple[str, ...]:
     )
 
 
-def retrieval(summary: Summary) -> ReportTable | None:
+def retrieval_table(summary: Summary) -> ReportTable | None:
     """Return how often the true adapter was found, by strategy and group; None: it is known nowhere."""
     rows = tuple(
         (
@@ -150,7 +150,7 @@ def retrieval(summary: Summary) -> ReportTable | None:
     )
 
 
-def timings(summary: Summary) -> ReportTable | None:
+def timings_table(summary: Summary) -> ReportTable | None:
     """Return the mean time of an answer and of its phases, a row for each strategy; None: nothing was measured."""
     rows = tuple(
         (
@@ -163,20 +163,20 @@ def timings(summary: Summary) -> ReportTable | None:
             milliseconds(cell.timings.prefill_s),
             milliseconds(cell.timings.decode_s),
         )
-        for cell in of(summary.groups, ALL)
+        for cell in cells_of(summary.groups, ALL)
         if cell.timings.total_s is not None
     )
     columns = ("strategy", "whole answer", "retrieval", "of it embed", "search", "queue", "prefill", "decode")
     return ReportTable("Time an answer, mean ms", columns, rows) if rows else None
 
 
-def steps_by_dataset(summary: Summary) -> ReportTable | None:
+def steps_by_dataset_table(summary: Summary) -> ReportTable | None:
     """Return step accuracy, a row for each dataset; None where no question is answered by actions."""
-    if summary.answers_are_texts:
+    if summary.only_texts:
         return None
     rows = []
-    for name in datasets_of(summary, STEPS):
-        cells = of(summary.datasets, name)
+    for name in datasets_with_score(summary, STEPS):
+        cells = cells_of(summary.datasets, name)
         rows.append(
             (
                 name,
@@ -186,10 +186,10 @@ def steps_by_dataset(summary: Summary) -> ReportTable | None:
             )
         )
     columns = ("dataset", "steps", *summary.strategies, "floor")
-    return ReportTable("Step accuracy by dataset, %", columns, tuple(rows), ERRORS)
+    return ReportTable("Step accuracy by dataset, %", columns, tuple(rows), STANDARD_ERROR_NOTE)
 
 
-def answers_by_dataset(summary: Summary) -> ReportTable | None:
+def answers_by_dataset_table(summary: Summary) -> ReportTable | None:
     """Return the scores of whole answers by strategy and dataset; None where there are none, or of one dataset."""
     cells = [cell for cell in summary.datasets if cell.texts.exact_match.count]
     if len({cell.data for cell in cells}) < 2:

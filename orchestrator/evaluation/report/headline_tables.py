@@ -6,10 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.evaluation.metrics.uncertainty import Estimate
-from orchestrator.evaluation.report.markdown import ReportTable, counted, percent, percent_with_error
-from orchestrator.evaluation.report.matrix import interval_text
+from orchestrator.evaluation.report.formatting import ReportTable, interval_text, percent, percent_with_error, pluralize
+from orchestrator.evaluation.report.metric_tables import (
+    STEPS,
+    TEXT_COLUMNS,
+    cells_of,
+    group_title,
+    score_text,
+    whole_answer_texts,
+)
 from orchestrator.evaluation.report.summary import ALL, Summary, shared_floor
-from orchestrator.evaluation.report.tables import STEPS, TEXT_COLUMNS, group_title, of, score_text, whole_answer_texts
 
 FLOOR_NAME = "constant template (floor)"
 
@@ -26,13 +32,13 @@ _WITH_INTERVALS = _Form(interval_text, "with 95 % intervals")
 _WITH_ERRORS = _Form(percent_with_error, "± standard error")
 
 
-def headlines(summary: Summary, *, intervals: bool = True) -> list[ReportTable]:
+def headline_tables(summary: Summary, *, intervals: bool = True) -> list[ReportTable]:
     """Return the headline of the questions that actions answer, and of those that other texts do, as far as any do.
 
     With 95 % intervals, or where there is little room with standard errors.
     """
     form = _WITH_INTERVALS if intervals else _WITH_ERRORS
-    found = [] if summary.answers_are_texts else [_of_steps(summary, form)]
+    found = [] if summary.only_texts else [_of_steps(summary, form)]
     return [*found, _of_texts(summary, form)] if summary.has_texts else found
 
 
@@ -46,7 +52,7 @@ def _of_steps(summary: Summary, form: _Form) -> ReportTable:
         )
         for strategy in summary.strategies
     ]
-    floors = tuple(percent(shared_floor(of(summary.groups, group))) for group in groups)
+    floors = tuple(percent(shared_floor(cells_of(summary.groups, group))) for group in groups)
     titles = ("all steps" if summary.is_mixed and group == ALL else group_title(group) for group in groups)
     return ReportTable(
         title="Step accuracy, %",
@@ -67,7 +73,7 @@ def _of_texts(summary: Summary, form: _Form) -> ReportTable:
             f"{cell.texts.exact_match.count:,}",
             *whole_answer_texts(cell, form.text),
         )
-        for cell in of(summary.groups, ALL)
+        for cell in cells_of(summary.groups, ALL)
     )
     note = (
         f"Means over the answers to questions whose true answer is not in the action language, in percent "
@@ -85,4 +91,4 @@ def _failed_note(summary: Summary) -> str:
     if not summary.failed_samples:
         return ""
     kinds = " (of both kinds)" if summary.is_mixed else ""
-    return f" Failed{kinds}, and so unscored: {counted(summary.failed_samples, 'sample')}."
+    return f" Failed{kinds}, and so unscored: {pluralize(summary.failed_samples, 'sample')}."

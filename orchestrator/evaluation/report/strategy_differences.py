@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.metrics.action import ActionMetric
-from orchestrator.evaluation.metrics.episodes import graded_steps
-from orchestrator.evaluation.metrics.paired import Graded, Question, paired_difference
-from orchestrator.evaluation.metrics.text import exact_match, graded_texts
+from orchestrator.evaluation.metrics.episodes import score_steps
+from orchestrator.evaluation.metrics.paired import Question, QuestionScore, paired_difference
+from orchestrator.evaluation.metrics.text import exact_match, score_answers
 from orchestrator.evaluation.metrics.uncertainty import Estimate
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.summary import Difference
-from orchestrator.evaluation.scoring import answered_episodes, graded_by_judge, whole_answers
+from orchestrator.evaluation.scoring import answered_episodes, judge_scores, whole_answers
 from orchestrator.evaluation.spec import EvaluatedStrategy
 
 
-def references(strategies: Sequence[EvaluatedStrategy]) -> Iterator[tuple[str, str]]:
+def reference_pairs(strategies: Sequence[EvaluatedStrategy]) -> Iterator[tuple[str, str]]:
     """Yield each strategy's label with that of the strategy it is compared with: selection, else base, else the first.
 
     Strategies that hide the dataset's own adapter are compared among themselves, and so are the others, the oracle one
@@ -32,7 +32,7 @@ def references(strategies: Sequence[EvaluatedStrategy]) -> Iterator[tuple[str, s
         yield from ((each.label, reference.label) for each in column if each is not reference)
 
 
-def difference_of(
+def strategy_difference(
     strategy: str,
     reference: str,
     data: str,
@@ -48,16 +48,16 @@ def difference_of(
     """
     metric = ActionMetric(point_tolerance_px)
 
-    def of(graded: Callable[[Sequence[Record]], Mapping[Question, Graded]]) -> Estimate:
+    def of(graded: Callable[[Sequence[Record]], Mapping[Question, QuestionScore]]) -> Estimate:
         return paired_difference(graded(first), graded(second))
 
     return Difference(
         strategy,
         reference,
         data,
-        steps=of(lambda records: graded_steps(answered_episodes(records), metric)),
-        texts=of(lambda records: graded_texts(whole_answers(records), exact_match)),
-        judge=of(lambda records: graded_by_judge(records, grades)),
+        steps=of(lambda records: score_steps(answered_episodes(records), metric)),
+        texts=of(lambda records: score_answers(whole_answers(records), exact_match)),
+        judge=of(lambda records: judge_scores(records, grades)),
     )
 
 

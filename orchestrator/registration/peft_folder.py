@@ -8,10 +8,10 @@ from typing import Any
 
 from infra.contract.adapter import Adapter
 from infra.contract.errors import CheckpointError
-from orchestrator.registration.adapter_layers import Layers, read_layers
+from orchestrator.registration.safetensors_header import AdaptedLayers, read_layers
 
 
-def adapter_of(
+def read_adapter(
     name: str,
     checkpoint: Path,
     *,
@@ -28,7 +28,7 @@ def adapter_of(
     """
     local = checkpoint.is_dir()
     config = _config(checkpoint) if local else {}
-    layers = read_layers(checkpoint) if local else Layers()
+    layers = read_layers(checkpoint) if local else AdaptedLayers()
     if not local and not base_model:
         raise CheckpointError(f"--checkpoint {checkpoint} is no folder here; give the PEFT folder, or add --base-model")
     named = str(config.get("base_model_name_or_path") or "").rstrip("/")

@@ -15,9 +15,9 @@ from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import Decoding
 from infra.contract.retrieval import RetrievalOptions, Weighting
 from orchestrator.answering.strategy import AnswerStrategy
-from orchestrator.evaluation import protocols as planning
+from orchestrator.evaluation import planning
 from orchestrator.evaluation.data.datasets import DatasetContent, read_datasets
-from orchestrator.evaluation.protocols import chains, choose_episodes, plan, shards
+from orchestrator.evaluation.planning import choose_episodes, plan_samples, sample_chains, split_into_shards
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 from tests.support.harness.evaluation_data import row, write_dataset
@@ -38,7 +38,7 @@ def world(folder: Path, episodes: int = 3) -> tuple[DatasetSpec, ...]:
 def planned(folder: Path, *strategies: AnswerStrategy, **options: Any) -> tuple[EvaluationSpec, list[Sample]]:
     spec = EvaluationSpec(world(folder), tuple(map(EvaluatedStrategy, strategies or [AnswerStrategy.BASE])), **options)
     contents = read_datasets(spec.datasets, protocol=spec.protocol, roots=[folder])
-    return spec, plan(spec, contents)
+    return spec, plan_samples(spec, contents)
 
 
 def test_a_step_is_asked_with_its_screen_and_the_true_actions_before_it(tmp_path: Path) -> None:
@@ -69,10 +69,10 @@ def test_an_episode_is_planned_without_its_history_and_stays_in_one_shard(tmp_pa
         *(("mixture", step) for step in range(3)),
     ]
     for size, lengths in ((2, [3] * 12), (7, [6] * 6), (100, [18, 18])):
-        cut = shards(samples, size)
+        cut = split_into_shards(samples, size)
         assert [len(shard) for shard in cut] == lengths
         assert [sample for shard in cut for sample in shard] == samples
-        assert all([sample.step for sample in steps] == [0, 1, 2] for shard in cut for steps in chains(shard))
+        assert all([sample.step for sample in steps] == [0, 1, 2] for shard in cut for steps in sample_chains(shard))
 
 
 def test_strategies_that_put_the_same_question_travel_together(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_strategies_that_put_the_same_question_travel_together(tmp_path: Path) -
         "base/clock/clock%2F0/0", "mixture/clock/clock%2F0/0", "fusion-linear/clock/clock%2F0/0",
         "base/clock/clock%2F0/1",
     ]  # fmt: skip
-    assert all(len(steps) == 1 for steps in chains(samples))
+    assert all(len(steps) == 1 for steps in sample_chains(samples))
 
 
 def test_samples_name_the_content_of_their_images(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_rows_may_name_their_own_adapter(tmp_path: Path) -> None:
     named = DatasetSpec("mixed", str(file), adapter_field="app", adapter_of=(("Clock", "app_clock"), ("Gmail", "mail")))
     spec = EvaluationSpec((named,), (EvaluatedStrategy(AnswerStrategy.ORACLE),))
     (content,) = read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path])
-    assert [sample.adapter_id for sample in plan(spec, [content])] == ["app_clock", "mail"]
+    assert [sample.adapter_id for sample in plan_samples(spec, [content])] == ["app_clock", "mail"]
     assert [(bad.line, bad.problem) for bad in content.bad_rows] == [
         (3, "app is 'Maps', which stands for no adapter; known: Clock, Gmail"),
         (4, "app is missing"),
@@ -124,7 +124,8 @@ def test_an_episode_has_one_cluster_in_every_dataset_and_strategy_and_shares_it_
         (EvaluatedStrategy(AnswerStrategy.BASE),),
     )
     clusters = [
-        sample.cluster for sample in plan(spec, read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path]))
+        sample.cluster
+        for sample in plan_samples(spec, read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path]))
     ]
     assert clusters[0] == clusters[1] != clusters[2]
 
@@ -153,12 +154,12 @@ def test_a_choice_depends_on_the_seed_alone_and_a_smaller_one_is_part_of_it(tmp_
 
 def test_shards_keep_datasets_apart_and_lose_nothing(tmp_path: Path) -> None:
     _, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE)
-    cut = shards(samples, 4)
+    cut = split_into_shards(samples, 4)
     assert [len(shard) for shard in cut] == [4, 4, 4, 4, 2] * 2
     assert all(len({sample.dataset for sample in shard}) == 1 for shard in cut)
     assert [sample for shard in cut for sample in shard] == samples
     with pytest.raises(InvalidArgumentError, match="shard_size"):
-        shards(samples, 0)
+        split_into_shards(samples, 0)
 
 
 def test_a_job_without_one_good_row_is_refused_with_the_first_problem(tmp_path: Path) -> None:
@@ -166,10 +167,10 @@ def test_a_job_without_one_good_row_is_refused_with_the_first_problem(tmp_path: 
     spec = EvaluationSpec((DatasetSpec("bad", str(tmp_path / "bad.jsonl")),), (EvaluatedStrategy(AnswerStrategy.BASE),))
     contents = read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path])
     with pytest.raises(InvalidArgumentError, match=r"bad\.jsonl:2: not JSON"):
-        plan(spec, contents)
+        plan_samples(spec, contents)
     empty = [DatasetContent(spec.datasets[0], tmp_path, "", (), ())]
     with pytest.raises(InvalidArgumentError, match="the files are empty"):
-        plan(spec, empty)
+        plan_samples(spec, empty)
 
 
 def test_a_job_of_too_many_samples_is_refused_before_any_is_made_with_their_number_and_what_to_do(
@@ -177,18 +178,18 @@ def test_a_job_of_too_many_samples_is_refused_before_any_is_made_with_their_numb
 ) -> None:
     spec, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE, max_episodes=2)
     contents = read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path])
-    assert len(plan(spec, contents, max_samples=24)) == len(samples) == 24
+    assert len(plan_samples(spec, contents, max_samples=24)) == len(samples) == 24
     monkeypatch.setattr(planning, "Sample", None)
     with pytest.raises(
         InvalidArgumentError, match=r"24 samples \(2 datasets, 4 episodes, 2 strategies\), more than"
     ) as e:
-        plan(spec, contents, max_samples=23)
+        plan_samples(spec, contents, max_samples=23)
     assert e.value.field == "datasets"
     for remedy in ("--num-samples", "fewer strategies", "max_samples"):
         assert remedy in e.value.description
     whole = replace(spec, protocol=PromptProtocol.SEQUENCE)
     with pytest.raises(InvalidArgumentError, match="would have 8 samples"):
-        plan(whole, contents, max_samples=7)
+        plan_samples(whole, contents, max_samples=7)
 
 
 def test_a_job_whose_questions_are_too_long_together_is_refused(tmp_path: Path) -> None:
@@ -198,11 +199,11 @@ def test_a_job_whose_questions_are_too_long_together_is_refused(tmp_path: Path) 
         (DatasetSpec("long", str(tmp_path / "long.jsonl")),), (EvaluatedStrategy(AnswerStrategy.BASE),)
     )
     contents = read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path])
-    characters = sum(len(sample.text) + len(sample.truth) for sample in plan(spec, contents))
+    characters = sum(len(sample.text) + len(sample.truth) for sample in plan_samples(spec, contents))
     assert characters > 200 * 4_000
     with pytest.raises(InvalidArgumentError, match=r"200 samples of the job .* would have 2,0\d\d,\d\d\d characters"):
-        plan(spec, contents, max_samples=200)
-    assert len(plan(replace(spec, protocol=PromptProtocol.EPISODE), contents, max_samples=200)) == 200
+        plan_samples(spec, contents, max_samples=200)
+    assert len(plan_samples(replace(spec, protocol=PromptProtocol.EPISODE), contents, max_samples=200)) == 200
 
 
 def test_specs_and_samples_survive_json(tmp_path: Path) -> None:

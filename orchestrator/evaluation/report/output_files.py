@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from infra.contract.errors import InvalidArgumentError
+from orchestrator.evaluation.judge.verdicts import JobGrades
 from orchestrator.evaluation.metrics.action import ActionMetric, ActionTypeMetric
 from orchestrator.evaluation.metrics.legacy import LegacyMetric
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.html.page import render_html
-from orchestrator.evaluation.report.html.samples import PictureBudget
-from orchestrator.evaluation.report.report import render_markdown
+from orchestrator.evaluation.report.html.samples import ThumbnailBudget
+from orchestrator.evaluation.report.markdown_report import render_markdown
 from orchestrator.evaluation.report.summarize import summarize
-from orchestrator.evaluation.report.summary import Judged, ScoringOptions, Summary
-from orchestrator.evaluation.scoring import scores_of
+from orchestrator.evaluation.report.summary import ScoringOptions, Summary
+from orchestrator.evaluation.scoring import record_scores
 from orchestrator.evaluation.storage import read_text, write_text
 
 RECORDS_FILE = "records.jsonl"
@@ -28,7 +29,7 @@ GRADES_FILE = "judge.jsonl"
 def write_records(folder: str, records: Sequence[Record], options: ScoringOptions) -> None:
     """Write every record, one a line, with its scores beside it (null: unscored)."""
     metrics = ActionMetric(options.point_tolerance_px), ActionTypeMetric(), LegacyMetric(options.legacy_threshold)
-    lines = ({**record.to_json(), "scores": scores_of(record, metrics)} for record in records)
+    lines = ({**record.to_json(), "scores": record_scores(record, metrics)} for record in records)
     write_text(folder, RECORDS_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
@@ -36,7 +37,7 @@ def write_report(
     folder: str,
     summary: Summary,
     records: Sequence[Record],
-    pictures: PictureBudget,
+    pictures: ThumbnailBudget,
     grades: Mapping[str, float] | None = None,
 ) -> None:
     """Write what the records add up to: numbers for programs, for people, and as a page to browse.
@@ -48,7 +49,7 @@ def write_report(
     write_text(folder, REPORT_HTML_FILE, render_html(summary, records, pictures, grades=grades))
 
 
-def add_judge(folder: str, judged: Judged, records: Sequence[Record], pictures: PictureBudget) -> Summary:
+def add_grades(folder: str, judged: JobGrades, records: Sequence[Record], pictures: ThumbnailBudget) -> Summary:
     """Write what a judge said of every sample beside the records, and the report anew; return the numbers.
 
     Raises NotFoundError for a folder without summary.json, InvalidArgumentError for one that is none.

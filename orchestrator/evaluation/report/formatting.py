@@ -34,6 +34,17 @@ def percent_with_error(estimate: Estimate) -> str:
     return f"{percent(estimate.value)} ± {percent(estimate.standard_error)}"
 
 
+def interval_text(estimate: Estimate, *, signed: bool = False) -> str:
+    """Return an estimate in percent with its interval, as in 61.2 [55.0, 67.1]."""
+    if estimate.value is None:
+        return UNSCORED_TEXT
+    form = "+.1f" if signed else ".1f"
+    shown = format(100 * estimate.value, form)
+    if estimate.low is None or estimate.high is None:
+        return shown
+    return f"{shown} [{format(100 * estimate.low, form)}, {format(100 * estimate.high, form)}]"
+
+
 def decimal_with_error(estimate: Estimate) -> str:
     """Return a number with three decimals and its standard error, where a spread was seen."""
     if estimate.value is None:
@@ -50,12 +61,12 @@ def milliseconds(seconds: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """Return "1 sample", "2,000 samples"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def inline(text: str) -> str:
+def escape_inline(text: str) -> str:
     """Return foreign text in one line, cut where it is long, with nothing in it that Markdown or HTML would act on."""
     line = " ".join(text.split())
     line = line if len(line) <= MAX_TEXT else line[: MAX_TEXT - 1] + "…"
@@ -64,7 +75,7 @@ def inline(text: str) -> str:
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
     """Return a table: the first `text_columns` to the left, the others to the right. Cells are Markdown already."""
     rule = [*[":---"] * text_columns, *["---:"] * (len(columns) - text_columns)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))

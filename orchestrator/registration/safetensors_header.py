@@ -17,14 +17,14 @@ _LARGEST_HEADER = 100 * 2**20
 
 
 @dataclass(frozen=True)
-class Layers:
+class AdaptedLayers:
     """The largest rank of an adapter, and the kinds of layers that it adapts, by name; 0 and none when not known."""
 
     rank: int = 0
     targets: tuple[str, ...] = ()
 
 
-def read_layers(folder: Path) -> Layers:
+def read_layers(folder: Path) -> AdaptedLayers:
     """Return what a PEFT folder adapts; nothing is known when its weights are not there.
 
     Raises CheckpointError for a file that is cut off or no safetensors file, that holds no LoRA, and for a pickle.
@@ -33,7 +33,7 @@ def read_layers(folder: Path) -> Layers:
     if not file.exists():
         if (folder / PICKLE_FILE).exists():
             raise CheckpointError(f"{folder} holds {PICKLE_FILE}, a pickle, which is never read; save {WEIGHTS_FILE}")
-        return Layers()
+        return AdaptedLayers()
     found = {
         matched["layer"]: int(tensor["shape"][0])
         for name, tensor in sorted(_header(file).items(), key=lambda item: _rows(item[1]))
@@ -41,7 +41,7 @@ def read_layers(folder: Path) -> Layers:
     }
     if not found:
         raise CheckpointError(f"{file} holds no lora_A tensor; give the folder of a LoRA adapter")
-    return Layers(max(found.values()), tuple(sorted(found)))
+    return AdaptedLayers(max(found.values()), tuple(sorted(found)))
 
 
 def _rows(tensor: Any) -> int:

@@ -9,8 +9,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from infra.contract.errors import InvalidArgumentError
-from orchestrator.evaluation.data.datasets import DatasetContent, Episode
+from orchestrator.evaluation.data.datasets import DatasetContent
 from orchestrator.evaluation.data.files import file_sha256
+from orchestrator.evaluation.data.rows import Episode
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 
@@ -18,7 +19,7 @@ DEFAULT_MAX_SAMPLES = 200_000
 MEAN_CHARACTERS = 4_000
 
 
-def plan(
+def plan_samples(
     spec: EvaluationSpec, contents: Sequence[DatasetContent], max_samples: int = DEFAULT_MAX_SAMPLES
 ) -> list[Sample]:
     """Return every sample of a job: dataset by dataset, episode by episode, all strategies of a question together.
@@ -64,7 +65,7 @@ def choose_episodes(episodes: Sequence[Episode], max_episodes: int | None, seed:
     return sorted(sorted(episodes, key=rank)[:max_episodes], key=lambda episode: episode.line)
 
 
-def shards(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+def split_into_shards(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
     """Return the samples in order, in shards of at most `size`, none of which mixes datasets or cuts a chain in two.
 
     A chain that is longer than `size` is a shard of its own.
@@ -74,7 +75,7 @@ def shards(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
     cut: list[list[Sample]] = []
     for _, group in groupby(samples, key=lambda sample: sample.dataset):
         shard: list[Sample] = []
-        for steps in chains(list(group)):
+        for steps in sample_chains(list(group)):
             if shard and len(shard) + len(steps) > size:
                 cut.append(shard)
                 shard = []
@@ -83,9 +84,10 @@ def shards(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
     return cut
 
 
-def chains(samples: Sequence[Sample]) -> list[list[Sample]]:
+def sample_chains(samples: Sequence[Sample]) -> list[list[Sample]]:
     """Return samples in lists that are to be asked one after another: the steps of an episode where each needs the
-    answers before it, and every sample alone in the other protocols."""
+    answers before it, and every sample alone in the other protocols.
+    """
     by_episode: dict[object, list[Sample]] = {}
     for sample in samples:
         own = (sample.strategy.label, sample.dataset, sample.episode_id)

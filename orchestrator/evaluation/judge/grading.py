@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from infra.contract.errors import InvalidArgumentError, UnavailableError
-from orchestrator.evaluation.judge.client import ChatClient, ChatEndpoint, ChatReply, ReplyCache, UnansweredError
-from orchestrator.evaluation.metrics.paired import Graded
+from orchestrator.evaluation.judge.chat_client import ChatClient, ChatEndpoint, ChatReply, ReplyCache, UnansweredError
+from orchestrator.evaluation.judge.verdicts import JobGrades, JudgeFacts, Verdict
+from orchestrator.evaluation.metrics.paired import QuestionScore
 from orchestrator.evaluation.metrics.text import AnsweredText
-from orchestrator.evaluation.report.summary import Verdict
+from orchestrator.evaluation.records import Record
 
 DEFAULT_TEMPLATE = """You grade the answer of an assistant against a reference answer.
 
@@ -69,7 +71,7 @@ class Judgement:
     of the calls that were made, as far as the endpoint counts them.
     """
 
-    scores: dict[object, Graded] = field(default_factory=dict)
+    scores: dict[object, QuestionScore] = field(default_factory=dict)
     verdicts: dict[object, Verdict] = field(default_factory=dict)
     unscored: Counter[str] = field(default_factory=Counter)
     calls: int = 0
@@ -84,11 +86,11 @@ class Judgement:
             self.calls += 1
             self.prompt_tokens += reply.prompt_tokens
             self.completion_tokens += reply.completion_tokens
-        score = score_in(reply.text)
+        score = parse_score(reply.text)
         if score is None:
             self.leave_unscored(answer, "the judge's reply holds no score", reply.text)
         else:
-            self.scores[answer.key] = Graded(answer.cluster, score)
+            self.scores[answer.key] = QuestionScore(answer.cluster, score)
             self.verdicts[answer.key] = Verdict(score, reply=reply.text)
 
     def leave_unscored(self, answer: AnsweredText, reason: str, reply: str = "") -> None:
@@ -97,7 +99,7 @@ class Judgement:
         self.verdicts[answer.key] = Verdict(None, reason, reply)
 
 
-async def judge(
+async def grade_answers(
     answers: Sequence[AnsweredText],
     endpoint: ChatEndpoint,
     prompt: JudgePrompt,
@@ -143,7 +145,7 @@ async def judge(
     return result
 
 
-def score_in(reply: str) -> float | None:
+def parse_score(reply: str) -> float | None:
     """Return the score in [0, 1] of a reply's last line like "SCORE: 0.5" or "**Score:** 4/5", None without one.
 
     A line that says more ("SCORE: 1%", "SCORE: 1 out of 5") is not guessed at: there is no score then.
@@ -160,3 +162,35 @@ def _some(reasons: Counter[str]) -> Counter[str]:
     """Return the most frequent reasons, and the others as one: each may be a message of its own."""
     frequent = Counter(dict((+reasons).most_common(MAX_REASONS)))
     return frequent + Counter({"other reasons": reasons.total() - frequent.total()})
+
+
+async def grade_records(
+    records: Sequence[Record],
+    endpoint: ChatEndpoint,
+    prompt: JudgePrompt,
+    cache_dir: Path,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> JobGrades:
+    """Grade the answers of every strategy. Raises what `judge` raises."""
+    answers = [
+        AnsweredText(asked.key, asked.cluster, asked.truth, record.answer, asked.text)
+        for record in records
+        for asked in (record.sample,)
+    ]
+    found = await grade_answers(answers, endpoint, prompt, cache_dir, on_progress)
+    facts = JudgeFacts(
+        model=endpoint.model,
+        endpoint=_without_credentials(endpoint.base_url),
+        prompt=prompt.template,
+        calls=found.calls,
+        cached=found.cached,
+        prompt_tokens=found.prompt_tokens,
+        completion_tokens=found.completion_tokens,
+        unscored=dict(found.unscored),
+    )
+    return JobGrades(facts, {str(key): verdict for key, verdict in found.verdicts.items()})
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

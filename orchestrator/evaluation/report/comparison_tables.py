@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from orchestrator.evaluation.metrics.uncertainty import Estimate
-from orchestrator.evaluation.report.markdown import ReportTable
-from orchestrator.evaluation.report.matrix import interval_text
+from orchestrator.evaluation.report.formatting import ReportTable, interval_text
+from orchestrator.evaluation.report.metric_tables import cells_of, main_scores, score_text
 from orchestrator.evaluation.report.summary import ALL, Difference, Summary
-from orchestrator.evaluation.report.tables import main_scores, of, score_text
 
 _HOLDS_ZERO = "an interval that holds zero does not show that there is a difference"
 DIFFERENCES_NOTE = (
@@ -19,14 +18,14 @@ JUDGED_NOTE = (
 )
 
 
-def compared(summary: Summary) -> list[Difference]:
+def reportable_differences(summary: Summary) -> list[Difference]:
     """Return the differences on all datasets, without those of strategies most of whose samples failed."""
-    return [each for each in summary.differences if each.data == ALL and not summary.is_of_a_selection(each)]
+    return [each for each in summary.differences if each.data == ALL and not summary.mostly_failed_in(each)]
 
 
-def paired_differences(summary: Summary) -> ReportTable | None:
+def paired_differences_table(summary: Summary) -> ReportTable | None:
     """Return what each strategy has over the one that it is compared with; None where nothing is to be compared."""
-    found = compared(summary)
+    found = reportable_differences(summary)
     scores = [score for score in main_scores(summary) if any(score.of_difference(each).count for each in found)]
     if not scores:
         return None
@@ -38,11 +37,13 @@ def paired_differences(summary: Summary) -> ReportTable | None:
     return ReportTable("Paired differences, percentage points", columns, rows, DIFFERENCES_NOTE, text_columns=2)
 
 
-def judged(summary: Summary) -> ReportTable | None:
+def judge_table(summary: Summary) -> ReportTable | None:
     """Return a judge's grades by strategy, with their paired differences; None where nobody has judged."""
     if summary.judge is None:
         return None
-    differences = {(each.strategy, each.reference): each.judge for each in compared(summary) if each.judge.count}
+    differences = {
+        (each.strategy, each.reference): each.judge for each in reportable_differences(summary) if each.judge.count
+    }
     references = list(dict.fromkeys(reference for _, reference in differences))
     rows = tuple(
         (
@@ -52,7 +53,7 @@ def judged(summary: Summary) -> ReportTable | None:
             score_text(cell, lambda cell: cell.judge, interval_text),
             *(_signed(differences.get((cell.strategy, reference))) for reference in references),
         )
-        for cell in of(summary.groups, ALL)
+        for cell in cells_of(summary.groups, ALL)
     )
     columns = ("strategy", "graded", "unscored", "mean grade", *(f"difference to {name}" for name in references))
     return ReportTable("Graded by a judge, %", columns, rows, JUDGED_NOTE)
