@@ -20,11 +20,10 @@ from infra.contract.errors import (
     AlreadyExistsError,
     ConflictError,
     FailedPreconditionError,
-    InvalidArgumentError,
     NotFoundError,
     UnavailableError,
 )
-from infra.contract.retrieval import RetrievalStrategy
+from infra.contract.retrieval import RetrievalStrategy, SelectionReason
 from retrieval_service.catalogue.adapter_store import Store, stamped
 from retrieval_service.catalogue.collections import Head, head_of, open_collection
 from retrieval_service.catalogue.points import AdapterFilter, AdapterVectors, Found
@@ -40,11 +39,15 @@ _STALE_PAUSE_S = 1.0
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What was found for each vector, most similar first, the revision searched, and whether it may be out of date."""
+    """What was found for each vector, most similar first, the revision searched, and whether it may be out of date.
+
+    `reason` says why no adapter passed the filter; None when at least one did.
+    """
 
     found: tuple[tuple[Found, ...], ...]
     revision: str
     stale: bool = False
+    reason: SelectionReason | None = None
 
 
 @dataclass(frozen=True)
@@ -221,20 +224,25 @@ class Catalogue:
     ) -> SearchResult:
         """Return the `top_k` adapters most similar to each vector of [n, dim].
 
-        Raises InvalidArgumentError for a base model of which there is no adapter, though there are others;
-        FailedPreconditionError for a strategy that needs all vectors in memory, when there are too many.
+        Raises FailedPreconditionError for a strategy that needs all vectors in memory, when there are too many.
         """
         known, stale = self._current()
         if known is not None:
-            _check_base_model(known, wanted.base_model)
-            return SearchResult(known.search(normalise(vectors), wanted, top_k, strategy), known.head.revision, stale)
+            found = known.search(normalise(vectors), wanted, top_k, strategy)
+            reason = None if any(found) else _why_empty(known, wanted.base_model)
+            return SearchResult(found, known.head.revision, stale, reason)
         if strategy is not RetrievalStrategy.CENTROID:
             raise FailedPreconditionError(
                 f"the catalogue holds more than {self._memory.limit} example vectors, too many for strategy "
                 f"{strategy.value!r}; use 'centroid', or raise --memory-vectors"
             )
         with self._reading() as (store, head):
-            return SearchResult(store.nearest(vectors, wanted, top_k), head.revision)
+            found = store.nearest(vectors, wanted, top_k)
+            if any(found):
+                return SearchResult(found, head.revision)
+            of_model = any(True for _ in store.cards(AdapterFilter(base_model=wanted.base_model)))
+            reason = SelectionReason.NO_ADAPTERS_ALLOWED if of_model else SelectionReason.NO_ADAPTERS_OF_MODEL
+            return SearchResult(found, head.revision, reason=reason)
 
     def close(self) -> None:
         """Let go of the folder or the connections."""
@@ -312,12 +320,13 @@ def already_exists(wanted: Adapter, there: Adapter | None) -> AlreadyExistsError
     )
 
 
-def _check_base_model(known: Known, base_model: str) -> None:
-    known_models = sorted({adapter.base_model for adapter in known.adapters})
-    if base_model and known_models and base_model not in known_models:
-        raise InvalidArgumentError(
-            "base_model", f"no adapter is of {base_model!r}; the catalogue has adapters of {', '.join(known_models)}"
-        )
+def _why_empty(known: Known, base_model: str) -> SelectionReason:
+    """Return why no adapter passed a filter that names this base model ("": any)."""
+    if not known.adapters:
+        return SelectionReason.EMPTY_CATALOGUE
+    if base_model and all(adapter.base_model != base_model for adapter in known.adapters):
+        return SelectionReason.NO_ADAPTERS_OF_MODEL
+    return SelectionReason.NO_ADAPTERS_ALLOWED
 
 
 def _not_found(adapter_id: str) -> NotFoundError:

@@ -25,12 +25,11 @@ from infra.contract.adapter import Adapter
 from infra.contract.errors import (
     ConfigurationError,
     FailedPreconditionError,
-    InvalidArgumentError,
     NotFoundError,
     UnavailableError,
 )
 from infra.contract.prompt import Prompt
-from infra.contract.retrieval import RetrievalStrategy
+from infra.contract.retrieval import RetrievalStrategy, SelectionReason
 from infra.runtime.deadline import bind_deadline
 from infra.runtime.wire import prompt_to_proto
 from retrieval_service.catalogue import backup
@@ -207,13 +206,17 @@ def test_a_catalogue_too_large_for_memory_says_which_strategy_works(qdrant: Qdra
         assert names(catalogue, RetrievalStrategy.CALIBRATED) == {"two"}
 
 
-def test_an_unknown_base_model_is_an_error_only_beside_others(replicas: tuple[Catalogue, Catalogue]) -> None:
-    first, _ = replicas
+def test_search_without_matches_says_whether_the_catalogue_or_the_filter_is_empty(qdrant: QdrantServer) -> None:
     wanted = AdapterFilter(base_model="other")
-    assert first.search(asked(1), wanted, 3).found == ((),)
-    first.create(adapter("one"), vectors(1))
-    with pytest.raises(InvalidArgumentError, match=r"base_model: no adapter is of 'other'.*tiny"):
-        first.search(asked(1), wanted, 3)
+    with opened(Server(qdrant.url)) as in_memory, opened(Server(qdrant.url), memory_vectors=0) as by_qdrant:
+        assert in_memory.search(asked(1), wanted, 3).reason is SelectionReason.EMPTY_CATALOGUE
+        in_memory.create(adapter("one"), vectors(1))
+        for catalogue in (in_memory, by_qdrant):
+            result = catalogue.search(asked(1), wanted, 3)
+            assert (result.found, result.reason) == (((),), SelectionReason.NO_ADAPTERS_OF_MODEL)
+            excluding = AdapterFilter(base_model="tiny", exclude=("one",))
+            assert catalogue.search(asked(1), excluding, 3).reason is SelectionReason.NO_ADAPTERS_ALLOWED
+            assert catalogue.search(asked(1), EVERYTHING, 3).reason is None
 
 
 def test_without_qdrant_every_call_is_unavailable_and_works_again_when_it_is_back(qdrant: QdrantServer) -> None:
