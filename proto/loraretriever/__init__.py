@@ -37,17 +37,20 @@ if TYPE_CHECKING:
         UnauthenticatedError,
         UnavailableError,
         UnimplementedError,
+        UnreachableError,
     )
     from infra.contract.generation import Decoding, Generation
     from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
     from infra.contract.retrieval import Match, RetrievalOptions, RetrievalStrategy, Selection, Weighting
     from infra.runtime.channel import ChannelOptions
-    from orchestrator.answering.pipeline import Answer, Question
+    from orchestrator.answering.question import Answer, Question, RetrievalResult
     from orchestrator.answering.strategy import AnswerStrategy
+    from orchestrator.clients.answer import AnswerClient
     from orchestrator.clients.evaluation import EvaluationClient
-    from orchestrator.clients.services import AnswerClient, GenerationClient, RetrievalClient
+    from orchestrator.clients.generation import GenerationClient
+    from orchestrator.clients.retrieval import RetrievalClient
     from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
-    from orchestrator.jobs.job import Evaluation, EvaluationState, Report
+    from orchestrator.jobs.job import Evaluation, EvaluationPage, EvaluationState, Report
 
 __version__ = "0.1.0"
 
@@ -72,6 +75,7 @@ __all__ = [
     "EvaluatedStrategy",
     "Evaluation",
     "EvaluationClient",
+    "EvaluationPage",
     "EvaluationSpec",
     "EvaluationState",
     "FailedPreconditionError",
@@ -94,6 +98,7 @@ __all__ = [
     "Report",
     "RetrievalClient",
     "RetrievalOptions",
+    "RetrievalResult",
     "RetrievalStrategy",
     "Role",
     "Selection",
@@ -101,6 +106,7 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "UnreachableError",
     "WeightedAdapter",
     "Weighting",
     "__version__",
@@ -127,12 +133,14 @@ def _modules() -> Iterator[ModuleType]:
     from infra.contract import adapter, composition, errors, generation, prompt, retrieval
 
     yield from (adapter, composition, errors, generation, prompt, retrieval)
-    from orchestrator.answering import pipeline, strategy
+    from orchestrator.answering import question, strategy
     from orchestrator.evaluation import spec
     from orchestrator.jobs import job
 
-    yield from (pipeline, strategy, spec, job)
+    yield from (question, strategy, spec, job)
     from infra.runtime import channel
-    from orchestrator.clients import evaluation, services
+    from orchestrator.clients import answer, evaluation
+    from orchestrator.clients import generation as generation_client
+    from orchestrator.clients import retrieval as retrieval_client
 
-    yield from (channel, evaluation, services)
+    yield from (channel, answer, evaluation, generation_client, retrieval_client)

@@ -12,7 +12,8 @@ from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
 
 from infra.runtime.server import ServerOptions, aio_server
 from orchestrator.answering.pipeline import Pipeline
-from orchestrator.clients.services import GenerationClient, RetrievalClient
+from orchestrator.clients.generation import GenerationClient
+from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.server import ANSWER_SERVICE, AnswerServicer
 from tests.support.harness.images import picture
 from tests.support.servers.tiers import fake_tiers
