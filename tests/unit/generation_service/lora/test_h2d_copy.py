@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from pathlib import Path
-
 import pytest
 import torch
 
-from generation_service.adapters.host_cache import WeightStore
-from generation_service.adapters.once import Once
-from generation_service.adapters.source import AdapterSource
-from generation_service.lora.h2d_copy import Upload
-from generation_service.lora.pinned_buffer import HostForm
+from generation_service.lora.h2d_copy import H2DCopyStream, HostPacker
 from generation_service.lora.weights import AdapterWeights, LoraPair, all_finite
 from infra.contract.errors import CheckpointError
 
@@ -34,7 +26,7 @@ def weights(*ranks: int, scale: float = 1.0) -> AdapterWeights:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_host_copies_hold_the_same_values_in_one_block_as_the_bank_takes_them(dtype: torch.dtype) -> None:
     given = weights(3, 1, 4)
-    kept = HostForm(dtype)(given)
+    kept = HostPacker(dtype)(given)
     assert (kept.rank, kept.revision, kept.modules.keys()) == (4, "revision", given.modules.keys())
     for path, pair in kept.modules.items():
         torch.testing.assert_close(pair.a, given.modules[path].a.to(dtype), rtol=0, atol=0)
@@ -48,7 +40,7 @@ def test_host_copies_hold_the_same_values_in_one_block_as_the_bank_takes_them(dt
 
 def test_host_copies_are_copies() -> None:
     given = weights(3)
-    kept = HostForm(torch.float32)(given)
+    kept = HostPacker(torch.float32)(given)
     given.modules["m0"].a.zero_()
     assert kept.modules["m0"].a.any()
 
@@ -56,9 +48,9 @@ def test_host_copies_are_copies() -> None:
 def test_values_beyond_the_dtype_are_refused_by_module() -> None:
     given = weights(3, 2)
     given.modules["m1"].b[0, 0] = 1e30
-    HostForm(torch.bfloat16)(given)
+    HostPacker(torch.bfloat16)(given)
     with pytest.raises(CheckpointError, match=r"m1: values of the adapter are not finite in torch.float16"):
-        HostForm(torch.float16)(given)
+        HostPacker(torch.float16)(given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -72,17 +64,17 @@ def test_finite_means_every_value_and_not_their_sum(dtype: torch.dtype) -> None:
 
 
 def test_an_adapter_that_changes_nothing_takes_nothing() -> None:
-    assert HostForm(torch.float32)(AdapterWeights.of({})).bytes == 0
+    assert HostPacker(torch.float32)(AdapterWeights.of({})).bytes == 0
 
 
 def test_an_upload_on_a_cpu_is_a_copy() -> None:
-    upload = Upload(torch.device("cpu"))
+    upload = H2DCopyStream(torch.device("cpu"))
     device = torch.zeros(4, 6)
-    pair = HostForm(torch.float32)(weights(3)).modules["m0"]
+    pair = HostPacker(torch.float32)(weights(3)).modules["m0"]
     upload.copy(pair.a, device[1:])
-    upload.finish()
+    upload.synchronize()
     torch.testing.assert_close(device, torch.cat([torch.zeros(1, 6), pair.a]))
-    with pytest.raises(ValueError, match=r"a \[3, 6\] does not fill a \[4, 6\]"):
+    with pytest.raises(ValueError, match=r"source has shape \[3, 6\], destination \[4, 6\]"):
         upload.copy(pair.a, device)
 
 
@@ -90,76 +82,14 @@ def test_an_upload_on_a_cpu_is_a_copy() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_an_upload_on_a_gpu_is_there_for_every_stream_when_it_is_finished() -> None:
     device = torch.device("cuda")
-    upload = Upload(device)
-    kept = HostForm(torch.bfloat16, pinned=True)(weights(64, 64))
+    upload = H2DCopyStream(device)
+    kept = HostPacker(torch.bfloat16, pinned=True)(weights(64, 64))
     target = {path: torch.zeros(64, 6, dtype=torch.bfloat16, device=device) for path in kept.modules}
     torch.cuda._sleep(10_000_000)  # type: ignore[no-untyped-call]
     for path, pair in kept.modules.items():
         assert pair.a.is_pinned()
         upload.copy(pair.a, target[path].zero_())
-    upload.finish()
+    upload.synchronize()
     with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
         for path, pair in kept.modules.items():
             assert torch.equal(target[path].cpu(), pair.a)
-
-
-def test_work_asked_for_by_many_is_done_once_and_its_failure_told_to_all() -> None:
-    once: Once[str, int] = Once()
-    begun, finish = threading.Event(), threading.Event()
-    outcomes: list[object] = []
-    calls: list[str] = []
-
-    def fail() -> int:
-        calls.append("a")
-        begun.set()
-        assert finish.wait(20)
-        raise CheckpointError("half a file")
-
-    def ask() -> None:
-        try:
-            outcomes.append(once("a", fail))
-        except CheckpointError as error:
-            outcomes.append(error.message)
-
-    threads = [threading.Thread(target=ask) for _ in range(5)]
-    threads[0].start()
-    assert begun.wait(20)
-    for thread in threads[1:]:
-        thread.start()
-    assert once("b", lambda: 7) == 7
-    waiting = once._working["a"]._condition._waiters  # type: ignore[attr-defined]
-    while len(waiting) < 4:
-        time.sleep(0.001)
-    finish.set()
-    for thread in threads:
-        thread.join()
-    assert outcomes == ["half a file"] * 5
-    assert calls == ["a"]
-    assert once("a", lambda: 3) == 3
-
-
-def store_of(sizes: dict[str, int], max_bytes: int) -> tuple[WeightStore, list[str]]:
-    read: list[str] = []
-
-    def reading(source: AdapterSource) -> AdapterWeights:
-        read.append(source.adapter_id)
-        return weights(sizes[source.adapter_id])
-
-    class Nowhere:
-        def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
-            raise AssertionError(adapter_id)
-
-    return WeightStore(Nowhere(), reading, ["tiny"], max_bytes, host_form=HostForm(torch.float32)), read
-
-
-def test_the_store_keeps_the_last_used_within_its_bytes() -> None:
-    store, read = store_of({"a": 2, "b": 2, "c": 3, "huge": 50}, max_bytes=11 * 4 * 5)
-    ask = {name: AdapterSource(name, "1", Path("unused"), "") for name in ("a", "b", "c", "huge")}
-    for name in ("a", "b", "a", "c", "a", "b"):
-        assert store.weights(ask[name]).rank > 0
-    assert read == ["a", "b", "c", "b"]
-    assert store.bytes == 11 * 4 * 4
-    assert store.weights(ask["huge"]).rank == 50
-    assert store.bytes == 0
-    assert store.weights(ask["a"]).rank == 2
-    assert store.bytes == 11 * 4 * 2

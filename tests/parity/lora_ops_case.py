@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from generation_service.lora.static_batch import FixedKernels
+from generation_service.lora.kernels.capturable_ops import CapturableOps
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Largest error allowed by dtype, relative to the largest magnitude of the answer."""
@@ -58,11 +58,11 @@ class Case:
         self.columns, self.weights = columns.to(device), weights.to(device)
         self.count = torch.tensor([sizes.used], dtype=torch.int32, device=device)
 
-    def shrink(self, kernels: FixedKernels) -> Tensor:
+    def shrink(self, kernels: CapturableOps) -> Tensor:
         """Return what `kernels` make of it, [M, N, C]."""
         return kernels.shrink(self.x, self.a, self.columns, self.count, self.weights)
 
-    def expand(self, kernels: FixedKernels, shrunk: Tensor) -> Tensor:
+    def expand(self, kernels: CapturableOps, shrunk: Tensor) -> Tensor:
         """Return the output [N, out] after the last module's part of shrunk [M, N, C] was added."""
         out = self.out.clone()
         kernels.expand_(out, shrunk[-1], self.b, self.columns, self.count)
@@ -86,7 +86,7 @@ class Case:
             result += shrunk[-1, :, c, None].cpu().double() * self.b[place].cpu().double()
         return result
 
-    def check(self, kernels: FixedKernels) -> None:
+    def check(self, kernels: CapturableOps) -> None:
         """Fail unless both products are true and what no row uses is exactly 0."""
         shrunk = self.shrink(kernels)
         assert shrunk.shape == (self.sizes.members, self.sizes.rows, self.sizes.ranks)
