@@ -116,7 +116,7 @@ async def test_it_is_told_its_field_and_limit_and_nothing_is_queued_or_read(
 
     settings = settings_for(world.base, [world.roots], bank_ranks=BANK_RANKS, max_adapters=4)
     async with served(settings) as service:
-        monkeypatch.setattr(service.stack.engine._scheduler, "enqueue", unwanted)
+        monkeypatch.setattr(service.stack.engine, "submit", unwanted)
         monkeypatch.setattr(service.stack.residency, "request", unwanted)
         request = pb.GenerateRequest(prompt=prompt_to_proto(Prompt.of(case.text)), composition=case.composition)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
