@@ -10,7 +10,7 @@ from typing import assert_never
 from generation_service.adapters.admission import AdmittedAdapter, AdmittedComposition, error_context
 from generation_service.adapters.host_cache import WeightStore
 from generation_service.adapters.leases import AdapterKey, FusionKey, ResidentKey
-from generation_service.lora.fusion.fusion import WeightedWeights, fuse
+from generation_service.lora.fusion.fuse import FusionMember, fuse
 from generation_service.lora.weights import AdapterWeights
 from infra.contract.composition import DEFAULT_DENSITY, Base, Fusion, FusionMethod, Mixture
 from infra.contract.errors import CheckpointError
@@ -50,7 +50,7 @@ def _fusion_range(fusion: Fusion, admitted: AdmittedComposition, store: WeightSt
 
     def load() -> AdapterWeights:
         fused = fuse(
-            [WeightedWeights(_read(member, store), member.share.weight, member.share.adapter_id) for member in members],
+            [FusionMember(_read(member, store), member.share.weight, member.share.adapter_id) for member in members],
             key.method,
             rank=key.rank,
             density=key.density or DEFAULT_DENSITY,

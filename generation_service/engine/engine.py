@@ -159,7 +159,7 @@ class Engine:
         """Prefill one chunk; after a prompt's last chunk, take the first token of its answer."""
         running, sequence = chunk.running, chunk.running.sequence
         try:
-            logits = self._runner.read(running.prefill, chunk.tokens)
+            logits = self._runner.prefill(running.prefill, chunk.tokens)
             sequence.drop_images()
             if logits is None:
                 return

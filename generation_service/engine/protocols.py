@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from generation_service.adapters.admission import AdmittedComposition
-    from generation_service.execution.decode_row import DecodeRow
-    from generation_service.execution.prefill import Prefill
+    from generation_service.execution.inputs import DecodeRow, Prefill
     from generation_service.lora.ranks import RankRange
     from generation_service.models.base import ModelDescription
     from infra.contract.composition import WeightedAdapter
@@ -51,7 +50,7 @@ class AdapterLoader(Protocol):
 class StepRunner(Protocol):
     """Runs the forward passes. Called on: engine thread."""
 
-    def read(self, prefill: Prefill, tokens: int, /) -> Tensor | None:
+    def prefill(self, prefill: Prefill, tokens: int, /) -> Tensor | None:
         """Prefill the next `tokens` of a prompt; return logits [1, vocab] after its last token, else None."""
 
     def decode(self, rows: abc.Sequence[DecodeRow], /) -> Tensor:

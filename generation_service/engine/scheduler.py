@@ -114,7 +114,7 @@ class Scheduler:
         for running in self.prefilling:
             if not budget:
                 break
-            chunks.append(Chunk(running, min(running.prefill.unread, budget)))
+            chunks.append(Chunk(running, min(running.prefill.remaining, budget)))
             budget -= chunks[-1].tokens
         return chunks
 

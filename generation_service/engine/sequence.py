@@ -10,8 +10,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from generation_service.engine.text_stream import TextStream
-from generation_service.execution.decode_row import DecodeRow
-from generation_service.execution.prefill import Prefill
+from generation_service.execution.inputs import DecodeRow, Prefill
 from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
 
 if TYPE_CHECKING:
@@ -135,8 +134,8 @@ class RunningSequence:
     @property
     def progress(self) -> str:
         """How far it has come, to complete an error message."""
-        if self.prefill.unread:
-            return f"after {self.prefill.place} of the prompt's {self.sequence.prompt_length} tokens were prefilled"
+        if self.prefill.remaining:
+            return f"after {self.prefill.offset} of the prompt's {self.sequence.prompt_length} tokens were prefilled"
         return f"after {len(self.sequence.tokens)} tokens of the answer"
 
     def start_decoding(self) -> None:

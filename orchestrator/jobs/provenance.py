@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from infra.contract.adapter import Adapter
 from infra.contract.errors import LoraRetrieverError
+from infra.contract.retrieval import CatalogueInfo
 from infra.runtime.logs import get_logger
 from orchestrator.answering.model_info import ModelInfo
 
@@ -22,7 +23,8 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class RunningSystem:
     """The base model, the digest of its files and the type of its weights; the catalogue's revision; the fingerprint of
-    the embedder. Empty: could not be asked."""
+    the embedder. Empty: could not be asked.
+    """
 
     base_model: str = ""
     base_model_revision: str = ""
@@ -32,20 +34,17 @@ class RunningSystem:
 
 
 class AsksModel(Protocol):
-    """Says which base model runs: orchestrator.clients.services.GenerationClient."""
+    """Says which base model runs: orchestrator.clients.generation.GenerationClient."""
 
     async def get_model(self, timeout_s: float | None = None) -> ModelInfo:
         """Return what runs."""
 
 
 class AsksCatalogue(Protocol):
-    """Says which catalogue is searched: orchestrator.clients.services.RetrievalClient."""
+    """Says which catalogue is searched: orchestrator.clients.retrieval.RetrievalClient."""
 
-    async def catalogue_revision(self, timeout_s: float | None = None) -> str:
-        """Return the catalogue's revision."""
-
-    async def embedder_fingerprint(self, timeout_s: float | None = None) -> str:
-        """Return the embedder's name."""
+    async def get_catalogue(self, timeout_s: float | None = None) -> CatalogueInfo:
+        """Return the catalogue's revision and the embedder's fingerprint."""
 
     async def list_adapters(
         self, base_model: str = "", kind: str = "", tags: Sequence[str] = (), timeout_s: float | None = None
@@ -62,17 +61,15 @@ class System:
 
     async def running(self) -> RunningSystem:
         """Return what runs."""
-        model, catalogue, embedder = await asyncio.gather(
-            _or_none(self.generation.get_model(TIMEOUT_S)),
-            _or_none(self.retrieval.catalogue_revision(TIMEOUT_S)),
-            _or_none(self.retrieval.embedder_fingerprint(TIMEOUT_S)),
+        model, catalogue = await asyncio.gather(
+            _or_none(self.generation.get_model(TIMEOUT_S)), _or_none(self.retrieval.get_catalogue(TIMEOUT_S))
         )
         return RunningSystem(
             base_model=model.base_model if model else "",
             base_model_revision=model.revision if model else "",
             dtype=model.dtype if model else "",
-            catalogue_revision=catalogue or "",
-            embedder=embedder or "",
+            catalogue_revision=catalogue.revision if catalogue else "",
+            embedder=catalogue.embedder_fingerprint if catalogue else "",
         )
 
     async def adapters(self) -> frozenset[str] | None:

@@ -83,7 +83,7 @@ def prefill(scheduler: Scheduler) -> list[tuple[int, int]]:
     chunks = scheduler.chunks()
     for chunk in chunks:
         chunk.running.prefill.advance(chunk.tokens)
-        if not chunk.running.prefill.unread:
+        if not chunk.running.prefill.remaining:
             chunk.running.start_decoding()
     return [(chunk.running.seat.slot, chunk.tokens) for chunk in chunks]
 
