@@ -34,14 +34,14 @@ class RunningSystem:
 
 
 class AsksModel(Protocol):
-    """Says which base model runs: orchestrator.clients.services.GenerationClient."""
+    """Says which base model runs: orchestrator.clients.generation.GenerationClient."""
 
     async def get_model(self, timeout_s: float | None = None) -> ModelInfo:
         """Return what runs."""
 
 
 class AsksCatalogue(Protocol):
-    """Says which catalogue is searched: orchestrator.clients.services.RetrievalClient."""
+    """Says which catalogue is searched: orchestrator.clients.retrieval.RetrievalClient."""
 
     async def get_catalogue(self, timeout_s: float | None = None) -> CatalogueInfo:
         """Return the catalogue's revision and the embedder's fingerprint."""

@@ -36,7 +36,7 @@ MAX_REASON = 160
 
 def matrix_strategies() -> tuple[EvaluatedStrategy, ...]:
     """Return every row of the table, those that can hide the dataset's own adapter also out of domain."""
-    hiding = (each for each in _ROWS if each.strategy.retrieves or each.strategy.takes_any)
+    hiding = (each for each in _ROWS if each.strategy.retrieves or each.strategy.ignores_prompt)
     outside = (EvaluatedStrategy(each.strategy, each.fusion_method, exclude_own_adapter=True) for each in hiding)
     return (*_ROWS, *outside)
 
