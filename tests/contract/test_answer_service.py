@@ -23,7 +23,8 @@ from infra.contract.errors import (
 )
 from infra.contract.prompt import ImagePart, Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection
-from infra.runtime.server import ServerOptions, aio_server
+from infra.runtime.server import aio_server
+from infra.runtime.settings import ServerOptions
 from orchestrator.answering.pipeline import Answer, Pipeline, Question
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.clients.services import AnswerClient, GenerationClient, RetrievalClient
