@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from infra.runtime.server import AioGrpcServer, aio_server
 from orchestrator.answering.pipeline import Pipeline
-from orchestrator.clients.services import GenerationClient, RetrievalClient
+from orchestrator.clients.generation import GenerationClient
+from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.evaluation.storage import absolute_uri
 from orchestrator.jobs.celery import QUEUE, CeleryDispatcher, make_celery
 from orchestrator.jobs.event_loop import in_background

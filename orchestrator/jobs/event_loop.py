@@ -54,7 +54,8 @@ async def in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator
 
 async def on_own_thread(call: Callable[[], _T]) -> _T:
     """Return what a blocking call gives, made on a thread of its own: one that hangs takes no place in a pool, and
-    ends with the process. Raises ThreadNotStartedError, and what the call raises."""
+    ends with the process. Raises ThreadNotStartedError, and what the call raises.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
 

@@ -23,7 +23,8 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class RunningSystem:
     """The base model, the digest of its files and the type of its weights; the catalogue's revision; the fingerprint of
-    the embedder. Empty: could not be asked."""
+    the embedder. Empty: could not be asked.
+    """
 
     base_model: str = ""
     base_model_revision: str = ""
@@ -33,14 +34,14 @@ class RunningSystem:
 
 
 class AsksModel(Protocol):
-    """Says which base model runs: orchestrator.clients.services.GenerationClient."""
+    """Says which base model runs: orchestrator.clients.generation.GenerationClient."""
 
     async def get_model(self, timeout_s: float | None = None) -> ModelInfo:
         """Return what runs."""
 
 
 class AsksCatalogue(Protocol):
-    """Says which catalogue is searched: orchestrator.clients.services.RetrievalClient."""
+    """Says which catalogue is searched: orchestrator.clients.retrieval.RetrievalClient."""
 
     async def get_catalogue(self, timeout_s: float | None = None) -> CatalogueInfo:
         """Return the catalogue's revision and the embedder's fingerprint."""

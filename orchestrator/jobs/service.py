@@ -12,9 +12,9 @@ from typing import Protocol
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, OverloadedError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation.data.datasets import read_datasets
-from orchestrator.evaluation.data.files import MAX_DATASET_BYTES, settle
-from orchestrator.evaluation.protocols import DEFAULT_MAX_SAMPLES, plan, shards
-from orchestrator.evaluation.report.job_folder import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
+from orchestrator.evaluation.data.files import MAX_DATASET_BYTES, resolve_datasets
+from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES, plan_samples, split_into_shards
+from orchestrator.evaluation.report.output_files import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
 from orchestrator.evaluation.report.summarize import dataset_files
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.evaluation.storage import read_text
@@ -33,7 +33,7 @@ KEPT_BAD_ROWS = 1000
 MAX_NAMED = 5
 MAX_ACTIVE = 500
 MAX_REPORT_CHARACTERS = 24 * 2**20
-NO_WORKER = "no worker is running; start one with 'python -m orchestrator.jobs.worker'"
+NO_WORKER = "no worker is running; start one with 'loraretriever worker'"
 
 
 class Dispatcher(Protocol):
@@ -79,7 +79,9 @@ class Evaluations:
                 f"{active} evaluations have not ended; at most {MAX_ACTIVE} may run at a time: wait, or cancel some",
                 active=str(active),
             )
-        settled = await asyncio.to_thread(settle, spec, self._options.dataset_roots, self._options.max_dataset_bytes)
+        settled = await asyncio.to_thread(
+            resolve_datasets, spec, self._options.dataset_roots, self._options.max_dataset_bytes
+        )
         job = await asyncio.to_thread(self._plan, settled, await self._system.running())
         await self._check_true_adapters(job)
         evaluation_id = await self._ledger.publish(job, request_id, spec)
@@ -172,11 +174,11 @@ class Evaluations:
             image_root=spec.image_root,
             max_bytes=self._options.max_dataset_bytes,
         )
-        samples = plan(spec, contents, self._options.max_samples)
+        samples = plan_samples(spec, contents, self._options.max_samples)
         bad_rows = [bad for content in contents for bad in content.bad_rows]
         return NewEvaluation(
             spec=spec,
-            shards=shards(samples, spec.shard_size or self._options.shard_size),
+            shards=split_into_shards(samples, spec.shard_size or self._options.shard_size),
             output_uri=self._options.output_uri,
             bad_rows=[asdict(bad) for bad in bad_rows[:KEPT_BAD_ROWS]],
             bad_row_count=len(bad_rows),

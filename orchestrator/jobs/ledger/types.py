@@ -48,7 +48,8 @@ class Start(StrEnum):
 
 class Cancellation(StrEnum):
     """What a request to cancel did: units under way will end it; the report is to be written; the job has ended before
-    any record; it has failed, since its report could not be stored."""
+    any record; it has failed, since its report could not be stored.
+    """
 
     PENDING = "0"
     FINISH = "1"

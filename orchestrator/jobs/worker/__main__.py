@@ -23,7 +23,8 @@ from infra.runtime.lifecycle import ready_file
 from infra.runtime.logs import get_logger
 from infra.runtime.main import run_tier
 from orchestrator.answering.pipeline import Pipeline
-from orchestrator.clients.services import GenerationClient, RetrievalClient
+from orchestrator.clients.generation import GenerationClient
+from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.jobs import metrics as job_metrics
 from orchestrator.jobs.celery import CeleryDispatcher, make_celery
 from orchestrator.jobs.event_loop import EventLoopThread, in_background

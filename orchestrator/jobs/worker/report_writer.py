@@ -16,8 +16,8 @@ from infra.contract.errors import InternalError, LoraRetrieverError, Unavailable
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation.data.datasets import BadRow
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.html.samples import PictureBudget
-from orchestrator.evaluation.report.job_folder import write_records, write_report
+from orchestrator.evaluation.report.html.samples import ThumbnailBudget
+from orchestrator.evaluation.report.output_files import write_records, write_report
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import DatasetFile, JobFacts, ScoringOptions
 from orchestrator.jobs import metrics as job_metrics
@@ -53,7 +53,7 @@ class Finish:
 
     def __init__(self, ledger: Ledger, roots: Sequence[Path], isolation: Isolation, stop_grace_s: float = 10.0) -> None:
         self._ledger = ledger
-        self._pictures = PictureBudget(tuple(roots))
+        self._pictures = ThumbnailBudget(tuple(roots))
         self._isolation = isolation
         self._stop_grace_s = stop_grace_s
         self._writing: set[str] = set()
@@ -168,7 +168,7 @@ def _write_files(
     bad_rows: list[dict[str, Any]],
     provenance: dict[str, Any],
     *,
-    pictures: PictureBudget,
+    pictures: ThumbnailBudget,
 ) -> None:
     facts = JobFacts(
         spec=job.spec,

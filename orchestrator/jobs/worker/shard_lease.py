@@ -25,7 +25,8 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class ShardLimits:
     """Samples answered at once; seconds a try may take, full services are borne, until a shard is handed on, and a
-    stopping worker's samples may go on."""
+    stopping worker's samples may go on.
+    """
 
     concurrency: int = 8
     sample_timeout_s: float = 300.0

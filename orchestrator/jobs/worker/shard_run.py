@@ -11,7 +11,7 @@ from pathlib import Path
 from infra.contract.errors import InternalError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation.data.files import changed_datasets
-from orchestrator.evaluation.protocols import chains
+from orchestrator.evaluation.planning import sample_chains
 from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.jobs import metrics as job_metrics
@@ -96,7 +96,7 @@ class ShardRun:
         """
         recorded = await self._samples.recorded(hold.evaluation_id, _keys(samples))
         suspects = await self._samples.begun(hold.evaluation_id, _keys(samples))
-        left = [steps for steps in chains(samples) if not recorded.issuperset(_keys(steps))]
+        left = [steps for steps in sample_chains(samples) if not recorded.issuperset(_keys(steps))]
         for suspected in (False, True):
             some = [steps for steps in left if suspected != suspects.isdisjoint(_keys(steps))]
             await self._answer_each(hold, spec, some, suspects)

@@ -14,7 +14,7 @@ from infra.contract.errors import UnavailableError
 from infra.contract.generation import FinishReason, Generation, Timings, Usage
 from infra.contract.retrieval import Selection
 from infra.runtime.embedded_redis import embedded_redis
-from orchestrator.answering.pipeline import Answer, Question
+from orchestrator.answering.question import Answer, Question
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
