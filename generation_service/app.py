@@ -31,7 +31,7 @@ from generation_service.server import GenerationServicer, add_to
 from generation_service.settings import GenerationSettings
 from infra.contract.errors import ConfigurationError
 from infra.runtime.logs import get_logger
-from infra.runtime.server import ServerOptions, aio_server
+from infra.runtime.server import aio_server
 
 log = get_logger(__name__)
 
@@ -104,7 +104,7 @@ def serve_forever(settings: GenerationSettings) -> None:
 
 
 async def _serve(settings: GenerationSettings) -> None:
-    server = aio_server(ServerOptions.from_settings(settings))
+    server = aio_server(settings.server)
     await server.start()
     try:
         async with _stack_on_thread(settings) as stack:
