@@ -13,12 +13,12 @@ from infra.runtime.server import GrpcServer, sync_server
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import Embedder
-from retrieval_service.embedders.batcher import BatchedEmbedder, BatchingOptions
+from retrieval_service.embedders.batcher import BatchedEmbedder
 from retrieval_service.embedders.build import build_embedder, embedder_location, image_limits
 from retrieval_service.indexing import Indexer
-from retrieval_service.retriever import RetrievalDefaults, Retriever
+from retrieval_service.retriever import Retriever
 from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
-from retrieval_service.settings import RetrievalSettings
+from retrieval_service.settings import QdrantSettings, RetrievalSettings
 
 log = get_logger(__name__)
 
@@ -36,28 +36,21 @@ def serve_retrieval(settings: RetrievalSettings) -> None:
 @contextmanager
 def loaded(server: GrpcServer, settings: RetrievalSettings) -> Iterator[None]:
     """Load what the settings name and let `server` answer by it; let go of it in the end."""
-    with closing(open_qdrant(settings)) as qdrant, closing(_embedder(settings)) as embedder:
+    with closing(open_qdrant(settings.qdrant)) as qdrant, closing(_embedder(settings)) as embedder:
         add_to(server, _servicer(settings, qdrant, embedder))
         yield
 
 
 def _servicer(settings: RetrievalSettings, qdrant: Qdrant, embedder: BatchedEmbedder) -> RetrievalServicer:
-    with _timed("catalogue", place=str(qdrant.location), collection=settings.collection):
+    with _timed("catalogue", place=str(qdrant.location), collection=settings.catalogue.collection):
         catalogue = _catalogue(settings, qdrant, embedder)
-    defaults = RetrievalDefaults(
-        settings.top_k,
-        settings.weighting,
-        settings.temperature,
-        settings.min_similarity,
-        settings.max_top_k,
-        settings.strategy,
-    )
+    limits = image_limits(settings.limits)
     return RetrievalServicer(
         embedder,
         catalogue,
-        Retriever(embedder, catalogue, defaults),
-        Indexer(embedder, catalogue, settings.max_examples, image_limits(settings)),
-        RequestLimits(settings.max_prompts, image_limits(settings)),
+        Retriever(embedder, catalogue, settings.defaults),
+        Indexer(embedder, catalogue, settings.limits.max_examples, limits),
+        RequestLimits(settings.limits.max_prompts, limits),
     )
 
 
@@ -68,34 +61,34 @@ def _embedder(settings: RetrievalSettings) -> BatchedEmbedder:
         "embedder",
         fingerprint=model.fingerprint,
         dim=model.dim,
-        reads="texts and images" if model.takes_images else "texts alone: images of prompts do not count",
+        reads="texts and images" if model.supports_images else "texts alone: images of prompts do not count",
         batch_size=model.batch_size,
-        cache_bytes=settings.cache_bytes,
+        cache_bytes=settings.batching.cache_bytes,
     )
-    return BatchedEmbedder(model, BatchingOptions(settings.max_queue, settings.batch_wait_s, settings.cache_bytes))
+    return BatchedEmbedder(model, settings.batching)
 
 
-def open_qdrant(settings: RetrievalSettings) -> Qdrant:
-    """Open Qdrant before the embedder is loaded: a folder in use shows within a second, not after minutes."""
-    if not settings.qdrant_url:
-        return Qdrant(QdrantFolder(settings.qdrant_path))
-    key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
-    return Qdrant(QdrantServer(settings.qdrant_url, key, settings.qdrant_timeout_s, settings.qdrant_tls_ca))
+def open_qdrant(settings: QdrantSettings) -> Qdrant:
+    """Open Qdrant. Call this before the embedder is loaded: a folder in use is reported at once, not after minutes."""
+    if not settings.url:
+        return Qdrant(QdrantFolder(settings.path))
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    return Qdrant(QdrantServer(settings.url, key, settings.timeout_s, settings.tls_ca))
 
 
 def _catalogue(settings: RetrievalSettings, qdrant: Qdrant, embedder: Embedder) -> Catalogue:
     """Open the catalogue, waiting for a Qdrant server that is not up yet."""
-    give_up = time.monotonic() + settings.qdrant_wait_s
+    give_up = time.monotonic() + settings.qdrant.wait_s
     while True:
         try:
             return Catalogue(
                 qdrant,
-                settings.collection,
+                settings.catalogue.collection,
                 dim=embedder.dim,
                 fingerprint=embedder.fingerprint,
-                memory_vectors=settings.memory_vectors,
-                stale_reads=settings.stale_reads,
-                store_examples=settings.keep_examples,
+                memory_vectors=settings.catalogue.memory_vectors,
+                stale_reads=settings.catalogue.stale_reads,
+                store_examples=settings.catalogue.keep_examples,
             )
         except UnavailableError as error:
             if not qdrant.shared or time.monotonic() > give_up:

@@ -77,6 +77,18 @@ class BatchedEmbedder:
         """Identifies the weights and every setting that changes a vector."""
         return self._fingerprint
 
+    @property
+    def queue_length(self) -> int:
+        """Parts that are waiting for a forward pass."""
+        with self._changed:
+            return len(self._queue)
+
+    @property
+    def num_preparing(self) -> int:
+        """Calls that are preprocessing their parts."""
+        with self._changed:
+            return self._preparing
+
     def embed(self, prompts: Sequence[Prompt]) -> FloatArray:
         """Return one vector per prompt, [len(prompts), dim].
 

@@ -28,7 +28,7 @@ from retrieval_service.embedders.part_embedder import (
     check_vectors,
     no_deadline,
 )
-from retrieval_service.embedders.torch_model import resolve_device, resolve_dtype
+from retrieval_service.embedders.torch_model import resolve_device, resolve_dtype, weights_digest
 
 log = get_logger(__name__)
 

@@ -77,7 +77,7 @@ def test_killed_service_leaves_its_catalogue_whole_and_free_for_next(jina: Path,
     with closing(Qdrant(QdrantFolder(tmp_path / "qdrant"))) as qdrant:
         catalogue = Catalogue(qdrant, "adapters", dim=HIDDEN, fingerprint=fingerprint)
         assert [adapter_to_proto(adapter) for adapter in catalogue.page(AdapterFilter(), 10).adapters] == [kept]
-        found = catalogue.search(np.eye(HIDDEN, dtype=np.float32)[:1], AdapterFilter(), 1).found[0]
+        found = catalogue.search(np.eye(HIDDEN, dtype=np.float32)[:1], AdapterFilter(), 1).matches[0]
         assert found[0].similarity == pytest.approx(1)
 
 
@@ -85,7 +85,7 @@ def test_killed_service_leaves_its_catalogue_whole_and_free_for_next(jina: Path,
     ("flags", "said"),
     [
         (["--embedder-path", "nowhere"], "there is no folder 'nowhere'"),
-        (["--text-weight", "0", "--image-weight", "0"], "nor both 0"),
+        (["--text-weight", "0", "--image-weight", "0"], "not both 0"),
         (["--top-q", "3"], "did you mean --top-k"),
     ],
 )

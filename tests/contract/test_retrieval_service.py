@@ -38,8 +38,9 @@ from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder
 from retrieval_service.embedders.base import FloatArray
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options
 from retrieval_service.indexing import Indexer
-from retrieval_service.retriever import RetrievalDefaults, Retriever
+from retrieval_service.retriever import Retriever
 from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
+from retrieval_service.settings import RetrievalDefaults
 from tests.support.checkpoints.jina_v4 import HIDDEN, tiny_jina
 from tests.support.harness.images import png_part
 

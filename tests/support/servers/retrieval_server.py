@@ -20,8 +20,9 @@ from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import FloatArray, normalise
 from retrieval_service.indexing import Indexer
-from retrieval_service.retriever import RetrievalDefaults, Retriever
+from retrieval_service.retriever import Retriever
 from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
+from retrieval_service.settings import RetrievalDefaults
 
 DIM = 16
 

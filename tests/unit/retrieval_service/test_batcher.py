@@ -25,9 +25,10 @@ from infra.contract.errors import (
 from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.deadline import bind_deadline
 from retrieval_service.embedders.base import FloatArray, normalise
-from retrieval_service.embedders.batcher import BatchedEmbedder, BatchingOptions
+from retrieval_service.embedders.batcher import BatchedEmbedder
 from retrieval_service.embedders.part_embedder import batch_around
 from retrieval_service.embedders.vector_cache import VectorCache
+from retrieval_service.settings import BatchingOptions
 from tests.support.harness.part_embedder import DIM, FakePartEmbedder, vector_of
 
 UNCACHED = BatchingOptions(cache_bytes=0)
@@ -67,7 +68,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def queued(embedder: BatchedEmbedder) -> int:
-    return len(embedder._queue)
+    return embedder.queue_length
 
 
 def within(seconds: float | None, call: Callable[[], FloatArray]) -> FloatArray:
@@ -131,13 +132,13 @@ def test_texts_and_images_never_share_pass(
 
 def test_pass_waits_moment_for_caller_that_is_still_reading(model: FakePartEmbedder, pool: ThreadPoolExecutor) -> None:
     with closing(BatchedEmbedder(model, BatchingOptions(max_wait_s=5.0))) as batched:
-        model.reading.clear()
+        model.preparing.clear()
         slow = pool.submit(batched.embed, texts("slow to read"))
-        until(lambda: batched._reading == 1)
+        until(lambda: batched.num_preparing == 1)
         quick = pool.submit(batched.embed, [Prompt.of("", [image("quick")])])
         until(lambda: queued(batched) == 1)
         assert model.passes == []
-        model.reading.set()
+        model.preparing.set()
         slow.result()
         quick.result()
 
@@ -243,12 +244,12 @@ def test_unreadable_part_fails_all_who_wait_for_it_each_by_its_own_path(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     model.unreadable.add("odd")
-    model.reading.clear()
+    model.preparing.clear()
     first = pool.submit(batched.embed, texts("odd"))
     until(lambda: len(batched._in_flight) == 1)
     second = pool.submit(batched.embed, texts("x", "odd"))
     until(lambda: any(len(one.callers) == 2 for one in batched._in_flight.values()))
-    model.reading.set()
+    model.preparing.set()
     for call, path in ((first, "[0].messages"), (second, "[1].messages")):
         with pytest.raises(InvalidArgumentError) as caught:
             call.result()
@@ -345,7 +346,7 @@ def test_sixteen_threads_get_each_their_own_vectors_whatever_fails_beside_them()
         assert errors
         assert all(errors)
         until(lambda: not batched._in_flight)
-        assert batched._reading == 0
+        assert batched.num_preparing == 0
         assert batched._cache.used_bytes <= cache_of_ten.cache_bytes
     assert threading.active_count() < 20
 

@@ -13,7 +13,8 @@ from infra.contract.adapter import Adapter
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.retrieval import RetrievalOptions, RetrievalStrategy, Weighting
 from retrieval_service.catalogue.points import AdapterFilter, ScoredAdapter
-from retrieval_service.retriever import Query, RetrievalDefaults, select
+from retrieval_service.retriever import Query, select
+from retrieval_service.settings import RetrievalDefaults
 from retrieval_service.weighting import clear_best, proportional, softmax, uniform, weigh
 
 similarities = st.lists(st.floats(-1, 1), min_size=1, max_size=20)
@@ -90,22 +91,22 @@ def test_matches_below_minimum_are_dropped_before_weights_are_given() -> None:
 
 def test_defaults_fill_in_what_request_leaves_open() -> None:
     defaults = RetrievalDefaults(top_k=5, weighting=Weighting.UNIFORM, temperature=0.7, min_similarity=0.1)
-    query = defaults.query(RetrievalOptions())
+    query = Query.of(RetrievalOptions(), defaults)
     assert (query.top_k, query.weighting, query.temperature, query.min_similarity) == (5, Weighting.UNIFORM, 0.7, 0.1)
-    query = defaults.query(
-        RetrievalOptions(top_k=1, weighting=Weighting.SOFTMAX, temperature=0.3, min_similarity=-1, kind="app")
+    query = Query.of(
+        RetrievalOptions(top_k=1, weighting=Weighting.SOFTMAX, temperature=0.3, min_similarity=-1, kind="app"), defaults
     )
     assert (query.top_k, query.weighting, query.temperature, query.min_similarity) == (1, Weighting.SOFTMAX, 0.3, -1)
-    assert query.wanted == AdapterFilter(kind="app")
+    assert query.adapter_filter == AdapterFilter(kind="app")
 
 
 def test_top_k_over_limit_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="top_k: must be at most 64"):
-        RetrievalDefaults().query(RetrievalOptions(top_k=65))
+        Query.of(RetrievalOptions(top_k=65), RetrievalDefaults())
 
 
 def test_strategy_of_request_goes_over_default() -> None:
     defaults = RetrievalDefaults(strategy=RetrievalStrategy.CALIBRATED)
-    assert defaults.query(RetrievalOptions()).strategy is RetrievalStrategy.CALIBRATED
-    asked = defaults.query(RetrievalOptions(strategy=RetrievalStrategy.NEAREST_EXAMPLES))
+    assert Query.of(RetrievalOptions(), defaults).strategy is RetrievalStrategy.CALIBRATED
+    asked = Query.of(RetrievalOptions(strategy=RetrievalStrategy.NEAREST_EXAMPLES), defaults)
     assert asked.strategy is RetrievalStrategy.NEAREST_EXAMPLES

@@ -102,7 +102,7 @@ def test_settings_reach_embedder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with EmbeddingsServer() as server:
         flags = ["--embedder-url", server.url, "--embedder-model", "m", "--text-prompt", "q: ", "--truncate-dim", "4"]
         made = build_embedder(settings(*flags, "--embedder-parallel", "2", "--embedder-encoding", "base64"))
-        assert (made.dim, made.parallel, made.takes_images) == (4, 2, False)
+        assert (made.dim, made.parallel, made.supports_images) == (4, 2, False)
         made.embed_texts(["x"])
         assert server.requests[0]["input"] == ["q: x"]
         assert server.requests[0]["encoding_format"] == "base64"
@@ -128,6 +128,6 @@ def test_password_in_address_of_embedder_is_refused_before_it_is_logged(
     chosen = settings(*flags, "--qdrant-path", str(tmp_path / "q"))
     caplog.set_level(logging.INFO)
     server = sync_server(chosen.server, chosen.workers)
-    with pytest.raises(ConfigurationError, match="--embedder-url holds a password"), loaded(server, chosen):
+    with pytest.raises(ConfigurationError, match="--embedder-url contains a password"), loaded(server, chosen):
         pass
     assert "hidden" not in caplog.text + "".join(capsys.readouterr())
