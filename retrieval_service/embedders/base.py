@@ -50,13 +50,14 @@ class LateFusion:
     def __post_init__(self) -> None:
         if min(self.text_weight, self.image_weight) < 0 or self.text_weight + self.image_weight <= 0:
             raise ConfigurationError(
-                f"text_weight {self.text_weight} and image_weight {self.image_weight} must not be negative and not both 0"
+                f"text_weight {self.text_weight} and image_weight {self.image_weight} must not be negative and "
+                "not both 0"
             )
         if self.max_images < 0:
             raise ConfigurationError(f"max_query_images must not be negative, got {self.max_images}")
 
     def combine(self, text: FloatArray | None, images: FloatArray | None) -> FloatArray:
-        """Return the vector, [dim], of length 1, from `text` [dim] and `images` [count, dim], at least one of them."""
+        """Return the vector, [dim], of length 1, of `text` [dim] and `images` [count, dim], at least one of them."""
         parts = []
         if text is not None:
             parts.append((self.text_weight, text.astype(np.float64)))

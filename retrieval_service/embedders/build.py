@@ -22,7 +22,10 @@ EmbedderKind = Literal["jina-v4", "http", "sentence-transformers"]
 
 
 def build_embedder(settings: RetrievalSettings) -> PartEmbedder:
-    """Load the embedder. Raises CheckpointError if its folder is invalid, ConfigurationError if settings do not fit it."""
+    """Load the embedder.
+
+    Raises CheckpointError if its folder is invalid, ConfigurationError if the settings do not fit it.
+    """
     embedder = settings.embedder
     late_fusion = LateFusion(embedder.text_weight, embedder.image_weight, embedder.max_query_images)
     match embedder_kind(settings):

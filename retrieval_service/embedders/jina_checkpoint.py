@@ -35,7 +35,7 @@ from retrieval_service.embedders.torch_model import weights_digest
 
 @dataclass(frozen=True)
 class JinaCheckpoint:
-    """A loaded model: `config` is the content of config.json, `digest` identifies the weights in 12 hexadecimal digits."""
+    """A loaded model: `config` is the content of config.json, `digest` 12 hexadecimal digits of the weights."""
 
     model: Qwen2_5_VLModel
     config: Mapping[str, Any]

@@ -1,7 +1,7 @@
 """jina-embeddings-v4 (Guenther et al., 2025): dense vectors of text and of images, from one Qwen2.5-VL with task LoRAs.
 
 A text is prefixed by `Query: ` or `Passage: ` and pooled by the mean over all tokens. An image is the token sequence of
-`IMAGE_PROMPT`, pooled by the mean from vision start to vision end, inclusive. Both are truncated to `dim`, then normalised.
+`IMAGE_PROMPT`, pooled by the mean from vision start to vision end, inclusive. Both are truncated, then normalised.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class TextPrefix(StrEnum):
 class JinaV4Options:
     """How prompts are embedded. `dim` None is the model's own; `device` and `dtype` "auto" choose by hardware.
 
-    `max_image_pixels` applies after resizing; `limits` bound images before they are decoded. A forward pass takes at most
-    `batch_size` inputs of at most `batch_tokens` tokens with padding. `threads` sets torch's CPU threads for the whole
-    process; None leaves torch's choice.
+    `max_image_pixels` applies after resizing; `limits` bound images before they are decoded. A forward pass takes at
+    most `batch_size` inputs of at most `batch_tokens` tokens with padding. `threads` sets torch's CPU threads for the
+    whole process; None leaves torch's choice.
     """
 
     task: Task = Task.RETRIEVAL
@@ -216,7 +216,7 @@ class JinaV4Embedder(PartEmbedder):
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return token ids and mask, [N, T], padded on the right, where the causal mask hides padding from every real token."""
+    """Return token ids and mask, [N, T], padded on the right, where the causal mask hides padding from real tokens."""
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])

@@ -106,7 +106,10 @@ class PartEmbedder(ABC):
         """
 
     def prepare(self, part: EmbedPart) -> ModelInput:
-        """Return a part as a forward pass takes it. Raises InvalidArgumentError, its field path relative to the part."""
+        """Return a part as a forward pass takes it.
+
+        Raises InvalidArgumentError, its field path relative to the part.
+        """
         if isinstance(part.content, str):
             return self.prepare_text(part.content)
         return self.prepare_image(part.content)

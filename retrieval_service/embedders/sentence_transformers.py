@@ -1,4 +1,4 @@
-"""Embeds text with any sentence-transformers folder: a transformer, pooling and further modules, listed in `modules.json`.
+"""Embeds text with any sentence-transformers folder, running the modules that its `modules.json` lists.
 
 The sentence-transformers library, an optional extra, runs it. No code of the folder is executed and no pickle is read.
 """
@@ -175,7 +175,8 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
         modules = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{str(folder)!r} is not a sentence-transformers folder: 'modules.json' is missing; download the model again"
+            f"{str(folder)!r} is not a sentence-transformers folder: 'modules.json' is missing; "
+            "download the model again"
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error

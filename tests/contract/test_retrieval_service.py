@@ -455,8 +455,8 @@ def test_bad_examples_are_named_and_nothing_is_registered(
         ({"adapter_id": "../up"}, "adapter.adapter_id", "is not an adapter id"),
         ({"base_model": " "}, "adapter.base_model", "is empty"),
         ({"rank": -1}, "adapter.rank", "negative"),
-        ({"revision": "mine"}, "adapter.revision", "given by the catalogue"),
-        ({"example_count": 3}, "adapter.example_count", "given by the catalogue"),
+        ({"revision": "mine"}, "adapter.revision", "set by the catalogue"),
+        ({"example_count": 3}, "adapter.example_count", "set by the catalogue"),
     ],
 )
 def test_bad_adapters_are_named(failing: Failing, fields: dict[str, Any], field: str, problem: str) -> None:

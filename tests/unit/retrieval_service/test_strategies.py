@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 
 from infra.contract.retrieval import RetrievalStrategy
 from retrieval_service.embedders.base import normalise
-from retrieval_service.strategies.base import FittedStrategy
 from retrieval_service.strategies.calibrated import Calibrated
 from retrieval_service.strategies.centroid import Centroid
 from retrieval_service.strategies.examples import ExampleSet, Float64Array
 from retrieval_service.strategies.multi_centroid import MultiCentroid, find_exemplars
 from retrieval_service.strategies.nearest_examples import NearestExamples
 from retrieval_service.strategies.ranking import ranking
-from retrieval_service.strategies.scale import Scale, Similarities
+from retrieval_service.strategies.scale import FittedStrategy, Scale, Similarities
 from retrieval_service.strategies.scatter import FITTED_EXAMPLES, nested_kinds, residuals, scatters
 from tests.support.harness.example_sets import clouds
 
@@ -29,7 +28,7 @@ def queries(dim: int, count: int = 9, seed: int = 5) -> np.ndarray[tuple[int, in
 
 
 def brute_force(found: FittedStrategy, row: int) -> Float64Array:
-    """The strategy fitted anew without the example."""
+    """Fit the strategy again without the example."""
     without = found.examples.without(row)
     refitted: FittedStrategy = type(found)(without)  # type: ignore[call-arg]
     cosines: Float64Array = refitted.cosines(found.examples.vectors[[row]])[0]
@@ -283,10 +282,12 @@ def test_fitting_is_bounded_however_large_catalogue_is() -> None:
     examples = clouds({f"a{index}": 20 for index in range(1000)}, dim=48)
     found = residuals(examples, frozenset({""}))
     assert len(found.vectors) <= FITTED_EXAMPLES
-    assert found.freedom == len(found.vectors) - len(np.unique(examples.owners[found.places >= 0]))
-    row = int(np.flatnonzero(found.places >= 0)[7])
-    mean = examples.vectors[examples.rows_of(int(examples.owners[row]))[: found.counts[found.places[row]]]].mean(axis=0)
-    np.testing.assert_allclose(found.vectors[found.places[row]], examples.vectors[row] - mean, atol=1e-6)
+    assert found.freedom == len(found.vectors) - len(np.unique(examples.owners[found.positions >= 0]))
+    row = int(np.flatnonzero(found.positions >= 0)[7])
+    mean = examples.vectors[examples.rows_of(int(examples.owners[row]))[: found.counts[found.positions[row]]]].mean(
+        axis=0
+    )
+    np.testing.assert_allclose(found.vectors[found.positions[row]], examples.vectors[row] - mean, atol=1e-6)
     fitted = Calibrated(examples)
     assert (fitted.cosines(examples.vectors).argmax(axis=1) == examples.owners).mean() > 0.9
     assert fitted.left_out(examples.testable(20)).shape == (20, 1000)
