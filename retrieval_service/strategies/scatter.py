@@ -64,8 +64,8 @@ class Residuals:
 def residuals(examples: ExampleSet, kinds: frozenset[str]) -> Residuals:
     """Return the residuals of those adapters of these kinds that have at least two examples.
 
-    At most FITTED_EXAMPLES are used, so that fitting takes the same time for a catalogue of any size: the first examples
-    of every adapter, or of evenly chosen adapters. The choice is deterministic, so that every replica fits the same.
+    At most FITTED_EXAMPLES are used, so that the time to fit does not depend on the catalogue: the first examples
+    of every adapter, or of evenly chosen adapters. The choice is deterministic: every replica fits the same.
     """
     adapters = [index for index, count in enumerate(examples.counts) if count > 1 and examples.kinds[index] in kinds]
     adapters = _evenly(adapters, FITTED_EXAMPLES // 2)

@@ -44,7 +44,7 @@ from retrieval_service.embedders.http_client import Endpoint
 from retrieval_service.settings import EndpointSettings, QdrantSettings, RetrievalSettings
 from tests.support.harness.images import png_part
 from tests.support.harness.part_embedder import DIM, vector_of
-from tests.support.servers.embeddings_server import EmbeddingsServer, answer_to
+from tests.support.servers.embeddings_server import EmbeddingsServer, correct_response
 
 pb = retrieval_service_pb2
 KEY = "sk-secret"
@@ -156,7 +156,7 @@ def test_what_does_not_pass_is_told_without_key(
 
 def of(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
     def changed(request: dict[str, Any]) -> Any:
-        answer = answer_to(request)
+        answer = correct_response(request)
         return change(answer) or answer
 
     return changed
@@ -187,7 +187,7 @@ def test_answer_that_is_none_is_refused_and_next_one_counts(server: EmbeddingsSe
 
 
 def test_endpoint_that_ignores_dimensions_is_named(server: EmbeddingsServer) -> None:
-    server.script.append(lambda request: answer_to({**request, "dimensions": None}))
+    server.script.append(lambda request: correct_response({**request, "dimensions": None}))
     with pytest.raises(InternalError, match=r"8 dimensions, not 4; it ignores `dimensions`"):
         HttpEmbedder(Endpoint(server.url, "tiny"), HttpOptions(dim=4)).embed_texts(["a"])
 
