@@ -38,7 +38,7 @@ async def test_a_thousand_files_are_a_job_and_a_page_of_such_jobs_fits_a_message
 
             shard = await Ledger(store).samples.shard(by_name.evaluation_id, "0")
             for _ in range(DEFAULT_PAGE_SIZE):
-                await Ledger(store).publish(NewEvaluation(by_name.spec, [shard], by_name.output_uri))
+                await Ledger(store).jobs.publish(NewEvaluation(by_name.spec, [shard], by_name.output_uri))
             jobs = await running.client.list()
             assert [len(job.spec.datasets) for job in jobs] == [MAX_DATASETS] * len(jobs)
             assert len(jobs) >= DEFAULT_PAGE_SIZE

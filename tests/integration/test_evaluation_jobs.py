@@ -16,7 +16,7 @@ from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.clients.evaluation import EvaluationClient
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.jobs.celery import QUEUE, make_celery
+from orchestrator.jobs.celery import QUEUE, make_app
 from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.store import RedisStore
 from tests.support.harness.job_processes import Cluster, Process, cluster, records_of, until, write_dataset
@@ -56,7 +56,7 @@ async def test_job_runs_end_to_end_and_writes_records_and_report(running: Cluste
 
 async def test_celery_s_events_tell_what_workers_did(running: Cluster, redis_url: str) -> None:
     told: list[str] = []
-    app = make_celery(redis_url, visibility_timeout_s=60)
+    app = make_app(redis_url, visibility_timeout_s=60)
 
     def listen() -> None:
         with app.connection() as connection:
