@@ -27,11 +27,11 @@ from generation_service.adapters.source import AdapterSource
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits
 from generation_service.engine.sequence import Delta, Event, Request
+from generation_service.execution.inputs import Prefill
 from generation_service.execution.kv_cache import CacheShape, SlotKVCache
-from generation_service.execution.prefill import Prefill
 from generation_service.execution.runner import Runner
 from generation_service.lora.bank import AdapterBank
-from generation_service.lora.pinned_buffer import HostForm
+from generation_service.lora.h2d_copy import HostPacker
 from generation_service.lora.ranks import RankRange
 from generation_service.lora.weights import AdapterWeights
 from generation_service.models.base import EncodedPrompt
@@ -115,7 +115,7 @@ class EngineWorld:
             adapters.read,
             ["random"],
             sizes.host_bytes,
-            host_form=HostForm(about.dtype, pinned=about.device.type == "cuda"),
+            host_form=HostPacker(about.dtype, pinned=about.device.type == "cuda"),
         )
         self.residency = Residency(self.bank, self.store)
         length = -(-(sizes.sequence_tokens + 1) // 64) * 64
@@ -168,7 +168,7 @@ class EngineWorld:
         """Return the logits [1, vocab] after `prompt`, while the engine has nothing to do."""
         lease = self.lease(composition)
         try:
-            logits = self.runner.read(Prefill(0, prompt, lease.ranges), prompt.length)
+            logits = self.runner.prefill(Prefill(0, prompt, lease.ranges), prompt.length)
             assert logits is not None
             return logits
         finally:

@@ -20,7 +20,7 @@ from generation_service.engine.memory_plan import MemoryPlan, available_bytes, p
 from generation_service.execution.kv_cache import SlotKVCache
 from generation_service.execution.runner import Runner
 from generation_service.lora.bank import AdapterBank
-from generation_service.lora.pinned_buffer import HostForm
+from generation_service.lora.h2d_copy import HostPacker
 from generation_service.lora.weights import AdapterWeights
 from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.folder import default_model_name, folder_revision
@@ -84,7 +84,7 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
             _Reader(model, bank),
             (name, *settings.model_aliases),
             settings.host_adapter_bytes,
-            host_form=HostForm(bank.dtype, pinned=bank.device.type == "cuda"),
+            host_form=HostPacker(bank.dtype, pinned=bank.device.type == "cuda"),
         )
         residency = Residency(bank, store)
         stack.callback(residency.close)

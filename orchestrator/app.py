@@ -8,7 +8,8 @@ from functools import partial
 
 from infra.runtime.server import AioGrpcServer, ServerOptions, aio_server
 from orchestrator.answering.pipeline import Pipeline
-from orchestrator.clients.services import GenerationClient, RetrievalClient
+from orchestrator.clients.generation import GenerationClient
+from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.evaluation.storage import absolute_uri
 from orchestrator.jobs.celery import CeleryDispatcher, make_app, queue_length
 from orchestrator.jobs.event_loop import in_background

@@ -12,8 +12,10 @@ from infra.contract.errors import field_path
 from infra.contract.retrieval import Selection
 from infra.runtime.server import AioGrpcServer
 from infra.runtime.wire import selection_to_proto
-from orchestrator.answering.pipeline import Answer, Pipeline
-from orchestrator.clients.wire import answer_to_proto, evaluation_to_proto, question_from_proto, spec_from_proto
+from orchestrator.answering.pipeline import Pipeline
+from orchestrator.answering.question import Answer
+from orchestrator.clients.wire.answers import answer_to_proto, question_from_proto
+from orchestrator.clients.wire.evaluations import evaluation_to_proto, spec_from_proto
 from orchestrator.jobs.service import EvaluationJobs
 
 ANSWER_SERVICE = "loraretriever.v1.AnswerService"

@@ -11,7 +11,7 @@ from infra.contract.errors import ConfigurationError
 from infra.runtime.channel import ChannelOptions
 from infra.runtime.settings import TierSettings
 from orchestrator.evaluation.data.files import MAX_DATASET_BYTES
-from orchestrator.evaluation.protocols import DEFAULT_MAX_SAMPLES
+from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES
 from orchestrator.evaluation.spec import MAX_SHARD_SIZE
 from orchestrator.evaluation.storage import check_uri
 from orchestrator.jobs.ledger.types import LedgerLimits

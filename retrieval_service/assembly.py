@@ -10,12 +10,12 @@ from typing import Any
 from infra.contract.errors import UnavailableError
 from infra.runtime.logs import get_logger
 from infra.runtime.server import GrpcServer, ServerOptions, sync_server
-from retrieval_service.batcher import BatchedEmbedder, BatchingOptions
-from retrieval_service.catalogue import Catalogue
+from retrieval_service.catalogue.catalogue import Catalogue
+from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant, Server
 from retrieval_service.embedders.base import Embedder
+from retrieval_service.embedders.batcher import BatchedEmbedder, BatchingOptions
 from retrieval_service.embedders.build import build_embedder, image_limits, place_of
 from retrieval_service.indexing import Indexer
-from retrieval_service.qdrant import LocalFolder, Qdrant, Server
 from retrieval_service.retriever import RetrievalDefaults, Retriever
 from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
 from retrieval_service.settings import RetrievalSettings

@@ -11,10 +11,10 @@ from infra.contract.adapter import Adapter
 from infra.contract.errors import InvalidArgumentError, NotFoundError, field_path
 from infra.contract.prompt import Prompt
 from infra.runtime.images import ImageLimits
-from retrieval_service.catalogue import Catalogue, already_exists
+from retrieval_service.catalogue.catalogue import Catalogue, already_exists
+from retrieval_service.catalogue.points import AdapterVectors
+from retrieval_service.catalogue.stored_examples import encoded
 from retrieval_service.embedders.base import Embedder, FloatArray
-from retrieval_service.kept_prompts import encoded
-from retrieval_service.points import AdapterVectors
 
 CHANGEABLE = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank", "targets")
 _GIVEN_BY_THE_CATALOGUE = ("revision", "example_count", "update_time")

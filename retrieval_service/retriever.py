@@ -14,11 +14,12 @@ from infra.contract.retrieval import (
     RetrievalStrategy,
     RetrievalTimings,
     Selection,
+    SelectionReason,
     Weighting,
 )
-from retrieval_service.catalogue import Catalogue
+from retrieval_service.catalogue.catalogue import Catalogue
+from retrieval_service.catalogue.points import AdapterFilter, Found
 from retrieval_service.embedders.base import Embedder
-from retrieval_service.points import AdapterFilter, Found
 from retrieval_service.weighting import weigh
 
 
@@ -91,22 +92,31 @@ class Retriever:
     def retrieve(self, prompts: Sequence[Prompt], query: Query) -> Retrieval:
         """Return each prompt's adapters.
 
-        Raises InvalidArgumentError, its path starting at "prompts" or "options", and UnavailableError.
+        A selection without matches says why: no adapter passed the filters, or none was similar enough.
+
+        Raises:
+            InvalidArgumentError: a prompt cannot be embedded; its path starts at "prompts".
+            FailedPreconditionError: the catalogue is too large for the strategy.
+            UnavailableError: the embedder or Qdrant cannot be reached.
         """
         start = time.monotonic()
         with field_path("prompts"):
             vectors = self._embedder.embed(prompts)
         embedded = time.monotonic()
-        with field_path("options"):
-            result = self._catalogue.search(vectors, query.wanted, query.top_k, query.strategy)
-        selections = tuple(select(found, query) for found in result.found)
+        result = self._catalogue.search(vectors, query.wanted, query.top_k, query.strategy)
+        if result.reason is not None:
+            selections = (Selection(reason=result.reason),) * len(prompts)
+        else:
+            selections = tuple(select(found, query) for found in result.found)
         timings = RetrievalTimings(embedded - start, time.monotonic() - embedded)
         return Retrieval(selections, result.revision, timings, result.stale)
 
 
 def select(found: Sequence[Found], query: Query) -> Selection:
-    """Drop what is below the minimum similarity, then weigh the rest. Nothing left: the base model alone."""
+    """Drop adapters below the minimum similarity, then weigh the rest. Nothing left: the base model alone."""
     kept = [one for one in found if one.similarity >= query.min_similarity]
+    if not kept:
+        return Selection(reason=SelectionReason.BELOW_MINIMUM_SIMILARITY)
     weights = weigh([one.similarity for one in kept], query.weighting, query.temperature)
     return Selection(
         tuple(Match(one.adapter, one.similarity, weight) for one, weight in zip(kept, weights, strict=True))

@@ -15,13 +15,14 @@ from loraretriever.v1 import prompt_pb2, retrieval_service_pb2, retrieval_servic
 from infra.contract.adapter import check_adapter_id
 from infra.contract.errors import InvalidArgumentError, field_path
 from infra.contract.prompt import Prompt
+from infra.contract.retrieval import CatalogueInfo
 from infra.runtime import wire
 from infra.runtime.images import ImageLimits, check_images
 from infra.runtime.server import GrpcServer
-from retrieval_service.catalogue import Catalogue
+from retrieval_service.catalogue.catalogue import Catalogue
+from retrieval_service.catalogue.points import AdapterFilter
 from retrieval_service.embedders.base import Embedder
 from retrieval_service.indexing import ExamplePrompts, Examples, ExampleVectors, Indexer
-from retrieval_service.points import AdapterFilter
 from retrieval_service.retriever import Retriever
 
 SERVICE_NAME = "loraretriever.v1.RetrievalService"
@@ -110,6 +111,15 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
             vectors=[wire.vector_to_proto(vector.astype("<f4").tobytes()) for vector in found.vectors],
             embedder_fingerprint=self._catalogue.fingerprint if request.with_vectors else "",
             stale=found.stale,
+        )
+
+    def GetCatalogue(  # noqa: N802
+        self, request: retrieval_service_pb2.GetCatalogueRequest, context: grpc.ServicerContext
+    ) -> retrieval_service_pb2.GetCatalogueResponse:
+        """Describe the catalogue as a whole."""
+        page = self._catalogue.page(AdapterFilter(), 0)
+        return wire.catalogue_to_proto(
+            CatalogueInfo(page.revision, self._embedder.fingerprint, self._embedder.dim, page.total, page.stale)
         )
 
     def ListAdapters(  # noqa: N802

@@ -58,7 +58,8 @@ def _write_episode(folder: Path, episode: Episode) -> dict[str, object]:
 
 def _entry(adapter_id: str) -> dict[str, str]:
     """Describe one dataset and its adapter. Paths are relative: data to `world.json`, checkpoints to this package's
-    `checkpoints` folder."""
+    `checkpoints` folder.
+    """
     if adapter_id in APPS:
         app = APPS[adapter_id]
         kind, display_name = "app", app.display_name

@@ -28,7 +28,8 @@ _WHITE: Colour = (255, 255, 255)
 @dataclass(frozen=True)
 class Screen:
     """What a screen shows: `app` in the bar (an app's name or `home`), and in each of the 16 cells "" for nothing, a
-    glyph's name, or `@app` for an app's icon. `shade` picks the background; `dx`, `dy` move the glyphs by a pixel."""
+    glyph's name, or `@app` for an app's icon. `shade` picks the background; `dx`, `dy` move the glyphs by a pixel.
+    """
 
     app: str
     cells: tuple[str, ...]

@@ -25,7 +25,8 @@ Signature = tuple[tuple[int, ...], ...]
 @dataclass(frozen=True)
 class AdapterSource:
     """Where one revision of an adapter is read from. `content` is its expected content revision; empty: that
-    which it has when it is first read."""
+    which it has when it is first read.
+    """
 
     adapter_id: str
     revision: str

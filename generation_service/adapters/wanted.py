@@ -11,7 +11,7 @@ from generation_service.adapters.admission import adapters_path, naming
 from generation_service.adapters.host_cache import WeightStore
 from generation_service.adapters.leases import AdapterKey, FusionKey, ResidentKey
 from generation_service.adapters.source import AdapterSource
-from generation_service.lora.fusion.fusion import WeightedWeights, fuse
+from generation_service.lora.fusion.fuse import FusionMember, fuse
 from generation_service.lora.weights import AdapterWeights
 from infra.contract.composition import DEFAULT_DENSITY, Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import CheckpointError
@@ -63,7 +63,7 @@ def _fusion(fusion: Fusion, members: Sequence[tuple[WeightedAdapter, _Load]], st
 
     def load() -> AdapterWeights:
         fused = fuse(
-            [WeightedWeights(read(), share.weight, share.adapter_id) for share, read in members],
+            [FusionMember(read(), share.weight, share.adapter_id) for share, read in members],
             key.method,
             rank=key.rank,
             density=key.density or DEFAULT_DENSITY,

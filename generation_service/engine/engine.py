@@ -12,8 +12,7 @@ from generation_service.engine.limits import EngineLimits
 from generation_service.engine.scheduler import Scheduler
 from generation_service.engine.sequence import Listener, Request, Sequence
 from generation_service.engine.text_stream import TextStream
-from generation_service.execution.decode_row import DecodeRow
-from generation_service.execution.prefill import Prefill
+from generation_service.execution.inputs import DecodeRow, Prefill
 from generation_service.execution.runner import Runner
 from generation_service.execution.sampler import TokenChooser, choose_tokens
 from generation_service.models.base import BaseModel
@@ -171,7 +170,7 @@ class Engine:
     def _read_chunk(self, sequence: Sequence, tokens: int) -> None:
         assert sequence.prefill is not None
         try:
-            logits = self._runner.read(sequence.prefill, tokens)
+            logits = self._runner.prefill(sequence.prefill, tokens)
             sequence.forget_images()
             if logits is None:
                 return

@@ -13,7 +13,7 @@ from infra.contract.composition import Composition, WeightedAdapter
 from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
 
 if TYPE_CHECKING:
-    from generation_service.execution.prefill import Prefill
+    from generation_service.execution.inputs import Prefill
     from generation_service.execution.sampler import TokenChooser
     from generation_service.lora.ranks import RankRange
     from generation_service.models.base import EncodedPrompt
@@ -96,7 +96,7 @@ class Sequence:
     @property
     def unread(self) -> int:
         """Tokens of the prompt that are still to be read."""
-        return self.prompt_length if self.prefill is None else self.prefill.unread
+        return self.prompt_length if self.prefill is None else self.prefill.remaining
 
     @property
     def progress(self) -> str:
@@ -104,7 +104,7 @@ class Sequence:
         if self.prefill is None:
             return "in the queue"
         if self.unread:
-            return f"after {self.prefill.place} of the prompt's {self.prompt_length} tokens were read"
+            return f"after {self.prefill.offset} of the prompt's {self.prompt_length} tokens were read"
         return f"after {len(self.tokens)} tokens of the answer"
 
     @property

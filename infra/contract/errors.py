@@ -91,6 +91,20 @@ class UnavailableError(LoraRetrieverError):
     reason = "UNAVAILABLE"
 
 
+class UnreachableError(UnavailableError):
+    """No connection to a server: nothing listens at its address, or the network fails. `target` is that address."""
+
+    reason = "UNREACHABLE"
+
+    def __init__(self, message: str, target: str = "", **metadata: str) -> None:
+        super().__init__(message, target=target, **metadata)
+
+    @property
+    def target(self) -> str:
+        """The address of the server that could not be reached, as the caller configured it."""
+        return self.metadata.get("target", "")
+
+
 class DeadlineError(LoraRetrieverError):
     """The caller's deadline passed before the work was done."""
 

@@ -73,16 +73,48 @@ class RetrievalTimings:
     search_s: float
 
 
+class SelectionReason(StrEnum):
+    """Why a selection is empty."""
+
+    EMPTY_CATALOGUE = "empty_catalogue"
+    NO_ADAPTERS_OF_MODEL = "no_adapters_of_model"
+    NO_ADAPTERS_ALLOWED = "no_adapters_allowed"
+    BELOW_MINIMUM_SIMILARITY = "below_minimum_similarity"
+
+
 @dataclass(frozen=True)
 class Selection:
-    """The ranked matches of one prompt, most similar first. Empty: the base model alone should answer."""
+    """The ranked matches of one prompt, most similar first. Empty: the base model alone should answer.
+
+    `reason` says why retrieval returned no matches; None when it returned some, or when nothing was searched.
+    """
 
     matches: tuple[Match, ...] = ()
+    reason: SelectionReason | None = None
+
+    def __post_init__(self) -> None:
+        if self.matches and self.reason is not None:
+            raise InvalidArgumentError("reason", f"is {self.reason.value}, but the selection has matches")
 
     @property
     def weighted(self) -> tuple[WeightedAdapter, ...]:
         """The matches as shares of a composition, revisions included."""
         return tuple(WeightedAdapter(m.adapter.adapter_id, m.weight, m.adapter.revision) for m in self.matches)
+
+
+@dataclass(frozen=True)
+class CatalogueInfo:
+    """The catalogue as a whole.
+
+    `revision` changes whenever an adapter does; vectors with different `embedder_fingerprint` cannot be compared.
+    `stale`: Qdrant cannot be reached, and this is the last known state.
+    """
+
+    revision: str
+    embedder_fingerprint: str
+    dimension: int
+    adapter_count: int
+    stale: bool = False
 
 
 def _check_ids(name: str, ids: Sequence[str]) -> None:

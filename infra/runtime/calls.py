@@ -96,7 +96,8 @@ class ServedCall:
     @property
     def echo(self) -> Metadata:
         """The initial metadata of the answer. Sent with the first message only: a call that fails before it can be
-        retried by the client's channel, which headers would forbid."""
+        retried by the client's channel, which headers would forbid.
+        """
         self.echoed = True
         return ((REQUEST_ID_KEY, self.request_id),)
 

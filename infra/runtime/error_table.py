@@ -30,6 +30,7 @@ from infra.contract.errors import (
     UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
+    UnreachableError,
 )
 
 DOMAIN = "loraretriever"
@@ -57,6 +58,7 @@ STATUS_OF: Mapping[type[LoraRetrieverError], grpc.StatusCode] = MappingProxyType
         ConfigurationError: grpc.StatusCode.FAILED_PRECONDITION,
         OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
         UnavailableError: grpc.StatusCode.UNAVAILABLE,
+        UnreachableError: grpc.StatusCode.UNAVAILABLE,
         DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
         CancelledError: grpc.StatusCode.CANCELLED,
         UnimplementedError: grpc.StatusCode.UNIMPLEMENTED,
@@ -190,8 +192,9 @@ def _without_details(code: grpc.StatusCode, text: str, target: str) -> LoraRetri
     said = f": {text}" if text else ""
     match code:
         case grpc.StatusCode.UNAVAILABLE:
-            return UnavailableError(
-                f"{target} cannot be reached; see that it runs, that it is ready, and that the address is right{said}"
+            return UnreachableError(
+                f"{target} cannot be reached; see that it runs, that it is ready, and that the address is right{said}",
+                target=target,
             )
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineError(f"{target} did not answer before the deadline; allow more time, or try again{said}")

@@ -1,4 +1,4 @@
-"""Retrieval asked once for all strategies of a job that put the same question."""
+"""Calls whose results are shared by all strategies of a job that ask the same question."""
 
 from __future__ import annotations
 
@@ -12,33 +12,36 @@ from typing import Any, Generic, TypeVar
 from infra.contract.errors import DeadlineError
 from infra.contract.prompt import ImagePart, Prompt
 
-MAX_SHARED = 4096
+#: Results kept. The strategies of one sample ask within seconds of each other, so this covers every sample that the
+#: workers' concurrency can have under way; a retrieval result is a few kilobytes.
+_MAX_RESULTS = 4096
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Shared(Generic[T]):
-    """A result, and whether somebody else had asked for it already."""
+    """A result, and whether another caller had requested it already."""
 
     value: T
     is_reused: bool
 
 
 class SharedCalls(Generic[T]):
-    """Results of calls by key, each made once; the last `size` are remembered, failures are not.
+    """An LRU cache of call results, with one execution per key.
 
-    Callers of one event loop that ask for a key while its call is under way wait for that call.
+    Callers that ask for a key while its call is running wait for that call. Failures are not cached.
+    Called on: one event loop.
     """
 
-    def __init__(self, size: int = MAX_SHARED) -> None:
+    def __init__(self, size: int = _MAX_RESULTS) -> None:
         self._size = size
         self._calls: OrderedDict[object, asyncio.Task[T]] = OrderedDict()
 
     async def get(
         self, key: object, call: Callable[[], Coroutine[Any, Any, T]], timeout_s: float | None = None
     ) -> Shared[T]:
-        """Return what `call` gives, or gave for this key before. Raises DeadlineError, and what the call raises."""
+        """Return the result of `call`, or the cached one. Raises DeadlineError, and what the call raises."""
         task = self._calls.get(key)
         is_reused = task is not None
         if task is None:
@@ -50,9 +53,10 @@ class SharedCalls(Generic[T]):
         self._calls.move_to_end(key)
         try:
             async with asyncio.timeout(timeout_s):
+                # Shielded: a caller that is cancelled or late must not cancel the call for the others.
                 return Shared(await asyncio.shield(task), is_reused)
         except TimeoutError as error:
-            raise DeadlineError("the time for this answer ended while its adapters were looked up") from error
+            raise DeadlineError("the time for this answer ended while its adapters were being retrieved") from error
 
     def _forget_failure(self, key: object, task: asyncio.Task[T]) -> None:
         failed = task.cancelled() or task.exception() is not None

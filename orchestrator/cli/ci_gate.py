@@ -71,7 +71,7 @@ class Gate:
     def check(self, summary: Summary) -> None:
         """Exit with status 1, naming what is too low, when the job does not pass. Raises InvalidArgumentError."""
         self.check_labels(summary.strategies)
-        headline = JobMetric.EXACT_MATCH if summary.answers_are_texts else JobMetric.ACTION
+        headline = JobMetric.EXACT_MATCH if summary.only_texts else JobMetric.ACTION
         metric = self.metric or headline
         self.check_scores(measured(summary, lambda cell: _score(cell, metric), self.only, _covered_by(metric)))
 

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from infra.contract.errors import UnavailableError
+from infra.contract.errors import UnavailableError, UnreachableError
 from orchestrator.cli.targets import Target
+from orchestrator.clients.answer import AnswerClient
 from orchestrator.clients.evaluation import EvaluationClient
-from orchestrator.clients.services import AnswerClient, RetrievalClient
+from orchestrator.clients.retrieval import RetrievalClient
 
 C = TypeVar("C", RetrievalClient, AnswerClient, EvaluationClient)
 
@@ -20,7 +21,8 @@ async def reach(client_class: type[C], target: Target) -> AsyncIterator[C]:
     async with client_class(target.channel) as client:
         try:
             yield client
-        except UnavailableError as error:
-            if error.message.startswith(f"{target.address} cannot be reached"):
+        except UnreachableError as error:
+            # A tier behind this one may be unreachable too; its error keeps its own message.
+            if error.target == target.address:
                 raise UnavailableError(target.remedy) from error
             raise

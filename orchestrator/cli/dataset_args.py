@@ -11,7 +11,7 @@ from infra.contract.composition import FusionMethod
 from infra.contract.errors import InvalidArgumentError, NotFoundError
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli import output as console
-from orchestrator.evaluation.data.files import expand, name_of
+from orchestrator.evaluation.data.files import dataset_name, expand_pattern
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy
 
 OUT_OF_DOMAIN = "-out-of-domain"
@@ -109,7 +109,7 @@ def strategy_labels() -> tuple[str, ...]:
     labels = []
     for strategy in AnswerStrategy:
         methods = FusionMethod if strategy is AnswerStrategy.FUSION else (FusionMethod.LINEAR,)
-        hides = (False, True) if strategy.retrieves or strategy.takes_any else (False,)
+        hides = (False, True) if strategy.retrieves or strategy.ignores_prompt else (False,)
         labels += [EvaluatedStrategy(strategy, method, each).label for each in hides for method in methods]
     return tuple(labels)
 
@@ -146,7 +146,7 @@ def _no_dataset(option: str, said: str, names: Sequence[str], elsewhere: Sequenc
 
 def _is_elsewhere(dataset: DatasetSpec) -> bool:
     """Whether a dataset stands for files that are not on this machine, so that nobody here knows their names."""
-    return dataset.is_many and not Path(dataset.uri).is_file()
+    return dataset.is_pattern and not Path(dataset.uri).is_file()
 
 
 def _named(given: str, form: str) -> list[DatasetSpec]:
@@ -156,12 +156,12 @@ def _named(given: str, form: str) -> list[DatasetSpec]:
     if Path(path).is_dir():
         path = f"{path.rstrip('/')}/"
     dataset = DatasetSpec(name or "unnamed", path)
-    if not dataset.is_many or Path(path).is_file():
-        name = name or name_of(Path(path))
+    if not dataset.is_pattern or Path(path).is_file():
+        name = name or dataset_name(Path(path))
         return [DatasetSpec(name, absolute(path), form.replace("{}", name))]
     dataset = replace(dataset, name=name, adapter_id=form)
     try:
-        return expand(dataset, [Path("/")])
+        return expand_pattern(dataset, [Path("/")])
     except NotFoundError:
         return [dataset]
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from infra.contract.errors import UnavailableError
 from orchestrator.cli import output as console
-from orchestrator.evaluation.report.markdown import ReportTable
+from orchestrator.evaluation.report.formatting import ReportTable
 from orchestrator.jobs.job import Evaluation
 
 LINE_INTERVAL_S = 10.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infra.contract.errors import NotFoundError
 from orchestrator.cli.commands.jobs import called, is_folder
-from orchestrator.evaluation.report.job_folder import RECORDS_FILE
+from orchestrator.evaluation.report.output_files import RECORDS_FILE
 from orchestrator.evaluation.result_files import Results, parse_results, read_results
 from orchestrator.evaluation.storage import read_text
 

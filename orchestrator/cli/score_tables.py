@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from orchestrator.cli import output as console
-from orchestrator.evaluation.compare import Compared
-from orchestrator.evaluation.report.matrix import interval_text
+from orchestrator.evaluation.compare import Comparison
+from orchestrator.evaluation.report.formatting import interval_text
 from orchestrator.evaluation.result_files import FileScore, MetricName
 
 NAME_WIDTH = 20
@@ -42,8 +42,8 @@ def print_scores(scored: Sequence[Scored], as_json: bool) -> None:
         for name, each in zip(names, scored, strict=True)
     ]
     for rows, make in (
-        ([each for each in named if not each[1].is_of_texts], _table_of_steps),
-        ([each for each in named if each[1].is_of_texts], _table_of_answers),
+        ([each for each in named if not each[1].scores_texts], _table_of_steps),
+        ([each for each in named if each[1].scores_texts], _table_of_answers),
     ):
         if rows:
             console.results().print(make(rows))
@@ -55,7 +55,7 @@ def print_scores(scored: Sequence[Scored], as_json: bool) -> None:
         )
 
 
-def print_compared(found: Sequence[Compared], sources: tuple[str, str], as_json: bool) -> None:
+def print_compared(found: Sequence[Comparison], sources: tuple[str, str], as_json: bool) -> None:
     """Print the differences between two sources, and what a reader must know before believing them."""
     if as_json:
         console.print_json(found)

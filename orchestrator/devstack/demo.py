@@ -12,17 +12,18 @@ from infra.contract.adapter import Adapter
 from infra.contract.composition import FusionMethod
 from infra.contract.errors import UnavailableError
 from infra.contract.retrieval import RetrievalOptions, Selection, Weighting
-from orchestrator.answering.pipeline import Answer, Question
+from orchestrator.answering.question import Answer, Question
 from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.clients.answer import AnswerClient
 from orchestrator.clients.evaluation import EvaluationClient
-from orchestrator.clients.services import AnswerClient, RetrievalClient
+from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.devstack.demo_world import MODEL_NAME, World, WorldDataset
 from orchestrator.devstack.stack import LocalStack, StackPlan
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from orchestrator.jobs.job import Evaluation, EvaluationState, Report
-from orchestrator.registration.adapter_folder import adapter_of
-from orchestrator.registration.training_examples import example_prompts, prompt_of, ranked_samples
+from orchestrator.registration.peft_folder import read_adapter
+from orchestrator.registration.training_examples import example_prompts, ranked_samples, sample_prompt
 
 TOP_K = 3
 WEIGHTING_TEMPERATURE = 0.2
@@ -76,7 +77,7 @@ async def register(target: str, datasets: Sequence[WorldDataset], on_registered:
 
     async def register_one(retrieval: RetrievalClient, dataset: WorldDataset) -> None:
         async with room:
-            adapter = adapter_of(
+            adapter = read_adapter(
                 dataset.adapter_id,
                 dataset.checkpoint,
                 kind=dataset.kind,
@@ -104,7 +105,9 @@ def sample_requests(datasets: Sequence[WorldDataset]) -> list[Request]:
 
 def ask(client: AnswerClient, request: Request) -> AsyncIterator[Selection | str | Answer]:
     """Ask a sample request with a mixture of the adapters that fit it."""
-    return client.stream(Question(prompt_of(request.sample), AnswerStrategy.MIXTURE, retrieval(request.dataset.kind)))
+    return client.stream(
+        Question(sample_prompt(request.sample), AnswerStrategy.MIXTURE, retrieval(request.dataset.kind))
+    )
 
 
 def retrieval(kind: str = "") -> RetrievalOptions:

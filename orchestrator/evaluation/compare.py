@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
-from orchestrator.evaluation.metrics.paired import Graded, Question, paired_difference
+from orchestrator.evaluation.metrics.paired import Question, QuestionScore, paired_difference
 from orchestrator.evaluation.metrics.text import mean_score
 from orchestrator.evaluation.metrics.uncertainty import Estimate
-from orchestrator.evaluation.result_files import MetricName, Results, graded
+from orchestrator.evaluation.result_files import MetricName, Results, score_questions
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """Two strategies on the questions that both have a score for. `difference` is second - first, paired.
 
     `left_out` counts the places of the datasets at which both have a score, but of other questions: their data differ.
@@ -56,7 +56,7 @@ def compare(
     point_tolerance_px: float = POINT_TOLERANCE_PX,
     strategy: str | None = None,
     against: str | None = None,
-) -> list[Compared]:
+) -> list[Comparison]:
     """Compare `strategy` of the first with `against` of the second (default: the same).
 
     Without a name, sets of one strategy each are compared whatever it is called, and others strategy by strategy where
@@ -66,7 +66,7 @@ def compare(
     metric = metric or headline_metric(first, second)
     for left, right in _pairs(first, second, strategy, against):
         chosen = first.of_strategy(left), second.of_strategy(right)
-        ours, theirs = (graded(results, metric, threshold, point_tolerance_px) for results in chosen)
+        ours, theirs = (score_questions(results, metric, threshold, point_tolerance_px) for results in chosen)
         both = ours.keys() & theirs.keys()
         alone = ours.keys() - both, theirs.keys() - both
         left_out = _places(alone[0]) & _places(alone[1])
@@ -77,7 +77,7 @@ def compare(
                 "under one protocol",
             )
         compared.append(
-            Compared(
+            Comparison(
                 first=left or first.source,
                 second=right or second.source,
                 metric=metric.value,
@@ -118,7 +118,7 @@ def _pairs(
     return common
 
 
-def _only(scores: Mapping[Question, Graded], keys: set[Question]) -> dict[Question, Graded]:
+def _only(scores: Mapping[Question, QuestionScore], keys: set[Question]) -> dict[Question, QuestionScore]:
     return {key: scores[key] for key in scores if key in keys}
 
 

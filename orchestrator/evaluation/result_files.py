@@ -13,11 +13,11 @@ from typing import Any
 from infra.contract.errors import InvalidArgumentError, LoraRetrieverError, NotFoundError
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX, is_actions
 from orchestrator.evaluation.metrics.action import ActionMetric, ActionTypeMetric, score_action_parts
-from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, answer_at, graded_steps, score_episodes
+from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, answer_at, score_episodes, score_steps
 from orchestrator.evaluation.metrics.floor import Metric
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD, LegacyMetric
-from orchestrator.evaluation.metrics.paired import Graded, Question, digest
-from orchestrator.evaluation.metrics.text import TEXT_SCORES, AnsweredText, graded_texts, mean_score
+from orchestrator.evaluation.metrics.paired import Question, QuestionScore, content_digest
+from orchestrator.evaluation.metrics.text import TEXT_SCORES, AnsweredText, mean_score, score_answers
 from orchestrator.evaluation.metrics.uncertainty import Estimate
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.scoring import answered_episodes, answered_texts
@@ -34,7 +34,7 @@ class MetricName(StrEnum):
     BLEU = "bleu"
 
     @property
-    def is_of_texts(self) -> bool:
+    def scores_texts(self) -> bool:
         """Whether whole answers are scored, each in [0, 1], and episodes are not."""
         return self.value in TEXT_SCORES
 
@@ -64,7 +64,7 @@ class FileScore:
     argument: float | None = None
 
     @property
-    def is_of_texts(self) -> bool:
+    def scores_texts(self) -> bool:
         """Whether it is the mean of whole answers, by a metric of texts or by a judge."""
         return self.metric not in (MetricName.ACTION, MetricName.ACTION_TYPE, MetricName.LEGACY)
 
@@ -162,8 +162,8 @@ def score_results(
     point_tolerance_px: float = POINT_TOLERANCE_PX,
 ) -> FileScore:
     """Score the results of one strategy."""
-    if metric.is_of_texts:
-        return score_of_answers(mean_score(graded(results, metric)), results, metric.value)
+    if metric.scores_texts:
+        return score_of_answers(mean_score(score_questions(results, metric)), results, metric.value)
     score = score_episodes(results.episodes, _metric(metric, threshold, point_tolerance_px))
     parts = score_action_parts(results.episodes, point_tolerance_px) if metric is MetricName.ACTION else None
     return FileScore(
@@ -201,16 +201,16 @@ def score_of_answers(score: Estimate, results: Results, metric: str) -> FileScor
     )
 
 
-def graded(
+def score_questions(
     results: Results,
     metric: MetricName,
     threshold: float = LEGACY_THRESHOLD,
     point_tolerance_px: float = POINT_TOLERANCE_PX,
-) -> dict[Question, Graded]:
+) -> dict[Question, QuestionScore]:
     """Return the score of every step (of every answer, for metrics of texts) that there is one of."""
-    if metric.is_of_texts:
-        return graded_texts(results.answers, TEXT_SCORES[metric.value])
-    return graded_steps(results.episodes, _metric(metric, threshold, point_tolerance_px))
+    if metric.scores_texts:
+        return score_answers(results.answers, TEXT_SCORES[metric.value])
+    return score_steps(results.episodes, _metric(metric, threshold, point_tolerance_px))
 
 
 def read_results(path: Path) -> Results:
@@ -270,7 +270,7 @@ def _row(fields: Any, seen: Counter[str]) -> Record | AnsweredEpisode:
     episode = str(fields.get("episode_id", ""))
     seen[episode] += 1
     name = f"{episode}-{seen[episode]}"
-    return AnsweredEpisode("", f"{name}-{digest(*truths)}", truths, answers, name)
+    return AnsweredEpisode("", f"{name}-{content_digest(*truths)}", truths, answers, name)
 
 
 def _texts(fields: dict[str, Any], name: str) -> tuple[str, ...]:

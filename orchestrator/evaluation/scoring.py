@@ -9,7 +9,7 @@ from functools import lru_cache
 from orchestrator.evaluation.actions import is_actions, split_actions
 from orchestrator.evaluation.metrics.episodes import AnsweredEpisode
 from orchestrator.evaluation.metrics.floor import Metric
-from orchestrator.evaluation.metrics.paired import Graded, Question, digest
+from orchestrator.evaluation.metrics.paired import Question, QuestionScore, content_digest
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters
 from orchestrator.evaluation.metrics.text import TEXT_SCORES, AnsweredText
 from orchestrator.evaluation.records import Record, Sample
@@ -24,25 +24,25 @@ def answered_episodes(records: Iterable[Record]) -> list[AnsweredEpisode]:
     by the parser of the action language, and a failed sample leaves nothing of its episode to score.
     """
     by_episode: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in filter(wants_actions, records):
+    for record in filter(expects_actions, records):
         by_episode[record.sample.dataset, record.sample.episode_id].append(record)
     return [_episode(together) for together in by_episode.values()]
 
 
-def wants_actions(record: Record) -> bool:
+def expects_actions(record: Record) -> bool:
     """Whether the true answer is in the action language, and not any text."""
     return _is_actions(record.sample.truth)
 
 
 def whole_answers(records: Iterable[Record]) -> list[AnsweredText]:
     """Return the answers to questions whose truth is not in the action language."""
-    return answered_texts(record for record in records if not wants_actions(record))
+    return answered_texts(record for record in records if not expects_actions(record))
 
 
-def graded_by_judge(records: Iterable[Record], grades: Mapping[str, float]) -> dict[Question, Graded]:
+def judge_scores(records: Iterable[Record], grades: Mapping[str, float]) -> dict[Question, QuestionScore]:
     """Return the grade of every question that a judge has graded; `grades` are by sample key."""
     return {
-        _question(asked): Graded(asked.cluster, grades[asked.key])
+        _question(asked): QuestionScore(asked.cluster, grades[asked.key])
         for record in records
         for asked in (record.sample,)
         if asked.key in grades
@@ -73,10 +73,11 @@ def ranked_adapters(records: Iterable[Record]) -> list[RankedAdapters]:
     ]
 
 
-def scores_of(record: Record, metrics: Sequence[Metric]) -> Mapping[str, list[bool] | float] | None:
+def record_scores(record: Record, metrics: Sequence[Metric]) -> Mapping[str, list[bool] | float] | None:
     """Return the scores of one sample by metric, None where it has no answer: those of `step_scores`, or where the
-    truth is not in the action language those of the whole answer, each in [0, 1]."""
-    return step_scores(record, metrics) if wants_actions(record) else text_scores(record)
+    truth is not in the action language those of the whole answer, each in [0, 1].
+    """
+    return step_scores(record, metrics) if expects_actions(record) else text_scores(record)
 
 
 def text_scores(record: Record) -> dict[str, float] | None:
@@ -102,7 +103,7 @@ def step_scores(record: Record, metrics: Sequence[Metric]) -> dict[str, list[boo
 
 
 def _question(asked: Sample) -> Question:
-    return Question(asked.dataset, asked.episode_id, asked.step, digest(asked.cluster, asked.truth))
+    return Question(asked.dataset, asked.episode_id, asked.step, content_digest(asked.cluster, asked.truth))
 
 
 def _episode(records: Sequence[Record]) -> AnsweredEpisode:

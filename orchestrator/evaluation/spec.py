@@ -62,10 +62,10 @@ class DatasetSpec:
             raise InvalidArgumentError("uri", f"dataset {self.name!r} names no file; give its JSONL file")
         if any("\ud800" <= character <= "\udfff" for character in self.uri):
             raise InvalidArgumentError("uri", f"{self.uri!r} is no path in UTF-8; rename the file or its folder")
-        if self.name or not self.is_many:
+        if self.name or not self.is_pattern:
             _check_name(self.name)
         if self.adapter_id:
-            check_adapter_id(self.adapter_id.replace("{}", "x") if self.is_many else self.adapter_id)
+            check_adapter_id(self.adapter_id.replace("{}", "x") if self.is_pattern else self.adapter_id)
         if self.adapter_id and self.adapter_field:
             raise InvalidArgumentError(
                 "adapter_field", f"dataset {self.name!r} has adapter_id {self.adapter_id!r} already; give one of them"
@@ -78,12 +78,12 @@ class DatasetSpec:
             )
 
     @property
-    def is_many(self) -> bool:
+    def is_pattern(self) -> bool:
         """Whether `uri` is a pattern, or a folder written with a slash at its end."""
         return self.uri.endswith("/") or any(character in self.uri for character in "*?[")
 
     @property
-    def knows_adapters(self) -> bool:
+    def names_adapter(self) -> bool:
         """Whether the adapter that was trained for each row is known."""
         return bool(self.adapter_id or self.adapter_field)
 
@@ -104,7 +104,7 @@ class EvaluatedStrategy:
     def __post_init__(self) -> None:
         if self.name:
             _check_name(self.name)
-        if self.exclude_own_adapter and not (self.strategy.retrieves or self.strategy.takes_any):
+        if self.exclude_own_adapter and not (self.strategy.retrieves or self.strategy.ignores_prompt):
             raise InvalidArgumentError(
                 "exclude_own_adapter", f"{self.strategy.value} retrieves nothing, so there is no adapter to exclude"
             )
@@ -164,7 +164,7 @@ class EvaluationSpec:
             if strategy.strategy is not AnswerStrategy.ORACLE and not strategy.exclude_own_adapter:
                 continue
             for index, dataset in enumerate(self.datasets):
-                if not dataset.knows_adapters:
+                if not dataset.names_adapter:
                     raise InvalidArgumentError(
                         f"datasets[{index}].adapter_id",
                         f"strategy {strategy.label!r} must know the adapter trained for dataset {dataset.name!r}; "

@@ -123,7 +123,8 @@ def _open(folder: str) -> tuple[Any, str]:
 
 def _check_protocols(uri: str) -> None:
     """Raise ConfigurationError for a protocol of a URI, or of the links of a chain such as "simplecache::s3://x", that
-    is not known, or whose library is missing."""
+    is not known, or whose library is missing.
+    """
     for link in uri.split("::") if "://" in uri else ():
         protocol = link.partition("://")[0]
         try:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from infra.contract.errors import FailedPreconditionError
 from orchestrator.evaluation.data.datasets import read_datasets
-from orchestrator.evaluation.data.files import MAX_DATASET_BYTES, settle
-from orchestrator.evaluation.protocols import DEFAULT_MAX_SAMPLES, plan, shards
+from orchestrator.evaluation.data.files import MAX_DATASET_BYTES, resolve_datasets
+from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES, plan_samples, split_into_shards
 from orchestrator.evaluation.report.summarize import dataset_files
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.jobs.ledger.types import NewEvaluation
@@ -39,8 +39,8 @@ async def plan_job(spec: EvaluationSpec, options: JobOptions, system: System) ->
         InvalidArgumentError: a dataset cannot be read, or the job is too large.
         FailedPreconditionError: a dataset has another content, or the catalogue lacks an adapter, than the spec says.
     """
-    settled = await asyncio.to_thread(settle, spec, options.dataset_roots, options.max_dataset_bytes)
-    job = await asyncio.to_thread(_plan, settled, options, await system.running())
+    resolved = await asyncio.to_thread(resolve_datasets, spec, options.dataset_roots, options.max_dataset_bytes)
+    job = await asyncio.to_thread(_plan, resolved, options, await system.running())
     await _check_true_adapters(job, system)
     return job
 
@@ -53,11 +53,11 @@ def _plan(spec: EvaluationSpec, options: JobOptions, running: RunningSystem) -> 
         image_root=spec.image_root,
         max_bytes=options.max_dataset_bytes,
     )
-    samples = plan(spec, contents, options.max_samples)
+    samples = plan_samples(spec, contents, options.max_samples)
     bad_rows = [bad_row for content in contents for bad_row in content.bad_rows]
     return NewEvaluation(
         spec=spec,
-        shards=shards(samples, spec.shard_size or options.shard_size),
+        shards=split_into_shards(samples, spec.shard_size or options.shard_size),
         output_uri=options.output_uri,
         bad_rows=[asdict(bad_row) for bad_row in bad_rows[:_MAX_BAD_ROWS]],
         bad_row_count=len(bad_rows),

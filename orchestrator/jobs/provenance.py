@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from infra.contract.adapter import Adapter
 from infra.contract.errors import LoraRetrieverError
+from infra.contract.retrieval import CatalogueInfo
 from infra.runtime.logs import get_logger
 from orchestrator.answering.model_info import ModelInfo
 
@@ -39,20 +40,17 @@ class RunningSystem:
 
 
 class ModelSource(Protocol):
-    """Describes the base model: orchestrator.clients.services.GenerationClient."""
+    """Describes the base model: orchestrator.clients.generation.GenerationClient."""
 
     async def get_model(self, timeout_s: float | None = None) -> ModelInfo:
         """Return the base model that runs."""
 
 
 class CatalogueSource(Protocol):
-    """Describes the adapter catalogue: orchestrator.clients.services.RetrievalClient."""
+    """Describes the adapter catalogue: orchestrator.clients.retrieval.RetrievalClient."""
 
-    async def catalogue_revision(self, timeout_s: float | None = None) -> str:
-        """Return the catalogue's revision."""
-
-    async def embedder_fingerprint(self, timeout_s: float | None = None) -> str:
-        """Return the embedder's fingerprint."""
+    async def get_catalogue(self, timeout_s: float | None = None) -> CatalogueInfo:
+        """Return the catalogue's revision and the embedder's fingerprint."""
 
     async def list_adapters(
         self, base_model: str = "", kind: str = "", tags: Sequence[str] = (), timeout_s: float | None = None
@@ -69,17 +67,15 @@ class System:
 
     async def running(self) -> RunningSystem:
         """Return what runs now."""
-        model, catalogue, embedder = await asyncio.gather(
-            _or_none(self.generation.get_model(_TIMEOUT_S)),
-            _or_none(self.retrieval.catalogue_revision(_TIMEOUT_S)),
-            _or_none(self.retrieval.embedder_fingerprint(_TIMEOUT_S)),
+        model, catalogue = await asyncio.gather(
+            _or_none(self.generation.get_model(_TIMEOUT_S)), _or_none(self.retrieval.get_catalogue(_TIMEOUT_S))
         )
         return RunningSystem(
             base_model=model.base_model if model else "",
             base_model_revision=model.revision if model else "",
             dtype=model.dtype if model else "",
-            catalogue_revision=catalogue or "",
-            embedder=embedder or "",
+            catalogue_revision=catalogue.revision if catalogue else "",
+            embedder=catalogue.embedder_fingerprint if catalogue else "",
         )
 
     async def adapter_ids(self) -> frozenset[str] | None:

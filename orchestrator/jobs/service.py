@@ -9,7 +9,7 @@ from typing import Protocol
 
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, OverloadedError
 from infra.runtime.logs import get_logger
-from orchestrator.evaluation.report.job_folder import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
+from orchestrator.evaluation.report.output_files import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.evaluation.storage import read_text
 from orchestrator.jobs import metrics as job_metrics
@@ -29,7 +29,7 @@ MAX_ACTIVE_JOBS = 500
 
 _WATCH_INTERVAL_S = 0.25  # A watch polls Redis with one HMGET; shorter than a person notices.
 _MAX_REPORT_CHARACTERS = 24 * 2**20  # Up to four bytes a character in UTF-8; the default message limit is 64 MiB.
-_NO_WORKER = "no worker is running; start one with 'python -m orchestrator.jobs.worker'"
+_NO_WORKER = "no worker is running; start one with 'loraretriever worker'"
 
 
 class Dispatcher(Protocol):

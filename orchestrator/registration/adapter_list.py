@@ -12,12 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from infra.contract.adapter import Adapter
 from infra.contract.errors import CheckpointError, InvalidArgumentError, LoraRetrieverError
-from orchestrator.registration.adapter_folder import adapter_of
-from orchestrator.registration.training_examples import vectors_of
+from orchestrator.registration.peft_folder import read_adapter
+from orchestrator.registration.training_examples import read_vectors
 
 _KIND_BY_PREFIX = ("app", "category")
 _SPARE_FIELDS = ("kind", "display_name", "base_model")
@@ -41,7 +39,9 @@ class BadEntry:
     problem: str
 
 
-def read_list(file: Path, *, base_model: str = "", kind: str = "") -> list[tuple[int, ListedAdapter] | BadEntry]:
+def read_adapter_list(
+    file: Path, *, base_model: str = "", kind: str = ""
+) -> list[tuple[int, ListedAdapter] | BadEntry]:
     """Return the entries in order, each with its place, or why it cannot be read.
 
     Paths are relative to the file's folder, or to the working folder where nothing is there. The base model is
@@ -57,8 +57,10 @@ def read_list(file: Path, *, base_model: str = "", kind: str = "") -> list[tuple
     return [_entry(index, entry, file.resolve().parent, base_model, kind) for index, entry in enumerate(content)]
 
 
-def write_list(file: Path, listed: Sequence[ListedAdapter]) -> None:
+def write_adapter_list(file: Path, listed: Sequence[ListedAdapter]) -> None:
     """Write adapters so that `read_list` gives them back, their vectors in a folder beside the file."""
+    import numpy as np  # deferred: an installation without extras has clients and no numpy
+
     folder = file.with_name(f"{file.stem}.vectors")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,7 @@ def _listed(entry: dict[str, Any], folder: Path, base_model: str, kind: str) -> 
     named = base_model or spare["base_model"]
     if not checkpoint.is_dir() and not named:
         raise CheckpointError(f"lora_path: {texts['lora_path']} is no folder here; make it one, or add --base-model")
-    adapter = adapter_of(
+    adapter = read_adapter(
         texts["lora_name"],
         checkpoint,
         base_model=named,
@@ -118,7 +120,7 @@ def _listed(entry: dict[str, Any], folder: Path, base_model: str, kind: str) -> 
         display_name=spare["display_name"],
         description=texts["description"],
     )
-    vectors = vectors_of(_located(texts["embedding_path"], folder))
+    vectors = read_vectors(_located(texts["embedding_path"], folder))
     return ListedAdapter(_with_known(adapter, entry), tuple(vectors), _text(entry, "embedder_fingerprint"))
 
 

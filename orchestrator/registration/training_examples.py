@@ -9,7 +9,7 @@ from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import ImagePart, Prompt
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.data.datasets import read_dataset
-from orchestrator.evaluation.protocols import plan
+from orchestrator.evaluation.planning import plan_samples
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 
@@ -24,7 +24,7 @@ def example_prompts(
     """
     if count < 1:
         raise InvalidArgumentError("count", f"must be at least 1, got {count}")
-    return [prompt_of(sample) for sample in ranked_samples(file, seed=seed, protocol=protocol)[:count]]
+    return [sample_prompt(sample) for sample in ranked_samples(file, seed=seed, protocol=protocol)[:count]]
 
 
 def ranked_samples(file: Path, *, seed: int, protocol: PromptProtocol = PromptProtocol.STEP) -> list[Sample]:
@@ -32,12 +32,12 @@ def ranked_samples(file: Path, *, seed: int, protocol: PromptProtocol = PromptPr
     return sorted(_samples(file, protocol), key=lambda sample: _rank(sample, seed))
 
 
-def prompt_of(sample: Sample) -> Prompt:
+def sample_prompt(sample: Sample) -> Prompt:
     """Return the prompt that a sample asks."""
-    return Prompt.of(sample.text, [image_of(image) for image in sample.images])
+    return Prompt.of(sample.text, [load_image(image) for image in sample.images])
 
 
-def image_of(file: Path) -> ImagePart:
+def load_image(file: Path) -> ImagePart:
     """Return the image in a file. Raises InvalidArgumentError when it cannot be read."""
     try:
         return ImagePart(file.read_bytes())
@@ -45,7 +45,7 @@ def image_of(file: Path) -> ImagePart:
         raise InvalidArgumentError("image", f"{file} cannot be read: {error.strerror}") from error
 
 
-def vectors_of(file: Path) -> list[bytes]:
+def read_vectors(file: Path) -> list[bytes]:
     """Return the vectors of a `.npy` file, one mean [d] or m vectors [m, d], as little-endian float32 bytes."""
     import numpy as np
 
@@ -62,7 +62,7 @@ def _samples(file: Path, protocol: PromptProtocol) -> list[Sample]:
     dataset = DatasetSpec("examples", str(file.resolve()))
     spec = EvaluationSpec((dataset,), (EvaluatedStrategy(AnswerStrategy.BASE),), protocol)
     content = read_dataset(dataset, protocol=protocol, roots=[Path(file.resolve().anchor)])
-    return plan(spec, [content])
+    return plan_samples(spec, [content])
 
 
 def _rank(sample: Sample, seed: int) -> str:

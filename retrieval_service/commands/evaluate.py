@@ -14,8 +14,8 @@ from infra.contract.retrieval import RetrievalOptions, RetrievalStrategy, Weight
 
 if TYPE_CHECKING:
     from retrieval_service.clients import Client
-    from retrieval_service.commands.measured import Measured
-    from retrieval_service.evaluation.labelled import LabelledRows
+    from retrieval_service.commands.report import Measured
+    from retrieval_service.evaluation.labelled_prompts import LabelledRows
     from retrieval_service.evaluation.outcomes import Outcome
     from retrieval_service.strategies.examples import ExampleSet
 
@@ -61,14 +61,14 @@ def evaluate(
     its adapter, which is built from the others. Or prompts of a labelled dataset, asked of the running service.
     """
     _check_together(vectors, data, kind, base_model, few)
-    from retrieval_service.commands.measured import Measured, show
-    from retrieval_service.commands.said import errors
+    from retrieval_service.commands.output import errors
+    from retrieval_service.commands.report import Measured, show
 
     plan = _Plan(_strategies(strategy or []), weighting or [Weighting.SOFTMAX], temperature, top_k)
     measured: list[Measured]
     if data:
         from retrieval_service.commands.service import connected
-        from retrieval_service.evaluation.labelled import read_labelled
+        from retrieval_service.evaluation.labelled_prompts import read_labelled
 
         content = read_labelled(data, max_images)
         for problem in content.problems:
@@ -81,7 +81,7 @@ def evaluate(
         examples = _examples(context, retrieval_target, vectors, base_model, kind)
         measured = _tried(examples, plan, kind, few, seed)
     if confusion is not None:
-        from retrieval_service.evaluation.picture import draw
+        from retrieval_service.evaluation.confusion_matrix import draw
 
         draw(measured[0].figures, confusion)
     show(measured, as_json=as_json)
@@ -143,7 +143,7 @@ class _Plan:
 
 
 def _tried(examples: ExampleSet, plan: _Plan, kind: str, few: int | None, seed: int) -> list[Measured]:
-    from retrieval_service.commands.measured import Measured
+    from retrieval_service.commands.report import Measured
     from retrieval_service.evaluation.leave_one_out import few_examples, leave_one_out
     from retrieval_service.evaluation.outcomes import figures
 
@@ -167,7 +167,7 @@ def _ask(
     service: Client, content: LabelledRows, plan: _Plan, options: RetrievalOptions
 ) -> dict[RetrievalStrategy, dict[Weighting, list[Outcome]]]:
     """Ask twice: for a rank among as many adapters as may be asked for, and for the weights of `top_k`."""
-    from retrieval_service.evaluation.labelled import outcome
+    from retrieval_service.evaluation.labelled_prompts import outcome
 
     found: dict[RetrievalStrategy, dict[Weighting, list[Outcome]]] = {one: {} for one in plan.strategies}
     for name, each in product(plan.strategies, plan.weightings):

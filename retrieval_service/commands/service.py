@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
-from infra.contract.errors import UnavailableError
+from infra.contract.errors import UnavailableError, UnreachableError
 from infra.runtime.channel import ChannelOptions
 from retrieval_service.clients import Client, client
 
@@ -30,7 +30,7 @@ def connected(context: typer.Context, flag: str) -> Iterator[Client]:
     try:
         with client(found.channel) as service:
             yield service
-    except UnavailableError as error:
-        if error.message.startswith(f"{found.address} cannot be reached"):
+    except UnreachableError as error:
+        if error.target == found.address:
             raise UnavailableError(found.remedy) from error
         raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from infra.contract.errors import ConfigurationError
 from infra.runtime.images import ImageLimits
 from retrieval_service.embedders.base import LateFusion
-from retrieval_service.embedders.parts import PartEmbedder
+from retrieval_service.embedders.part_embedder import PartEmbedder
 from retrieval_service.settings import RetrievalSettings
 
 if TYPE_CHECKING:

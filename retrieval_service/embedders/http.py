@@ -20,7 +20,7 @@ from infra.runtime.images import ImageLimits, decode_image
 from infra.runtime.logs import get_logger
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
 from retrieval_service.embedders.http_client import Endpoint, HttpClient
-from retrieval_service.embedders.parts import PartEmbedder, PartKind, Patience, Row, for_ever
+from retrieval_service.embedders.part_embedder import PartEmbedder, PartKind, Patience, Row, for_ever
 
 log = get_logger(__name__)
 

@@ -26,8 +26,8 @@ from infra.runtime.images import ImageLimits, decode_image
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
 from retrieval_service.embedders.jina_checkpoint import load_checkpoint
 from retrieval_service.embedders.jina_files import read_json
-from retrieval_service.embedders.parts import PartEmbedder, PartKind, Patience, Row, for_ever
-from retrieval_service.embedders.placement import device_of, dim_of, dtype_of
+from retrieval_service.embedders.part_embedder import PartEmbedder, PartKind, Patience, Row, for_ever
+from retrieval_service.embedders.torch_model import device_of, dim_of, dtype_of
 
 IMAGE_PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>\n"
 _CHARACTERS_PER_TOKEN = 64  # a bound on the tokenizer's work: no token of ordinary text is longer

@@ -20,8 +20,8 @@ from infra.contract.errors import CheckpointError, ConfigurationError
 from infra.contract.prompt import ImagePart
 from infra.runtime.logs import get_logger
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
-from retrieval_service.embedders.parts import PartEmbedder, PartKind, Patience, Row, check_vectors, for_ever
-from retrieval_service.embedders.placement import device_of, dtype_of
+from retrieval_service.embedders.part_embedder import PartEmbedder, PartKind, Patience, Row, check_vectors, for_ever
+from retrieval_service.embedders.torch_model import device_of, dtype_of
 from retrieval_service.embedders.weights import weights_digest
 
 log = get_logger(__name__)

@@ -35,9 +35,10 @@ from infra.runtime.server import ServerOptions, aio_server
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.clients.evaluation import EvaluationClient
-from orchestrator.clients.services import GenerationClient, RetrievalClient
+from orchestrator.clients.generation import GenerationClient
+from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.evaluation.data.files import file_sha256
-from orchestrator.evaluation.protocols import step_text
+from orchestrator.evaluation.planning import step_text
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.ledger import Ledger

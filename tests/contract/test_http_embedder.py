@@ -35,9 +35,9 @@ from infra.runtime.error_table import from_rpc_error
 from infra.runtime.server import ServerOptions, sync_server
 from infra.runtime.wire import prompt_to_proto
 from retrieval_service.assembly import loaded
-from retrieval_service.batcher import BatchedEmbedder
 from retrieval_service.embedders import http_client
 from retrieval_service.embedders.base import normalise
+from retrieval_service.embedders.batcher import BatchedEmbedder
 from retrieval_service.embedders.http import HttpEmbedder, HttpOptions
 from retrieval_service.embedders.http_client import Endpoint
 from retrieval_service.settings import RetrievalSettings

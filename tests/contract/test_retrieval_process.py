@@ -18,9 +18,9 @@ from loraretriever.v1.retrieval_service_pb2_grpc import RetrievalServiceStub
 from infra.contract.prompt import Prompt
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.wire import adapter_to_proto, prompt_to_proto
-from retrieval_service.catalogue import Catalogue
-from retrieval_service.points import AdapterFilter
-from retrieval_service.qdrant import LocalFolder, Qdrant
+from retrieval_service.catalogue.catalogue import Catalogue
+from retrieval_service.catalogue.points import AdapterFilter
+from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant
 from tests.support.checkpoints.jina_v4 import HIDDEN, tiny_jina
 
 pb = retrieval_service_pb2

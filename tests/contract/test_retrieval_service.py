@@ -32,11 +32,11 @@ from infra.runtime.error_table import from_rpc_error
 from infra.runtime.images import ImageLimits
 from infra.runtime.server import ServerOptions, sync_server
 from infra.runtime.wire import prompt_to_proto
-from retrieval_service.catalogue import Catalogue
+from retrieval_service.catalogue.catalogue import Catalogue
+from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant
 from retrieval_service.embedders.base import FloatArray
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options
 from retrieval_service.indexing import Indexer
-from retrieval_service.qdrant import LocalFolder, Qdrant
 from retrieval_service.retriever import RetrievalDefaults, Retriever
 from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
 from tests.support.checkpoints.jina_v4 import HIDDEN, tiny_jina
@@ -357,15 +357,35 @@ def test_filters_limits_and_minimum_hold_for_every_strategy(
     assert ids(matches(stub, asked, strategy=chosen, top_k=10)) == ids(found)[1:]
 
 
-def test_an_unknown_base_model_is_named_with_those_there_are(stub: RetrievalServiceStub, failing: Failing) -> None:
-    options = pb.RetrievalOptions(base_model="unknown")
-    assert matches(stub, said("x"), base_model="unknown") == []
+def reason_of(stub: RetrievalServiceStub, **options: Any) -> str:
+    """Return why retrieval for one prompt is empty."""
+    request = pb.RetrieveAdaptersRequest(prompts=[said("x")], options=pb.RetrievalOptions(**options))
+    (selection,) = stub.RetrieveAdapters(request).selections
+    return pb.SelectionReason.Name(selection.reason).removeprefix("SELECTION_REASON_")
+
+
+def test_empty_selection_says_why(stub: RetrievalServiceStub) -> None:
+    assert reason_of(stub) == "EMPTY_CATALOGUE"
+    assert reason_of(stub, base_model="unknown") == "EMPTY_CATALOGUE"
     create(stub, "one", "x")
-    error = failing("RetrieveAdapters", pb.RetrieveAdaptersRequest(prompts=[said("x")], options=options))
-    assert isinstance(error, InvalidArgumentError)
-    assert error.field == "options.base_model"
-    assert "'unknown'" in error.message
-    assert "adapters of tiny" in error.message
+    assert reason_of(stub) == "UNSPECIFIED", "there is a match"
+    assert reason_of(stub, base_model="unknown") == "NO_ADAPTERS_OF_MODEL"
+    assert reason_of(stub, base_model="tiny", exclude=["one"]) == "NO_ADAPTERS_ALLOWED"
+    assert reason_of(stub, kind="unknown") == "NO_ADAPTERS_ALLOWED"
+    assert reason_of(stub, min_similarity=1.0, include=["one"], exclude=["one"]) == "NO_ADAPTERS_ALLOWED"
+    create(stub, "two", "something else entirely")
+    assert reason_of(stub, include=["two"], min_similarity=1.0) == "BELOW_MINIMUM_SIMILARITY"
+
+
+def test_catalogue_is_described_as_a_whole(stub: RetrievalServiceStub, embedder: JinaV4Embedder) -> None:
+    empty = stub.GetCatalogue(pb.GetCatalogueRequest())
+    assert (empty.embedder_fingerprint, empty.dimension) == (embedder.fingerprint, HIDDEN)
+    assert (empty.adapter_count, empty.stale) == (0, False)
+    create(stub, "one", "x")
+    filled = stub.GetCatalogue(pb.GetCatalogueRequest())
+    assert filled.adapter_count == 1
+    assert filled.catalogue_revision == stub.ListAdapters(pb.ListAdaptersRequest()).catalogue_revision
+    assert filled.catalogue_revision != empty.catalogue_revision
 
 
 def test_the_vectors_of_an_adapter_are_returned_when_asked_for(

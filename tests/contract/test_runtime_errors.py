@@ -25,6 +25,7 @@ from infra.contract.errors import (
     OverloadedError,
     UnavailableError,
     UnimplementedError,
+    UnreachableError,
 )
 from infra.runtime.channel import ChannelOptions, aio_channel, sync_channel
 from infra.runtime.error_table import DETAILS_KEY, STATUS_OF, from_rpc_error, request_id_of, to_status, translated
@@ -193,8 +194,17 @@ def test_an_error_of_a_service_behind_keeps_its_class() -> None:
 def test_an_unreachable_server_is_named_with_the_remedy(client: Kind) -> None:
     options = ChannelOptions("127.0.0.1:1", max_attempts=1)
     message = r"retrieval at 127\.0\.0\.1:1 cannot be reached; see that it runs"
-    with pytest.raises(UnavailableError, match=message), translated("retrieval at 127.0.0.1:1"):
+    with pytest.raises(UnreachableError, match=message) as raised, translated("retrieval at 127.0.0.1:1"):
         generate(client, options)
+    assert raised.value.target == "retrieval at 127.0.0.1:1"
+
+
+def test_server_that_reports_another_one_unreachable_is_not_taken_for_it() -> None:
+    behind = UnreachableError("127.0.0.1:1 cannot be reached", target="127.0.0.1:1")
+    with serving("sync", Raise(behind)) as running:
+        with pytest.raises(UnreachableError) as raised, translated(running.address):
+            generate("sync", ChannelOptions(running.address, max_attempts=1))
+        assert raised.value.target == "127.0.0.1:1" != running.address
 
 
 @pytest.mark.parametrize("client", KINDS)

@@ -179,7 +179,7 @@ def everything_can_be_reclaimed(stack: GenerationStack) -> None:
     assert stack.residency.ranks > 0
     assert stack.residency._placement._make_room(BANK_RANKS)
     assert (stack.bank.free, stack.bank.largest_free, stack.residency.ranks) == (BANK_RANKS, BANK_RANKS, 0)
-    assert not any(shelf.a.any() or shelf.b.any() for shelf in stack.bank.shelves)
+    assert not any(group.a.any() or group.b.any() for group in stack.bank.groups)
 
 
 def greedy_answers_are_those_of_each_alone(

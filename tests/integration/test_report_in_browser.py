@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.evaluation.report.html.page import render_html
-from orchestrator.evaluation.report.html.samples import PictureBudget
+from orchestrator.evaluation.report.html.samples import ThumbnailBudget
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts
 from orchestrator.evaluation.spec import PromptProtocol
@@ -39,7 +39,7 @@ def written(folder: Path, *, hostile: bool = False, size: int = 60) -> Path:
     records = hostile_records(folder) if hostile else many_records(folder, size)
     file = folder / "report.html"
     file.write_text(
-        render_html(summarize(records, JobFacts(SPEC)), records, PictureBudget((folder,))), encoding="utf-8"
+        render_html(summarize(records, JobFacts(SPEC)), records, ThumbnailBudget((folder,))), encoding="utf-8"
     )
     return file
 

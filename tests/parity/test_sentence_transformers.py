@@ -19,8 +19,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from infra.contract.errors import CheckpointError, ConfigurationError, InvalidArgumentError
 from infra.contract.prompt import Prompt
-from retrieval_service.batcher import BatchedEmbedder
 from retrieval_service.embedders.base import FloatArray
+from retrieval_service.embedders.batcher import BatchedEmbedder
 from retrieval_service.embedders.sentence_transformers import SentenceOptions, SentenceTransformersEmbedder
 from tests.support.checkpoints.sentence_transformers import DENSE, HIDDEN, write_sentence_model
 from tests.support.harness.images import png_part

@@ -32,6 +32,8 @@ from infra.runtime.wire.prompt import (
     prompts_from_proto,
 )
 from infra.runtime.wire.retrieval import (
+    catalogue_from_proto,
+    catalogue_to_proto,
     match_from_proto,
     match_to_proto,
     retrieval_options_from_proto,
@@ -55,6 +57,8 @@ from infra.runtime.wire.values import (
 __all__ = [
     "adapter_from_proto",
     "adapter_to_proto",
+    "catalogue_from_proto",
+    "catalogue_to_proto",
     "composition_from_proto",
     "composition_to_proto",
     "datetime_from_timestamp",

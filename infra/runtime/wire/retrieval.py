@@ -6,11 +6,13 @@ from loraretriever.v1 import retrieval_service_pb2
 
 from infra.contract.errors import field_path
 from infra.contract.retrieval import (
+    CatalogueInfo,
     Match,
     RetrievalOptions,
     RetrievalStrategy,
     RetrievalTimings,
     Selection,
+    SelectionReason,
     Weighting,
 )
 from infra.runtime.wire.adapter import adapter_from_proto, adapter_to_proto
@@ -71,12 +73,38 @@ def selection_from_proto(message: retrieval_service_pb2.Selection) -> Selection:
     for index, match in enumerate(message.matches):
         with field_path(f"matches[{index}]"):
             matches.append(match_from_proto(match))
-    return Selection(tuple(matches))
+    reason = enum_from_proto(SelectionReason, retrieval_service_pb2.SelectionReason, message.reason, "reason")
+    return Selection(tuple(matches), reason)
 
 
 def selection_to_proto(selection: Selection) -> retrieval_service_pb2.Selection:
     """Return the matches of one prompt as their message."""
-    return retrieval_service_pb2.Selection(matches=[match_to_proto(match) for match in selection.matches])
+    return retrieval_service_pb2.Selection(
+        matches=[match_to_proto(match) for match in selection.matches],
+        reason=enum_to_proto(retrieval_service_pb2.SelectionReason, selection.reason),
+    )
+
+
+def catalogue_from_proto(message: retrieval_service_pb2.GetCatalogueResponse) -> CatalogueInfo:
+    """Return the description of a catalogue."""
+    return CatalogueInfo(
+        revision=message.catalogue_revision,
+        embedder_fingerprint=message.embedder_fingerprint,
+        dimension=message.dimension,
+        adapter_count=message.adapter_count,
+        stale=message.stale,
+    )
+
+
+def catalogue_to_proto(catalogue: CatalogueInfo) -> retrieval_service_pb2.GetCatalogueResponse:
+    """Return the description of a catalogue as its message."""
+    return retrieval_service_pb2.GetCatalogueResponse(
+        catalogue_revision=catalogue.revision,
+        embedder_fingerprint=catalogue.embedder_fingerprint,
+        dimension=catalogue.dimension,
+        adapter_count=catalogue.adapter_count,
+        stale=catalogue.stale,
+    )
 
 
 def retrieval_timings_from_proto(message: retrieval_service_pb2.RetrievalTimings) -> RetrievalTimings:

@@ -15,8 +15,8 @@ from infra.contract.errors import LoraRetrieverError, UnavailableError
 from orchestrator.cli import output as console
 from orchestrator.cli.connect import reach
 from orchestrator.cli.targets import AsJson, RetrievalTarget, target
-from orchestrator.clients.services import RetrievalClient
-from orchestrator.registration.adapter_list import BadEntry, ListedAdapter, read_list, write_list
+from orchestrator.clients.retrieval import RetrievalClient
+from orchestrator.registration.adapter_list import BadEntry, ListedAdapter, read_adapter_list, write_adapter_list
 
 
 def import_adapters(
@@ -36,7 +36,7 @@ def import_adapters(
 
     An entry that cannot be read or registered is reported, and the others go on; the exit status is then 1.
     """
-    entries = read_list(config, base_model=base_model, kind=kind)
+    entries = read_adapter_list(config, base_model=base_model, kind=kind)
     registered: list[Adapter] = []
     failed: list[BadEntry] = []
 
@@ -76,7 +76,7 @@ def export_adapters(
             return [await retrieval.get_vectors(each.adapter_id) for each in adapters]
 
     listed = asyncio.run(fetch())
-    write_list(file, listed)
+    write_adapter_list(file, listed)
     if as_json:
         console.print_json({"file": file, "exported": [each.adapter.adapter_id for each in listed]})
     else:
@@ -94,7 +94,7 @@ async def _registered(
         index, listed = entry
         adapter = listed.adapter
         if listed.fingerprint and not fingerprint:
-            fingerprint = await retrieval.embedder_fingerprint()
+            fingerprint = (await retrieval.get_catalogue()).embedder_fingerprint
         if listed.fingerprint not in ("", fingerprint):
             made_by = f"its vectors were made by [{listed.fingerprint}], the service embeds with [{fingerprint}]"
             yield BadEntry(index, adapter.adapter_id, f"{made_by}; register it by its examples with 'adapters add'")

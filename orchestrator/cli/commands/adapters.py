@@ -16,10 +16,10 @@ from orchestrator.cli import output as console
 from orchestrator.cli.commands.adapter_files import export_adapters, import_adapters
 from orchestrator.cli.connect import reach
 from orchestrator.cli.targets import AsJson, RetrievalTarget, target
-from orchestrator.clients.services import RetrievalClient
+from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.evaluation.spec import PromptProtocol
-from orchestrator.registration.adapter_folder import adapter_of
-from orchestrator.registration.training_examples import example_prompts, vectors_of
+from orchestrator.registration.peft_folder import read_adapter
+from orchestrator.registration.training_examples import example_prompts, read_vectors
 
 COMPLETION_TIMEOUT_S = 1.0
 
@@ -69,7 +69,7 @@ def add(
     """Register an adapter by training examples: the next request can retrieve it, with no restart."""
     if (examples is None) == (vectors is None):
         raise InvalidArgumentError("", "give either --examples train.jsonl or --vectors embeddings.npy")
-    adapter = adapter_of(
+    adapter = read_adapter(
         name,
         checkpoint,
         base_model=base_model,
@@ -79,7 +79,7 @@ def add(
         description=description,
     )
     prompts = example_prompts(examples, count=count, seed=seed, protocol=protocol) if examples else []
-    given = vectors_of(vectors) if vectors else []
+    given = read_vectors(vectors) if vectors else []
 
     async def register() -> Adapter:
         async with reach(RetrievalClient, target("retrieval", retrieval_target)) as retrieval:

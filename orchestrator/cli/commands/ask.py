@@ -17,13 +17,13 @@ from infra.contract.errors import InternalError
 from infra.contract.generation import Decoding
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection, Weighting
-from orchestrator.answering.pipeline import Answer, Question
+from orchestrator.answering.question import Answer, Question
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli import output as console
 from orchestrator.cli.connect import reach
 from orchestrator.cli.targets import AsJson, OrchestratorTarget, target
-from orchestrator.clients.services import AnswerClient
-from orchestrator.registration.training_examples import image_of
+from orchestrator.clients.answer import AnswerClient
+from orchestrator.registration.training_examples import load_image
 
 ALL_KINDS = "all"
 
@@ -73,7 +73,7 @@ def ask(
 ) -> None:
     """Answer a question with the adapters that fit it; say which they were, and with what weights."""
     question = Question(
-        prompt=Prompt.of(sys.stdin.read() if text == "-" else text, [image_of(file) for file in image or []]),
+        prompt=Prompt.of(sys.stdin.read() if text == "-" else text, [load_image(file) for file in image or []]),
         strategy=AnswerStrategy(merge_method.value),
         retrieval=RetrievalOptions(
             top_k=top_k,

@@ -21,14 +21,14 @@ from orchestrator.cli.options import FailOn, FailUnder, MaxFailed
 from orchestrator.cli.progress import headline_table, shown
 from orchestrator.cli.targets import AsJson, OrchestratorTarget, target
 from orchestrator.clients.evaluation import EvaluationClient
-from orchestrator.evaluation.report.headlines import headlines
-from orchestrator.evaluation.report.job_folder import (
+from orchestrator.evaluation.report.headline_tables import headline_tables
+from orchestrator.evaluation.report.markdown_report import caveats
+from orchestrator.evaluation.report.output_files import (
     REPORT_HTML_FILE,
     SUMMARY_JSON_FILE,
     SUMMARY_MARKDOWN_FILE,
     read_summary,
 )
-from orchestrator.evaluation.report.report import caveats
 from orchestrator.evaluation.report.summary import Summary
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.evaluation.storage import read_text
@@ -217,7 +217,7 @@ def print_headline(found: Report, gate: Gate, as_json: bool) -> None:
     if as_json:
         console.print_text(found.summary_json.rstrip("\n") + "\n")
     else:
-        for each in headlines(summary, intervals=False):
+        for each in headline_tables(summary, intervals=False):
             console.results().print(headline_table(each))
         print_places(found.output_uri)
     warn(summary)

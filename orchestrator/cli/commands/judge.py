@@ -21,16 +21,14 @@ from orchestrator.cli.progress import headline_table
 from orchestrator.cli.result_sources import folder_of, results_in
 from orchestrator.cli.settings import client_settings
 from orchestrator.cli.targets import AsJson, OrchestratorTarget
-from orchestrator.evaluation.judge.client import ChatEndpoint
-from orchestrator.evaluation.judge.judge import DEFAULT_TEMPLATE, JudgePrompt
-from orchestrator.evaluation.judge.judged import judge_records
-from orchestrator.evaluation.report.comparisons import compared
-from orchestrator.evaluation.report.comparisons import judged as judged_table
-from orchestrator.evaluation.report.html.samples import PictureBudget
-from orchestrator.evaluation.report.job_folder import add_judge, read_summary
-from orchestrator.evaluation.report.report import judge_note
+from orchestrator.evaluation.judge.chat_client import ChatEndpoint
+from orchestrator.evaluation.judge.grading import DEFAULT_TEMPLATE, JudgePrompt, grade_records
+from orchestrator.evaluation.report.comparison_tables import judge_table, reportable_differences
+from orchestrator.evaluation.report.html.samples import ThumbnailBudget
+from orchestrator.evaluation.report.markdown_report import judge_note
+from orchestrator.evaluation.report.metric_tables import cells_of
+from orchestrator.evaluation.report.output_files import add_grades, read_summary
 from orchestrator.evaluation.report.summary import ALL, Cell, Summary
-from orchestrator.evaluation.report.tables import of
 from orchestrator.evaluation.spec import EvaluationSpec
 
 CACHE = Path(".loraretriever/judge")
@@ -69,18 +67,18 @@ def judge(
     endpoint = endpoint_of(judge_url, judge_model, judge_rate, judge_concurrency)
     prompt = JudgePrompt(read_prompt(judge_prompt))
     folder = folder_of(job, orchestrator_target)
-    pictures = PictureBudget(picture_roots(read_summary(folder).facts.spec))
+    pictures = ThumbnailBudget(picture_roots(read_summary(folder).facts.spec))
     records = results_in(folder, job).records
     with judging(len(records)) as advance:
-        judged = asyncio.run(judge_records(records, endpoint, prompt, judge_cache, advance))
-    summary = add_judge(folder, judged, records, pictures)
-    table = judged_table(summary)
+        grades = asyncio.run(grade_records(records, endpoint, prompt, judge_cache, advance))
+    summary = add_grades(folder, grades, records, pictures)
+    table = judge_table(summary)
     if as_json:
-        console.print_json({"judge": judged.facts, "strategies": _grades(summary)})
+        console.print_json({"judge": grades.facts, "strategies": _grades(summary)})
     elif table is not None:
         console.results().print(headline_table(table))
         print_places(folder)
-        console.note(judge_note(judged.facts))
+        console.note(judge_note(grades.facts))
     gate.check_scores(measured(summary, lambda cell: cell.judge, (), _graded))
 
 
@@ -90,9 +88,11 @@ def _grades(summary: Summary) -> dict[str, Any]:
         cell.strategy: {
             **asdict(cell.judge),
             "unscored": cell.judge_unscored,
-            "differences": {each.reference: each.judge for each in compared(summary) if each.strategy == cell.strategy},
+            "differences": {
+                each.reference: each.judge for each in reportable_differences(summary) if each.strategy == cell.strategy
+            },
         }
-        for cell in of(summary.groups, ALL)
+        for cell in cells_of(summary.groups, ALL)
     }
 
 

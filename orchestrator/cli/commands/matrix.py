@@ -56,7 +56,7 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.progress import headline_table
 from orchestrator.cli.targets import AsJson, OrchestratorTarget
-from orchestrator.evaluation.report.matrix import Matrix, domain_table, matrix_of, matrix_strategies, render_matrix
+from orchestrator.evaluation.report.matrix import Matrix, build_matrix, domain_table, matrix_strategies, render_matrix
 from orchestrator.evaluation.spec import EvaluationSpec, PromptProtocol
 from orchestrator.jobs.job import Report
 
@@ -140,7 +140,7 @@ def matrix(
 def _show(found: Report, output: Path | None, gate: Gate, as_json: bool) -> None:
     summary = jobs.summary_of(found)
     jobs.warn(summary)
-    made = matrix_of(summary)
+    made = build_matrix(summary)
     if output is not None:
         _write(output, made)
     if as_json:

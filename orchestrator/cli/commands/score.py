@@ -37,8 +37,8 @@ from orchestrator.cli.score_tables import Scored, print_compared, print_scores
 from orchestrator.cli.targets import AsJson, OrchestratorTarget
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX, is_actions
 from orchestrator.evaluation.compare import compare, headline_metric
-from orchestrator.evaluation.judge.client import ChatEndpoint
-from orchestrator.evaluation.judge.judge import Judgement, JudgePrompt, judge
+from orchestrator.evaluation.judge.chat_client import ChatEndpoint
+from orchestrator.evaluation.judge.grading import Judgement, JudgePrompt, grade_answers
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.metrics.text import mean_score
 from orchestrator.evaluation.report.summary import ScoringOptions
@@ -198,7 +198,7 @@ def _score(source: str, label: str | None, results: Results, metric: MetricName,
 
 def _measured(results: Results, scored: Scored) -> Measured:
     of_actions = [record for record in results.records if is_actions(record.sample.truth)]
-    records = results.records if scored.score.is_of_texts else of_actions
+    records = results.records if scored.score.scores_texts else of_actions
     failed = sum(record.error is not None for record in records)
     return Measured(scored.score.step_accuracy, failed, len(records) + len(results.rows))
 
@@ -206,7 +206,7 @@ def _measured(results: Results, scored: Scored) -> Measured:
 def _judged(results: Results, endpoint: ChatEndpoint, prompt: JudgePrompt, cache: Path) -> Judgement:
     answers = results.answers
     with judging(len(answers)) as advance:
-        return asyncio.run(judge(answers, endpoint, prompt, cache, advance))
+        return asyncio.run(grade_answers(answers, endpoint, prompt, cache, advance))
 
 
 def _cost(judgement: Judgement) -> dict[str, Any]:

@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from infra.contract.adapter import ADAPTER_ID_PATTERN
 from infra.contract.errors import InvalidArgumentError, NotFoundError
-from infra.contract.prompt import IMAGE_PLACEHOLDER
-from orchestrator.evaluation.actions import split_actions
 from orchestrator.evaluation.data.files import (
     MAX_DATASET_BYTES,
     byte_size_of,
     check_hash,
+    check_total_bytes,
     find_below,
     find_dataset,
 )
-from orchestrator.evaluation.data.read_budget import MAX_IMAGE_BYTES, ReadBudget
+from orchestrator.evaluation.data.image_files import MAX_IMAGE_BYTES
+from orchestrator.evaluation.data.rows import Episode, RowError, parse_row
 from orchestrator.evaluation.spec import DatasetSpec, PromptProtocol
 
-
-@dataclass(frozen=True)
-class Episode:
-    """One row: an instruction, the screens in order, the true answer, and the actions in it.
-
-    There is one action a screen, but for `sequence`: there an answer may be any text (each line counts as an action),
-    and there may be no screen. `adapter_id` is the adapter trained for the row, empty where not known.
-    """
-
-    dataset: str
-    episode_id: str
-    instruction: str
-    images: tuple[Path, ...]
-    response: str
-    actions: tuple[str, ...]
-    line: int
-    adapter_id: str = ""
+MAX_BAD_ROWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -63,8 +45,30 @@ class DatasetContent:
     bad_rows: tuple[BadRow, ...]
 
 
-class _RowError(Exception):
-    pass
+class ReadBudget:
+    """What the datasets of a job may cost together: `max_bytes` of files, and MAX_BAD_ROWS rows that are none."""
+
+    def __init__(self, max_bytes: int = MAX_DATASET_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._byte_size = 0
+        self._bad_rows = 0
+
+    def lines(self, content: BinaryIO) -> Iterator[bytes]:
+        """Yield the lines of a file. Raises InvalidArgumentError once too many bytes were read."""
+        while line := content.readline(self._max_bytes - self._byte_size + 1):
+            self._byte_size += len(line)
+            check_total_bytes(self._byte_size, self._max_bytes)
+            yield line
+
+    def count_bad_row(self, where: str, problem: str) -> None:
+        """Count a bad row. Raises InvalidArgumentError where there are so many that this is no dataset."""
+        self._bad_rows += 1
+        if self._bad_rows > MAX_BAD_ROWS:
+            raise InvalidArgumentError(
+                "datasets",
+                f"more than {MAX_BAD_ROWS:,} rows cannot be read; are these JSONL files of episodes? "
+                f"The last is {where}: {problem}",
+            )
 
 
 def read_dataset(
@@ -92,11 +96,11 @@ def read_dataset(
     line_of: dict[str, int] = {}
     for line, row in _rows(_lines(dataset, file, budget), digest.update):
         try:
-            episode = _episode(dataset, line, row, protocol, find_image)
+            episode = parse_row(dataset, line, row, protocol, find_image)
             if episode.episode_id in line_of:
                 first = line_of[episode.episode_id]
-                raise _RowError(f"episode_id {episode.episode_id!r} is used in line {first} already")
-        except _RowError as error:
+                raise RowError(f"episode_id {episode.episode_id!r} is used in line {first} already")
+        except RowError as error:
             bad_rows.append(BadRow(str(file), line, str(error)))
             budget.count_bad_row(f"{file}:{line}", str(error))
         else:
@@ -133,9 +137,9 @@ def _image_finder(roots: Sequence[Path], bases: Sequence[Path]) -> Callable[[str
     def find_image(name: str) -> Path:
         image = find_below(name, allowed, bases)
         if image is None:
-            raise _RowError(f"image {name!r} is not there, or not below the dataset roots (looked in {searched})")
+            raise RowError(f"image {name!r} is not there, or not below the dataset roots (looked in {searched})")
         if byte_size_of(image) > MAX_IMAGE_BYTES:
-            raise _RowError(f"image {name!r} has more than {MAX_IMAGE_BYTES >> 20} MiB, too many to be sent")
+            raise RowError(f"image {name!r} has more than {MAX_IMAGE_BYTES >> 20} MiB, too many to be sent")
         return image
 
     return find_image
@@ -165,112 +169,3 @@ def _rows(lines: Iterable[bytes], hash_line: Callable[[bytes], None]) -> Iterato
         row = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if row.strip():
             yield number, row.removesuffix(b"\n")
-
-
-def _episode(
-    dataset: DatasetSpec, line: int, row: bytes, protocol: PromptProtocol, find_image: Callable[[str], Path]
-) -> Episode:
-    fields = _fields(row)
-    episode_id = _episode_id(fields)
-    names = _image_names(fields)
-    query = _text(fields, "query")
-    placeholders = query.count(IMAGE_PLACEHOLDER)
-    if placeholders != len(names):
-        raise _RowError(f"query has {placeholders} {IMAGE_PLACEHOLDER} for {len(names)} images; there must be one each")
-    instruction = query.replace(IMAGE_PLACEHOLDER, "").strip()
-    if not instruction:
-        raise _RowError(f"query says nothing but {IMAGE_PLACEHOLDER}; it needs an instruction")
-    response = _text(fields, "response").strip()
-    actions = split_actions(response)
-    if protocol is not PromptProtocol.SEQUENCE and len(actions) != len(names):
-        raise _RowError(
-            f"response has {len(actions)} actions for {len(names)} images; the {protocol.value} protocol needs one "
-            "each (the sequence protocol asks for a whole answer at once, with any number of images)"
-        )
-    return Episode(
-        dataset=dataset.name,
-        episode_id=episode_id,
-        instruction=instruction,
-        images=tuple(find_image(name) for name in names),
-        response=response,
-        actions=tuple(actions),
-        line=line,
-        adapter_id=_adapter_id(dataset, fields),
-    )
-
-
-def _adapter_id(dataset: DatasetSpec, fields: dict[str, Any]) -> str:
-    """Return the adapter trained for a row: the dataset's, or the one that the row's field stands for."""
-    if not dataset.adapter_field:
-        return dataset.adapter_id
-    value = _text(fields, dataset.adapter_field).strip()
-    known = dict(dataset.adapter_of)
-    if known and value not in known:
-        raise _RowError(
-            f"{dataset.adapter_field} is {value[:40]!r}, which stands for no adapter; known: {_some(known)}"
-        )
-    adapter_id = known.get(value, value)
-    if not ADAPTER_ID_PATTERN.fullmatch(adapter_id):
-        raise _RowError(f"{dataset.adapter_field} is {adapter_id[:40]!r}, which is no adapter id; map it to one")
-    return adapter_id
-
-
-def _some(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)[:10])
-
-
-def _fields(row: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(row.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise _RowError(f"not UTF-8: byte {error.start + 1} of the line") from error
-    except json.JSONDecodeError as error:
-        raise _RowError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except (RecursionError, ValueError) as error:
-        raise _RowError("not JSON that can be read: nested too deeply, or a number too long") from error
-    if not isinstance(fields, dict):
-        raise _RowError(f"a row must be a JSON object, this is {_kind(fields)}")
-    return fields
-
-
-def _episode_id(fields: dict[str, Any]) -> str:
-    if isinstance(fields.get("episode_id"), int) and not isinstance(fields["episode_id"], bool):
-        return str(fields["episode_id"])
-    return _text(fields, "episode_id").strip()
-
-
-def _text(fields: dict[str, Any], name: str) -> str:
-    value = _present(fields, name)
-    if not isinstance(value, str):
-        raise _RowError(f"{name} must be a string, this is {_kind(value)}")
-    if not value.strip():
-        raise _RowError(f"{name} is empty")
-    _check_unicode(name, value)
-    return value
-
-
-def _check_unicode(name: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _RowError(f"{name} holds half a surrogate pair, which is no text") from error
-
-
-def _image_names(fields: dict[str, Any]) -> list[str]:
-    value = fields.get("images", [])
-    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-        raise _RowError("images must be a list of paths")
-    for image in value:
-        _check_unicode("images", image)
-    return value
-
-
-def _present(fields: dict[str, Any], name: str) -> Any:
-    if name not in fields:
-        raise _RowError(f"{name} is missing")
-    return fields[name]
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

@@ -54,7 +54,7 @@ def find_dataset(dataset: DatasetSpec, roots: Sequence[Path]) -> Path:
     return file
 
 
-def settle(spec: EvaluationSpec, roots: Sequence[Path], max_bytes: int = MAX_DATASET_BYTES) -> EvaluationSpec:
+def resolve_datasets(spec: EvaluationSpec, roots: Sequence[Path], max_bytes: int = MAX_DATASET_BYTES) -> EvaluationSpec:
     """Return the job with one dataset for each file that its patterns and folders name, and with each file's SHA-256.
 
     What comes out is all that is needed to repeat the job on the same data. Raises NotFoundError for what names no
@@ -66,9 +66,9 @@ def settle(spec: EvaluationSpec, roots: Sequence[Path], max_bytes: int = MAX_DAT
     datasets = []
     for index, dataset in enumerate(spec.datasets):
         with field_path(f"datasets[{index}]"):
-            datasets += expand(dataset, roots, search)
+            datasets += expand_pattern(dataset, roots, search)
     files = [find_dataset(dataset, roots) for dataset in datasets]
-    check_bytes(sum(map(byte_size_of, files)), max_bytes)
+    check_total_bytes(sum(map(byte_size_of, files)), max_bytes)
     settled = replace(spec, datasets=tuple(map(_with_hash, datasets, files)))
     _check_spec_bytes(settled)
     return settled
@@ -85,7 +85,7 @@ def _check_spec_bytes(spec: EvaluationSpec) -> None:
         )
 
 
-def check_bytes(byte_size: int, max_bytes: int) -> None:
+def check_total_bytes(byte_size: int, max_bytes: int) -> None:
     """Raise InvalidArgumentError where the files of a job are too large to be read."""
     if byte_size > max_bytes:
         raise InvalidArgumentError(
@@ -95,14 +95,16 @@ def check_bytes(byte_size: int, max_bytes: int) -> None:
         )
 
 
-def expand(dataset: DatasetSpec, roots: Sequence[Path], search: PatternSearch | None = None) -> list[DatasetSpec]:
+def expand_pattern(
+    dataset: DatasetSpec, roots: Sequence[Path], search: PatternSearch | None = None
+) -> list[DatasetSpec]:
     """Return a dataset for each JSONL file that a pattern or a folder names, in the order of their paths.
 
     A folder stands for its `test.jsonl`, or where it has none for its `*.jsonl`, or else for the `test.jsonl` of each
     folder in it. In `adapter_id` {} becomes the file's name. Raises NotFoundError where there is none,
     InvalidArgumentError for a pattern that would take too long or names too many.
     """
-    if not dataset.is_many or find_file(dataset.uri, roots, [Path.cwd(), *roots]):
+    if not dataset.is_pattern or find_file(dataset.uri, roots, [Path.cwd(), *roots]):
         return [replace(dataset, adapter_id=dataset.adapter_id.replace("{}", dataset.name))]
     patterns = [dataset.uri + end for end in _FOLDER_PATTERNS] if dataset.uri.endswith("/") else [dataset.uri]
     search = search or PatternSearch(roots)
@@ -116,12 +118,12 @@ def expand(dataset: DatasetSpec, roots: Sequence[Path], search: PatternSearch | 
 
 
 def _of_file(dataset: DatasetSpec, file: Path) -> DatasetSpec:
-    name = name_of(file)
+    name = dataset_name(file)
     prefix = f"{dataset.name}." if dataset.name else ""
     return replace(dataset, name=prefix + name, uri=str(file), adapter_id=dataset.adapter_id.replace("{}", name))
 
 
-def name_of(file: Path) -> str:
+def dataset_name(file: Path) -> str:
     """Return what a dataset is called: as its file, or as its folder where the file is called test.jsonl."""
     return file.resolve().parent.name if file.stem in SPLITS else file.stem
 

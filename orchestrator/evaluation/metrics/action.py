@@ -28,7 +28,7 @@ class ActionMetric:
         if not self.point_tolerance_px >= 0:
             raise InvalidArgumentError("point_tolerance_px", f"must not be negative, got {self.point_tolerance_px}")
 
-    def measures(self, truth: str) -> bool:
+    def applies_to(self, truth: str) -> bool:
         """Whether answers to `truth` can be scored: always."""
         return True
 
@@ -46,13 +46,13 @@ class ActionTypeMetric:
 
     name: ClassVar[str] = "action_type"
 
-    def measures(self, truth: str) -> bool:
+    def applies_to(self, truth: str) -> bool:
         """Whether `truth` is an action."""
         return _parsed(truth).type is not ActionType.UNKNOWN
 
     def accepts(self, truth: str, answer: str) -> bool:
         """Whether `answer` does what `truth` does."""
-        return self.measures(truth) and _parsed(answer).same_type(_parsed(truth))
+        return self.applies_to(truth) and _parsed(answer).same_type(_parsed(truth))
 
 
 @dataclass(frozen=True)

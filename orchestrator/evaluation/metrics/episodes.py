@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.evaluation.metrics.floor import Floor, Metric, floor_of
-from orchestrator.evaluation.metrics.paired import Graded, Question, digest
+from orchestrator.evaluation.metrics.paired import Question, QuestionScore, content_digest
 from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
 
 
@@ -36,7 +36,7 @@ class AnsweredEpisode:
 
     def question(self, step: int) -> Question:
         """What names the question of `step`."""
-        content = digest(self.cluster, self.truths[step])
+        content = content_digest(self.cluster, self.truths[step])
         return Question(self.dataset, self.name or self.cluster, step, content)
 
 
@@ -83,7 +83,7 @@ def right_steps(episode: AnsweredEpisode, metric: Metric) -> dict[int, bool]:
     return {
         position: position < len(episode.answers) and _accepts(metric, truth, episode.answers[position])
         for position, truth in enumerate(episode.truths)
-        if episode.scored(position) and metric.measures(truth)
+        if episode.scored(position) and metric.applies_to(truth)
     }
 
 
@@ -92,10 +92,10 @@ def answer_at(episode: AnsweredEpisode, position: int) -> str:
     return (episode.answers[position] or "") if position < len(episode.answers) else ""
 
 
-def graded_steps(episodes: Sequence[AnsweredEpisode], metric: Metric) -> dict[Question, Graded]:
+def score_steps(episodes: Sequence[AnsweredEpisode], metric: Metric) -> dict[Question, QuestionScore]:
     """Return the scores of all steps that can be scored."""
     return {
-        episode.question(position): Graded(episode.cluster, float(right))
+        episode.question(position): QuestionScore(episode.cluster, float(right))
         for episode in episodes
         for position, right in right_steps(episode, metric).items()
     }
@@ -111,7 +111,7 @@ def _pooled_floor(episodes: Sequence[AnsweredEpisode], metric: Metric) -> Floor:
         own = [episode for episode in episodes if episode.dataset == dataset]
         scored = tuple(
             tuple(
-                truth if episode.scored(step) and metric.measures(truth) else None
+                truth if episode.scored(step) and metric.applies_to(truth) else None
                 for step, truth in enumerate(episode.truths)
             )
             for episode in own

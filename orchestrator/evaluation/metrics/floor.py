@@ -24,7 +24,7 @@ class Metric(Protocol):
     def name(self) -> str:
         """Its name in reports."""
 
-    def measures(self, truth: str) -> bool:
+    def applies_to(self, truth: str) -> bool:
         """Whether answers to `truth` can be scored at all."""
 
     def accepts(self, truth: str, answer: str) -> bool:

@@ -29,7 +29,7 @@ class LegacyMetric:
         if not 0 <= self.threshold <= 1:
             raise InvalidArgumentError("threshold", f"a similarity to exceed, in [0, 1], got {self.threshold}")
 
-    def measures(self, truth: str) -> bool:
+    def applies_to(self, truth: str) -> bool:
         """Whether answers to `truth` can be scored: always."""
         return True
 

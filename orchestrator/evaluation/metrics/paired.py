@@ -28,20 +28,20 @@ class Question(NamedTuple):
         return self.dataset, self.episode, self.position
 
 
-def digest(*texts: str) -> str:
+def content_digest(*texts: str) -> str:
     """Return a short hash of texts, letter case and runs of blanks aside."""
     return hashlib.sha256("\0".join(map(normalized, texts)).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
-class Graded:
+class QuestionScore:
     """The score of one question, in [0, 1], and the cluster (episode) that it depends on."""
 
     cluster: str
     score: float
 
 
-def paired_difference(first: Mapping[Any, Graded], second: Mapping[Any, Graded]) -> Estimate:
+def paired_difference(first: Mapping[Any, QuestionScore], second: Mapping[Any, QuestionScore]) -> Estimate:
     """Return the mean of first - second over the questions that both scored, with its clustered standard error.
 
     A question that one of them left unscored tells nothing of the difference and is left out. Differences of one

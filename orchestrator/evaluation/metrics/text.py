@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from orchestrator.evaluation.actions import normalized
-from orchestrator.evaluation.metrics.paired import Graded
+from orchestrator.evaluation.metrics.paired import QuestionScore
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate, clustered_mean
 
 TextScore = Callable[[str, str], float]
@@ -82,17 +82,19 @@ TEXTS_UNSCORED = TextScores(UNSCORED, UNSCORED, UNSCORED)
 
 def score_texts(answers: Sequence[AnsweredText]) -> TextScores:
     """Score whole answers, with standard errors clustered by episode."""
-    return TextScores(**{name: mean_score(graded_texts(answers, score)) for name, score in TEXT_SCORES.items()})
+    return TextScores(**{name: mean_score(score_answers(answers, score)) for name, score in TEXT_SCORES.items()})
 
 
-def graded_texts(answers: Sequence[AnsweredText], score: TextScore) -> dict[Any, Graded]:
+def score_answers(answers: Sequence[AnsweredText], score: TextScore) -> dict[Any, QuestionScore]:
     """Return the score of every answer that there is, by its key."""
     return {
-        each.key: Graded(each.cluster, score(each.truth, each.answer)) for each in answers if each.answer is not None
+        each.key: QuestionScore(each.cluster, score(each.truth, each.answer))
+        for each in answers
+        if each.answer is not None
     }
 
 
-def mean_score(graded: Mapping[Any, Graded]) -> Estimate:
+def mean_score(graded: Mapping[Any, QuestionScore]) -> Estimate:
     """Return the mean score, with its standard error clustered by episode."""
     return clustered_mean([each.score for each in graded.values()], [each.cluster for each in graded.values()])
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from infra.contract.composition import FusionMethod
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
-from orchestrator.evaluation.report.markdown import UNSCORED_TEXT, ReportTable, inline, table
+from orchestrator.evaluation.report.formatting import (
+    UNSCORED_TEXT,
+    ReportTable,
+    escape_inline,
+    interval_text,
+    markdown_table,
+)
 from orchestrator.evaluation.report.summary import ALL, Cell, Summary, shared_floor
 from orchestrator.evaluation.spec import EvaluatedStrategy
 
@@ -30,7 +36,7 @@ MAX_REASON = 160
 
 def matrix_strategies() -> tuple[EvaluatedStrategy, ...]:
     """Return every row of the table, those that can hide the dataset's own adapter also out of domain."""
-    hiding = (each for each in _ROWS if each.strategy.retrieves or each.strategy.takes_any)
+    hiding = (each for each in _ROWS if each.strategy.retrieves or each.strategy.ignores_prompt)
     outside = (EvaluatedStrategy(each.strategy, each.fusion_method, exclude_own_adapter=True) for each in hiding)
     return (*_ROWS, *outside)
 
@@ -66,7 +72,7 @@ class Matrix:
     floor: float | None
 
 
-def matrix_of(summary: Summary, data: str = ALL) -> Matrix:
+def build_matrix(summary: Summary, data: str = ALL) -> Matrix:
     """Return the table of a job; strategies that answer alike but for the hidden adapter share a row.
 
     The base model knows no adapters, so that it is the same in both columns.
@@ -87,13 +93,13 @@ def matrix_of(summary: Summary, data: str = ALL) -> Matrix:
     )
 
 
-def domains_of(summary: Summary) -> Matrix | None:
+def domain_matrix(summary: Summary) -> Matrix | None:
     """Return the table of a job that hides the own adapter from some strategy; None where there is but one domain.
 
     There is none either where no question is answered by actions.
     """
     hides = any(strategy.exclude_own_adapter for strategy in summary.facts.spec.strategies)
-    return matrix_of(summary) if hides and not summary.answers_are_texts else None
+    return build_matrix(summary) if hides and not summary.only_texts else None
 
 
 def _cell(summary: Summary, strategy: EvaluatedStrategy | None, data: str, hides: bool) -> MatrixCell | None:
@@ -115,7 +121,7 @@ def _cell(summary: Summary, strategy: EvaluatedStrategy | None, data: str, hides
             each.steps
             for each in summary.differences
             if (each.strategy, each.reference, each.data) == (strategy.label, reference, data)
-            and not summary.is_of_a_selection(each)
+            and not summary.mostly_failed_in(each)
         ),
         UNSCORED,
     )
@@ -130,7 +136,7 @@ def _reason(cell: Cell) -> str:
     return f"{share}: {said}"
 
 
-def rows_of(matrix: Matrix) -> list[tuple[str, ...]]:
+def matrix_rows(matrix: Matrix) -> list[tuple[str, ...]]:
     """Return the table as ready text, below COLUMNS; the last row is the floor.
 
     Where most samples failed the cell says why and no number: what is left of them is a choice of its own.
@@ -143,13 +149,13 @@ def rows_of(matrix: Matrix) -> list[tuple[str, ...]]:
 def render_matrix(matrix: Matrix) -> str:
     """Return the table as Markdown."""
     drawn = domain_table(matrix)
-    rows = [tuple(map(inline, row)) for row in drawn.rows]
-    return f"{table(drawn.columns, rows)}\n\n{drawn.note}\n"
+    rows = [tuple(map(escape_inline, row)) for row in drawn.rows]
+    return f"{markdown_table(drawn.columns, rows)}\n\n{drawn.note}\n"
 
 
 def domain_table(matrix: Matrix) -> ReportTable:
     """Return the table without the columns of differences that are empty, as where the job has no selection."""
-    rows = rows_of(matrix)
+    rows = matrix_rows(matrix)
     kept = [index for index, column in enumerate(COLUMNS) if column != TO_SELECTION or any(row[index] for row in rows)]
     differs = any(COLUMNS[index] == TO_SELECTION for index in kept)
     return ReportTable(
@@ -165,17 +171,6 @@ NOTE = (
     f"{_SHARES}; to selection: the difference in percentage points on the questions that both answered, with its own "
     "interval."
 )
-
-
-def interval_text(estimate: Estimate, *, signed: bool = False) -> str:
-    """Return an estimate in percent with its interval, as in 61.2 [55.0, 67.1]."""
-    if estimate.value is None:
-        return UNSCORED_TEXT
-    form = "+.1f" if signed else ".1f"
-    shown = format(100 * estimate.value, form)
-    if estimate.low is None or estimate.high is None:
-        return shown
-    return f"{shown} [{format(100 * estimate.low, form)}, {format(100 * estimate.high, form)}]"
 
 
 def _texts(cell: MatrixCell | None) -> Sequence[str]:

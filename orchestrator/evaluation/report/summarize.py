@@ -9,6 +9,7 @@ from operator import attrgetter
 
 from orchestrator.evaluation.actions import is_actions
 from orchestrator.evaluation.data.datasets import DatasetContent
+from orchestrator.evaluation.judge.verdicts import JobGrades
 from orchestrator.evaluation.metrics.action import ActionMetric, score_action_parts
 from orchestrator.evaluation.metrics.episodes import score_episodes
 from orchestrator.evaluation.metrics.legacy import LegacyMetric
@@ -16,7 +17,7 @@ from orchestrator.evaluation.metrics.retrieval import confusion, score_retrieval
 from orchestrator.evaluation.metrics.text import mean_score, score_texts
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.differences import difference_of, references
+from orchestrator.evaluation.report.strategy_differences import reference_pairs, strategy_difference
 from orchestrator.evaluation.report.summary import (
     ALL,
     Cell,
@@ -24,12 +25,11 @@ from orchestrator.evaluation.report.summary import (
     Difference,
     Failure,
     JobFacts,
-    Judged,
     MeanTimings,
     ScoringOptions,
     Summary,
 )
-from orchestrator.evaluation.scoring import answered_episodes, graded_by_judge, ranked_adapters, whole_answers
+from orchestrator.evaluation.scoring import answered_episodes, judge_scores, ranked_adapters, whole_answers
 from orchestrator.evaluation.spec import EvaluationSpec
 
 MAX_BAD_ROWS = 200
@@ -57,7 +57,7 @@ def summarize(
     options: ScoringOptions | None = None,
     *,
     bad_row_count: int | None = None,
-    judged: Judged | None = None,
+    judged: JobGrades | None = None,
 ) -> Summary:
     """Return the numbers of a job.
 
@@ -66,7 +66,7 @@ def summarize(
     """
     options = options or ScoringOptions()
     grades = judged.grades if judged is not None else None
-    kept, repeated = without_repetitions(records)
+    kept, repeated = drop_repeated(records)
     strategies = tuple(strategy.label for strategy in facts.spec.strategies)
     datasets = tuple(dataset.name for dataset in facts.spec.datasets)
     groups = _groups(facts.spec)
@@ -90,7 +90,7 @@ def summarize(
         first, second = (
             [record for name in groups[group] for record in by_cell[label, name]] for label in (strategy, reference)
         )
-        return difference_of(
+        return strategy_difference(
             strategy,
             reference,
             group,
@@ -121,13 +121,13 @@ def summarize(
         judge=judged.facts if judged is not None else None,
         differences=tuple(
             difference(strategy, reference, group)
-            for strategy, reference in references(facts.spec.strategies)
+            for strategy, reference in reference_pairs(facts.spec.strategies)
             for group in groups
         ),
     )
 
 
-def without_repetitions(records: Iterable[Record]) -> tuple[list[Record], int]:
+def drop_repeated(records: Iterable[Record]) -> tuple[list[Record], int]:
     """Return the first record of each key, and how many others there were."""
     first_of: dict[str, Record] = {}
     repeated = 0
@@ -161,7 +161,7 @@ def _cell(
 ) -> Cell:
     episodes = answered_episodes(records)
     texts = [record for record in records if not is_actions(record.sample.truth)]
-    graded = graded_by_judge(records, grades or {})
+    graded = judge_scores(records, grades or {})
     return Cell(
         strategy=strategy,
         data=data,

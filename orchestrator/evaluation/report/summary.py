@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
 from orchestrator.evaluation.data.datasets import BadRow
+from orchestrator.evaluation.judge.verdicts import JudgeFacts
 from orchestrator.evaluation.metrics.action import ActionParts
 from orchestrator.evaluation.metrics.episodes import Score
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
@@ -62,46 +63,6 @@ class JobFacts:
     dtype: str = ""
     catalogue_revision: str = ""
     embedder: str = ""
-
-
-@dataclass(frozen=True)
-class JudgeFacts:
-    """Who graded the answers, by which prompt, and what it took.
-
-    Calls that were made, replies that were known before, and the tokens of the calls, as far as the endpoint counts
-    them. `unscored` counts answers without a grade, by reason.
-    """
-
-    model: str
-    endpoint: str
-    prompt: str
-    calls: int
-    cached: int
-    prompt_tokens: int
-    completion_tokens: int
-    unscored: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a judge said of one answer: a grade in [0, 1] (None: unscored, and why), and the whole reply."""
-
-    grade: float | None
-    reason: str = ""
-    reply: str = ""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What a judge said of a job, by sample key; a sample that is not among them is unscored."""
-
-    facts: JudgeFacts
-    verdicts: Mapping[str, Verdict]
-
-    @property
-    def grades(self) -> dict[str, float]:
-        """The grades that there are, by sample key."""
-        return {key: verdict.grade for key, verdict in self.verdicts.items() if verdict.grade is not None}
 
 
 @dataclass(frozen=True)
@@ -232,7 +193,7 @@ class Summary:
         return any(cell.texts.exact_match.count for cell in self.groups)
 
     @property
-    def answers_are_texts(self) -> bool:
+    def only_texts(self) -> bool:
         """Whether no question of the job is answered by actions."""
         return self.has_texts and not self.has_actions
 
@@ -256,7 +217,7 @@ class Summary:
         """Return the cell of a strategy and a dataset, or None when it has no record."""
         return _find(self.datasets, strategy, name)
 
-    def is_of_a_selection(self, difference: Difference) -> bool:
+    def mostly_failed_in(self, difference: Difference) -> bool:
         """Whether most samples of one of the two strategies failed, so that few questions are left to compare."""
         compared = (self.group(label, difference.data) for label in (difference.strategy, difference.reference))
         return any(cell is None or cell.mostly_failed for cell in compared)

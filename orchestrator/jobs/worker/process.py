@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from infra.runtime.logs import get_logger
 from orchestrator.answering.pipeline import Pipeline
-from orchestrator.clients.services import GenerationClient, RetrievalClient
+from orchestrator.clients.generation import GenerationClient
+from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.jobs import metrics as job_metrics
 from orchestrator.jobs.event_loop import EventLoopThread, in_background
 from orchestrator.jobs.ledger.ledger import Ledger

@@ -15,8 +15,8 @@ from infra.contract.errors import InternalError, LoraRetrieverError, Unavailable
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation.data.datasets import BadRow
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.html.samples import PictureBudget
-from orchestrator.evaluation.report.job_folder import write_records, write_report
+from orchestrator.evaluation.report.html.samples import ThumbnailBudget
+from orchestrator.evaluation.report.output_files import write_records, write_report
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import DatasetFile, JobFacts, ScoringOptions
 from orchestrator.jobs import metrics as job_metrics
@@ -65,7 +65,7 @@ class ReportWriter:
         write_files: WriteFiles | None = None,
     ) -> None:
         self._ledger = ledger
-        self._write_files = write_files or partial(_write_files, PictureBudget(tuple(roots)))
+        self._write_files = write_files or partial(_write_files, ThumbnailBudget(tuple(roots)))
         self._isolation = isolation
         self._stop_grace_s = stop_grace_s
         self._writing: set[str] = set()
@@ -181,7 +181,7 @@ class ReportWriter:
 
 
 def _write_files(
-    pictures: PictureBudget, job: Evaluation, state: EvaluationState, records: list[Record], details: JobDetails
+    pictures: ThumbnailBudget, job: Evaluation, state: EvaluationState, records: list[Record], details: JobDetails
 ) -> None:
     provenance = details.provenance
     facts = JobFacts(

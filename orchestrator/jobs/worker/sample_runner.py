@@ -21,9 +21,9 @@ from infra.contract.errors import (
 )
 from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.logs import get_logger
-from orchestrator.answering.pipeline import Answer, Question
+from orchestrator.answering.question import Answer, Question
 from orchestrator.evaluation.data.image_files import read_image
-from orchestrator.evaluation.protocols import step_text
+from orchestrator.evaluation.planning import step_text
 from orchestrator.evaluation.records import Record, RetrievedAdapter, Sample, SampleError, SampleTimings
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.jobs import metrics as job_metrics

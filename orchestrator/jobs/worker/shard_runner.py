@@ -11,7 +11,7 @@ from pathlib import Path
 from infra.contract.errors import InternalError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation.data.files import changed_datasets
-from orchestrator.evaluation.protocols import chains
+from orchestrator.evaluation.planning import sample_chains
 from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.jobs import metrics as job_metrics
@@ -94,7 +94,7 @@ class ShardRunner:
         recorded = await self._ledger.samples.recorded(evaluation_id, _keys(samples))
         suspects = await self._ledger.samples.begun(evaluation_id, _keys(samples))
         shard = _Shard(lease, spec, changed, suspects)
-        todo = [chain for chain in chains(samples) if not recorded.issuperset(_keys(chain))]
+        todo = [chain for chain in sample_chains(samples) if not recorded.issuperset(_keys(chain))]
         await self._run_chains(shard, [chain for chain in todo if suspects.isdisjoint(_keys(chain))])
         await self._run_chains(shard, [chain for chain in todo if not suspects.isdisjoint(_keys(chain))])
 

@@ -28,17 +28,19 @@ from loraretriever.v1 import adapter_pb2 as loraretriever_dot_v1_dot_adapter__pb
 from loraretriever.v1 import prompt_pb2 as loraretriever_dot_v1_dot_prompt__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(loraretriever/v1/retrieval_service.proto\x12\x10loraretriever.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1eloraretriever/v1/adapter.proto\x1a\x1dloraretriever/v1/prompt.proto\"\xb4\x02\n\x10RetrievalOptions\x12\r\n\x05top_k\x18\x01 \x01(\x05\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04tags\x18\x04 \x03(\t\x12\x0f\n\x07include\x18\x05 \x03(\t\x12\x0f\n\x07\x65xclude\x18\x06 \x03(\t\x12\x35\n\x08strategy\x18\x07 \x01(\x0e\x32#.loraretriever.v1.RetrievalStrategy\x12.\n\tweighting\x18\x08 \x01(\x0e\x32\x1b.loraretriever.v1.Weighting\x12\x18\n\x0btemperature\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0emin_similarity\x18\n \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x11\n\x0f_min_similarity\"y\n\x17RetrieveAdaptersRequest\x12)\n\x07prompts\x18\x01 \x03(\x0b\x32\x18.loraretriever.v1.Prompt\x12\x33\n\x07options\x18\x02 \x01(\x0b\x32\".loraretriever.v1.RetrievalOptions\"\xab\x01\n\x18RetrieveAdaptersResponse\x12/\n\nselections\x18\x01 \x03(\x0b\x32\x1b.loraretriever.v1.Selection\x12\x1a\n\x12\x63\x61talogue_revision\x18\x02 \x01(\t\x12\r\n\x05stale\x18\x03 \x01(\x08\x12\x33\n\x07timings\x18\x04 \x01(\x0b\x32\".loraretriever.v1.RetrievalTimings\"g\n\x10RetrievalTimings\x12(\n\x05\x65mbed\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06search\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"5\n\tSelection\x12(\n\x07matches\x18\x01 \x03(\x0b\x32\x17.loraretriever.v1.Match\"W\n\x05Match\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\x12\x0e\n\x06weight\x18\x03 \x01(\x01\"@\n\x13\x45mbedPromptsRequest\x12)\n\x07prompts\x18\x01 \x03(\x0b\x32\x18.loraretriever.v1.Prompt\"\x19\n\x06Vector\x12\x0f\n\x07\x66loat32\x18\x01 \x01(\x0c\"_\n\x14\x45mbedPromptsResponse\x12)\n\x07vectors\x18\x01 \x03(\x0b\x32\x18.loraretriever.v1.Vector\x12\x1c\n\x14\x65mbedder_fingerprint\x18\x02 \x01(\t\";\n\x0e\x45xamplePrompts\x12)\n\x07prompts\x18\x01 \x03(\x0b\x32\x18.loraretriever.v1.Prompt\";\n\x0e\x45xampleVectors\x12)\n\x07vectors\x18\x01 \x03(\x0b\x32\x18.loraretriever.v1.Vector\"\xb7\x01\n\x14\x43reateAdapterRequest\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\x12\x34\n\x08\x65xamples\x18\x02 \x01(\x0b\x32 .loraretriever.v1.ExamplePromptsH\x00\x12\x33\n\x07vectors\x18\x03 \x01(\x0b\x32 .loraretriever.v1.ExampleVectorsH\x00\x42\x08\n\x06source\"C\n\x15\x43reateAdapterResponse\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\"\x83\x02\n\x14UpdateAdapterRequest\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x34\n\x08\x65xamples\x18\x03 \x01(\x0b\x32 .loraretriever.v1.ExamplePromptsH\x00\x12\x33\n\x07vectors\x18\x04 \x01(\x0b\x32 .loraretriever.v1.ExampleVectorsH\x00\x12\x19\n\x11\x65xpected_revision\x18\x05 \x01(\tB\x08\n\x06source\"C\n\x15UpdateAdapterResponse\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\"=\n\x11GetAdapterRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x14\n\x0cwith_vectors\x18\x02 \x01(\x08\"\x98\x01\n\x12GetAdapterResponse\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\x12)\n\x07vectors\x18\x02 \x03(\x0b\x32\x18.loraretriever.v1.Vector\x12\x1c\n\x14\x65mbedder_fingerprint\x18\x03 \x01(\t\x12\r\n\x05stale\x18\x04 \x01(\x08\"l\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0c\n\x04tags\x18\x05 \x03(\t\"\x9b\x01\n\x14ListAdaptersResponse\x12+\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x19.loraretriever.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12\x1a\n\x12\x63\x61talogue_revision\x18\x04 \x01(\t\x12\r\n\x05stale\x18\x05 \x01(\x08\"*\n\x14\x44\x65leteAdapterRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteAdapterResponse*\xcb\x01\n\x11RetrievalStrategy\x12\"\n\x1eRETRIEVAL_STRATEGY_UNSPECIFIED\x10\x00\x12\x1f\n\x1bRETRIEVAL_STRATEGY_CENTROID\x10\x01\x12%\n!RETRIEVAL_STRATEGY_MULTI_CENTROID\x10\x02\x12\'\n#RETRIEVAL_STRATEGY_NEAREST_EXAMPLES\x10\x03\x12!\n\x1dRETRIEVAL_STRATEGY_CALIBRATED\x10\x04*\x88\x01\n\tWeighting\x12\x19\n\x15WEIGHTING_UNSPECIFIED\x10\x00\x12\x15\n\x11WEIGHTING_UNIFORM\x10\x01\x12\x15\n\x11WEIGHTING_SOFTMAX\x10\x02\x12\x18\n\x14WEIGHTING_SIMILARITY\x10\x03\x12\x18\n\x14WEIGHTING_CLEAR_BEST\x10\x04\x32\xba\x05\n\x10RetrievalService\x12i\n\x10RetrieveAdapters\x12).loraretriever.v1.RetrieveAdaptersRequest\x1a*.loraretriever.v1.RetrieveAdaptersResponse\x12]\n\x0c\x45mbedPrompts\x12%.loraretriever.v1.EmbedPromptsRequest\x1a&.loraretriever.v1.EmbedPromptsResponse\x12`\n\rCreateAdapter\x12&.loraretriever.v1.CreateAdapterRequest\x1a\'.loraretriever.v1.CreateAdapterResponse\x12`\n\rUpdateAdapter\x12&.loraretriever.v1.UpdateAdapterRequest\x1a\'.loraretriever.v1.UpdateAdapterResponse\x12W\n\nGetAdapter\x12#.loraretriever.v1.GetAdapterRequest\x1a$.loraretriever.v1.GetAdapterResponse\x12]\n\x0cListAdapters\x12%.loraretriever.v1.ListAdaptersRequest\x1a&.loraretriever.v1.ListAdaptersResponse\x12`\n\rDeleteAdapter\x12&.loraretriever.v1.DeleteAdapterRequest\x1a\'.loraretriever.v1.DeleteAdapterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(loraretriever/v1/retrieval_service.proto\x12\x10loraretriever.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1eloraretriever/v1/adapter.proto\x1a\x1dloraretriever/v1/prompt.proto\"\xb4\x02\n\x10RetrievalOptions\x12\r\n\x05top_k\x18\x01 \x01(\x05\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04tags\x18\x04 \x03(\t\x12\x0f\n\x07include\x18\x05 \x03(\t\x12\x0f\n\x07\x65xclude\x18\x06 \x03(\t\x12\x35\n\x08strategy\x18\x07 \x01(\x0e\x32#.loraretriever.v1.RetrievalStrategy\x12.\n\tweighting\x18\x08 \x01(\x0e\x32\x1b.loraretriever.v1.Weighting\x12\x18\n\x0btemperature\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0emin_similarity\x18\n \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x11\n\x0f_min_similarity\"y\n\x17RetrieveAdaptersRequest\x12)\n\x07prompts\x18\x01 \x03(\x0b\x32\x18.loraretriever.v1.Prompt\x12\x33\n\x07options\x18\x02 \x01(\x0b\x32\".loraretriever.v1.RetrievalOptions\"\xab\x01\n\x18RetrieveAdaptersResponse\x12/\n\nselections\x18\x01 \x03(\x0b\x32\x1b.loraretriever.v1.Selection\x12\x1a\n\x12\x63\x61talogue_revision\x18\x02 \x01(\t\x12\r\n\x05stale\x18\x03 \x01(\x08\x12\x33\n\x07timings\x18\x04 \x01(\x0b\x32\".loraretriever.v1.RetrievalTimings\"g\n\x10RetrievalTimings\x12(\n\x05\x65mbed\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06search\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\tSelection\x12(\n\x07matches\x18\x01 \x03(\x0b\x32\x17.loraretriever.v1.Match\x12\x31\n\x06reason\x18\x02 \x01(\x0e\x32!.loraretriever.v1.SelectionReason\"W\n\x05Match\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\x12\x0e\n\x06weight\x18\x03 \x01(\x01\"@\n\x13\x45mbedPromptsRequest\x12)\n\x07prompts\x18\x01 \x03(\x0b\x32\x18.loraretriever.v1.Prompt\"\x19\n\x06Vector\x12\x0f\n\x07\x66loat32\x18\x01 \x01(\x0c\"_\n\x14\x45mbedPromptsResponse\x12)\n\x07vectors\x18\x01 \x03(\x0b\x32\x18.loraretriever.v1.Vector\x12\x1c\n\x14\x65mbedder_fingerprint\x18\x02 \x01(\t\";\n\x0e\x45xamplePrompts\x12)\n\x07prompts\x18\x01 \x03(\x0b\x32\x18.loraretriever.v1.Prompt\";\n\x0e\x45xampleVectors\x12)\n\x07vectors\x18\x01 \x03(\x0b\x32\x18.loraretriever.v1.Vector\"\xb7\x01\n\x14\x43reateAdapterRequest\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\x12\x34\n\x08\x65xamples\x18\x02 \x01(\x0b\x32 .loraretriever.v1.ExamplePromptsH\x00\x12\x33\n\x07vectors\x18\x03 \x01(\x0b\x32 .loraretriever.v1.ExampleVectorsH\x00\x42\x08\n\x06source\"C\n\x15\x43reateAdapterResponse\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\"\x83\x02\n\x14UpdateAdapterRequest\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x34\n\x08\x65xamples\x18\x03 \x01(\x0b\x32 .loraretriever.v1.ExamplePromptsH\x00\x12\x33\n\x07vectors\x18\x04 \x01(\x0b\x32 .loraretriever.v1.ExampleVectorsH\x00\x12\x19\n\x11\x65xpected_revision\x18\x05 \x01(\tB\x08\n\x06source\"C\n\x15UpdateAdapterResponse\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\"=\n\x11GetAdapterRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x14\n\x0cwith_vectors\x18\x02 \x01(\x08\"\x98\x01\n\x12GetAdapterResponse\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\x12)\n\x07vectors\x18\x02 \x03(\x0b\x32\x18.loraretriever.v1.Vector\x12\x1c\n\x14\x65mbedder_fingerprint\x18\x03 \x01(\t\x12\r\n\x05stale\x18\x04 \x01(\x08\"\x15\n\x13GetCatalogueRequest\"\x89\x01\n\x14GetCatalogueResponse\x12\x1a\n\x12\x63\x61talogue_revision\x18\x01 \x01(\t\x12\x1c\n\x14\x65mbedder_fingerprint\x18\x02 \x01(\t\x12\x11\n\tdimension\x18\x03 \x01(\x05\x12\x15\n\radapter_count\x18\x04 \x01(\x05\x12\r\n\x05stale\x18\x05 \x01(\x08\"l\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0c\n\x04tags\x18\x05 \x03(\t\"\x9b\x01\n\x14ListAdaptersResponse\x12+\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x19.loraretriever.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12\x1a\n\x12\x63\x61talogue_revision\x18\x04 \x01(\t\x12\r\n\x05stale\x18\x05 \x01(\x08\"*\n\x14\x44\x65leteAdapterRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteAdapterResponse*\xcb\x01\n\x11RetrievalStrategy\x12\"\n\x1eRETRIEVAL_STRATEGY_UNSPECIFIED\x10\x00\x12\x1f\n\x1bRETRIEVAL_STRATEGY_CENTROID\x10\x01\x12%\n!RETRIEVAL_STRATEGY_MULTI_CENTROID\x10\x02\x12\'\n#RETRIEVAL_STRATEGY_NEAREST_EXAMPLES\x10\x03\x12!\n\x1dRETRIEVAL_STRATEGY_CALIBRATED\x10\x04*\x88\x01\n\tWeighting\x12\x19\n\x15WEIGHTING_UNSPECIFIED\x10\x00\x12\x15\n\x11WEIGHTING_UNIFORM\x10\x01\x12\x15\n\x11WEIGHTING_SOFTMAX\x10\x02\x12\x18\n\x14WEIGHTING_SIMILARITY\x10\x03\x12\x18\n\x14WEIGHTING_CLEAR_BEST\x10\x04*\xdd\x01\n\x0fSelectionReason\x12 \n\x1cSELECTION_REASON_UNSPECIFIED\x10\x00\x12$\n SELECTION_REASON_EMPTY_CATALOGUE\x10\x01\x12)\n%SELECTION_REASON_NO_ADAPTERS_OF_MODEL\x10\x02\x12(\n$SELECTION_REASON_NO_ADAPTERS_ALLOWED\x10\x03\x12-\n)SELECTION_REASON_BELOW_MINIMUM_SIMILARITY\x10\x04\x32\x99\x06\n\x10RetrievalService\x12i\n\x10RetrieveAdapters\x12).loraretriever.v1.RetrieveAdaptersRequest\x1a*.loraretriever.v1.RetrieveAdaptersResponse\x12]\n\x0c\x45mbedPrompts\x12%.loraretriever.v1.EmbedPromptsRequest\x1a&.loraretriever.v1.EmbedPromptsResponse\x12`\n\rCreateAdapter\x12&.loraretriever.v1.CreateAdapterRequest\x1a\'.loraretriever.v1.CreateAdapterResponse\x12`\n\rUpdateAdapter\x12&.loraretriever.v1.UpdateAdapterRequest\x1a\'.loraretriever.v1.UpdateAdapterResponse\x12W\n\nGetAdapter\x12#.loraretriever.v1.GetAdapterRequest\x1a$.loraretriever.v1.GetAdapterResponse\x12]\n\x0cGetCatalogue\x12%.loraretriever.v1.GetCatalogueRequest\x1a&.loraretriever.v1.GetCatalogueResponse\x12]\n\x0cListAdapters\x12%.loraretriever.v1.ListAdaptersRequest\x1a&.loraretriever.v1.ListAdaptersResponse\x12`\n\rDeleteAdapter\x12&.loraretriever.v1.DeleteAdapterRequest\x1a\'.loraretriever.v1.DeleteAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'loraretriever.v1.retrieval_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RETRIEVALSTRATEGY']._serialized_start=2502
-  _globals['_RETRIEVALSTRATEGY']._serialized_end=2705
-  _globals['_WEIGHTING']._serialized_start=2708
-  _globals['_WEIGHTING']._serialized_end=2844
+  _globals['_RETRIEVALSTRATEGY']._serialized_start=2716
+  _globals['_RETRIEVALSTRATEGY']._serialized_end=2919
+  _globals['_WEIGHTING']._serialized_start=2922
+  _globals['_WEIGHTING']._serialized_end=3058
+  _globals['_SELECTIONREASON']._serialized_start=3061
+  _globals['_SELECTIONREASON']._serialized_end=3282
   _globals['_RETRIEVALOPTIONS']._serialized_start=192
   _globals['_RETRIEVALOPTIONS']._serialized_end=500
   _globals['_RETRIEVEADAPTERSREQUEST']._serialized_start=502
@@ -48,39 +50,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RETRIEVALTIMINGS']._serialized_start=799
   _globals['_RETRIEVALTIMINGS']._serialized_end=902
   _globals['_SELECTION']._serialized_start=904
-  _globals['_SELECTION']._serialized_end=957
-  _globals['_MATCH']._serialized_start=959
-  _globals['_MATCH']._serialized_end=1046
-  _globals['_EMBEDPROMPTSREQUEST']._serialized_start=1048
-  _globals['_EMBEDPROMPTSREQUEST']._serialized_end=1112
-  _globals['_VECTOR']._serialized_start=1114
-  _globals['_VECTOR']._serialized_end=1139
-  _globals['_EMBEDPROMPTSRESPONSE']._serialized_start=1141
-  _globals['_EMBEDPROMPTSRESPONSE']._serialized_end=1236
-  _globals['_EXAMPLEPROMPTS']._serialized_start=1238
-  _globals['_EXAMPLEPROMPTS']._serialized_end=1297
-  _globals['_EXAMPLEVECTORS']._serialized_start=1299
-  _globals['_EXAMPLEVECTORS']._serialized_end=1358
-  _globals['_CREATEADAPTERREQUEST']._serialized_start=1361
-  _globals['_CREATEADAPTERREQUEST']._serialized_end=1544
-  _globals['_CREATEADAPTERRESPONSE']._serialized_start=1546
-  _globals['_CREATEADAPTERRESPONSE']._serialized_end=1613
-  _globals['_UPDATEADAPTERREQUEST']._serialized_start=1616
-  _globals['_UPDATEADAPTERREQUEST']._serialized_end=1875
-  _globals['_UPDATEADAPTERRESPONSE']._serialized_start=1877
-  _globals['_UPDATEADAPTERRESPONSE']._serialized_end=1944
-  _globals['_GETADAPTERREQUEST']._serialized_start=1946
-  _globals['_GETADAPTERREQUEST']._serialized_end=2007
-  _globals['_GETADAPTERRESPONSE']._serialized_start=2010
-  _globals['_GETADAPTERRESPONSE']._serialized_end=2162
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=2164
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=2272
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=2275
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=2430
-  _globals['_DELETEADAPTERREQUEST']._serialized_start=2432
-  _globals['_DELETEADAPTERREQUEST']._serialized_end=2474
-  _globals['_DELETEADAPTERRESPONSE']._serialized_start=2476
-  _globals['_DELETEADAPTERRESPONSE']._serialized_end=2499
-  _globals['_RETRIEVALSERVICE']._serialized_start=2847
-  _globals['_RETRIEVALSERVICE']._serialized_end=3545
+  _globals['_SELECTION']._serialized_end=1008
+  _globals['_MATCH']._serialized_start=1010
+  _globals['_MATCH']._serialized_end=1097
+  _globals['_EMBEDPROMPTSREQUEST']._serialized_start=1099
+  _globals['_EMBEDPROMPTSREQUEST']._serialized_end=1163
+  _globals['_VECTOR']._serialized_start=1165
+  _globals['_VECTOR']._serialized_end=1190
+  _globals['_EMBEDPROMPTSRESPONSE']._serialized_start=1192
+  _globals['_EMBEDPROMPTSRESPONSE']._serialized_end=1287
+  _globals['_EXAMPLEPROMPTS']._serialized_start=1289
+  _globals['_EXAMPLEPROMPTS']._serialized_end=1348
+  _globals['_EXAMPLEVECTORS']._serialized_start=1350
+  _globals['_EXAMPLEVECTORS']._serialized_end=1409
+  _globals['_CREATEADAPTERREQUEST']._serialized_start=1412
+  _globals['_CREATEADAPTERREQUEST']._serialized_end=1595
+  _globals['_CREATEADAPTERRESPONSE']._serialized_start=1597
+  _globals['_CREATEADAPTERRESPONSE']._serialized_end=1664
+  _globals['_UPDATEADAPTERREQUEST']._serialized_start=1667
+  _globals['_UPDATEADAPTERREQUEST']._serialized_end=1926
+  _globals['_UPDATEADAPTERRESPONSE']._serialized_start=1928
+  _globals['_UPDATEADAPTERRESPONSE']._serialized_end=1995
+  _globals['_GETADAPTERREQUEST']._serialized_start=1997
+  _globals['_GETADAPTERREQUEST']._serialized_end=2058
+  _globals['_GETADAPTERRESPONSE']._serialized_start=2061
+  _globals['_GETADAPTERRESPONSE']._serialized_end=2213
+  _globals['_GETCATALOGUEREQUEST']._serialized_start=2215
+  _globals['_GETCATALOGUEREQUEST']._serialized_end=2236
+  _globals['_GETCATALOGUERESPONSE']._serialized_start=2239
+  _globals['_GETCATALOGUERESPONSE']._serialized_end=2376
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=2378
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=2486
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=2489
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=2644
+  _globals['_DELETEADAPTERREQUEST']._serialized_start=2646
+  _globals['_DELETEADAPTERREQUEST']._serialized_end=2688
+  _globals['_DELETEADAPTERRESPONSE']._serialized_start=2690
+  _globals['_DELETEADAPTERRESPONSE']._serialized_end=2713
+  _globals['_RETRIEVALSERVICE']._serialized_start=3285
+  _globals['_RETRIEVALSERVICE']._serialized_end=4078
 # @@protoc_insertion_point(module_scope)

@@ -28,6 +28,14 @@ class Weighting(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WEIGHTING_SOFTMAX: _ClassVar[Weighting]
     WEIGHTING_SIMILARITY: _ClassVar[Weighting]
     WEIGHTING_CLEAR_BEST: _ClassVar[Weighting]
+
+class SelectionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SELECTION_REASON_UNSPECIFIED: _ClassVar[SelectionReason]
+    SELECTION_REASON_EMPTY_CATALOGUE: _ClassVar[SelectionReason]
+    SELECTION_REASON_NO_ADAPTERS_OF_MODEL: _ClassVar[SelectionReason]
+    SELECTION_REASON_NO_ADAPTERS_ALLOWED: _ClassVar[SelectionReason]
+    SELECTION_REASON_BELOW_MINIMUM_SIMILARITY: _ClassVar[SelectionReason]
 RETRIEVAL_STRATEGY_UNSPECIFIED: RetrievalStrategy
 RETRIEVAL_STRATEGY_CENTROID: RetrievalStrategy
 RETRIEVAL_STRATEGY_MULTI_CENTROID: RetrievalStrategy
@@ -38,6 +46,11 @@ WEIGHTING_UNIFORM: Weighting
 WEIGHTING_SOFTMAX: Weighting
 WEIGHTING_SIMILARITY: Weighting
 WEIGHTING_CLEAR_BEST: Weighting
+SELECTION_REASON_UNSPECIFIED: SelectionReason
+SELECTION_REASON_EMPTY_CATALOGUE: SelectionReason
+SELECTION_REASON_NO_ADAPTERS_OF_MODEL: SelectionReason
+SELECTION_REASON_NO_ADAPTERS_ALLOWED: SelectionReason
+SELECTION_REASON_BELOW_MINIMUM_SIMILARITY: SelectionReason
 
 class RetrievalOptions(_message.Message):
     __slots__ = ("top_k", "base_model", "kind", "tags", "include", "exclude", "strategy", "weighting", "temperature", "min_similarity")
@@ -92,10 +105,12 @@ class RetrievalTimings(_message.Message):
     def __init__(self, embed: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., search: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Selection(_message.Message):
-    __slots__ = ("matches",)
+    __slots__ = ("matches", "reason")
     MATCHES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     matches: _containers.RepeatedCompositeFieldContainer[Match]
-    def __init__(self, matches: _Optional[_Iterable[_Union[Match, _Mapping]]] = ...) -> None: ...
+    reason: SelectionReason
+    def __init__(self, matches: _Optional[_Iterable[_Union[Match, _Mapping]]] = ..., reason: _Optional[_Union[SelectionReason, str]] = ...) -> None: ...
 
 class Match(_message.Message):
     __slots__ = ("adapter", "similarity", "weight")
@@ -194,6 +209,24 @@ class GetAdapterResponse(_message.Message):
     embedder_fingerprint: str
     stale: bool
     def __init__(self, adapter: _Optional[_Union[_adapter_pb2.Adapter, _Mapping]] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., embedder_fingerprint: _Optional[str] = ..., stale: bool = ...) -> None: ...
+
+class GetCatalogueRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetCatalogueResponse(_message.Message):
+    __slots__ = ("catalogue_revision", "embedder_fingerprint", "dimension", "adapter_count", "stale")
+    CATALOGUE_REVISION_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    STALE_FIELD_NUMBER: _ClassVar[int]
+    catalogue_revision: str
+    embedder_fingerprint: str
+    dimension: int
+    adapter_count: int
+    stale: bool
+    def __init__(self, catalogue_revision: _Optional[str] = ..., embedder_fingerprint: _Optional[str] = ..., dimension: _Optional[int] = ..., adapter_count: _Optional[int] = ..., stale: bool = ...) -> None: ...
 
 class ListAdaptersRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "base_model", "kind", "tags")

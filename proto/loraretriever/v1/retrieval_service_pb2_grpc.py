@@ -60,6 +60,11 @@ class RetrievalServiceStub(object):
                 request_serializer=loraretriever_dot_v1_dot_retrieval__service__pb2.GetAdapterRequest.SerializeToString,
                 response_deserializer=loraretriever_dot_v1_dot_retrieval__service__pb2.GetAdapterResponse.FromString,
                 _registered_method=True)
+        self.GetCatalogue = channel.unary_unary(
+                '/loraretriever.v1.RetrievalService/GetCatalogue',
+                request_serializer=loraretriever_dot_v1_dot_retrieval__service__pb2.GetCatalogueRequest.SerializeToString,
+                response_deserializer=loraretriever_dot_v1_dot_retrieval__service__pb2.GetCatalogueResponse.FromString,
+                _registered_method=True)
         self.ListAdapters = channel.unary_unary(
                 '/loraretriever.v1.RetrievalService/ListAdapters',
                 request_serializer=loraretriever_dot_v1_dot_retrieval__service__pb2.ListAdaptersRequest.SerializeToString,
@@ -111,6 +116,13 @@ class RetrievalServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCatalogue(self, request, context):
+        """Describes the catalogue as a whole: its revision, its size, and the embedder that makes its vectors.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAdapters(self, request, context):
         """Lists adapters by id, a page at a time.
         """
@@ -152,6 +164,11 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
                     servicer.GetAdapter,
                     request_deserializer=loraretriever_dot_v1_dot_retrieval__service__pb2.GetAdapterRequest.FromString,
                     response_serializer=loraretriever_dot_v1_dot_retrieval__service__pb2.GetAdapterResponse.SerializeToString,
+            ),
+            'GetCatalogue': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCatalogue,
+                    request_deserializer=loraretriever_dot_v1_dot_retrieval__service__pb2.GetCatalogueRequest.FromString,
+                    response_serializer=loraretriever_dot_v1_dot_retrieval__service__pb2.GetCatalogueResponse.SerializeToString,
             ),
             'ListAdapters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAdapters,
@@ -300,6 +317,33 @@ class RetrievalService(object):
             '/loraretriever.v1.RetrievalService/GetAdapter',
             loraretriever_dot_v1_dot_retrieval__service__pb2.GetAdapterRequest.SerializeToString,
             loraretriever_dot_v1_dot_retrieval__service__pb2.GetAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCatalogue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraretriever.v1.RetrievalService/GetCatalogue',
+            loraretriever_dot_v1_dot_retrieval__service__pb2.GetCatalogueRequest.SerializeToString,
+            loraretriever_dot_v1_dot_retrieval__service__pb2.GetCatalogueResponse.FromString,
             options,
             channel_credentials,
             insecure,

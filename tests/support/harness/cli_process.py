@@ -63,7 +63,8 @@ def processes_naming(folder: Path) -> list[str]:
 
 def assert_nothing_runs_in(folder: Path, within_s: float = 5.0) -> None:
     """Fail when a process that names `folder` is still there after `within_s` seconds: on a busy machine one that was
-    killed is listed for a moment longer."""
+    killed is listed for a moment longer.
+    """
     deadline = time.monotonic() + within_s
     while (left := processes_naming(folder)) and time.monotonic() < deadline:
         time.sleep(0.05)

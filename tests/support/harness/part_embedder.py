@@ -11,7 +11,7 @@ import numpy as np
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import ImagePart
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
-from retrieval_service.embedders.parts import PartEmbedder, PartKind, Patience, Row, for_ever
+from retrieval_service.embedders.part_embedder import PartEmbedder, PartKind, Patience, Row, for_ever
 
 DIM = 8
 

@@ -19,8 +19,7 @@ from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits
 from generation_service.engine.sequence import Delta, Event, Request
 from generation_service.engine.sequence import Sequence as EngineSequence
-from generation_service.execution.decode_row import DecodeRow
-from generation_service.execution.prefill import Prefill
+from generation_service.execution.inputs import DecodeRow, Prefill
 from generation_service.execution.runner import Runner
 from generation_service.models.base import BaseModel, EncodedPrompt, ModelDescription
 from infra.contract.composition import Base, Composition
@@ -85,7 +84,7 @@ class ScriptedRunner(Runner):
         self.gate = threading.Semaphore(0)
         self.gated = False
 
-    def read(self, prefill: Prefill, tokens: int) -> Tensor | None:
+    def prefill(self, prefill: Prefill, tokens: int) -> Tensor | None:
         """Take a chunk of a prompt; return the logits of the answer's first character after the last one."""
         assert prefill.prompt.pixels is not None
         self.chunks.append(tokens)
@@ -93,7 +92,7 @@ class ScriptedRunner(Runner):
         self._step()
         script = list(prefill.prompt.pixels.tolist())
         prefill.advance(tokens)
-        if prefill.unread:
+        if prefill.remaining:
             return None
         if "".join(map(chr, script[:-1])) in self.failing_answers:
             raise RuntimeError("the image is on fire")

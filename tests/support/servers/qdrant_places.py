@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from retrieval_service.qdrant import LocalFolder, Server
+from retrieval_service.catalogue.qdrant import LocalFolder, Server
 from tests.support.servers.qdrant_server import qdrant_server
 
 QDRANT_URL = os.environ.get("QDRANT_URL", "")

@@ -15,10 +15,10 @@ from infra.contract.prompt import Prompt
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.images import ImageLimits
 from infra.runtime.server import ServerOptions, sync_server
-from retrieval_service.catalogue import Catalogue
+from retrieval_service.catalogue.catalogue import Catalogue
+from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant, Server
 from retrieval_service.embedders.base import FloatArray, normalise
 from retrieval_service.indexing import Indexer
-from retrieval_service.qdrant import LocalFolder, Qdrant, Server
 from retrieval_service.retriever import RetrievalDefaults, Retriever
 from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
 

@@ -20,10 +20,18 @@ from infra.contract.composition import Base, Composition, WeightedAdapter
 from infra.contract.errors import LoraRetrieverError, field_path
 from infra.contract.generation import FinishReason, Generation, Timings, Usage
 from infra.contract.prompt import Prompt
-from infra.contract.retrieval import Match, RetrievalOptions, RetrievalTimings, Selection
+from infra.contract.retrieval import (
+    CatalogueInfo,
+    Match,
+    RetrievalOptions,
+    RetrievalTimings,
+    Selection,
+    SelectionReason,
+)
 from infra.runtime.server import ServerOptions, aio_server
 from infra.runtime.wire import (
     adapter_to_proto,
+    catalogue_to_proto,
     composition_from_proto,
     generation_to_proto,
     prompt_from_proto,
@@ -58,16 +66,23 @@ def similarity(adapter: Adapter, prompt: Prompt) -> float:
 
 def select(prompt: Prompt, options: RetrievalOptions) -> Selection:
     """Return the best of ADAPTERS that the options allow, uniformly weighted."""
+    of_model = [adapter for adapter in ADAPTERS if options.base_model in ("", adapter.base_model)]
+    if not of_model:
+        return Selection(reason=SelectionReason.NO_ADAPTERS_OF_MODEL)
     allowed = [
         adapter
-        for adapter in ADAPTERS
+        for adapter in of_model
         if adapter.adapter_id not in options.exclude
         and (not options.include or adapter.adapter_id in options.include)
-        and (not options.kind or adapter.kind == options.kind)
-        and (not options.base_model or adapter.base_model == options.base_model)
-        and similarity(adapter, prompt) >= (options.min_similarity if options.min_similarity is not None else -1)
+        and options.kind in ("", adapter.kind)
     ]
-    best = sorted(allowed, key=lambda adapter: -similarity(adapter, prompt))[: options.top_k or 3]
+    if not allowed:
+        return Selection(reason=SelectionReason.NO_ADAPTERS_ALLOWED)
+    minimum = -1 if options.min_similarity is None else options.min_similarity
+    similar = [adapter for adapter in allowed if similarity(adapter, prompt) >= minimum]
+    if not similar:
+        return Selection(reason=SelectionReason.BELOW_MINIMUM_SIMILARITY)
+    best = sorted(similar, key=lambda adapter: -similarity(adapter, prompt))[: options.top_k or 3]
     return Selection(tuple(Match(adapter, similarity(adapter, prompt), 1 / len(best)) for adapter in best))
 
 
@@ -102,10 +117,12 @@ class FakeRetrieval(retrieval_service_pb2_grpc.RetrievalServiceServicer):
             timings=retrieval_timings_to_proto(RETRIEVAL_TIMINGS),
         )
 
-    async def EmbedPrompts(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Say which embedder this is, and embed nothing."""
+    async def GetCatalogue(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Describe the catalogue that holds ADAPTERS."""
         self._fail()
-        return retrieval_service_pb2.EmbedPromptsResponse(embedder_fingerprint="embedder-1")
+        return catalogue_to_proto(
+            CatalogueInfo(self.catalogue_revision, "embedder-1", dimension=16, adapter_count=len(ADAPTERS))
+        )
 
     async def ListAdapters(self, request: Any, context: Any) -> Any:  # noqa: N802
         """List those of ADAPTERS that the request asks for, on one page."""

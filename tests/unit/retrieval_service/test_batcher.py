@@ -24,10 +24,10 @@ from infra.contract.errors import (
 )
 from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.deadline import bind_deadline
-from retrieval_service.batcher import BatchedEmbedder, BatchingOptions
-from retrieval_service.cache import VectorCache
 from retrieval_service.embedders.base import FloatArray, normalise
-from retrieval_service.embedders.parts import neighbours
+from retrieval_service.embedders.batcher import BatchedEmbedder, BatchingOptions
+from retrieval_service.embedders.part_embedder import neighbours
+from retrieval_service.embedders.vector_cache import VectorCache
 from tests.support.harness.part_embedder import DIM, FakePartEmbedder, vector_of
 
 UNCACHED = BatchingOptions(cache_bytes=0)

@@ -29,10 +29,10 @@ from infra.contract.errors import (
     NotFoundError,
     UnavailableError,
 )
-from retrieval_service.catalogue import Catalogue
-from retrieval_service.collections import head_of
-from retrieval_service.points import AdapterFilter, AdapterVectors
-from retrieval_service.qdrant import LocalFolder, Qdrant, Server
+from retrieval_service.catalogue.catalogue import Catalogue
+from retrieval_service.catalogue.collections import head_of
+from retrieval_service.catalogue.points import AdapterFilter, AdapterVectors
+from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant, Server
 from tests.support.servers.qdrant_places import PLACES, QDRANT_URL, Place, place_of
 from tests.support.servers.qdrant_server import qdrant_server
 

@@ -25,22 +25,21 @@ from infra.contract.adapter import Adapter
 from infra.contract.errors import (
     ConfigurationError,
     FailedPreconditionError,
-    InvalidArgumentError,
     NotFoundError,
     UnavailableError,
 )
 from infra.contract.prompt import Prompt
-from infra.contract.retrieval import RetrievalStrategy
+from infra.contract.retrieval import RetrievalStrategy, SelectionReason
 from infra.runtime.deadline import bind_deadline
 from infra.runtime.wire import prompt_to_proto
-from retrieval_service import backup
-from retrieval_service import catalogue as catalogue_module
-from retrieval_service import memory as memory_module
-from retrieval_service.catalogue import Catalogue
+from retrieval_service.catalogue import backup
+from retrieval_service.catalogue import catalogue as catalogue_module
+from retrieval_service.catalogue import snapshot as snapshot_module
+from retrieval_service.catalogue.adapter_store import Store
+from retrieval_service.catalogue.catalogue import Catalogue
+from retrieval_service.catalogue.points import AdapterFilter, AdapterVectors
+from retrieval_service.catalogue.qdrant import Qdrant, Server
 from retrieval_service.embedders.base import normalise
-from retrieval_service.points import AdapterFilter, AdapterVectors
-from retrieval_service.qdrant import Qdrant, Server
-from retrieval_service.store import Store
 from retrieval_service.strategies.examples import ExampleSet
 from retrieval_service.strategies.scale import Similarities
 from tests.support.servers.qdrant_server import QdrantServer, controlled_qdrant_server
@@ -169,7 +168,7 @@ def test_a_change_whose_revision_was_lost_is_found_within_the_trusted_time(
     with monkeypatch.context() as patch:
         patch.setattr(Store, "touch", lambda store: None)  # as if the service had died right before
         first.delete("one")
-    monkeypatch.setattr(memory_module, "_TRUSTED_S", 0.0)
+    monkeypatch.setattr(snapshot_module, "_TRUSTED_S", 0.0)
     assert names(second) == set()
 
 
@@ -207,13 +206,17 @@ def test_a_catalogue_too_large_for_memory_says_which_strategy_works(qdrant: Qdra
         assert names(catalogue, RetrievalStrategy.CALIBRATED) == {"two"}
 
 
-def test_an_unknown_base_model_is_an_error_only_beside_others(replicas: tuple[Catalogue, Catalogue]) -> None:
-    first, _ = replicas
+def test_search_without_matches_says_whether_the_catalogue_or_the_filter_is_empty(qdrant: QdrantServer) -> None:
     wanted = AdapterFilter(base_model="other")
-    assert first.search(asked(1), wanted, 3).found == ((),)
-    first.create(adapter("one"), vectors(1))
-    with pytest.raises(InvalidArgumentError, match=r"base_model: no adapter is of 'other'.*tiny"):
-        first.search(asked(1), wanted, 3)
+    with opened(Server(qdrant.url)) as in_memory, opened(Server(qdrant.url), memory_vectors=0) as by_qdrant:
+        assert in_memory.search(asked(1), wanted, 3).reason is SelectionReason.EMPTY_CATALOGUE
+        in_memory.create(adapter("one"), vectors(1))
+        for catalogue in (in_memory, by_qdrant):
+            result = catalogue.search(asked(1), wanted, 3)
+            assert (result.found, result.reason) == (((),), SelectionReason.NO_ADAPTERS_OF_MODEL)
+            excluding = AdapterFilter(base_model="tiny", exclude=("one",))
+            assert catalogue.search(asked(1), excluding, 3).reason is SelectionReason.NO_ADAPTERS_ALLOWED
+            assert catalogue.search(asked(1), EVERYTHING, 3).reason is None
 
 
 def test_without_qdrant_every_call_is_unavailable_and_works_again_when_it_is_back(qdrant: QdrantServer) -> None:
@@ -419,7 +422,7 @@ def test_one_strategy_does_not_wait_while_another_is_fitted(
                 assert may_go_on.wait(30)
             super().__init__(strategy, *others)
 
-    monkeypatch.setattr(memory_module, "Similarities", Slow)
+    monkeypatch.setattr(snapshot_module, "Similarities", Slow)
     with ThreadPoolExecutor(2) as pool:
         slow = pool.submit(names, first, RetrievalStrategy.CALIBRATED)
         try:
@@ -443,7 +446,7 @@ def test_kinds_that_decide_nothing_share_one_fit(
             made.append(kind)
             super().__init__(strategy, examples, kind)
 
-    monkeypatch.setattr(memory_module, "Similarities", Counted)
+    monkeypatch.setattr(snapshot_module, "Similarities", Counted)
     for turn in range(12):
         assert first.search(asked(1), AdapterFilter(kind=f"kind{turn}"), 9, RetrievalStrategy.CALIBRATED).found[0]
     assert made == [""]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from infra.contract.adapter import Adapter
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.retrieval import RetrievalOptions, RetrievalStrategy, Weighting
-from retrieval_service.points import AdapterFilter, Found
+from retrieval_service.catalogue.points import AdapterFilter, Found
 from retrieval_service.retriever import Query, RetrievalDefaults, select
 from retrieval_service.weighting import clear_best, proportional, softmax, uniform, weigh
 

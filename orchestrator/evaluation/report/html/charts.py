@@ -37,7 +37,7 @@ class Stack:
     lengths: Sequence[float]
 
 
-def bars(groups: Mapping[str, Sequence[Bar]], *, low: float, high: float, title: str) -> Markup:
+def bar_chart(groups: Mapping[str, Sequence[Bar]], *, low: float, high: float, title: str) -> Markup:
     """Return horizontal bars from zero, under the name of each group, on a scale from `low` to `high`."""
     span = (high - low) or 1.0
 
@@ -56,17 +56,17 @@ def bars(groups: Mapping[str, Sequence[Bar]], *, low: float, high: float, title:
     return _svg(y + 2, title, shapes)
 
 
-def shares(groups: Mapping[str, Sequence[Bar]], title: str) -> list[Markup]:
+def share_charts(groups: Mapping[str, Sequence[Bar]], title: str) -> list[Markup]:
     """Return bars of shares in [0, 1]; where there are many, each group folded."""
     if sum(map(len, groups.values())) <= MAX_BARS:
-        return [bars(groups, low=0, high=1, title=title)]
+        return [bar_chart(groups, low=0, high=1, title=title)]
     return [
-        element("details", element("summary", name), bars({"": members}, low=0, high=1, title=f"{title}: {name}"))
+        element("details", element("summary", name), bar_chart({"": members}, low=0, high=1, title=f"{title}: {name}"))
         for name, members in groups.items()
     ]
 
 
-def parts(rows: Sequence[Stack], title: str) -> Markup:
+def stacked_bar_chart(rows: Sequence[Stack], title: str) -> Markup:
     """Return a bar for each row, made of its parts one after another, all on one scale; see `legend`."""
     longest = max((sum(row.lengths) for row in rows), default=0.0) or 1.0
     shapes: list[Markup] = []

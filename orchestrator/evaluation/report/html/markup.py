@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from orchestrator.evaluation.report.markdown import ReportTable
+from orchestrator.evaluation.report.formatting import ReportTable
 
 MAX_LABEL = 44
 MAX_SHORT = 28

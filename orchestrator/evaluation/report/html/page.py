@@ -12,16 +12,16 @@ from string import Template
 
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.html.markup import Markup
-from orchestrator.evaluation.report.html.samples import MAX_SAMPLES, PictureBudget, choose, listed
-from orchestrator.evaluation.report.html.sections import opening, sections
-from orchestrator.evaluation.report.summarize import without_repetitions
+from orchestrator.evaluation.report.html.samples import MAX_SAMPLES, ThumbnailBudget, choose_samples, samples_json
+from orchestrator.evaluation.report.html.sections import page_header, page_sections
+from orchestrator.evaluation.report.summarize import drop_repeated
 from orchestrator.evaluation.report.summary import Summary
 
 
 def render_html(
     summary: Summary,
     records: Sequence[Record],
-    pictures: PictureBudget | None = None,
+    pictures: ThumbnailBudget | None = None,
     *,
     max_samples: int = MAX_SAMPLES,
     grades: Mapping[str, float] | None = None,
@@ -31,9 +31,9 @@ def render_html(
     It loads nothing: its content security policy allows its own script and style (by their hashes) and data: images.
     Without `pictures` no image is read, and the page says so at each. `grades` are a judge's, by sample key.
     """
-    kept, _ = without_repetitions(records)
-    chosen = choose(kept, max_samples)
-    data = listed(chosen, pictures or PictureBudget(), summary.scoring.point_tolerance_px, grades or {})
+    kept, _ = drop_repeated(records)
+    chosen = choose_samples(kept, max_samples)
+    data = samples_json(chosen, pictures or ThumbnailBudget(), summary.scoring.point_tolerance_px, grades or {})
     style, script = _file("report.css"), _file("report.js")
     return Template(_file("page.html")).substitute(
         title=escape(f"Evaluation {summary.facts.evaluation_id}".strip()),
@@ -41,7 +41,7 @@ def render_html(
         style_hash=_source_hash(style),
         script=script,
         script_hash=_source_hash(script),
-        sections=Markup("\n").join((opening(summary), *sections(summary, kept))),
+        sections=Markup("\n").join((page_header(summary), *page_sections(summary, kept))),
         shown=_shown(len(chosen), summary.recorded_samples, data["pictures"]),
         data=json_in_html(data),
     )
@@ -65,7 +65,7 @@ def _shown(chosen: int, recorded: int, pictures: Sequence[str | None]) -> str:
 
 
 def _file(name: str) -> str:
-    return files("orchestrator.evaluation.report.html").joinpath(name).read_text(encoding="utf-8")
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _source_hash(source: str) -> str:

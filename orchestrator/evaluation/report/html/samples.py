@@ -20,8 +20,8 @@ from orchestrator.evaluation.actions import split_actions
 from orchestrator.evaluation.data.image_files import read_image
 from orchestrator.evaluation.metrics.action import ActionMetric
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.tables import TEXT_COLUMNS
-from orchestrator.evaluation.scoring import step_scores, text_scores, wants_actions
+from orchestrator.evaluation.report.metric_tables import TEXT_COLUMNS
+from orchestrator.evaluation.scoring import expects_actions, step_scores, text_scores
 from orchestrator.evaluation.spec import PromptProtocol
 
 MAX_SAMPLES = 2000
@@ -33,14 +33,14 @@ PICTURE_PX = 320
 
 
 @dataclass(frozen=True)
-class PictureBudget:
+class ThumbnailBudget:
     """Files are read below `roots` only; all pictures of a page together have at most `max_bytes`."""
 
     roots: tuple[Path, ...] = ()
     max_bytes: int = MAX_PICTURE_BYTES
 
 
-def choose(records: Iterable[Record], most: int = MAX_SAMPLES) -> list[Record]:
+def choose_samples(records: Iterable[Record], most: int = MAX_SAMPLES) -> list[Record]:
     """Return at most `most` records, as many of each dataset as can be, and of a question those of every strategy.
 
     The questions of a dataset are drawn by the hash of their names: always the same ones.
@@ -58,9 +58,9 @@ def choose(records: Iterable[Record], most: int = MAX_SAMPLES) -> list[Record]:
     return sorted(chosen[:most], key=_place)
 
 
-def listed(
+def samples_json(
     records: Sequence[Record],
-    budget: PictureBudget,
+    budget: ThumbnailBudget,
     point_tolerance_px: float,
     grades: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _actions(record: Record, metric: ActionMetric) -> list[list[Any]]:
 
     Where the truth is not in the action language the whole answer is one step, neither right nor wrong.
     """
-    if not wants_actions(record):
+    if not expects_actions(record):
         return [[_cut(record.sample.truth), None if record.answer is None else _cut(record.answer), None]]
     scores = step_scores(record, [metric])
     is_sequence = record.sample.protocol is PromptProtocol.SEQUENCE
@@ -124,7 +124,7 @@ def _actions(record: Record, metric: ActionMetric) -> list[list[Any]]:
 
 def _text_scores(record: Record) -> dict[str, float] | None:
     """Return the scores of a whole answer by their titles; None where there is none."""
-    scores = None if wants_actions(record) else text_scores(record)
+    scores = None if expects_actions(record) else text_scores(record)
     return None if scores is None else dict(zip(TEXT_COLUMNS, map(_rounded, scores.values()), strict=True))
 
 
@@ -143,7 +143,7 @@ def _adapters(record: Record) -> list[list[Any]]:
 class _Pictures:
     """Pictures made small, each file once."""
 
-    def __init__(self, budget: PictureBudget) -> None:
+    def __init__(self, budget: ThumbnailBudget) -> None:
         self.shown: list[str | None] = []
         self._numbers: dict[Path, int] = {}
         self._roots = [root.resolve() for root in budget.roots]

@@ -5,35 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.comparisons import DIFFERENCES_NOTE, compared, judged
-from orchestrator.evaluation.report.headlines import headlines
-from orchestrator.evaluation.report.html.charts import Bar, bars, heatmap, shares
+from orchestrator.evaluation.report.comparison_tables import DIFFERENCES_NOTE, judge_table, reportable_differences
+from orchestrator.evaluation.report.formatting import interval_text, pluralize
+from orchestrator.evaluation.report.headline_tables import headline_tables
+from orchestrator.evaluation.report.html.charts import Bar, bar_chart, heatmap, share_charts
 from orchestrator.evaluation.report.html.markup import Markup, element, paragraph, report_table, section, table
-from orchestrator.evaluation.report.html.measured import measured_sections
-from orchestrator.evaluation.report.markdown import counted
-from orchestrator.evaluation.report.matrix import domain_table, domains_of, interval_text
-from orchestrator.evaluation.report.report import MAX_LISTED, caveats, judge_note
-from orchestrator.evaluation.report.summary import ALL, Cell, Summary
-from orchestrator.evaluation.report.tables import (
+from orchestrator.evaluation.report.html.resource_use import resource_use_sections
+from orchestrator.evaluation.report.markdown_report import MAX_LISTED, caveats, judge_note
+from orchestrator.evaluation.report.matrix import domain_matrix, domain_table
+from orchestrator.evaluation.report.metric_tables import (
     MainScore,
-    answers_by_dataset,
-    datasets_of,
-    every_metric,
+    all_metrics_table,
+    answers_by_dataset_table,
+    datasets_with_score,
     failed_text,
     main_scores,
-    retrieval,
+    retrieval_table,
 )
+from orchestrator.evaluation.report.summary import ALL, Cell, Summary
 
 MAX_CONFUSION = 60
 
 
-def opening(summary: Summary) -> Markup:
+def page_header(summary: Summary) -> Markup:
     """Return the title, and what was compared."""
     facts = summary.facts
     planned = facts.planned_samples
     lines = [
-        f"{counted(len(summary.strategies), 'way')} to answer on "
-        f"{counted(len(summary.dataset_names), 'dataset')}, {counted(summary.recorded_samples, 'sample')} in the "
+        f"{pluralize(len(summary.strategies), 'way')} to answer on "
+        f"{pluralize(len(summary.dataset_names), 'dataset')}, {pluralize(summary.recorded_samples, 'sample')} in the "
         f"{facts.spec.protocol.value} protocol; {summary.failed_samples:,} failed. "
         "— means unscored, which is never zero."
     ]
@@ -45,7 +45,7 @@ def opening(summary: Summary) -> Markup:
     return element("header", element("h1", f"Evaluation {facts.evaluation_id}".strip()), *map(paragraph, lines))
 
 
-def sections(summary: Summary, records: Sequence[Record]) -> list[Markup]:
+def page_sections(summary: Summary, records: Sequence[Record]) -> list[Markup]:
     """Return every section that the records (each key once) can fill."""
     scores = main_scores(summary)
     found = (
@@ -53,12 +53,12 @@ def sections(summary: Summary, records: Sequence[Record]) -> list[Markup]:
         _domains(summary),
         _judged(summary),
         *(_differences(summary, score) for score in scores),
-        report_table(every_metric(summary)),
+        report_table(all_metrics_table(summary)),
         *(_datasets(summary, score) for score in scores),
-        report_table(answers_by_dataset(summary)),
-        report_table(retrieval(summary)),
+        report_table(answers_by_dataset_table(summary)),
+        report_table(retrieval_table(summary)),
         _confusion(summary),
-        *measured_sections(summary.strategies, records),
+        *resource_use_sections(summary.strategies, records),
         _bad_rows(summary),
     )
     return [each for each in found if each is not None]
@@ -67,19 +67,19 @@ def sections(summary: Summary, records: Sequence[Record]) -> list[Markup]:
 def _headlines(summary: Summary) -> list[Markup | None]:
     failed = [cell for cell in summary.groups if cell.data == ALL and cell.failed]
     notes = [f"{cell.strategy}: {cell.failed:,} of {cell.samples:,} failed ({cell.failure})." for cell in failed]
-    found = [report_table(each) for each in headlines(summary)]
+    found = [report_table(each) for each in headline_tables(summary)]
     return [*found, *(element("p", note, class_="error") for note in notes)]
 
 
 def _domains(summary: Summary) -> Markup | None:
-    made = domains_of(summary)
+    made = domain_matrix(summary)
     return None if made is None else report_table(domain_table(made))
 
 
 def _judged(summary: Summary) -> Markup | None:
     if summary.judge is None:
         return None
-    return report_table(judged(summary), element("p", judge_note(summary.judge), class_="note"))
+    return report_table(judge_table(summary), element("p", judge_note(summary.judge), class_="note"))
 
 
 def _datasets(summary: Summary, score: MainScore) -> Markup:
@@ -89,10 +89,10 @@ def _datasets(summary: Summary, score: MainScore) -> Markup:
             for colour, strategy in enumerate(summary.strategies)
             if (cell := summary.dataset(strategy, dataset)) is not None
         ]
-        for dataset in datasets_of(summary, score)
+        for dataset in datasets_with_score(summary, score)
     }
     title = f"By dataset: {score.name}"
-    return section(f"{title}, %", *shares(groups, title))
+    return section(f"{title}, %", *share_charts(groups, title))
 
 
 def _bar(cell: Cell, score: MainScore, colour: int) -> Bar:
@@ -103,7 +103,7 @@ def _bar(cell: Cell, score: MainScore, colour: int) -> Bar:
 
 
 def _differences(summary: Summary, score: MainScore) -> Markup | None:
-    found = [(each, score.of_difference(each)) for each in compared(summary)]
+    found = [(each, score.of_difference(each)) for each in reportable_differences(summary)]
     ends = [
         abs(end) for _, estimate in found for end in (estimate.value, estimate.low, estimate.high) if end is not None
     ]
@@ -118,7 +118,7 @@ def _differences(summary: Summary, score: MainScore) -> Markup | None:
             groups.setdefault(f"less {each.reference}", []).append(bar)
     return section(
         f"Strategies compared: {score.name}, percentage points",
-        bars(groups, low=-reach, high=reach, title=f"Paired differences of {score.name}"),
+        bar_chart(groups, low=-reach, high=reach, title=f"Paired differences of {score.name}"),
         element("p", DIFFERENCES_NOTE, class_="note"),
     )
 

@@ -10,7 +10,7 @@ from generation_service.adapters.leases import BankLease
 from generation_service.engine.scheduler import Scheduler
 from generation_service.engine.sequence import Request, Sequence
 from generation_service.engine.text_stream import TextStream
-from generation_service.execution.prefill import Prefill
+from generation_service.execution.inputs import Prefill
 from generation_service.execution.sampler import TokenChooser
 from infra.contract.composition import Base
 from infra.contract.errors import OverloadedError

@@ -23,7 +23,15 @@ from infra.contract.composition import Base, Composition, Fusion, FusionMethod, 
 from infra.contract.errors import InvalidArgumentError, field_path
 from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
-from infra.contract.retrieval import Match, RetrievalOptions, RetrievalStrategy, Selection, Weighting
+from infra.contract.retrieval import (
+    CatalogueInfo,
+    Match,
+    RetrievalOptions,
+    RetrievalStrategy,
+    Selection,
+    SelectionReason,
+    Weighting,
+)
 from infra.runtime import wire
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -101,7 +109,11 @@ options = st.builds(
     st.none() | st.floats(-1, 1),
 )
 matches = st.builds(Match, adapters, st.floats(-1, 1), weights)
-selections = st.builds(Selection, st.lists(matches, max_size=3).map(tuple))
+selections = st.one_of(
+    st.builds(Selection, st.lists(matches, min_size=1, max_size=3).map(tuple)),
+    st.builds(Selection, st.just(()), st.none() | st.sampled_from(SelectionReason)),
+)
+catalogues = st.builds(CatalogueInfo, texts, texts, int32, int32, st.booleans())
 
 
 def round_trip(value: Any, to_proto: Callable[[Any], Any], from_proto: Callable[[Any], Any]) -> Any:
@@ -140,6 +152,18 @@ def test_generations_come_back_with_times_to_the_nanosecond(generation: Generati
         generation.usage,
         generation.applied,
     )
+
+
+@unhurried
+@given(catalogues)
+def test_catalogues_come_back(catalogue: CatalogueInfo) -> None:
+    assert round_trip(catalogue, wire.catalogue_to_proto, wire.catalogue_from_proto) == catalogue
+
+
+def test_selection_with_matches_has_no_reason() -> None:
+    match = Match(Adapter("gmail", "tiny", "adapters/gmail"), 0.5, 1.0)
+    with pytest.raises(InvalidArgumentError, match="but the selection has matches"):
+        Selection((match,), SelectionReason.BELOW_MINIMUM_SIMILARITY)
 
 
 @unhurried

@@ -18,7 +18,7 @@ from infra.contract.prompt import Prompt
 from infra.runtime.wire import prompt_to_proto
 from orchestrator.cli.commands.adapters import known_names
 from orchestrator.cli.main import run
-from orchestrator.registration.adapter_layers import Layers, read_layers
+from orchestrator.registration.safetensors_header import AdaptedLayers, read_layers
 from tests.support.checkpoints.peft_adapters import TinyAdapter
 from tests.support.harness.dataset_files import write_episodes
 from tests.support.servers.retrieval_server import DIM, Service, WordEmbedder, retrieval_service
@@ -202,8 +202,8 @@ def test_names_are_completed_from_the_catalogue(
 
 
 def test_layers_are_read_from_the_header_of_the_weights(tmp_path: Path) -> None:
-    assert read_layers(checkpoint(tmp_path / "whole")) == Layers(12, ("q_proj", "v_proj"))
-    assert read_layers(tmp_path) == Layers()
+    assert read_layers(checkpoint(tmp_path / "whole")) == AdaptedLayers(12, ("q_proj", "v_proj"))
+    assert read_layers(tmp_path) == AdaptedLayers()
 
 
 def _cut(file: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.cli.dataset_args import AdapterLabels, dataset_specs, read_mapping
-from orchestrator.evaluation.data.files import expand
+from orchestrator.evaluation.data.files import expand_pattern
 
 
 def test_folders_and_patterns_are_a_dataset_for_each_file(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_form_stands_for_the_same_adapters_wherever_the_files_are(tmp_path: Pa
         name, equals, path = pattern.rpartition("=")
         here = dataset_specs([f"{name}{equals}{tmp_path}/{path}"], labels)
         (elsewhere,) = dataset_specs([f"{name}{equals}no/such/{path}"], labels)
-        found = expand(replace(elsewhere, uri=f"{tmp_path}/{path}"), [tmp_path])
+        found = expand_pattern(replace(elsewhere, uri=f"{tmp_path}/{path}"), [tmp_path])
         assert [(each.name, each.adapter_id) for each in here] == [(each.name, each.adapter_id) for each in found]
         assert {each.adapter_id.removeprefix("app_") for each in here} == {"gmail", "ebay"}
 

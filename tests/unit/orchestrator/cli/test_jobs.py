@@ -15,9 +15,9 @@ from orchestrator.cli.dataset_args import complete_strategies, strategies_of, st
 from orchestrator.cli.main import run
 from orchestrator.evaluation.data.datasets import BadRow
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.html.samples import PictureBudget
-from orchestrator.evaluation.report.job_folder import write_report
+from orchestrator.evaluation.report.html.samples import ThumbnailBudget
 from orchestrator.evaluation.report.matrix import matrix_strategies
+from orchestrator.evaluation.report.output_files import write_report
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from orchestrator.jobs.job import Evaluation, EvaluationState
 from tests.support.harness.evaluation_data import answered, failure, sample
@@ -290,7 +290,7 @@ def test_the_gate_of_answers_that_are_no_actions_looks_at_whole_answers(
 def test_a_report_is_read_from_the_folder_of_its_job(
     job: OneJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_report(str(tmp_path), job.summary, job.records, PictureBudget(()))
+    write_report(str(tmp_path), job.summary, job.records, ThumbnailBudget(()))
     assert run(["evaluate", "report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == (tmp_path / "summary.md").read_text()
     assert run(["evaluate", "report", str(tmp_path), "--fail-under", "0.6"]) == 1

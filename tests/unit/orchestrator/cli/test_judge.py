@@ -11,8 +11,8 @@ import pytest
 
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli.main import run
-from orchestrator.evaluation.report.html.samples import PictureBudget
-from orchestrator.evaluation.report.job_folder import write_records, write_report
+from orchestrator.evaluation.report.html.samples import ThumbnailBudget
+from orchestrator.evaluation.report.output_files import write_records, write_report
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> str:
     summary = summarize(records, JobFacts(SPEC, "ev-1"))
     job = str(tmp_path / "ev-1")
     write_records(job, records, summary.scoring)
-    write_report(job, summary, records, PictureBudget())
+    write_report(job, summary, records, ThumbnailBudget())
     return job
 
 

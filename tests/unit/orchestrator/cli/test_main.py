@@ -22,8 +22,8 @@ from orchestrator.cli.output import print_text
 from orchestrator.cli.screens import draw
 from orchestrator.cli.settings import child_environment, client_settings
 from orchestrator.devstack.stack import STATE_FILE, Addresses
-from orchestrator.registration.adapter_folder import adapter_of
-from orchestrator.registration.training_examples import example_prompts, vectors_of
+from orchestrator.registration.peft_folder import read_adapter
+from orchestrator.registration.training_examples import example_prompts, read_vectors
 from tests.support.harness.dataset_files import write_episodes
 from tests.support.harness.images import picture
 
@@ -167,9 +167,9 @@ def test_strategies_are_named_as_reports_name_them() -> None:
 def test_an_adapter_folder_says_base_model_and_rank(tmp_path: Path) -> None:
     config = {"base_model_name_or_path": "/models/Qwen2-VL-7B-Instruct/", "r": 8, "rank_pattern": {"q_proj": 16}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    adapter = adapter_of("gmail", tmp_path, kind="app")
+    adapter = read_adapter("gmail", tmp_path, kind="app")
     assert (adapter.base_model, adapter.rank, adapter.checkpoint_uri) == ("Qwen2-VL-7B-Instruct", 16, str(tmp_path))
-    assert adapter_of("gmail", Path("gmail"), base_model="there").checkpoint_uri == "gmail"
+    assert read_adapter("gmail", Path("gmail"), base_model="there").checkpoint_uri == "gmail"
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
@@ -177,7 +177,7 @@ def test_an_adapter_folder_without_a_usable_config_is_refused(tmp_path: Path, co
     if content is not None:
         (tmp_path / "adapter_config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
-        adapter_of("gmail", tmp_path)
+        read_adapter("gmail", tmp_path)
 
 
 def test_examples_are_chosen_by_the_seed_and_asked_as_evaluation_asks(tmp_path: Path) -> None:
@@ -193,10 +193,10 @@ def test_examples_are_chosen_by_the_seed_and_asked_as_evaluation_asks(tmp_path: 
 def test_vectors_are_read_as_little_endian_float32(tmp_path: Path) -> None:
     np = pytest.importorskip("numpy")
     np.save(tmp_path / "mean.npy", np.array([1.0, 2.0]))
-    assert vectors_of(tmp_path / "mean.npy") == [np.array([1, 2], dtype="<f4").tobytes()]
+    assert read_vectors(tmp_path / "mean.npy") == [np.array([1, 2], dtype="<f4").tobytes()]
     np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(InvalidArgumentError, match="file of numbers"):
-        vectors_of(tmp_path / "pickled.npy")
+        read_vectors(tmp_path / "pickled.npy")
 
 
 def test_a_flag_goes_over_the_environment_over_a_running_stack_over_the_default(

@@ -15,15 +15,26 @@ from infra.contract.errors import InvalidArgumentError
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli.dataset_args import strategies_of
 from orchestrator.evaluation.compare import compare
-from orchestrator.evaluation.metrics.intervals import interval_of_difference, interval_of_share, student_t
-from orchestrator.evaluation.metrics.paired import Graded, paired_difference
+from orchestrator.evaluation.metrics.paired import QuestionScore, paired_difference
 from orchestrator.evaluation.metrics.retrieval import RankedAdapters, confusion
-from orchestrator.evaluation.metrics.uncertainty import UNSCORED, clustered_mean
+from orchestrator.evaluation.metrics.uncertainty import (
+    UNSCORED,
+    clustered_mean,
+    interval_of_difference,
+    interval_of_share,
+    student_t,
+)
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.differences import references
 from orchestrator.evaluation.report.html.page import render_html
-from orchestrator.evaluation.report.matrix import domain_table, matrix_of, matrix_strategies, render_matrix, rows_of
-from orchestrator.evaluation.report.report import headline, render_markdown
+from orchestrator.evaluation.report.markdown_report import first_headline, render_markdown
+from orchestrator.evaluation.report.matrix import (
+    build_matrix,
+    domain_table,
+    matrix_rows,
+    matrix_strategies,
+    render_matrix,
+)
+from orchestrator.evaluation.report.strategy_differences import reference_pairs
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts, Summary
 from orchestrator.evaluation.result_files import MetricName, Results, read_results
@@ -82,8 +93,8 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 
 def test_paired_difference_is_of_common_questions_and_less_spread_than_either() -> None:
-    first = {key: Graded(f"e{key // 2}", float(key % 3 > 0)) for key in range(20)}
-    second = {key: Graded(f"e{key // 2}", float(key % 3 > 1)) for key in range(1, 22)}
+    first = {key: QuestionScore(f"e{key // 2}", float(key % 3 > 0)) for key in range(20)}
+    second = {key: QuestionScore(f"e{key // 2}", float(key % 3 > 1)) for key in range(1, 22)}
     found = paired_difference(first, second)
     values = [first[key].score - second[key].score for key in range(1, 20)]
     assert (found.value, found.count, found.clusters) == (pytest.approx(np.mean(values)), 19, 10)
@@ -128,7 +139,7 @@ def test_a_row_has_both_domains_and_the_difference_to_the_selection_of_its_own()
     base = EvaluatedStrategy(AnswerStrategy.BASE)
     hidden = [EvaluatedStrategy(each.strategy, exclude_own_adapter=True) for each in (SELECTION, MIXTURE)]
     strategies = (base, SELECTION, MIXTURE, *hidden)
-    made = matrix_of(
+    made = build_matrix(
         summary_of(
             *records(base, [False, False, True, False]),
             *records(SELECTION, [True, True, True, False]),
@@ -174,16 +185,16 @@ def test_a_row_has_both_domains_and_the_difference_to_the_selection_of_its_own()
 def test_strategies_are_compared_with_selection_else_base_else_the_first_of_their_domain(
     labels: str, pairs: dict[str, str]
 ) -> None:
-    assert dict(references(strategies_of([labels]))) == pairs
+    assert dict(reference_pairs(strategies_of([labels]))) == pairs
 
 
 def test_the_table_of_a_job_without_selection_has_no_empty_columns() -> None:
     base = EvaluatedStrategy(AnswerStrategy.BASE)
     hidden = EvaluatedStrategy(AnswerStrategy.MIXTURE, exclude_own_adapter=True)
     summary = summary_of(*records(base, [True, False]), *records(hidden, [True, True]), strategies=(base, hidden))
-    drawn = domain_table(matrix_of(summary))
+    drawn = domain_table(build_matrix(summary))
     assert drawn.columns == ("strategy", "in domain", "out of domain")
-    assert "to selection" not in drawn.note + render_matrix(matrix_of(summary))
+    assert "to selection" not in drawn.note + render_matrix(build_matrix(summary))
     assert "| mixture-out-of-domain | base | +50.0 |" in render_markdown(summary)
 
 
@@ -196,10 +207,10 @@ def test_a_strategy_that_cannot_run_says_why_in_its_cell() -> None:
     base = EvaluatedStrategy(AnswerStrategy.BASE)
     most = [*records(base, [True]), *(failure(sample(RIGHT, episode=str(n), strategy=base)) for n in (8, 9))]
     some = [*records(MIXTURE, [True, True]), failure(sample(RIGHT, episode="9", strategy=MIXTURE))]
-    made = matrix_of(
+    made = build_matrix(
         summary_of(*records(SELECTION, [True]), *broken, *most, *some, strategies=(SELECTION, linear, base, MIXTURE))
     )
-    rows = {row[0]: row for row in rows_of(made)}
+    rows = {row[0]: row for row in matrix_rows(made)}
     assert rows["fusion-linear"][1:] == ("cannot run: linear fusion needs equal ranks", "", "—", "")
     assert rows["base"][1] == "2 of 3 failed: nobody listens"
     assert rows["mixture"][1].endswith("(1 of 3 failed: nobody listens)")
@@ -210,7 +221,7 @@ def test_a_difference_to_a_selection_that_mostly_failed_is_not_shown() -> None:
     summary = summary_of(
         *records(SELECTION, [True]), *failed, *records(MIXTURE, [False, True]), strategies=(SELECTION, MIXTURE)
     )
-    rows = {row[0]: row for row in rows_of(matrix_of(summary))}
+    rows = {row[0]: row for row in matrix_rows(build_matrix(summary))}
     assert rows["mixture"][1:3] == ("50.0", "")
 
 
@@ -220,8 +231,8 @@ def test_the_floor_is_that_of_the_samples_measured_most_fully() -> None:
     rest = [failure(sample(one, episode=one, strategy=MIXTURE)) for one in actions[1:]]
     few = [answered(sample(actions[0], episode=actions[0], strategy=MIXTURE), actions[0]), *rest]
     summary = summary_of(*few, *full, strategies=(MIXTURE, SELECTION))
-    assert matrix_of(summary).floor == 0.25
-    assert headline(summary).rows[-1][1:] == ("25.0",)
+    assert build_matrix(summary).floor == 0.25
+    assert first_headline(summary).rows[-1][1:] == ("25.0",)
     assert '<td class="short">25.0</td>' in render_html(summary, [])
     assert [cell.action.step_floor for cell in summary.groups] == [1.0, 0.25]
 

@@ -9,7 +9,7 @@ import pytest
 
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.answering.strategy import AnswerStrategy
-from orchestrator.evaluation.data.files import expand
+from orchestrator.evaluation.data.files import expand_pattern
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
 
 SPEC = EvaluationSpec((DatasetSpec("clock", "clock.jsonl"),), (EvaluatedStrategy(AnswerStrategy.BASE),))
@@ -22,8 +22,8 @@ def test_the_adapters_of_a_folder_or_pattern_may_be_a_form(tmp_path: Path, uri: 
     file.touch()
     for name, form, adapter in (("", "app_lora_{}", "app_lora_gmail"), ("mail", "{}", "gmail"), ("", "same", "same")):
         dataset = DatasetSpec(name, f"{tmp_path}/{uri}", form)
-        assert dataset.knows_adapters
-        (found,) = expand(dataset, [tmp_path])
+        assert dataset.names_adapter
+        (found,) = expand_pattern(dataset, [tmp_path])
         assert (found.name, found.adapter_id) == ("mail.gmail" if name else "gmail", adapter)
 
 

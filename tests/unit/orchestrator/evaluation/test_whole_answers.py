@@ -12,14 +12,14 @@ from orchestrator.evaluation.data.datasets import DatasetContent, read_dataset
 from orchestrator.evaluation.metrics.action import ActionMetric
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.headlines import headlines
+from orchestrator.evaluation.report.headline_tables import headline_tables
 from orchestrator.evaluation.report.html.page import render_html
-from orchestrator.evaluation.report.html.samples import PictureBudget, listed
-from orchestrator.evaluation.report.report import headline, render_markdown
+from orchestrator.evaluation.report.html.samples import ThumbnailBudget, samples_json
+from orchestrator.evaluation.report.markdown_report import first_headline, render_markdown
+from orchestrator.evaluation.report.metric_tables import STEPS, TEXTS, datasets_with_score
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts, Summary
-from orchestrator.evaluation.report.tables import STEPS, TEXTS, datasets_of
-from orchestrator.evaluation.scoring import answered_episodes, scores_of, whole_answers
+from orchestrator.evaluation.scoring import answered_episodes, record_scores, whole_answers
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 from tests.support.harness.evaluation_data import answered, failure, row, sample, write_dataset
 
@@ -84,12 +84,12 @@ def test_a_row_may_leave_images_out(tmp_path: Path) -> None:
 
 def test_whole_answers_are_scored_as_texts_and_actions_as_actions() -> None:
     metrics = [ActionMetric()]
-    whole = scores_of(WHOLE[0], metrics)
+    whole = record_scores(WHOLE[0], metrics)
     assert whole is not None
     assert (list(whole), whole["exact_match"]) == (["exact_match", "rouge_l", "bleu"], 1)
     actions = told(ACTIONS, ACTIONS, "e3")
-    assert scores_of(actions, metrics) == {"action": [True, True]}
-    assert scores_of(WHOLE[3], metrics) is None
+    assert record_scores(actions, metrics) == {"action": [True, True]}
+    assert record_scores(WHOLE[3], metrics) is None
 
 
 def test_the_scores_of_whole_answers_are_those_of_the_samples_without_actions() -> None:
@@ -107,8 +107,8 @@ def test_the_scores_of_whole_answers_are_those_of_the_samples_without_actions() 
 
 def test_the_headline_of_whole_answers_is_their_scores() -> None:
     summary = summary_of(*WHOLE)
-    assert summary.answers_are_texts
-    table = headline(summary)
+    assert summary.only_texts
+    table = first_headline(summary)
     assert (table.title, table.columns) == (
         "Whole answers, %",
         ("strategy", "answers", "exact match", "ROUGE-L", "BLEU"),
@@ -158,7 +158,7 @@ def test_steps_and_whole_answers_are_compared_apart() -> None:
 
 def test_a_job_of_both_kinds_has_both_headlines_and_calls_neither_all() -> None:
     summary = summary_of(*MIXED)
-    assert [(table.title, table.columns[1]) for table in headlines(summary)] == [
+    assert [(table.title, table.columns[1]) for table in headline_tables(summary)] == [
         ("Step accuracy, %", "all steps"),
         ("Whole answers, %", "answers"),
     ]
@@ -177,8 +177,8 @@ def test_a_dataset_of_one_kind_is_in_the_tables_of_that_kind_only() -> None:
         answered(sample("Scroll up", dataset="clock"), "Scroll up"),
     ]
     summary = summarize(records, JobFacts(spec))
-    assert datasets_of(summary, STEPS) == ["clock", "gone"]
-    assert datasets_of(summary, TEXTS) == ["facts", "gone"]
+    assert datasets_with_score(summary, STEPS) == ["clock", "gone"]
+    assert datasets_with_score(summary, TEXTS) == ["facts", "gone"]
 
 
 def test_a_report_of_whole_answers_says_nothing_twice_and_nothing_of_actions() -> None:
@@ -198,7 +198,7 @@ def test_the_page_shows_whole_answers_in_place_of_steps_that_there_are_none_of()
 
 def test_a_whole_answer_in_the_page_has_its_scores_and_is_neither_right_nor_wrong() -> None:
     asked = (WHOLE[1], WHOLE[3], MIXED[0])
-    text, failed, actions = listed(asked, PictureBudget(), 0, {WHOLE[1].sample.key: 0.25})["samples"]
+    text, failed, actions = samples_json(asked, ThumbnailBudget(), 0, {WHOLE[1].sample.key: 0.25})["samples"]
     assert text["scores"] == {"exact match": 0, "ROUGE-L": 0.75, "BLEU": pytest.approx(0.54, abs=0.2)}
     assert (text["actions"], text["grade"]) == ([[TRUTHS[1], "It snows in April.", None]], 0.25)
     assert (failed["scores"], actions["scores"]) == (None, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.contract.errors import LoraRetrieverError, UnavailableError
+from infra.contract.retrieval import CatalogueInfo
 from orchestrator.answering.model_info import ModelInfo, ModelLimits
 from orchestrator.jobs.provenance import RunningSystem, System
 
@@ -20,13 +21,9 @@ class Tier:
         self._ask(timeout_s)
         return ModelInfo("tiny", "fake", "cpu", "float32", ModelLimits(), revision="weights-1")
 
-    async def catalogue_revision(self, timeout_s: float | None = None) -> str:
+    async def get_catalogue(self, timeout_s: float | None = None) -> CatalogueInfo:
         self._ask(timeout_s)
-        return "catalogue-1"
-
-    async def embedder_fingerprint(self, timeout_s: float | None = None) -> str:
-        self._ask(timeout_s)
-        return "embedder-1"
+        return CatalogueInfo("catalogue-1", "embedder-1", dimension=16, adapter_count=4)
 
     def _ask(self, timeout_s: float | None) -> None:
         self.asked_for_s = timeout_s

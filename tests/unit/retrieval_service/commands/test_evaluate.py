@@ -17,12 +17,12 @@ from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import Match, RetrievalStrategy, Selection, Weighting
 from orchestrator.cli.main import run
-from retrieval_service.evaluation.labelled import outcome, read_labelled
+from retrieval_service.catalogue.points import AdapterVectors
+from retrieval_service.evaluation.confusion_matrix import draw
+from retrieval_service.evaluation.labelled_prompts import outcome, read_labelled
 from retrieval_service.evaluation.leave_one_out import Trial, few_examples, leave_one_out
 from retrieval_service.evaluation.outcomes import Outcome, as_json, figures
-from retrieval_service.evaluation.picture import draw
 from retrieval_service.evaluation.vector_files import read_npz
-from retrieval_service.points import AdapterVectors
 from tests.support.harness.example_sets import clouds
 from tests.support.harness.images import png_part
 from tests.support.servers.retrieval_server import DIM, retrieval_service

@@ -25,14 +25,14 @@ from infra.contract.errors import (
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
 from infra.runtime.images import ImageLimits
 from orchestrator.cli.main import run
-from retrieval_service import backup, kept_prompts, reindexing
-from retrieval_service.catalogue import Catalogue
-from retrieval_service.collections import head_of
+from retrieval_service.catalogue import backup, reindexing, stored_examples
+from retrieval_service.catalogue.catalogue import Catalogue
+from retrieval_service.catalogue.collections import head_of
+from retrieval_service.catalogue.points import AdapterFilter
+from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant, Server
+from retrieval_service.catalogue.reindexing import lost_by_rollback, reindex, roll_back
+from retrieval_service.catalogue.stored_examples import KEPT_IMAGE_PIXELS, KeptPrompts, decoded, encoded
 from retrieval_service.indexing import ExamplePrompts, ExampleVectors, Indexer
-from retrieval_service.kept_prompts import KEPT_IMAGE_PIXELS, KeptPrompts, decoded, encoded
-from retrieval_service.points import AdapterFilter
-from retrieval_service.qdrant import LocalFolder, Qdrant, Server
-from retrieval_service.reindexing import lost_by_rollback, reindex, roll_back
 from tests.support.harness.images import png_part
 from tests.support.servers.qdrant_places import PLACES, QDRANT_URL, place_of
 from tests.support.servers.qdrant_server import qdrant_server
@@ -422,7 +422,7 @@ def test_examples_are_kept_within_the_limits_of_the_server(world: World) -> None
 
 
 def test_examples_that_qdrant_would_not_take_register_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_prompts, "_MOST_BYTES", 200)
+    monkeypatch.setattr(stored_examples, "_MOST_BYTES", 200)
     with qdrant_server() as url, closing(Qdrant(Server(url))) as qdrant:
         world = World(qdrant)
         catalogue = world.open(OLD)

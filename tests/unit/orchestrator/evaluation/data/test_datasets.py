@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from infra.contract.errors import InvalidArgumentError, NotFoundError
-from orchestrator.evaluation.data import read_budget
+from orchestrator.evaluation.data import datasets
 from orchestrator.evaluation.data.datasets import DatasetContent, read_dataset, read_datasets
-from orchestrator.evaluation.data.files import expand
+from orchestrator.evaluation.data.files import expand_pattern
 from orchestrator.evaluation.spec import DatasetSpec, PromptProtocol
 from tests.support.harness.evaluation_data import row, write_dataset
 
@@ -187,7 +187,7 @@ def test_a_line_without_an_end_is_read_no_further_than_allowed(tmp_path: Path) -
 
 
 def test_a_file_of_bad_rows_alone_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_budget, "MAX_BAD_ROWS", 3)
+    monkeypatch.setattr(datasets, "MAX_BAD_ROWS", 3)
     file = tmp_path / "bad.jsonl"
     file.write_text("{}\n" * 4)
     with pytest.raises(InvalidArgumentError, match=r"more than 3 rows cannot be read; .*bad\.jsonl:4: .* is missing"):
@@ -205,5 +205,5 @@ def test_an_image_that_fits_no_message_makes_a_bad_row_and_is_not_read(tmp_path:
 def test_a_folder_with_a_test_file_stands_for_that_file_alone(tmp_path: Path) -> None:
     for name in ("train", "test"):
         write_dataset(tmp_path / "gmail", name, [GOOD])
-    (found,) = expand(DatasetSpec("", f"{tmp_path}/gmail/"), [tmp_path])
+    (found,) = expand_pattern(DatasetSpec("", f"{tmp_path}/gmail/"), [tmp_path])
     assert (found.name, found.uri) == ("gmail", str(tmp_path / "gmail" / "test.jsonl"))

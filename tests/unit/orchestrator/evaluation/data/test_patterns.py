@@ -14,7 +14,7 @@ from infra.contract.errors import InvalidArgumentError, NotFoundError
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli.dataset_args import dataset_specs
 from orchestrator.evaluation.data import files as dataset_files
-from orchestrator.evaluation.data.files import expand, settle
+from orchestrator.evaluation.data.files import expand_pattern, resolve_datasets
 from orchestrator.evaluation.data.patterns import PatternSearch
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
 
@@ -157,7 +157,7 @@ def test_all_patterns_of_a_job_share_one_limit_and_the_one_at_which_it_is_reache
     patterns = tuple(DatasetSpec(name, "apps/*.jsonl") for name in ("first", "second"))
     spec = EvaluationSpec(patterns, (EvaluatedStrategy(AnswerStrategy.BASE),))
     with pytest.raises(InvalidArgumentError, match=r"datasets\[1\].uri: more than 3 files match"):
-        settle(spec, [root])
+        resolve_datasets(spec, [root])
 
 
 def test_files_that_are_too_large_together_are_refused_before_they_are_hashed(root: Path) -> None:
@@ -165,7 +165,7 @@ def test_files_that_are_too_large_together_are_refused_before_they_are_hashed(ro
         hole.truncate(1 << 40)
     spec = EvaluationSpec((DatasetSpec("", "apps/*.jsonl"),), (EvaluatedStrategy(AnswerStrategy.BASE),))
     with pytest.raises(InvalidArgumentError, match=r"datasets: .* 1,099,511,627,776 bytes together"):
-        settle(spec, [root])
+        resolve_datasets(spec, [root])
 
 
 def test_a_job_whose_description_is_too_long_is_refused(root: Path) -> None:
@@ -174,19 +174,24 @@ def test_a_job_whose_description_is_too_long_is_refused(root: Path) -> None:
         (DatasetSpec("", "apps/*.jsonl", adapter_field="app", adapter_of=labels),),
         (EvaluatedStrategy(AnswerStrategy.BASE),),
     )
-    assert len(settle(replace(spec, datasets=(replace(spec.datasets[0], uri="apps/c*.jsonl"),)), [root]).datasets) == 1
+    assert (
+        len(
+            resolve_datasets(replace(spec, datasets=(replace(spec.datasets[0], uri="apps/c*.jsonl"),)), [root]).datasets
+        )
+        == 1
+    )
     spec = replace(spec, datasets=(*spec.datasets, replace(spec.datasets[0], name="again")))
     with pytest.raises(InvalidArgumentError, match=r"^datasets: .* description has .* bytes, more than 4,194,304"):
-        settle(spec, [root])
+        resolve_datasets(spec, [root])
 
 
 def test_a_folder_stands_for_its_files_or_for_the_test_split_of_each_folder_in_it(root: Path) -> None:
-    assert [each.name for each in expand(DatasetSpec("", "apps/"), [root])] == ["clock", "gmail"]
+    assert [each.name for each in expand_pattern(DatasetSpec("", "apps/"), [root])] == ["clock", "gmail"]
     (root / "apps/clock.jsonl").unlink()
     (root / "apps/gmail.jsonl").unlink()
-    assert [each.name for each in expand(DatasetSpec("study", "apps/"), [root])] == ["study.maps"]
+    assert [each.name for each in expand_pattern(DatasetSpec("study", "apps/"), [root])] == ["study.maps"]
     with pytest.raises(NotFoundError, match="no JSONL file matches"):
-        expand(DatasetSpec("", "/**/*.jsonl"), [root])
+        expand_pattern(DatasetSpec("", "/**/*.jsonl"), [root])
 
 
 def test_the_command_line_finds_files_on_this_machine_from_their_own_folder(

@@ -17,10 +17,10 @@ from infra.contract.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
-from orchestrator.evaluation.judge.client import ChatEndpoint
-from orchestrator.evaluation.judge.judge import MAX_REASONS, Judgement, JudgePrompt, judge, score_in
+from orchestrator.evaluation.judge.chat_client import ChatEndpoint
+from orchestrator.evaluation.judge.grading import MAX_REASONS, Judgement, JudgePrompt, grade_answers, parse_score
+from orchestrator.evaluation.judge.verdicts import Verdict
 from orchestrator.evaluation.metrics.text import AnsweredText
-from orchestrator.evaluation.report.summary import Verdict
 from tests.support.servers.chat_endpoint import FakeChat, fake_chat
 
 PROMPT = JudgePrompt("{question}|{truth}|{answer}")
@@ -42,7 +42,7 @@ def endpoint_of(chat: FakeChat) -> ChatEndpoint:
 
 
 def judged(answers: list[AnsweredText], endpoint: ChatEndpoint, cache: Path) -> Judgement:
-    return asyncio.run(judge(answers, endpoint, PROMPT, cache))
+    return asyncio.run(grade_answers(answers, endpoint, PROMPT, cache))
 
 
 def test_every_answer_is_graded_and_what_it_cost_is_counted(chat: FakeChat, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_the_rate_limit_spaces_calls(chat: FakeChat, tmp_path: Path) -> None:
     ],
 )
 def test_the_last_line_that_is_a_score_counts_and_no_other_is_guessed_at(reply: str, score: float | None) -> None:
-    assert score_in(reply) == score
+    assert parse_score(reply) == score
 
 
 def test_a_template_must_show_truth_and_answer_and_braces_in_them_do_no_harm() -> None:

@@ -16,9 +16,9 @@ from orchestrator.evaluation.metrics.text import (
     AnsweredText,
     bleu,
     exact_match,
-    graded_texts,
     mean_score,
     rouge_l,
+    score_answers,
     words,
 )
 from orchestrator.evaluation.result_files import MetricName, score_file
@@ -70,7 +70,7 @@ def test_bleu_is_in_0_to_1() -> None:
 
 
 def test_answers_that_there_are_none_of_are_unscored() -> None:
-    graded = graded_texts([AnsweredText(1, "a", "x", "x"), AnsweredText(2, "b", "x", None)], exact_match)
+    graded = score_answers([AnsweredText(1, "a", "x", "x"), AnsweredText(2, "b", "x", None)], exact_match)
     assert list(graded) == [1]
     assert mean_score(graded).value == 1
     assert mean_score({}).value is None

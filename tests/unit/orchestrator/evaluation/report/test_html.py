@@ -14,12 +14,12 @@ import pytest
 
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.records import Record
-from orchestrator.evaluation.report.html.charts import Bar, Stack, bars, heatmap, parts
+from orchestrator.evaluation.report.html.charts import Bar, Stack, bar_chart, heatmap, stacked_bar_chart
 from orchestrator.evaluation.report.html.markup import element, table
-from orchestrator.evaluation.report.html.measures import measures, percentile_95
 from orchestrator.evaluation.report.html.page import json_in_html, render_html
-from orchestrator.evaluation.report.html.samples import PictureBudget, choose, listed
-from orchestrator.evaluation.report.report import render_markdown
+from orchestrator.evaluation.report.html.resource_use import percentile_95, strategy_usage
+from orchestrator.evaluation.report.html.samples import ThumbnailBudget, choose_samples, samples_json
+from orchestrator.evaluation.report.markdown_report import render_markdown
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
@@ -28,7 +28,7 @@ from tests.support.harness.images import picture, png
 from tests.support.harness.report_records import HOSTILE, SPEC, hostile_records, many_records
 
 
-def page_of(records: list[Record], budget: PictureBudget | None = None, most: int = 2000) -> str:
+def page_of(records: list[Record], budget: ThumbnailBudget | None = None, most: int = 2000) -> str:
     return render_html(summarize(records, JobFacts(SPEC, evaluation_id="ev-1")), records, budget, max_samples=most)
 
 
@@ -65,7 +65,7 @@ def test_the_page_has_every_score_that_the_text_report_has(tmp_path: Path) -> No
 
 
 def test_the_page_names_no_address_it_could_load(tmp_path: Path) -> None:
-    page = page_of(many_records(tmp_path, 8), PictureBudget((tmp_path,)))
+    page = page_of(many_records(tmp_path, 8), ThumbnailBudget((tmp_path,)))
     assert "default-src 'none'" in page
     assert not re.search(r"""(?:src|href)=|url\(|@import|https?://""", page)
 
@@ -92,7 +92,7 @@ def test_phases_that_were_not_recorded_are_named(tmp_path: Path) -> None:
 
 def test_a_sequence_is_compared_step_by_step() -> None:
     asked = sample("Scroll up\nScroll down", step_count=2, protocol=PromptProtocol.SEQUENCE)
-    data = listed([answered(asked, "Scroll up\nScroll left\nWait for response")], PictureBudget(), 0)
+    data = samples_json([answered(asked, "Scroll up\nScroll left\nWait for response")], ThumbnailBudget(), 0)
     assert data["samples"][0]["whole"]
     assert data["samples"][0]["actions"] == [
         ["Scroll up", "Scroll up", True],
@@ -103,11 +103,11 @@ def test_a_sequence_is_compared_step_by_step() -> None:
 
 def test_some_of_many_are_chosen_evenly_with_every_strategy(tmp_path: Path) -> None:
     records = many_records(tmp_path, 400)
-    chosen = choose(records, 80)
+    chosen = choose_samples(records, 80)
     assert Counter((record.sample.dataset, record.sample.strategy.label) for record in chosen) == {
         (dataset, strategy): 20 for dataset in ("clock", "office") for strategy in ("selection", "mixture")
     }
-    assert choose(records[::-1], 80) == chosen
+    assert choose_samples(records[::-1], 80) == chosen
     assert "80 of 800 samples are in this page" in page_of(records, most=80)
 
 
@@ -128,20 +128,20 @@ def test_pictures_are_small_below_the_roots_and_within_the_budget(tmp_path: Path
     names = ["screen.png", "../out/screen.png", "link.png", "broken.png", "gone.png", "pipe.png", "screen.png"]
     asked = replace(sample("Scroll up"), images=tuple(inside / name for name in names))
     record = answered(asked, "Scroll up")
-    data = listed([record], PictureBudget((inside,)), 0)
+    data = samples_json([record], ThumbnailBudget((inside,)), 0)
     assert data["samples"][0]["pictures"] == [0, 1, 2, 3, 4, 5, 0]
     first, *others = data["pictures"]
     assert first.startswith("data:image/webp;base64,")
     assert len(first) < 40_000
     assert others == [None] * 5
-    assert listed([record], PictureBudget((inside,), max_bytes=1000), 0)["pictures"] == [None] * 6
-    assert listed([record], PictureBudget(), 0)["pictures"] == [None] * 6
+    assert samples_json([record], ThumbnailBudget((inside,), max_bytes=1000), 0)["pictures"] == [None] * 6
+    assert samples_json([record], ThumbnailBudget(), 0)["pictures"] == [None] * 6
 
 
 def test_measures_leave_failed_samples_out(tmp_path: Path) -> None:
     records = many_records(tmp_path, 4)
     base = EvaluatedStrategy(AnswerStrategy.BASE)
-    measured = measures([*records, failure(sample("Scroll up", strategy=base))])
+    measured = strategy_usage([*records, failure(sample("Scroll up", strategy=base))])
     assert set(measured) == {"selection", "mixture"}
     of = measured["mixture"]
     assert of.tokens["prompt_tokens"] == [100] * 4
@@ -153,13 +153,15 @@ def test_measures_leave_failed_samples_out(tmp_path: Path) -> None:
 
 
 def test_charts_put_values_on_one_scale() -> None:
-    drawn = bars({"g": [Bar("half", 0.5, 0.25, 1.0), Bar("unscored", None)]}, low=0, high=1, title="t")
+    drawn = bar_chart({"g": [Bar("half", 0.5, 0.25, 1.0), Bar("unscored", None)]}, low=0, high=1, title="t")
     assert drawn.count("<rect") == 1
     assert 'x="4.0" y="31" width="176.0"' in drawn
     assert 'x1="92.0" x2="356.0"' in drawn
-    minus = bars({"": [Bar("minus", -0.5)]}, low=-1, high=1, title="t")
+    minus = bar_chart({"": [Bar("minus", -0.5)]}, low=-1, high=1, title="t")
     assert 'x="92.0" y="15" width="88.0"' in minus
-    assert re.findall(r'width="([\d.]+)"', parts([Stack("a", 0, [1.0, 1.0]), Stack("b", 1, [4.0])], "t")) == [
+    assert re.findall(
+        r'width="([\d.]+)"', stacked_bar_chart([Stack("a", 0, [1.0, 1.0]), Stack("b", 1, [4.0])], "t")
+    ) == [
         "88.0",
         "88.0",
         "352.0",
@@ -171,7 +173,7 @@ def test_charts_put_values_on_one_scale() -> None:
 
 def test_a_chart_says_what_each_number_is_and_cuts_no_name_that_has_room() -> None:
     name = "a-dataset-with-quite-a-long-name-of-44-chars"
-    drawn = bars({name: [Bar("0.0 to 0.1", 0.5, text="9"), Bar("unscored", None)]}, low=0, high=1, title="t")
+    drawn = bar_chart({name: [Bar("0.0 to 0.1", 0.5, text="9"), Bar("unscored", None)]}, low=0, high=1, title="t")
     for text in (name, "0.0 to 0.1: 9", "unscored"):
         assert f">{text}</text>" in drawn
 

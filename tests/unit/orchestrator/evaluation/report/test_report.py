@@ -24,9 +24,9 @@ from orchestrator.evaluation.records import (
     SampleTimings,
     read_records,
 )
-from orchestrator.evaluation.report.headlines import FLOOR_NAME, headlines
+from orchestrator.evaluation.report.headline_tables import FLOOR_NAME, headline_tables
 from orchestrator.evaluation.report.html.page import render_html
-from orchestrator.evaluation.report.report import caveats, headline, render_markdown
+from orchestrator.evaluation.report.markdown_report import caveats, first_headline, render_markdown
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import DatasetFile, JobFacts, Summary
 from orchestrator.evaluation.scoring import answered_episodes, step_scores
@@ -178,7 +178,7 @@ def test_a_summary_survives_json() -> None:
 
 
 def test_the_headline_shows_every_strategy_the_floor_and_what_failed() -> None:
-    table = headline(summarize(RECORDS, JobFacts(SPEC)))
+    table = first_headline(summarize(RECORDS, JobFacts(SPEC)))
     assert table.columns == ("strategy", "apps", "categories", "all")
     assert table.rows == (
         ("base", "25.0 ± 25.0", "50.0", "33.3 ± 22.2"),
@@ -191,7 +191,7 @@ def test_the_headline_shows_every_strategy_the_floor_and_what_failed() -> None:
 
 def test_datasets_of_one_kind_need_no_groups() -> None:
     spec = EvaluationSpec((DatasetSpec("clock", "clock.jsonl", "clock", "app"),), (BASE,))
-    assert headline(summarize(RECORDS, JobFacts(spec))).columns == ("strategy", "all")
+    assert first_headline(summarize(RECORDS, JobFacts(spec))).columns == ("strategy", "all")
 
 
 def test_the_report_says_what_is_wrong_and_how_it_was_measured() -> None:
@@ -241,7 +241,7 @@ def test_where_most_samples_failed_the_report_says_so_and_shows_no_score() -> No
         *steps(selection, "clock", "e2", [OPEN, DONE]),
     ]
     summary = summarize(records, JobFacts(spec))
-    assert headline(summary).rows[0] == ("base (3 failed)", "3 of 4 failed")
+    assert first_headline(summary).rows[0] == ("base (3 failed)", "3 of 4 failed")
     text = render_markdown(summary)
     for line in (
         "| base (3 failed) | 3 of 4 failed |",
@@ -260,7 +260,7 @@ def test_whole_answers_are_reported_without_the_tables_of_actions() -> None:
     records = [answered(sample("four", episode=str(n), strategy=BASE), "four" if n else "five") for n in range(2)]
     records += [failure(sample("four", episode=str(n))) for n in range(2)]
     summary = summarize(records, JobFacts(spec))
-    assert headline(summary).rows == (
+    assert first_headline(summary).rows == (
         ("base", "2", "50.0 ± 50.0", "50.0 ± 50.0", "50.0 ± 50.0"),
         ("mixture (2 failed)", "0", "2 of 2 failed", "—", "—"),
     )
@@ -293,7 +293,7 @@ def test_rows_that_could_not_be_read_are_said_first_and_listed() -> None:
 
 def test_the_headline_of_the_report_has_intervals_and_says_so() -> None:
     summary = summarize(RECORDS, JobFacts(SPEC))
-    (table,), short = headlines(summary), headline(summary)
+    (table,), short = headline_tables(summary), first_headline(summary)
     assert table.rows[0] == ("base", "25.0 [0.0, 100.0]", "50.0", "33.3 [0.0, 100.0]")
     assert "with 95 % intervals" in table.note
     assert "± standard error" in short.note
@@ -309,7 +309,7 @@ def test_foreign_text_cannot_break_the_report() -> None:
 
 
 def test_a_report_of_nothing_shows_dashes() -> None:
-    table = headline(summarize([], JobFacts(SPEC)))
+    table = first_headline(summarize([], JobFacts(SPEC)))
     assert {cell for row in table.rows for cell in row[1:]} == {"—"}
     assert "—" in render_markdown(summarize([], JobFacts(SPEC)))
 

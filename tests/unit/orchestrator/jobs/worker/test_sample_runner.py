@@ -21,10 +21,9 @@ from infra.contract.errors import (
 from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
 from infra.contract.prompt import ImagePart
 from infra.contract.retrieval import RetrievalOptions, Selection
-from orchestrator.answering.pipeline import Answer, Question
+from orchestrator.answering.question import Answer, Question
 from orchestrator.answering.strategy import AnswerStrategy
-from orchestrator.evaluation.data.image_files import read_image
-from orchestrator.evaluation.data.read_budget import MAX_IMAGE_BYTES
+from orchestrator.evaluation.data.image_files import MAX_IMAGE_BYTES, read_image
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 from orchestrator.jobs.worker.sample_runner import InterruptedSampleError, RetryLimits, SampleRunner, to_question

@@ -11,7 +11,7 @@ import pytest
 from infra.contract.errors import UnavailableError
 from infra.contract.generation import FinishReason, Generation, Timings, Usage
 from infra.contract.retrieval import Selection
-from orchestrator.answering.pipeline import Answer, Question
+from orchestrator.answering.question import Answer, Question
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol

@@ -1,0 +1,70 @@
+"""A PEFT folder as an adapter of the catalogue."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from infra.contract.adapter import Adapter
+from infra.contract.errors import CheckpointError
+from orchestrator.registration.safetensors_header import AdaptedLayers, read_layers
+
+
+def read_adapter(
+    name: str,
+    checkpoint: Path,
+    *,
+    base_model: str = "",
+    kind: str = "",
+    tags: tuple[str, ...] = (),
+    display_name: str = "",
+    description: str = "",
+) -> Adapter:
+    """Return the adapter in a PEFT folder: its base model, and of its tensors the largest rank and the layers adapted.
+
+    A folder that is not on this machine is named as given, and needs `base_model`. Raises CheckpointError for a folder
+    without a readable adapter_config.json, or whose adapter_model.safetensors is broken.
+    """
+    local = checkpoint.is_dir()
+    config = _config(checkpoint) if local else {}
+    layers = read_layers(checkpoint) if local else AdaptedLayers()
+    if not local and not base_model:
+        raise CheckpointError(f"--checkpoint {checkpoint} is no folder here; give the PEFT folder, or add --base-model")
+    named = str(config.get("base_model_name_or_path") or "").rstrip("/")
+    if not base_model and not named:
+        raise CheckpointError(f"{checkpoint}/adapter_config.json names no base model; give --base-model")
+    return Adapter(
+        adapter_id=name,
+        base_model=base_model or Path(named).name,
+        checkpoint_uri=str(checkpoint.resolve()) if local else str(checkpoint),
+        kind=kind,
+        display_name=display_name,
+        description=description,
+        tags=tags,
+        rank=max(_largest_rank(config, checkpoint), layers.rank),
+        targets=layers.targets or _targets(config),
+    )
+
+
+def _targets(config: dict[str, Any]) -> tuple[str, ...]:
+    named = config.get("target_modules")
+    return tuple(sorted(map(str, named))) if isinstance(named, list) else ()
+
+
+def _largest_rank(config: dict[str, Any], folder: Path) -> int:
+    try:
+        return max([int(config.get("r") or 0), *map(int, dict(config.get("rank_pattern") or {}).values())])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}/adapter_config.json: r and rank_pattern must hold ranks ({error})") from error
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); give a PEFT adapter folder") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is no JSON object; give a PEFT adapter folder")
+    return config

@@ -1,0 +1,1 @@
+"""The catalogue of adapters: stored in Qdrant, searched in memory."""

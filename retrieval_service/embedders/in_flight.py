@@ -1,0 +1,78 @@
+"""Parts that callers wait for, and who they are."""
+
+from __future__ import annotations
+
+import math
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from infra.contract.errors import DeadlineError, UnavailableError, field_path
+from retrieval_service.embedders.base import FloatArray
+from retrieval_service.embedders.part_embedder import Part, PartEmbedder, Row
+
+
+@dataclass(eq=False)
+class Caller:
+    """One call; it stops waiting at `ends_at`, time.monotonic()."""
+
+    ends_at: float
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until then, None without an end."""
+        return None if math.isinf(self.ends_at) else max(self.ends_at - time.monotonic(), 0.0)
+
+
+@dataclass(eq=False)
+class Wanted:
+    """A part that callers wait for. `turn` is when it is due, counted in forward passes."""
+
+    digest: bytes
+    turn: int
+    callers: set[Caller] = field(default_factory=set)
+    future: Future[FloatArray] = field(default_factory=Future)
+    _row: Row | None = None
+
+    @property
+    def ends_at(self) -> float:
+        """When the last of its callers stops waiting; -inf when all are gone."""
+        return max((caller.ends_at for caller in self.callers), default=-math.inf)
+
+    @property
+    def row(self) -> Row:
+        """The part as it was read."""
+        assert self._row is not None  # only what was read is queued
+        return self._row
+
+    def read(self, model: PartEmbedder, part: Part) -> bool:
+        """Read the part; return whether that went well. If not, all who wait for it get the error."""
+        try:
+            self._row = model.row(part)
+        except BaseException as error:  # whatever it is, others may wait for this part
+            self.future.set_exception(error)
+            return False
+        return True
+
+    def result(self, part: Part, caller: Caller) -> FloatArray:
+        """Wait for the vector, [dim].
+
+        Raises DeadlineError when the caller's time is up, and what the embedder raised, with the part's own path.
+        """
+        try:
+            with field_path(part.path):
+                return self.future.result(caller.left_s)
+        except TimeoutError as error:
+            if self.future.done():
+                raise
+            raise too_late() from error
+
+
+def too_late() -> DeadlineError:
+    """Return the error of callers whose time is up."""
+    return DeadlineError("the deadline passed before the prompt was embedded; allow more time, or send fewer prompts")
+
+
+def stopping() -> UnavailableError:
+    """Return the error of callers of an embedder that is closed."""
+    return UnavailableError("the server is stopping; try another one, or this one in a moment")
