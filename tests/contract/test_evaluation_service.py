@@ -31,7 +31,8 @@ from infra.contract.generation import Decoding
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, Weighting
 from infra.runtime.embedded_redis import embedded_redis
-from infra.runtime.server import ServerOptions, aio_server
+from infra.runtime.server import aio_server
+from infra.runtime.settings import ServerOptions
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.clients.evaluation import EvaluationClient
@@ -332,7 +333,7 @@ async def test_every_adapter_and_random_adapters_are_taken_without_retrieval(ser
     first, again = (records_of(job.output_uri) for job in jobs)
     assert [record.applied for record in first] == [record.applied for record in again]
     assert served.tiers.retrieval.asked == []
-    applied = {
+    applied: dict[str, list[dict[str, float]]] = {
         label: [] for label in ("uniform-all", "random-k", "uniform-all-out-of-domain", "random-k-out-of-domain")
     }
     for record in first:

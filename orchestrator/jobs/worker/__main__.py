@@ -30,7 +30,7 @@ def serve(settings: OrchestratorSettings) -> None:
     with ExitStack() as stack:
 
         def on_ready() -> None:
-            stack.enter_context(ready_file(settings.ready_file, "worker"))
+            stack.enter_context(ready_file(settings.server.ready_file, "worker"))
             log.info("serving", shards=settings.worker_shards, samples_per_shard=settings.concurrency)
 
         run_worker(app, worker, threads=settings.worker_shards, on_ready=on_ready)

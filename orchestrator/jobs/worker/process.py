@@ -42,7 +42,7 @@ class WorkerProcess:
     def __init__(self, settings: OrchestratorSettings, dispatcher: Dispatcher) -> None:
         self._stop_requested = False
         self._dispatcher = dispatcher
-        self._stop_grace_s = settings.shutdown_grace_s
+        self._stop_grace_s = settings.server.shutdown_grace_s
         self._loop = EventLoopThread()
         self._resources = AsyncExitStack()
         self._stopping = asyncio.Event()
@@ -58,7 +58,7 @@ class WorkerProcess:
         isolation, roots = Isolation(), settings.dataset_roots
         pipeline = Pipeline(retrieval, generation)
         self._shards = ShardRunner(ledger, pipeline, roots, settings.shard_limits, isolation)
-        self._reports = ReportWriter(ledger, roots, isolation, settings.shutdown_grace_s)
+        self._reports = ReportWriter(ledger, roots, isolation, settings.server.shutdown_grace_s)
         await enter(in_background(ledger.workers.beat_forever(f"{socket.gethostname()}-{os.getpid()}")))
 
     @property
