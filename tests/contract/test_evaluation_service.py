@@ -146,9 +146,9 @@ async def test_creation_that_is_sent_again_starts_one_job_even_without_a_request
 ) -> None:
     call = served.client.call
 
-    async def call_twice(method: str, request: Any, timeout_s: float | None) -> Any:
-        await call(method, request, timeout_s)
-        return await call(method, request, timeout_s)
+    async def call_twice(*arguments: Any) -> Any:
+        await call(*arguments)
+        return await call(*arguments)
 
     spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
     with monkeypatch.context() as patched:
