@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from generation_service.adapters.checkpoint.peft_config import PeftConfig
 from generation_service.adapters.checkpoint.reader import read_config
-from generation_service.adapters.once import Once
 from generation_service.adapters.source import AdapterResolver, AdapterSource, check_base_model
 from generation_service.lora.weights import AdapterWeights
 from infra.contract.composition import WeightedAdapter
 from infra.contract.errors import ConflictError
+from infra.runtime.single_flight import SingleFlight
 
 Key = tuple[str, str]
 """Adapter id and revision."""
@@ -51,7 +51,7 @@ class WeightStore:
         self._sources: OrderedDict[Key, AdapterSource] = OrderedDict()
         self._configs: OrderedDict[Key, PeftConfig] = OrderedDict()
         self._contents: OrderedDict[Key, str] = OrderedDict()
-        self._once: Once[Key, AdapterWeights] = Once()
+        self._reads: SingleFlight[Key, AdapterWeights] = SingleFlight()
         self._kept: OrderedDict[Key, AdapterWeights] = OrderedDict()
         self._sizes: dict[Key, int] = {}
         self._bytes = 0
@@ -97,7 +97,9 @@ class WeightStore:
         that the source names, or else the one that was read for it first.
         """
         key = (source.adapter_id, source.revision)
-        return self._kept_of(key) or self._once(key, lambda: self._kept_of(key) or self._read_and_keep(key, source))
+        return self._kept_of(key) or self._reads.run(
+            key, lambda: self._kept_of(key) or self._read_and_keep(key, source)
+        )
 
     def in_host_form(self, weights: AdapterWeights) -> AdapterWeights:
         """Return `weights` as those that are read are kept: in the form that the bank takes."""
