@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from generation_service.app import GenerationStack, generation_stack
 from generation_service.server import GenerationServicer, add_to
 from generation_service.settings import GenerationSettings
-from infra.runtime.server import ServerOptions, aio_server
+from infra.runtime.server import aio_server
 
 
 def serve_forever(settings: GenerationSettings) -> None:
@@ -18,7 +18,7 @@ def serve_forever(settings: GenerationSettings) -> None:
 
 
 async def _serve(settings: GenerationSettings) -> None:
-    server = aio_server(ServerOptions.from_settings(settings))
+    server = aio_server(settings.server)
     await server.start()
     try:
         async with _on_a_thread(settings) as stack:

@@ -9,7 +9,7 @@ from typing import Any
 
 from infra.contract.errors import UnavailableError
 from infra.runtime.logs import get_logger
-from infra.runtime.server import GrpcServer, ServerOptions, sync_server
+from infra.runtime.server import GrpcServer, sync_server
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import Embedder
@@ -27,7 +27,7 @@ _RETRY_PAUSE_S = 1.0
 
 def serve_retrieval(settings: RetrievalSettings) -> None:
     """Serve until a stop signal. The port answers at once, NOT_SERVING until all is loaded."""
-    server = sync_server(ServerOptions.from_settings(settings), settings.workers)
+    server = sync_server(settings.server, settings.workers)
     server.start()
     with loaded(server, settings):
         server.serve_forever()

@@ -22,7 +22,8 @@ from infra.contract.adapter import Adapter
 from infra.contract.errors import NotFoundError
 from infra.contract.prompt import Prompt
 from infra.runtime.error_table import from_rpc_error
-from infra.runtime.server import ServerOptions, sync_server
+from infra.runtime.server import sync_server
+from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import adapter_to_proto, prompt_to_proto
 from tests.support.harness.generation_stack import World, served, settings_for, write_world
 

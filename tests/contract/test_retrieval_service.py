@@ -30,7 +30,8 @@ from infra.contract.retrieval import RetrievalStrategy
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.error_table import from_rpc_error
 from infra.runtime.images import ImageLimits
-from infra.runtime.server import ServerOptions, sync_server
+from infra.runtime.server import sync_server
+from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import prompt_to_proto
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder

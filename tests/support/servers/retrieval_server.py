@@ -14,7 +14,8 @@ from loraretriever.v1.retrieval_service_pb2_grpc import RetrievalServiceStub
 from infra.contract.prompt import Prompt
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.images import ImageLimits
-from infra.runtime.server import ServerOptions, sync_server
+from infra.runtime.server import sync_server
+from infra.runtime.settings import ServerOptions
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import FloatArray, normalise

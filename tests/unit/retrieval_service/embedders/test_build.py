@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infra.contract.errors import ConfigurationError
-from infra.runtime.server import ServerOptions, sync_server
+from infra.runtime.server import sync_server
 from infra.runtime.settings import load_settings
 from retrieval_service.assembly import loaded
 from retrieval_service.embedders.build import build_embedder, embedder_kind
@@ -113,7 +113,7 @@ def test_start_says_what_embeds(tmp_path: Path, caplog: pytest.LogCaptureFixture
     flags = ["--embedder-path", str(jina), "--qdrant-path", str(tmp_path / "q"), "--address", "127.0.0.1:0"]
     chosen = settings(*flags, "--shutdown-grace-s", "0")
     caplog.set_level(logging.INFO)
-    server = sync_server(ServerOptions.from_settings(chosen), chosen.workers)
+    server = sync_server(chosen.server, chosen.workers)
     with loaded(server, chosen), server:
         pass
     said = " ".join(record.getMessage() for record in caplog.records)
@@ -127,7 +127,7 @@ def test_password_in_address_of_embedder_is_refused_before_it_is_logged(
     flags = ["--embedder-url", "http://me:hidden@127.0.0.1:9/v1", "--embedder-model", "m", "--address", "127.0.0.1:0"]
     chosen = settings(*flags, "--qdrant-path", str(tmp_path / "q"))
     caplog.set_level(logging.INFO)
-    server = sync_server(ServerOptions.from_settings(chosen), chosen.workers)
+    server = sync_server(chosen.server, chosen.workers)
     with pytest.raises(ConfigurationError, match="--embedder-url holds a password"), loaded(server, chosen):
         pass
     assert "hidden" not in caplog.text + "".join(capsys.readouterr())
