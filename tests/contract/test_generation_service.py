@@ -1,4 +1,4 @@
-"""GenerationService over loopback gRPC: what each method answers, and what each mistake is told."""
+"""GenerationService over loopback gRPC: the answers of each method, and the error for each kind of mistake."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -15,8 +16,11 @@ import grpc.aio
 import pytest
 from loraretriever.v1 import adapter_pb2, prompt_pb2
 from loraretriever.v1 import generation_service_pb2 as pb
+from torch import Tensor
 
 from generation_service.app import generation_stack
+from generation_service.execution.inputs import DecodeRow
+from generation_service.execution.runner import Runner
 from generation_service.models.folder import folder_revision
 from infra.contract.errors import CheckpointError, InvalidArgumentError, LoraRetrieverError
 from infra.contract.prompt import ImagePart, Prompt
@@ -67,13 +71,13 @@ async def refused(call: Awaitable[object]) -> tuple[grpc.StatusCode, LoraRetriev
 
 
 async def still_works(service: Served) -> None:
-    """The next request is answered, and nothing is left behind."""
+    """Assert that the next request is answered and that nothing is still held."""
     assert (await service.stub.Generate(request(composition=mixture(("a0", 1.0))))).usage.completion_tokens > 0
     assert service.stack.engine.running == service.stack.engine.waiting == 0
     assert service.stack.residency.leased_ranks == 0
 
 
-async def test_generate_answers_with_usage_timings_and_the_adapters_applied(world: World) -> None:
+async def test_generate_returns_usage_timings_and_applied_adapters(world: World) -> None:
     async with served(settings_for(world.base, [world.roots])) as service:
         answer = await service.stub.Generate(
             request(composition=mixture(("a1", 0.7), ("a0", 0.3)), images=(png_part(100, 150),))
@@ -91,14 +95,14 @@ async def test_generate_answers_with_usage_timings_and_the_adapters_applied(worl
         }
 
 
-async def test_the_base_model_answers_when_no_composition_is_given(world: World) -> None:
+async def test_base_model_answers_without_a_composition(world: World) -> None:
     async with served(settings_for(world.base)) as service:
         answer = await service.stub.Generate(request())
         assert answer.usage.completion_tokens > 0
         assert not answer.applied
 
 
-async def test_a_stream_is_deltas_and_then_the_same_final_answer(world: World) -> None:
+async def test_stream_is_deltas_and_then_the_same_final_answer(world: World) -> None:
     async with served(settings_for(world.base, [world.roots])) as service:
         asked = request(composition=fusion(("a0", 0.5), ("a1", 0.5)), max_new_tokens=20)
         whole = await service.stub.Generate(asked)
@@ -114,7 +118,7 @@ async def test_a_stream_is_deltas_and_then_the_same_final_answer(world: World) -
         assert final.usage == whole.usage
 
 
-async def test_get_model_says_what_runs_and_its_limits(world: World) -> None:
+async def test_get_model_returns_the_model_and_its_limits(world: World) -> None:
     settings = settings_for(world.base, [world.roots], max_running=3, max_waiting=5, max_adapters=2, max_images=4)
     async with served(settings) as service:
         model = await service.stub.GetModel(pb.GetModelRequest())
@@ -138,7 +142,7 @@ async def test_get_model_says_what_runs_and_its_limits(world: World) -> None:
         assert not model.residents
 
 
-async def test_a_loaded_adapter_is_pinned_until_it_is_unloaded(world: World) -> None:
+async def test_loaded_adapter_is_pinned_until_it_is_unloaded(world: World) -> None:
     async with served(settings_for(world.base, [world.roots])) as service:
         loaded = (await service.stub.LoadAdapter(pb.LoadAdapterRequest(adapter_id="a2"))).adapter
         assert (loaded.adapter_id, loaded.rank, loaded.pinned) == ("a2", 8, True)
@@ -149,17 +153,17 @@ async def test_a_loaded_adapter_is_pinned_until_it_is_unloaded(world: World) -> 
         assert [resident.pinned for resident in residents] == [False]
 
 
-async def test_loading_what_is_not_there_is_not_found(world: World) -> None:
+async def test_loading_an_unknown_adapter_is_not_found(world: World) -> None:
     async with served(settings_for(world.base, [world.roots])) as service:
-        code, error = await refused(service.stub.LoadAdapter(pb.LoadAdapterRequest(adapter_id="nobody")))
+        code, error = await refused(service.stub.LoadAdapter(pb.LoadAdapterRequest(adapter_id="unknown")))
         assert code is grpc.StatusCode.NOT_FOUND
-        assert "'nobody'" in error.message
+        assert "'unknown'" in error.message
         code, error = await refused(service.stub.LoadAdapter(pb.LoadAdapterRequest()))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         await still_works(service)
 
 
-async def test_unloading_what_is_not_loaded_is_not_found(world: World) -> None:
+async def test_unloading_an_adapter_that_is_not_loaded_is_not_found(world: World) -> None:
     async with served(settings_for(world.base, [world.roots])) as service:
         code, error = await refused(service.stub.UnloadAdapter(pb.UnloadAdapterRequest(adapter_id="a2")))
         assert code is grpc.StatusCode.NOT_FOUND
@@ -232,7 +236,7 @@ BAD_REQUESTS: dict[str, tuple[Callable[[], pb.GenerateRequest], str, str]] = {
 
 
 @pytest.mark.parametrize(("make", "field", "words"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
-async def test_a_wrong_request_is_told_its_field_and_harms_no_other(
+async def test_invalid_request_names_its_field_and_affects_no_other(
     world: World, make: Callable[[], pb.GenerateRequest], field: str, words: str
 ) -> None:
     settings = settings_for(world.base, [world.roots], max_adapters=4, max_images=3, max_image_pixels=50_000)
@@ -289,7 +293,7 @@ def out_of_the_roots(world: World, root: Path) -> pb.Composition:
 
 def unknown(world: World, root: Path) -> pb.Composition:
     adapter_folder(world, root, "kept")
-    return mixture(("nobody", 1.0))
+    return mixture(("unknown", 1.0))
 
 
 def of_a_revision_that_is_gone(world: World, root: Path) -> pb.Composition:
@@ -312,7 +316,7 @@ def of_unequal_ranks_fused_linearly(world: World, root: Path) -> pb.Composition:
 
 
 BAD_ADAPTERS: dict[str, tuple[Callable[[World, Path], pb.Composition], grpc.StatusCode, str, list[str]]] = {
-    "unknown": (unknown, grpc.StatusCode.NOT_FOUND, "NOT_FOUND", ["'nobody'", "put its PEFT folder"]),
+    "unknown": (unknown, grpc.StatusCode.NOT_FOUND, "NOT_FOUND", ["'unknown'", "put its PEFT folder"]),
     "gone revision": (of_a_revision_that_is_gone, grpc.StatusCode.NOT_FOUND, "NOT_FOUND", ["'a0'", "0123456789ab"]),
     "another base model": (
         of_another_model,
@@ -355,7 +359,7 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[World, Path], pb.Composition], grpc.Stat
 
 
 @pytest.mark.parametrize("case", BAD_ADAPTERS.values(), ids=BAD_ADAPTERS)
-async def test_an_adapter_that_cannot_be_used_fails_its_own_requests_only(
+async def test_unusable_adapter_fails_only_its_requests(
     world: World,
     tmp_path: Path,
     case: tuple[Callable[[World, Path], pb.Composition], grpc.StatusCode, str, list[str]],
@@ -375,7 +379,7 @@ async def test_an_adapter_that_cannot_be_used_fails_its_own_requests_only(
         await still_works(service)
 
 
-async def test_an_adapter_that_was_repaired_is_read_again(world: World, tmp_path: Path) -> None:
+async def test_repaired_adapter_is_read_again(world: World, tmp_path: Path) -> None:
     composition = half_written(world, tmp_path)
     async with served(settings_for(world.base, [tmp_path])) as service:
         await refused(service.stub.Generate(request(composition=composition)))
@@ -383,7 +387,7 @@ async def test_an_adapter_that_was_repaired_is_read_again(world: World, tmp_path
         assert (await service.stub.Generate(request(composition=composition))).applied
 
 
-async def test_a_replaced_checkpoint_is_a_new_revision(world: World, tmp_path: Path) -> None:
+async def test_replaced_checkpoint_is_a_new_revision(world: World, tmp_path: Path) -> None:
     folder = tiny_adapter(world.shape, 1).write(tmp_path / "changing")
     async with served(settings_for(world.base, [tmp_path])) as service:
         asked = request(composition=mixture(("changing", 1.0)), max_new_tokens=16)
@@ -397,9 +401,7 @@ async def test_a_replaced_checkpoint_is_a_new_revision(world: World, tmp_path: P
         assert (await service.stub.Generate(asked)).text == first.text
 
 
-async def test_an_adapter_whose_values_overflow_fails_its_request_and_leaves_a_clean_slot(
-    world: World, tmp_path: Path
-) -> None:
+async def test_overflowing_adapter_fails_its_request_and_leaves_a_clean_slot(world: World, tmp_path: Path) -> None:
     huge = tiny_adapter(world.shape, 1)
     huge.tensors = {key: tensor * 1e30 for key, tensor in huge.tensors.items()}
     huge.write(tmp_path / "huge")
@@ -416,34 +418,50 @@ async def test_an_adapter_whose_values_overflow_fails_its_request_and_leaves_a_c
         await still_works(service)
 
 
-async def test_a_deadline_ends_the_request_and_frees_its_slot(world: World) -> None:
+@pytest.fixture
+def decode_gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Hold every decode step until the event is set, so that an answer cannot end before the test lets it."""
+    gate, decode = threading.Event(), Runner.decode
+
+    def gated(runner: Runner, rows: Sequence[DecodeRow]) -> Tensor:
+        assert gate.wait(60)
+        return decode(runner, rows)
+
+    monkeypatch.setattr(Runner, "decode", gated)
+    yield gate
+    gate.set()
+
+
+async def test_deadline_ends_the_request_and_frees_its_slot(world: World, decode_gate: threading.Event) -> None:
     async with served(settings_for(world.base, [world.roots], max_running=1)) as service:
         code, _ = await refused(service.stub.Generate(request(max_new_tokens=450), timeout=0.15))
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+        decode_gate.set()
         assert (await service.stub.Generate(request())).usage.completion_tokens > 0
         assert service.stack.engine.running == 0
 
 
-async def test_a_cancelled_stream_frees_its_slot(world: World) -> None:
+async def test_cancelled_stream_frees_its_slot(world: World, decode_gate: threading.Event) -> None:
     async with served(settings_for(world.base, [world.roots], max_running=1)) as service:
         asked = request(composition=mixture(("a0", 1.0)), max_new_tokens=450)
         call = service.stub.StreamGenerate(
             pb.StreamGenerateRequest(prompt=asked.prompt, composition=asked.composition, decoding=asked.decoding)
         )
-        async for event in call:
-            assert event.delta
-            break
-        assert service.stack.residency.leased_ranks > 0
+        async with asyncio.timeout(60):
+            while not service.stack.residency.leased_ranks:
+                await asyncio.sleep(0.01)
         call.cancel()
+        decode_gate.set()
         assert (await service.stub.Generate(request())).usage.completion_tokens > 0
         assert service.stack.engine.running == 0
         assert service.stack.residency.leased_ranks == 0
 
 
-async def test_a_full_queue_says_how_long_it_is(world: World) -> None:
+async def test_full_queue_refuses_with_its_length(world: World, decode_gate: threading.Event) -> None:
     async with served(settings_for(world.base, max_running=1, max_waiting=2)) as service:
-        asked = request(max_new_tokens=300)
-        calls = [asyncio.ensure_future(refused_or_answered(service, asked)) for _ in range(8)]
+        calls = [asyncio.ensure_future(refused_or_answered(service, request())) for _ in range(8)]
+        await asyncio.wait(calls, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        decode_gate.set()
         outcomes = await asyncio.gather(*calls)
         refusals = [outcome for outcome in outcomes if isinstance(outcome, LoraRetrieverError)]
         assert refusals
@@ -459,7 +477,7 @@ async def refused_or_answered(service: Served, asked: pb.GenerateRequest) -> obj
         return from_rpc_error(error)
 
 
-def test_a_missing_model_folder_is_named_at_start(tmp_path: Path) -> None:
+def test_missing_model_folder_is_named_at_start(tmp_path: Path) -> None:
     with (
         pytest.raises(CheckpointError, match=r"nowhere.*--model-path"),
         generation_stack(settings_for(tmp_path / "nowhere")),

@@ -61,7 +61,7 @@ def question(text: str, images: Sequence[Image]) -> Prompt:
 
 
 def answer(stack: GenerationStack, prompt: Prompt, composition: Composition) -> str:
-    return asyncio.run(stack.answers.generate(prompt, composition, Decoding(max_new_tokens=TOKENS))).text
+    return asyncio.run(stack.service.generate(prompt, composition, Decoding(max_new_tokens=TOKENS))).text
 
 
 @pytest.mark.parametrize("sizes", IMAGES.values(), ids=IMAGES)

@@ -111,7 +111,7 @@ async def served(settings: GenerationSettings) -> AsyncIterator[Served]:
     """Serve on a free loopback port within the running event loop."""
     with generation_stack(settings) as stack:
         server = aio_server(settings.server)
-        server.add(GenerationServicer(stack), add_GenerationServiceServicer_to_server, SERVICE_NAME)
+        server.add(GenerationServicer(stack.service), add_GenerationServiceServicer_to_server, SERVICE_NAME)
         async with server, aio_channel(ChannelOptions(server.address)) as channel:
             stub = GenerationServiceStub(channel)  # type: ignore[no-untyped-call]
             yield Served(stack, stub, channel, server.address)
