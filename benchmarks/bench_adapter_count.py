@@ -18,9 +18,9 @@ from engine_world import (
     ENGINE_SHAPES,
     AdapterFiles,
     EngineWorld,
+    PlannedRequest,
     Sizes,
     adapter_bytes,
-    PlannedRequest,
     request_of,
     require_same_answers,
 )

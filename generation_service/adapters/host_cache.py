@@ -10,10 +10,10 @@ from typing import TypeVar
 
 from generation_service.adapters.checkpoint.peft_config import PeftConfig
 from generation_service.adapters.checkpoint.reader import read_config
-from generation_service.adapters.once import Once
 from generation_service.adapters.source import AdapterResolver, AdapterSource, check_base_model
 from generation_service.lora.weights import AdapterWeights
 from infra.contract.errors import ConflictError
+from infra.runtime.single_flight import SingleFlight
 
 Key = tuple[str, str]
 """Adapter id and revision."""
@@ -56,7 +56,7 @@ class WeightStore:
         self._weights: OrderedDict[Key, AdapterWeights] = OrderedDict()
         self._sizes: dict[Key, int] = {}
         self._bytes = 0
-        self._reads: Once[Key, AdapterWeights] = Once()
+        self._reads: SingleFlight[Key, AdapterWeights] = SingleFlight()
 
     def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
         """Return where an adapter is; an empty `revision` means the newest.
@@ -97,7 +97,7 @@ class WeightStore:
         that the source names, or else the one that was first read for it.
         """
         key = (source.adapter_id, source.revision)
-        return self._cached_weights(key) or self._reads(
+        return self._cached_weights(key) or self._reads.run(
             key, lambda: self._cached_weights(key) or self._read_and_cache(key, source)
         )
 

@@ -26,7 +26,7 @@ from tests.support.harness.soak_load import (
     MAX_ADAPTERS,
     Planned,
     planned_requests,
-    write_soak_world,
+    write_soak_fixture,
 )
 
 REQUESTS = 2000
@@ -125,10 +125,10 @@ class Callers:
 
 @pytest.mark.slow
 def test_2000_requests_at_a_full_queue_end_once_each_and_leak_nothing(tmp_path: Path) -> None:
-    world, requests = write_soak_world(tmp_path), list(planned_requests(REQUESTS, seed=11))
+    tiny_model, requests = write_soak_fixture(tmp_path), list(planned_requests(REQUESTS, seed=11))
     settings = settings_for(
-        world.base,
-        [world.roots],
+        tiny_model.base,
+        [tiny_model.roots],
         bank_ranks=BANK_RANKS,
         max_adapters=MAX_ADAPTERS,
         max_running=RUNNING,
