@@ -169,7 +169,7 @@ def of(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], An
         (b"[]", "does not respond like an embeddings endpoint"),
         (b'{"data": [3]}', "does not respond like an embeddings endpoint"),
         (of(lambda answer: {"data": []}), "0 vectors for 1 inputs"),
-        (of(lambda answer: answer["data"][0].update(index=7)), r"vectors of the inputs \[7\], of 1"),
+        (of(lambda answer: answer["data"][0].update(index=7)), r"vectors with the indexes \[7\] for 1"),
         (of(lambda answer: answer["data"][0].update(embedding=[math.nan] * DIM)), "NaN"),
         (of(lambda answer: answer["data"][0].update(embedding=[0.0] * DIM)), "only zeros"),
         (of(lambda answer: answer["data"][0].update(embedding="%%%")), "embeddings endpoint"),
@@ -259,7 +259,7 @@ def test_key_is_never_logged_or_shown(server: EmbeddingsServer, caplog: pytest.L
     asking = embedder(server)
     server.script.append(500)
     asking.embed_texts(["a"])
-    assert "asking the embeddings endpoint again" in caplog.text
+    assert "retrying_embeddings_endpoint" in caplog.text
     assert KEY not in caplog.text
     assert KEY not in repr(Endpoint(server.url, "tiny", KEY))
 
