@@ -88,7 +88,7 @@ def test_either_encoding_gives_same(server: EmbeddingsServer, encoding: str) -> 
     np.testing.assert_allclose(vectors, [vector_of(text) for text in TEXTS], atol=1e-6)
 
 
-def test_dimensions_are_asked_for_and_need_no_probe(server: EmbeddingsServer) -> None:
+def test_configured_dimensions_are_requested_without_probe(server: EmbeddingsServer) -> None:
     short = HttpEmbedder(Endpoint(server.url, "tiny"), HttpOptions(dim=4))
     assert server.requests == []
     np.testing.assert_allclose(short.embed_texts(["a"])[0], normalise(vector_of("a")[:4]), atol=1e-6)
@@ -96,7 +96,7 @@ def test_dimensions_are_asked_for_and_need_no_probe(server: EmbeddingsServer) ->
     assert "Authorization" not in server.headers[0]
 
 
-def test_dimension_is_seen_at_start(server: EmbeddingsServer) -> None:
+def test_dimensions_are_probed_at_start(server: EmbeddingsServer) -> None:
     assert embedder(server).dim == DIM
 
 
@@ -105,7 +105,7 @@ def test_prompt_is_put_before_every_text(server: EmbeddingsServer) -> None:
     assert server.inputs == ["query: x"]
 
 
-def test_images_do_not_count_and_alone_are_refused_by_path(server: EmbeddingsServer) -> None:
+def test_images_are_ignored_and_refused_without_text(server: EmbeddingsServer) -> None:
     text_only = embedder(server)
     vector = text_only.embed([Prompt.of("<image>x", [png_part(30, 30)])])
     np.testing.assert_allclose(vector[0], vector_of("x"), atol=1e-6)
@@ -114,7 +114,7 @@ def test_images_do_not_count_and_alone_are_refused_by_path(server: EmbeddingsSer
     assert caught.value.field == "[1].messages"
 
 
-def test_images_are_sent_where_endpoint_reads_them(server: EmbeddingsServer) -> None:
+def test_images_are_sent_to_endpoint_that_accepts_them(server: EmbeddingsServer) -> None:
     image = png_part(30, 30)
     encoded = base64.b64encode(image.data).decode()
     vector = embedder(server, images=True).embed([Prompt.of("x", [image])])
@@ -124,7 +124,7 @@ def test_images_are_sent_where_endpoint_reads_them(server: EmbeddingsServer) -> 
 
 
 @pytest.mark.parametrize("step", [429, 500, 502, 503, (429, {"Retry-After": "0.01"}), 504])
-def test_what_may_pass_is_tried_again(server: EmbeddingsServer, step: Any) -> None:
+def test_transient_failures_are_retried(server: EmbeddingsServer, step: Any) -> None:
     patient = embedder(server)
     server.script += [step, step]
     np.testing.assert_allclose(patient.embed_texts(["a"])[0], vector_of("a"), atol=1e-6)
@@ -142,7 +142,7 @@ def test_what_may_pass_is_tried_again(server: EmbeddingsServer, step: Any) -> No
         (301, FailedPreconditionError, "responded with 301", 1),
     ],
 )
-def test_what_does_not_pass_is_told_without_key(
+def test_failures_are_reported_without_key(
     server: EmbeddingsServer, step: int, error: type[LoraRetrieverError], said: str, tries: int
 ) -> None:
     impatient = embedder(server)
@@ -178,7 +178,7 @@ def of(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], An
         (of(lambda answer: answer["data"][0].update(embedding=[1.0] * 5)), f"5 dimensions, not {DIM}"),
     ],
 )
-def test_answer_that_is_none_is_refused_and_next_one_counts(server: EmbeddingsServer, step: Any, said: str) -> None:
+def test_invalid_response_is_refused_and_next_one_succeeds(server: EmbeddingsServer, step: Any, said: str) -> None:
     asking = embedder(server)
     server.script.append(step)
     with pytest.raises(InternalError, match=said):
@@ -186,13 +186,13 @@ def test_answer_that_is_none_is_refused_and_next_one_counts(server: EmbeddingsSe
     np.testing.assert_allclose(asking.embed_texts(["a"])[0], vector_of("a"), atol=1e-6)
 
 
-def test_endpoint_that_ignores_dimensions_is_named(server: EmbeddingsServer) -> None:
+def test_endpoint_that_ignores_dimensions_is_reported(server: EmbeddingsServer) -> None:
     server.script.append(lambda request: correct_response({**request, "dimensions": None}))
     with pytest.raises(InternalError, match=r"8 dimensions, not 4; it ignores `dimensions`"):
         HttpEmbedder(Endpoint(server.url, "tiny"), HttpOptions(dim=4)).embed_texts(["a"])
 
 
-def test_slow_endpoint_is_given_up_in_time(server: EmbeddingsServer) -> None:
+def test_slow_endpoint_times_out(server: EmbeddingsServer) -> None:
     asking = embedder(server, timeout_s=0.05, retries=1)
     server.script += [0.5, 0.5]
     with pytest.raises(UnavailableError, match=r"did not respond within 0.05 s; see --embedder-timeout-s"):
@@ -200,7 +200,7 @@ def test_slow_endpoint_is_given_up_in_time(server: EmbeddingsServer) -> None:
     assert len(server.requests) == 2
 
 
-def test_retries_keep_to_callers_deadline(server: EmbeddingsServer) -> None:
+def test_retries_respect_deadline(server: EmbeddingsServer) -> None:
     asking = embedder(server, retries=10)
     server.script += [(503, {"Retry-After": "30"})] * 10
     started = time.monotonic()
@@ -221,7 +221,7 @@ def test_retries_keep_to_callers_deadline(server: EmbeddingsServer) -> None:
     assert time.monotonic() - started < 10
 
 
-def test_one_text_that_endpoint_refuses_fails_its_caller_alone(server: EmbeddingsServer) -> None:
+def test_refused_text_fails_only_its_own_call(server: EmbeddingsServer) -> None:
     server.refused = {"odd"}
     with closing(BatchedEmbedder(embedder(server, parallel=1))) as batched, ThreadPoolExecutor(8) as pool:
         calls = {name: pool.submit(batched.embed, [Prompt.of(name)]) for name in ("a", "b", "odd", "c", "d")}
@@ -242,7 +242,7 @@ def test_start_waits_for_endpoint_that_is_not_up_yet(server: EmbeddingsServer) -
         HttpEmbedder(Endpoint("http://127.0.0.1:1/v1", "tiny", retries=0), HttpOptions(wait_s=0))
 
 
-def test_fingerprint_names_what_changes_vectors_and_not_key(server: EmbeddingsServer) -> None:
+def test_fingerprint_contains_vector_settings_but_not_key(server: EmbeddingsServer) -> None:
     fingerprint = embedder(server).fingerprint
     assert f"url={server.url}/embeddings model=tiny dim={DIM} prompt=''" in fingerprint
     assert KEY not in fingerprint
@@ -275,13 +275,13 @@ def test_key_is_never_logged_or_shown(server: EmbeddingsServer, caplog: pytest.L
         (Endpoint("http://host/v1", "m", "new\nline"), "--embedder-api-key contains characters"),
     ],
 )
-def test_endpoint_that_cannot_be_is_configuration_error(endpoint: Endpoint, said: str) -> None:
+def test_invalid_endpoint_is_configuration_error(endpoint: Endpoint, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said) as caught:
         HttpEmbedder(endpoint, HttpOptions(dim=4))
     assert "secret" not in str(caught.value)
 
 
-def test_url_may_name_method_and_carry_query_that_is_not_shown() -> None:
+def test_url_may_contain_path_and_hidden_query() -> None:
     for url in ("http://host/v1", "http://host/v1/", "http://host/v1/embeddings"):
         assert str(Endpoint(url, "m").parsed) == "http://host/v1/embeddings"
     asked = Endpoint("http://host/v1?api-version=2&sig=hidden", "m")
@@ -289,7 +289,7 @@ def test_url_may_name_method_and_carry_query_that_is_not_shown() -> None:
     assert asked.shown == "http://host/v1/embeddings"
 
 
-def test_service_runs_on_endpoint_alone(server: EmbeddingsServer, tmp_path: Path) -> None:
+def test_service_runs_with_endpoint_only(server: EmbeddingsServer, tmp_path: Path) -> None:
     chosen = RetrievalSettings(
         endpoint=EndpointSettings(url=server.url, model="tiny"),
         qdrant=QdrantSettings(path=tmp_path / "qdrant"),

@@ -71,7 +71,7 @@ def test_images_of_any_shape_equal_reference_for_each_task(tiny: TinyJina, folde
     np.testing.assert_allclose(embedder.embed_images(images), expected, atol=2e-5)
 
 
-def test_reference_tells_tasks_texts_and_images_apart(tiny: TinyJina) -> None:
+def test_reference_distinguishes_tasks_texts_and_images(tiny: TinyJina) -> None:
     """What the comparisons above rest on: a wrong task, window or position would show."""
     reference, other = ReferenceJina(tiny, "retrieval", MAX_PIXELS), ReferenceJina(tiny, "code", MAX_PIXELS)
     image = picture((140, 140))
@@ -81,7 +81,7 @@ def test_reference_tells_tasks_texts_and_images_apart(tiny: TinyJina) -> None:
 
 
 @pytest.mark.parametrize("dim", [8, 16])
-def test_shorter_vector_is_start_of_longer_one_at_length_one(
+def test_truncated_vector_is_normalised_prefix(
     tiny: TinyJina, folder: Path, embedder: JinaV4Embedder, dim: int
 ) -> None:
     short = JinaV4Embedder(folder, JinaV4Options(dim=dim))
@@ -93,7 +93,7 @@ def test_shorter_vector_is_start_of_longer_one_at_length_one(
     np.testing.assert_allclose(short.embed_texts(["hello"])[0], start / np.linalg.norm(start), atol=1e-6)
 
 
-def test_prompt_is_weighted_sum_of_its_text_and_its_first_images(tiny: TinyJina, folder: Path) -> None:
+def test_prompt_vector_is_weighted_sum_of_text_and_first_images(tiny: TinyJina, folder: Path) -> None:
     late_fusion = LateFusion(text_weight=0.6, image_weight=0.5, max_images=2)
     embedder = JinaV4Embedder(folder, JinaV4Options(late_fusion=late_fusion))
     reference = ReferenceJina(tiny, "retrieval", MAX_PIXELS)
@@ -110,7 +110,7 @@ def test_prompt_is_weighted_sum_of_its_text_and_its_first_images(tiny: TinyJina,
     np.testing.assert_allclose(vectors[2], expected / np.linalg.norm(expected), atol=2e-5)
 
 
-def test_rslora_and_patterns_scale_as_peft_does(tmp_path: Path) -> None:
+def test_rslora_and_patterns_scale_like_peft(tmp_path: Path) -> None:
     tiny = tiny_jina(3, rank=4, alpha=5, use_rslora=True)
     embedder = JinaV4Embedder(tiny.write(tmp_path / "rs"), JinaV4Options())
     expected = ReferenceJina(tiny, "retrieval", MAX_PIXELS).text("hi").numpy()
@@ -122,7 +122,7 @@ def test_rslora_and_patterns_scale_as_peft_does(tmp_path: Path) -> None:
     np.testing.assert_allclose(vector, ReferenceJina(plain, "retrieval", 1).text("hi").numpy(), atol=2e-6)
 
 
-def test_both_spellings_and_shards_load_to_same_vectors(
+def test_both_key_spellings_and_shards_give_same_vectors(
     tiny: TinyJina, embedder: JinaV4Embedder, tmp_path: Path
 ) -> None:
     image = picture((140, 140))
@@ -139,9 +139,7 @@ def test_both_spellings_and_shards_load_to_same_vectors(
         assert other.fingerprint == embedder.fingerprint
 
 
-def test_projector_for_late_interaction_changes_nothing(
-    tiny: TinyJina, embedder: JinaV4Embedder, tmp_path: Path
-) -> None:
+def test_late_interaction_projector_is_ignored(tiny: TinyJina, embedder: JinaV4Embedder, tmp_path: Path) -> None:
     base = {key: value for key, value in tiny.base.items() if not key.startswith("multi_vector_projector")}
     adapter = {key: value for key, value in tiny.adapter.items() if "multi_vector_projector" not in key}
     assert len(base) < len(tiny.base)
@@ -152,7 +150,7 @@ def test_projector_for_late_interaction_changes_nothing(
     assert other.fingerprint == embedder.fingerprint
 
 
-def test_texts_over_limit_are_cut(folder: Path, embedder: JinaV4Embedder) -> None:
+def test_texts_are_truncated_at_limit(folder: Path, embedder: JinaV4Embedder) -> None:
     short = JinaV4Embedder(folder, JinaV4Options(max_text_tokens=12, batch_tokens=20))
     left = 12 - len("Query: ")
     expected = embedder.embed_texts(["abcdefghij"[:left], "ab", "x"])
@@ -187,14 +185,14 @@ def test_fingerprint_names_weights_and_settings(tiny: TinyJina, folder: Path, tm
     assert len(others) == 6
 
 
-def test_bfloat16_stays_close(folder: Path, embedder: JinaV4Embedder) -> None:
+def test_bfloat16_is_close_to_float32(folder: Path, embedder: JinaV4Embedder) -> None:
     half = JinaV4Embedder(folder, JinaV4Options(dtype="bfloat16"))
     cosines = (half.embed_texts(TEXTS) * embedder.embed_texts(TEXTS)).sum(-1)
     assert cosines.min() > 0.999
 
 
 @pytest.mark.gpu
-def test_gpu_gives_vectors_of_cpu(folder: Path, embedder: JinaV4Embedder) -> None:
+def test_gpu_and_cpu_vectors_agree(folder: Path, embedder: JinaV4Embedder) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     images = [picture(size) for size in SIZES]
@@ -204,7 +202,7 @@ def test_gpu_gives_vectors_of_cpu(folder: Path, embedder: JinaV4Embedder) -> Non
         np.testing.assert_allclose(on_gpu.embed_images(images), embedder.embed_images(images), atol=tolerance)
 
 
-def test_numbers_that_overflow_are_error_and_never_vector(tiny: TinyJina, tmp_path: Path) -> None:
+def test_overflow_is_error(tiny: TinyJina, tmp_path: Path) -> None:
     base = {**tiny.base, "model.norm.weight": tiny.base["model.norm.weight"] * 1e5}
     TinyJina(tiny.config, base, tiny.adapter, tiny.adapter_config, tiny.tokenizer).write(tmp_path)
     with pytest.raises(InternalError, match="overflow; run it with --dtype bfloat16 or float32"):
@@ -293,7 +291,7 @@ def test_adapters_of_other_kinds_are_refused(tiny: TinyJina, tmp_path: Path, cha
         "adapters/adapter_model.safetensors",
     ],
 )
-def test_missing_or_cut_off_file_is_named(tiny: TinyJina, tmp_path: Path, name: str) -> None:
+def test_missing_or_truncated_file_is_named(tiny: TinyJina, tmp_path: Path, name: str) -> None:
     path = tiny.write(tmp_path) / name
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(CheckpointError, match=path.name):
@@ -308,7 +306,7 @@ def test_missing_folder_is_named_with_remedy(tmp_path: Path) -> None:
         JinaV4Embedder(tmp_path / "nowhere", JinaV4Options())
 
 
-def test_missing_or_half_written_shard_is_named(tiny: TinyJina, tmp_path: Path) -> None:
+def test_missing_or_truncated_shard_is_named(tiny: TinyJina, tmp_path: Path) -> None:
     tiny.write(tmp_path, shards=3)
     index = tmp_path / "model.safetensors.index.json"
     content = json.loads(index.read_text())
@@ -336,7 +334,7 @@ def test_options_that_do_not_fit_are_configuration_errors(folder: Path, options:
     assert named in str(caught.value)
 
 
-def test_prompt_that_cannot_be_embedded_is_named_by_its_place(embedder: JinaV4Embedder) -> None:
+def test_invalid_prompt_is_named_by_field_path(embedder: JinaV4Embedder) -> None:
     good, thin = Prompt.of("hi"), Prompt.of("x", [png(picture((1, 300)))])
     broken = Prompt((Message(Role.USER, (TextPart("x"), ImagePart(png(picture((90, 90))).data[:200]))),))
     for prompt, path in ((broken, "[1].messages[0].parts[1].image"), (thin, "[1].messages[0].parts[0].image")):

@@ -33,12 +33,12 @@ def test_softmax_is_softmax_of_similarity_over_temperature() -> None:
     assert softmax([0.9, 0.5, -0.1], 0.2) == pytest.approx(expected)
 
 
-def test_vanishing_temperature_takes_best_alone_and_shares_among_equals() -> None:
+def test_vanishing_temperature_selects_best_and_splits_ties() -> None:
     assert softmax([0.5, 0.9, 0.9], 1e-300) == [0.0, 0.5, 0.5]
 
 
 @given(similarities, temperatures)
-def test_clear_best_takes_all_and_others_share_by_softmax(values: list[float], temperature: float) -> None:
+def test_clear_best_takes_all_weight_or_falls_back_to_softmax(values: list[float], temperature: float) -> None:
     weights, shares = clear_best(values, temperature), softmax(values, temperature)
     if max(shares) >= 0.9:
         assert sorted(weights, reverse=True) == [1.0] + [0.0] * (len(values) - 1)
@@ -47,7 +47,7 @@ def test_clear_best_takes_all_and_others_share_by_softmax(values: list[float], t
         assert weights == shares
 
 
-def test_of_two_margin_that_is_clear_is_temperature_times_logarithm_of_nine() -> None:
+def test_clear_margin_between_two_is_temperature_times_log_nine() -> None:
     margin = 0.05 * math.log(9)
     assert clear_best([0.5 + margin + 1e-6, 0.5], 0.05) == [1.0, 0.0]
     assert clear_best([0.5, 0.5 + margin - 1e-6], 0.05)[1] < 0.9
@@ -62,7 +62,7 @@ def test_proportional_weights_ignore_negative_similarities(values: list[float]) 
     assert all(weight == 0 for value, weight in zip(values, weights, strict=True) if value <= 0)
 
 
-def test_when_nothing_resembles_prompt_proportional_weights_are_all_zero() -> None:
+def test_proportional_weights_are_zero_if_nothing_is_similar() -> None:
     assert proportional([0.0, -0.4]) == [0.0, 0.0]
 
 
@@ -71,5 +71,5 @@ def test_uniform_is_one_over_k() -> None:
 
 
 @pytest.mark.parametrize("weighting", Weighting)
-def test_no_match_has_no_weight(weighting: Weighting) -> None:
+def test_no_matches_have_no_weights(weighting: Weighting) -> None:
     assert weigh([], weighting, 0.2) == []

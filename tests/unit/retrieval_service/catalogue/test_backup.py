@@ -24,7 +24,7 @@ from retrieval_service.indexing import ExampleVectors, Indexer
 from tests.support.harness.catalogue_world import NEW, OLD, CatalogueWorld, best_ids
 
 
-def test_backup_holds_all_and_restore_brings_it_back(world: CatalogueWorld, tmp_path: Path) -> None:
+def test_restore_brings_back_everything_in_backup(world: CatalogueWorld, tmp_path: Path) -> None:
     catalogue = world.open(OLD)
     one = world.register(catalogue, OLD, "one", "red shoes", "blue shoes")
     Indexer(OLD, catalogue, 64).create(Adapter("ready", "base", "r"), ExampleVectors((np.ones(16, np.float32),)))
@@ -80,7 +80,7 @@ def _short(content: dict[str, bytes]) -> None:
         (lambda content: content.update({"catalogue.json": b"{"}), "not a complete backup"),
     ],
 )
-def test_spoiled_backup_is_refused(tmp_path: Path, change: Callable[[dict[str, bytes]], None], problem: str) -> None:
+def test_invalid_backup_is_refused(tmp_path: Path, change: Callable[[dict[str, bytes]], None], problem: str) -> None:
     file = tmp_path / "backup.zip"
     with closing(Qdrant(QdrantFolder(tmp_path / "qdrant"))) as qdrant, qdrant.session() as client:
         world = CatalogueWorld(qdrant)
@@ -91,7 +91,7 @@ def test_spoiled_backup_is_refused(tmp_path: Path, change: Callable[[dict[str, b
         backup.read_backup(file)
 
 
-def test_restore_keeps_one_step_back_and_no_examples_that_backup_lacks(world: CatalogueWorld) -> None:
+def test_restore_keeps_one_previous_state_and_only_examples_of_backup(world: CatalogueWorld) -> None:
     catalogue = world.open(OLD)
     Indexer(OLD, catalogue, 64).create(Adapter("one", "base", "r"), ExampleVectors((np.ones(16, np.float32),)))
     with world.qdrant.session() as client:
@@ -104,7 +104,7 @@ def test_restore_keeps_one_step_back_and_no_examples_that_backup_lacks(world: Ca
     assert len([name for name in world.collections() if not name.endswith("-prompts")]) == 2
 
 
-def test_damaged_backup_is_refused_and_named(tmp_path: Path) -> None:
+def test_damaged_backup_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "backup.zip"
     with closing(Qdrant(QdrantFolder(tmp_path / "qdrant"))) as qdrant, qdrant.session() as client:
         world = CatalogueWorld(qdrant)
@@ -119,10 +119,10 @@ def test_damaged_backup_is_refused_and_named(tmp_path: Path) -> None:
         except InvalidArgumentError as error:
             refused.append(str(error))
     assert len(refused) > len(whole) // 4
-    assert all("backup.zip" in one for one in refused)
+    assert all("backup.zip" in message for message in refused)
 
 
-def test_file_that_is_no_backup_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_backup_is_refused(tmp_path: Path) -> None:
     (tmp_path / "words").write_text("words")
     for name, problem in (("words", "not a complete backup"), ("nothing", "cannot be read")):
         with pytest.raises(InvalidArgumentError, match=problem):

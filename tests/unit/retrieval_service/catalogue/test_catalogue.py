@@ -82,10 +82,10 @@ def catalogue(opened: Callable[..., Catalogue]) -> Catalogue:
 
 def names(catalogue: Catalogue, query: Any, wanted: AdapterFilter | None = None, top_k: int = 10) -> list[str]:
     found = catalogue.search(np.stack([query]), wanted or AdapterFilter(), top_k).matches[0]
-    return [one.adapter.adapter_id for one in found]
+    return [match.adapter.adapter_id for match in found]
 
 
-def test_stored_adapter_is_returned_whole_with_its_revision_and_time(catalogue: Catalogue) -> None:
+def test_stored_adapter_is_returned_with_revision_and_time(catalogue: Catalogue) -> None:
     wanted = adapter("one", kind="app", display_name="One", description="first", tags=("x", "y"), rank=8)
     stored = catalogue.create(wanted, vectors(0, 1, 2))
     assert stored.revision
@@ -94,13 +94,13 @@ def test_stored_adapter_is_returned_whole_with_its_revision_and_time(catalogue: 
     assert catalogue.get("one") == stored
 
 
-def test_centroid_is_mean_of_examples_at_length_one(catalogue: Catalogue) -> None:
+def test_centroid_is_normalised_mean_of_examples(catalogue: Catalogue) -> None:
     catalogue.create(adapter("one"), AdapterVectors.of([basis(0), basis(1) * 100], DIM))
     found = catalogue.search(np.stack([basis(0), basis(0, 1), -basis(0, 1)]), AdapterFilter(), 1).matches
-    assert [one[0].similarity for one in found] == pytest.approx([2**-0.5, 1, -1])
+    assert [match[0].similarity for match in found] == pytest.approx([2**-0.5, 1, -1])
 
 
-def test_matches_come_most_similar_first_and_at_most_top_k(catalogue: Catalogue) -> None:
+def test_matches_are_ordered_by_similarity_and_limited_to_top_k(catalogue: Catalogue) -> None:
     for index in range(4):
         catalogue.create(adapter(f"a{index}"), vectors(index))
     query = basis(2) * 3 + basis(0) * 2 + basis(3)
@@ -123,26 +123,24 @@ def test_matches_come_most_similar_first_and_at_most_top_k(catalogue: Catalogue)
         (AdapterFilter(kind="app", base_model="tiny", exclude=("a",)), set()),
     ],
 )
-def test_filters_hold_for_search_and_for_listing(
-    catalogue: Catalogue, wanted: AdapterFilter, expected: set[str]
-) -> None:
+def test_filters_apply_to_search_and_listing(catalogue: Catalogue, wanted: AdapterFilter, expected: set[str]) -> None:
     catalogue.create(adapter("a", kind="app", tags=("x",)), vectors(0))
     catalogue.create(adapter("b", kind="category", tags=("y", "x")), vectors(1))
     catalogue.create(adapter("c", kind="app", base_model="other"), vectors(2))
     assert set(names(catalogue, basis(0, 1, 2), wanted)) == expected
     page = catalogue.page(wanted, 10)
-    assert {one.adapter_id for one in page.adapters} == expected
+    assert {item.adapter_id for item in page.adapters} == expected
     assert page.total == len(expected)
 
 
-def test_id_is_taken_once(catalogue: Catalogue) -> None:
+def test_duplicate_id_is_refused(catalogue: Catalogue) -> None:
     first = catalogue.create(adapter("one"), vectors(0))
     with pytest.raises(AlreadyExistsError, match="'one' exists already"):
         catalogue.create(adapter("one", kind="other"), vectors(1))
     assert catalogue.get("one") == first
 
 
-def test_of_many_who_create_same_id_one_succeeds(catalogue: Catalogue) -> None:
+def test_concurrent_creation_of_same_id_succeeds_once(catalogue: Catalogue) -> None:
     barrier = threading.Barrier(8)
 
     def create(index: int) -> Adapter | None:
@@ -157,7 +155,7 @@ def test_of_many_who_create_same_id_one_succeeds(catalogue: Catalogue) -> None:
     assert created == [catalogue.get("same")]
 
 
-def test_deleted_adapter_is_in_no_answer_and_its_id_is_free_again(catalogue: Catalogue) -> None:
+def test_deleted_adapter_is_not_found_and_its_id_is_free(catalogue: Catalogue) -> None:
     before = catalogue.create(adapter("one"), vectors(0))
     catalogue.delete("one")
     assert names(catalogue, basis(0)) == []
@@ -176,14 +174,14 @@ def test_pages_follow_each_other_by_id(catalogue: Catalogue) -> None:
     seen: list[str] = []
     while True:
         page = catalogue.page(AdapterFilter(), 3, seen[-1] if seen else "")
-        seen += [one.adapter_id for one in page.adapters]
+        seen += [item.adapter_id for item in page.adapters]
         assert page.total == 7
         if not page.has_more:
             break
     assert seen == ids
 
 
-def test_every_change_gives_catalogue_new_revision_and_reading_none(catalogue: Catalogue) -> None:
+def test_every_change_bumps_revision_and_reading_does_not(catalogue: Catalogue) -> None:
     def revision() -> str:
         searched = catalogue.search(np.stack([basis(0)]), AdapterFilter(), 1).revision
         assert searched == catalogue.page(AdapterFilter(), 1).revision
@@ -202,7 +200,7 @@ def test_every_change_gives_catalogue_new_revision_and_reading_none(catalogue: C
     assert len(set(seen)) == len(seen)
 
 
-def test_update_changes_fields_keeps_vectors_and_gives_new_revision(catalogue: Catalogue) -> None:
+def test_update_changes_fields_and_revision_and_keeps_vectors(catalogue: Catalogue) -> None:
     first = catalogue.create(adapter("one", kind="app"), vectors(0, 1))
     second = catalogue.update("one", lambda one: replace(one, kind="category"))
     assert (second.kind, second.example_count) == ("category", 2)
@@ -217,7 +215,7 @@ def test_update_changes_fields_keeps_vectors_and_gives_new_revision(catalogue: C
     assert found.similarity == pytest.approx(1)
 
 
-def test_update_of_revision_that_is_gone_is_conflict(catalogue: Catalogue) -> None:
+def test_update_of_outdated_revision_is_conflict(catalogue: Catalogue) -> None:
     first = catalogue.create(adapter("one"), vectors(0))
     second = catalogue.update("one", lambda one: replace(one, kind="app"), expected_revision=first.revision)
     with pytest.raises(ConflictError, match="changed by another caller"):
@@ -227,7 +225,7 @@ def test_update_of_revision_that_is_gone_is_conflict(catalogue: Catalogue) -> No
         catalogue.update("two", lambda one: one)
 
 
-def test_catalogue_outlives_its_process(opened: Callable[..., Catalogue]) -> None:
+def test_catalogue_survives_restart(opened: Callable[..., Catalogue]) -> None:
     first = opened()
     kept = first.create(adapter("kept"), vectors(0))
     first.create(adapter("gone"), vectors(1))
@@ -251,7 +249,7 @@ def test_catalogue_of_another_embedder_is_refused_with_remedy(
     assert opened().get("one").adapter_id == "one"
 
 
-def test_collection_of_someone_else_is_refused(location: Location) -> None:
+def test_foreign_collection_is_refused(location: Location) -> None:
     collection = f"test-{uuid.uuid4().hex}"
     with closing(Qdrant(location)) as qdrant:
         with qdrant.session() as client:
@@ -262,7 +260,7 @@ def test_collection_of_someone_else_is_refused(location: Location) -> None:
             client.delete_collection(collection)
 
 
-def test_eight_threads_that_create_search_update_and_delete_meet_no_error(catalogue: Catalogue) -> None:
+def test_eight_threads_create_search_update_and_delete_without_errors(catalogue: Catalogue) -> None:
     catalogue.create(adapter("constant"), vectors(7))
 
     def work(thread: int) -> None:
@@ -298,7 +296,7 @@ def test_replicas_that_start_together_on_one_server_share_one_catalogue() -> Non
             replica.close()
 
 
-def test_catalogue_that_vanishes_is_said(tmp_path: Path) -> None:
+def test_vanished_catalogue_is_reported(tmp_path: Path) -> None:
     with fake_qdrant_url() as url, closing(Qdrant(QdrantServer(url))) as qdrant:
         catalogue = Catalogue(qdrant, "adapters", dim=DIM, fingerprint="embedder one")
         with qdrant.session() as client:

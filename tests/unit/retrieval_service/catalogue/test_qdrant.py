@@ -34,7 +34,7 @@ def test_folder_in_use_is_configuration_error(tmp_path: Path) -> None:
         Qdrant(QdrantFolder(tmp_path))
 
 
-def test_folder_that_cannot_be_made_is_configuration_error(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="cannot be opened as a catalogue"):
         Qdrant(QdrantFolder(tmp_path / "file" / "below"))
@@ -46,7 +46,7 @@ def test_folder_with_broken_content_is_configuration_error(tmp_path: Path) -> No
         Qdrant(QdrantFolder(tmp_path))
 
 
-def test_server_that_is_not_there_is_unavailable() -> None:
+def test_missing_server_is_unavailable() -> None:
     with (
         closing(Qdrant(QdrantServer("http://127.0.0.1:9", timeout_s=1))) as qdrant,
         pytest.raises(UnavailableError, match=r"http://127.0.0.1:9 does not answer.*retry"),
@@ -67,7 +67,7 @@ def test_server_that_is_not_there_is_unavailable() -> None:
         (503, UnavailableError),
     ],
 )
-def test_each_refusal_of_server_has_its_error(status: int, expected: type[LoraRetrieverError]) -> None:
+def test_server_status_maps_to_error(status: int, expected: type[LoraRetrieverError]) -> None:
     qdrant = Qdrant(QdrantServer("https://127.0.0.1:9", api_key="secret"))
     with pytest.raises(expected) as caught, qdrant.session():
         raise UnexpectedResponse(status, "Reason", b"internals", httpx.Headers())
@@ -78,7 +78,7 @@ def test_each_refusal_of_server_has_its_error(status: int, expected: type[LoraRe
 @pytest.mark.parametrize(
     "url", ["http://me:hidden@127.0.0.1:9", "me:hidden@qdrant:6333", "https://hidden@127.0.0.1:9/path"]
 )
-def test_password_in_address_of_server_is_refused_and_not_shown(url: str) -> None:
+def test_password_in_server_url_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(
         ConfigurationError, match=r"--qdrant-url contains a user or password.*--qdrant-api-key"
     ) as caught:
@@ -87,7 +87,7 @@ def test_password_in_address_of_server_is_refused_and_not_shown(url: str) -> Non
 
 
 @pytest.mark.parametrize("retry_after", ["3", "Sun, 22 Nov 2026 10:00:00 GMT"])
-def test_server_with_too_much_to_do_is_unavailable(retry_after: str) -> None:
+def test_overloaded_server_is_unavailable(retry_after: str) -> None:
     class Busy(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(429)

@@ -36,7 +36,7 @@ def black_hole() -> Iterator[str]:
         yield f"http://127.0.0.1:{silent.getsockname()[1]}"
 
 
-def test_silent_qdrant_takes_half_of_callers_deadline_at_most() -> None:
+def test_silent_qdrant_uses_at_most_half_of_deadline() -> None:
     with black_hole() as url, closing(Qdrant(QdrantServer(url, timeout_s=30))) as qdrant:
         bind_deadline(1.0)
         try:
@@ -49,7 +49,7 @@ def test_silent_qdrant_takes_half_of_callers_deadline_at_most() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Api key is used")
-def test_key_is_sent_and_wrong_one_is_said() -> None:
+def test_key_is_sent_and_wrong_key_is_reported() -> None:
     with fake_qdrant(api_key="secret") as server:
         with open_catalogue(QdrantServer(server.url, "secret")) as catalogue:
             catalogue.create(adapter("one"), random_vectors(1))
@@ -81,7 +81,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return files
 
 
-def test_server_is_reached_over_tls_by_its_authority_only(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+def test_tls_server_is_trusted_only_with_its_ca(certificate: tuple[Path, Path], tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
     with fake_qdrant(api_key="secret", tls=context) as server:

@@ -26,7 +26,7 @@ from tests.support.harness.catalogue_world import NEW, OLD, CatalogueWorld, best
 from tests.support.servers.retrieval_server import WordEmbedder
 
 
-def test_re_index_embeds_examples_anew_and_moves_name_at_once(world: CatalogueWorld) -> None:
+def test_reindex_embeds_examples_again_and_moves_alias(world: CatalogueWorld) -> None:
     before = world.open(OLD)
     one = world.register(before, OLD, "one", "red shoes", "blue shoes")
     two = world.register(before, OLD, "two", "send mail", "read mail")
@@ -46,7 +46,7 @@ def test_re_index_embeds_examples_anew_and_moves_name_at_once(world: CatalogueWo
         world.open(OLD)
 
 
-def test_servers_of_old_embedder_go_on_reading_and_take_no_changes(world: CatalogueWorld) -> None:
+def test_servers_of_old_embedder_keep_reading_and_refuse_changes(world: CatalogueWorld) -> None:
     before = world.open(OLD)
     one = world.register(before, OLD, "one", "red shoes")
     world.reindex(NEW)
@@ -65,7 +65,7 @@ def test_servers_of_old_embedder_go_on_reading_and_take_no_changes(world: Catalo
     assert best_ids(world.open(NEW), NEW, "shoes") == ["one"]
 
 
-def test_what_is_registered_during_re_index_is_in_it(world: CatalogueWorld) -> None:
+def test_changes_during_reindex_are_included(world: CatalogueWorld) -> None:
     before = world.open(OLD)
     for name in ("one", "two", "three"):
         world.register(before, OLD, name, f"about {name}")
@@ -84,9 +84,7 @@ def test_what_is_registered_during_re_index_is_in_it(world: CatalogueWorld) -> N
     assert after.get("two").kind == "changed"
 
 
-def test_re_index_waits_for_examples_that_are_not_yet_kept(
-    world: CatalogueWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reindex_waits_for_examples_not_yet_stored(world: CatalogueWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     before = world.open(OLD)
     world.register(before, OLD, "changed", "red shoes")
     late: list[Callable[[], None]] = []
@@ -116,9 +114,7 @@ def test_re_index_waits_for_examples_that_are_not_yet_kept(
     assert len(passes) == 2
 
 
-def test_examples_that_were_never_kept_are_said_to_be_missing(
-    world: CatalogueWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adapters_without_stored_examples_are_reported(world: CatalogueWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     before = world.open(OLD)
     world.register(before, OLD, "one", "red shoes")
     before.update("one", lambda one: replace(one, kind="other"))
@@ -132,7 +128,7 @@ def test_examples_that_were_never_kept_are_said_to_be_missing(
     assert world.reindex(WordEmbedder(name="third")).embedded == 1
 
 
-def test_adapters_registered_by_vectors_stop_re_index_unless_left_out(world: CatalogueWorld) -> None:
+def test_adapters_registered_by_vectors_stop_reindex_unless_skipped(world: CatalogueWorld) -> None:
     before = world.open(OLD)
     world.register(before, OLD, "one", "red shoes")
     vectors = ExampleVectors((np.ones(16, np.float32),))
@@ -146,7 +142,7 @@ def test_adapters_registered_by_vectors_stop_re_index_unless_left_out(world: Cat
     assert best_ids(world.open(NEW), NEW, "shoes") == ["one"]
 
 
-def test_adapter_changed_to_vectors_keeps_no_examples(world: CatalogueWorld) -> None:
+def test_update_by_vectors_removes_stored_examples(world: CatalogueWorld) -> None:
     catalogue = world.open(OLD)
     world.register(catalogue, OLD, "one", "red shoes")
     card = Adapter("one", "base", "at/one", kind="x")
@@ -158,7 +154,7 @@ def test_adapter_changed_to_vectors_keeps_no_examples(world: CatalogueWorld) -> 
         world.reindex(OLD)
 
 
-def test_embedder_that_fails_leaves_all_as_it_was(world: CatalogueWorld) -> None:
+def test_failing_embedder_leaves_catalogue_unchanged(world: CatalogueWorld) -> None:
     before = world.open(OLD)
     world.register(before, OLD, "one", "red shoes")
     there = world.collections()
@@ -173,13 +169,13 @@ def test_embedder_that_fails_leaves_all_as_it_was(world: CatalogueWorld) -> None
     assert best_ids(before, OLD, "shoes") == ["one"]
 
 
-def test_same_embedder_has_nothing_to_do(world: CatalogueWorld) -> None:
+def test_reindex_with_same_embedder_is_refused(world: CatalogueWorld) -> None:
     world.open(OLD)
     with pytest.raises(FailedPreconditionError, match="already"):
         world.reindex(OLD)
 
 
-def test_rollback_goes_back_and_forth_and_one_step_is_kept(world: CatalogueWorld) -> None:
+def test_rollback_toggles_between_two_states(world: CatalogueWorld) -> None:
     world.register(world.open(OLD), OLD, "one", "red shoes")
     with world.qdrant.session() as client, pytest.raises(FailedPreconditionError, match="no previous state"):
         roll_back(client, world.name)

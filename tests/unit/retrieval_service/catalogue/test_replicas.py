@@ -38,7 +38,7 @@ from tests.support.servers.retrieval_server import Service, retrieval_service
 
 
 @pytest.mark.parametrize("strategy", RetrievalStrategy)
-def test_change_through_one_replica_is_in_next_answer_of_other(
+def test_change_on_one_replica_is_visible_to_next_search_of_other(
     replicas: tuple[Catalogue, Catalogue], strategy: RetrievalStrategy
 ) -> None:
     first, second = replicas
@@ -53,11 +53,11 @@ def test_change_through_one_replica_is_in_next_answer_of_other(
     )
     first.delete("one")
     assert retrieved_ids(second, strategy) == {"two"}
-    result = [each.search(query_vectors(), EVERYTHING, 9, strategy) for each in replicas]
+    result = [replica.search(query_vectors(), EVERYTHING, 9, strategy) for replica in replicas]
     assert result[0] == result[1]
 
 
-def test_answer_after_deletion_was_acknowledged_does_not_name_adapter(
+def test_deleted_adapter_is_not_found_after_acknowledgement(
     replicas: tuple[Catalogue, Catalogue],
 ) -> None:
     first, second = replicas
@@ -86,7 +86,7 @@ def test_answer_after_deletion_was_acknowledged_does_not_name_adapter(
                 gone.add(f"a{turn}")
         finally:
             stop.set()
-        assert all(one.result() > 0 for one in searches)
+        assert all(future.result() > 0 for future in searches)
 
 
 def test_search_without_matches_says_whether_catalogue_or_filter_is_empty(qdrant: FakeQdrant) -> None:
@@ -105,7 +105,7 @@ def test_search_without_matches_says_whether_catalogue_or_filter_is_empty(qdrant
             assert catalogue.search(query_vectors(1), EVERYTHING, 3).reason is None
 
 
-def test_without_qdrant_every_call_is_unavailable_and_works_again_when_it_is_back(qdrant: FakeQdrant) -> None:
+def test_calls_are_unavailable_without_qdrant_and_recover(qdrant: FakeQdrant) -> None:
     with open_catalogue(QdrantServer(qdrant.url)) as catalogue:
         catalogue.create(adapter("one"), random_vectors(1))
         calls = (
@@ -125,7 +125,7 @@ def test_without_qdrant_every_call_is_unavailable_and_works_again_when_it_is_bac
         assert retrieved_ids(catalogue) == {"two"}
 
 
-def test_last_known_catalogue_is_read_where_that_is_allowed_and_says_so(
+def test_stale_reads_return_last_known_catalogue_marked_stale(
     qdrant: FakeQdrant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now=0.0)
@@ -155,7 +155,7 @@ def test_last_known_catalogue_is_read_where_that_is_allowed_and_says_so(
         assert not catalogue.look_up("one").stale
 
 
-def test_replica_knows_catalogue_from_its_start_on(qdrant: FakeQdrant) -> None:
+def test_replica_can_serve_stale_reads_from_its_start(qdrant: FakeQdrant) -> None:
     with open_catalogue(QdrantServer(qdrant.url)) as first, ExitStack() as stack:
         first.create(adapter("one"), random_vectors(1))
         second = stack.enter_context(open_catalogue(QdrantServer(qdrant.url), stale_reads=True))
@@ -169,7 +169,7 @@ def register(service: Service, name: str, text: str) -> None:
     service.stub.CreateAdapter(pb.CreateAdapterRequest(adapter=card, examples=examples))
 
 
-def test_service_says_unavailable_or_stale_over_grpc(qdrant: FakeQdrant) -> None:
+def test_service_reports_unavailable_or_stale_over_grpc(qdrant: FakeQdrant) -> None:
     question = pb.RetrieveAdaptersRequest(prompts=[prompt_to_proto(Prompt.of("red shoes"))])
     with (
         retrieval_service(QdrantServer(qdrant.url)) as strict,
@@ -191,7 +191,7 @@ def test_service_says_unavailable_or_stale_over_grpc(qdrant: FakeQdrant) -> None
         assert strict.stub.RetrieveAdapters(question).selections == fresh.selections
 
 
-def test_update_of_adapter_that_is_deleted_meanwhile_finds_none(replicas: tuple[Catalogue, Catalogue]) -> None:
+def test_update_of_concurrently_deleted_adapter_is_not_found(replicas: tuple[Catalogue, Catalogue]) -> None:
     first, second = replicas
     first.create(adapter("one"), random_vectors(1))
 

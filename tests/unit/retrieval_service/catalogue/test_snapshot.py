@@ -32,7 +32,7 @@ from tests.support.harness.replica_catalogues import (
 from tests.support.servers.fake_qdrant import FakeQdrant
 
 
-def test_only_what_has_changed_is_read_again(qdrant: FakeQdrant, replicas: tuple[Catalogue, Catalogue]) -> None:
+def test_refresh_reads_only_changed_adapters(qdrant: FakeQdrant, replicas: tuple[Catalogue, Catalogue]) -> None:
     first, second = replicas
     for turn in range(5):
         first.create(adapter(f"a{turn}"), random_vectors(turn))
@@ -52,10 +52,10 @@ def test_only_what_has_changed_is_read_again(qdrant: FakeQdrant, replicas: tuple
         qdrant.requests.clear()
         assert retrieved_ids(second) == {"a1", "a2", "a3", "a4", "new"}
     assert read == [1]
-    assert [one for one in qdrant.requests if not one.startswith("GET /collections/adapters")] == []
+    assert [request for request in qdrant.requests if not request.startswith("GET /collections/adapters")] == []
 
 
-def test_change_whose_revision_was_lost_is_found_within_trusted_time(
+def test_change_without_new_revision_is_found_by_full_check(
     qdrant: FakeQdrant, replicas: tuple[Catalogue, Catalogue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = replicas
@@ -78,7 +78,7 @@ def test_change_whose_revision_was_lost_is_found_within_trusted_time(
         AdapterFilter(include=("a5",)),
     ],
 )
-def test_memory_and_qdrant_find_same(qdrant: FakeQdrant, wanted: AdapterFilter, top_k: int) -> None:
+def test_search_in_memory_and_in_qdrant_agree(qdrant: FakeQdrant, wanted: AdapterFilter, top_k: int) -> None:
     with (
         open_catalogue(QdrantServer(qdrant.url)) as in_memory,
         open_catalogue(QdrantServer(qdrant.url), memory_vectors=0) as by_qdrant,
@@ -88,12 +88,14 @@ def test_memory_and_qdrant_find_same(qdrant: FakeQdrant, wanted: AdapterFilter, 
             in_memory.create(adapter(f"a{turn}", kind=kind, tags=tags), random_vectors(turn % 15, 1 + turn % 15 % 4))
         mine, theirs = (each.search(query_vectors(), wanted, top_k) for each in (in_memory, by_qdrant))
         for left, right in zip(mine.matches, theirs.matches, strict=True):
-            assert [one.adapter for one in left] == [one.adapter for one in right]
-            assert [one.similarity for one in left] == pytest.approx([one.similarity for one in right], abs=1e-5)
+            assert [match.adapter for match in left] == [match.adapter for match in right]
+            assert [match.similarity for match in left] == pytest.approx(
+                [match.similarity for match in right], abs=1e-5
+            )
         assert mine.revision == theirs.revision
 
 
-def test_catalogue_too_large_for_memory_says_which_strategy_works(qdrant: FakeQdrant) -> None:
+def test_too_large_catalogue_names_supported_strategy(qdrant: FakeQdrant) -> None:
     with open_catalogue(QdrantServer(qdrant.url), memory_vectors=5) as catalogue:
         catalogue.create(adapter("one"), random_vectors(1, 4))
         assert retrieved_ids(catalogue, RetrievalStrategy.CALIBRATED) == {"one"}
@@ -105,7 +107,7 @@ def test_catalogue_too_large_for_memory_says_which_strategy_works(qdrant: FakeQd
         assert retrieved_ids(catalogue, RetrievalStrategy.CALIBRATED) == {"two"}
 
 
-def test_name_that_moves_to_empty_catalogue_leaves_nothing_behind(
+def test_alias_moved_to_empty_collection_empties_snapshot(
     qdrant: FakeQdrant, replicas: tuple[Catalogue, Catalogue]
 ) -> None:
     first, second = replicas
@@ -118,18 +120,18 @@ def test_name_that_moves_to_empty_catalogue_leaves_nothing_behind(
     assert second.search(query_vectors(1), EVERYTHING, 9).revision == second.page(EVERYTHING, 9).revision
 
 
-def test_catalogue_too_large_for_memory_is_not_read_again_until_it_changes(qdrant: FakeQdrant) -> None:
+def test_too_large_catalogue_is_not_reread_until_it_changes(qdrant: FakeQdrant) -> None:
     with open_catalogue(QdrantServer(qdrant.url), memory_vectors=5) as catalogue:
         catalogue.create(adapter("one"), random_vectors(1, 9))
         assert retrieved_ids(catalogue) == {"one"}
         qdrant.requests.clear()
         assert retrieved_ids(catalogue) == {"one"}
-        assert [one for one in qdrant.requests if "scroll" in one] == []
+        assert [request for request in qdrant.requests if "scroll" in request] == []
         catalogue.update("one", lambda one: one, random_vectors(1, 2))
         assert retrieved_ids(catalogue, RetrievalStrategy.CALIBRATED) == {"one"}
 
 
-def test_one_strategy_does_not_wait_while_another_is_fitted(
+def test_search_does_not_wait_while_another_strategy_is_fitted(
     replicas: tuple[Catalogue, Catalogue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = replicas
@@ -154,7 +156,7 @@ def test_one_strategy_does_not_wait_while_another_is_fitted(
         assert slow.result() == {"one"}
 
 
-def test_kinds_that_decide_nothing_share_one_fit(
+def test_kinds_that_do_not_decide_share_one_fit(
     replicas: tuple[Catalogue, Catalogue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = replicas

@@ -29,7 +29,7 @@ from tests.support.harness.images import png_part
 from tests.support.servers.fake_qdrant import fake_qdrant_url
 
 
-def test_prompts_are_kept_whole_and_large_images_small() -> None:
+def test_prompts_are_stored_whole_with_large_images_downscaled() -> None:
     small = png_part(90, 60)
     buffer = io.BytesIO()
     Image.new("RGB", (1200, 900), (10, 200, 30)).save(buffer, "PNG")
@@ -50,7 +50,7 @@ def test_prompts_are_kept_whole_and_large_images_small() -> None:
         assert image.getpixel((5, 5)) == pytest.approx((10, 200, 30), abs=3)
 
 
-def test_image_whose_body_is_broken_registers_nothing(world: CatalogueWorld) -> None:
+def test_broken_image_registers_nothing(world: CatalogueWorld) -> None:
     catalogue = world.open(OLD)
     world.register(catalogue, OLD, "there", "red shoes")
     whole = png_part(90, 60)
@@ -66,14 +66,14 @@ def test_image_whose_body_is_broken_registers_nothing(world: CatalogueWorld) -> 
     assert indexer.create(Adapter("new", "base", "at/new"), ExamplePrompts((Prompt.of("one", [whole]),)))
 
 
-def test_examples_are_kept_within_limits_of_server(world: CatalogueWorld) -> None:
+def test_examples_respect_image_limits(world: CatalogueWorld) -> None:
     catalogue, example = world.open(OLD), ExamplePrompts((Prompt.of("one", [png_part(90, 60)]),))
     with pytest.raises(InvalidArgumentError, match="at most 100"):
         Indexer(OLD, catalogue, 64, ImageLimits(max_pixels=100)).create(Adapter("small", "base", "at/small"), example)
     Indexer(OLD, catalogue, 64, ImageLimits(max_pixels=5400)).create(Adapter("large", "base", "at/large"), example)
 
 
-def test_examples_that_qdrant_would_not_take_register_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_examples_register_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored_examples, "_MAX_EXAMPLES_BYTES", 200)
     with fake_qdrant_url() as url, closing(Qdrant(QdrantServer(url))) as qdrant:
         world = CatalogueWorld(qdrant)

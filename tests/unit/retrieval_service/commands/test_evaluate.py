@@ -29,7 +29,7 @@ def npz(tmp_path: Path) -> Path:
     return tmp_path / "vectors.npz"
 
 
-def test_one_strategy_prints_its_figures_at_top(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_strategy_prints_its_scores_at_top_level(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["retrieval", "evaluate", "--vectors", str(npz), "--strategy", "calibrated", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     trial = leave_one_out(RetrievalStrategy.CALIBRATED, read_npz(npz))
@@ -45,7 +45,7 @@ def test_one_strategy_prints_its_figures_at_top(npz: Path, capsys: pytest.Captur
     assert math.isfinite(content["best_temperature"])
 
 
-def test_several_strategies_print_figure_each(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_strategies_print_one_object_each(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["retrieval", "evaluate", "--vectors", str(npz), "--json", "--weighting", "uniform"]
     assert run([*command, "--strategy", "all", "--weighting", "softmax"]) == 0
     content = json.loads(capsys.readouterr().out)
@@ -56,7 +56,9 @@ def test_several_strategies_print_figure_each(npz: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["queries"] == 10 * 4 * 6
 
 
-def test_people_get_tables_and_picture(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_confusion_matrix_are_written_for_people(
+    npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     picture = tmp_path / "confusion.svg"
     assert run(["retrieval", "evaluate", "--vectors", str(npz), "--confusion", str(picture)]) == 0
     shown = capsys.readouterr().out
@@ -79,7 +81,7 @@ def test_people_get_tables_and_picture(npz: Path, tmp_path: Path, capsys: pytest
         (["--data", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
     ],
 )
-def test_what_is_asked_wrongly_is_said_in_one_line(
+def test_invalid_options_are_reported_in_one_line(
     arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["retrieval", "evaluate", *arguments]) == 2
@@ -88,12 +90,12 @@ def test_what_is_asked_wrongly_is_said_in_one_line(
     assert len(error.strip().splitlines()) == 1
 
 
-def test_without_service_remedy_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_service_error_names_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["retrieval", "evaluate", "--retrieval-target", "127.0.0.1:9"]) == 1
     assert "does not answer at 127.0.0.1:9; start it with" in capsys.readouterr().err
 
 
-def test_catalogue_of_running_service_is_measured(
+def test_catalogue_of_running_service_is_evaluated(
     tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same figures as from a file of the same vectors."""
@@ -119,7 +121,7 @@ def test_catalogue_of_running_service_is_measured(
         assert "choose one with --base-model: base, other" in capsys.readouterr().err
 
 
-def test_labelled_prompts_are_asked_of_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labelled_prompts_are_sent_to_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [("red shoes", "shop"), ("blue shoes", "shop"), ("send mail", "mail"), ("read mail shoes", "nobody")]
     file = tmp_path / "rows.jsonl"
     lines = [json.dumps({"query": text, "adapter": name}) for text, name in rows]

@@ -13,7 +13,7 @@ from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder
 from tests.support.harness.catalogue_world import OLD, CatalogueWorld
 
 
-def test_commands_back_up_restore_and_go_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_back_up_restore_and_roll_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = ["--qdrant-path", str(tmp_path / "qdrant")]
     with closing(Qdrant(QdrantFolder(tmp_path / "qdrant"))) as qdrant:
         world = CatalogueWorld(qdrant, "adapters")

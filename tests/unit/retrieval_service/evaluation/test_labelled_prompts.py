@@ -15,7 +15,7 @@ from retrieval_service.evaluation.outcomes import Outcome
 from tests.support.harness.images import png_part
 
 
-def test_labelled_rows_are_read_and_bad_ones_named_by_file_and_line(tmp_path: Path) -> None:
+def test_labelled_rows_are_read_and_invalid_ones_reported_by_line(tmp_path: Path) -> None:
     (tmp_path / "screen.png").write_bytes(png_part(30, 30).data)
     rows = [
         {"query": "<image>Buy shoes", "images": ["screen.png", "gone.png"], "adapter": "shop"},
@@ -40,7 +40,7 @@ def test_labelled_rows_are_read_and_bad_ones_named_by_file_and_line(tmp_path: Pa
         read_labelled_prompts([str(file)], 2)
 
 
-def test_answer_of_service_becomes_outcome() -> None:
+def test_service_response_becomes_outcome() -> None:
     matches = tuple(Match(Adapter(name, "base", ""), 0.5, 0.25) for name in "abcd")
     best = Selection(tuple(Match(Adapter(name, "base", ""), 0.5, 0.5) for name in "ab"))
     assert outcome_of("c", Selection(matches), best) == Outcome("c", 3, ("a", "b"), (0.5, 0.5))

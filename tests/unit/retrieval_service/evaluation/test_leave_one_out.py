@@ -14,11 +14,11 @@ from tests.support.harness.example_sets import clouds
 def test_equal_similarities_are_ranked_by_id() -> None:
     trial = Trial(("a", "b", "c"), np.array([[0.5, 0.5, 0.5], [0.1, 0.9, 0.9]]), np.array([1, 2]))
     found = trial.outcomes(2, Weighting.UNIFORM, 1.0)
-    assert [each.rank for each in found] == [2, 2]
-    assert [each.retrieved for each in found] == [("a", "b"), ("b", "c")]
+    assert [match.rank for match in found] == [2, 2]
+    assert [match.retrieved for match in found] == [("a", "b"), ("b", "c")]
 
 
-def test_best_temperature_is_one_that_answers_came_from() -> None:
+def test_best_temperature_recovers_temperature_of_samples() -> None:
     generator = np.random.default_rng(0)
     similarities = generator.uniform(-1, 1, (4000, 5))
     noise = generator.gumbel(size=similarities.shape)
@@ -26,7 +26,7 @@ def test_best_temperature_is_one_that_answers_came_from() -> None:
     assert Trial(tuple("abcde"), similarities, truth).best_temperature() == pytest.approx(0.2, rel=0.1)
 
 
-def test_leave_one_out_asks_every_example_that_has_others() -> None:
+def test_leave_one_out_queries_with_every_example_that_has_others() -> None:
     examples = clouds({"a": 1, "b": 4, "c": 5})
     for strategy in RetrievalStrategy:
         trial = leave_one_out(strategy, examples)
@@ -35,12 +35,12 @@ def test_leave_one_out_asks_every_example_that_has_others() -> None:
 
 
 @pytest.mark.parametrize("counts", [{"a": 9}, {"a": 1, "b": 1}])
-def test_nothing_to_tell_apart_is_said(counts: dict[str, int]) -> None:
+def test_nothing_to_tell_apart_is_reported(counts: dict[str, int]) -> None:
     with pytest.raises(InvalidArgumentError, match="two adapters with two examples"):
         leave_one_out(RetrievalStrategy.CENTROID, clouds(counts))
 
 
-def test_few_examples_are_drawn_for_all_strategies_alike_and_others_ask() -> None:
+def test_few_examples_use_same_draws_for_all_strategies() -> None:
     examples = clouds({"a": 5, "b": 7})
     trials = few_examples(list(RetrievalStrategy), examples, 3, seed=1)
     for trial in trials.values():

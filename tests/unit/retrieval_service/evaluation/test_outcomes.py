@@ -14,7 +14,7 @@ def one(truth: str, rank: int | None, first: str, weight: float) -> Outcome:
 OUTCOMES = [one("a", 1, "a", 0.95), one("a", 2, "b", 0.93), one("b", 4, "a", 0.55), one("c", None, "a", 0.51)]
 
 
-def test_figures_are_shares_of_prompts() -> None:
+def test_scores_are_shares_of_prompts() -> None:
     found = compute_scores(OUTCOMES)
     assert (found.at_1, found.at_3, found.at_5) == (0.25, 0.5, 0.75)
     assert found.mrr == pytest.approx((1 + 1 / 2 + 1 / 4) / 4)
@@ -22,7 +22,7 @@ def test_figures_are_shares_of_prompts() -> None:
     assert found.confused == [("a", "b", 1), ("b", "a", 1), ("c", "a", 1)]
 
 
-def test_calibration_error_compares_weights_with_how_often_they_were_right() -> None:
+def test_calibration_error_compares_weights_with_share_of_right_matches() -> None:
     found = compute_scores(OUTCOMES)
     assert found.ece == pytest.approx(0.5 * abs(0.94 - 0.5) + 0.5 * abs(0.53 - 0.0))
     assert [(bin_.count, bin_.right) for bin_ in found.bins if bin_.count] == [(2, 0.0), (2, 0.5)]

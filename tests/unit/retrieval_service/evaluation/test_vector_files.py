@@ -30,7 +30,7 @@ def one(truth: str, rank: int | None, first: str, weight: float) -> Outcome:
         ({"a": np.array([{}], dtype=object)}, r"not a \.npz file of numbers"),
     ],
 )
-def test_file_of_vectors_that_cannot_be_used_is_named(tmp_path: Path, arrays: dict[str, Any], problem: str) -> None:
+def test_invalid_vector_file_is_reported(tmp_path: Path, arrays: dict[str, Any], problem: str) -> None:
     file = tmp_path / "vectors.npz"
     np.savez(file, **arrays)
     with pytest.raises(InvalidArgumentError, match=problem):
@@ -38,7 +38,7 @@ def test_file_of_vectors_that_cannot_be_used_is_named(tmp_path: Path, arrays: di
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
-def test_damaged_file_of_vectors_is_named(tmp_path: Path, write: Any) -> None:
+def test_damaged_vector_file_is_reported(tmp_path: Path, write: Any) -> None:
     file = tmp_path / "vectors.npz"
     write(file, a=np.random.default_rng(0).normal(size=(3, 8)))
     whole = file.read_bytes()
@@ -50,10 +50,10 @@ def test_damaged_file_of_vectors_is_named(tmp_path: Path, write: Any) -> None:
         except InvalidArgumentError as error:
             refused.append(str(error))
     assert len(refused) > len(whole) // 4
-    assert all("vectors.npz" in one for one in refused)
+    assert all("vectors.npz" in message for message in refused)
 
 
-def test_file_that_is_no_npz_is_named(tmp_path: Path) -> None:
+def test_file_that_is_not_npz_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="there is no file"):
         read_npz(tmp_path / "nowhere.npz")
     for content in (b"", b"words", b"PK\x03\x04broken"):
