@@ -1,15 +1,18 @@
-"""Settings -> the service, running: open the catalogue, load the embedder, serve."""
+"""Builds the retrieval service from its settings, and serves it: open Qdrant, load the embedder, serve."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
 from infra.contract.errors import UnavailableError
+from infra.runtime.lifecycle import entered_on_thread
 from infra.runtime.logs import get_logger
-from infra.runtime.server import GrpcServer, sync_server
+from infra.runtime.server import AioGrpcServer, aio_server
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import Embedder
@@ -22,27 +25,50 @@ from retrieval_service.settings import QdrantSettings, RetrievalSettings
 
 log = get_logger(__name__)
 
-_RETRY_PAUSE_S = 1.0
+_RETRY_PAUSE_S = 1.0  # between attempts to reach a Qdrant server at start
 
 
 def serve_retrieval(settings: RetrievalSettings) -> None:
-    """Serve until a stop signal. The port answers at once, NOT_SERVING until all is loaded."""
-    server = sync_server(settings.server, settings.workers)
-    server.start()
-    with loaded(server, settings):
-        server.serve_forever()
+    """Serve until a stop signal. The port is bound at once; health is NOT_SERVING until everything is loaded."""
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: RetrievalSettings) -> None:
+    server = aio_server(settings.server)
+    await server.start()
+    try:
+        async with loaded(server, settings):
+            await server.serve()
+    except Exception:
+        await server.stop()
+        raise
+
+
+@asynccontextmanager
+async def loaded(server: AioGrpcServer, settings: RetrievalSettings) -> AsyncIterator[None]:
+    """Load the service, add it to `server`, and close it on exit.
+
+    Embedder and Qdrant calls block, so RPCs run on `settings.workers` threads. Qdrant's async client is no alternative:
+    in local mode it blocks the event loop.
+    """
+    executor = ThreadPoolExecutor(settings.workers, thread_name_prefix="retrieval")
+    async with entered_on_thread(_opened(settings)) as servicer:
+        add_to(server, servicer, executor)
+        try:
+            yield
+        finally:
+            # Not awaited: calls that outlived the grace period must not hold up the end of the process.
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
-def loaded(server: GrpcServer, settings: RetrievalSettings) -> Iterator[None]:
-    """Load what the settings name and let `server` answer by it; let go of it in the end."""
+def _opened(settings: RetrievalSettings) -> Iterator[RetrievalServicer]:
     with closing(open_qdrant(settings.qdrant)) as qdrant, closing(_embedder(settings)) as embedder:
-        add_to(server, _servicer(settings, qdrant, embedder))
-        yield
+        yield _servicer(settings, qdrant, embedder)
 
 
 def _servicer(settings: RetrievalSettings, qdrant: Qdrant, embedder: BatchedEmbedder) -> RetrievalServicer:
-    with _timed("catalogue", place=str(qdrant.location), collection=settings.catalogue.collection):
+    with _timed("catalogue", location=str(qdrant.location), collection=settings.catalogue.collection):
         catalogue = _catalogue(settings, qdrant, embedder)
     limits = image_limits(settings.limits)
     return RetrievalServicer(
@@ -55,13 +81,13 @@ def _servicer(settings: RetrievalSettings, qdrant: Qdrant, embedder: BatchedEmbe
 
 
 def _embedder(settings: RetrievalSettings) -> BatchedEmbedder:
-    with _timed("embedder", place=embedder_location(settings)):
+    with _timed("embedder", location=embedder_location(settings)):
         model = build_embedder(settings)
     log.info(
-        "embedder",
+        "embedder_ready",
         fingerprint=model.fingerprint,
         dim=model.dim,
-        reads="texts and images" if model.supports_images else "texts alone: images of prompts do not count",
+        inputs="texts and images" if model.supports_images else "texts; images of prompts are ignored",
         batch_size=model.batch_size,
         cache_bytes=settings.batching.cache_bytes,
     )
@@ -77,7 +103,7 @@ def open_qdrant(settings: QdrantSettings) -> Qdrant:
 
 
 def _catalogue(settings: RetrievalSettings, qdrant: Qdrant, embedder: Embedder) -> Catalogue:
-    """Open the catalogue, waiting for a Qdrant server that is not up yet."""
+    """Open the catalogue, waiting until a Qdrant server has started."""
     give_up = time.monotonic() + settings.qdrant.wait_s
     while True:
         try:
@@ -93,13 +119,13 @@ def _catalogue(settings: RetrievalSettings, qdrant: Qdrant, embedder: Embedder) 
         except UnavailableError as error:
             if not qdrant.shared or time.monotonic() > give_up:
                 raise
-            log.warning("waiting for Qdrant", problem=error.message)
+            log.warning("waiting_for_qdrant", problem=error.message)
             time.sleep(_RETRY_PAUSE_S)
 
 
 @contextmanager
 def _timed(what: str, **details: Any) -> Iterator[None]:
     started = time.monotonic()
-    log.info(f"loading {what}", **details)
+    log.info(f"loading_{what}", **details)
     yield
-    log.info(f"loaded {what}", seconds=round(time.monotonic() - started, 3))
+    log.info(f"loaded_{what}", seconds=round(time.monotonic() - started, 3))
