@@ -19,20 +19,20 @@ from infra.contract.errors import InvalidArgumentError, LoraRetrieverError
 from infra.contract.prompt import Prompt
 from infra.runtime.error_table import from_rpc_error
 from infra.runtime.wire import prompt_to_proto
-from tests.support.harness.generation_stack import World, served, settings_for, tiny_adapter, write_world
+from tests.support.harness.generation_stack import ModelFixture, served, settings_for, tiny_adapter, write_model_fixture
 
 BANK_RANKS = 64
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    world = write_world(tmp_path_factory.mktemp("world"))
-    tiny_adapter(world.shape, 1, rank=65).write(world.roots / "wide")
-    tiny_adapter(world.shape, 1, rank=40).write(world.roots / "large")
-    tiny_adapter(world.shape, 2, rank=40).write(world.roots / "other")
-    foreign = shutil.copytree(world.roots / "a0", world.roots / "foreign") / "adapter_config.json"
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelFixture:
+    tiny_model = write_model_fixture(tmp_path_factory.mktemp("world"))
+    tiny_adapter(tiny_model.shape, 1, rank=65).write(tiny_model.roots / "wide")
+    tiny_adapter(tiny_model.shape, 1, rank=40).write(tiny_model.roots / "large")
+    tiny_adapter(tiny_model.shape, 2, rank=40).write(tiny_model.roots / "other")
+    foreign = shutil.copytree(tiny_model.roots / "a0", tiny_model.roots / "foreign") / "adapter_config.json"
     foreign.write_text(json.dumps(json.loads(foreign.read_text()) | {"base_model_name_or_path": "Qwen/Qwen2-VL-7B"}))
-    return world
+    return tiny_model
 
 
 def shares(*weights: float, names: str = "a0 a1 a2 a3 a4") -> list[adapter_pb2.WeightedAdapter]:
@@ -109,12 +109,12 @@ def field_of(error: LoraRetrieverError) -> str:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 async def test_refusal_names_field_and_limit_before_anything_is_queued_or_read(
-    world: World, case: Refused, monkeypatch: pytest.MonkeyPatch
+    tiny_model: ModelFixture, case: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unexpected(*_: object) -> NoReturn:
         raise AssertionError("a refused request was queued")
 
-    settings = settings_for(world.base, [world.roots], bank_ranks=BANK_RANKS, max_adapters=4)
+    settings = settings_for(tiny_model.base, [tiny_model.roots], bank_ranks=BANK_RANKS, max_adapters=4)
     async with served(settings) as service:
         monkeypatch.setattr(service.stack.residency, "request", unexpected)
         request = pb.GenerateRequest(prompt=prompt_to_proto(Prompt.of(case.text)), composition=case.composition)

@@ -1,4 +1,4 @@
-"""Many random requests at a full queue, some cancelled, some wrong: each ends once, and nothing leaks."""
+"""Many random requests at a full queue, some cancelled or invalid: each ends once, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.harness.soak_load import (
     MAX_ADAPTERS,
     Planned,
     planned_requests,
-    write_soak_world,
+    write_soak_fixture,
 )
 
 REQUESTS = 2000
@@ -124,11 +124,11 @@ class Callers:
 
 
 @pytest.mark.slow
-def test_2000_requests_at_a_full_queue_end_once_each_and_leak_nothing(tmp_path: Path) -> None:
-    world, requests = write_soak_world(tmp_path), list(planned_requests(REQUESTS, seed=11))
+def test_2000_requests_at_a_full_queue_each_end_once_and_leak_nothing(tmp_path: Path) -> None:
+    tiny_model, requests = write_soak_fixture(tmp_path), list(planned_requests(REQUESTS, seed=11))
     settings = settings_for(
-        world.base,
-        [world.roots],
+        tiny_model.base,
+        [tiny_model.roots],
         bank_ranks=BANK_RANKS,
         max_adapters=MAX_ADAPTERS,
         max_running=RUNNING,

@@ -77,7 +77,7 @@ def tiny_adapter(shape: TinyShape, seed: int, rank: int = 4, vision: bool = Fals
 
 
 @dataclass(frozen=True)
-class World:
+class ModelFixture:
     """A base model and adapters `a0`, `a1`, ... of different ranks in `roots`; the last two also adapt vision."""
 
     base: Path
@@ -86,14 +86,14 @@ class World:
     adapters: tuple[str, ...]
 
 
-def write_world(folder: Path, adapters: int = 5, shape: TinyShape | None = None) -> World:
+def write_model_fixture(folder: Path, adapters: int = 5, shape: TinyShape | None = None) -> ModelFixture:
     """Write a base model and adapters below `folder`."""
     shape = shape or TinyShape()
     names = tuple(f"a{index}" for index in range(adapters))
     for index, name in enumerate(names):
         rank = (2, 4, 8, 4, 3)[index % 5]
         tiny_adapter(shape, index, rank, vision=index >= adapters - 2).write(folder / "adapters" / name)
-    return World(write_qwen2_vl(folder / "base", shape), folder / "adapters", shape, names)
+    return ModelFixture(write_qwen2_vl(folder / "base", shape), folder / "adapters", shape, names)
 
 
 @dataclass(frozen=True)
