@@ -72,7 +72,7 @@ def test_a_row_without_images_is_refused_step_by_step_with_the_way_out(
 ) -> None:
     (bad,) = read(tmp_path, "Paris", [], protocol).bad_rows
     assert f"1 actions for 0 images; the {protocol.value} protocol needs one each" in bad.problem
-    assert "the sequence protocol asks for a whole answer at once, with any number of images" in bad.problem
+    assert "the sequence protocol takes one whole answer with any number of images" in bad.problem
 
 
 def test_a_row_may_leave_images_out(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_missing_image_is_named(sample: Sample, tmp_path: Path) -> None:
 
 def test_pipe_that_took_an_images_place_is_not_waited_for(sample: Sample, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(NotFoundError, match=r"pipe\.png is no file"):
+    with pytest.raises(NotFoundError, match=r"pipe\.png is not a file"):
         ask(replace(sample, images=(tmp_path / "pipe.png",)), SPEC, [tmp_path])
 
 
