@@ -87,7 +87,7 @@ def test_every_sample_has_a_line_with_what_the_judge_said_or_why_it_said_nothing
     lines = [json.loads(line) for line in Path(folder, "judge.jsonl").read_text().splitlines()]
     assert lines[:3] == [
         {"key": "base/facts/e0/0", "grade": 1, "reason": "", "reply": "SCORE: 1"},
-        {"key": "base/facts/e1/0", "grade": None, "reason": "the judge's reply holds no score", "reply": "who knows"},
+        {"key": "base/facts/e1/0", "grade": None, "reason": "the judge's reply has no score", "reply": "who knows"},
         {"key": "base/facts/e2/0", "grade": None, "reason": "no answer", "reply": ""},
     ]
     assert len(lines) == 6

@@ -177,7 +177,7 @@ def test_the_tolerance_of_points_is_an_option(tmp_path: Path, capsys: pytest.Cap
     [
         (["score", "--threshold", "0.5"], "threshold: says nothing with --metric action"),
         (["score", "--metric", "bleu", "--threshold", "0.5"], "threshold: says nothing with --metric bleu"),
-        (["score", "--metric", "legacy", "--threshold", "5"], "threshold: a similarity to exceed"),
+        (["score", "--metric", "legacy", "--threshold", "5"], "threshold: must be a similarity"),
         (
             ["score", "--metric", "legacy", "--point-tolerance", "5"],
             "--point-tolerance: says nothing with --metric",

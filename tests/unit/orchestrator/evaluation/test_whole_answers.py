@@ -141,7 +141,7 @@ def test_an_episode_with_a_step_whose_truth_is_a_text_is_unscored() -> None:
     asked = [sample(truth, step=step, step_count=2) for step, truth in enumerate(truths)]
     (episode,) = answered_episodes(map(answered, asked, truths))
     assert episode.answers == ("Scroll up", None)
-    assert not episode.complete
+    assert not episode.is_complete
     assert answered_episodes([answered(sample("tap the thing"), "tap the thing")]) == []
     assert [answer.truth for answer in whole_answers(map(answered, asked, truths))] == ["tap the thing"]
 

@@ -137,7 +137,7 @@ def test_the_order_of_records_does_not_matter() -> None:
 def test_a_step_without_a_record_unscores_its_episode_only() -> None:
     (episode,) = answered_episodes(RECORDS[:1])
     assert episode.answers == (OPEN, None)
-    assert not episode.complete
+    assert not episode.is_complete
 
 
 def test_a_sequence_answer_is_cut_into_actions() -> None:
@@ -152,8 +152,8 @@ def test_a_sequence_answer_is_cut_into_actions() -> None:
         "legacy": [True, True, False],
     }
     failed = answered_episodes([failure(asked)])[0]
-    assert not failed.complete
-    assert not any(failed.scored(step) for step in range(3))
+    assert not failed.is_complete
+    assert not any(failed.is_scored(step) for step in range(3))
     assert step_scores(failure(asked), [ActionMetric()]) is None
 
 
