@@ -115,7 +115,7 @@ def test_the_headline_of_whole_answers_is_their_scores() -> None:
     )
     assert [cells[0] for cells in table.rows] == ["base (1 failed)", "mixture"]
     assert table.rows[1][1:4] == ("2", "50.0 ± 50.0", "87.5 ± 12.5")
-    assert "Failed, and so unscored: 1 sample." in table.note
+    assert "Failed and therefore unscored: 1 sample." in table.note
 
 
 MIXED = (

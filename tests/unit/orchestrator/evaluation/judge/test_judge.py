@@ -231,7 +231,7 @@ def test_a_template_must_show_truth_and_answer_and_braces_in_them_do_no_harm() -
     with pytest.raises(InvalidArgumentError, match=r"no \{answer\}"):
         JudgePrompt("{truth}")
     odd = AnsweredText(1, "e", "{answer}", "{truth} {x}", "{}")
-    assert PROMPT.of(odd) == "{}|{answer}|{truth} {x}"
+    assert PROMPT.render(odd) == "{}|{answer}|{truth} {x}"
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ def test_whole_answers_are_reported_without_the_tables_of_actions() -> None:
 
 def test_the_report_names_datasets_that_changed() -> None:
     text = render_markdown(replace(summarize(RECORDS, JobFacts(SPEC)), changed_datasets=("clock",)))
-    assert "**Changed while the job ran (its samples are those that were planned): clock.**" in text
+    assert "**These datasets changed while the job ran; their samples are the planned ones: clock.**" in text
 
 
 def test_rows_that_could_not_be_read_are_said_first_and_listed() -> None:
