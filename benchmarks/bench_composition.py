@@ -14,9 +14,9 @@ from harness import Bar, Findings, require_equal, run, say, time_interleaved
 from random_models import SHAPES
 from torch import Tensor
 
-from generation_service.execution.decode_row import DecodeRow
-from generation_service.lora.kernels.static_ops import TorchFixedKernels
-from generation_service.lora.kernels.triton_ops import TritonFixedKernels
+from generation_service.execution.inputs import DecodeRow
+from generation_service.lora.kernels.capturable_ops import TorchCapturableOps
+from generation_service.lora.kernels.triton_ops import TritonCapturableOps
 
 QUESTION = __doc__ or ""
 Decode = Callable[[Sequence[DecodeRow]], Tensor]
@@ -91,7 +91,7 @@ class Decoding:
             "peft_one_adapter": self.theirs,
         }
         if self.options.device.type == "cuda":
-            for name, kernels in (("torch", TorchFixedKernels()), ("triton", TritonFixedKernels())):
+            for name, kernels in (("torch", TorchCapturableOps()), ("triton", TritonCapturableOps())):
                 alternatives[f"three_adapters_{name}"] = self.checked(name, self.world.graphs(kernels).decode)
         times = time_interleaved(
             alternatives, repetitions=self.options.repetitions, warmup=2, device=self.options.device

@@ -16,15 +16,14 @@ from random_adapters import random_adapters
 from random_models import SHAPES, RandomBaseModel, copy_sharing_weights
 from torch import Tensor, nn
 
-from generation_service.execution.cuda_graph import CudaCapture, DecodeGraphs
-from generation_service.execution.decode_row import DecodeRow
+from generation_service.execution.cuda_graph import CapturedDecode, CudaGraphCapture
+from generation_service.execution.inputs import DecodeRow, Prefill
 from generation_service.execution.kv_cache import CacheShape, SlotKVCache
-from generation_service.execution.prefill import Prefill
 from generation_service.execution.runner import Runner
-from generation_service.execution.static_inputs import FixedDecode
+from generation_service.execution.static_decode import StaticDecode
 from generation_service.lora.bank import AdapterBank
+from generation_service.lora.kernels.capturable_ops import CapturableOps
 from generation_service.lora.ranks import RankRange
-from generation_service.lora.static_batch import FixedKernels
 
 SHARES = (0.5, 0.3, 0.2)
 
@@ -72,16 +71,17 @@ class CompositionWorld:
         """Return a batch of transformers' own base model."""
         return PeftBatch(self._reference, self.options.device, self.model.description.position_axes, {})
 
-    def graphs(self, kernels: FixedKernels) -> DecodeGraphs:
+    def graphs(self, kernels: CapturableOps) -> CapturedDecode:
         """Return captured decode steps over the same model, bank and slots, by other kernels. On a GPU only."""
-        return DecodeGraphs(FixedDecode(self.model, self._bank, self._cache, kernels), CudaCapture(self.options.device))
+        static = StaticDecode(self.model, self._bank, self._cache, kernels)
+        return CapturedDecode(static, CudaGraphCapture(self.options.device))
 
     def prefill(self, prompts: Tensor, compositions: Sequence[Composition]) -> Tensor:
         """Read prompt n into slot n with its adapters; return the logits [N, vocab] after each."""
         logits = []
         for slot, (tokens, composition) in enumerate(zip(prompts, compositions, strict=True)):
             prompt = self.model.prompt_of(tokens.tolist())
-            after = self._runner.read(Prefill(slot, prompt, self._routed(composition)), prompt.length)
+            after = self._runner.prefill(Prefill(slot, prompt, self._routed(composition)), prompt.length)
             assert after is not None
             logits.append(after)
         return torch.cat(logits)

@@ -1,1 +1,1 @@
-"""Forward passes on the device: runner, KV cache, sampler and CUDA graphs with static inputs."""
+"""Model execution: the runner, the KV cache, the sampler, and captured decode steps."""

@@ -1,4 +1,4 @@
-"""Preallocated keys and values: one slot a running sequence, each with its own length."""
+"""Preallocated keys and values: one slot per running sequence, each with its own length."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SPAN_STEP = 64
+#: Eager decode steps read cached lengths rounded up to a multiple of this. Coarser steps compute more masked positions;
+#: finer ones change the tensors' shapes more often. No measurement is recorded.
+_SPAN_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,15 @@ class CacheShape:
     head_dim: int
 
     def bytes(self, dtype: torch.dtype) -> int:
-        """Return the memory of keys and values together, one place a slot for what is not kept included."""
+        """Return the bytes of keys and values together, each slot's spare position included."""
         return 2 * self.layers * self.slots * self.kv_heads * (self.length + 1) * self.head_dim * dtype.itemsize
 
 
 class SlotKVCache:
-    """Keys and values [slots, kv_heads, length + 1, head_dim] of every layer, at addresses that never change.
+    """Keys and values [slots, kv_heads, length + 1, head_dim] of every layer, at fixed addresses.
 
-    The last place of a slot is written by rows that have nothing to keep, and never read. Slots start as zeros: a
-    masked position has probability 0, and 0 times a finite number is 0.
+    The last position of a slot is spare: idle rows of a captured step write to it, and nothing reads it. Slots start as
+    zeros, because a masked position has probability 0, and only 0 times a finite number is 0.
     """
 
     def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
@@ -43,17 +45,17 @@ class SlotKVCache:
         self._device = device
 
     def clear(self, slot: int) -> None:
-        """Zero a slot: what a sequence that went wrong left there may not be finite."""
+        """Zero a slot, since a sequence that failed may have left values that are not finite."""
         for store in (*self.keys, *self.values):
             store[slot].zero_()
 
     def prefill_view(self, slot: int, start: int) -> PrefillView:
-        """Return what a forward over the tokens from `start` on of one sequence writes to and reads from."""
+        """Return the cache of a forward pass over the tokens from `start` on of one sequence."""
         return PrefillView(self, slot, start)
 
     def decode_view(self, slots: Sequence[int], lengths: Sequence[int]) -> DecodeView:
-        """Return the same for one new token of each sequence in `slots`, which hold `lengths` tokens already."""
-        span = min(-(-(max(lengths) + 1) // SPAN_STEP) * SPAN_STEP, self.shape.length)
+        """Return the cache of a forward pass over one new token of each of `slots`, which hold `lengths` tokens."""
+        span = min(-(-(max(lengths) + 1) // _SPAN_STEP) * _SPAN_STEP, self.shape.length)
         return DecodeView(
             self,
             torch.tensor(slots, device=self._device),
@@ -64,7 +66,7 @@ class SlotKVCache:
 
 
 class PrefillView:
-    """A transformers cache over one slot: rows are one sequence, tokens follow those from `start` on."""
+    """A transformers cache over one slot: one row, whose new tokens start at position `start`."""
 
     def __init__(self, cache: SlotKVCache, slot: int, start: int) -> None:
         self._cache, self._slot, self._start = cache, slot, start
@@ -78,7 +80,7 @@ class PrefillView:
         return all_keys[:, :, :end], all_values[:, :, :end]
 
     def mask(self, tokens: int, device: torch.device) -> Tensor | None:
-        """Return which of the start + T positions each of T tokens sees, [1, 1, T, start + T]; None: plainly causal."""
+        """Return the positions that each of T new tokens attends to, [1, 1, T, start + T]; None: plain causal."""
         if self._start == 0:
             return None
         end = self._start + tokens
@@ -86,7 +88,7 @@ class PrefillView:
 
 
 class DecodeView:
-    """A transformers cache over several slots, one token each."""
+    """A transformers cache over several slots, one new token each."""
 
     def __init__(self, cache: SlotKVCache, slots: Tensor, lengths: Tensor, span: int, adjacent: bool) -> None:
         self._cache, self._slots, self._lengths, self._span = cache, slots, lengths, span
@@ -97,38 +99,39 @@ class DecodeView:
         return self._write(self._cache.keys[layer], keys), self._write(self._cache.values[layer], values)
 
     def mask(self) -> Tensor:
-        """Return which positions each row sees, [N, 1, 1, span]: those before its length, and its new token."""
-        return _seen(self._lengths, self._span)
+        """Return the positions that each row attends to, [N, 1, 1, span]: its cached tokens and its new one."""
+        return _attended(self._lengths, self._span)
 
     def _write(self, store: Tensor, new: Tensor) -> Tensor:
         store[self._slots, :, self._lengths] = new[:, :, 0]
         if self._adjacent:
-            return store[: len(self._slots), :, : self._span]
+            return store[: len(self._slots), :, : self._span]  # Slots 0 to N - 1: a view instead of a copy.
         return store[:, :, : self._span].index_select(0, self._slots)
 
 
-class FixedDecodeView:
-    """A transformers cache over slots 0 to N - 1, whose lengths are read from a tensor: one token each.
+class StaticDecodeView:
+    """A transformers cache over slots 0 to N - 1, one new token each, whose lengths are read from a tensor.
 
-    The token of slot n is kept at places[n] and sees the positions up to lengths[n], of the first `span`.
+    The token of slot n is written to write_positions[n] and attends to positions up to lengths[n], within `span`.
     """
 
-    def __init__(self, cache: SlotKVCache, slots: Tensor, lengths: Tensor, places: Tensor, span: int) -> None:
-        self._cache, self._slots, self._lengths, self._places, self._span = cache, slots, lengths, places, span
+    def __init__(self, cache: SlotKVCache, slots: Tensor, lengths: Tensor, write_positions: Tensor, span: int) -> None:
+        self._cache, self._slots, self._lengths, self._span = cache, slots, lengths, span
+        self._write_positions = write_positions
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store keys and values [N, kv_heads, 1, head_dim] of `layer`; return [N, kv_heads, span, head_dim]."""
         return self._write(self._cache.keys[layer], keys), self._write(self._cache.values[layer], values)
 
     def mask(self) -> Tensor:
-        """Return which positions each row sees, [N, 1, 1, span]."""
-        return _seen(self._lengths, self._span)
+        """Return the positions that each row attends to, [N, 1, 1, span]."""
+        return _attended(self._lengths, self._span)
 
     def _write(self, store: Tensor, new: Tensor) -> Tensor:
-        store[self._slots, :, self._places] = new[:, :, 0]
+        store[self._slots, :, self._write_positions] = new[:, :, 0]
         return store[: len(self._slots), :, : self._span]
 
 
-def _seen(lengths: Tensor, span: int) -> Tensor:
+def _attended(lengths: Tensor, span: int) -> Tensor:
     positions = torch.arange(span, device=lengths.device)
     return (positions <= lengths[:, None])[:, None, None, :]

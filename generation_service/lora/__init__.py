@@ -1,1 +1,1 @@
-"""Adapters on the device: weights, the bank, the layers that apply them, fusion and kernels."""
+"""LoRA on the device: adapter weights, the bank that stores them, the layers that apply them, fusion and kernels."""

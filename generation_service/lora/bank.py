@@ -1,4 +1,4 @@
-"""The adapters on the device: one preallocated A and B a module, each adapter owning one range of rank columns."""
+"""The adapter bank: preallocated A and B for every module, in which each adapter owns one range of rank columns."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from generation_service.lora.h2d_copy import Upload
+from generation_service.lora.h2d_copy import H2DCopyStream
 from generation_service.lora.linear import LoraLinear
 from generation_service.lora.ranks import RankAllocator, RankRange
 from generation_service.lora.routing import Routing
-from generation_service.lora.step_lora import Place
-from generation_service.lora.weight_group import Shelf, groups_of
+from generation_service.lora.weight_group import LoraWeightGroup, ModuleSlot, group_targets
 from generation_service.lora.weights import AdapterWeights, LoraPair, Shapes
 from infra.contract.errors import CheckpointError
 
 
 class AdapterBank:
-    """For every module of `targets`, A [ranks, in] and B [ranks, out] at fixed addresses, zero where no one writes.
+    """A [ranks, in] and B [ranks, out] for every module of `targets`, at fixed addresses, zero where unused.
 
-    Modules that read the same input (q, k and v; gate and up) share a shelf and one product with A.
+    Modules that read the same input (q, k and v; gate and up) form one LoraWeightGroup and share one product with A.
 
-    An adapter of rank r owns the same r columns in every module, whatever rank each of its modules has and whichever
-    it leaves alone; nothing is padded to the largest adapter. Its scaling is folded into B. `write` may run on a
-    loader thread while the engine runs steps that use other ranges.
+    An adapter of rank r owns the same r columns in every module, whatever the rank of each module and whichever modules
+    it leaves unchanged; nothing is padded to the largest adapter. Its scaling is folded into B.
+
+    Called on: `write` and `release` on loader threads, while the engine thread runs steps that use other ranges.
     """
 
     def __init__(
@@ -37,23 +37,25 @@ class AdapterBank:
         self._written: set[RankRange] = set()
         self.routing = Routing(self._written, self.device, dtype, by_image)
         self._ranges = RankAllocator(ranks)
-        self.shelves = [Shelf(group, self.targets, ranks, dtype, self.device) for group in groups_of(self.targets)]
-        self._places = {
-            path: Place(path, shelf, member, self.routing.image_prefix(path))
-            for shelf in self.shelves
-            for member, path in enumerate(shelf.paths)
+        self.groups = [
+            LoraWeightGroup(paths, self.targets, ranks, dtype, self.device) for paths in group_targets(self.targets)
+        ]
+        self._slots = {
+            path: ModuleSlot(path, group, member, self.routing.image_prefix(path))
+            for group in self.groups
+            for member, path in enumerate(group.paths)
         }
-        self._upload = Upload(self.device)
-        self._lock = threading.Lock()
+        self._copies = H2DCopyStream(self.device)
+        self._lock = threading.Lock()  # Guards: _written, _copies, and writes to the groups.
 
     @property
     def ranks(self) -> int:
-        """Rank columns of every module: the largest adapter that can ever fit."""
+        """Rank columns of every module, which is also the largest rank that fits."""
         return self._ranges.ranks
 
     @property
     def free(self) -> int:
-        """Rank columns that no one owns."""
+        """Rank columns that no adapter owns."""
         return self._ranges.free
 
     @property
@@ -64,37 +66,40 @@ class AdapterBank:
     @property
     def bytes(self) -> int:
         """Bytes on the device, whether in use or not."""
-        return sum(shelf.bytes for shelf in self.shelves)
+        return sum(group.bytes for group in self.groups)
 
     @property
     def bytes_per_rank(self) -> int:
-        """Bytes that one rank column takes over all modules."""
+        """Bytes of one rank column over all modules."""
         return self.bytes // self.ranks
 
     @property
     def adapted_modules(self) -> int:
-        """Modules that an adapter ever changed since the start; it only grows."""
-        return sum(sum(shelf.ever_adapted) for shelf in self.shelves)
+        """Modules that any adapter has changed since the start; it never decreases."""
+        return sum(sum(group.ever_adapted) for group in self.groups)
 
     def install(self, model: nn.Module) -> None:
-        """Replace each linear layer named in `targets` by a LoraLinear of the same parameters, in place.
+        """Replace every linear layer named in `targets` by a LoraLinear that shares its parameters.
 
-        Raises ValueError when a target is not a linear layer of the shape that `targets` says.
+        Raises ValueError if a target is not a linear layer of the shape that `targets` gives.
         """
         linears = {path: self._linear(model, path) for path in self.targets}
         for path, linear in linears.items():
             parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, LoraLinear(linear, self._places[path], self.routing))
+            setattr(model.get_submodule(parent), name, LoraLinear(linear, self._slots[path], self.routing))
 
     def acquire(self, rank: int) -> RankRange:
-        """Return a range of `rank` columns, all zero. Raises CapacityError naming the need and the limit."""
+        """Return a range of `rank` columns, all zero. Raises CapacityError if no gap is large enough."""
         return self._ranges.acquire(rank)
 
     def write(self, owned: RankRange, weights: AdapterWeights) -> None:
-        """Put `weights` into the range just acquired for it; once: what is published never changes under a reader.
+        """Copy `weights` into a freshly acquired range and publish it.
 
-        Raises CheckpointError for modules or shapes that are not this base model's and for values that `dtype`
-        cannot hold, ValueError for a range that is not held, too small, or written before.
+        A range is written once, so that a published adapter never changes under a running step.
+
+        Raises:
+            CheckpointError: a module or shape does not belong to this base model, or a value is not finite in `dtype`.
+            ValueError: the range is not acquired, is too small, or was written before.
         """
         with self._lock:
             self._ranges.check(owned)
@@ -102,24 +107,25 @@ class AdapterBank:
                 raise ValueError(f"{owned} holds an adapter already: release it, then acquire another range")
             if weights.rank > owned.rank:
                 raise ValueError(f"an adapter of rank {weights.rank} does not fit {owned}")
-            pairs = {path: self._fitted(path, pair) for path, pair in weights.modules.items()}
+            pairs = {path: self._converted(path, pair) for path, pair in weights.modules.items()}
             try:
                 for path, pair in pairs.items():
-                    place = self._places[path]
-                    place.shelf.put(place.member, owned, pair, self._upload)
+                    slot = self._slots[path]
+                    slot.group.write(slot.member, owned, pair, self._copies)
             finally:
-                self._upload.finish()
+                self._copies.synchronize()
+            # Published last: `Routing.check` refuses a range whose copies have not completed.
             self._written.add(owned)
 
     def release(self, owned: RankRange) -> None:
-        """Zero the range and give its columns back. Raises ValueError when it is not held.
+        """Zero the range and free its columns. Raises ValueError if it is not acquired.
 
-        The caller sees to it that no running sequence uses it.
+        The caller guarantees that no running sequence uses it.
         """
         with self._lock:
             self._ranges.check(owned)
-            for shelf in self.shelves:
-                shelf.clear(owned)
+            for group in self.groups:
+                group.clear(owned)
             self._written.discard(owned)
             self._ranges.release(owned)
 
@@ -131,7 +137,7 @@ class AdapterBank:
             raise ValueError(f"{path} is {module.in_features} -> {module.out_features}, not {self.targets[path]}")
         return module
 
-    def _fitted(self, path: str, pair: LoraPair) -> LoraPair:
+    def _converted(self, path: str, pair: LoraPair) -> LoraPair:
         if path not in self.targets:
             raise CheckpointError(f"the adapter adapts {path!r}, which this base model has no adaptable layer for")
         inputs, outputs = self.targets[path]
@@ -139,7 +145,7 @@ class AdapterBank:
             raise CheckpointError(
                 f"{path}: a {list(pair.a.shape)} and b {list(pair.b.shape)} do not fit a layer of {inputs} -> {outputs}"
             )
-        fitted = LoraPair(pair.a.to(self.dtype), pair.b.to(self.dtype))
-        if not (fitted.a.isfinite().all() and fitted.b.isfinite().all()):
+        converted = LoraPair(pair.a.to(self.dtype), pair.b.to(self.dtype))
+        if not (converted.a.isfinite().all() and converted.b.isfinite().all()):
             raise CheckpointError(f"{path}: values of the adapter are not finite in {self.dtype}")
-        return fitted
+        return converted

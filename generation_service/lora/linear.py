@@ -1,4 +1,4 @@
-"""A linear layer that adds the deltas of the running step's adapters."""
+"""A linear layer that adds the LoRA deltas of the running step."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from generation_service.lora.routing import Routing
-from generation_service.lora.step_lora import Place
+from generation_service.lora.weight_group import ModuleSlot
 
 
 class LoraLinear(nn.Linear):
-    """y = W x + bias + sum_j w_j s_j B_j A_j x, with the adapters and weights of the step (LoraRetriever, eq. 4).
+    """y = W x + bias + sum_j w_j s_j B_j A_j x, over the adapters j of the row (LoraRetriever, eq. 4).
 
-    Stands in for the linear layer it is made from: the same parameters under the same names, so that the model's
-    state dict, dtype look-ups and tied weights do not change. The bank's tensors are no part of the module.
+    w_j is the adapter's weight in the step's composition, s_j its scaling, which the bank folds into B_j.
+
+    Replaces the linear layer it is built from, with the same parameters under the same names, so that the model's state
+    dict, dtype queries and tied weights do not change. The bank's tensors are not registered on the module.
     """
 
-    def __init__(self, base: nn.Linear, place: Place, routing: Routing) -> None:
+    def __init__(self, base: nn.Linear, slot: ModuleSlot, routing: Routing) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.training = base.training
-        self._place = place
+        self._slot = slot
         self._routing = routing
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the base layer's output, exactly, when no adapter of the step adapts this module."""
+        """Return [..., out]; exactly the base layer's output if no adapter of the step changes this module."""
         out = F.linear(input, self.weight, self.bias)
-        applied, place = self._routing.active, self._place
-        if applied is None or not applied.touches(place):
+        lora, slot = self._routing.active, self._slot
+        if lora is None or not lora.affects(slot):
             return out
-        x = input.to(place.shelf.a.dtype)
-        shrunk = self._routing.shrunk(input, x, place, applied)
+        x = input.to(slot.group.a.dtype)
+        shrunk = self._routing.shrink(input, x, slot, lora)
         if out.dtype == x.dtype:
-            applied.expand_(out, shrunk, place)
+            lora.expand_(out, shrunk, slot)
             return out
         delta = x.new_zeros(out.shape)
-        applied.expand_(delta, shrunk, place)
+        lora.expand_(delta, shrunk, slot)
         return out + delta.to(out.dtype)

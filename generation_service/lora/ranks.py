@@ -1,4 +1,4 @@
-"""Contiguous ranges of rank columns: who owns which part of the adapter bank."""
+"""Allocation of contiguous rank ranges: which adapter owns which columns of the bank."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from infra.contract.errors import CapacityError
 
 @dataclass(frozen=True, order=True)
 class RankRange:
-    """The columns [start, start + rank) of the bank, held by one owner.
+    """The columns [start, start + rank) of the bank, owned by one adapter.
 
-    `ticket` differs for every acquisition, so that a range kept after its release is never mistaken for its successor.
+    `epoch` is unique to each acquisition, so a stale range never compares equal to the one that reuses its columns.
     """
 
     start: int
     rank: int
-    ticket: int
+    epoch: int
 
     @property
     def stop(self) -> int:
@@ -32,9 +32,13 @@ class _Gap:
     start: int
     stop: int
 
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
 
 class RankAllocator:
-    """First fit over `ranks` columns; neighbouring gaps are joined when a range comes back. Safe across threads."""
+    """A first-fit allocator over `ranks` columns that merges adjacent gaps on release. Thread-safe."""
 
     def __init__(self, ranks: int) -> None:
         if ranks < 1:
@@ -42,24 +46,24 @@ class RankAllocator:
         self.ranks = ranks
         self._gaps = [_Gap(0, ranks)]
         self._owned: set[RankRange] = set()
-        self._tickets = count(1)
-        self._lock = threading.Lock()
+        self._epochs = count(1)
+        self._lock = threading.Lock()  # Guards: _gaps, _owned, _epochs.
 
     def acquire(self, rank: int) -> RankRange:
-        """Return `rank` contiguous columns that no one else owns. Rank 0 (an empty adapter) takes no room.
+        """Return `rank` contiguous free columns. Rank 0, an empty adapter, takes no columns.
 
-        Raises CapacityError naming the need and the limit when no gap is that large.
+        Raises CapacityError if no gap is large enough.
         """
         if rank < 0:
             raise ValueError(f"a rank cannot be negative, got {rank}")
         with self._lock:
             start = self._take(rank) if rank else 0
-            owned = RankRange(start, rank, next(self._tickets))
-            self._owned.add(owned)
-            return owned
+            acquired = RankRange(start, rank, next(self._epochs))
+            self._owned.add(acquired)
+            return acquired
 
     def release(self, owned: RankRange) -> None:
-        """Give `owned` back. Raises ValueError when it is not held: released before, or of another bank."""
+        """Free the columns of `owned`. Raises ValueError if it is not owned here, or was released before."""
         with self._lock:
             self._check(owned)
             self._owned.remove(owned)
@@ -67,47 +71,44 @@ class RankAllocator:
                 self._give(_Gap(owned.start, owned.stop))
 
     def check(self, owned: RankRange) -> None:
-        """Raise ValueError when `owned` is not held."""
+        """Raise ValueError if `owned` is not currently acquired."""
         with self._lock:
             self._check(owned)
 
     @property
     def free(self) -> int:
-        """Columns that no one owns."""
+        """Columns that no adapter owns."""
         with self._lock:
-            return sum(gap.stop - gap.start for gap in self._gaps)
+            return sum(gap.size for gap in self._gaps)
 
     @property
     def largest_free(self) -> int:
         """The largest rank that `acquire` would grant now."""
         with self._lock:
-            return max((gap.stop - gap.start for gap in self._gaps), default=0)
+            return max((gap.size for gap in self._gaps), default=0)
 
     def _check(self, owned: RankRange) -> None:
         if owned not in self._owned:
             raise ValueError(f"{owned} is not held in this bank: it was released before, or belongs to another bank")
 
     def _take(self, rank: int) -> int:
-        for place, gap in enumerate(self._gaps):
-            if gap.stop - gap.start >= rank:
-                self._gaps[place : place + 1] = (
-                    [_Gap(gap.start + rank, gap.stop)] if gap.stop - gap.start > rank else []
-                )
+        for index, gap in enumerate(self._gaps):
+            if gap.size >= rank:
+                self._gaps[index : index + 1] = [_Gap(gap.start + rank, gap.stop)] if gap.size > rank else []
                 return gap.start
-        free = sum(gap.stop - gap.start for gap in self._gaps)
-        largest = max((gap.stop - gap.start for gap in self._gaps), default=0)
-        held = f"holds {self.ranks} in all, {free} of them free, {largest} in one piece"
+        free = sum(gap.size for gap in self._gaps)
+        largest = max((gap.size for gap in self._gaps), default=0)
         raise CapacityError(
-            f"an adapter of rank {rank} finds no room in the adapter bank, which {held}: "
-            "release adapters, or start the server with a larger bank",
+            f"an adapter of rank {rank} does not fit into the adapter bank: {free} of its {self.ranks} ranks are free, "
+            f"{largest} of them contiguous: release adapters, or start the server with a larger bank",
             rank=str(rank),
             bank_ranks=str(self.ranks),
             free_ranks=str(free),
         )
 
     def _give(self, gap: _Gap) -> None:
-        place = bisect(self._gaps, gap.start, key=lambda other: other.start)
-        before, after = self._gaps[:place], self._gaps[place:]
+        index = bisect(self._gaps, gap.start, key=lambda other: other.start)
+        before, after = self._gaps[:index], self._gaps[index:]
         if before and before[-1].stop == gap.start:
             gap = _Gap(before.pop().start, gap.stop)
         if after and after[0].start == gap.stop:

@@ -1,36 +1,51 @@
-"""Which row of the running step each input of a layer belongs to, and hence which adapters it gets."""
+"""Which adapters each row of the running forward pass applies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from generation_service.lora.mixture import ActiveRanks, RowWeights, active_ranks
+from generation_service.lora.active_ranks import ActiveRanks, RowWeights, active_ranks
 from generation_service.lora.ranks import RankRange
-from generation_service.lora.routed_rows import RoutedRows, RowIndex
-from generation_service.lora.step_lora import Applied, Place
-from generation_service.lora.weight_group import Shelf
+from generation_service.lora.routed_lora import RoutedLora, RowIndex
+from generation_service.lora.weight_group import LoraWeightGroup, ModuleSlot
+
+
+class StepLora(Protocol):
+    """The weighted adapters of one forward pass, applied in two halves: delta = (w * (x A^T)) B."""
+
+    def affects(self, slot: ModuleSlot) -> bool:
+        """Return whether the module's output can differ from the base layer's."""
+
+    def shrink(self, x: Tensor, slot: ModuleSlot) -> list[Tensor]:
+        """Return w * (x A^T) for the M modules of the slot's group: x [..., in] -> [M, T, R] per portion."""
+
+    def expand_(self, out: Tensor, shrunk: list[Tensor], slot: ModuleSlot) -> None:
+        """Add shrunk B of the slot's module to contiguous out [..., out], in place."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Shared:
-    """The product that the modules of one shelf share for one input."""
+class _SharedProduct:
+    """The product with A that the modules of one group share for one input tensor."""
 
-    shelf: Shelf
+    group: LoraWeightGroup
     input: Tensor
     product: list[Tensor]
 
 
 class Routing:
-    """The compositions of the forward pass that runs now. One per bank; set and read by the thread that owns it.
+    """The compositions of the forward pass that is running. One per bank.
 
-    Modules below a `by_image` prefix (the vision tower and its projector) see the images of the rows rather than the
-    rows: with more than one row they need to be told which row each patch or tile belongs to. `published` are the
-    ranges that hold an adapter; no other may be applied.
+    Called on: the engine thread only, both to set and to read.
+
+    Modules below a `by_image` prefix (the vision tower and its projector) see the patches or tiles of all rows' images
+    rather than the rows themselves, so a step of several rows must state the row of each patch or tile. `published` are
+    the ranges that hold an adapter; no other range may be applied.
     """
 
     def __init__(
@@ -40,29 +55,32 @@ class Routing:
         self._device = device
         self._weights_dtype = torch.promote_types(dtype, torch.float32)
         self._by_image = tuple(by_image)
-        self._rows: list[dict[RankRange, float]] = []
-        self._last: ActiveRanks | None = None
-        self._shared: _Shared | None = None
-        self.active: Applied | None = None
+        self._last_rows: list[dict[RankRange, float]] = []
+        self._last_ranks: ActiveRanks | None = None
+        self._shared: _SharedProduct | None = None
+        self.active: StepLora | None = None
 
     def begin(self, rows: Sequence[RowWeights], image_rows: Mapping[str, Sequence[RowIndex]] | None = None) -> None:
-        """Route the next forward passes: `rows[n]` is the composition of row n of the batch.
+        """Route the following forward passes: `rows[n]` is the composition of row n of the batch.
 
-        A module's input has the rows as its leading dimension, [rows, ..., in]; one row alone applies to all of any
-        input. `image_rows` gives, for each `by_image` prefix, the row of every leading element of the inputs below
-        it: one index for each leading length that occurs (the patches, the merged patches). Raises ValueError for
-        ranges that hold no adapter, indices out of range, unknown prefixes, or two indices of one length below one
-        prefix.
+        The leading dimension of a module's input is the rows, [rows, ..., in]; a single row applies to the whole of any
+        input. `image_rows` gives, per `by_image` prefix, the row of each leading element of the inputs below it: one
+        index for each leading length that occurs (patches, merged patches).
+
+        Raises ValueError for a range without an adapter, an index out of range, an unknown prefix, or two indices of
+        the same length below one prefix.
         """
-        self.idle()
+        self.end()
         self.check(rows)
-        ranks = self._active(rows)
+        ranks = self._active_ranks(rows)
         if ranks is not None:
-            indices = {prefix: self._checked(prefix, given, len(rows)) for prefix, given in (image_rows or {}).items()}
-            self.active = RoutedRows(ranks, indices)
+            indices = {
+                prefix: self._checked_indices(prefix, given, len(rows)) for prefix, given in (image_rows or {}).items()
+            }
+            self.active = RoutedLora(ranks, indices)
 
-    def idle(self) -> None:
-        """Apply nothing: the base model alone, at no cost."""
+    def end(self) -> None:
+        """Apply nothing: layers run the base model alone, at no cost."""
         self.active = None
         self._shared = None
 
@@ -70,54 +88,54 @@ class Routing:
     def step(
         self, rows: Sequence[RowWeights], image_rows: Mapping[str, Sequence[RowIndex]] | None = None
     ) -> Iterator[None]:
-        """`begin` on entry, `idle` on exit."""
+        """Call `begin` on entry and `end` on exit."""
         self.begin(rows, image_rows)
         try:
             yield
         finally:
-            self.idle()
+            self.end()
 
     @contextmanager
-    def applying(self, applied: Applied | None) -> Iterator[None]:
-        """Apply what was made ready elsewhere, until exit."""
-        self.active = applied
+    def applying(self, lora: StepLora | None) -> Iterator[None]:
+        """Apply a prepared `lora` until exit."""
+        self.active = lora
         try:
             yield
         finally:
-            self.idle()
+            self.end()
 
-    def shrunk(self, input: Tensor, x: Tensor, place: Place, applied: Applied) -> list[Tensor]:
-        """Return the weighted product with A of `input`, which is x in the bank's dtype, for the modules of a shelf.
+    def shrink(self, input: Tensor, x: Tensor, slot: ModuleSlot, lora: StepLora) -> list[Tensor]:
+        """Return w * (x A^T) for the slot's group, where x is `input` in the bank's dtype.
 
-        The first of them to see the very same tensor makes it for all; it is held until another shelf's turn, or the
-        end of the step.
+        The first module of a group to see an input tensor computes the product for its siblings. It is cached until
+        another group runs, or the step ends.
         """
-        if len(place.shelf.paths) == 1:
-            return applied.shrink(x, place)
+        if len(slot.group.paths) == 1:
+            return lora.shrink(x, slot)
         shared = self._shared
-        if shared is None or shared.shelf is not place.shelf or shared.input is not input:
-            shared = self._shared = _Shared(place.shelf, input, applied.shrink(x, place))
+        if shared is None or shared.group is not slot.group or shared.input is not input:
+            shared = self._shared = _SharedProduct(slot.group, input, lora.shrink(x, slot))
         return shared.product
 
     def check(self, rows: Sequence[RowWeights]) -> None:
-        """Raise ValueError when a row applies a range that holds no adapter."""
+        """Raise ValueError if a row applies a range without an adapter."""
         for owned in {owned for row in rows for owned in row}:
             if owned not in self._published:
                 raise ValueError(f"{owned} holds no adapter of this bank: it was released, or never written")
 
     def image_prefix(self, path: str) -> str | None:
-        """Return the `by_image` prefix that the module at `path` is below, or None."""
+        """Return the `by_image` prefix that contains the module at `path`, or None."""
         return next((prefix for prefix in self._by_image if path == prefix or path.startswith(f"{prefix}.")), None)
 
-    def _active(self, rows: Sequence[RowWeights]) -> ActiveRanks | None:
-        """Return what `rows` apply; the same as the step before when nothing changed, as in most decode steps."""
-        given = [dict(row) for row in rows]
-        if given != self._rows:
-            self._last = active_ranks(rows, self._device, self._weights_dtype)
-            self._rows = given
-        return self._last
+    def _active_ranks(self, rows: Sequence[RowWeights]) -> ActiveRanks | None:
+        """Return what `rows` apply, reusing the last step's tensors if nothing changed, as in most decode steps."""
+        copied = [dict(row) for row in rows]
+        if copied != self._last_rows:
+            self._last_ranks = active_ranks(rows, self._device, self._weights_dtype)
+            self._last_rows = copied
+        return self._last_ranks
 
-    def _checked(self, prefix: str, indices: Sequence[RowIndex], rows: int) -> tuple[Tensor, ...]:
+    def _checked_indices(self, prefix: str, indices: Sequence[RowIndex], rows: int) -> tuple[Tensor, ...]:
         if prefix not in self._by_image:
             raise ValueError(f"image_rows names {prefix!r}; this bank routes by image below {list(self._by_image)}")
         tensors = [torch.as_tensor(index, dtype=torch.int64) for index in indices]

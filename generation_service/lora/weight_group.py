@@ -1,21 +1,79 @@
-"""The bank's part for one group of modules that read the same input, such as q, k and v."""
+"""The bank's tensors for one group of modules that read the same input, such as q, k and v."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from generation_service.lora.h2d_copy import Upload
+from generation_service.lora.h2d_copy import H2DCopyStream
 from generation_service.lora.ranks import RankRange
 from generation_service.lora.weights import LoraPair, Shapes
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
-def groups_of(targets: Shapes) -> list[tuple[str, ...]]:
-    """Return the modules of `targets` in groups that share their input: siblings of one layer, else alone."""
+class LoraWeightGroup:
+    """Stacked A [ranks, M, in] and B [ranks, sum of out] of M modules, at fixed addresses, zero where unused.
+
+    Column r of every group belongs to the same adapter, so that all values which one rank adds to a group are
+    contiguous. `member_b[m]` is B's view [ranks, out] for module m; `adapted_by[m]` holds the epochs of the ranges that
+    adapt module m. The sets are replaced rather than mutated, because the engine thread reads them without a lock.
+    """
+
+    def __init__(self, paths: Iterable[str], targets: Shapes, ranks: int, dtype: torch.dtype, device: torch.device):
+        self.paths = tuple(paths)
+        inputs = targets[self.paths[0]][0]
+        outputs = [targets[path][1] for path in self.paths]
+        self.a = torch.zeros(ranks, len(self.paths), inputs, dtype=dtype, device=device)
+        self.b = torch.zeros(ranks, sum(outputs), dtype=dtype, device=device)
+        self.member_b: tuple[Tensor, ...] = torch.split(self.b, outputs, dim=1)
+        self.adapted_by: list[frozenset[int]] = [frozenset()] * len(self.paths)
+        self.ever_adapted = [False] * len(self.paths)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on the device."""
+        return self.a.nbytes + self.b.nbytes
+
+    def write(self, member: int, owned: RankRange, pair: LoraPair, stream: H2DCopyStream) -> None:
+        """Copy the factors of module `member` into the first columns of a range that no step uses yet."""
+        columns = slice(owned.start, owned.start + pair.rank)
+        self.adapted_by[member] |= {owned.epoch}
+        self.ever_adapted[member] = True
+        stream.copy(pair.a, self.a[columns, member])
+        stream.copy(pair.b.t(), self.member_b[member][columns])
+
+    def clear(self, owned: RankRange) -> None:
+        """Zero the columns of a range that no step uses any more."""
+        if any(owned.epoch in epochs for epochs in self.adapted_by):
+            self.adapted_by = [epochs - {owned.epoch} for epochs in self.adapted_by]
+            self.a[owned.start : owned.stop].zero_()
+            self.b[owned.start : owned.stop].zero_()
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleSlot:
+    """The place of one module in the bank: member `member` of `group`.
+
+    `image_prefix` is the `by_image` prefix that the module's path starts with, None for a module that reads token rows.
+    """
+
+    path: str
+    group: LoraWeightGroup
+    member: int
+    image_prefix: str | None
+
+    @property
+    def b(self) -> Tensor:
+        """The module's B [ranks, out]."""
+        return self.group.member_b[self.member]
+
+
+def group_targets(targets: Shapes) -> list[tuple[str, ...]]:
+    """Partition the modules of `targets` into groups that read the same input: siblings of one layer, else one each."""
     remaining = dict.fromkeys(targets)
     groups = []
     while remaining:
@@ -28,41 +86,3 @@ def groups_of(targets: Shapes) -> list[tuple[str, ...]]:
             del remaining[path]
         groups.append(group)
     return groups
-
-
-class Shelf:
-    """A [ranks, M, in] and B [ranks, sum of out] of a group of M modules, at fixed addresses, zero where unused.
-
-    Column r of every shelf belongs to the same adapter: all that one rank adds to a group lies in one piece.
-    `adapted_by[m]` are the tickets of the ranges that hold something for module m; sets are replaced, never changed.
-    """
-
-    def __init__(self, group: Iterable[str], targets: Shapes, ranks: int, dtype: torch.dtype, device: torch.device):
-        self.paths = tuple(group)
-        inputs = targets[self.paths[0]][0]
-        outputs = [targets[path][1] for path in self.paths]
-        self.a = torch.zeros(ranks, len(self.paths), inputs, dtype=dtype, device=device)
-        self.b = torch.zeros(ranks, sum(outputs), dtype=dtype, device=device)
-        self.factors_b: tuple[Tensor, ...] = torch.split(self.b, outputs, dim=1)
-        self.adapted_by: list[frozenset[int]] = [frozenset()] * len(self.paths)
-        self.ever_adapted = [False] * len(self.paths)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes on the device."""
-        return self.a.nbytes + self.b.nbytes
-
-    def put(self, member: int, owned: RankRange, pair: LoraPair, upload: Upload) -> None:
-        """Send module `member`'s factors to the first columns of a range that is not in use."""
-        columns = slice(owned.start, owned.start + pair.rank)
-        self.adapted_by[member] |= {owned.ticket}
-        self.ever_adapted[member] = True
-        upload.copy(pair.a, self.a[columns, member])
-        upload.copy(pair.b.t(), self.factors_b[member][columns])
-
-    def clear(self, owned: RankRange) -> None:
-        """Zero the columns of a range that is no longer in use."""
-        if any(owned.ticket in tickets for tickets in self.adapted_by):
-            self.adapted_by = [tickets - {owned.ticket} for tickets in self.adapted_by]
-            self.a[owned.start : owned.stop].zero_()
-            self.b[owned.start : owned.stop].zero_()

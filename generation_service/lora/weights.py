@@ -1,4 +1,4 @@
-"""An adapter's parameters on the host."""
+"""The parameters of one adapter in host memory."""
 
 from __future__ import annotations
 
@@ -10,28 +10,31 @@ import torch
 from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, int]]
-"""The modules of a base model that adapters may adapt: canonical module path -> (in features, out features)."""
+"""The linear layers of a base model that adapters can change: canonical module path -> (in features, out features)."""
 
 
 @dataclass(frozen=True)
 class LoraPair:
-    """The factors of one module's delta, b @ a. a [rank, in]; b [out, rank] with the scaling folded in."""
+    """The two factors of one module's delta, delta = b @ a.
+
+    a [rank, in]; b [out, rank], with the adapter's scaling (alpha/r, or alpha/sqrt(r) for rsLoRA) folded in.
+    """
 
     a: Tensor
     b: Tensor
 
     @property
     def rank(self) -> int:
-        """Rows of a, columns of b."""
+        """Rows of a, which are the columns of b."""
         return int(self.a.shape[0])
 
 
 @dataclass(frozen=True)
 class AdapterWeights:
-    """One adapter, read or fused. `rank` is the largest of its modules', 0 when it changes nothing.
+    """The weights of one adapter, read from a checkpoint or fused from several.
 
-    `modules` is keyed by the base model's canonical module path. `revision` names the content it was read from, and
-    is empty for a fused adapter.
+    `modules` is keyed by canonical module path. `rank` is the largest rank of any module, 0 for an adapter that changes
+    nothing. `revision` is the revision of the checkpoint, empty for a fused adapter.
     """
 
     rank: int
@@ -40,16 +43,19 @@ class AdapterWeights:
 
     @classmethod
     def of(cls, modules: Mapping[str, LoraPair], revision: str = "") -> AdapterWeights:
-        """Return the adapter of `modules`, its rank derived from them."""
+        """Build an adapter from `modules` and derive its rank from them."""
         return cls(max((pair.rank for pair in modules.values()), default=0), modules, revision)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all factors on the host."""
+        """Bytes of all factors in host memory."""
         return sum(pair.a.nbytes + pair.b.nbytes for pair in self.modules.values())
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Return whether no value is NaN or infinite: their sum tells in one pass, unless it overflows by itself."""
+    """Return whether no value is NaN or infinite.
+
+    A finite sum proves it in one pass; only a sum that overflows needs the exact test, element by element.
+    """
     total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
     return math.isfinite(total.item()) or bool(tensor.isfinite().all())

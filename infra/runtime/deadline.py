@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import time
 from contextvars import ContextVar
+from dataclasses import dataclass
+
+from infra.contract.errors import DeadlineError
 
 _ends_at: ContextVar[float | None] = ContextVar("loraretriever_deadline", default=None)
 
@@ -27,3 +30,29 @@ def clipped(timeout_s: float | None) -> float | None:
     if left is None or timeout_s is None:
         return left if timeout_s is None else timeout_s
     return min(left, timeout_s)
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The time limit of work that makes several calls. `timeout_s` None: it has none."""
+
+    started_at: float
+    timeout_s: float | None
+
+    @classmethod
+    def after(cls, timeout_s: float | None) -> Deadline:
+        """Return the deadline that ends `timeout_s` seconds from now."""
+        return cls(time.monotonic(), timeout_s)
+
+    def elapsed_s(self) -> float:
+        """Return the seconds since the work began."""
+        return time.monotonic() - self.started_at
+
+    def remaining_s(self) -> float | None:
+        """Return the seconds that are left, None without a limit. Raises DeadlineError when none are left."""
+        if self.timeout_s is None:
+            return None
+        remaining_s = self.timeout_s - self.elapsed_s()
+        if remaining_s <= 0:
+            raise DeadlineError(f"the time limit of {self.timeout_s:.1f} s for this answer has passed")
+        return remaining_s

@@ -1,4 +1,4 @@
-"""Adapters taken whatever the prompt is: the yardsticks that retrieval must beat."""
+"""Baselines that retrieval must beat: adapters chosen regardless of the prompt."""
 
 from __future__ import annotations
 
@@ -8,13 +8,24 @@ from collections.abc import Sequence
 from infra.contract.adapter import Adapter
 from infra.contract.composition import Base, Composition, Mixture, WeightedAdapter
 from infra.contract.retrieval import RetrievalOptions
+from orchestrator.answering.strategy import AnswerStrategy
 
-DEFAULT_TOP_K = 3
-"""Adapters that are drawn where the caller leaves top_k to the server: as many as the retrieval service returns."""
+#: Adapters drawn where the caller leaves top_k to the server: the default of the retrieval service.
+_DEFAULT_TOP_K = 3
+
+
+def choose(
+    strategy: AnswerStrategy, adapters: Sequence[Adapter], options: RetrievalOptions, seed: str
+) -> list[Adapter]:
+    """Return the adapters that the strategy takes from the catalogue: all allowed ones, or a draw of them."""
+    candidates = allowed(adapters, options)
+    if strategy is AnswerStrategy.RANDOM_K:
+        return draw(candidates, options.top_k or _DEFAULT_TOP_K, seed)
+    return candidates
 
 
 def allowed(adapters: Sequence[Adapter], options: RetrievalOptions) -> list[Adapter]:
-    """Return the adapters that the options neither exclude nor, where they include any, leave out."""
+    """Return the adapters that `options.include` and `options.exclude` permit."""
     return [
         adapter
         for adapter in adapters
@@ -23,10 +34,10 @@ def allowed(adapters: Sequence[Adapter], options: RetrievalOptions) -> list[Adap
 
 
 def draw(adapters: Sequence[Adapter], count: int, seed: str) -> list[Adapter]:
-    """Return `count` adapters, those with the smallest SHA-256 of seed and id.
+    """Return `count` adapters: those with the smallest SHA-256 of seed and id.
 
-    The draw depends on nothing else, least of all on the order of the catalogue; hiding an adapter changes the draws
-    that held it only.
+    The draw does not depend on the order of the catalogue, and excluding an adapter changes only the draws that
+    contained it.
     """
 
     def rank(adapter: Adapter) -> str:
@@ -36,8 +47,8 @@ def draw(adapters: Sequence[Adapter], count: int, seed: str) -> list[Adapter]:
 
 
 def uniform(adapters: Sequence[Adapter]) -> Composition:
-    """Return their mixture with weight 1/n each; the base model alone where there is none."""
+    """Return the mixture of the adapters with weight 1/n each; the base model alone where there are none."""
     if not adapters:
         return Base()
     weight = 1 / len(adapters)
-    return Mixture(tuple(WeightedAdapter(each.adapter_id, weight, each.revision) for each in adapters))
+    return Mixture(tuple(WeightedAdapter(adapter.adapter_id, weight, adapter.revision) for adapter in adapters))

@@ -1,4 +1,4 @@
-"""What the generation service says of itself."""
+"""What the generation service reports about itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """What the generation service accepts; see ModelLimits of the contract. 0: not said."""
+    """What the generation service accepts; see ModelLimits of the contract. 0: not reported."""
 
     max_sequence_tokens: int = 0
     max_images: int = 0
@@ -21,7 +21,7 @@ class ModelLimits:
 
 @dataclass(frozen=True)
 class ResidentAdapter:
-    """An adapter on the device: its LoRA rank, its bytes there, and whether it is kept."""
+    """An adapter on the device: its LoRA rank, its size there in bytes, and whether it is pinned."""
 
     adapter_id: str
     revision: str
@@ -32,9 +32,9 @@ class ResidentAdapter:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The base model that runs, where, within which limits, and the adapters beside it.
+    """The base model that runs, its device and limits, and the adapters on the device.
 
-    `revision` is the digest of its files, empty where the server does not say.
+    `revision` is the digest of the model's files, empty where the server does not report it.
     """
 
     base_model: str

@@ -1,4 +1,4 @@
-"""Retrieval asked once for all strategies of a job that put the same question."""
+"""Calls whose results are shared by all strategies of a job that ask the same question."""
 
 from __future__ import annotations
 
@@ -11,53 +11,55 @@ from typing import Any, Generic, TypeVar
 
 from infra.contract.errors import DeadlineError
 from infra.contract.prompt import ImagePart, Prompt
+from infra.runtime.single_flight import SingleFlight
 
-MAX_SHARED = 4096
+#: Results kept. The strategies of one sample ask within seconds of each other, so this covers every sample that the
+#: workers' concurrency can have under way; a retrieval result is a few kilobytes.
+_MAX_RESULTS = 4096
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Shared(Generic[T]):
-    """A result, and whether somebody else had asked for it already."""
+    """A result, and whether another caller had requested it already."""
 
     value: T
     is_reused: bool
 
 
 class SharedCalls(Generic[T]):
-    """Results of calls by key, each made once; the last `size` are remembered, failures are not.
+    """An LRU cache of call results, with one execution per key.
 
-    Callers of one event loop that ask for a key while its call is under way wait for that call.
+    Callers that ask for a key while its call is running wait for that call. Failures are not cached.
+    Called on: one event loop.
     """
 
-    def __init__(self, size: int = MAX_SHARED) -> None:
+    def __init__(self, size: int = _MAX_RESULTS) -> None:
         self._size = size
-        self._calls: OrderedDict[object, asyncio.Task[T]] = OrderedDict()
+        self._results: OrderedDict[object, T] = OrderedDict()
+        self._running: SingleFlight[object, T] = SingleFlight()
 
     async def get(
         self, key: object, call: Callable[[], Coroutine[Any, Any, T]], timeout_s: float | None = None
     ) -> Shared[T]:
-        """Return what `call` gives, or gave for this key before. Raises DeadlineError, and what the call raises."""
-        task = self._calls.get(key)
-        is_reused = task is not None
-        if task is None:
-            task = asyncio.get_running_loop().create_task(call())
-            self._calls[key] = task
-            task.add_done_callback(lambda done: self._forget_failure(key, done))
-            while len(self._calls) > self._size:
-                self._calls.popitem(last=False)
-        self._calls.move_to_end(key)
+        """Return the result of `call`, or the cached one. Raises DeadlineError, and what the call raises."""
+        if key in self._results:
+            self._results.move_to_end(key)
+            return Shared(self._results[key], is_reused=True)
+
+        async def call_and_cache() -> T:
+            result = self._results[key] = await call()
+            while len(self._results) > self._size:
+                self._results.popitem(last=False)
+            return result
+
+        is_reused = key in self._running
         try:
             async with asyncio.timeout(timeout_s):
-                return Shared(await asyncio.shield(task), is_reused)
+                return Shared(await self._running.run_async(key, call_and_cache), is_reused)
         except TimeoutError as error:
-            raise DeadlineError("the time for this answer ended while its adapters were looked up") from error
-
-    def _forget_failure(self, key: object, task: asyncio.Task[T]) -> None:
-        failed = task.cancelled() or task.exception() is not None
-        if failed and self._calls.get(key) is task:
-            del self._calls[key]
+            raise DeadlineError("the time for this answer ended while its adapters were being retrieved") from error
 
 
 def prompt_digest(prompt: Prompt) -> str:

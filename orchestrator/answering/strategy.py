@@ -1,15 +1,21 @@
-"""Ways to answer a prompt: with which adapters, chosen how."""
+"""Answer strategies: which adapters answer a prompt, and how they are composed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
+from typing import assert_never
+
+from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
+from infra.contract.errors import InvalidArgumentError
+from infra.contract.retrieval import Selection
 
 
 class AnswerStrategy(StrEnum):
     """How an answer is composed.
 
-    `oracle` applies the adapter known to be right; `uniform-all` every adapter of the catalogue, 1/n each; `random-k`
-    top_k of them, drawn anew for each sample, 1/k each. These three exist in evaluation only.
+    `oracle` applies the adapter known to be correct; `uniform-all` every adapter of the catalogue, 1/n each;
+    `random-k` top_k of them, drawn for each question, 1/k each. These three are yardsticks for the others.
     """
 
     BASE = "base"
@@ -22,15 +28,43 @@ class AnswerStrategy(StrEnum):
 
     @property
     def retrieves(self) -> bool:
-        """Whether adapters are looked up for each prompt."""
+        """Whether adapters are retrieved for each prompt."""
         return self in (AnswerStrategy.SELECTION, AnswerStrategy.MIXTURE, AnswerStrategy.FUSION)
 
     @property
-    def takes_any(self) -> bool:
-        """Whether adapters are taken from the catalogue whatever the prompt is."""
+    def ignores_prompt(self) -> bool:
+        """Whether adapters are taken from the catalogue regardless of the prompt."""
         return self in (AnswerStrategy.UNIFORM_ALL, AnswerStrategy.RANDOM_K)
 
-    @property
-    def evaluation_only(self) -> bool:
-        """Whether the strategy makes sense as a yardstick alone."""
-        return self is AnswerStrategy.ORACLE or self.takes_any
+
+def compose(
+    strategy: AnswerStrategy,
+    selection: Selection,
+    fusion_method: FusionMethod = FusionMethod.LINEAR,
+    oracle: str = "",
+) -> Composition:
+    """Return the composition of the retrieved adapters; the base model alone when none was retrieved.
+
+    Selection applies the most similar adapter with weight 1, the oracle the adapter named `oracle` with weight 1;
+    mixture and fusion use the weights of retrieval unchanged.
+
+    Raises:
+        InvalidArgumentError: the oracle names no adapter, or the strategy does not compose retrieved adapters.
+    """
+    match strategy:
+        case AnswerStrategy.BASE:
+            return Base()
+        case AnswerStrategy.ORACLE:
+            if not oracle:
+                raise InvalidArgumentError("adapter_id", "the oracle strategy needs the correct adapter's id")
+            return Mixture((WeightedAdapter(oracle, 1.0),))
+        case AnswerStrategy.SELECTION:
+            return Mixture((replace(selection.weighted[0], weight=1.0),)) if selection.matches else Base()
+        case AnswerStrategy.MIXTURE:
+            return Mixture(selection.weighted) if selection.matches else Base()
+        case AnswerStrategy.FUSION:
+            return Fusion(selection.weighted, fusion_method) if selection.matches else Base()
+        case AnswerStrategy.UNIFORM_ALL | AnswerStrategy.RANDOM_K:
+            raise InvalidArgumentError("strategy", f"{strategy.value} composes adapters of the catalogue, not matches")
+        case _:
+            assert_never(strategy)

@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from infra.contract.errors import UnavailableError, UnreachableError
 from orchestrator.cli.targets import Target
+from orchestrator.clients.answer import AnswerClient
 from orchestrator.clients.evaluation import EvaluationClient
-from orchestrator.clients.services import AnswerClient, RetrievalClient
+from orchestrator.clients.retrieval import RetrievalClient
 
 C = TypeVar("C", RetrievalClient, AnswerClient, EvaluationClient)
 

@@ -109,7 +109,7 @@ def strategy_labels() -> tuple[str, ...]:
     labels = []
     for strategy in AnswerStrategy:
         methods = FusionMethod if strategy is AnswerStrategy.FUSION else (FusionMethod.LINEAR,)
-        hides = (False, True) if strategy.retrieves or strategy.takes_any else (False,)
+        hides = (False, True) if strategy.retrieves or strategy.ignores_prompt else (False,)
         labels += [EvaluatedStrategy(strategy, method, each).label for each in hides for method in methods]
     return tuple(labels)
 

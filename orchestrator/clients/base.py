@@ -1,4 +1,4 @@
-"""What every client of a service has in common: a channel, deadlines, and errors of the contract."""
+"""What all clients share: a channel, deadlines, and errors of the contract."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from typing import Any, ClassVar, Self
 
 from infra.runtime.channel import ChannelOptions, aio_channel
 from infra.runtime.error_table import translated
+
+#: Deadline of lookups, which a healthy service answers within milliseconds.
+QUICK_TIMEOUT_S = 30.0
+#: Deadline of calls that run a model: an answer or an embedding may wait in a queue first.
+LONG_TIMEOUT_S = 300.0
 
 
 class ServiceClient:
@@ -33,14 +38,16 @@ class ServiceClient:
         """Close the channel; calls under way are cancelled."""
         await self._channel.close()
 
-    async def call(self, method: str, request: Any, timeout_s: float | None) -> Any:
-        """Return the answer of a unary method."""
+    async def call(self, method: str, request: Any, timeout_s: float | None, default_s: float = QUICK_TIMEOUT_S) -> Any:
+        """Return the response of a unary method, which has `default_s` seconds where `timeout_s` is None."""
         with translated(self.target):
-            return await getattr(self._stub, method)(request, timeout=timeout_s)
+            return await getattr(self._stub, method)(request, timeout=default_s if timeout_s is None else timeout_s)
 
-    async def stream_of(self, method: str, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
-        """Yield the messages of a streaming method; leaving early cancels the call."""
-        call = getattr(self._stub, method)(request, timeout=timeout_s)
+    async def stream_of(
+        self, method: str, request: Any, timeout_s: float | None, default_s: float = LONG_TIMEOUT_S
+    ) -> AsyncIterator[Any]:
+        """Yield the messages of a streaming method. Closing the iterator early cancels the call."""
+        call = getattr(self._stub, method)(request, timeout=default_s if timeout_s is None else timeout_s)
         try:
             with translated(self.target):
                 async for message in call:

@@ -12,10 +12,11 @@ from infra.contract.adapter import Adapter
 from infra.contract.composition import FusionMethod
 from infra.contract.errors import UnavailableError
 from infra.contract.retrieval import RetrievalOptions, Selection, Weighting
-from orchestrator.answering.pipeline import Answer, Question
+from orchestrator.answering.question import Answer, Question
 from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.clients.answer import AnswerClient
 from orchestrator.clients.evaluation import EvaluationClient
-from orchestrator.clients.services import AnswerClient, RetrievalClient
+from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.devstack.demo_world import MODEL_NAME, World, WorldDataset
 from orchestrator.devstack.stack import LocalStack, StackPlan
 from orchestrator.evaluation.records import Sample

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from infra.contract.errors import ConfigurationError, LoraRetrieverError, UnavailableError
+from orchestrator.devstack import parent_watch
 
 POLL_S = 0.05
 LOG_LINES = 12
@@ -73,7 +74,7 @@ class Child:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._ready_file.parent.mkdir(parents=True, exist_ok=True)
         self._ready_file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "orchestrator.devstack.parent_watch", program.module, *program.arguments]
+        command = [sys.executable, "-m", parent_watch.__name__, program.module, *program.arguments]
         with self.log.open("ab" if again else "wb") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(

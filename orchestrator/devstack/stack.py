@@ -16,6 +16,7 @@ from typing import Literal
 
 from infra.contract.errors import ConfigurationError
 from infra.runtime.embedded_redis import embedded_redis
+from infra.runtime.layout import module_name
 from infra.runtime.settings import as_arguments
 from orchestrator.devstack.process import POLL_S, Child, Hurry, Program, Ready, hurried_by_signals
 from orchestrator.devstack.restart_policy import Revival
@@ -166,14 +167,14 @@ class LocalStack:
         plan = self._plan
         redis_url = self._start_redis()
         retrieval_settings = {"qdrant_path": plan.work_dir / "qdrant", **plan.retrieval}
-        retrieval = self._start(_tier(RETRIEVAL, "retrieval_service", retrieval_settings))
+        retrieval = self._start(_tier(RETRIEVAL, module_name("retrieval_service"), retrieval_settings))
         connected = {"retrieval_target": retrieval.address}
-        generation = self._start(_tier(GENERATION, "generation_service", {**plan.generation, **connected}))
+        generation = self._start(_tier(GENERATION, module_name("generation_service"), {**plan.generation, **connected}))
         connected |= {"generation_target": generation.address, "redis_url": redis_url}
         settings = {"output_dir": plan.work_dir / "evaluations", **plan.orchestrator, **connected}
-        served = self._begin(_tier(ORCHESTRATOR, "orchestrator", settings))
+        served = self._begin(_tier(ORCHESTRATOR, module_name("orchestrator"), settings))
         working = self._begin(
-            _tier(WORKER, "orchestrator.jobs.worker", {**settings, "address": FREE, "metrics_address": ""})
+            _tier(WORKER, module_name("orchestrator.jobs.worker"), {**settings, "address": FREE, "metrics_address": ""})
         )
         orchestrator = self._ready(served)
         self._ready(working)

@@ -111,7 +111,7 @@ class EvaluatedStrategy:
     def __post_init__(self) -> None:
         if self.name:
             _check_name(self.name)
-        if self.exclude_own_adapter and not (self.strategy.retrieves or self.strategy.takes_any):
+        if self.exclude_own_adapter and not (self.strategy.retrieves or self.strategy.ignores_prompt):
             raise InvalidArgumentError(
                 "exclude_own_adapter", f"{self.strategy.value} does not retrieve adapters, so there is none to exclude"
             )

@@ -21,14 +21,19 @@ from infra.contract.errors import (
     OverloadedError,
     UnavailableError,
 )
+from infra.contract.generation import Decoding
 from infra.contract.prompt import ImagePart, Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection
-from infra.runtime.server import ServerOptions, aio_server
-from orchestrator.answering.pipeline import Answer, Pipeline, Question
+from infra.runtime.server import aio_server
+from infra.runtime.settings import ServerOptions
+from orchestrator.answering.pipeline import Pipeline
+from orchestrator.answering.question import Answer, Question
 from orchestrator.answering.strategy import AnswerStrategy
-from orchestrator.clients.services import AnswerClient, GenerationClient, RetrievalClient
+from orchestrator.clients.answer import AnswerClient
+from orchestrator.clients.generation import GenerationClient
+from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.server import ANSWER_SERVICE, AnswerServicer
-from tests.support.servers.tiers import RETRIEVAL_TIMINGS, FakeTiers, fake_tiers
+from tests.support.servers.tiers import ADAPTERS, BASE_MODEL, RETRIEVAL_TIMINGS, FakeTiers, fake_tiers
 
 PROMPT = Prompt.of("open the gmail inbox")
 STUB: Any = pb_grpc.AnswerServiceStub
@@ -145,10 +150,33 @@ async def test_empty_prompt_is_refused_by_name_and_the_next_call_works(served: S
     assert (await served.client.answer(Question(PROMPT))).generation.text
 
 
-async def test_oracle_is_refused_outside_of_evaluation(served: Served) -> None:
-    with pytest.raises(InvalidArgumentError, match="evaluation only") as raised:
+async def test_oracle_applies_the_named_adapter(served: Served) -> None:
+    answer = await served.client.answer(Question(PROMPT, AnswerStrategy.ORACLE, oracle=ADAPTERS[-1].adapter_id))
+    assert [share.adapter_id for share in answer.generation.applied] == [ADAPTERS[-1].adapter_id]
+    with pytest.raises(InvalidArgumentError, match="needs the correct adapter's id") as raised:
         await served.client.answer(Question(PROMPT, AnswerStrategy.ORACLE))
-    assert raised.value.field == "strategy"
+    assert raised.value.field == "adapter_id"
+
+
+async def test_uniform_all_applies_the_whole_catalogue(served: Served) -> None:
+    answer = await served.client.answer(Question(PROMPT, AnswerStrategy.UNIFORM_ALL))
+    own = [adapter.adapter_id for adapter in ADAPTERS if adapter.base_model == BASE_MODEL]
+    assert {share.adapter_id: share.weight for share in answer.generation.applied} == pytest.approx(
+        dict.fromkeys(own, 1 / len(own))
+    )
+
+
+async def test_random_k_draws_by_the_decoding_seed(served: Served) -> None:
+    async def drawn(seed: int | None) -> tuple[str, ...]:
+        question = Question(
+            PROMPT, AnswerStrategy.RANDOM_K, RetrievalOptions(top_k=1), decoding=Decoding(temperature=1.0, seed=seed)
+        )
+        return tuple(share.adapter_id for share in (await served.client.answer(question)).generation.applied)
+
+    assert len(await drawn(1)) == 1
+    assert await drawn(1) == await drawn(1)
+    assert len({await drawn(seed) for seed in range(12)}) > 1
+    assert len({await drawn(None) for _ in range(12)}) > 1
 
 
 async def test_bad_option_is_named_by_its_path(served: Served) -> None:

@@ -9,16 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from generation_service.execution.cuda_graph import CudaCapture, DecodeGraphs
-from generation_service.lora.kernels.static_ops import TorchFixedKernels
-from generation_service.lora.kernels.triton_ops import TritonFixedKernels
-from generation_service.lora.static_batch import FixedKernels
+from generation_service.execution.cuda_graph import CapturedDecode, CudaGraphCapture
+from generation_service.lora.kernels.capturable_ops import CapturableOps, TorchCapturableOps
+from generation_service.lora.kernels.triton_ops import TritonCapturableOps
 from tests.parity.decode_world import STEPS, DecodeWorld
-from tests.parity.fixed_ranks_case import Case, Sizes, assert_close
+from tests.parity.lora_ops_case import Case, Sizes, assert_close
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
-KERNELS = [TorchFixedKernels, TritonFixedKernels]
+KERNELS = [TorchCapturableOps, TritonCapturableOps]
 ROWS, RANKS, MEMBERS, INPUTS, OUTPUTS = 7, 60, 3, 200, 120
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
@@ -38,7 +37,7 @@ def cases(dtype: torch.dtype) -> list[Case]:
 class Layer:
     """Both products of one layer over buffers at fixed addresses."""
 
-    def __init__(self, kernels: FixedKernels, like: Case) -> None:
+    def __init__(self, kernels: CapturableOps, like: Case) -> None:
         self.kernels = kernels
         self.x, self.a, self.b = like.x.clone(), like.a.clone(), like.b.clone()
         self.columns, self.count, self.weights = like.columns.clone(), like.count.clone(), like.weights.clone()
@@ -66,16 +65,16 @@ def check_all(layer: Layer, repeat: Callable[[], Tensor], dtype: torch.dtype) ->
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_a_layer_captured_with_one_adapter_serves_all_others(
-    kernels: Callable[[], FixedKernels], dtype: torch.dtype
+    kernels: Callable[[], CapturableOps], dtype: torch.dtype
 ) -> None:
     with torch.inference_mode():
         layer = Layer(kernels(), cases(dtype)[0])
-        check_all(layer, CudaCapture(torch.device("cuda"))(layer.forward), dtype)
+        check_all(layer, CudaGraphCapture(torch.device("cuda"))(layer.forward), dtype)
 
 
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_a_compiled_layer_serves_all_adapters(kernels: Callable[[], FixedKernels], mode: str | None) -> None:
+def test_a_compiled_layer_serves_all_adapters(kernels: Callable[[], CapturableOps], mode: str | None) -> None:
     torch.compiler.reset()
     with torch.inference_mode():
         layer = Layer(kernels(), cases(torch.bfloat16)[0])
@@ -87,10 +86,10 @@ def test_a_compiled_layer_serves_all_adapters(kernels: Callable[[], FixedKernels
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_a_model_captured_with_one_adapter_serves_all_others(
-    kernels: Callable[[], FixedKernels], dtype: torch.dtype, tmp_path: Path
+    kernels: Callable[[], CapturableOps], dtype: torch.dtype, tmp_path: Path
 ) -> None:
     world = DecodeWorld(tmp_path, "cuda", dtype)
-    graphs = DecodeGraphs(world.fixed(kernels()), CudaCapture(torch.device("cuda")))
+    graphs = CapturedDecode(world.fixed(kernels()), CudaGraphCapture(torch.device("cuda")))
     for step, compositions in enumerate(STEPS):
         rows = world.rows(step, compositions)
         captured = graphs.decode(rows).clone()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from generation_service.lora.kernels.triton_ops import TritonFixedKernels
-from tests.parity.fixed_ranks_case import TOLERANCE, Case, Sizes
+from generation_service.lora.kernels.triton_ops import TritonCapturableOps
+from tests.parity.lora_ops_case import TOLERANCE, Case, Sizes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -25,17 +25,17 @@ SIZES = [
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_any_ranks_of_any_rows_are_the_weighted_sum(sizes: Sizes, dtype: torch.dtype) -> None:
-    Case(sizes, dtype, seed=1, device="cuda").check(TritonFixedKernels())
+    Case(sizes, dtype, seed=1, device="cuda").check(TritonCapturableOps())
 
 
 @pytest.mark.parametrize("rank", range(1, 65, 7))
 def test_every_rank_of_an_adapter_alone(rank: int) -> None:
-    Case(Sizes(rows=1, ranks=64, used=rank), torch.bfloat16, seed=rank, device="cuda").check(TritonFixedKernels())
+    Case(Sizes(rows=1, ranks=64, used=rank), torch.bfloat16, seed=rank, device="cuda").check(TritonCapturableOps())
 
 
 def test_a_product_is_the_same_bits_every_time() -> None:
     case = Case(SIZES[-1], torch.bfloat16, seed=2, device="cuda")
-    kernels = TritonFixedKernels()
+    kernels = TritonCapturableOps()
     first = case.expand(kernels, case.shrink(kernels))
     for _ in range(20):
         assert torch.equal(case.expand(kernels, case.shrink(kernels)), first)

@@ -8,14 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from generation_service.execution.decode_row import DecodeRow
+from generation_service.execution.inputs import DecodeRow, Prefill
 from generation_service.execution.kv_cache import CacheShape, SlotKVCache
-from generation_service.execution.prefill import Prefill
 from generation_service.execution.runner import Runner
-from generation_service.execution.static_inputs import FixedDecode
+from generation_service.execution.static_decode import StaticDecode
 from generation_service.lora.bank import AdapterBank
+from generation_service.lora.kernels.capturable_ops import CapturableOps
 from generation_service.lora.ranks import RankRange
-from generation_service.lora.static_batch import FixedKernels
 from generation_service.lora.weights import AdapterWeights, LoraPair, Shapes
 from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
@@ -62,9 +61,9 @@ class DecodeWorld:
         self.ranges = [self._hold(rank, seed) for seed, rank in enumerate(RANKS)]
         self._lengths = [self._read(slot, text) for slot, text in enumerate(PROMPTS)]
 
-    def fixed(self, kernels: FixedKernels) -> FixedDecode:
+    def fixed(self, kernels: CapturableOps) -> StaticDecode:
         """Return decode steps at fixed addresses over the same bank and cache."""
-        return FixedDecode(self.model, self.bank, self.cache, kernels)
+        return StaticDecode(self.model, self.bank, self.cache, kernels)
 
     def rows(self, step: int, compositions: Sequence[Mapping[int, float]]) -> list[DecodeRow]:
         """Return the rows of step number `step`, one a slot."""
@@ -87,5 +86,5 @@ class DecodeWorld:
 
     def _read(self, slot: int, text: str) -> int:
         prompt = self.model.encode(Prompt.of(text), [])
-        self.written.read(Prefill(slot, prompt, {}), prompt.length)
+        self.written.prefill(Prefill(slot, prompt, {}), prompt.length)
         return prompt.length

@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from generation_service.execution.cuda_graph import CaptureError, DecodeGraphs, Forward
-from generation_service.execution.decode_row import DecodeRow
+from generation_service.execution.cuda_graph import CapturedDecode, CaptureError, Forward
+from generation_service.execution.inputs import DecodeRow, Prefill
 from generation_service.execution.kv_cache import CacheShape, SlotKVCache
-from generation_service.execution.prefill import Prefill
 from generation_service.execution.runner import Runner
-from generation_service.execution.static_inputs import FixedDecode
+from generation_service.execution.static_decode import StaticDecode
 from generation_service.lora.bank import AdapterBank
-from generation_service.lora.kernels.static_ops import TorchFixedKernels
+from generation_service.lora.kernels.capturable_ops import TorchCapturableOps
 from generation_service.lora.ranks import RankRange
 from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
@@ -38,7 +37,8 @@ class Bench:
         self.cache = SlotKVCache(shape, torch.float32, torch.device("cpu"))
         self.runner = Runner(self.model, self.bank, self.cache)
         self.captures = 0
-        self.graphs = DecodeGraphs(FixedDecode(self.model, self.bank, self.cache, TorchFixedKernels()), self._capture)
+        static = StaticDecode(self.model, self.bank, self.cache, TorchCapturableOps())
+        self.graphs = CapturedDecode(static, self._capture)
         self.lengths: dict[int, int] = {}
 
     def _capture(self, forward: Forward) -> Forward:
@@ -53,7 +53,7 @@ class Bench:
 
     def prefill(self, slot: int, text: str, ranges: dict[RankRange, float]) -> None:
         prompt = self.model.encode(Prompt.of(text), [])
-        self.runner.read(Prefill(slot, prompt, ranges), prompt.length)
+        self.runner.prefill(Prefill(slot, prompt, ranges), prompt.length)
         self.lengths[slot] = prompt.length
 
     def row(self, slot: int, token: int, ranges: dict[RankRange, float]) -> DecodeRow:
@@ -159,7 +159,7 @@ def test_a_model_that_cannot_be_captured_decodes_as_written(bench: Bench, monkey
     def refuse(forward: Forward) -> Forward:
         raise CaptureError("a value was read on the host")
 
-    graphs = DecodeGraphs(FixedDecode(bench.model, bench.bank, bench.cache, TorchFixedKernels()), refuse)
-    monkeypatch.setattr(bench.runner, "_graphs", graphs)
+    graphs = CapturedDecode(StaticDecode(bench.model, bench.bank, bench.cache, TorchCapturableOps()), refuse)
+    monkeypatch.setattr(bench.runner, "captured", graphs)
     torch.testing.assert_close(bench.runner.decode([bench.row(0, 40, {owned: 1.0})]), expected)
     torch.testing.assert_close(bench.runner.decode([bench.row(0, 40, {owned: 1.0})]), expected)

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from generation_service.adapters.checkpoint.reader import read_checkpoint
-from generation_service.execution.decode_row import DecodeRow
+from generation_service.execution.inputs import DecodeRow, Prefill
 from generation_service.execution.kv_cache import CacheShape, SlotKVCache
-from generation_service.execution.prefill import Prefill
 from generation_service.execution.runner import Runner
 from generation_service.lora.bank import AdapterBank
 from generation_service.lora.ranks import RankRange
 from generation_service.models.base import BaseModel, EncodedPrompt, LoadOptions
 from generation_service.models.registry import load_base_model
 from infra.contract.prompt import ImagePart, Prompt
-from tests.support.harness.generation_stack import World, write_world
+from tests.support.harness.generation_stack import ModelFixture, write_model_fixture
 from tests.support.harness.images import picture, png
 
 CHUNKS = (1, 7, 64)
@@ -50,7 +49,7 @@ class Device:
 
     def read(self, prefill: Prefill, tokens: int) -> Tensor:
         """Read a whole prompt in chunks of `tokens`; return the logits after it."""
-        while (logits := self.runner.read(prefill, tokens)) is None:
+        while (logits := self.runner.prefill(prefill, tokens)) is None:
             pass
         return logits
 
@@ -71,11 +70,11 @@ def row(prefill: Prefill, tokens: list[int]) -> DecodeRow:
 
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
-    world = write_world(tmp_path_factory.mktemp("world"))
+    world = write_model_fixture(tmp_path_factory.mktemp("world"))
     return loaded(world)
 
 
-def loaded(world: World) -> Device:
+def loaded(world: ModelFixture) -> Device:
     model = load_base_model(world.base, LoadOptions(torch.device("cpu"), torch.float32))
     of = model.description
     bank = AdapterBank(of.targets, 64, of.dtype, of.device, by_image=of.by_image)
@@ -129,7 +128,7 @@ def test_prompts_read_by_turns_beside_a_running_answer_disturb_nothing(device: D
     answers: list[list[int]] = [[] for _ in prefills]
     while any(len(answer) < 16 for answer in answers):
         for prefill, answer in zip(prefills, answers, strict=True):
-            if prefill.unread and (logits := device.runner.read(prefill, 5)) is not None:
+            if prefill.remaining and (logits := device.runner.prefill(prefill, 5)) is not None:
                 answer.append(int(logits.argmax()))
         running = [number for number, answer in enumerate(answers) if 0 < len(answer) < 16]
         if running:
@@ -143,7 +142,7 @@ def test_a_slot_left_in_the_middle_of_a_prompt_serves_the_next_one(device: Devic
     prompt = device.prompt([], "Go back.")
     expected = device.read(Prefill(0, prompt, {}), ALL)
     left = Prefill(2, device.prompt(IMAGES["three images"]), device.ranges({"a4": 1.0}))
-    assert device.runner.read(left, 40) is None
+    assert device.runner.prefill(left, 40) is None
     torch.testing.assert_close(device.read(Prefill(2, prompt, {}), 3), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
@@ -156,9 +155,9 @@ def test_the_images_are_seen_once_and_let_go(device: Device, monkeypatch: pytest
 
     monkeypatch.setattr(device.model, "embed", counted)
     prefill = Prefill(0, device.prompt(IMAGES["one image"]), {})
-    while prefill.unread:
-        device.runner.read(prefill, 10)
-        assert prefill.holds_embeddings == bool(prefill.unread)
+    while prefill.remaining:
+        device.runner.prefill(prefill, 10)
+        assert prefill.holds_embeddings == bool(prefill.remaining)
         assert prefill.prompt.pixels is None
     assert len(seen) == 1
 
@@ -166,7 +165,7 @@ def test_the_images_are_seen_once_and_let_go(device: Device, monkeypatch: pytest
 def test_a_chunk_takes_no_more_than_is_left(device: Device) -> None:
     prompt = device.prompt([])
     prefill = Prefill(0, prompt, {})
-    assert device.runner.read(prefill, prompt.length - 1) is None
-    assert (prefill.place, prefill.unread) == (prompt.length - 1, 1)
-    assert device.runner.read(prefill, 100) is not None
-    assert (prefill.place, prefill.unread) == (prompt.length, 0)
+    assert device.runner.prefill(prefill, prompt.length - 1) is None
+    assert (prefill.offset, prefill.remaining) == (prompt.length - 1, 1)
+    assert device.runner.prefill(prefill, 100) is not None
+    assert (prefill.offset, prefill.remaining) == (prompt.length, 0)

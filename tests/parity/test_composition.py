@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from generation_service.lora.fusion.fusion import WeightedWeights, fuse
+from generation_service.lora.fusion.fuse import FusionMember, fuse
 from infra.contract.composition import FusionMethod
 from tests.parity.composition_world import SHAPES, TOLERANCE, TrainedLora, World, assert_close, trained
 
@@ -114,7 +114,7 @@ def test_concat_fusion_is_the_mixture(weights: tuple[float, ...]) -> None:
     generator = torch.Generator().manual_seed(3)
     world = World(five_loras(generator), torch.float64, spare=90)
     mixture = dict(enumerate(weights))
-    members = [WeightedWeights(world.loras[number].weights, weight) for number, weight in mixture.items()]
+    members = [FusionMember(world.loras[number].weights, weight) for number, weight in mixture.items()]
     fused = fuse(members, FusionMethod.CONCAT)
     world.ranges.append(world.hold(fused))
     assert fused.rank == sum(world.loras[number].rank for number, weight in mixture.items() if weight)

@@ -18,7 +18,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from generation_service.adapters.checkpoint.reader import read_checkpoint
 from generation_service.lora.bank import AdapterBank
-from generation_service.lora.fusion.fusion import WeightedWeights, fuse
+from generation_service.lora.fusion.fuse import FusionMember, fuse
 from generation_service.lora.ranks import RankRange
 from generation_service.lora.weights import AdapterWeights
 from infra.contract.composition import FusionMethod
@@ -190,7 +190,7 @@ def test_a_mixture_gives_the_logits_of_pefts_cat(tmp_path: Path) -> None:
     banked = Banked()
     read = [banked.read(folder) for folder in folders]
     mixture = {banked.hold(adapter): weight for adapter, weight in zip(read, weights, strict=True)}
-    members = [WeightedWeights(adapter, weight) for adapter, weight in zip(read, weights, strict=True)]
+    members = [FusionMember(adapter, weight) for adapter, weight in zip(read, weights, strict=True)]
     fused = banked.hold(fuse(members, FusionMethod.CONCAT))
     torch.testing.assert_close(banked.logits([mixture], inputs), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(banked.logits([{fused: 1.0}], inputs), expected, rtol=1e-4, atol=1e-4)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from generation_service.lora.kernels.triton_ops import TritonFixedKernels
+from generation_service.lora.kernels.triton_ops import TritonCapturableOps
 from tests.parity.decode_world import STEPS, DecodeWorld
 
 pytest.importorskip("triton", reason="Triton is made for Linux on x86-64 only")
@@ -17,7 +17,7 @@ from tests.support.harness.interpreted_triton import interpreted_kernels
 
 def test_steps_with_the_triton_kernels_are_the_steps_as_written(tmp_path: Path) -> None:
     world = DecodeWorld(tmp_path, "cpu", torch.float32)
-    fixed = world.fixed(TritonFixedKernels(interpreted_kernels()))
+    fixed = world.fixed(TritonCapturableOps(interpreted_kernels()))
     buckets = set()
     for step, compositions in enumerate(STEPS[1::2]):
         rows = world.rows(step, compositions)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generation_service.lora.kernels import triton_ops
-from generation_service.lora.kernels.static_ops import TorchFixedKernels
-from generation_service.lora.kernels.triton_ops import TritonFixedKernels
-from tests.parity.fixed_ranks_case import TOLERANCE, Case, Sizes, assert_close
+from generation_service.lora.kernels.capturable_ops import TorchCapturableOps
+from generation_service.lora.kernels.triton_ops import TritonCapturableOps
+from tests.parity.lora_ops_case import TOLERANCE, Case, Sizes, assert_close
 
 pytest.importorskip("triton", reason="Triton is made for Linux on x86-64 only")
 
@@ -27,8 +27,8 @@ PLAIN = Sizes(rows=5, ranks=40, used=23, members=3)
 
 
 @pytest.fixture(scope="module")
-def kernels() -> TritonFixedKernels:
-    return TritonFixedKernels(interpreted_kernels())
+def kernels() -> TritonCapturableOps:
+    return TritonCapturableOps(interpreted_kernels())
 
 
 @st.composite
@@ -48,30 +48,30 @@ def cases(draw: st.DrawFn) -> Case:
 @settings(deadline=None, max_examples=20)
 @given(cases(), st.sampled_from([64, 4096]))
 def test_any_ranks_of_any_rows_are_the_weighted_sum(case: Case, longest_part: int) -> None:
-    with patch.object(triton_ops, "LONGEST_PART", longest_part):
-        case.check(TritonFixedKernels(interpreted_kernels()))
+    with patch.object(triton_ops, "LONGEST_SPLIT", longest_part):
+        case.check(TritonCapturableOps(interpreted_kernels()))
 
 
 @pytest.mark.parametrize("rank", range(1, 65, 9))
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_every_rank_of_an_adapter_alone(kernels: TritonFixedKernels, rank: int, dtype: torch.dtype) -> None:
+def test_every_rank_of_an_adapter_alone(kernels: TritonCapturableOps, rank: int, dtype: torch.dtype) -> None:
     Case(Sizes(rows=1, ranks=64, used=rank), dtype, rank).check(kernels)
 
 
-def test_more_rows_than_one_program_takes(kernels: TritonFixedKernels) -> None:
+def test_more_rows_than_one_program_takes(kernels: TritonCapturableOps) -> None:
     Case(Sizes(rows=70, ranks=20, used=20), torch.float32, 1).check(kernels)
 
 
 @pytest.mark.parametrize("longest_part", [64, 4096])
-def test_no_ranks_in_use_change_nothing(kernels: TritonFixedKernels, longest_part: int) -> None:
+def test_no_ranks_in_use_change_nothing(kernels: TritonCapturableOps, longest_part: int) -> None:
     case = Case(replace(PLAIN, used=0, inputs=100), torch.float16, 2)
-    with patch.object(triton_ops, "LONGEST_PART", longest_part):
+    with patch.object(triton_ops, "LONGEST_SPLIT", longest_part):
         shrunk = case.shrink(kernels)
     assert not shrunk.any()
     assert torch.equal(case.expand(kernels, shrunk.fill_(torch.nan)), case.out)
 
 
-def test_a_row_that_uses_nothing_keeps_its_bits(kernels: TritonFixedKernels) -> None:
+def test_a_row_that_uses_nothing_keeps_its_bits(kernels: TritonCapturableOps) -> None:
     case = Case(PLAIN, torch.bfloat16, 3)
     case.weights[2] = 0
     out = case.expand(kernels, case.shrink(kernels))
@@ -79,7 +79,7 @@ def test_a_row_that_uses_nothing_keeps_its_bits(kernels: TritonFixedKernels) -> 
     assert not torch.equal(out[1], case.out[1])
 
 
-def test_an_overflow_stays_with_the_rows_that_use_it(kernels: TritonFixedKernels) -> None:
+def test_an_overflow_stays_with_the_rows_that_use_it(kernels: TritonCapturableOps) -> None:
     case = Case(PLAIN, torch.float16, 4)
     case.weights[1, 7], case.weights[3, 7] = 0, 1
     case.a[case.columns[7], :, :2] = torch.inf
@@ -88,15 +88,15 @@ def test_an_overflow_stays_with_the_rows_that_use_it(kernels: TritonFixedKernels
     assert not out[3].isfinite().any()
 
 
-def test_a_rank_may_be_named_twice(kernels: TritonFixedKernels) -> None:
+def test_a_rank_may_be_named_twice(kernels: TritonCapturableOps) -> None:
     case = Case(PLAIN, torch.float32, 5)
     case.columns[9] = case.columns[3]
     case.check(kernels)
 
 
-def test_a_row_is_the_same_alone_and_in_any_batch(kernels: TritonFixedKernels) -> None:
+def test_a_row_is_the_same_alone_and_in_any_batch(kernels: TritonCapturableOps) -> None:
     case = Case(replace(PLAIN, rows=33, inputs=130), torch.float32, 6)
-    with patch.object(triton_ops, "LONGEST_PART", 64):
+    with patch.object(triton_ops, "LONGEST_SPLIT", 64):
         together = case.expand(kernels, case.shrink(kernels))
         case.x, case.out, case.weights = case.x[32:], case.out[32:], case.weights[32:]
         alone = case.expand(kernels, case.shrink(kernels))
@@ -104,14 +104,14 @@ def test_a_row_is_the_same_alone_and_in_any_batch(kernels: TritonFixedKernels) -
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_pytorchs_path_gives_the_same(kernels: TritonFixedKernels, dtype: torch.dtype) -> None:
+def test_pytorchs_path_gives_the_same(kernels: TritonCapturableOps, dtype: torch.dtype) -> None:
     case = Case(PLAIN, dtype, 7, beyond=0)
     case.a.nan_to_num_(0)
     case.b.nan_to_num_(0)
-    case.check(TorchFixedKernels())
+    case.check(TorchCapturableOps())
     shrunk = case.shrink(kernels)
-    assert_close(shrunk, case.shrink(TorchFixedKernels()).double(), dtype)
-    assert_close(case.expand(kernels, shrunk), case.expand(TorchFixedKernels(), shrunk).double(), dtype)
+    assert_close(shrunk, case.shrink(TorchCapturableOps()).double(), dtype)
+    assert_close(case.expand(kernels, shrunk), case.expand(TorchCapturableOps(), shrunk).double(), dtype)
 
 
 LONG = Sizes(rows=8, ranks=256, used=48, members=2, inputs=9472, outputs=512)
@@ -132,7 +132,7 @@ def test_every_kernel_compiles_for_a_gpu(
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiled = compile_for_gpu(dtype, sizes)
-    assert ("finish" in compiled) == (sizes.inputs > triton_ops.LONGEST_PART)
+    assert ("finish" in compiled) == (sizes.inputs > triton_ops.LONGEST_SPLIT)
     for name in ("shrink", "expand"):
         assert ("mma.sync" in compiled[name]) == (dtype != torch.float32), "float32 is not rounded to tensor cores"
 
@@ -140,10 +140,10 @@ def test_every_kernel_compiles_for_a_gpu(
 def test_without_triton_the_error_says_what_to_do_and_only_on_use() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
-        "from generation_service.lora.kernels.triton_ops import TritonFixedKernels\n"
+        "from generation_service.lora.kernels.triton_ops import TritonCapturableOps\n"
         "from infra.contract.errors import ConfigurationError\n"
-        "try:\n    TritonFixedKernels()\n"
+        "try:\n    TritonCapturableOps()\n"
         "except ConfigurationError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "install it, or use TorchFixedKernels" in done.stdout
+    assert "install it, or use TorchCapturableOps" in done.stdout

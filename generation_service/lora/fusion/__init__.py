@@ -1,1 +1,1 @@
-"""Compositions: which ranks of the bank a step applies, and several adapters fused into one."""
+"""Fusion of several weighted adapters into one adapter, before decoding."""

@@ -1,4 +1,4 @@
-"""The best approximation of a delta by a limited rank, as factors (Eckart-Young)."""
+"""The best rank-limited approximation of a delta, as factors (Eckart-Young)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from torch import Tensor
 
 from generation_service.lora.weights import LoraPair
 
-_OVERSAMPLING = 16
-_WORTH_SKETCHING = 4
-_POWER_ITERATIONS = 3
+# The sketch replaced exact SVD, which dominated TIES and DARE: 1,176 ms and 973 ms for 42 modules of width 256, against
+# 508 ms and 214 ms with these values, within 0.5 % of the best approximation (lab log, 2026-11-22).
+_OVERSAMPLING = 16  # Extra columns of the sketch; more is closer and slower.
+_POWER_ITERATIONS = 3  # Each sharpens the spectrum, which TIES and DARE flatten, for two more passes over the delta.
+_SKETCH_FROM_RATIO = 4  # Smaller side of the delta / columns of the sketch, below which the exact SVD is cheap enough.
 
 
 def best_of_factors(exact: LoraPair, rank: int) -> LoraPair:
     """Return the best approximation of b @ a whose rank is at most `rank`.
 
-    With b = Q_b R_b and a^T = Q_a R_a, the singular vectors of the delta are Q_b U and Q_a V of R_b R_a^T = U S V^T:
-    the delta itself is never formed.
+    With b = Q_b R_b and a^T = Q_a R_a, the singular vectors of the delta are Q_b U and Q_a V, where U S V^T is the SVD
+    of R_b R_a^T. The delta itself is never formed.
     """
     q_b, r_b = torch.linalg.qr(exact.b)
     q_a, r_a = torch.linalg.qr(exact.a.t())
@@ -27,16 +29,16 @@ def best_of_factors(exact: LoraPair, rank: int) -> LoraPair:
 def best_of_dense(delta: Tensor, rank: int) -> LoraPair:
     """Return the best approximation of delta [out, in] whose rank is at most `rank`.
 
-    Exact where the smaller side is less than four times `rank` + 16; above, by randomised subspace iteration (Halko,
-    Martinsson and Tropp 2011, algorithms 4.4 and 5.1) from a fixed seed: within a fraction of a percent of the best
-    error for the flat spectra of TIES and DARE, and closer for steep ones.
+    Exact if the smaller side is less than 4 * (rank + 16). Otherwise by randomised subspace iteration from a fixed seed
+    (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1): within a fraction of a percent of the best error for the
+    flat spectra of TIES and DARE, and closer for steep ones.
     """
-    wanted = rank + _OVERSAMPLING
-    if min(delta.shape) < _WORTH_SKETCHING * wanted:
+    columns = rank + _OVERSAMPLING
+    if min(delta.shape) < _SKETCH_FROM_RATIO * columns:
         u, s, v_t = torch.linalg.svd(delta, full_matrices=False)
         return _factors(u[:, :rank], s[:rank], v_t[:rank])
-    draw = torch.Generator().manual_seed(0)
-    test = torch.randn(delta.shape[1], wanted, generator=draw, dtype=delta.dtype)
+    generator = torch.Generator().manual_seed(0)
+    test = torch.randn(delta.shape[1], columns, generator=generator, dtype=delta.dtype)
     basis = torch.linalg.qr(delta @ test).Q
     for _ in range(_POWER_ITERATIONS):
         basis = torch.linalg.qr(delta @ torch.linalg.qr(delta.t() @ basis).Q).Q
@@ -45,6 +47,6 @@ def best_of_dense(delta: Tensor, rank: int) -> LoraPair:
 
 
 def _factors(u: Tensor, s: Tensor, v_t: Tensor) -> LoraPair:
-    """Return U S V^T with the root of S on either side, so that neither factor outgrows a narrow dtype."""
+    """Return U S V^T with sqrt(S) in either factor, so that neither overflows a narrow dtype."""
     root = s.sqrt()
     return LoraPair((root[:, None] * v_t).contiguous(), (u * root).contiguous())

@@ -1,1 +1,1 @@
-"""The arithmetic of weighted adapters: slow truth beside each fast path."""
+"""The arithmetic of weighted adapters: a slow reference and the fast paths that are compared with it."""

@@ -1,4 +1,4 @@
-"""The formula, as slowly and plainly as possible: what every fast path is compared with."""
+"""The LoRA formula as slowly and plainly as possible: every fast path is compared with it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Term:
 
 
 def lora_forward(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Sequence[Sequence[Term]]) -> Tensor:
-    """Return W x[n, t] + bias + sum_j w_j s_j B_j (A_j x[n, t]) for every row n and token t, in float64.
+    """Return y[n, t] = W x[n, t] + bias + sum_j w_j s_j B_j (A_j x[n, t]), in float64 (LoraRetriever, eq. 4).
 
-    x [N, T, in]; weight [out, in]; bias [out]; rows [N], the terms of each row (LoraRetriever, eq. 4). [N, T, out].
+    x [N, T, in]; weight [out, in]; bias [out]; rows [N], the terms j of each row; y [N, T, out].
     """
     result = torch.zeros(x.shape[0], x.shape[1], weight.shape[0], dtype=torch.float64)
     for n, terms in enumerate(rows):

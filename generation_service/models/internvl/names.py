@@ -1,7 +1,7 @@
-"""What original InternVL checkpoints call their modules, and where transformers' InternVL has them.
+"""Module names of original InternVL checkpoints -> module paths of InternVL in transformers.
 
 InternLM2's `wqkv` has, for each key-value head, the rows of its group's queries, then its key, then its value. The
-vision tower's `qkv` is queries, keys and values one below the other. The same rows split a weight, and a LoRA's B.
+vision tower's `qkv` stacks queries, keys and values. The same row split applies to a weight and to the B of a LoRA.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from generation_service.adapters.checkpoint.binding import Part
+from generation_service.adapters.checkpoint.binding import FusedSlice
 
 LANGUAGE, VISION, PROJECTOR = "model.language_model", "model.vision_tower", "model.multi_modal_projector"
 HEAD = "lm_head"
@@ -55,17 +55,17 @@ _VISION_QKV = re.compile(rf"^(?P<layer>{VISION}\.encoder\.layer\.\d+)\.attn\.qkv
 
 @dataclass(frozen=True)
 class OriginalNames:
-    """The names and row layouts of one model: its attention heads, and the width of its vision tower."""
+    """The name mapping of one model, which depends on its attention heads and the width of its vision tower."""
 
     heads: int
     kv_heads: int
     head_dim: int
     vision_width: int
 
-    def canonical(self, name: str) -> str | tuple[Part, ...]:
-        """Return the path in transformers' model of a module or tensor, or the parts that a fused one falls into.
+    def canonical(self, name: str) -> str | tuple[FusedSlice, ...]:
+        """Return the path of a module or tensor in transformers, or the parts of a fused one.
 
-        Names of transformers' own layout, of any version, are understood too.
+        Names in the layout of any transformers version are accepted too.
         """
         for pattern, replacement in _RENAMED:
             name = pattern.sub(replacement, name)
@@ -87,6 +87,6 @@ class OriginalNames:
         return torch.arange(3 * self.vision_width).chunk(3)
 
 
-def _parts(attention: str, rest: str, rows: tuple[Tensor, ...]) -> tuple[Part, ...]:
+def _parts(attention: str, rest: str, rows: tuple[Tensor, ...]) -> tuple[FusedSlice, ...]:
     names = ("q_proj", "k_proj", "v_proj")
-    return tuple(Part(f"{attention}.{name}{rest}", part) for name, part in zip(names, rows, strict=True))
+    return tuple(FusedSlice(f"{attention}.{name}{rest}", part) for name, part in zip(names, rows, strict=True))

@@ -15,7 +15,7 @@ from infra.contract.errors import LoraRetrieverError, UnavailableError
 from orchestrator.cli import output as console
 from orchestrator.cli.connect import reach
 from orchestrator.cli.targets import AsJson, RetrievalTarget, target
-from orchestrator.clients.services import RetrievalClient
+from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.registration.adapter_list import BadEntry, ListedAdapter, read_adapter_list, write_adapter_list
 
 

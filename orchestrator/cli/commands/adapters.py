@@ -16,7 +16,7 @@ from orchestrator.cli import output as console
 from orchestrator.cli.commands.adapter_files import export_adapters, import_adapters
 from orchestrator.cli.connect import reach
 from orchestrator.cli.targets import AsJson, RetrievalTarget, target
-from orchestrator.clients.services import RetrievalClient
+from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.evaluation.spec import PromptProtocol
 from orchestrator.registration.peft_folder import read_adapter
 from orchestrator.registration.training_examples import example_prompts, read_vectors

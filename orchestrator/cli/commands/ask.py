@@ -17,12 +17,12 @@ from infra.contract.errors import InternalError
 from infra.contract.generation import Decoding
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection, Weighting
-from orchestrator.answering.pipeline import Answer, Question
+from orchestrator.answering.question import Answer, Question
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli import output as console
 from orchestrator.cli.connect import reach
 from orchestrator.cli.targets import AsJson, OrchestratorTarget, target
-from orchestrator.clients.services import AnswerClient
+from orchestrator.clients.answer import AnswerClient
 from orchestrator.registration.training_examples import load_image
 
 ALL_KINDS = "all"

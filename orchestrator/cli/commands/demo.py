@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.contract.retrieval import Selection
-from orchestrator.answering.pipeline import Answer
+from orchestrator.answering.question import Answer
 from orchestrator.cli import output as console
 from orchestrator.cli.commands.ask import applied_line, matches_table, tell
 from orchestrator.cli.commands.up import left_in_order, tiers_shown
@@ -26,8 +26,8 @@ from orchestrator.cli.progress import headline_table, shown
 from orchestrator.cli.screens import can_draw, draw
 from orchestrator.cli.settings import child_environment
 from orchestrator.cli.targets import DEMO_DIR, AsJson
+from orchestrator.clients.answer import AnswerClient
 from orchestrator.clients.evaluation import EvaluationClient
-from orchestrator.clients.services import AnswerClient
 from orchestrator.devstack import demo as run
 from orchestrator.devstack.demo_world import World, WorldDataset, check_work_dir, datasets, find_world, generate
 from orchestrator.devstack.stack import LocalStack

@@ -41,7 +41,7 @@ _NOTE = (
 
 def matrix_strategies() -> tuple[EvaluatedStrategy, ...]:
     """Return the strategies of all rows, and the out-of-domain variants of those that can hide an adapter."""
-    can_hide = (row for row in _ROWS if row.strategy.retrieves or row.strategy.takes_any)
+    can_hide = (row for row in _ROWS if row.strategy.retrieves or row.strategy.ignores_prompt)
     out_of_domain = (EvaluatedStrategy(row.strategy, row.fusion_method, exclude_own_adapter=True) for row in can_hide)
     return (*_ROWS, *out_of_domain)
 

@@ -55,7 +55,7 @@ def _of_actions(summary: Summary) -> str:
     return f"""- **Correct step** (`action`): the answer is exactly the true action, with type and argument correct.
   Text is compared without regard to letter case and runs of spaces; points may differ by
   {options.point_tolerance_px:g} pixels.
-- **Correct episode**: all its steps are correct, and their number is.
+- **Correct episode**: all its steps are correct, and it has as many answers as true actions.
 - **`legacy`**: a step is correct if the TF-IDF cosine similarity of answer and truth, fitted on the two alone, is above
   {options.legacy_threshold:g}. It is kept for comparison with published numbers and accepts many wrong answers, as its
   floor shows.

@@ -23,7 +23,7 @@ def summary_schema() -> dict[str, Any]:
 
 def published_schema() -> dict[str, Any]:
     """Return the schema stored in the repository."""
-    text = files("orchestrator.evaluation.report").joinpath(_SCHEMA_FILE).read_text(encoding="utf-8")
+    text = files(__package__).joinpath(_SCHEMA_FILE).read_text(encoding="utf-8")
     published: dict[str, Any] = json.loads(text)
     return published
 

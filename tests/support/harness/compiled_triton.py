@@ -12,8 +12,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from generation_service.lora.kernels import triton_kernels
-from generation_service.lora.kernels.triton_ops import TritonFixedKernels
-from tests.parity.fixed_ranks_case import Case, Sizes
+from generation_service.lora.kernels.triton_ops import TritonCapturableOps
+from tests.parity.lora_ops_case import Case, Sizes
 
 HOPPER = GPUTarget("cuda", 90, 32)
 SHARED_MEMORY_BYTES = 99 * 1024
@@ -21,7 +21,7 @@ _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*f
 
 
 def compile_for_gpu(dtype: torch.dtype, sizes: Sizes) -> dict[str, str]:
-    """Return the PTX of each kernel that TritonFixedKernels launches for a product of `sizes` in `dtype`.
+    """Return the PTX of each kernel that TritonCapturableOps launches for a product of `sizes` in `dtype`.
 
     Fails when a kernel does not compile, or takes more shared memory than small GPUs have.
     """
@@ -36,7 +36,7 @@ def compile_for_gpu(dtype: torch.dtype, sizes: Sizes) -> dict[str, str]:
 
     kernels: Any = SimpleNamespace(**{name: recorder(name) for name in ("shrink", "finish", "expand")})
     case = Case(sizes, dtype, seed=0)
-    case.expand(TritonFixedKernels(kernels), case.shrink(TritonFixedKernels(kernels)))
+    case.expand(TritonCapturableOps(kernels), case.shrink(TritonCapturableOps(kernels)))
     return compiled
 
 

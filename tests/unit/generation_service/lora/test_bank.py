@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from generation_service.lora.active_ranks import ActiveRanks
 from generation_service.lora.bank import AdapterBank
 from generation_service.lora.linear import LoraLinear
-from generation_service.lora.mixture import ActiveRanks
 from generation_service.lora.ranks import RankRange
-from generation_service.lora.routed_rows import RoutedRows
+from generation_service.lora.routed_lora import RoutedLora
 from generation_service.lora.weights import AdapterWeights, LoraPair
 from infra.contract.errors import CheckpointError
 
@@ -306,8 +306,8 @@ def test_adapters_are_written_beside_running_steps(model: Twin, bank: AdapterBan
 
 def applied_by(bank: AdapterBank) -> ActiveRanks | None:
     active = bank.routing.active
-    return active.ranks if isinstance(active, RoutedRows) else None
+    return active.ranks if isinstance(active, RoutedLora) else None
 
 
 def contents(bank: AdapterBank) -> list[Tensor]:
-    return [tensor for shelf in bank.shelves for tensor in (shelf.a, shelf.b)]
+    return [tensor for group in bank.groups for tensor in (group.a, group.b)]

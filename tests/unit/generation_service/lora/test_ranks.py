@@ -38,7 +38,7 @@ def test_a_full_bank_names_the_need_and_the_limit() -> None:
     with pytest.raises(CapacityError) as caught:
         ranks.acquire(3)
     assert "rank 3" in caught.value.message
-    assert "holds 8 in all, 4 of them free, 2 in one piece" in caught.value.message
+    assert "4 of its 8 ranks are free, 2 of them contiguous" in caught.value.message
     assert caught.value.metadata == {"rank": "3", "bank_ranks": "8", "free_ranks": "4"}
 
 

@@ -8,16 +8,15 @@ from torch import Tensor, nn
 
 from generation_service.lora.bank import AdapterBank
 from generation_service.lora.ranks import RankRange
-from generation_service.lora.routed_rows import RoutedRows
-from generation_service.lora.step_lora import Place
-from generation_service.lora.weight_group import groups_of
+from generation_service.lora.routed_lora import RoutedLora
+from generation_service.lora.weight_group import ModuleSlot, group_targets
 from generation_service.lora.weights import AdapterWeights, LoraPair
 
 
 def test_modules_that_read_the_same_input_share_a_shelf() -> None:
     names = ["l.0.q_proj", "l.0.o_proj", "l.0.v_proj", "l.1.q_proj", "l.0.gate_proj", "l.0.up_proj", "l.0.k_proj"]
     targets = dict.fromkeys(names, (8, 6)) | {"l.1.k_proj": (4, 6)}
-    assert groups_of(targets) == [
+    assert group_targets(targets) == [
         ("l.0.q_proj", "l.0.k_proj", "l.0.v_proj"),
         ("l.0.o_proj",),
         ("l.1.q_proj",),
@@ -57,14 +56,14 @@ def test_siblings_multiply_their_input_once_and_whoever_gets_another_its_own(
     siblings: tuple[nn.ModuleDict, AdapterBank, RankRange, dict[str, LoraPair]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, bank, owned, pairs = siblings
-    shrink = RoutedRows.shrink
+    shrink = RoutedLora.shrink
     calls: list[Tensor] = []
 
-    def counted(rows: RoutedRows, x: Tensor, place: Place) -> list[Tensor]:
+    def counted(rows: RoutedLora, x: Tensor, place: ModuleSlot) -> list[Tensor]:
         calls.append(x)
         return shrink(rows, x, place)
 
-    monkeypatch.setattr(RoutedRows, "shrink", counted)
+    monkeypatch.setattr(RoutedLora, "shrink", counted)
     for given in ("xxx", "xyx", "xxy", "xyz", "xx"):
         calls.clear()
         inputs = {letter: torch.randn(1, 3, 8) for letter in "xyz"}

@@ -15,9 +15,11 @@ from infra.contract.errors import BaseModelMismatchError, DeadlineError, Invalid
 from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import Match, RetrievalOptions, Selection, SelectionReason
-from orchestrator.answering.pipeline import Answer, Pipeline, Question, Retrieved, compose
+from orchestrator.answering.model_info import ModelInfo, ModelLimits
+from orchestrator.answering.pipeline import Pipeline
+from orchestrator.answering.question import Answer, Question, RetrievalResult
 from orchestrator.answering.shared_calls import SharedCalls
-from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.answering.strategy import AnswerStrategy, compose
 
 PROMPT = Prompt.of("open the mail")
 SELECTION = Selection(
@@ -33,21 +35,24 @@ class StandInRetrieval:
     selection: Selection = SELECTION
     asked: list[RetrievalOptions] = field(default_factory=list)
 
-    async def retrieve(self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None) -> Retrieved:
+    async def retrieve(
+        self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None
+    ) -> RetrievalResult:
         self.asked.append(options)
-        return Retrieved(self.selection, "catalogue-7")
+        return RetrievalResult(self.selection, "catalogue-7")
 
 
 @dataclass
 class StandInGeneration:
     name: str = "tiny"
-    names_asked: int = 0
+    max_adapters: int = 0
+    lookups: int = 0
     failures: list[Exception] = field(default_factory=list)
     compositions: list[Composition] = field(default_factory=list)
 
-    async def base_model(self, timeout_s: float | None = None) -> str:
-        self.names_asked += 1
-        return self.name
+    async def get_model(self, timeout_s: float | None = None) -> ModelInfo:
+        self.lookups += 1
+        return ModelInfo(self.name, "fake", "cpu", "float32", ModelLimits(max_adapters=self.max_adapters))
 
     async def generate(
         self, prompt: Prompt, composition: Composition, decoding: Decoding, timeout_s: float | None = None
@@ -90,7 +95,7 @@ def test_oracle_is_the_given_adapter_with_weight_one() -> None:
 
 
 def test_oracle_without_an_adapter_is_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match="known to be right"):
+    with pytest.raises(InvalidArgumentError, match="needs the correct adapter"):
         compose(AnswerStrategy.ORACLE, Selection())
 
 
@@ -127,7 +132,7 @@ async def test_base_model_is_filled_in_and_asked_for_once() -> None:
     for _ in range(3):
         await pipeline.answer(Question(PROMPT, retrieval=RetrievalOptions(top_k=2)))
     assert retrieval.asked == [RetrievalOptions(top_k=2, base_model="tiny")] * 3
-    assert generation.names_asked == 1
+    assert generation.lookups == 1
 
 
 async def test_base_model_is_asked_for_again_after_the_service_went_away() -> None:
@@ -167,8 +172,8 @@ async def test_the_base_model_answers_alone_where_no_adapter_is_its_own() -> Non
     class Foreign(StandInRetrieval):
         async def retrieve(
             self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None
-        ) -> Retrieved:
-            return Retrieved(Selection(reason=SelectionReason.NO_ADAPTERS_OF_MODEL), "catalogue-1")
+        ) -> RetrievalResult:
+            return RetrievalResult(Selection(reason=SelectionReason.NO_ADAPTERS_OF_MODEL), "catalogue-1")
 
     generation = StandInGeneration()
     answer = await Pipeline(Foreign(), generation).answer(Question(PROMPT))
@@ -181,12 +186,10 @@ async def test_too_many_adapters_for_uniform_all_say_what_to_do() -> None:
         async def list_adapters(self, *_: Any, **__: Any) -> list[Adapter]:
             return [match.adapter for match in SELECTION.matches]
 
-    generation = StandInGeneration()
-    generation.failures.append(
-        InvalidArgumentError("composition.mixture.adapters", "3 adapters are too many; at most 2")
-    )
+    generation = StandInGeneration(max_adapters=2)
     with pytest.raises(InvalidArgumentError, match=r"all 3 adapters of the catalogue.*at most 2.*--max-adapters"):
         await Pipeline(Catalogue(), generation).answer(Question(PROMPT, AnswerStrategy.UNIFORM_ALL))
+    assert generation.lookups == 2, "a service may have restarted with a higher limit"
     answer = await Pipeline(Catalogue(), generation).answer(
         Question(PROMPT, AnswerStrategy.UNIFORM_ALL, RetrievalOptions(exclude=("ebay",)))
     )

@@ -14,9 +14,8 @@ from peft.utils import merge_utils
 from torch import Tensor
 
 from generation_service.lora.fusion import deltas as fusion_deltas
-from generation_service.lora.fusion.deltas import dare, ties
-from generation_service.lora.fusion.fusion import WeightedWeights, fuse
-from generation_service.lora.fusion.parts import Part
+from generation_service.lora.fusion.deltas import WeightedPair, dare, ties
+from generation_service.lora.fusion.fuse import FusionMember, fuse
 from generation_service.lora.fusion.truncation import best_of_dense
 from generation_service.lora.weights import AdapterWeights, LoraPair
 from infra.contract.composition import FusionMethod
@@ -25,18 +24,18 @@ Dense = NDArray[np.float64]
 OUT, IN = 14, 11
 
 
-def part(seed: int, rank: int, weight: float, outputs: int = OUT, inputs: int = IN) -> Part:
+def part(seed: int, rank: int, weight: float, outputs: int = OUT, inputs: int = IN) -> WeightedPair:
     draw = torch.Generator().manual_seed(seed)
     a = torch.randn(rank, inputs, generator=draw, dtype=torch.float64)
-    return Part(a, torch.randn(outputs, rank, generator=draw, dtype=torch.float64), weight, f"a{seed}")
+    return WeightedPair(a, torch.randn(outputs, rank, generator=draw, dtype=torch.float64), weight, f"a{seed}")
 
 
-def dense(one: Part) -> Dense:
+def dense(one: WeightedPair) -> Dense:
     found: Dense = (one.b @ one.a).numpy()
     return found
 
 
-def ties_by_hand(parts: Sequence[Part], density: float) -> Dense:
+def ties_by_hand(parts: Sequence[WeightedPair], density: float) -> Dense:
     """Algorithm 1 of Yadav et al. 2023, one element after another."""
     trimmed = []
     for one in parts:
@@ -60,7 +59,7 @@ def ties_by_hand(parts: Sequence[Part], density: float) -> Dense:
 MIXED_RANKS = [(3,), (1, 4), (2, 2, 5), (8, 1, 3, 2)]
 
 
-def parts_of(ranks: Sequence[int], weights: Sequence[float] | None = None) -> list[Part]:
+def parts_of(ranks: Sequence[int], weights: Sequence[float] | None = None) -> list[WeightedPair]:
     given = weights or [0.5 / (1 + index) for index in range(len(ranks))]
     return [part(index, rank, weight) for index, (rank, weight) in enumerate(zip(ranks, given, strict=True))]
 
@@ -86,14 +85,14 @@ def test_ties_of_one_adapter_at_full_density_is_that_adapters_share() -> None:
 
 
 def test_ties_of_adapters_that_agree_is_their_weighted_sum() -> None:
-    parts = [Part(one.a.abs(), one.b.abs(), one.weight, one.name) for one in parts_of((2, 3, 1))]
+    parts = [WeightedPair(one.a.abs(), one.b.abs(), one.weight, one.name) for one in parts_of((2, 3, 1))]
     expected = sum((one.weight * one.delta() for one in parts), start=torch.zeros(OUT, IN, dtype=torch.float64))
     torch.testing.assert_close(ties(parts, 1.0), expected)
 
 
 def test_ties_of_opposite_adapters_is_nothing() -> None:
     (one,) = parts_of((3,), [0.5])
-    assert not ties([one, Part(one.a, -one.b, 0.5, "opposite")], 0.7).any()
+    assert not ties([one, WeightedPair(one.a, -one.b, 0.5, "opposite")], 0.7).any()
 
 
 @pytest.mark.parametrize("merge", [lambda parts: ties(parts, 0.4), lambda parts: dare(parts, 0.4, "7")])
@@ -106,7 +105,7 @@ def test_the_size_of_a_block_changes_nothing(merge: object, elements: int, monke
     torch.testing.assert_close(merge(parts), whole, rtol=1e-13, atol=1e-13)
 
 
-def dare_by_hand(parts: Sequence[Part], density: float, seed: str) -> Dense:
+def dare_by_hand(parts: Sequence[WeightedPair], density: float, seed: str) -> Dense:
     """Drop with probability 1 - density, rescale, sum: Yu et al. 2024, one element after another."""
     merged = np.zeros((OUT, IN))
     for one in parts:
@@ -135,7 +134,7 @@ def test_dare_with_nothing_dropped_is_pefts_and_the_weighted_sum() -> None:
 
 
 def test_dare_drops_the_share_it_says_and_keeps_the_expectation() -> None:
-    ones = Part(torch.ones(1, 400, dtype=torch.float64), torch.ones(500, 1, dtype=torch.float64), 0.6, "ones")
+    ones = WeightedPair(torch.ones(1, 400, dtype=torch.float64), torch.ones(500, 1, dtype=torch.float64), 0.6, "ones")
     merged = dare([ones], 0.3, "1")
     assert sorted(set(merged.flatten().tolist())) == pytest.approx([0.0, 2.0])
     assert merged.mean().item() == pytest.approx(0.6, rel=0.01)
@@ -147,22 +146,22 @@ def test_dare_draws_by_seed_adapter_and_module_and_not_by_place() -> None:
     torch.testing.assert_close(dare([second, first], 0.5, "1 q"), together)
     torch.testing.assert_close(dare([first], 0.5, "1 q") + dare([second], 0.5, "1 q"), together)
     assert not torch.equal(dare([first], 0.5, "2 q"), dare([first], 0.5, "1 q"))
-    twin = Part(first.a, first.b, first.weight, "twin")
+    twin = WeightedPair(first.a, first.b, first.weight, "twin")
     assert not torch.equal(dare([twin], 0.5, "1 q"), dare([first], 0.5, "1 q"))
     q, k = (fuse([member], FusionMethod.DARE, rank=11).modules[path] for member, path in members_of_two_paths(first))
     assert not torch.allclose(q.b @ q.a, k.b @ k.a)
 
 
-def members_of_two_paths(one: Part) -> list[tuple[WeightedWeights, str]]:
+def members_of_two_paths(one: WeightedPair) -> list[tuple[FusionMember, str]]:
     pair = LoraPair(one.a, one.b)
-    return [(WeightedWeights(AdapterWeights.of({path: pair}), 1.0, "same"), path) for path in ("q", "k")]
+    return [(FusionMember(AdapterWeights.of({path: pair}), 1.0, "same"), path) for path in ("q", "k")]
 
 
 @pytest.mark.parametrize("method", [FusionMethod.TIES, FusionMethod.DARE])
 @pytest.mark.parametrize("rank", [None, 2, 30])
 def test_what_is_merged_is_factored_back_as_well_as_its_rank_allows(method: FusionMethod, rank: int | None) -> None:
     parts = parts_of((2, 5, 1))
-    members = [WeightedWeights(AdapterWeights.of({"q": LoraPair(one.a, one.b)}), one.weight, one.name) for one in parts]
+    members = [FusionMember(AdapterWeights.of({"q": LoraPair(one.a, one.b)}), one.weight, one.name) for one in parts]
     (pair,) = fuse(members, method, rank=rank, density=0.3, seed=9).modules.values()
     merged = ties(parts, 0.3) if method is FusionMethod.TIES else dare(parts, 0.3, "9 q")
     assert pair.rank == min(rank or 5, OUT, IN)
@@ -185,7 +184,7 @@ def test_randomised_truncation_of_a_large_delta_is_the_best_within_half_a_percen
 ) -> None:
     shape = (420, 300)
     parts = [part(index, 8, 0.4, *shape) for index in range(3)]
-    parts = [Part(one.a.float(), one.b.float(), one.weight, one.name) for one in parts]
+    parts = [WeightedPair(one.a.float(), one.b.float(), one.weight, one.name) for one in parts]
     match method:
         case FusionMethod.TIES:
             merged = ties(parts, 0.5)

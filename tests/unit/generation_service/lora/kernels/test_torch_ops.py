@@ -19,7 +19,7 @@ def rank_set(runs: list[tuple[int, int]]) -> RankSet:
 
 @pytest.fixture(params=[0, 16384], ids=["run by run", "together"])
 def threshold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(torch_ops, "GATHER_BELOW", request.param)
+    monkeypatch.setattr(torch_ops, "GATHER_BELOW_VALUES", request.param)
     return int(request.param)
 
 
