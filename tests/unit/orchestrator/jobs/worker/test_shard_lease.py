@@ -28,7 +28,7 @@ async def lease_of(ledger: Ledger, stopping: asyncio.Event | None = None) -> Sha
     return ShardLease(ledger, await claimed(ledger), ShardLimits(stop_grace_s=0), stopping or asyncio.Event())
 
 
-@pytest.mark.parametrize("replies", permutations(STATES))
+@pytest.mark.parametrize("replies", list(permutations(STATES)))
 async def test_state_never_goes_back(ledger: Ledger, replies: tuple[LeaseState, ...]) -> None:
     lease = await lease_of(ledger)
     seen = []
