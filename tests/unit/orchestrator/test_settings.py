@@ -29,7 +29,7 @@ def test_redis_url_of_another_scheme_is_refused_with_valid_ones() -> None:
 
 
 def test_output_dir_of_unknown_protocol_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"--output-dir .*: foo://x: 'foo' is no kind of storage"):
+    with pytest.raises(ConfigurationError, match=r"--output-dir .*: foo://x: 'foo' is not a known kind of storage"):
         load_settings(OrchestratorSettings, ["--output-dir", "foo://x"])
 
 
