@@ -1,4 +1,4 @@
-"""EvaluationService over loopback gRPC on a real Redis; the test itself carries out the work where a job must run."""
+"""EvaluationService over loopback gRPC on a real Redis; the tests do the work of the workers themselves."""
 
 from __future__ import annotations
 
@@ -44,51 +44,42 @@ from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, Evaluat
 from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.store import RedisStore
-from orchestrator.jobs.ledger.types import FINISH, LedgerLimits
+from orchestrator.jobs.ledger.types import LedgerLimits
+from orchestrator.jobs.planning import JobOptions
 from orchestrator.jobs.provenance import RunningSystem, System
-from orchestrator.jobs.service import Evaluations, JobOptions
+from orchestrator.jobs.service import EvaluationJobs
 from orchestrator.jobs.worker.isolation import Isolation
-from orchestrator.jobs.worker.report_writer import Finish
+from orchestrator.jobs.worker.report_writer import ReportWriter
 from orchestrator.jobs.worker.shard_lease import ShardLimits
-from orchestrator.jobs.worker.shard_run import Outcome, ShardRun
+from orchestrator.jobs.worker.shard_runner import Outcome, ShardRunner
 from orchestrator.server import add_services
 from tests.support.harness.evaluation_data import row
+from tests.support.harness.job_ledger import RecordingDispatcher
 from tests.support.harness.job_processes import records_of, write_dataset
 from tests.support.servers.tiers import ADAPTERS, BASE_MODEL, RETRIEVAL_TIMINGS, FakeTiers, fake_tiers
 
 STUB: Any = pb_grpc.EvaluationServiceStub
 
 
-class Bell:
-    """Counts how many units workers were woken for."""
-
-    def __init__(self) -> None:
-        self.rung = 0
-
-    def wake(self, count: int) -> int:
-        self.rung += count
-        return count
-
-
 @dataclass(frozen=True)
 class Served:
-    """A service without workers; `work` does what workers would."""
+    """A service without workers; `work` does what workers would do."""
 
     client: EvaluationClient
     data: Path
-    bell: Bell
+    dispatcher: RecordingDispatcher
     ledger: Ledger
-    shards: ShardRun
-    finish: Finish
+    shards: ShardRunner
+    reports: ReportWriter
     tiers: FakeTiers
 
     async def work(self) -> None:
-        """Carry out every unit that there is, and what follows from it."""
-        while (taken := await self.ledger.units.take()) is not None:
-            if taken.unit == FINISH:
-                await self.finish.run(taken, asyncio.Event())
+        """Do every unit that can be claimed, and what follows from it."""
+        while (claim := await self.ledger.claim()) is not None:
+            if claim.is_report:
+                await self.reports.run(claim, asyncio.Event())
             else:
-                await self.shards.run(taken, asyncio.Event())
+                await self.shards.run(claim, asyncio.Event())
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +99,17 @@ async def served(tmp_path: Path, redis_url: str) -> AsyncIterator[Served]:
         store = await stack.enter_async_context(RedisStore(redis_url))
         await store.redis.flushall()
         limits = LedgerLimits(first_pause_s=0.05)
-        ledger, bell, pipeline = Ledger(store, limits), Bell(), Pipeline(retrieval, generation)
+        ledger, dispatcher, pipeline = Ledger(store, limits), RecordingDispatcher(), Pipeline(retrieval, generation)
         options = JobOptions((data,), str(tmp_path / "out"), shard_size=3)
         server = aio_server(ServerOptions(shutdown_grace_s=0))
-        evaluations = Evaluations(ledger, bell, options, System(generation, retrieval))
-        add_services(server, pipeline, evaluations, 20)
+        jobs = EvaluationJobs(ledger, dispatcher, options, System(generation, retrieval))
+        add_services(server, pipeline, jobs, 20)
         await stack.enter_async_context(server)
         client = await stack.enter_async_context(EvaluationClient(server.address))
         isolation = Isolation()
-        shards = ShardRun(ledger, pipeline, [data], ShardLimits(concurrency=2), isolation)
-        yield Served(client, data, bell, ledger, shards, Finish(ledger, [], isolation), tiers)
+        shards = ShardRunner(ledger, pipeline, [data], ShardLimits(concurrency=2), isolation)
+        reports = ReportWriter(ledger, [], isolation)
+        yield Served(client, data, dispatcher, ledger, shards, reports, tiers)
 
 
 def spec_of(file: Path, **changes: Any) -> EvaluationSpec:
@@ -130,7 +122,7 @@ def episode(episode_id: str, actions: list[str], images: list[str]) -> dict[str,
 
 
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
-    (file.parent / "screen.png").write_bytes(b"not looked at by the fake model")
+    (file.parent / "screen.png").write_bytes(b"the fake model does not read images")
     file.write_text("".join(json.dumps(fields) + "\n" for fields in rows), encoding="utf-8")
     return file
 
@@ -146,7 +138,7 @@ async def test_created_job_is_queued_with_its_plan_and_workers_are_woken_for_its
     assert (job.total_samples, job.done_samples, job.bad_rows) == (8, 0, 2)
     assert job.end_time is None
     assert job.output_uri.endswith(job.evaluation_id)
-    assert served.bell.rung == 3
+    assert served.dispatcher.woken == [3]
 
 
 async def test_creation_that_is_sent_again_starts_one_job_even_without_a_request_id(
@@ -154,9 +146,9 @@ async def test_creation_that_is_sent_again_starts_one_job_even_without_a_request
 ) -> None:
     call = served.client.call
 
-    async def call_twice(method: str, request: Any, timeout_s: float | None) -> Any:
-        await call(method, request, timeout_s)
-        return await call(method, request, timeout_s)
+    async def call_twice(*arguments: Any) -> Any:
+        await call(*arguments)
+        return await call(*arguments)
 
     spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
     with monkeypatch.context() as patched:
@@ -318,9 +310,9 @@ async def test_episode_that_broke_off_goes_on_with_the_answers_it_has(served: Se
         stopping.set()
 
     served.tiers.generation.before = stop_after_the_first
-    taken = await served.ledger.units.take()
-    assert taken is not None
-    assert await served.shards.run(taken, stopping) is Outcome.UNFINISHED
+    claim = await served.ledger.claim()
+    assert claim is not None
+    assert await served.shards.run(claim, stopping) is Outcome.UNFINISHED
     assert served.tiers.generation.calls == 1
     await served.work()
     assert served.tiers.generation.calls == 3
@@ -341,7 +333,7 @@ async def test_every_adapter_and_random_adapters_are_taken_without_retrieval(ser
     first, again = (records_of(job.output_uri) for job in jobs)
     assert [record.applied for record in first] == [record.applied for record in again]
     assert served.tiers.retrieval.asked == []
-    applied = {
+    applied: dict[str, list[dict[str, float]]] = {
         label: [] for label in ("uniform-all", "random-k", "uniform-all-out-of-domain", "random-k-out-of-domain")
     }
     for record in first:
@@ -541,7 +533,7 @@ async def test_job_keeps_what_ran_when_it_was_accepted(served: Served) -> None:
 
 
 async def test_job_is_accepted_while_a_tier_is_away(served: Served) -> None:
-    served.tiers.retrieval.failure = NotFoundError("nobody is at home")
+    served.tiers.retrieval.failure = NotFoundError("away")
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
     served.tiers.retrieval.failure = None
     await served.work()
@@ -754,7 +746,7 @@ async def test_true_adapter_that_the_catalogue_does_not_hold_is_refused(served: 
 
 
 async def test_jobs_with_long_specs_are_listed_on_short_pages(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.jobs.ledger.ledger.MAX_PAGE_CHARACTERS", 1000)
+    monkeypatch.setattr("orchestrator.jobs.ledger.job_store.MAX_PAGE_CHARACTERS", 1000)
     spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
     created = [(await served.client.create(spec)).evaluation_id for _ in range(4)]
     first = await served.client.page()
@@ -765,7 +757,7 @@ async def test_jobs_with_long_specs_are_listed_on_short_pages(served: Served, mo
 async def test_no_more_jobs_are_accepted_than_may_run_at_a_time(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.jobs.service.MAX_ACTIVE", 1)
+    monkeypatch.setattr("orchestrator.jobs.service.MAX_ACTIVE_JOBS", 1)
     spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
     created = await served.client.create(spec, "first")
     with pytest.raises(OverloadedError, match="at most 1 may run"):
