@@ -29,7 +29,7 @@ def test_redis_url_of_another_kind_is_refused_with_those_that_are_right() -> Non
 
 
 def test_output_that_can_never_be_written_is_refused_at_the_start() -> None:
-    with pytest.raises(ConfigurationError, match=r"--output-dir .*: foo://x: 'foo' is no kind of storage"):
+    with pytest.raises(ConfigurationError, match=r"--output-dir .*: foo://x: 'foo' is not a known kind of storage"):
         load_settings(OrchestratorSettings, ["--output-dir", "foo://x"])
 
 
