@@ -73,7 +73,7 @@ def request(name: str, revision: str = "") -> pb.GenerateRequest:
     )
 
 
-async def test_the_catalogue_says_where_an_adapter_is_and_which_revision(tiny_model: ModelFixture) -> None:
+async def test_catalogue_locates_adapters_and_names_their_revision(tiny_model: ModelFixture) -> None:
     catalogue = Catalogue(Adapter("notes", "Qwen2-VL-tiny", "a0", revision="7"))
     with listening(catalogue) as target:
         async with served(settings_for(tiny_model.base, [tiny_model.roots], retrieval_target=target)) as service:
@@ -87,7 +87,7 @@ async def test_the_catalogue_says_where_an_adapter_is_and_which_revision(tiny_mo
             assert (await service.stub.Generate(request("notes", "7"))).applied[0].revision == "7"
 
 
-async def test_the_catalogues_base_model_is_what_counts(tiny_model: ModelFixture) -> None:
+async def test_base_model_of_the_catalogue_takes_precedence(tiny_model: ModelFixture) -> None:
     with listening(Catalogue(Adapter("foreign", "OpenGVLab/InternVL2-2B", "a0", revision="1"))) as target:
         async with served(settings_for(tiny_model.base, [tiny_model.roots], retrieval_target=target)) as service:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -97,7 +97,7 @@ async def test_the_catalogues_base_model_is_what_counts(tiny_model: ModelFixture
             assert message == "adapter 'foreign' was trained on InternVL2-2B; this server runs Qwen2-VL-tiny"
 
 
-async def test_an_adapter_that_is_not_registered_says_how_to_register_it(tiny_model: ModelFixture) -> None:
+async def test_unregistered_adapter_error_says_how_to_register_it(tiny_model: ModelFixture) -> None:
     with listening(Catalogue()) as target:
         async with served(settings_for(tiny_model.base, [tiny_model.roots], retrieval_target=target)) as service:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -106,7 +106,7 @@ async def test_an_adapter_that_is_not_registered_says_how_to_register_it(tiny_mo
             assert "loraretriever adapters add" in from_rpc_error(caught.value).message
 
 
-async def test_a_catalogue_that_is_away_is_unavailable_and_the_base_model_still_answers(
+async def test_base_model_answers_while_the_catalogue_is_unavailable(
     tiny_model: ModelFixture,
 ) -> None:
     with unheard() as target:
