@@ -93,6 +93,10 @@ class HttpClient:
             try:
                 return self._attempt(content, self._attempt_timeout(remaining_s()))
             except _RetryableError as failure:
+                if remaining_s() <= 0:
+                    raise DeadlineError(
+                        f"the deadline passed before {self._shown} responded; allow more time"
+                    ) from failure
                 pause_s = failure.pause_s if failure.pause_s is not None else _backoff_s(attempt)
                 if attempt >= self.endpoint.retries or pause_s >= remaining_s():
                     raise failure.error from failure
