@@ -10,7 +10,7 @@ from retrieval_service.strategies.examples import BoolArray, ExampleSet, Float64
 MAX_EXEMPLARS = 3
 EXAMPLES_PER_EXEMPLAR = 5
 _STARTS = 4  # k-means++ starts; the best by summed cosine wins
-_MAX_ROUNDS = 25  # of 20 to 256 vectors; it converges in a few
+_MAX_ROUNDS = 25  # bounds a run that alternates between two groupings
 _SEED = 20  # fixed, so that every replica finds the same exemplars
 
 

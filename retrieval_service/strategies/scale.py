@@ -22,7 +22,7 @@ from retrieval_service.strategies.examples import BoolArray, ExampleSet, Float64
 from retrieval_service.strategies.multi_centroid import MultiCentroid
 from retrieval_service.strategies.nearest_examples import NearestExamples
 
-_SCALE_EXAMPLES = 256  # enough for two means; bounds the time to fit, leave-one-out being the slow part
+_SCALE_EXAMPLES = 256  # bounds the leave-one-out pass of each fit
 
 
 class FittedStrategy(Protocol):
