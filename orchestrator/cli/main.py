@@ -1,57 +1,15 @@
-"""`loraretriever ...`: every command, and what an error looks like."""
+"""The entry point of `loraretriever`: imports only the standard library until a command needs more."""
 
 from __future__ import annotations
 
+import re
 import sys
-from importlib.metadata import entry_points, version
-from typing import Annotated, Any
+from importlib.metadata import PackageNotFoundError, requires, version
 
-import typer
-
-from infra.contract.errors import LoraRetrieverError
-from orchestrator.cli import output as console
-from orchestrator.cli.commands import adapters, ask, demo, evaluate, serve, up
-from orchestrator.cli.errors import worded
-from orchestrator.cli.targets import target
-
-PASSES_THROUGH = ("serve", "worker")
-
-app = typer.Typer(
-    name="loraretriever",
-    help="Retrieve the LoRA adapters that fit each multimodal request, compose them for it alone, and answer.",
-    epilog="Environment: LORARETRIEVER_CLIENT_RETRIEVAL_TARGET, ..._ORCHESTRATOR_TARGET, ..._TLS_CA, "
-    "..._TLS_CERTIFICATE, ..._TLS_KEY and ..._TOKEN say where the servers are and how to speak to them. "
-    "NO_COLOR turns colours off.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("demo")(demo.demo)
-app.command("up")(up.up)
-app.command("ask")(ask.ask)
-app.add_typer(adapters.app, name="adapters")
-app.add_typer(evaluate.app, name="evaluate")
-app.add_typer(serve.app, name="serve")
-app.command("worker", context_settings=serve.PASS_THROUGH)(serve.worker)
-
-
-def _add_tier_commands() -> None:
-    """Add what the installed tiers offer: entry points of the group `loraretriever.commands`.
-
-    Each is a Typer or a function. A tier whose packages are not installed is left out.
-    """
-    for entry in sorted(entry_points(group="loraretriever.commands"), key=lambda entry: entry.name):
-        try:
-            command = entry.load()
-        except ImportError:
-            continue
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=entry.name)
-        else:
-            app.command(entry.name)(command)
-
-
-_add_tier_commands()
+#: Extras that provide a missing package, in the order in which they are recommended.
+_EXTRAS = ("orchestrator", "retrieval", "generation", "embedded")
+_USAGE = 2
+_OWN_PACKAGES = ("infra", "loraretriever", "orchestrator", "retrieval_service", "generation_service")
 
 
 def main() -> None:
@@ -60,64 +18,40 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit status: 0 done, 1 failed, 2 asked wrongly, 130 interrupted.
+    """Run one command and return its exit status.
 
-    Expected errors become one line on standard error. With --debug they are raised instead.
+    0: done; 1: failed; 2: called wrongly, or a package is missing; 128 + N: stopped by signal N.
     """
-    passes_through = bool(arguments) and arguments[0] in PASSES_THROUGH
-    debug = not passes_through and "--debug" in arguments
-    if not passes_through:
-        arguments = [_dashed(argument) for argument in arguments if argument != "--debug"]
+    if arguments == ["--version"]:
+        sys.stdout.write(f"loraretriever {version('loraretriever')}\n")
+        return 0
     try:
-        status = int(app(args=arguments, prog_name="loraretriever", standalone_mode=False) or 0)
-        if status == console.INTERRUPTED:
-            console.note("interrupted")
-        return status
-    except LoraRetrieverError as error:
-        if debug:
+        from orchestrator.cli import app
+
+        return app.run(arguments)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package in _OWN_PACKAGES:
             raise
-        console.print_error(worded(error), getattr(error, "__notes__", None))
-        return console.exit_status(error)
-    except typer.TyperException as error:
-        if problem := _usage(error):
-            console.print_error(problem)
-        return console.USAGE
-    except (typer.Abort, KeyboardInterrupt):
-        return console.INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return console.FAILED
+        sys.stderr.write(f"error: {missing_package(package)}\n")
+        return _USAGE
 
 
-def _dashed(argument: str) -> str:
-    """Return an option spelled with underscores, as the study spelled them, with dashes."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+def missing_package(package: str) -> str:
+    """Return a sentence that names the extra to install for a package that cannot be imported."""
+    return f"{package} is not installed: pip install 'loraretriever[{extra_of(package)}]'"
 
 
-def _usage(error: Any) -> str:
-    """Return what is wrong with a command line and where help is; empty when help has been printed already."""
-    context, problem = getattr(error, "ctx", None), str(error.format_message()).rstrip(".")
-    where = f"; see '{context.command_path} --help'" if context is not None else ""
-    return problem and problem + where
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        console.results().print(f"loraretriever {version('loraretriever')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    context: typer.Context,
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-    _debug: Annotated[
-        bool, typer.Option("--debug", help="Raise errors instead of printing them; taken anywhere in the line.")
-    ] = False,
-) -> None:
-    context.obj = target  # how commands of other tiers find the tiers: (tier, flag) -> Target
+def extra_of(package: str) -> str:
+    """Return the extra of this distribution that requires `package`; "all" if none does directly."""
+    try:
+        requirements = requires("loraretriever") or []
+    except PackageNotFoundError:
+        requirements = []
+    extras = set()
+    for requirement in requirements:
+        name = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
+        if name and extra and name[0].lower().replace("-", "_") == package.lower():
+            extras.add(extra[1])
+    return next((extra for extra in _EXTRAS if extra in extras), "all")
