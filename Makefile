@@ -5,7 +5,7 @@ STAMP   := $(VENV)/.installed
 WORKERS ?= 2
 PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
-PACKAGES := infra retrieval_service generation_service orchestrator examples
+PACKAGES := infra retrieval_service generation_service orchestrator examples proto/loraretriever
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check format proto schema lock bench clean

@@ -1,4 +1,4 @@
-"""What the generation tier adds to the command line: `loraretriever inspect`."""
+"""The generation tier's part of the command line: `loraretriever inspect`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Say what a folder is, whether it can be served, and what memory it takes; 0 if it can, 1 if not.
+    """Describe a folder: what it is, whether it can be served, and what memory it takes.
 
-    Weights of a base model are not read, so that a large one is told about in seconds.
+    Exits with 0 if it can be served, 1 if not. Reads no weights of a base model, so a large one takes seconds.
     """
-    from generation_service.commands.inspection import inspected
+    from generation_service.commands.inspection import inspect_folder
     from generation_service.commands.printing import print_report
 
-    report = inspected(path, base_model)
+    report = inspect_folder(path, base_model)
     print_report(report, as_json=as_json)
     if not report.supported:
         raise typer.Exit(1)

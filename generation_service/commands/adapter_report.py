@@ -1,4 +1,4 @@
-"""What a PEFT folder holds, and whether it can be served on its base model."""
+"""Report on a PEFT adapter folder: its contents, and whether it can be served on its base model."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _SHOWN = 6
 
 @dataclass
 class AdapterReport:
-    """An adapter by its files. None where a file did not tell; the keys are those of the JSON document.
+    """An adapter according to its files. A field is None if no file states it; names are the keys of the JSON output.
 
-    `rank` and `alpha` are the config's, the ranges those over its modules. `bound_tensors` is None when no base model
-    was there to check against. `rank_columns` is what it takes of a bank; `bytes` its own factors in bfloat16,
-    `bank_bytes` those columns over all modules of the base model. `short_revision` is what the answers of a server
-    show that reads adapters from folders.
+    `rank` and `alpha` are those of the config; the ranges are over its modules. `bound_tensors` is None without a base
+    model to check against. `rank_columns` are the bank columns the adapter takes, `bytes` the size of its factors in
+    bfloat16, `bank_bytes` the size of those columns over all modules of the base model. `short_revision` appears in the
+    answers of a server that finds adapters by folder.
     """
 
     kind: ClassVar[str] = "adapter"
@@ -65,9 +65,9 @@ class AdapterReport:
 
 
 def inspect_adapter(folder: Path, base_model: Path | None) -> AdapterReport:
-    """Return what config and weights of `folder` say, and how many tensors bind to the base model in `base_model`.
+    """Report on the config and weights of `folder`, and on how many tensors bind to the model in `base_model`.
 
-    None: the folder that the config names as its base model, if it is one.
+    None: the folder that the config names as its base model, if it exists.
     """
     report = AdapterReport(str(folder))
     config = _add_config(report, folder)
@@ -75,7 +75,7 @@ def inspect_adapter(folder: Path, base_model: Path | None) -> AdapterReport:
     base = base_model or _named_folder(report.base_model)
     if base is None:
         report.warnings.append(
-            "whether its tensors bind is not known: give the folder of its base model, --base-model PATH"
+            "whether its tensors bind is unknown: give the folder of its base model with --base-model PATH"
         )
     elif config is not None and headers is not None:
         _add_binding(report, folder, base, headers)
@@ -98,9 +98,9 @@ def _add_config(report: AdapterReport, folder: Path) -> PeftConfig | None:
     report.rank, report.alpha, report.use_rslora = config.rank, config.alpha, config.use_rslora
     ignored = [f"{name} {content[name]}" for name in _TRAINING_ONLY if content.get(name)]
     if ignored:
-        report.warnings.append(f"matters in training only, and is ignored: {', '.join(ignored)}")
+        report.warnings.append(f"ignored, since it matters in training only: {', '.join(ignored)}")
     if not report.base_model:
-        report.warnings.append("its config names no base model: any server takes it, if its tensors bind")
+        report.warnings.append("its config names no base model: any server accepts it if its tensors bind")
     return config
 
 
@@ -130,20 +130,20 @@ def _add_headers(report: AdapterReport, folder: Path, config: PeftConfig | None)
 def _add_binding(report: AdapterReport, folder: Path, base: Path, headers: dict[str, TensorHeader]) -> None:
     report.checked_against = str(base)
     try:
-        outline = family_of(base).describe(base)
+        architecture = family_of(base).describe(base)
         _warn_of_name(report, base)
     except CheckpointError as error:
         report.problems.append(f"its base model: {error.message}")
         return
-    report.bank_bytes = outline.bank_values(report.rank_columns or 0) * BF16_BYTES
+    report.bank_bytes = architecture.bank_values(report.rank_columns or 0) * BF16_BYTES
     if report.rank_columns and report.rank_columns > BANK_RANKS:
         report.warnings.append(
-            f"its rank is beyond the default bank: start the server with --bank-ranks {report.rank_columns}"
+            f"its rank exceeds the default bank: start the server with --bank-ranks {report.rank_columns}"
         )
     if report.problems:
         return
     try:
-        read_checkpoint(folder, outline.targets, outline.canonical)
+        read_checkpoint(folder, architecture.targets, architecture.canonical)
         report.bound_tensors = len(headers)
     except CheckpointError as error:
         report.problems.append(error.message)
@@ -152,7 +152,7 @@ def _add_binding(report: AdapterReport, folder: Path, base: Path, headers: dict[
 
 
 def _named_folder(name: str | None) -> Path | None:
-    with suppress(OSError, ValueError):  # No name of a folder, too long or with a NUL, or one that is not ours to see.
+    with suppress(OSError, ValueError):  # Not a path (too long, or with a NUL), or not readable.
         if name and Path(name).is_dir():
             return Path(name)
     return None
@@ -163,7 +163,7 @@ def _warn_of_name(report: AdapterReport, base: Path) -> None:
     name = default_model_name(base)
     if trained_on and trained_on.casefold() != name.casefold():
         report.warnings.append(
-            f"its config calls the base model {trained_on}, a server of {base} calls itself {name}: start that with "
+            f"its config names the base model {trained_on}, but a server of {base} is named {name}: start it with "
             f"--model-aliases {trained_on}"
         )
 
@@ -173,9 +173,9 @@ def _warn_of_files(report: AdapterReport, folder: Path) -> None:
     pickles = [name for name in others if name.endswith(_PICKLES)]
     plain = [name for name in others if name not in pickles]
     if pickles:
-        report.warnings.append(f"pickles, never opened: {_listed(pickles)}")
+        report.warnings.append(f"pickles, which are never opened: {_listed(pickles)}")
     if plain:
-        report.warnings.append(f"files that are ignored: {_listed(plain)}")
+        report.warnings.append(f"ignored files: {_listed(plain)}")
 
 
 def _listed(names: Sequence[str]) -> str:

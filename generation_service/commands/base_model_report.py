@@ -1,4 +1,4 @@
-"""What the folder of a base model holds, and whether this version serves it."""
+"""Report on the folder of a base model: its contents, and whether this version serves it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from generation_service.models.base import InputFormat, LoadOptions, ModelOutline
+from generation_service.models.base import InputFormat, LoadOptions, ModelArchitecture
 from generation_service.models.folder import default_model_name, read_config, stored_tensors
 from generation_service.models.registry import family_of
 from infra.contract.errors import CheckpointError
 
 BF16_BYTES = 2
+#: The default of the server's `bank_ranks` setting, so that the report matches a server started without options.
 BANK_RANKS = 512
-CACHE_TOKENS = 1000
+_CACHE_TOKENS = 1000  # A round number to multiply by the expected sequence length.
 
 
 @dataclass
 class BaseModelReport:
-    """A base model by its files. None where a file did not tell; the keys are those of the JSON document.
+    """A base model according to its files. A field is None if no file states it; names are keys of the JSON output.
 
-    `parameters` are those that config.json describes, `stored_parameters` those in the files. `memory_bytes` is what
-    serving in bfloat16 takes for weights, an adapter bank of 512 ranks, and 1,000 tokens of KV cache.
+    `parameters` are those that config.json describes, `stored_parameters` those in the files. `memory_bytes` is the
+    memory for serving in bfloat16: the weights, an adapter bank of 512 ranks, and 1,000 tokens of KV cache.
     """
 
     kind: ClassVar[str] = "base_model"
@@ -57,56 +58,56 @@ class BaseModelReport:
 
 
 def inspect_base_model(folder: Path) -> BaseModelReport:
-    """Return what config.json, the files beside the weights and the headers of the weights say of `folder`."""
+    """Report on the config, the tokenizer and processor files, and the weight headers of `folder`."""
     report = BaseModelReport(str(folder))
     try:
         report.name = default_model_name(folder)
         report.model_type = str(read_config(folder).get("model_type"))
         family = family_of(folder)
-        outline = family.describe(folder)
+        architecture = family.describe(folder)
     except CheckpointError as error:
         report.problems.append(error.message)
         return report
-    _add_outline(report, outline)
+    _add_architecture(report, architecture)
     try:
-        _add_inputs(report, family.inputs(folder, LoadOptions()))
+        _add_input_format(report, family.input_format(folder, LoadOptions()))
     except CheckpointError as error:
         report.problems.append(error.message)
     try:
-        _add_stored(report, folder, outline)
+        _add_stored(report, folder, architecture)
     except CheckpointError as error:
         report.problems.append(error.message)
     report.supported = not report.problems
     return report
 
 
-def _add_outline(report: BaseModelReport, outline: ModelOutline) -> None:
-    report.family = outline.title
-    report.parameters = outline.parameters
-    report.hidden_size = outline.hidden
-    report.layers = outline.layers
-    report.heads, report.kv_heads, report.head_dim = outline.heads, outline.kv_heads, outline.head_dim
-    report.vocab_size = outline.vocab_size
-    report.max_positions = outline.max_positions
-    report.adaptable_modules = len(outline.targets)
-    report.adaptable_image_modules = sum(path.startswith(outline.by_image) for path in outline.targets)
+def _add_architecture(report: BaseModelReport, architecture: ModelArchitecture) -> None:
+    report.family = architecture.title
+    report.parameters = architecture.parameters
+    report.hidden_size = architecture.hidden
+    report.layers = architecture.layers
+    report.heads, report.kv_heads, report.head_dim = architecture.heads, architecture.kv_heads, architecture.head_dim
+    report.vocab_size = architecture.vocab_size
+    report.max_positions = architecture.max_positions
+    report.adaptable_modules = len(architecture.targets)
+    report.adaptable_image_modules = sum(path.startswith(architecture.by_image) for path in architecture.targets)
     report.memory_bytes = {
-        "weights": outline.parameters * BF16_BYTES,
-        f"bank_{BANK_RANKS}_ranks": outline.bank_values(BANK_RANKS) * BF16_BYTES,
-        f"kv_cache_{CACHE_TOKENS}_tokens": outline.cache_values(CACHE_TOKENS) * BF16_BYTES,
+        "weights": architecture.parameters * BF16_BYTES,
+        f"bank_{BANK_RANKS}_ranks": architecture.bank_values(BANK_RANKS) * BF16_BYTES,
+        f"kv_cache_{_CACHE_TOKENS}_tokens": architecture.cache_values(_CACHE_TOKENS) * BF16_BYTES,
     }
-    if outline.dtype is not None:
-        report.dtype = str(outline.dtype).removeprefix("torch.")
+    if architecture.dtype is not None:
+        report.dtype = str(architecture.dtype).removeprefix("torch.")
 
 
-def _add_inputs(report: BaseModelReport, inputs: InputFormat) -> None:
-    report.image_limits = dict(inputs.image_limits)
-    report.tokenizer = inputs.tokenizer
-    report.tokenizer_tokens = inputs.tokens
-    report.chat_template = inputs.template
+def _add_input_format(report: BaseModelReport, input_format: InputFormat) -> None:
+    report.image_limits = dict(input_format.image_limits)
+    report.tokenizer = input_format.tokenizer
+    report.tokenizer_tokens = input_format.tokens
+    report.chat_template = input_format.template
 
 
-def _add_stored(report: BaseModelReport, folder: Path, outline: ModelOutline) -> None:
+def _add_stored(report: BaseModelReport, folder: Path, architecture: ModelArchitecture) -> None:
     stored = stored_tensors(folder)
     files = {tensor.file for tensor in stored.values()}
     report.stored_tensors = len(stored)
@@ -117,18 +118,18 @@ def _add_stored(report: BaseModelReport, folder: Path, outline: ModelOutline) ->
     report.dtype = ", ".join(dtypes)
     if "float32" in dtypes:
         report.warnings.append(
-            "stored in float32, and served so on a GPU unless --dtype bfloat16 is given; the memory given is bfloat16's"
+            "stored in float32, and served so on a GPU unless --dtype bfloat16 is given; the memory is for bfloat16"
         )
-    surplus = report.stored_parameters - outline.parameters
+    surplus = report.stored_parameters - architecture.parameters
     if surplus < 0:
         report.problems.append(
-            f"the files hold {report.stored_parameters:,} values, and config.json describes {outline.parameters:,}: "
-            "they are not whole, or config.json is another model's; download the folder again"
+            f"the files hold {report.stored_parameters:,} values, but config.json describes "
+            f"{architecture.parameters:,}: they are incomplete, or config.json belongs to another model; download the "
+            "folder again"
         )
-    if (
-        surplus > 0 and surplus != outline.vocab_size * outline.hidden
-    ):  # A copy of the tied head is left out in silence.
+    # Loading skips a stored copy of a tied head silently.
+    if surplus > 0 and surplus != architecture.vocab_size * architecture.hidden:
         report.problems.append(
-            f"the files hold {surplus:,} values more than config.json describes: loading fails, and names the tensors "
-            "without a place; download the folder again"
+            f"the files hold {surplus:,} values more than config.json describes: loading fails and names the "
+            "unexpected tensors; download the folder again"
         )

@@ -1,4 +1,4 @@
-"""A folder -> what it is, as a base model or as an adapter."""
+"""Recognise a folder as a base model or an adapter, and report on it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from infra.contract.errors import InvalidArgumentError
 _ADAPTER_FILES = (ADAPTER_CONFIG, WEIGHTS_FILE, "adapter_model.bin")
 
 
-def inspected(path: Path, base_model: Path | None = None) -> BaseModelReport | AdapterReport:
-    """Return what the folder at `path` is. Raises InvalidArgumentError when it is neither model nor adapter."""
+def inspect_folder(path: Path, base_model: Path | None = None) -> BaseModelReport | AdapterReport:
+    """Report on the folder at `path`. Raises InvalidArgumentError if it is neither a model nor an adapter."""
     _check_folder(path, "PATH")
     if base_model is not None:
         _check_folder(base_model, "--base-model")
@@ -26,7 +26,7 @@ def inspected(path: Path, base_model: Path | None = None) -> BaseModelReport | A
             "PATH", f"{path} has no {MODEL_CONFIG} of a base model and no {ADAPTER_CONFIG} of an adapter{_hint(path)}"
         )
     if base_model is not None:
-        raise InvalidArgumentError("--base-model", f"{path} is a base model itself; the option is for adapters")
+        raise InvalidArgumentError("--base-model", f"{path} is a base model itself; the option applies to adapters")
     return inspect_base_model(path)
 
 
@@ -34,7 +34,7 @@ def _check_folder(path: Path, name: str) -> None:
     if not path.exists():
         raise InvalidArgumentError(name, f"there is no folder {path}")
     if not path.is_dir():
-        raise InvalidArgumentError(name, f"{path} is a file; give the folder that it is in")
+        raise InvalidArgumentError(name, f"{path} is a file; give the folder that contains it")
 
 
 def _hint(path: Path) -> str:

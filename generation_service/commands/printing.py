@@ -1,4 +1,4 @@
-"""Reports on a terminal: a table for people, JSON for scripts."""
+"""Print reports: a table for people, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rich.text import Text
 from generation_service.commands.adapter_report import AdapterReport
 from generation_service.commands.base_model_report import BaseModelReport
 
-_PLAIN_WIDTH = 160
+_PLAIN_WIDTH = 160  # Columns when the output is not a terminal: wide enough for most rows on one line.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _Row = tuple[str, str]
 
 
 def print_report(report: BaseModelReport | AdapterReport, *, as_json: bool) -> None:
-    """Write a report to standard output; in a table, what a folder says has no control characters."""
+    """Write a report to standard output. The table replaces control characters, which a folder's files may contain."""
     if as_json:
         document = {"kind": report.kind, **asdict(report)}
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
@@ -106,8 +106,8 @@ def _verdict(report: AdapterReport) -> str:
     return "yes" if report.bound_tensors is not None else "as far as can be told without its base model"
 
 
-def _range(found: tuple[float, float] | None, given: float) -> str:
-    return f" ({found[0]:g} to {found[1]:g})" if found and set(found) != {given} else ""
+def _range(bounds: tuple[float, float] | None, value: float) -> str:
+    return f" ({bounds[0]:g} to {bounds[1]:g})" if bounds and set(bounds) != {value} else ""
 
 
 def _count(number: int | None, word: str) -> str:

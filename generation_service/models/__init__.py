@@ -1,1 +1,1 @@
-"""The base models that can be served: one file a family, named in `registry`."""
+"""The base models that can be served: one file per family, listed in `registry`."""

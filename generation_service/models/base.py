@@ -1,4 +1,4 @@
-"""What the engine asks of a base model. A family is one file beside this one, named in the registry."""
+"""The interface between the engine and a base model. A family is one module of this package, listed in `registry`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from infra.contract.prompt import Prompt
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Where and how a base model is loaded. None: as the checkpoint says.
+    """Where and how a base model is loaded. None: the checkpoint's own value.
 
-    An image is resized to at most `max_pixels`, or cut into at most `max_tiles`, whichever the family does.
-    `image_suffix` is written after each image of a prompt; None: images are placed as the model was published.
+    An image is resized to at most `max_pixels` or cut into at most `max_tiles`, depending on the family.
+    `image_suffix` is inserted after each image of a prompt; None: the image format the model was published with.
     """
 
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
@@ -37,9 +37,9 @@ class LoadOptions:
 class ModelDescription:
     """The shape of a loaded base model.
 
-    `targets` are the linear layers an adapter may change: module path -> (in, out); `by_image` are prefixes of those
-    that see patches rather than rows of tokens. `eos_tokens` end an answer. A token has a position on each of
-    `position_axes` axes, and stands for at most `token_characters` characters of text in Unicode's form NFC.
+    `targets` are the linear layers an adapter may change: module path -> (in, out). `by_image` are prefixes of those
+    that read image patches rather than rows of tokens. `eos_tokens` end an answer. A token has a position on each of
+    `position_axes` axes and encodes at most `token_characters` characters of NFC-normalised text.
     """
 
     family: str
@@ -59,11 +59,11 @@ class ModelDescription:
 
 
 @dataclass(frozen=True)
-class ModelOutline:
-    """A base model by what its config.json says: nothing of its weights has been read.
+class ModelArchitecture:
+    """The architecture of a base model according to its config.json, without reading its weights.
 
-    `title` names the family for people; `dtype` is the checkpoint's own, None when the config does not say; `heads`
-    are query heads. `targets` and `by_image` are those of ModelDescription; `canonical` is BaseModel's.
+    `title` is the family's display name. `dtype` is the checkpoint's, None if the config does not state it. `heads` are
+    query heads. `targets` and `by_image` are as in ModelDescription, `canonical` as in BaseModel.
     """
 
     title: str
@@ -81,20 +81,20 @@ class ModelOutline:
     canonical: Rename
 
     def bank_values(self, ranks: int) -> int:
-        """Return the values of an adapter bank of `ranks` columns: A and B of every module that can be adapted."""
+        """Return the number of values in an adapter bank of `ranks` columns: A and B of every adaptable module."""
         return ranks * sum(inputs + outputs for inputs, outputs in self.targets.values())
 
     def cache_values(self, tokens: int) -> int:
-        """Return the values of keys and values of `tokens` tokens in all layers."""
+        """Return the number of values in the KV cache of `tokens` tokens over all layers."""
         return 2 * tokens * self.layers * self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True)
 class InputFormat:
-    """How a base model reads prompts, by the files beside its weights.
+    """How a base model encodes prompts, according to its tokenizer and processor files.
 
-    `tokenizer` and `template` say what was found; `image_limits` are the image processor's bounds by name, such as
-    max_pixels (pixels an image is resized to at most), empty for a model that reads text only.
+    `tokenizer` and `template` describe the files in use, `tokens` is the vocabulary size. `image_limits` are the image
+    processor's bounds by name, such as max_pixels; empty for a text-only model.
     """
 
     tokenizer: str
@@ -105,10 +105,10 @@ class InputFormat:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt as the model reads it.
+    """A prompt as token ids, positions and preprocessed images.
 
-    tokens [T]; positions [axes, T]; the token at index i >= T stands at position i + position_delta on every axis.
-    pixels and grids are the family's own form of the images, None without images.
+    tokens [T]; positions [axes, T]; the token at index i >= T has position i + position_delta on every axis. `pixels`
+    and `grids` are in the family's own format, None without images.
     """
 
     tokens: Tensor
@@ -120,28 +120,28 @@ class EncodedPrompt:
 
     @property
     def length(self) -> int:
-        """Tokens, image tokens included."""
+        """Number of tokens, image tokens included."""
         return self.tokens.shape[0]
 
     def without_images(self) -> EncodedPrompt:
-        """Return it without its pixels: all that is needed once it has been read."""
+        """Return a copy without pixels, which are not needed once the embeddings are computed."""
         return replace(self, pixels=None, grids=None)
 
 
 @dataclass
 class ImageBudget:
-    """The tokens that the images of one prompt take, so far. `limit`: as many, and there is no room for an answer."""
+    """Counts the tokens of one prompt's images. `limit`: at this many tokens no room is left for the answer."""
 
     limit: int | None
     taken: int = 0
 
     def take(self, tokens: int) -> None:
-        """Count an image. Raises InvalidArgumentError when the prompt is too long by its images alone."""
+        """Add an image's tokens. Raises InvalidArgumentError if the images alone exceed the limit."""
         self.taken += tokens
         if self.limit is not None and self.taken >= self.limit:
             raise InvalidArgumentError(
                 "",
-                f"takes {self.taken} tokens or more for its images alone; this server holds {self.limit} for prompt "
+                f"needs {self.taken} tokens or more for its images alone; this server holds {self.limit} for prompt "
                 "and answer together: send fewer or smaller images",
                 tokens=str(self.taken),
                 limit=str(self.limit),
@@ -149,41 +149,44 @@ class ImageBudget:
 
 
 class LayerCache(Protocol):
-    """Where attention layers keep keys and values."""
+    """The KV cache that attention layers write to and read from."""
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Store the new tokens' keys and values [N, kv_heads, T, head_dim]; return all that each row sees."""
+        """Store the new tokens' keys and values [N, kv_heads, T, head_dim]; return all that each row attends to."""
 
 
 class BaseModel(Protocol):
-    """A base model on its device. `encode` and `decode` may be called from any thread, the rest from the engine's."""
+    """A base model on its device.
+
+    Called on: any thread for `encode` and `decode`, the engine thread for everything else.
+    """
 
     @property
     def module(self) -> nn.Module:
-        """The module whose linear layers `description.targets` names."""
+        """The module that contains the linear layers of `description.targets`."""
 
     @property
     def description(self) -> ModelDescription:
         """The shape of the model."""
 
     def canonical(self, name: str) -> str | Sequence[Part]:
-        """Return the module path that an adapter's key means, whichever library version wrote it.
+        """Return the module path of an adapter's key, whichever library version wrote it.
 
-        A module that the checkpoint fuses and this model does not falls into parts.
+        A module that is fused in the original checkpoint and split in this model maps to several parts.
         """
 
     def encode(self, prompt: Prompt, images: Iterable[Image], max_tokens: int | None = None) -> EncodedPrompt:
-        """Return `prompt` with `images` (decoded, in reading order) as the model reads it; keeps one at a time.
+        """Encode `prompt` with its decoded `images`, in reading order. Holds one image in memory at a time.
 
-        Raises InvalidArgumentError at the image with which the images alone take `max_tokens`: before it is cut into
-        patches, and before any later one is decoded.
+        Raises InvalidArgumentError at the first image with which the images alone reach `max_tokens`, before that image
+        is preprocessed and before any later one is decoded.
         """
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, special tokens left out."""
 
     def embed(self, prompt: EncodedPrompt) -> Tensor:
-        """Return the input embeddings [1, T, hidden] of a prompt, images in their places."""
+        """Return the input embeddings [1, T, hidden] of a prompt, image embeddings included."""
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Return the input embeddings [.., hidden] of text tokens [..]."""
@@ -191,7 +194,7 @@ class BaseModel(Protocol):
     def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: LayerCache) -> Tensor:
         """Return the last hidden states [N, T, hidden].
 
-        embeddings [N, T, hidden]; positions [axes, N, T]; mask [N, 1, T, S] true where a token sees, None: causal.
+        embeddings [N, T, hidden]; positions [axes, N, T]; mask [N, 1, T, S] true where a token attends, None: causal.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -199,15 +202,15 @@ class BaseModel(Protocol):
 
 
 class Family(Protocol):
-    """Reads the base models of one `model_type`, the word in their config.json. Each method raises CheckpointError."""
+    """Reads the base models of one `model_type` of config.json. Every method can raise CheckpointError."""
 
     model_type: str
 
-    def describe(self, folder: Path) -> ModelOutline:
-        """Return what the folder's config.json says; no weights are read."""
+    def describe(self, folder: Path) -> ModelArchitecture:
+        """Return the architecture in the folder's config.json; reads no weights."""
 
-    def inputs(self, folder: Path, options: LoadOptions) -> InputFormat:
-        """Return how the model reads prompts; no weights are read."""
+    def input_format(self, folder: Path, options: LoadOptions) -> InputFormat:
+        """Return how the model encodes prompts; reads no weights."""
 
     def load(self, folder: Path, options: LoadOptions) -> BaseModel:
-        """Load the checkpoint in `folder`, in its original layout; every tensor binds."""
+        """Load the checkpoint in `folder`, in its original layout. Every tensor must bind."""

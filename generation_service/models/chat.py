@@ -1,4 +1,4 @@
-"""A conversation -> token ids, by the checkpoint's chat template, and no text can pose as the template."""
+"""Conversation -> token ids by the checkpoint's chat template, in which no caller's text can pose as the template."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from generation_service.models.folder import read_json
-from generation_service.models.pieces import Piece, PieceTokenizer
+from generation_service.models.segments import Segment, SegmentTokenizer
 from infra.contract.errors import CheckpointError
 from infra.contract.prompt import Prompt, TextPart
 
@@ -24,35 +24,36 @@ _BEGIN, _END = "\ue000", "\ue001"
 class ChatTokenizer:
     """The tokenizer and chat template of a checkpoint folder.
 
-    Texts are rendered as marks that no caller can know, and put in afterwards: a special token that a caller spells
-    out, such as `<|im_end|>`, is tokenised as ordinary characters. Any other text gives transformers' own ids.
+    The template is rendered with unpredictable marks in place of the callers' texts, which are inserted afterwards, so
+    that a special token a caller spells out, such as `<|im_end|>`, is tokenised as ordinary characters. Any other text
+    gives the same ids as transformers.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._renderer = load_tokenizer(folder)
-        self._tokenizer = PieceTokenizer(self._renderer.backend_tokenizer)
+        self._tokenizer = SegmentTokenizer(self._renderer.backend_tokenizer)
         self.special = self._tokenizer.special
         self.longest_token = self._tokenizer.longest_token
         self.decode = self._tokenizer.decode
         self.template_source = _template_source(folder) if self._renderer.chat_template else _TEMPLATE_FILE
-        self._template = self._renderer.chat_template or _template_beside(folder)
+        self._template = self._renderer.chat_template or _template_from_file(folder)
 
     def __len__(self) -> int:
-        """Tokens of the vocabulary, the special ones included."""
+        """Vocabulary size, special tokens included."""
         return len(self._tokenizer)
 
     @property
     def name(self) -> str:
-        """What kind of tokenizer it is."""
+        """The class of the tokenizer."""
         return str(type(self._renderer).__name__)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Return the ids of `prompt` with the answer's turn opened; each image as the template marks it."""
-        return self._tokenizer.encode(self._pieces(prompt))
+        """Return the ids of `prompt` with the assistant's turn opened, and one image token for each image."""
+        return self._tokenizer.encode(self._segments(prompt))
 
-    def _pieces(self, prompt: Prompt) -> Iterator[Piece]:
-        """Yield the rendered conversation in order, each piece with whether the template wrote it."""
+    def _segments(self, prompt: Prompt) -> Iterator[Segment]:
+        """Yield the rendered conversation in order, each segment with whether the template wrote it."""
         nonce = secrets.token_hex(8)
         texts: list[str] = []
         conversation = []
@@ -66,9 +67,9 @@ class ChatTokenizer:
                     content.append({"type": "image"})
             conversation.append({"role": message.role.value, "content": content})
         rendered = self._render(conversation)
-        parts = re.split(f"{_BEGIN}{nonce}:([0-9]+){_END}", rendered)
-        for place, piece in enumerate(parts):
-            yield (texts[int(piece)], False) if place % 2 else (str(piece), True)
+        pieces = re.split(f"{_BEGIN}{nonce}:([0-9]+){_END}", rendered)
+        for index, piece in enumerate(pieces):  # Odd pieces are the captured numbers of the marks.
+            yield (texts[int(piece)], False) if index % 2 else (str(piece), True)
 
     def _render(self, conversation: list[dict[str, Any]]) -> str:
         return str(
@@ -79,9 +80,9 @@ class ChatTokenizer:
 
 
 def expand_images(tokens: Sequence[int], image_token: int, runs: Sequence[Sequence[int]]) -> list[int]:
-    """Return `tokens` with each image's one token replaced by its run, in reading order.
+    """Replace each image's one token by its run of tokens, in reading order.
 
-    Raises CheckpointError when the template has placed another number of images.
+    Raises CheckpointError if the template placed another number of images.
     """
     if tokens.count(image_token) != len(runs):
         raise CheckpointError(
@@ -96,13 +97,13 @@ def expand_images(tokens: Sequence[int], image_token: int, runs: Sequence[Sequen
 
 
 def load_tokenizer(folder: Path, tokenizer_class: Any = AutoTokenizer) -> Any:
-    """Return transformers' tokenizer of a folder. Raises CheckpointError when there is none that can be read.
+    """Load the folder's tokenizer with transformers. Raises CheckpointError if there is no readable one.
 
-    Without any file of a vocabulary, transformers would make up an empty one.
+    Checks for a vocabulary file first, because transformers builds an empty tokenizer for a folder without one.
     """
     try:
         if not any((folder / name).is_file() for name in _VOCABULARIES):
-            raise FileNotFoundError(f"none of {', '.join(_VOCABULARIES)} is there")
+            raise FileNotFoundError(f"it has none of {', '.join(_VOCABULARIES)}")
         return tokenizer_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(
@@ -112,11 +113,11 @@ def load_tokenizer(folder: Path, tokenizer_class: Any = AutoTokenizer) -> Any:
 
 
 def _template_source(folder: Path) -> str:
-    """Return the file that transformers takes the template from."""
+    """Return the file that transformers reads the template from."""
     return next((name for name in _OWN_TEMPLATES if (folder / name).is_file()), _OWN_TEMPLATES[-1])
 
 
-def _template_beside(folder: Path) -> str:
+def _template_from_file(folder: Path) -> str:
     if (folder / _TEMPLATE_FILE).is_file():
         template = read_json(folder / _TEMPLATE_FILE).get("chat_template")
         if isinstance(template, str):

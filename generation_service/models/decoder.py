@@ -1,4 +1,4 @@
-"""What loaded base models have in common: transformers' language model and head, images in their places."""
+"""The base class of loaded models: the language model and head of transformers, with image embeddings inserted."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from generation_service.adapters.checkpoint.binding import Rename
-from generation_service.models.base import EncodedPrompt, LayerCache, LoadOptions, ModelDescription, ModelOutline
+from generation_service.models.base import EncodedPrompt, LayerCache, LoadOptions, ModelArchitecture, ModelDescription
 
 
 class Decoder:
-    """A base model on its device, all but how it reads prompts: a family adds `encode`, `decode`, and `see`."""
+    """A base model on its device. A family adds `encode`, `decode`, `image_token` and `embed_images`."""
 
     def __init__(self, model: Any, language: Any, description: ModelDescription, canonical: Rename) -> None:
         self.module: nn.Module = model
@@ -21,11 +21,11 @@ class Decoder:
         self._language = language
 
     def embed(self, prompt: EncodedPrompt) -> Tensor:
-        """Return the input embeddings [1, T, hidden] of a prompt, its images' tokens as `see` gives them."""
+        """Return the input embeddings [1, T, hidden] of a prompt, with `embed_images` at its image tokens."""
         tokens = prompt.tokens.to(self.description.device)
         embeddings = self.embed_tokens(tokens)
         if prompt.pixels is not None and prompt.grids is not None:
-            embeddings[tokens == self.image_token] = self.see(prompt.pixels, prompt.grids).to(embeddings.dtype)
+            embeddings[tokens == self.image_token] = self.embed_images(prompt.pixels, prompt.grids).to(embeddings.dtype)
         return embeddings[None]
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
@@ -36,10 +36,10 @@ class Decoder:
     def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: LayerCache) -> Tensor:
         """Return the last hidden states [N, T, hidden]; embeddings [N, T, hidden], positions [axes, N, T].
 
-        Layer by layer, as transformers does but for the masks, which are ours already.
+        Calls the layers one by one, like the model's own forward, which would build a mask of its own.
         """
-        places = positions if self.description.position_axes > 1 else positions[0]
-        rotations = self._language.rotary_emb(embeddings, position_ids=places)
+        position_ids = positions if self.description.position_axes > 1 else positions[0]
+        rotations = self._language.rotary_emb(embeddings, position_ids=position_ids)
         hidden = embeddings
         for layer in self._language.layers:
             hidden = layer(
@@ -59,38 +59,38 @@ class Decoder:
 
     @property
     def image_token(self) -> int:
-        """The token that stands where an image's embeddings go."""
-        raise NotImplementedError("a family that reads images says which token stands for them")
+        """The placeholder token that image embeddings replace."""
+        raise NotImplementedError("a family that reads images defines image_token")
 
-    def see(self, pixels: Tensor, grids: Tensor) -> Tensor:
-        """Return the embeddings [image tokens, hidden] of images in the family's own form, in reading order."""
-        raise NotImplementedError("a family that reads images says how")
+    def embed_images(self, pixels: Tensor, grids: Tensor) -> Tensor:
+        """Return the embeddings [image tokens, hidden] of images in the family's own format, in reading order."""
+        raise NotImplementedError("a family that reads images defines embed_images")
 
 
-def described(
+def model_description(
     family: str,
     model: Any,
-    outline: ModelOutline,
+    architecture: ModelArchitecture,
     options: LoadOptions,
     *,
     token_characters: int,
     eos_tokens: frozenset[int],
     position_axes: int = 1,
 ) -> ModelDescription:
-    """Return the description of a loaded `model` of transformers."""
+    """Return the description of a loaded transformers `model`."""
     dtype: torch.dtype = model.dtype
     return ModelDescription(
         family=family,
-        layers=outline.layers,
-        kv_heads=outline.kv_heads,
-        head_dim=outline.head_dim,
-        vocab_size=outline.vocab_size,
-        max_positions=outline.max_positions,
+        layers=architecture.layers,
+        kv_heads=architecture.kv_heads,
+        head_dim=architecture.head_dim,
+        vocab_size=architecture.vocab_size,
+        max_positions=architecture.max_positions,
         position_axes=position_axes,
         token_characters=token_characters,
         eos_tokens=eos_tokens,
-        by_image=outline.by_image,
-        targets=outline.targets,
+        by_image=architecture.by_image,
+        targets=architecture.targets,
         dtype=dtype,
         device=options.device,
         weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),

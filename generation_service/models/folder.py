@@ -1,4 +1,4 @@
-"""Reading a base model's folder: what it is, whether it is whole, and what it calls itself."""
+"""Read a base model's folder: its config, its name, its revision, and the headers of its weights."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from infra.contract.errors import CheckpointError
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_OF_THE_MODEL = (".json", ".safetensors", ".model", ".txt", ".jinja")
-_PIECES, _PIECE_BYTES = 256, 1 << 16
+_MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
+
+# At most 256 samples of 64 KiB are hashed of each file: 16 MiB rather than gigabytes. Training changes weights
+# everywhere, so samples suffice to tell two models apart.
+_SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor is stored, and its shape and type."""
+    """The file of a tensor, and its header: shape and dtype."""
 
     file: Path
     header: TensorHeader
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`. Raises CheckpointError when it is missing or no object."""
+    """Return the JSON object in `path`. Raises CheckpointError if it is missing or not an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -37,12 +40,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}; download it again", path=str(path)) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object; download it again", path=str(path))
+        raise CheckpointError(f"{path} is not a JSON object; download it again", path=str(path))
     return content
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return a model folder's config.json. Raises CheckpointError when there is no such folder or file."""
+    """Return a model folder's config.json. Raises CheckpointError if the folder or the file is missing."""
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no model folder {folder}: point --model-path at the folder of a downloaded base model",
@@ -54,11 +57,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 def default_model_name(folder: Path) -> str:
     """Return the name of the model: the last component of the config's _name_or_path, else the folder's name.
 
-    In the hub's cache, `models--OWNER--NAME/snapshots/COMMIT`, it is NAME.
+    In the Hugging Face cache, `models--OWNER--NAME/snapshots/COMMIT`, it is NAME.
     """
-    given = str(read_config(folder).get("_name_or_path") or "").rstrip("/")
-    if given:
-        return given.rsplit("/", 1)[-1]
+    name_or_path = str(read_config(folder).get("_name_or_path") or "").rstrip("/")
+    if name_or_path:
+        return name_or_path.rsplit("/", 1)[-1]
     for part in folder.resolve().parts:
         if part.startswith("models--"):
             return part.rsplit("--", 1)[-1]
@@ -66,39 +69,40 @@ def default_model_name(folder: Path) -> str:
 
 
 def folder_revision(folder: Path) -> str:
-    """Return a SHA-256 (hex) that tells one model from another: over the names and contents of the folder's files.
+    """Return a SHA-256 (hex) over the names and contents of the folder's files, which identifies the model.
 
-    Of a large file its length and pieces spread over it are read, not gigabytes: training changes weights everywhere.
-    Raises CheckpointError for a file that cannot be read.
+    Of a large file, only its size and evenly spread samples are hashed.
+
+    Raises CheckpointError if a file cannot be read.
     """
     digest = hashlib.sha256()
-    for path in sorted(each for each in folder.iterdir() if each.suffix in _OF_THE_MODEL and each.is_file()):
+    for path in sorted(entry for entry in folder.iterdir() if entry.suffix in _MODEL_SUFFIXES and entry.is_file()):
         try:
             size = path.stat().st_size
             digest.update(f"{path.name}\n{size}\n".encode())
             with path.open("rb") as file:
-                for start in range(0, size, max(_PIECE_BYTES, size // _PIECES)):
+                for start in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES)):
                     file.seek(start)
-                    digest.update(file.read(_PIECE_BYTES))
+                    digest.update(file.read(_SAMPLE_BYTES))
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}", path=str(path)) from error
     return digest.hexdigest()
 
 
 def tensor_names(folder: Path) -> dict[str, Path]:
-    """Return which safetensors file of `folder` holds each tensor. Raises CheckpointError when a file is not whole."""
+    """Return the safetensors file of each tensor in `folder`. Raises CheckpointError if a file is incomplete."""
     return {name: stored.file for name, stored in stored_tensors(folder).items()}
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of `folder` by name, values unread. Raises CheckpointError when a file is not whole."""
+    """Return the tensors of `folder` by name without their values. Raises CheckpointError if a file is incomplete."""
     if (folder / INDEX).is_file():
         return _sharded(folder)
     if (folder / SINGLE).is_file():
         return _stored_in(folder / SINGLE)
     others = sorted(path.name for path in folder.glob("*.bin"))
     hint = (
-        f"it has {', '.join(others)}, which are pickles and never read; convert them to safetensors" if others else ""
+        f"it has {', '.join(others)}, which are pickles and never opened; convert them to safetensors" if others else ""
     )
     raise CheckpointError(
         f"{folder} has neither {SINGLE} nor {INDEX}" + (f": {hint}" if hint else "; download the folder again"),
@@ -107,30 +111,32 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def eos_tokens(folder: Path) -> frozenset[int]:
-    """Return the ids that end an answer: generation_config.json's, else config.json's."""
+    """Return the ids that end an answer, from generation_config.json, else from config.json."""
     path = folder / "generation_config.json"
-    given = read_json(path).get("eos_token_id") if path.is_file() else None
-    if given is None:
-        given = read_config(folder).get("eos_token_id")
-    return frozenset(given if isinstance(given, list) else [] if given is None else [given])
+    eos = read_json(path).get("eos_token_id") if path.is_file() else None
+    if eos is None:
+        eos = read_config(folder).get("eos_token_id")
+    return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
 
 
 def _sharded(folder: Path) -> dict[str, StoredTensor]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX} has no weight_map; download it again", path=str(folder / INDEX))
-    found: dict[str, StoredTensor] = {}
+    stored: dict[str, StoredTensor] = {}
     for shard in sorted({str(shard) for shard in weight_map.values()}):
         path = folder / shard
         if path.parent != folder or shard not in weight_map.values():
-            raise CheckpointError(f"{folder / INDEX} names {shard!r}, which is not a file beside it", path=str(path))
-        found |= _stored_in(path)
+            raise CheckpointError(
+                f"{folder / INDEX} names {shard!r}, which is not a file of the folder", path=str(path)
+            )
+        stored |= _stored_in(path)
     absent = sorted(
-        name for name, shard in weight_map.items() if name not in found or found[name].file != folder / str(shard)
+        name for name, shard in weight_map.items() if name not in stored or stored[name].file != folder / str(shard)
     )
     if absent:
         raise CheckpointError(f"{folder}: {_listed(absent)} not in the file that {INDEX} names", path=str(folder))
-    return found
+    return stored
 
 
 def _stored_in(path: Path) -> dict[str, StoredTensor]:
@@ -146,7 +152,7 @@ def _headers_in(path: Path) -> dict[str, TensorHeader]:
         ) from None
     except (OSError, *BROKEN) as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}): download it again", path=str(path)
+            f"{path} is not a complete safetensors file ({error}): download it again", path=str(path)
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The images of a prompt: checked against the limits before a pixel is decoded, then decoded."""
+"""The images of a prompt: checked against the limits, then decoded one by one."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.images import ImageLimits, check_images, decode_image
 
 
-def image_paths(prompt: Prompt) -> list[str]:
+def image_field_paths(prompt: Prompt) -> list[str]:
     """Return the field path of every image, in reading order."""
     return [
-        f"messages[{turn}].parts[{place}]"
+        f"messages[{turn}].parts[{index}]"
         for turn, message in enumerate(prompt.messages)
-        for place, part in enumerate(message.parts)
+        for index, part in enumerate(message.parts)
         if isinstance(part, ImagePart)
     ]
 
 
 def decode_images(prompt: Prompt, limits: ImageLimits) -> Iterator[Image]:
-    """Check the images of `prompt`, and return them as RGB, in reading order, each decoded when it is asked for.
+    """Check the images of `prompt`, then return an iterator that decodes them to RGB lazily, in reading order.
 
-    Here, and from the iterator, InvalidArgumentError names the image at fault.
+    Raises InvalidArgumentError naming the image, both here and from the iterator.
     """
     check_images(prompt, limits)
-    return (_decoded(path, image, limits) for path, image in zip(image_paths(prompt), prompt.images, strict=True))
+    return (_decoded(path, image, limits) for path, image in zip(image_field_paths(prompt), prompt.images, strict=True))
 
 
 def _decoded(path: str, image: ImagePart, limits: ImageLimits) -> Image:

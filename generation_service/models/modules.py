@@ -1,4 +1,4 @@
-"""transformers' modules of a base model: their shape without weights, and their weights bound one by one."""
+"""Build transformers models: on the meta device for their architecture, or with every weight of a folder bound."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from torch import nn
 
 from generation_service.adapters.checkpoint.binding import Rename
 from generation_service.lora.weights import Shapes
-from generation_service.models.base import LoadOptions, ModelOutline
+from generation_service.models.base import LoadOptions, ModelArchitecture
 from generation_service.models.folder import read_config, tensor_names
 from infra.contract.errors import CheckpointError
 
 
 def parse_config(folder: Path, config_class: Any, title: str) -> Any:
-    """Return the folder's config.json as `config_class`. Raises CheckpointError when it describes no such model."""
+    """Parse the folder's config.json as `config_class`. Raises CheckpointError if it does not describe such a model."""
     read_config(folder)
     try:
         return config_class.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers validates with exceptions of several libraries
+    except Exception as error:  # transformers validates with the exceptions of several libraries.
         raise CheckpointError(
             f"{folder / 'config.json'} does not describe a {title} model: {error}", path=str(folder)
         ) from error
 
 
-def without_weights(folder: Path, model_class: Any, config: Any, title: str) -> Any:
-    """Return `model_class` of `config` with parameters that have shapes and no memory."""
+def build_without_weights(folder: Path, model_class: Any, config: Any, title: str) -> Any:
+    """Build `model_class` from `config` on the meta device: parameters have shapes and no memory."""
     try:
         with torch.device("meta"):
             return model_class._from_config(config)
     except Exception as error:
         raise CheckpointError(
-            f"{folder / 'config.json'} describes no {title} model that can be built: {error}", path=str(folder)
+            f"{folder / 'config.json'} describes a {title} model that cannot be built: {error}", path=str(folder)
         ) from error
 
 
-def with_weights(folder: Path, model_class: Any, config: Any, options: LoadOptions, title: str) -> Any:
-    """Return `model_class` of `config` with the folder's weights, frozen, on its device.
+def load_with_weights(folder: Path, model_class: Any, config: Any, options: LoadOptions, title: str) -> Any:
+    """Load `model_class` with the folder's weights, frozen, on the device of `options`.
 
-    Raises CheckpointError naming the tensors when one is missing, left over or of another shape.
+    Raises CheckpointError naming the tensors that are missing, unexpected or of another shape.
     """
     tensor_names(folder)
     try:
@@ -71,11 +71,13 @@ def linear_layers(model: nn.Module, *below: str) -> Shapes:
     }
 
 
-def outline(title: str, model: Any, targets: Shapes, by_image: tuple[str, ...], canonical: Rename) -> ModelOutline:
-    """Return the outline of a model of transformers whose language model's config is its `text_config`."""
+def architecture_of(
+    title: str, model: Any, targets: Shapes, by_image: tuple[str, ...], canonical: Rename
+) -> ModelArchitecture:
+    """Return the architecture of a transformers model whose config has a `text_config`, or is one."""
     text = model.config.get_text_config()
     window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", False) else None
-    return ModelOutline(
+    return ModelArchitecture(
         title=title,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=model.config.dtype or text.dtype,
@@ -101,8 +103,8 @@ def _check_bound(folder: Path, report: dict[str, Any]) -> None:
         "in the files without a place in the model": sorted(report["unexpected_keys"]),
         "that could not be read": sorted(str(message) for message in report.get("error_msgs") or ()),
     }
-    found = [f"{len(names)} tensors {what}: {', '.join(names[:8])}" for what, names in problems.items() if names]
-    if found:
+    reasons = [f"{len(names)} tensors {what}: {', '.join(names[:8])}" for what, names in problems.items() if names]
+    if reasons:
         raise CheckpointError(
-            f"{folder} does not hold the model of its config.json; " + "; ".join(found), path=str(folder)
+            f"{folder} does not hold the model of its config.json; " + "; ".join(reasons), path=str(folder)
         )

@@ -1,9 +1,9 @@
 """Qwen2.5-VL (3B, 7B, 32B, 72B Instruct) from its original folder.
 
-It reads prompts and images as Qwen2-VL does. Its vision tower differs: gated MLPs, RMS norms, and attention within
-windows of 112 x 112 pixels in all but some blocks. For that the tower takes the patches of an image out of reading
-order and puts the merged ones back at its end. The patches of one image stay together and the images in their order,
-so an index of whose image a patch is (`by_image`) holds inside the tower too; one of which patch it is would not.
+Prompts and images are encoded like Qwen2-VL's. The vision tower differs: gated MLPs, RMS norms, and attention within
+windows of 112 x 112 pixels in all but a few blocks. The tower therefore reorders the patches of an image and restores
+the order of the merged ones at its end. The patches of one image stay together and the images keep their order, so an
+index that maps patches to rows (`by_image`) is valid inside the tower too; an index of single patches would not be.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from generation_service.models.qwen2_vl import Qwen2VLFamily
 
 
 class Qwen25VLFamily(Qwen2VLFamily):
-    """Reads checkpoints whose config.json says `qwen2_5_vl`."""
+    """Reads checkpoints of model_type `qwen2_5_vl`."""
 
     model_type = "qwen2_5_vl"
     title: ClassVar[str] = "Qwen2.5-VL"

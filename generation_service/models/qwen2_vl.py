@@ -14,12 +14,18 @@ from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from generation_service.models.base import EncodedPrompt, ImageBudget, InputFormat, LoadOptions, ModelOutline
+from generation_service.models.base import EncodedPrompt, ImageBudget, InputFormat, LoadOptions, ModelArchitecture
 from generation_service.models.chat import ChatTokenizer, expand_images
-from generation_service.models.decoder import Decoder, described
+from generation_service.models.decoder import Decoder, model_description
 from generation_service.models.folder import eos_tokens, read_json
-from generation_service.models.images import image_paths
-from generation_service.models.modules import linear_layers, outline, parse_config, with_weights, without_weights
+from generation_service.models.images import image_field_paths
+from generation_service.models.modules import (
+    architecture_of,
+    build_without_weights,
+    linear_layers,
+    load_with_weights,
+    parse_config,
+)
 from infra.contract.errors import ConfigurationError, InvalidArgumentError
 from infra.contract.prompt import Prompt
 
@@ -32,21 +38,21 @@ _RENAMED = (
 
 
 class Qwen2VL(Decoder):
-    """A loaded Qwen2-VL: transformers' modules, our own forward around them.
+    """A loaded Qwen2-VL: the modules of transformers under our own forward pass.
 
-    Positions have three axes, time, height and width (M-RoPE); text moves on all three alike.
+    Positions have three axes, time, height and width (M-RoPE); text advances on all three at once.
     """
 
-    def __init__(self, folder: Path, model: Any, shape: ModelOutline, options: LoadOptions) -> None:
+    def __init__(self, folder: Path, model: Any, architecture: ModelArchitecture, options: LoadOptions) -> None:
         self._chat = ChatTokenizer(folder)
         self._processor = _image_processor(folder, options.max_pixels)
-        self._merged = self._processor.merge_size**2
+        self._patches_per_token = self._processor.merge_size**2
         self._base = model.model
         self._image_token = int(model.config.image_token_id)
-        description = described(
+        description = model_description(
             model.config.model_type,
             model,
-            shape,
+            architecture,
             options,
             token_characters=self._chat.longest_token,
             eos_tokens=eos_tokens(folder),
@@ -55,11 +61,11 @@ class Qwen2VL(Decoder):
         super().__init__(model, model.model.language_model, description, canonical)
 
     def encode(self, prompt: Prompt, images: Iterable[Image], max_tokens: int | None = None) -> EncodedPrompt:
-        """Return `prompt` as Qwen2-VL reads it: each image as grid_h * grid_w / merge^2 tokens between vision marks."""
+        """Encode `prompt`; an image becomes grid_h * grid_w / merge^2 tokens between vision start and end tokens."""
         patches = partial(self._patches, ImageBudget(max_tokens))
-        batches = list(map(patches, image_paths(prompt), images))  # Unlike a loop, map keeps no image.
+        batches = list(map(patches, image_field_paths(prompt), images))  # Unlike a loop variable, map holds no image.
         grids = [grid for _, grid in batches]
-        runs = [[self._image_token] * (int(grid.prod()) // self._merged) for grid in grids]
+        runs = [[self._image_token] * (int(grid.prod()) // self._patches_per_token) for grid in grids]
         tokens = expand_images(self._chat.encode(prompt), self._image_token, runs)
         ids = torch.tensor([tokens], dtype=torch.long)
         kinds = (ids == self._image_token).int()
@@ -75,46 +81,46 @@ class Qwen2VL(Decoder):
         )
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, special tokens left out."""
+        """Return the text of `tokens` without special tokens."""
         return self._chat.decode(tokens)
 
     @property
     def image_token(self) -> int:
-        """The token that stands for a merged patch."""
+        """The placeholder token of a merged patch."""
         return self._image_token
 
-    def see(self, pixels: Tensor, grids: Tensor) -> Tensor:
+    def embed_images(self, pixels: Tensor, grids: Tensor) -> Tensor:
         """Return the embeddings [merged patches, hidden] of patches [patches, 1176] from the vision tower."""
         device, dtype = self.description.device, self.description.dtype
-        seen = self._base.get_image_features(pixels.to(device, dtype), grids.to(device), return_dict=True)
-        return torch.cat(list(seen.pooler_output))
+        features = self._base.get_image_features(pixels.to(device, dtype), grids.to(device), return_dict=True)
+        return torch.cat(list(features.pooler_output))
 
     def _patches(self, budget: ImageBudget, path: str, image: Image) -> tuple[Tensor, Tensor]:
-        """Return an image's patches [grid_h * grid_w, 1176], in the tower's type, and its grid [3]."""
+        """Return an image's patches [grid_h * grid_w, 1176], in the model's dtype, and its grid [3]."""
         try:
             patches = self._processor.get_number_of_image_patches(image.height, image.width)
         except ValueError as error:
             raise InvalidArgumentError(f"{path}.image", f"{image.width}x{image.height} pixels: {error}") from error
-        budget.take(patches // self._merged)
+        budget.take(patches // self._patches_per_token)
         batch = self._processor(images=[image], return_tensors="pt")
         return batch["pixel_values"].to(self.description.dtype), batch["image_grid_thw"][0]
 
 
 class Qwen2VLFamily:
-    """Reads checkpoints whose config.json says `qwen2_vl`."""
+    """Reads checkpoints of model_type `qwen2_vl`."""
 
     model_type = "qwen2_vl"
     title: ClassVar[str] = "Qwen2-VL"
     config_class: ClassVar[Any] = Qwen2VLConfig
     model_class: ClassVar[Any] = Qwen2VLForConditionalGeneration
 
-    def describe(self, folder: Path) -> ModelOutline:
-        """Return the shape of the model in `folder`; every linear layer but the head can be adapted."""
+    def describe(self, folder: Path) -> ModelArchitecture:
+        """Return the architecture in `folder`; every linear layer except the head can be adapted."""
         config = parse_config(folder, self.config_class, self.title)
-        return self._outline(without_weights(folder, self.model_class, config, self.title))
+        return self._architecture(build_without_weights(folder, self.model_class, config, self.title))
 
-    def inputs(self, folder: Path, options: LoadOptions) -> InputFormat:
-        """Return what tokenizer, chat template and preprocessor_config.json of `folder` say."""
+    def input_format(self, folder: Path, options: LoadOptions) -> InputFormat:
+        """Return the tokenizer, chat template and image limits of `folder`."""
         chat = ChatTokenizer(folder)
         processor = _image_processor(folder, options.max_pixels)
         limits = {"min_pixels": processor.size["shortest_edge"], "max_pixels": processor.size["longest_edge"]}
@@ -122,19 +128,19 @@ class Qwen2VLFamily:
         return InputFormat(chat.name, len(chat), chat.template_source, limits | sizes)
 
     def load(self, folder: Path, options: LoadOptions) -> Qwen2VL:
-        """Load `folder` onto transformers' classes; every tensor binds or CheckpointError."""
+        """Load `folder` into the classes of transformers. Raises CheckpointError unless every tensor binds."""
         config = parse_config(folder, self.config_class, self.title)
-        model = with_weights(folder, self.model_class, config, options, self.title)
-        return Qwen2VL(folder, model, self._outline(model), options)
+        model = load_with_weights(folder, self.model_class, config, options, self.title)
+        return Qwen2VL(folder, model, self._architecture(model), options)
 
-    def _outline(self, model: Any) -> ModelOutline:
-        return outline(self.title, model, linear_layers(model, LANGUAGE, VISION), (VISION,), canonical)
+    def _architecture(self, model: Any) -> ModelArchitecture:
+        return architecture_of(self.title, model, linear_layers(model, LANGUAGE, VISION), (VISION,), canonical)
 
 
 def canonical(name: str) -> str:
-    """Return the module path that an adapter's key means.
+    """Return the module path of an adapter's key.
 
-    Files saved before transformers 4.52 say `model.layers.` and `visual.`, later ones `model.language_model.layers.`
+    Files saved before transformers 4.52 use `model.layers.` and `visual.`, later ones `model.language_model.layers.`
     and `model.visual.`.
     """
     plain = name.removeprefix("base_model.model.")
@@ -152,7 +158,7 @@ def _image_processor(folder: Path, max_pixels: int | None) -> Any:
         smallest = processor.size["shortest_edge"]
         if max_pixels < smallest:
             raise ConfigurationError(
-                f"max_pixels is {max_pixels}, below the {smallest} pixels this model needs an image"
+                f"max_pixels is {max_pixels}, below the {smallest} pixels that this model needs per image"
             )
         processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
     return processor

@@ -1,4 +1,4 @@
-"""The base models that can be served, and the registry that recognises them."""
+"""The registry of base model families that can be served."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def family_of(folder: Path) -> Family:
-    """Return the family of the base model in `folder`. Raises CheckpointError when none serves it."""
+    """Return the family of the base model in `folder`. Raises CheckpointError if none serves it."""
     config = read_config(folder)
     model_type = config.get("model_type")
     quantised = config.get("quantization_config")
@@ -28,7 +28,7 @@ def family_of(folder: Path) -> Family:
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
         raise CheckpointError(
             f"{folder} is quantised ({method}); this version serves weights in bfloat16, float16 or float32: "
-            "download the model that was not quantised",
+            "download the model without quantisation",
             model_type=str(model_type),
         )
     for family in FAMILIES:
@@ -42,5 +42,5 @@ def family_of(folder: Path) -> Family:
 
 
 def load_base_model(folder: Path, options: LoadOptions) -> BaseModel:
-    """Load the base model in `folder`. Raises CheckpointError when it is not whole or its family is not supported."""
+    """Load the base model in `folder`. Raises CheckpointError if it is incomplete or its family is not supported."""
     return family_of(folder).load(folder, options)

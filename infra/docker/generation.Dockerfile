@@ -1,4 +1,4 @@
-# The generation tier: the base model, the adapter bank and the engine..
+# The generation tier: base model, adapter bank and decoding engine.
 FROM python:3.12-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HF_HUB_OFFLINE=1
@@ -19,5 +19,5 @@ RUN pip install --constraint requirements.lock '.[generation]'
 USER 10001
 EXPOSE 50052 9102
 HEALTHCHECK --interval=10s --timeout=5s --start-period=900s --retries=3 \
-  CMD ["python", "-m", "infra.runtime.healthcheck", "127.0.0.1:50052"]
-ENTRYPOINT ["python", "-m", "generation_service"]
+  CMD ["python", "-m", "loraretriever.infra.runtime.healthcheck", "127.0.0.1:50052"]
+ENTRYPOINT ["python", "-m", "loraretriever.generation_service"]

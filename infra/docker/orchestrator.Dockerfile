@@ -1,4 +1,4 @@
-# The orchestrator tier, holding no torch: AnswerService and EvaluationService, and the workers (orchestrator.jobs.worker).
+# The orchestrator tier: AnswerService, EvaluationService and the evaluation workers. Installs no torch.
 FROM python:3.12-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -18,5 +18,5 @@ RUN mkdir /evaluations && chown app:app /evaluations
 USER 10001
 EXPOSE 50053 9103
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-  CMD ["python", "-m", "infra.runtime.healthcheck", "127.0.0.1:50053"]
-ENTRYPOINT ["python", "-m", "orchestrator"]
+  CMD ["python", "-m", "loraretriever.infra.runtime.healthcheck", "127.0.0.1:50053"]
+ENTRYPOINT ["python", "-m", "loraretriever.orchestrator"]

@@ -16,5 +16,5 @@ RUN pip install --constraint requirements.lock '.[retrieval]'
 USER 10001
 EXPOSE 50051 9101
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
-  CMD ["python", "-m", "infra.runtime.healthcheck", "127.0.0.1:50051"]
-ENTRYPOINT ["python", "-m", "retrieval_service"]
+  CMD ["python", "-m", "loraretriever.infra.runtime.healthcheck", "127.0.0.1:50051"]
+ENTRYPOINT ["python", "-m", "loraretriever.retrieval_service"]

@@ -1,45 +1,66 @@
-"""The entry point of `loraretriever`: imports only the standard library until a command needs more."""
+"""Every command of `loraretriever`, and how errors are printed."""
 
 from __future__ import annotations
 
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires, version
+from typing import Annotated, Any
 
-#: Extras that provide a missing package, in the order in which they are recommended.
+import typer
+
+from infra.contract.errors import ConfigurationError, LoraRetrieverError
+from orchestrator.cli import output as console
+from orchestrator.cli.commands import adapters, ask, demo, evaluate, serve, up
+from orchestrator.cli.errors import message_of
+from orchestrator.cli.options.targets import target
+from orchestrator.devstack.process import stop_signals_interrupt
+
+_PASS_THROUGH = ("serve", "worker")
+#: Extras of this distribution, in the order in which they are recommended for a package that several require.
 _EXTRAS = ("orchestrator", "retrieval", "generation", "embedded")
-_USAGE = 2
-_OWN_PACKAGES = ("infra", "loraretriever", "orchestrator", "retrieval_service", "generation_service")
+
+app = typer.Typer(
+    name="loraretriever",
+    help="Retrieve the LoRA adapters that fit each multimodal request, compose them for that request, and answer.",
+    epilog="Environment: LORARETRIEVER_CLIENT_RETRIEVAL_TARGET, ..._ORCHESTRATOR_TARGET, ..._TLS_CA, "
+    "..._TLS_CERTIFICATE, ..._TLS_KEY and ..._TOKEN set where the servers are and how to call them. "
+    "NO_COLOR turns colours off.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("up")(up.up)
+app.command("ask")(ask.ask)
+app.add_typer(adapters.app, name="adapters")
+app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(serve.app, name="serve")
+app.command("worker", context_settings=serve.PASS_THROUGH)(serve.worker)
 
 
-def main() -> None:
-    """Run the command line of this process."""
-    sys.exit(run(sys.argv[1:]))
+def _add_tier_commands() -> None:
+    """Add the commands of the tiers: entry points of the group `loraretriever.commands`, a Typer or a function each."""
+    for entry in sorted(entry_points(group="loraretriever.commands"), key=lambda entry: entry.name):
+        try:
+            command = entry.load()
+        except ModuleNotFoundError as error:
+            _add_unavailable(entry, error)
+            continue
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=entry.name)
+        else:
+            app.command(entry.name)(command)
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command and return its exit status.
+def _add_unavailable(entry: EntryPoint, error: ModuleNotFoundError) -> None:
+    """Add a command that says which extra is missing."""
+    package = (error.name or entry.module).partition(".")[0]
+    problem = f"{package} is not installed: pip install 'loraretriever[{extra_of(package)}]'"
 
-    0: done; 1: failed; 2: called wrongly, or a package is missing; 128 + N: stopped by signal N.
-    """
-    if arguments == ["--version"]:
-        sys.stdout.write(f"loraretriever {version('loraretriever')}\n")
-        return 0
-    try:
-        from orchestrator.cli import app
-
-        return app.run(arguments)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if not package or package in _OWN_PACKAGES:
-            raise
-        sys.stderr.write(f"error: {missing_package(package)}\n")
-        return _USAGE
-
-
-def missing_package(package: str) -> str:
-    """Return a sentence that names the extra to install for a package that cannot be imported."""
-    return f"{package} is not installed: pip install 'loraretriever[{extra_of(package)}]'"
+    @app.command(entry.name, context_settings=serve.PASS_THROUGH, help=f"Not available: {problem}.")
+    def unavailable(_context: typer.Context) -> None:
+        raise ConfigurationError(problem)
 
 
 def extra_of(package: str) -> str:
@@ -55,3 +76,82 @@ def extra_of(package: str) -> str:
         if name and extra and name[0].lower().replace("-", "_") == package.lower():
             extras.add(extra[1])
     return next((extra for extra in _EXTRAS if extra in extras), "all")
+
+
+_add_tier_commands()
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit status.
+
+    0: done; 1: failed; 2: called wrongly, or a package is missing; 128 + N: stopped by signal N. Expected errors become one line on standard error. With --debug they are raised instead.
+    """
+    passes_through = bool(arguments) and arguments[0] in _PASS_THROUGH
+    debug = not passes_through and "--debug" in arguments
+    if not passes_through:
+        arguments = [_with_dashes(argument) for argument in arguments if argument != "--debug"]
+    try:
+        return _invoke(arguments)
+    except LoraRetrieverError as error:
+        if debug:
+            raise
+        console.print_error(message_of(error), getattr(error, "__notes__", None))
+        return console.exit_status(error)
+    except typer.TyperException as error:
+        if problem := _usage_problem(error):
+            console.print_error(problem)
+        return console.USAGE
+    except (typer.Abort, KeyboardInterrupt):
+        return console.INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return console.FAILED
+
+
+def _invoke(arguments: list[str]) -> int:
+    with stop_signals_interrupt() as received:
+        status = int(app(args=arguments, prog_name="loraretriever", standalone_mode=False) or 0)
+    if status == console.INTERRUPTED and received.number is not None:
+        return 128 + received.number
+    if status == console.INTERRUPTED:
+        console.note("interrupted")
+    return status
+
+
+def _with_dashes(argument: str) -> str:
+    """Return an option spelled with underscores, as in the study's scripts, with dashes."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _usage_problem(error: Any) -> str:
+    """Return what is wrong with a command line, and where help is; empty if help has been printed already."""
+    context, problem = getattr(error, "ctx", None), str(error.format_message()).rstrip(".")
+    where = f"; see '{context.command_path} --help'" if context is not None else ""
+    return problem and problem + where
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.results().print(f"loraretriever {version('loraretriever')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    _debug: Annotated[
+        bool, typer.Option("--debug", help="Raise errors instead of printing them; may be given anywhere.")
+    ] = False,
+) -> None:
+    context.obj = target  # How commands of other tiers find the tiers: (tier, flag) -> Target.

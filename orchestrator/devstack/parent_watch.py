@@ -20,9 +20,7 @@ _ORPHAN_GRACE_S = 5.0
 def main() -> None:
     """Run the module named by the first argument with the remaining arguments."""
     if len(sys.argv) < 2 or os.getpgrp() != os.getpid():
-        raise SystemExit(
-            "usage: python -m orchestrator.devstack.parent_watch MODULE [ARGUMENT...], as the leader of a process group"
-        )
+        raise SystemExit("usage: parent_watch MODULE [ARGUMENT...]; the process must lead its process group")
     if os.fork() == 0:
         _watch()
     nothing = os.open(os.devnull, os.O_RDONLY)

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from infra.contract.errors import ConfigurationError, LoraRetrieverError, UnavailableError
+from orchestrator.devstack import parent_watch
 
 #: How often a child's state is looked at: below what a user notices, at no measurable load.
 POLL_S = 0.05
@@ -104,7 +105,7 @@ class Child:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._ready_file.parent.mkdir(parents=True, exist_ok=True)
         self._ready_file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "orchestrator.devstack.parent_watch", program.module, *program.arguments]
+        command = [sys.executable, "-m", parent_watch.__name__, program.module, *program.arguments]
         with self.log.open("ab" if restarted else "wb") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(

@@ -16,6 +16,7 @@ from typing import Literal
 
 from infra.contract.errors import ConfigurationError
 from infra.runtime.embedded_redis import embedded_redis
+from infra.runtime.layout import module_name
 from infra.runtime.settings import as_arguments
 from orchestrator.devstack.process import (
     POLL_S,
@@ -177,15 +178,17 @@ class LocalStack:
         plan = self._plan
         redis_url = self._start_redis()
         retrieval_settings = {"qdrant_path": plan.work_dir / "qdrant", **plan.retrieval}
-        retrieval = self._start(_tier(_RETRIEVAL, "retrieval_service", retrieval_settings))
+        retrieval = self._start(_tier(_RETRIEVAL, module_name("retrieval_service"), retrieval_settings))
         connections = {"retrieval_target": retrieval.address}
-        generation = self._start(_tier(_GENERATION, "generation_service", {**plan.generation, **connections}))
+        generation = self._start(
+            _tier(_GENERATION, module_name("generation_service"), {**plan.generation, **connections})
+        )
         connections |= {"generation_target": generation.address, "redis_url": redis_url}
         settings = {"output_dir": plan.work_dir / "evaluations", **plan.orchestrator, **connections}
         worker_settings = {**settings, "address": _FREE_ADDRESS, "metrics_address": ""}
         # Both need only Redis and the services, so they start at the same time.
-        server = self._begin(_tier(_ORCHESTRATOR, "orchestrator", settings))
-        worker = self._begin(_tier(_WORKER, "orchestrator.jobs.worker", worker_settings))
+        server = self._begin(_tier(_ORCHESTRATOR, module_name("orchestrator"), settings))
+        worker = self._begin(_tier(_WORKER, module_name("orchestrator.jobs.worker"), worker_settings))
         orchestrator = self._wait_ready(server)
         self._wait_ready(worker)
         return Addresses(retrieval.address, generation.address, orchestrator.address, redis_url, os.getpid())

@@ -33,7 +33,7 @@ KEPT_BAD_ROWS = 1000
 MAX_NAMED = 5
 MAX_ACTIVE = 500
 MAX_REPORT_CHARACTERS = 24 * 2**20
-NO_WORKER = "no worker is running; start one with 'python -m orchestrator.jobs.worker'"
+NO_WORKER = "no worker is running; start one with 'loraretriever worker'"
 
 
 class Dispatcher(Protocol):

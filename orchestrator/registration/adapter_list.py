@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from infra.contract.adapter import Adapter
 from infra.contract.errors import CheckpointError, InvalidArgumentError, LoraRetrieverError
 from orchestrator.registration.peft_folder import read_adapter
@@ -61,6 +59,8 @@ def read_adapter_list(
 
 def write_adapter_list(file: Path, listed: Sequence[ListedAdapter]) -> None:
     """Write adapters so that `read_list` gives them back, their vectors in a folder beside the file."""
+    import numpy as np  # deferred: an installation without extras has clients and no numpy
+
     folder = file.with_name(f"{file.stem}.vectors")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -39,14 +39,14 @@ def address(folder: Path, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_sixteen_callers_never_meet_an_error_or_a_deleted_adapter(address: str) -> None:
+def test_sixteen_callers_never_meet_error_or_deleted_adapter(address: str) -> None:
     result = run_load(address, callers=16, seconds=SECONDS)
     assert result.wrong == []
     assert result.calls > 16
     assert result.deleted > 2
 
 
-def test_sixteen_callers_get_the_vectors_that_each_would_get_alone(address: str, folder: Path) -> None:
+def test_sixteen_callers_get_vectors_that_each_would_get_alone(address: str, folder: Path) -> None:
     bare = JinaV4Embedder(folder, JinaV4Options())
     image = png_part(140, 90)
     prompts = [Prompt.of("x " * (1 + 7 * index % 60), [image] if index % 4 == 0 else []) for index in range(48)]

@@ -214,11 +214,11 @@ def test_a_folder_is_described_without_its_weights(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base", dtype=torch.bfloat16)
     model = load(folder)
     (folder / "model.safetensors").unlink()
-    outline = family_of(folder).describe(folder)
-    assert outline.parameters * 4 == model.description.weight_bytes
-    assert outline.dtype == torch.bfloat16
-    assert outline.targets == model.description.targets
-    inputs = family_of(folder).inputs(folder, LoadOptions(CPU, max_tiles=3))
+    architecture = family_of(folder).describe(folder)
+    assert architecture.parameters * 4 == model.description.weight_bytes
+    assert architecture.dtype == torch.bfloat16
+    assert architecture.targets == model.description.targets
+    inputs = family_of(folder).input_format(folder, LoadOptions(CPU, max_tiles=3))
     assert inputs.tokens == model.description.vocab_size
     assert inputs.image_limits == {"tile_size": 56, "min_tiles": 1, "max_tiles": 3, "tokens_per_tile": 4}
 

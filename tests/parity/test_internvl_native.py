@@ -69,7 +69,7 @@ def test_it_is_described_without_its_weights_and_bounded_in_tiles(tmp_path: Path
     assert grids.tolist() == [len(tiles(image, 56, 2))]
     (folder / "model.safetensors").unlink()
     assert family_of(folder).describe(folder).targets == model.description.targets
-    assert family_of(folder).inputs(folder, LoadOptions(CPU)).image_limits["max_tiles"] == 6
+    assert family_of(folder).input_format(folder, LoadOptions(CPU)).image_limits["max_tiles"] == 6
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     ("name", "change", "match"),
     [
         ("config.json", {"text_config": {"model_type": "qwen3"}}, r"language model is 'qwen3'.*It serves InternVL2"),
-        ("config.json", {"vision_feature_layer": -2}, r"features are those of layer -2.*It serves InternVL2"),
-        ("preprocessor_config.json", {"size": 448}, r"preprocessor_config\.json does not say how images are tiled"),
-        ("preprocessor_config.json", {"image_mean": None}, r"does not say how images are tiled.*download it again"),
+        ("config.json", {"vision_feature_layer": -2}, r"features come from layer -2.*It serves InternVL2"),
+        ("preprocessor_config.json", {"size": 448}, r"preprocessor_config\.json does not define how images are tiled"),
+        ("preprocessor_config.json", {"image_mean": None}, r"does not define how images are tiled.*download it again"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(tmp_path: Path, name: str, change: dict[str, Any], match: str) -> None:

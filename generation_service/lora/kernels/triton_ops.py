@@ -23,7 +23,6 @@ _RANK_BLOCK = 16  # The narrowest tile of a tensor core; a rank-16 adapter fills
 _OUT_BLOCK = 64
 _MAX_ROW_BLOCK = 64
 _STAGES = 4
-_KERNELS = "generation_service.lora.kernels.triton_kernels"
 
 
 class TritonCapturableOps:
@@ -112,7 +111,7 @@ def _row_block(rows: int) -> int:
 
 def _jitted() -> ModuleType:
     try:
-        return importlib.import_module(_KERNELS)
+        return importlib.import_module(".triton_kernels", __package__)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "triton":
             raise

@@ -1,4 +1,4 @@
-"""The config.json of an original InternVL folder -> the config of transformers' InternVL, and what else it says."""
+"""The config.json of an original InternVL folder -> the config of InternVL in transformers, and its other settings."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ LANGUAGE_MODEL_TYPES = frozenset(model_type for model_type, _ in _LANGUAGE_MODEL
 
 @dataclass(frozen=True)
 class OriginalConfig:
-    """What config.json says. A tile is a square of `image_size` pixels, and `tile_tokens` tokens.
+    """The contents of config.json. A tile is `image_size` pixels square and becomes `tile_tokens` tokens.
 
-    `model` is the config of transformers' InternVL; `template` names the form of a conversation.
+    `model` is the config of InternVL in transformers; `template` names the conversation template.
     """
 
     model: Any
@@ -58,13 +58,13 @@ class OriginalConfig:
 
 
 def read_original(folder: Path) -> OriginalConfig:
-    """Return the folder's config. Raises CheckpointError when it is incomplete, or of a model that is not served."""
+    """Return the folder's config. Raises CheckpointError if it is incomplete, or its model is not supported."""
     content = read_config(folder)
     try:
         return _parsed(folder, content)
     except CheckpointError:
         raise
-    except Exception as error:  # a missing key, or one of the validation errors of transformers' configs
+    except Exception as error:  # A missing key, or a validation error of a transformers config.
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(
             f"{folder / 'config.json'} does not describe an InternVL model: {reason}", path=str(folder)
@@ -103,10 +103,10 @@ def _check_supported(
     folder: Path, content: Mapping[str, Any], llm: Mapping[str, Any], vision: Mapping[str, Any], architecture: str
 ) -> None:
     reasons = []
-    for name, default, needed in (("select_layer", -1, -1), ("ps_version", "v1", "v2"), ("pad2square", False, False)):
-        given = content.get(name, default)
-        if given != needed:
-            reasons.append(f"{name} is {given!r}, not {needed!r}")
+    for name, default, expected in (("select_layer", -1, -1), ("ps_version", "v1", "v2"), ("pad2square", False, False)):
+        value = content.get(name, default)
+        if value != expected:
+            reasons.append(f"{name} is {value!r}, not {expected!r}")
     if vision.get("qk_normalization") or vision.get("norm_type", "layer_norm") != "layer_norm":
         reasons.insert(0, "its vision tower is InternViT-6B")
     if architecture not in _LANGUAGE_MODELS:
@@ -120,12 +120,12 @@ def _check_supported(
 
 def _text_config(folder: Path, llm: Mapping[str, Any], architecture: str) -> Any:
     model_type, names = _LANGUAGE_MODELS[architecture]
-    given = {name: llm[name] for name in names if llm.get(name) is not None}
+    fields = {name: llm[name] for name in names if llm.get(name) is not None}
     if model_type == "llama":
-        given["attention_bias"] = bool(llm.get("bias"))
+        fields["attention_bias"] = bool(llm.get("bias"))
     return AutoConfig.for_model(
         model_type,
-        **given,
+        **fields,
         rope_parameters=_rope(folder, llm),
         tie_word_embeddings=bool(llm.get("tie_word_embeddings")),
         pad_token_id=None,
@@ -136,11 +136,11 @@ def _text_config(folder: Path, llm: Mapping[str, Any], architecture: str) -> Any
 
 
 def _rope(folder: Path, llm: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rotations as transformers names them.
+    """Return the RoPE parameters as transformers names them.
 
-    Dynamic NTK multiplies the base by (factor * length / trained - (factor - 1)) ** (d / (d - 2)) for a sequence
-    longer than trained, and by 1 up to there: within `max_positions` it is the plain rotation. The longer ones are
-    refused, since keys in the cache would have been turned by the frequencies of another length.
+    Dynamic NTK multiplies theta by (factor * length / trained - (factor - 1)) ** (d / (d - 2)) for a sequence longer
+    than the trained length, and by 1 up to it, so within `max_positions` it is plain RoPE. Longer ones are refused:
+    their cached keys would have been rotated by the frequencies of a shorter length.
     """
     theta = {"rope_theta": float(llm.get("rope_theta", 10000.0))}
     scaling: Mapping[str, Any] = llm.get("rope_scaling") or {"type": "default"}
@@ -155,14 +155,14 @@ def _rope(folder: Path, llm: Mapping[str, Any]) -> dict[str, Any]:
         lengths = {"original_max_position_embeddings": trained, "factor": llm["max_position_embeddings"] / trained}
         return {"rope_type": "longrope"} | factors | lengths | theta
     raise CheckpointError(
-        f"{folder / 'config.json'}: rope_scaling of type {kind!r} is not known; default, dynamic, linear, su and "
+        f"{folder / 'config.json'}: rope_scaling of type {kind!r} is not supported; default, dynamic, linear, su and "
         "longrope are",
         path=str(folder),
     )
 
 
 def max_positions(text: Any) -> int:
-    """Return the longest sequence whose rotations do not depend on its length, for a text config of transformers."""
+    """Return the longest sequence whose RoPE frequencies do not depend on its length."""
     if text.rope_parameters["rope_type"] == "longrope":
         return int(text.original_max_position_embeddings)
     window = getattr(text, "sliding_window", None)

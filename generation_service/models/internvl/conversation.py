@@ -1,4 +1,4 @@
-"""InternVL's forms of a conversation, which original folders name and do not hold."""
+"""InternVL's conversation templates, which original folders refer to by name only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from generation_service.models.pieces import Piece
+from generation_service.models.segments import Segment
 from infra.contract.errors import CheckpointError, InvalidArgumentError
 from infra.contract.prompt import ImagePart, Message, Part, Prompt, Role, TextPart
 
@@ -22,8 +22,8 @@ _INTERNVL2_5 = (
 
 
 @dataclass(frozen=True)
-class ConversationForm:
-    """What stands before each turn and after it, the system message of a prompt without one, what ends an answer."""
+class ConversationTemplate:
+    """Role prefixes, the separator after each turn, the default system message, and the token that ends an answer."""
 
     system: str
     user: str
@@ -33,7 +33,7 @@ class ConversationForm:
     end: str
 
 
-_CHATML = ConversationForm(
+_CHATML = ConversationTemplate(
     "<|im_start|>system\n",
     "<|im_start|>user\n",
     "<|im_start|>assistant\n",
@@ -41,78 +41,82 @@ _CHATML = ConversationForm(
     _INTERNVL2,
     "<|im_end|>",
 )
-_FORMS = {
+_TEMPLATES = {
     "internlm2-chat": _CHATML,
     "Hermes-2": _CHATML,
-    "phi3-chat": ConversationForm("<|system|>\n", "<|user|>\n", "<|assistant|>\n", "<|end|>", _INTERNVL2, "<|end|>"),
-    "internvl2_5": ConversationForm(
+    "phi3-chat": ConversationTemplate(
+        "<|system|>\n", "<|user|>\n", "<|assistant|>\n", "<|end|>", _INTERNVL2, "<|end|>"
+    ),
+    "internvl2_5": ConversationTemplate(
         _CHATML.system, _CHATML.user, _CHATML.assistant, "<|im_end|>\n", _INTERNVL2_5, "<|im_end|>"
     ),
 }
 
 
-def conversation_form(folder: Path, name: str) -> ConversationForm:
-    """Return the form that config.json calls `name`. Raises CheckpointError when there is none of that name."""
-    if name not in _FORMS:
+def conversation_template(folder: Path, name: str) -> ConversationTemplate:
+    """Return the template that config.json names. Raises CheckpointError if the name is unknown."""
+    if name not in _TEMPLATES:
         raise CheckpointError(
-            f"{folder / 'config.json'} names the conversation template {name!r}; known are {', '.join(_FORMS)}",
+            f"{folder / 'config.json'} names an unknown conversation template, {name!r}; known are {', '.join(_TEMPLATES)}",
             path=str(folder),
         )
-    return _FORMS[name]
+    return _TEMPLATES[name]
 
 
-def conversation_pieces(prompt: Prompt, form: ConversationForm, image_suffix: str | None = None) -> Iterator[Piece]:
-    """Yield the pieces of `prompt` with the answer's turn opened, one `<IMG_CONTEXT>` an image.
+def conversation_segments(
+    prompt: Prompt, template: ConversationTemplate, image_suffix: str | None = None
+) -> Iterator[Segment]:
+    """Yield the segments of `prompt` with the assistant's turn opened, and one `<IMG_CONTEXT>` per image.
 
-    An image is followed by `image_suffix`. None: as InternVL documents it, by a line break unless the text after it
-    begins with space of its own, and with several images those at the head of a turn are numbered ("Image-1: ").
+    Each image is followed by `image_suffix`. None: the format that InternVL documents, a line break unless the next
+    text starts with whitespace; with several images, those not preceded by text are numbered ("Image-1: ").
     """
     first, *rest = prompt.messages
-    spoken = rest if first.role is Role.SYSTEM else prompt.messages
-    yield form.system, True
+    turns = rest if first.role is Role.SYSTEM else prompt.messages
+    yield template.system, True
     if first.role is Role.SYSTEM:
         yield from _parts(first, _Images(image_suffix, several=len(prompt.images) > 1))
     else:
-        yield form.system_message, True
-    yield form.separator, True
+        yield template.system_message, True
+    yield template.separator, True
     images = _Images(image_suffix, several=len(prompt.images) > 1)
-    for turn, message in enumerate(spoken, start=len(prompt.messages) - len(spoken)):
-        yield _opening(form, message.role, turn), True
+    for turn, message in enumerate(turns, start=len(prompt.messages) - len(turns)):
+        yield _opening(template, message.role, turn), True
         yield from _parts(message, images)
-        yield form.separator, True
-    yield form.assistant, True
+        yield template.separator, True
+    yield template.assistant, True
 
 
 @dataclass
 class _Images:
-    """How images are written; `shown` of them were."""
+    """Renders the images of a prompt; `count` were rendered so far."""
 
     suffix: str | None
     several: bool
-    shown: int = 0
+    count: int = 0
 
-    def write(self, before: Part | None, after: Part | None) -> str:
-        """Return the next image between its neighbours in the turn."""
-        self.shown += 1
+    def render(self, before: Part | None, after: Part | None) -> str:
+        """Return the next image, given the parts before and after it in the turn."""
+        self.count += 1
         if self.suffix is not None:
             return _IMAGE + self.suffix
         numbered = self.several and not isinstance(before, TextPart)
         spaced = isinstance(after, TextPart) and after.text[:1].isspace()
-        return (f"Image-{self.shown}: " if numbered else "") + _IMAGE + ("" if spaced else "\n")
+        return (f"Image-{self.count}: " if numbered else "") + _IMAGE + ("" if spaced else "\n")
 
 
-def _parts(message: Message, images: _Images) -> Iterator[Piece]:
+def _parts(message: Message, images: _Images) -> Iterator[Segment]:
     neighbours: Sequence[Part | None] = (None, *message.parts, None)
-    for place, part in enumerate(message.parts):
+    for index, part in enumerate(message.parts):
         if isinstance(part, ImagePart):
-            yield images.write(neighbours[place], neighbours[place + 2]), True
+            yield images.render(neighbours[index], neighbours[index + 2]), True
         else:
             yield part.text, False
 
 
-def _opening(form: ConversationForm, role: Role, turn: int) -> str:
+def _opening(template: ConversationTemplate, role: Role, turn: int) -> str:
     if role is Role.SYSTEM:
         raise InvalidArgumentError(
-            f"messages[{turn}].role", "InternVL reads one system message, before all others; put the text there"
+            f"messages[{turn}].role", "InternVL takes one system message, before all others; put the text there"
         )
-    return form.user if role is Role.USER else form.assistant
+    return template.user if role is Role.USER else template.assistant

@@ -1,4 +1,4 @@
-"""A loaded InternVL: transformers' modules, our own forward around them."""
+"""A loaded InternVL: the modules of transformers under our own forward pass."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from generation_service.models.decoder import Decoder
 from generation_service.models.internvl.tiles import Tiling
 from infra.contract.prompt import Prompt
 
-_TILES_AT_ONCE = 16
+#: Tiles that go through the vision tower in one batch. It bounds the activations of prompts with many images, each of
+#: up to 13 tiles. No measurement is recorded.
+_TILE_BATCH = 16
 
 
 class Chat(Protocol):
-    """Conversations to token ids, one image token an image, and back."""
+    """Converts conversations to token ids, one image token per image, and back to text."""
 
     @property
     def longest_token(self) -> int:
-        """The characters of the longest token."""
+        """Characters of the longest token."""
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Return the ids of `prompt` with the answer's turn opened."""
+        """Return the ids of `prompt` with the assistant's turn opened."""
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, special tokens left out."""
+        """Return the text of `tokens` without special tokens."""
 
 
 @dataclass(frozen=True)
 class InputReader:
-    """What turns prompts into tokens and tiles.
+    """Converts prompts to tokens and tiles.
 
-    An image is its `image_token`, `tile_tokens` times a tile, between the tokens `before` and `after`.
+    An image becomes `tile_tokens` times `image_token` for each of its tiles, between the tokens `before` and `after`.
     """
 
     chat: Chat
@@ -50,13 +52,13 @@ class InputReader:
     after: tuple[int, ...] = ()
 
     def expand(self, tokens: Sequence[int], tiles: Sequence[int]) -> list[int]:
-        """Return `tokens` with each image's one token in place of as many as it has. `tiles` are the images'."""
-        seen = [[self.image_token] * (self.tile_tokens * count) for count in tiles]
-        return expand_images(tokens, self.image_token, [[*self.before, *run, *self.after] for run in seen])
+        """Replace each image's one token by the tokens of its tiles; `tiles` has the number of tiles of each image."""
+        runs = [[self.image_token] * (self.tile_tokens * count) for count in tiles]
+        return expand_images(tokens, self.image_token, [[*self.before, *run, *self.after] for run in runs])
 
 
 class InternVL(Decoder):
-    """An InternVL on its device. Positions have one axis: a tile's tokens count on like text."""
+    """An InternVL on its device. Positions have one axis, on which image tokens advance like text."""
 
     def __init__(self, model: Any, description: ModelDescription, canonical: Rename, reader: InputReader) -> None:
         super().__init__(model, model.model.language_model, description, canonical)
@@ -64,42 +66,43 @@ class InternVL(Decoder):
         self._reader = reader
 
     def encode(self, prompt: Prompt, images: Iterable[Image], max_tokens: int | None = None) -> EncodedPrompt:
-        """Return `prompt` as InternVL reads it: `pixels` are the tiles of all images, `grids` how many each has."""
-        cut = list(map(partial(self._tiles, ImageBudget(max_tokens)), images))  # Unlike a loop, map keeps no image.
-        counts = [len(tiles) for tiles in cut]
+        """Encode `prompt`: `pixels` are the tiles of all images, `grids` the number of tiles of each."""
+        # Unlike a loop variable, map holds no image.
+        tiles_of_images = list(map(partial(self._tiles, ImageBudget(max_tokens)), images))
+        counts = [len(tiles) for tiles in tiles_of_images]
         tokens = torch.tensor(self._reader.expand(self._reader.chat.encode(prompt), counts), dtype=torch.long)
         return EncodedPrompt(
             tokens=tokens,
             positions=torch.arange(len(tokens))[None],
             position_delta=0,
             image_tokens=sum(counts) * self._reader.tile_tokens,
-            pixels=torch.cat(cut) if cut else None,
-            grids=torch.tensor(counts) if cut else None,
+            pixels=torch.cat(tiles_of_images) if counts else None,
+            grids=torch.tensor(counts) if counts else None,
         )
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, special tokens left out."""
+        """Return the text of `tokens` without special tokens."""
         return self._reader.chat.decode(tokens)
 
     @property
     def image_token(self) -> int:
-        """The token that stands for four patches of a tile."""
+        """The placeholder token of four merged patches of a tile."""
         return self._reader.image_token
 
-    def see(self, pixels: Tensor, grids: Tensor) -> Tensor:
-        """Return the embeddings [tiles * tile_tokens, hidden] of tiles [tiles, 3, size, size], some at a time."""
-        return torch.cat([self._see(tiles) for tiles in torch.split(pixels, _TILES_AT_ONCE)])
+    def embed_images(self, pixels: Tensor, grids: Tensor) -> Tensor:
+        """Return the embeddings [tiles * tile_tokens, hidden] of tiles [tiles, 3, size, size], in batches."""
+        return torch.cat([self._embed_tiles(tiles) for tiles in torch.split(pixels, _TILE_BATCH)])
 
     def _tiles(self, budget: ImageBudget, image: Image) -> Tensor:
         budget.take(self._reader.tiling.count(image.width, image.height) * self._reader.tile_tokens)
         return self._reader.tiling.tiles(image).to(self.description.dtype)
 
-    def _see(self, tiles: Tensor) -> Tensor:
+    def _embed_tiles(self, tiles: Tensor) -> Tensor:
         features = self._base.get_image_features(
             tiles.to(self.description.device, self.description.dtype),
             vision_feature_layer=-1,
             vision_feature_select_strategy="default",
             return_dict=True,
         )
-        seen: Tensor = features.pooler_output.flatten(0, 1)
-        return seen
+        embeddings: Tensor = features.pooler_output.flatten(0, 1)
+        return embeddings

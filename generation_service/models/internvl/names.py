@@ -1,7 +1,7 @@
-"""What original InternVL checkpoints call their modules, and where transformers' InternVL has them.
+"""Module names of original InternVL checkpoints -> module paths of InternVL in transformers.
 
 InternLM2's `wqkv` has, for each key-value head, the rows of its group's queries, then its key, then its value. The
-vision tower's `qkv` is queries, keys and values one below the other. The same rows split a weight, and a LoRA's B.
+vision tower's `qkv` stacks queries, keys and values. The same row split applies to a weight and to the B of a LoRA.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _VISION_QKV = re.compile(rf"^(?P<layer>{VISION}\.encoder\.layer\.\d+)\.attn\.qkv
 
 @dataclass(frozen=True)
 class OriginalNames:
-    """The names and row layouts of one model: its attention heads, and the width of its vision tower."""
+    """The name mapping of one model, which depends on its attention heads and the width of its vision tower."""
 
     heads: int
     kv_heads: int
@@ -63,9 +63,9 @@ class OriginalNames:
     vision_width: int
 
     def canonical(self, name: str) -> str | tuple[Part, ...]:
-        """Return the path in transformers' model of a module or tensor, or the parts that a fused one falls into.
+        """Return the path of a module or tensor in transformers, or the parts of a fused one.
 
-        Names of transformers' own layout, of any version, are understood too.
+        Names in the layout of any transformers version are accepted too.
         """
         for pattern, replacement in _RENAMED:
             name = pattern.sub(replacement, name)

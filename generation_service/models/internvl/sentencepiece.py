@@ -1,4 +1,4 @@
-"""A sentencepiece model file -> a tokenizer of the `tokenizers` library with the same ids."""
+"""A sentencepiece model file -> a tokenizer of the `tokenizers` library with the same ids (docs/decisions/0010)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ _SPACE = "▁"
 
 
 def from_sentencepiece(path: Path, added: Mapping[int, AddedToken], *, keep_prefix: bool = True) -> Tokenizer:
-    """Return the tokenizer of a sentencepiece BPE with tokens `added` by id, over pieces of its own or behind them.
+    """Return the tokenizer of a sentencepiece BPE model with the tokens `added`, which replace or extend its pieces.
 
-    `keep_prefix` false: no space before a text, even if the model was trained with one. Byte fallback, the space
-    before a text and the normalisation are as the file says. Raises CheckpointError for a file that is no such model.
+    With `keep_prefix` false no space is put before a text, even if the model was trained with one. Byte fallback, that
+    space and the normalisation are otherwise those of the file.
+
+    Raises CheckpointError if the file is not a sentencepiece BPE model.
     """
     model = read_sentencepiece(path)
     prefix = model.add_dummy_prefix and keep_prefix
@@ -49,16 +51,16 @@ def _bpe(model: SpmModel, added: Mapping[int, AddedToken]) -> models.BPE:
 
 
 def _merges(model: SpmModel, added: Container[int]) -> list[tuple[str, str]]:
-    """Return the pairs that merge, best first: sentencepiece joins the neighbours whose joint piece scores highest.
+    """Return the merges, best first: sentencepiece joins the neighbours whose joint piece has the highest score.
 
-    A piece that an added token stands over is no text any more.
+    A piece that an added token replaces takes part in no merge.
     """
     normal = {
         piece.text: number
         for number, piece in enumerate(model.pieces)
         if piece.kind is PieceKind.NORMAL and number not in added
     }
-    ranked = []
+    ranked = []  # (negated score, id of the joint piece, id of the left one, id of the right one)
     for text, number in normal.items():
         for cut in range(1, len(text)):
             left, right = normal.get(text[:cut]), normal.get(text[cut:])

@@ -1,7 +1,7 @@
-"""Reading a sentencepiece model file.
+"""Read a sentencepiece model file.
 
-The file is a protocol buffer (sentencepiece_model.proto). Its few fields are read off the wire format here, because
-the generated classes that come with sentencepiece refuse every protobuf runtime older than themselves.
+The file is a protocol buffer (sentencepiece_model.proto). The few fields needed are parsed from the wire format here,
+because sentencepiece's generated classes refuse every protobuf runtime older than themselves (docs/decisions/0010).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BPE = 2
 
 
 class PieceKind(IntEnum):
-    """What a piece is for (SentencePiece.Type)."""
+    """The type of a piece (SentencePiece.Type)."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -30,7 +30,7 @@ class PieceKind(IntEnum):
 
 @dataclass(frozen=True)
 class SpmPiece:
-    """One piece; its place in the file is its id."""
+    """One piece; its index in the file is its id."""
 
     text: str
     score: float = 0.0
@@ -39,7 +39,7 @@ class SpmPiece:
 
 @dataclass(frozen=True)
 class SpmModel:
-    """A sentencepiece model of the BPE kind, and how it treats text: TrainerSpec and NormalizerSpec by their names."""
+    """A sentencepiece BPE model, with settings named as in TrainerSpec and NormalizerSpec."""
 
     pieces: tuple[SpmPiece, ...]
     unk_id: int
@@ -50,7 +50,7 @@ class SpmModel:
 
 
 def read_sentencepiece(path: Path) -> SpmModel:
-    """Return the model in `path`. Raises CheckpointError when the file is missing, broken, or of another kind."""
+    """Return the model in `path`. Raises CheckpointError if the file is missing, broken, or not a BPE model."""
     try:
         return _model(path.read_bytes())
     except FileNotFoundError:
@@ -59,7 +59,7 @@ def read_sentencepiece(path: Path) -> SpmModel:
         ) from None
     except (OSError, ValueError, IndexError, struct.error) as error:
         raise CheckpointError(
-            f"{path} is not a sentencepiece model of the BPE kind ({error}): download it again", path=str(path)
+            f"{path} is not a sentencepiece BPE model ({error}): download it again", path=str(path)
         ) from error
 
 
@@ -93,38 +93,38 @@ def _piece(data: bytes) -> SpmPiece:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the fields of a message: number, and value (an integer, or the bytes of anything else)."""
-    place = 0
-    while place < len(data):
-        key, place = _varint(data, place)
+    """Yield the fields of a message: number and value, an integer or the bytes of any other type."""
+    offset = 0
+    while offset < len(data):
+        key, offset = _varint(data, offset)
         kind = key & 7
         if kind == _VARINT:
-            value, place = _varint(data, place)
+            value, offset = _varint(data, offset)
             yield key >> 3, value
             continue
         if kind == _MESSAGE:
-            size, place = _varint(data, place)
+            size, offset = _varint(data, offset)
         elif kind in (_FOUR_BYTES, _EIGHT_BYTES):
             size = 4 if kind == _FOUR_BYTES else 8
         else:
-            raise ValueError(f"unknown wire type {kind} at byte {place}")
-        if place + size > len(data):
+            raise ValueError(f"unknown wire type {kind} at byte {offset}")
+        if offset + size > len(data):
             raise ValueError("it ends in the middle of a field")
-        yield key >> 3, data[place : place + size]
-        place += size
+        yield key >> 3, data[offset : offset + size]
+        offset += size
 
 
-def _varint(data: bytes, place: int) -> tuple[int, int]:
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = data[place]
+        byte = data[offset]
         value |= (byte & 0x7F) << shift
-        place, shift = place + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 0x80:
-            return value, place
+            return value, offset
 
 
 def _bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
-        raise ValueError("a number stands where text must")
+        raise ValueError("it has a number where bytes are expected")
     return value

@@ -1,4 +1,4 @@
-"""An image -> the tiles that InternVL sees (InternVL 1.5, arXiv 2404.16821, section 3.3)."""
+"""Tiling of an image for InternVL (InternVL 1.5, arXiv 2404.16821, section 3.3)."""
 
 from __future__ import annotations
 
@@ -18,44 +18,49 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of `size` pixels square, `least` to `most` an image; `thumbnail`: the whole image too, if there are two."""
+    """Cuts an image into `min_tiles` to `max_tiles` square tiles of `size` pixels.
+
+    With `thumbnail`, an image of several tiles gets one more: the whole image, scaled down.
+    """
 
     size: int
-    least: int
-    most: int
+    min_tiles: int
+    max_tiles: int
     thumbnail: bool = True
     mean: tuple[float, ...] = _IMAGENET_MEAN
-    deviation: tuple[float, ...] = _IMAGENET_STD
+    std: tuple[float, ...] = _IMAGENET_STD
 
-    def at_most(self, tiles: int | None) -> Tiling:
-        """Return it with another bound on an image's tiles (None: the same). Raises ConfigurationError."""
+    def with_max_tiles(self, tiles: int | None) -> Tiling:
+        """Return a copy with another maximum (None: unchanged). Raises ConfigurationError below the minimum."""
         if tiles is None:
             return self
-        if tiles < self.least:
-            raise ConfigurationError(f"max_tiles is {tiles}, below the {self.least} tiles this model needs an image")
-        return Tiling(self.size, self.least, tiles, self.thumbnail, self.mean, self.deviation)
+        if tiles < self.min_tiles:
+            raise ConfigurationError(
+                f"max_tiles is {tiles}, below the {self.min_tiles} tiles that this model needs per image"
+            )
+        return Tiling(self.size, self.min_tiles, tiles, self.thumbnail, self.mean, self.std)
 
     def count(self, width: int, height: int) -> int:
-        """Return how many tiles an image of that size is cut into, the thumbnail included."""
-        found = int(self._processor.get_number_of_image_patches(height, width))
-        return found if self.thumbnail or found == 1 else found - 1
+        """Return the number of tiles of an image of that size, thumbnail included."""
+        count = int(self._processor.get_number_of_image_patches(height, width))
+        return count if self.thumbnail or count == 1 else count - 1
 
     def tiles(self, image: Image) -> Tensor:
-        """Return an RGB image [tiles, 3, size, size], normalised: the grid whose shape is nearest the image's.
+        """Return the normalised tiles [tiles, 3, size, size] of an RGB image, row by row, thumbnail last.
 
-        Row by row; the thumbnail last.
+        The grid is the one whose aspect ratio is closest to the image's.
         """
         batch = self._processor(images=[image], return_tensors="np")
-        found = torch.stack([torch.as_tensor(tile) for tile in batch["pixel_values"]])
-        return found if self.thumbnail or len(found) == 1 else found[:-1]
+        tiles = torch.stack([torch.as_tensor(tile) for tile in batch["pixel_values"]])
+        return tiles if self.thumbnail or len(tiles) == 1 else tiles[:-1]
 
     @cached_property
     def _processor(self) -> Any:
         return GotOcr2ImageProcessorPil(
             size={"height": self.size, "width": self.size},
             crop_to_patches=True,
-            min_patches=self.least,
-            max_patches=self.most,
+            min_patches=self.min_tiles,
+            max_patches=self.max_tiles,
             image_mean=list(self.mean),
-            image_std=list(self.deviation),
+            image_std=list(self.std),
         )

@@ -1,4 +1,4 @@
-"""The tokenizer and conversation form of an original InternVL folder."""
+"""The tokenizer and conversation template of an original InternVL folder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from transformers import Qwen2Tokenizer
 
 from generation_service.models.chat import load_tokenizer
 from generation_service.models.folder import read_json
-from generation_service.models.internvl.conversation import IMAGE_TOKEN, conversation_form, conversation_pieces
+from generation_service.models.internvl.conversation import IMAGE_TOKEN, conversation_segments, conversation_template
 from generation_service.models.internvl.sentencepiece import from_sentencepiece
-from generation_service.models.pieces import PieceTokenizer
+from generation_service.models.segments import SegmentTokenizer
 from infra.contract.errors import CheckpointError
 from infra.contract.prompt import Prompt
 
@@ -22,21 +22,21 @@ _ADDED = "added_tokens.json"
 
 
 class OriginalChat:
-    """Reads conversations as the folder's model was trained to. No code of the folder is run."""
+    """Encodes conversations in the format the folder's model was trained on. Runs no code of the folder."""
 
     def __init__(self, folder: Path, template: str, image_suffix: str | None = None) -> None:
-        self.form = conversation_form(folder, template)
+        self.template = conversation_template(folder, template)
         self._image_suffix = image_suffix
         config = read_json(folder / _CONFIG)
-        from_pieces = (folder / _SENTENCEPIECE).is_file() or "Qwen2" not in str(config.get("tokenizer_class"))
-        backend = _sentencepiece(folder, config) if from_pieces else _qwen2(folder)
-        self._tokenizer = PieceTokenizer(backend)
-        self.name = f"{config.get('tokenizer_class')} from {_SENTENCEPIECE if from_pieces else 'vocab.json'}"
+        uses_sentencepiece = (folder / _SENTENCEPIECE).is_file() or "Qwen2" not in str(config.get("tokenizer_class"))
+        backend = _sentencepiece(folder, config) if uses_sentencepiece else _qwen2(folder)
+        self._tokenizer = SegmentTokenizer(backend)
+        self.name = f"{config.get('tokenizer_class')} from {_SENTENCEPIECE if uses_sentencepiece else 'vocab.json'}"
         self.special = self._tokenizer.special
         self.longest_token = self._tokenizer.longest_token
         self.decode = self._tokenizer.decode
-        self._begin = _begin(config) if from_pieces else ""
-        for token in filter(None, (self.form.end, IMAGE_TOKEN, self._begin)):
+        self._begin = _begin(config) if uses_sentencepiece else ""
+        for token in filter(None, (self.template.end, IMAGE_TOKEN, self._begin)):
             if token not in self.special:
                 raise CheckpointError(
                     f"{folder}: the tokenizer has no special token {token}: give the complete folder, {_CONFIG} and "
@@ -45,23 +45,23 @@ class OriginalChat:
                 )
 
     def __len__(self) -> int:
-        """Tokens of the vocabulary, the special ones included."""
+        """Vocabulary size, special tokens included."""
         return len(self._tokenizer)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Return the ids of `prompt` with the answer's turn opened, one `<IMG_CONTEXT>` an image."""
-        pieces = conversation_pieces(prompt, self.form, self._image_suffix)
-        return self._tokenizer.encode([(self._begin, True), *pieces])
+        """Return the ids of `prompt` with the assistant's turn opened, and one `<IMG_CONTEXT>` per image."""
+        segments = conversation_segments(prompt, self.template, self._image_suffix)
+        return self._tokenizer.encode([(self._begin, True), *segments])
 
 
 def _begin(config: dict[str, Any]) -> str:
-    """Return the token that a conversation begins with, empty without one."""
+    """Return the token that starts a conversation, empty if there is none."""
     token = config.get("bos_token") or "<s>"
     return str(token["content"] if isinstance(token, dict) else token) if config.get("add_bos_token", True) else ""
 
 
 def _qwen2(folder: Path) -> Tokenizer:
-    """Return the byte-level tokenizer. transformers would build an empty one for a folder without its files."""
+    """Load the byte-level tokenizer. transformers builds an empty one for a folder without vocabulary files."""
     if not (folder / "tokenizer.json").is_file():
         for name in ("vocab.json", "merges.txt"):
             if not (folder / name).is_file():
@@ -79,11 +79,11 @@ def _sentencepiece(folder: Path, config: dict[str, Any]) -> Tokenizer:
 
 
 def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
-    """Return the tokens beside the sentencepiece model by id: tokenizer_config.json's, and added_tokens.json's."""
+    """Return the tokens added to the sentencepiece model, by id, from tokenizer_config.json and added_tokens.json."""
     listed = config.get("added_tokens_decoder") or {}
     older = read_json(folder / _ADDED) if (folder / _ADDED).is_file() else {}
-    found = {int(number): AddedToken(content, special=True, normalized=False) for content, number in older.items()}
-    return found | {
+    tokens = {int(number): AddedToken(content, special=True, normalized=False) for content, number in older.items()}
+    return tokens | {
         int(number): AddedToken(
             token["content"],
             lstrip=bool(token.get("lstrip")),

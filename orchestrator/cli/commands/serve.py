@@ -9,6 +9,7 @@ import sys
 import typer
 
 from infra.contract.errors import ConfigurationError
+from infra.runtime.layout import module_name
 from orchestrator.cli.settings import environment
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -24,7 +25,7 @@ app = typer.Typer(no_args_is_help=True, help="Serve one tier in this process; fl
 @app.command("retrieval", context_settings=PASS_THROUGH)
 def retrieval(context: typer.Context) -> None:
     """Serve the retrieval tier: embedder and adapter catalogue. All its settings: serve retrieval --help."""
-    _exec("retrieval", "retrieval_service", context.args)
+    _exec("retrieval", module_name("retrieval_service"), context.args)
 
 
 @app.command("generation", context_settings=PASS_THROUGH)
@@ -33,18 +34,18 @@ def generation(context: typer.Context) -> None:
 
     --gpu-id N sets CUDA_VISIBLE_DEVICES.
     """
-    _exec("generation", "generation_service", context.args)
+    _exec("generation", module_name("generation_service"), context.args)
 
 
 @app.command("orchestrator", context_settings=PASS_THROUGH)
 def orchestrator(context: typer.Context) -> None:
     """Serve the orchestrator: answers and evaluation jobs. All its settings: serve orchestrator --help."""
-    _exec("orchestrator", "orchestrator", context.args)
+    _exec("orchestrator", module_name("orchestrator"), context.args)
 
 
 def worker(context: typer.Context) -> None:
     """Run one worker of evaluation jobs. It has the orchestrator's settings: worker --help."""
-    _exec("orchestrator", "orchestrator.jobs.worker", context.args)
+    _exec("orchestrator", module_name("orchestrator.jobs.worker"), context.args)
 
 
 def _exec(extra: str, module: str, arguments: list[str]) -> None:

@@ -23,7 +23,7 @@ def summary_schema() -> dict[str, Any]:
 
 def published_schema() -> dict[str, Any]:
     """Return the schema as it is kept beside this module."""
-    text = files("orchestrator.evaluation.report").joinpath(SCHEMA_FILE).read_text(encoding="utf-8")
+    text = files(__package__).joinpath(SCHEMA_FILE).read_text(encoding="utf-8")
     published: dict[str, Any] = json.loads(text)
     return published
 

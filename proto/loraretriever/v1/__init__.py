@@ -1,0 +1,1 @@
+"""Protobuf messages and gRPC stubs of the contract, generated from the .proto files of this folder."""

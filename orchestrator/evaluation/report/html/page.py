@@ -65,7 +65,7 @@ def _shown(chosen: int, recorded: int, pictures: Sequence[str | None]) -> str:
 
 
 def _file(name: str) -> str:
-    return files("orchestrator.evaluation.report.html").joinpath(name).read_text(encoding="utf-8")
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _source_hash(source: str) -> str:

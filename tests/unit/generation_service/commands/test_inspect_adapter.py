@@ -53,8 +53,8 @@ def test_an_adapter_is_checked_against_the_base_model_given(
     assert report["short_revision"] == FolderSources(Roots([tmp_path])).resolve("adapter", "").revision
     notes = " ".join(report["warnings"])
     assert "lora_dropout 0.05" in notes
-    assert "pickles, never opened: training_args.bin" in notes
-    assert "files that are ignored: additional_config.json, args.json" in notes
+    assert "pickles, which are never opened: training_args.bin" in notes
+    assert "ignored files: additional_config.json, args.json" in notes
 
 
 def test_the_folder_that_an_adapter_names_as_its_base_model_is_used(
@@ -71,7 +71,7 @@ def test_without_its_base_model_an_adapter_is_not_said_to_bind(
 ) -> None:
     status, report = inspected(capsys, tiny_adapter(SHAPE, 1).write(tmp_path / "adapter"))
     assert (status, report["bound_tensors"], report["bank_bytes"]) == (0, None, None)
-    assert "whether its tensors bind is not known" in " ".join(report["warnings"])
+    assert "whether its tensors bind is unknown" in " ".join(report["warnings"])
 
 
 def test_ranks_and_scalings_of_modules_are_told_as_ranges(

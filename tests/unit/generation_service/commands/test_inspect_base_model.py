@@ -123,7 +123,7 @@ def configured(**values: Any) -> Callable[[Path], None]:
         (configured(hidden_size="wide"), "does not describe a Qwen2-VL model"),
         (without("model.safetensors"), "has neither model.safetensors nor"),
         (without("preprocessor_config.json"), "has no preprocessor_config.json"),
-        (cut, "not a whole safetensors file"),
+        (cut, "not a complete safetensors file"),
         (less, "download the folder again"),
         (more, "3 values more than config.json describes"),
     ],
@@ -171,10 +171,10 @@ def test_a_folder_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureF
     ("arguments", "problem"),
     [
         (["{tmp}/nowhere"], "PATH: there is no folder"),
-        (["{tmp}/file"], "is a file; give the folder that it is in"),
+        (["{tmp}/file"], "is a file; give the folder that contains it"),
         (["{tmp}"], "did you mean {tmp}/below/adapter?"),
         (["{tmp}/below/adapter", "--base-model", "{tmp}/nowhere"], "--base-model: there is no folder"),
-        (["{base}", "--base-model", "{base}"], "the option is for adapters"),
+        (["{base}", "--base-model", "{base}"], "the option applies to adapters"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_one_line_and_status_2(
@@ -202,7 +202,7 @@ def test_an_installation_without_torch_has_no_inspect_and_loads_without_it() -> 
 @pytest.mark.parametrize("shards", [{"a": ["x"], "b": ["y"]}, {"a": "model.safetensors", "b": 3}, {"a": {}}])
 def test_an_index_whose_shards_are_no_names_of_files_is_refused(tmp_path: Path, shards: dict[str, object]) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    with pytest.raises(CheckpointError, match=r"index\.json names .*, which is not a file beside it"):
+    with pytest.raises(CheckpointError, match=r"index\.json names .*, which is not a file of the folder"):
         stored_tensors(tmp_path)
 
 

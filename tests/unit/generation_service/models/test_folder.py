@@ -18,8 +18,8 @@ LARGE = 1 << 16
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model whose weights are larger than what is read of them: four pieces of 16 bytes."""
-    monkeypatch.setattr(module, "_PIECES", 4)
-    monkeypatch.setattr(module, "_PIECE_BYTES", 16)
+    monkeypatch.setattr(module, "_SAMPLES", 4)
+    monkeypatch.setattr(module, "_SAMPLE_BYTES", 16)
     made = tmp_path / "model"
     made.mkdir()
     (made / "config.json").write_text("{}")

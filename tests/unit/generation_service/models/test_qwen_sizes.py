@@ -90,8 +90,8 @@ def test_a_real_models_config_describes_the_published_model(tmp_path: Path, real
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").unlink()
 
-    outline = family_of(folder).describe(folder)
+    architecture = family_of(folder).describe(folder)
 
-    assert outline.parameters == real.parameters
-    assert len(outline.targets) == real.modules
-    assert 2 * outline.cache_values(1) == real.cache_bytes_a_token
+    assert architecture.parameters == real.parameters
+    assert len(architecture.targets) == real.modules
+    assert 2 * architecture.cache_values(1) == real.cache_bytes_a_token

@@ -138,7 +138,7 @@ def test_an_unknown_conversation_template_is_refused_with_the_known_ones(folder:
 
 def test_an_unknown_scaling_of_rotations_is_refused(folder: Path) -> None:
     edit(folder, lambda config: config["llm_config"].update(rope_scaling={"type": "yarn", "factor": 2}))
-    refused(folder, "rope_scaling of type 'yarn' is not known")
+    refused(folder, "rope_scaling of type 'yarn' is not supported")
 
 
 def test_a_tokenizer_without_the_templates_marks_is_refused(folder: Path) -> None:
@@ -154,19 +154,19 @@ def test_a_tokenizer_without_the_templates_marks_is_refused(folder: Path) -> Non
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder: Path) -> None:
     edit(folder, lambda config: config["llm_config"].update(vocab_size=500))
-    refused(folder, "goes up to token 60., and config.json has 500 tokens")
+    refused(folder, "ids up to 60., but config.json has a vocabulary of 500")
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\x0a\xff", b"\xff" * 40, b"\x0a\x03\x0a\x01a"])
 def test_a_tokenizer_file_that_is_no_sentencepiece_model_is_refused(folder: Path, data: bytes) -> None:
     (folder / "tokenizer.model").write_bytes(data)
-    refused(folder, r"tokenizer\.model is not a sentencepiece model of the BPE kind.*download it again")
+    refused(folder, r"tokenizer\.model is not a sentencepiece BPE model.*download it again")
 
 
 def test_a_truncated_sentencepiece_model_is_refused(folder: Path) -> None:
     data = (folder / "tokenizer.model").read_bytes()
     (folder / "tokenizer.model").write_bytes(data[: len(data) // 2])
-    refused(folder, "not a sentencepiece model")
+    refused(folder, "not a sentencepiece BPE model")
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])

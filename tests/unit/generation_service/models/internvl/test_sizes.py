@@ -38,9 +38,9 @@ def test_a_published_size_has_the_published_parameters(
     if shape.language == "phi3":
         config["llm_config"]["original_max_position_embeddings"] = 4096
     (tmp_path / "config.json").write_text(json.dumps(config))
-    outline = family_of(tmp_path).describe(tmp_path)
-    assert outline.parameters == parameters
-    assert outline.dtype == torch.bfloat16
-    assert outline.head_dim == shape.head_dim
-    assert outline.max_positions == (4096 if shape.language == "phi3" else 32768)
-    assert len(outline.targets) == shape.layers * (4 if shape.language == "phi3" else 7) + 24 * 6 + 2
+    architecture = family_of(tmp_path).describe(tmp_path)
+    assert architecture.parameters == parameters
+    assert architecture.dtype == torch.bfloat16
+    assert architecture.head_dim == shape.head_dim
+    assert architecture.max_positions == (4096 if shape.language == "phi3" else 32768)
+    assert len(architecture.targets) == shape.layers * (4 if shape.language == "phi3" else 7) + 24 * 6 + 2

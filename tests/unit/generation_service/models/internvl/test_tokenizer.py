@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from generation_service.engine.text_stream import TextStream
 from generation_service.models.internvl.sentencepiece import from_sentencepiece
 from generation_service.models.internvl.sentencepiece_file import PieceKind, read_sentencepiece
-from generation_service.models.pieces import PieceTokenizer
+from generation_service.models.segments import SegmentTokenizer
 
 spm = pytest.importorskip("sentencepiece", reason="the reference is sentencepiece itself (extra dev)")
 
@@ -79,7 +79,7 @@ def test_ids_are_those_of_sentencepiece(tmp_path: Path, options: dict[str, objec
 
 def test_decoding_gives_the_text_back_at_once_and_token_by_token(tmp_path: Path) -> None:
     for prefix in (False, True):
-        tokenizer = PieceTokenizer(from_sentencepiece(trained(tmp_path, add_dummy_prefix=prefix), {}))
+        tokenizer = SegmentTokenizer(from_sentencepiece(trained(tmp_path, add_dummy_prefix=prefix), {}))
         for text in texts():
             plain = text.replace("\u2581", " ")
             tokens = tokenizer.encode([(text, False)])
@@ -101,7 +101,7 @@ def test_added_tokens_stand_over_pieces_and_behind_them(tmp_path: Path) -> None:
     model = read_sentencepiece(path)
     place = next(n for n, piece in enumerate(model.pieces) if piece.text == "[UNUSED_TOKEN_1]")
     added = {place: AddedToken("<|im_end|>", special=True), 900: AddedToken("<img>", special=True)}
-    tokenizer = PieceTokenizer(from_sentencepiece(path, added))
+    tokenizer = SegmentTokenizer(from_sentencepiece(path, added))
     assert {tokenizer.special[token] for token in ("<|im_end|>", "<img>", "<s>")} == {place, 900, 1}
     assert tokenizer.encode([("<|im_end|><img>", True)]) == [place, 900]
     spelled_out = tokenizer.encode([("<|im_end|>[UNUSED_TOKEN_1]", False)])
@@ -115,8 +115,8 @@ def test_a_piece_that_an_added_token_stands_over_is_text_no_more(tmp_path: Path)
     pieces = read_sentencepiece(path).pieces
     place = max(range(len(pieces)), key=lambda n: len(pieces[n].text) if pieces[n].kind is PieceKind.NORMAL else 0)
     text = f"the{pieces[place].text.replace('▁', ' ')} fox"
-    assert place in PieceTokenizer(from_sentencepiece(path, {})).encode([(text, False)])
-    tokenizer = PieceTokenizer(from_sentencepiece(path, {place: AddedToken("<|im_start|>", special=True)}))
+    assert place in SegmentTokenizer(from_sentencepiece(path, {})).encode([(text, False)])
+    tokenizer = SegmentTokenizer(from_sentencepiece(path, {place: AddedToken("<|im_start|>", special=True)}))
     tokens = tokenizer.encode([("<|im_start|>", True), (text, False)])
     assert tokens[0] == place
     assert place not in tokens[1:]
@@ -129,14 +129,14 @@ def test_a_special_token_swallows_the_spaces_that_it_says_it_does(tmp_path: Path
         900: AddedToken("<|user|>", special=True, rstrip=True),
         901: AddedToken("<|end|>", special=True, lstrip=True),
     }
-    tokenizer = PieceTokenizer(from_sentencepiece(path, added))
+    tokenizer = SegmentTokenizer(from_sentencepiece(path, added))
     inner = tokenizer.encode([("the screen", False)])
     assert tokenizer.encode([("<|user|>\n", True), (" the screen\n", False), ("<|end|>", True)]) == [900, *inner, 901]
     assert tokenizer.encode([("<|user|>\n<|end|>", True)]) == [900, 901]
 
 
 def test_half_a_character_is_one_mark_behind_what_is_certain(tmp_path: Path) -> None:
-    tokenizer = PieceTokenizer(from_sentencepiece(trained(tmp_path, add_dummy_prefix=False), {}))
+    tokenizer = SegmentTokenizer(from_sentencepiece(trained(tmp_path, add_dummy_prefix=False), {}))
     tokens = tokenizer.encode([("\x05🙂", False)])
     assert [tokenizer.decode(tokens[:count]) for count in range(6)] == [
         "",

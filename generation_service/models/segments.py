@@ -1,4 +1,4 @@
-"""Pieces of a rendered conversation -> token ids, where only the template's pieces can hold special tokens."""
+"""Segments of a rendered conversation -> token ids; only the template's segments can contain special tokens."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-Piece = tuple[str, bool]
-"""A text, and whether the template wrote it (rather than a caller)."""
+Segment = tuple[str, bool]
+"""A text, and whether the template wrote it rather than a caller."""
 
 
-class PieceTokenizer:
-    """A tokenizer under which a special token that a caller spells out, such as `<|im_end|>`, is ordinary characters.
+class SegmentTokenizer:
+    """A tokenizer for which a special token that a caller spells out, such as `<|im_end|>`, is ordinary text.
 
-    Any other text gets the ids of the whole conversation tokenised at once.
+    Any other conversation gets the same ids as if it were tokenised as a whole.
     """
 
     def __init__(self, backend: Tokenizer) -> None:
@@ -36,15 +36,15 @@ class PieceTokenizer:
         self._bytes = _ByteFallback(spec, self._decoder.get_added_tokens_decoder()) if fallback else None
 
     def __len__(self) -> int:
-        """Tokens of the vocabulary, the special ones included."""
+        """Vocabulary size, special tokens included."""
         return int(self._decoder.get_vocab_size())
 
-    def encode(self, pieces: Iterable[Piece]) -> list[int]:
-        """Return the ids of a conversation's pieces in order."""
+    def encode(self, segments: Iterable[Segment]) -> list[int]:
+        """Return the ids of a conversation's segments in order."""
         tokens: list[int] = []
         ordinary = ""
         before: AddedToken | None = None
-        for text, from_template in pieces:
+        for text, from_template in segments:
             start = 0
             for match in self._pattern.finditer(text) if from_template else ():
                 number, token = self._added[match.group()]
@@ -55,13 +55,13 @@ class PieceTokenizer:
         return tokens + self._ordinary(ordinary, before, None)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, special tokens left out. Bytes that are no character yet are one U+FFFD."""
+        """Return the text of `tokens` without special tokens. An incomplete UTF-8 sequence becomes one U+FFFD."""
         if self._bytes is not None:
             return self._bytes.decode(tokens)
         return str(self._decoder.decode(list(tokens), skip_special_tokens=True))
 
     def _ordinary(self, text: str, before: AddedToken | None, after: AddedToken | None) -> list[int]:
-        """Return the ids of the text between two special tokens, which may swallow the spaces beside them."""
+        """Return the ids of the text between two special tokens, which may strip adjacent whitespace."""
         if before is not None and before.rstrip:
             text = text.lstrip()
         if after is not None and after.lstrip:
@@ -70,10 +70,10 @@ class PieceTokenizer:
 
 
 class _ByteFallback:
-    """Decodes a vocabulary that spells rare characters in byte tokens (sentencepiece's byte fallback).
+    """Decodes a vocabulary with byte tokens for rare characters (sentencepiece's byte fallback).
 
-    The decoder of `tokenizers` makes every byte of a run U+FFFD until all of it is valid, even a line break before an
-    emoji that has begun: such a text does not grow by its end alone, as a stream of tokens must.
+    The decoder of `tokenizers` turns every byte of a run into U+FFFD until the whole run is valid UTF-8, even a line
+    break before an unfinished emoji. Its text does not only grow at the end, which streaming requires.
     """
 
     def __init__(self, spec: dict[str, Any], added: Mapping[int, AddedToken]) -> None:
@@ -86,13 +86,13 @@ class _ByteFallback:
         self._leading_space = any(step["type"] == "Strip" and step["start"] for step in steps)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, special tokens left out."""
+        """Return the text of `tokens` without special tokens."""
         data = b"".join(self._table.get(token, b"") for token in tokens)
         return data.removeprefix(b" " if self._leading_space else b"").decode(errors="replace")
 
 
 def _without(tokenizer: Tokenizer, special: Iterable[str]) -> Tokenizer:
-    """Return a copy of `tokenizer` that reads the characters of its special tokens as any others."""
+    """Return a copy of `tokenizer` that does not recognise the given special tokens."""
     spec = json.loads(tokenizer.to_str())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in special]
     return Tokenizer.from_str(json.dumps(spec))
