@@ -89,7 +89,9 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit status.
 
-    0: done; 1: failed; 2: called wrongly, or a package is missing; 128 + N: stopped by signal N. Expected errors become one line on standard error. With --debug they are raised instead.
+    0: done; 1: failed; 2: called wrongly, or a package is missing; 128 + N: stopped by signal N.
+
+    Expected errors become one line on standard error. With --debug they are raised instead.
     """
     passes_through = bool(arguments) and arguments[0] in _PASS_THROUGH
     debug = not passes_through and "--debug" in arguments

@@ -112,7 +112,7 @@ def score_files(arguments: Sequence[str], gate: Gate, options: ScoringOptions, o
     `arguments` are files, folders or patterns, each of which may be NAME=FILE.
     """
     if gate.only:
-        raise InvalidArgumentError("fail_on", "result files are scored by 'evaluate score --strategy'; leave it out")
+        raise InvalidArgumentError("fail_on", "has no effect on result files; 'evaluate score --strategy' selects one")
     scores = _Scores()
     for name, path in (file for argument in arguments for file in result_files(argument)):
         for label, results in load_results(path, orchestrator).by_strategy().items():
