@@ -11,10 +11,10 @@ from orchestrator.cli import output as console
 from orchestrator.cli.options.targets import OrchestratorTier
 from orchestrator.cli.progress import show_job
 from orchestrator.clients.evaluation import EvaluationClient
+from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.report.output_files import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE, read_summary
 from orchestrator.evaluation.report.summary import Summary
 from orchestrator.evaluation.storage import read_text
-from orchestrator.jobs.job import Evaluation, EvaluationState, Report
 
 
 def follow(job_id: str, orchestrator: OrchestratorTier) -> Evaluation:

@@ -10,12 +10,12 @@ from orchestrator.cli import output as console
 from orchestrator.cli.ci_gate import Gate
 from orchestrator.cli.job_client import summary_of
 from orchestrator.cli.tables import headline_table
+from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.report.headline_tables import headline_tables
 from orchestrator.evaluation.report.markdown_report import caveats
 from orchestrator.evaluation.report.output_files import REPORT_HTML_FILE, SUMMARY_MARKDOWN_FILE
 from orchestrator.evaluation.report.summary import Summary
 from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.jobs.job import Evaluation, EvaluationState, Report
 
 #: Names listed of many: enough to recognise a job in a table, and the line stays short.
 _MAX_LISTED = 2

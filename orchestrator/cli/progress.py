@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from infra.contract.errors import UnavailableError
 from orchestrator.cli import output as console
-from orchestrator.jobs.job import Evaluation
+from orchestrator.evaluation.job import Evaluation
 
 #: Interval of progress lines where standard error is not a terminal: often enough to see that a job in a CI log runs,
 #: rarely enough to not fill the log.

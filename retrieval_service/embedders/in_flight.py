@@ -1,4 +1,8 @@
-"""Parts that callers wait for, and who they are."""
+"""Parts that are being embedded, and the calls that wait for them.
+
+This is not infra.runtime.single_flight: a part is queued, batched with other parts, dropped once the deadlines of all
+its callers have passed, and embedded by a thread of the embedder rather than by its first caller.
+"""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ from orchestrator.cli.options.job import evaluation_spec
 from orchestrator.cli.options.scoring import MatrixGateOptions, ScoringFlags
 from orchestrator.cli.options.targets import OrchestratorTier
 from orchestrator.cli.tables import headline_table
+from orchestrator.evaluation.job import Report
 from orchestrator.evaluation.report.matrix import Matrix, build_matrix, domain_table, matrix_strategies, render_matrix
-from orchestrator.jobs.job import Report
 
 
 @with_options

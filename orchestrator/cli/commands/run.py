@@ -17,8 +17,8 @@ from orchestrator.cli.options.datasets import DatasetOptions, SampleOptions, Sub
 from orchestrator.cli.options.job import evaluation_spec
 from orchestrator.cli.options.scoring import JobGateOptions, ScoringFlags
 from orchestrator.cli.options.targets import OrchestratorTier
+from orchestrator.evaluation.job import Evaluation
 from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.jobs.job import Evaluation
 
 
 @with_options

@@ -25,7 +25,7 @@ from orchestrator.evaluation.judge.chat_client import ChatEndpoint
 from orchestrator.evaluation.judge.grading import Judgement, JudgePrompt, grade_answers
 from orchestrator.evaluation.metrics.text import mean_score
 from orchestrator.evaluation.report.summary import ScoringOptions
-from orchestrator.evaluation.result_files import MetricName, Results, score_of_answers, score_results
+from orchestrator.evaluation.result_files import MetricName, Results, file_score_of_answers, score_results
 
 Source = Annotated[str, typer.Argument(help="A job's id, its folder, or a JSONL file of results.")]
 
@@ -166,7 +166,7 @@ def _judge_all(sources: Iterator[_SourceResults], options: JudgeOptions) -> _Sco
     scores = _Scores()
     for source in sources:
         judgement = _judge(source.results, endpoint, prompt, options.judge_cache)
-        grade = score_of_answers(mean_score(judgement.scores), source.results, f"judge {options.judge_model}")
+        grade = file_score_of_answers(mean_score(judgement.scores), source.results, f"judge {options.judge_model}")
         scores.printed.append(SourceScore(source.source, source.label, grade, _cost(judgement)))
         scores.gated[source.name] = GatedScore(
             grade.step_accuracy, judgement.unscored.total(), len(source.results.answers)
