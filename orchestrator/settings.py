@@ -43,7 +43,7 @@ class OrchestratorSettings(TierSettings):
     output_dir: str = Field(
         ".loraretriever/evaluations", description="folder or fsspec URI for records and reports, a folder per job"
     )
-    shard_size: int = Field(40, ge=1, le=MAX_SHARD_SIZE, description="samples per shard of a job that does not say")
+    shard_size: int = Field(40, ge=1, le=MAX_SHARD_SIZE, description="samples per shard, unless the job sets it")
     max_samples: int = Field(DEFAULT_MAX_SAMPLES, ge=1, description="most samples of a job")
     max_dataset_bytes: int = Field(MAX_DATASET_BYTES, ge=1, description="most bytes of all JSONL files of a job")
 
@@ -67,7 +67,7 @@ class OrchestratorSettings(TierSettings):
     shard_resend_s: float = Field(
         5, gt=0, description="seconds after which workers are woken for shards that none has claimed"
     )
-    reconcile_interval_s: float = Field(1, gt=0, description="seconds between searches for such shards")
+    reconcile_interval_s: float = Field(1, gt=0, description="seconds between searches for unclaimed shards")
     visibility_timeout_s: int = Field(
         1800, ge=1, description="seconds after which Redis offers an unacknowledged message again"
     )

@@ -220,6 +220,22 @@ async def test_stopped_worker_leaves_slow_sample_to_another(running: Cluster) ->
     assert_every_sample_once(job.output_uri, 4)
 
 
+async def test_stopped_worker_exits_within_its_grace_while_redis_is_away(tmp_path: Path) -> None:
+    with ExitStack() as redis:
+        url = redis.enter_context(embedded_redis(tmp_path / "redis"))
+        async with cluster(tmp_path, url) as running:
+            dataset = write_dataset(running.data, "gmail", episodes=4, steps=1)
+            gate = running.tiers.generation.before = Gate(free=1)
+            worker = await running.start_worker()
+            await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.BASE,)))
+            await until(lambda: gate.held)
+            await asyncio.to_thread(redis.close)
+            stopped = time.monotonic()
+            assert await worker.stop() == 0
+            # The retries of one call alone would take 30 s.
+            assert time.monotonic() - stopped < 20
+
+
 async def test_job_continues_after_orchestrator_was_killed_and_restarted(running: Cluster) -> None:
     dataset = write_dataset(running.data, "gmail", episodes=10)
     gate = running.tiers.generation.before = Gate(free=5)

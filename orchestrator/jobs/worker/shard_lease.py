@@ -80,7 +80,7 @@ class ShardLease:
 
     def __init__(self, ledger: Ledger, claim: Claim, limits: ShardLimits, stopping: asyncio.Event) -> None:
         self.claim = claim
-        self.drained = asyncio.Event()
+        self.draining = asyncio.Event()
         """Set when the lease leaves ACTIVE."""
         self.unreturned_tries: set[tuple[Claim, str]] = set()
         """Tries of samples that could not be unclaimed, as Redis was away."""
@@ -177,7 +177,7 @@ class ShardLease:
 
     def _advance(self, state: ShardState) -> None:
         self._state = max(self._state, state)
-        self.drained.set()
+        self.draining.set()
 
     async def _renew_until_lost(self) -> None:
         while self._state is not ShardState.LOST:
