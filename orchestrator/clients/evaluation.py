@@ -14,8 +14,8 @@ from infra.contract.errors import UnavailableError
 from infra.runtime.deadline import LONG_TIMEOUT_S
 from orchestrator.clients.base import ServiceClient
 from orchestrator.clients.wire.evaluations import evaluation_from_proto, spec_to_proto
+from orchestrator.evaluation.job import Evaluation, EvaluationPage, Report
 from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.jobs.job import Evaluation, EvaluationPage, Report
 
 #: Deadline of one watch stream: longer than any job, since a gRPC call without a deadline cannot be made.
 _WATCH_TIMEOUT_S = 7 * 86_400.0
