@@ -34,7 +34,7 @@ CALLERS = 8
 RUNNING = 24
 WAITING = 32
 RECOMPUTED = 80
-TIME_LIMIT_S = 100
+TIME_LIMIT_S = 500  # Only ends a test that hangs: a loaded machine takes minutes.
 SERVICE_THREADS = ("engine", "encoder", "adapter-", "caller-")
 
 
@@ -124,6 +124,7 @@ class Callers:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_2000_requests_at_a_full_queue_each_end_once_and_leak_nothing(tmp_path: Path) -> None:
     tiny_model, requests = write_soak_fixture(tmp_path), list(planned_requests(REQUESTS, seed=11))
     settings = settings_for(

@@ -62,7 +62,7 @@ def test_folder_resolver_uses_the_content_hash_as_revision(root: Path) -> None:
 
 
 def test_unknown_adapter_error_says_where_to_put_its_folder(root: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"'unknown'.*nobody/ below .*root"):
+    with pytest.raises(NotFoundError, match=r"'unknown'.*unknown/ below .*root"):
         FolderResolver(AdapterRoots([root])).resolve("unknown", "")
     with pytest.raises(NotFoundError, match="--adapter-roots"):
         FolderResolver(AdapterRoots([])).resolve("clock", "")
