@@ -14,14 +14,12 @@ from orchestrator.evaluation.data.files import MAX_DATASET_BYTES
 from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES
 from orchestrator.evaluation.spec import MAX_SHARD_SIZE
 from orchestrator.evaluation.storage import check_uri
-from orchestrator.jobs.ledger.types import LedgerLimits
-from orchestrator.jobs.worker.shard_lease import ShardLimits
 
 _REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 
 
 class OrchestratorSettings(TierSettings):
-    """Settings of the orchestrator's server (python -m orchestrator) and of its workers (orchestrator.jobs.worker)."""
+    """Settings of the orchestrator (loraretriever serve orchestrator) and of its workers (loraretriever worker)."""
 
     model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_ORCHESTRATOR_")
 
@@ -45,7 +43,7 @@ class OrchestratorSettings(TierSettings):
     output_dir: str = Field(
         ".loraretriever/evaluations", description="folder or fsspec URI for records and reports, a folder per job"
     )
-    shard_size: int = Field(40, ge=1, le=MAX_SHARD_SIZE, description="samples per shard of a job that does not say")
+    shard_size: int = Field(40, ge=1, le=MAX_SHARD_SIZE, description="samples per shard, unless the job sets it")
     max_samples: int = Field(DEFAULT_MAX_SAMPLES, ge=1, description="most samples of a job")
     max_dataset_bytes: int = Field(MAX_DATASET_BYTES, ge=1, description="most bytes of all JSONL files of a job")
 
@@ -69,7 +67,7 @@ class OrchestratorSettings(TierSettings):
     shard_resend_s: float = Field(
         5, gt=0, description="seconds after which workers are woken for shards that none has claimed"
     )
-    reconcile_interval_s: float = Field(1, gt=0, description="seconds between searches for such shards")
+    reconcile_interval_s: float = Field(1, gt=0, description="seconds between searches for unclaimed shards")
     visibility_timeout_s: int = Field(
         1800, ge=1, description="seconds after which Redis offers an unacknowledged message again"
     )
@@ -112,25 +110,4 @@ class OrchestratorSettings(TierSettings):
             tls_key=self.service_tls_key,
             token=self.service_token.get_secret_value() if self.service_token is not None else None,
             max_message_bytes=self.server.max_message_bytes,
-        )
-
-    @property
-    def ledger_limits(self) -> LedgerLimits:
-        """The limits of the ledger."""
-        return LedgerLimits(
-            lease_s=self.shard_lease_s,
-            sample_attempts=self.sample_attempts,
-            record_ttl_s=self.record_ttl_s,
-            report_patience_s=self.report_patience_s,
-        )
-
-    @property
-    def shard_limits(self) -> ShardLimits:
-        """The limits of a shard in a worker."""
-        return ShardLimits(
-            concurrency=self.concurrency,
-            sample_timeout_s=self.sample_timeout_s,
-            patience_s=self.patience_s,
-            time_limit_s=self.shard_time_limit_s,
-            stop_grace_s=self.server.shutdown_grace_s,
         )

@@ -117,7 +117,7 @@ async def queue_length(store: RedisStore) -> int:
 
 
 def run_worker(app: Celery, handler: WorkHandler, *, threads: int, on_ready: Callable[[], None]) -> None:
-    """Pass messages to a handler on `threads` threads until a stop signal comes and the last handler has returned.
+    """Pass messages to a handler on `threads` threads until a stop signal arrives and the last handler has returned.
 
     `on_ready` is called once, when messages are consumed. Called on: the main thread.
     """

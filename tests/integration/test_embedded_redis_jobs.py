@@ -13,8 +13,8 @@ from infra.contract.errors import InvalidArgumentError
 from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.clients.evaluation import EvaluationClient
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.jobs.job import EvaluationState
 from tests.support.harness.job_processes import (
     Gate,
     Process,
@@ -84,5 +84,5 @@ async def test_job_larger_than_settings_allow_is_refused(tmp_path: Path) -> None
             assert (await running.client.create(spec_of(small))).total_samples == 10
             with pytest.raises(InvalidArgumentError, match=r"^spec\.datasets: .* 12 samples .* more than the 10 that"):
                 await running.client.create(spec_of(write_dataset(running.data, "large", episodes=6)))
-            with pytest.raises(InvalidArgumentError, match="more than the 3,000 that a job may read here"):
+            with pytest.raises(InvalidArgumentError, match="more than the limit of 3,000"):
                 await running.client.create(spec_of(write_dataset(running.data, "huge", episodes=20)))

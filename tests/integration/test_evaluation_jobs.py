@@ -15,9 +15,9 @@ from infra.contract.prompt import Prompt
 from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.clients.evaluation import EvaluationClient
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from orchestrator.jobs.celery import QUEUE, make_app
-from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.store import RedisStore
 from tests.support.harness.job_processes import Cluster, Gate, Process, cluster, records_of, until, write_dataset
 
@@ -218,6 +218,22 @@ async def test_stopped_worker_leaves_slow_sample_to_another(running: Cluster) ->
     job = await running.ended(created.evaluation_id, timeout_s=20)
     assert (job.done_samples, job.failed_samples) == (4, 0)
     assert_every_sample_once(job.output_uri, 4)
+
+
+async def test_stopped_worker_exits_within_its_grace_while_redis_is_away(tmp_path: Path) -> None:
+    with ExitStack() as redis:
+        url = redis.enter_context(embedded_redis(tmp_path / "redis"))
+        async with cluster(tmp_path, url) as running:
+            dataset = write_dataset(running.data, "gmail", episodes=4, steps=1)
+            gate = running.tiers.generation.before = Gate(free=1)
+            worker = await running.start_worker()
+            await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.BASE,)))
+            await until(lambda: gate.held)
+            await asyncio.to_thread(redis.close)
+            stopped = time.monotonic()
+            assert await worker.stop() == 0
+            # The retries of one call alone would take 30 s.
+            assert time.monotonic() - stopped < 20
 
 
 async def test_job_continues_after_orchestrator_was_killed_and_restarted(running: Cluster) -> None:

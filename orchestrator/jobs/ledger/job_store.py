@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState
 from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.jobs.job import Evaluation, EvaluationPage, EvaluationState
 from orchestrator.jobs.ledger.job_codec import (
     PROGRESS_FIELDS,
     check_same_spec,
@@ -91,7 +91,7 @@ class JobStore:
         return with_progress(job, fields)
 
     async def details(self, evaluation_id: str) -> JobDetails:
-        """Return what the report of a job needs beside the job."""
+        """Return what the report of a job needs in addition to the job."""
         bad_rows, provenance = await self._store.call(
             self._store.redis.hmget(key_of(evaluation_id, "job"), ["bad_row_list", "provenance"])
         )

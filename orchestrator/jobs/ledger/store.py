@@ -63,8 +63,9 @@ class _Backoff(ExponentialBackoff):
         return self
 
     def compute(self, failures: int) -> float:
-        """Return the pause after a number of failures; raise when retrying was stopped."""
-        if self.stopped:
+        """Return the pause after a number of failures; raise if retrying was stopped."""
+        # One retry remains: an idle connection that the server closed fails once although Redis is there.
+        if self.stopped and failures > 1:
             raise RedisConnectionError("retries were stopped")
         return float(super().compute(failures))
 
@@ -95,7 +96,7 @@ class RedisStore:
         await self.redis.aclose()
 
     def stop_retrying(self) -> None:
-        """Let calls fail at their next failure instead of retrying, so that a process can exit while Redis is away."""
+        """Retry calls only once from now on, so that a process can exit while Redis is away."""
         self._backoff.stopped = True
 
     async def run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import EvaluationSpec
+from orchestrator.settings import OrchestratorSettings
 
 REPORT_UNIT = "finish"
 """The unit that writes a job's report. Its shards are the units "0" to "n-1"."""
@@ -53,7 +54,7 @@ class LedgerLimits:
         report_attempts: Workers that died while they wrote a report.
         report_patience_s: Seconds for which a report that cannot be stored is tried again.
         first_pause_s: Pause after the first failure to store a report; it doubles with every further one.
-        longest_pause_s: Longest such pause.
+        longest_pause_s: Upper limit of that pause.
         record_ttl_s: Seconds that plan, records and request id outlive a job that has its report, or was cancelled
             before any record. Those of a failed job stay.
     """
@@ -66,6 +67,16 @@ class LedgerLimits:
     first_pause_s: float = 3.0
     longest_pause_s: float = 300.0
     record_ttl_s: int = 86_400
+
+    @classmethod
+    def of(cls, settings: OrchestratorSettings) -> LedgerLimits:
+        """Return the limits that the settings give."""
+        return cls(
+            lease_s=settings.shard_lease_s,
+            sample_attempts=settings.sample_attempts,
+            record_ttl_s=settings.record_ttl_s,
+            report_patience_s=settings.report_patience_s,
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class NewEvaluation:
 
 @dataclass(frozen=True)
 class JobDetails:
-    """What a report needs beside the job itself: the bad rows of its datasets, and what else repeats the job."""
+    """What a report needs in addition to the job: the bad rows of its datasets, and what it takes to repeat the job."""
 
     bad_rows: Sequence[dict[str, Any]]
     provenance: Mapping[str, Any]

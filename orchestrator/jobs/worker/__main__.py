@@ -19,7 +19,7 @@ log = get_logger(__name__)
 
 
 def serve(settings: OrchestratorSettings) -> None:
-    """Run units of work until a stop signal comes."""
+    """Run units of work until a stop signal arrives."""
     if not settings.redis_url:
         raise ConfigurationError(
             "a worker needs --redis-url (LORARETRIEVER_ORCHESTRATOR_REDIS_URL): the one of the orchestrator, "

@@ -19,6 +19,7 @@ from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.replies import LeaseState, Start
 from orchestrator.jobs.ledger.types import Claim
 from orchestrator.jobs.worker.sample_runner import InterruptedSampleError
+from orchestrator.settings import OrchestratorSettings
 
 log = get_logger(__name__)
 
@@ -46,6 +47,17 @@ class ShardLimits:
     time_limit_s: float = 900.0
     stop_grace_s: float = 10.0
 
+    @classmethod
+    def of(cls, settings: OrchestratorSettings) -> ShardLimits:
+        """Return the limits that the settings give."""
+        return cls(
+            concurrency=settings.concurrency,
+            sample_timeout_s=settings.sample_timeout_s,
+            patience_s=settings.patience_s,
+            time_limit_s=settings.shard_time_limit_s,
+            stop_grace_s=settings.server.shutdown_grace_s,
+        )
+
 
 class ShardState(IntEnum):
     """The states of a shard lease, in the order in which it can pass through them; it never goes back."""
@@ -68,7 +80,7 @@ class ShardLease:
 
     def __init__(self, ledger: Ledger, claim: Claim, limits: ShardLimits, stopping: asyncio.Event) -> None:
         self.claim = claim
-        self.drained = asyncio.Event()
+        self.draining = asyncio.Event()
         """Set when the lease leaves ACTIVE."""
         self.unreturned_tries: set[tuple[Claim, str]] = set()
         """Tries of samples that could not be unclaimed, as Redis was away."""
@@ -165,7 +177,7 @@ class ShardLease:
 
     def _advance(self, state: ShardState) -> None:
         self._state = max(self._state, state)
-        self.drained.set()
+        self.draining.set()
 
     async def _renew_until_lost(self) -> None:
         while self._state is not ShardState.LOST:

@@ -87,7 +87,7 @@ class ShardRunner:
         return await self._leave(lease, samples)
 
     async def _answer(self, lease: ShardLease, samples: Sequence[Sample]) -> None:
-        """Answer samples that were never begun, then those a worker may have died of, so that they take none along."""
+        """Answer the samples that were never begun first, then those that a worker may have died of, each alone."""
         evaluation_id = lease.claim.evaluation_id
         spec = (await self._ledger.jobs.get(evaluation_id)).spec
         changed = await self._changed_datasets(evaluation_id, spec, samples)
@@ -102,7 +102,7 @@ class ShardRunner:
         slots = asyncio.Semaphore(self._limits.concurrency)
         async with asyncio.TaskGroup() as group:
             for chain in todo:
-                await slots.acquire()
+                await slots.acquire()  # Released when the chain's task ends.
                 if not shard.lease.is_active:
                     return
                 group.create_task(self._run_chain(shard, chain)).add_done_callback(lambda _: slots.release())
@@ -123,11 +123,11 @@ class ShardRunner:
             earlier.append(record)
 
     async def _run_sample(self, shard: _Shard, sample: Sample) -> Record | None:
-        """Return the record of a sample; None if it has to be answered by another run of the shard."""
+        """Answer a sample and return its record; None if it is left to another run of the shard."""
         lease = shard.lease
         isolate = self._isolation.alone if sample.key in shard.suspects else self._isolation.together
         try:
-            async with isolate(lease.drained):
+            async with isolate(lease.draining):
                 start = await lease.begin(sample.key) if lease.is_active else None
                 match start:
                     case Start.BEGUN:
@@ -147,7 +147,7 @@ class ShardRunner:
         try:
             with job_metrics.samples_running.track_inprogress():
                 evaluation_id = lease.claim.evaluation_id
-                answering = self._sample_runner.run(sample, shard.spec, lease.drained, evaluation_id)
+                answering = self._sample_runner.run(sample, shard.spec, lease.draining, evaluation_id)
                 record = await lease.answer(answering)
             return await lease.record(replace(record, dataset_changed=sample.dataset in shard.changed_datasets))
         except InterruptedSampleError:

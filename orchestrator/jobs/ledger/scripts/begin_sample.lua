@@ -1,4 +1,4 @@
--- Allows the holder of a shard to ask for the answer to a sample, and counts the try before it is made: a sample that
+-- Allows the owner of a shard to ask for the answer to a sample, and counts the try before it is made: a sample that
 -- kills its worker is one that was begun and never recorded.
 --
 -- KEYS   1 job  2 owners  3 records  4 tries

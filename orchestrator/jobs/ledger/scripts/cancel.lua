@@ -1,4 +1,4 @@
--- Cancels a job. Units that nobody holds are closed at once; held ones are closed by their holders.
+-- Cancels a job. Units that are not held are closed at once; held ones are closed by their owners.
 --
 -- KEYS   1 job  2 units  3 owners  4 attempts  5 tries  6 active  7 shards  8 records
 -- ARGV   1 evaluation id  2 time  3 ttl_s

@@ -1,4 +1,4 @@
--- Closes the shards of cancelled jobs whose holder died, and counts the units of all active jobs.
+-- Closes the shards of cancelled jobs whose owner died, and counts the units of all active jobs.
 --
 -- KEYS   1 active
 -- ARGV   1 key prefix

@@ -113,7 +113,7 @@ def test_missing_image_is_named(sample: Sample, tmp_path: Path) -> None:
 
 def test_pipe_in_place_of_image_is_refused_without_waiting(sample: Sample, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(NotFoundError, match=r"pipe\.png is no file"):
+    with pytest.raises(NotFoundError, match=r"pipe\.png is not a file"):
         to_question(replace(sample, images=(tmp_path / "pipe.png",)), SPEC, [tmp_path])
 
 
