@@ -23,8 +23,8 @@ from harness import Bar, Findings, Timing, run, say
 
 from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.evaluation.job import Evaluation
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.jobs.job import Evaluation
 from tests.support.harness.job_processes import Cluster, Process, cluster, records_of, write_dataset
 
 QUESTION = "How close to linear does an evaluation speed up when generation replicas are added?"

@@ -15,6 +15,7 @@ from orchestrator.jobs.celery import CeleryDispatcher, make_app, queue_length
 from orchestrator.jobs.event_loop import in_background
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.store import RedisStore
+from orchestrator.jobs.ledger.types import LedgerLimits
 from orchestrator.jobs.planning import JobOptions
 from orchestrator.jobs.provenance import System
 from orchestrator.jobs.reconciler import Reconciler
@@ -32,7 +33,7 @@ async def orchestrator(settings: OrchestratorSettings, redis_url: str) -> AsyncI
         retrieval = await stack.enter_async_context(RetrievalClient(settings.channel(settings.retrieval_target)))
         generation = await stack.enter_async_context(GenerationClient(settings.channel(settings.generation_target)))
         store = await stack.enter_async_context(RedisStore(redis_url))
-        ledger = Ledger(store, settings.ledger_limits)
+        ledger = Ledger(store, LedgerLimits.of(settings))
         jobs = EvaluationJobs(ledger, dispatcher, _job_options(settings), System(generation, retrieval))
         add_services(server, Pipeline(retrieval, generation), jobs, settings.answer_timeout_s)
         reconciler = Reconciler(ledger, dispatcher, partial(queue_length, store), settings.shard_resend_s)

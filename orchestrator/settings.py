@@ -14,8 +14,6 @@ from orchestrator.evaluation.data.files import MAX_DATASET_BYTES
 from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES
 from orchestrator.evaluation.spec import MAX_SHARD_SIZE
 from orchestrator.evaluation.storage import check_uri
-from orchestrator.jobs.ledger.types import LedgerLimits
-from orchestrator.jobs.worker.shard_lease import ShardLimits
 
 _REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 
@@ -112,25 +110,4 @@ class OrchestratorSettings(TierSettings):
             tls_key=self.service_tls_key,
             token=self.service_token.get_secret_value() if self.service_token is not None else None,
             max_message_bytes=self.server.max_message_bytes,
-        )
-
-    @property
-    def ledger_limits(self) -> LedgerLimits:
-        """The limits of the ledger."""
-        return LedgerLimits(
-            lease_s=self.shard_lease_s,
-            sample_attempts=self.sample_attempts,
-            record_ttl_s=self.record_ttl_s,
-            report_patience_s=self.report_patience_s,
-        )
-
-    @property
-    def shard_limits(self) -> ShardLimits:
-        """The limits of a shard in a worker."""
-        return ShardLimits(
-            concurrency=self.concurrency,
-            sample_timeout_s=self.sample_timeout_s,
-            patience_s=self.patience_s,
-            time_limit_s=self.shard_time_limit_s,
-            stop_grace_s=self.server.shutdown_grace_s,
         )

@@ -9,11 +9,11 @@ from typing import Protocol
 
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, OverloadedError
 from infra.runtime.logs import get_logger
+from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState, Report
 from orchestrator.evaluation.report.output_files import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.evaluation.storage import read_text
 from orchestrator.jobs import metrics as job_metrics
-from orchestrator.jobs.job import Evaluation, EvaluationPage, EvaluationState, Report
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.replies import Cancellation
 from orchestrator.jobs.planning import JobOptions, plan_job

@@ -39,9 +39,9 @@ from orchestrator.clients.evaluation import EvaluationClient
 from orchestrator.clients.generation import GenerationClient
 from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.evaluation.data.files import file_sha256
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.planning import step_text
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
-from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.store import RedisStore
 from orchestrator.jobs.ledger.types import LedgerLimits

@@ -22,10 +22,9 @@ from infra.contract.adapter import Adapter
 from infra.contract.errors import NotFoundError
 from infra.contract.prompt import Prompt
 from infra.runtime.error_table import from_rpc_error
-from infra.runtime.server import sync_server
-from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import adapter_to_proto, prompt_to_proto
 from tests.support.harness.generation_stack import ModelFixture, served, settings_for, write_model_fixture
+from tests.support.servers.background import serving_blocking
 
 
 class Catalogue(RetrievalServiceServicer):
@@ -55,9 +54,8 @@ def unheard() -> Iterator[str]:
 
 @contextmanager
 def listening(catalogue: Catalogue) -> Iterator[str]:
-    server = sync_server(ServerOptions(shutdown_grace_s=0), workers=4)
-    server.add(catalogue, add_RetrievalServiceServicer_to_server, "loraretriever.v1.RetrievalService")
-    with server:
+    name = "loraretriever.v1.RetrievalService"
+    with serving_blocking(catalogue, add_RetrievalServiceServicer_to_server, name) as server:
         yield server.address
 
 

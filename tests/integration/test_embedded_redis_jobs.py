@@ -13,8 +13,8 @@ from infra.contract.errors import InvalidArgumentError
 from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.clients.evaluation import EvaluationClient
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.jobs.job import EvaluationState
 from tests.support.harness.job_processes import (
     Gate,
     Process,

@@ -13,8 +13,8 @@ from pathlib import Path
 from infra.contract.errors import UnavailableError
 from infra.contract.prompt import Prompt
 from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.store import RedisStore
 from tests.support.harness.job_processes import Cluster, Process, cluster, records_of, until, write_dataset
 

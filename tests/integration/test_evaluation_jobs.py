@@ -15,9 +15,9 @@ from infra.contract.prompt import Prompt
 from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.clients.evaluation import EvaluationClient
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from orchestrator.jobs.celery import QUEUE, make_app
-from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.store import RedisStore
 from tests.support.harness.job_processes import Cluster, Gate, Process, cluster, records_of, until, write_dataset
 

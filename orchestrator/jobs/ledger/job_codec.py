@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from infra.contract.errors import AlreadyExistsError
+from orchestrator.evaluation.job import Evaluation, EvaluationState
 from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.jobs.job import Evaluation, EvaluationState
 from orchestrator.jobs.ledger.types import NewEvaluation
 
 PROGRESS_FIELDS = ("state", "done", "failed", "ended", "error", "report_error")

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState
 from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.jobs.job import Evaluation, EvaluationPage, EvaluationState
 from orchestrator.jobs.ledger.job_codec import (
     PROGRESS_FIELDS,
     check_same_spec,

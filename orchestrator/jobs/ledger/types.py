@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import EvaluationSpec
+from orchestrator.settings import OrchestratorSettings
 
 REPORT_UNIT = "finish"
 """The unit that writes a job's report. Its shards are the units "0" to "n-1"."""
@@ -66,6 +67,16 @@ class LedgerLimits:
     first_pause_s: float = 3.0
     longest_pause_s: float = 300.0
     record_ttl_s: int = 86_400
+
+    @classmethod
+    def of(cls, settings: OrchestratorSettings) -> LedgerLimits:
+        """Return the limits that the settings give."""
+        return cls(
+            lease_s=settings.shard_lease_s,
+            sample_attempts=settings.sample_attempts,
+            record_ttl_s=settings.record_ttl_s,
+            report_patience_s=settings.report_patience_s,
+        )
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from orchestrator.jobs import metrics as job_metrics
 from orchestrator.jobs.event_loop import EventLoopThread, in_background
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.store import RedisStore
-from orchestrator.jobs.ledger.types import Claim
+from orchestrator.jobs.ledger.types import Claim, LedgerLimits
 from orchestrator.jobs.service import Dispatcher
 from orchestrator.jobs.worker.isolation import Isolation
 from orchestrator.jobs.worker.report_writer import ReportWriter
+from orchestrator.jobs.worker.shard_lease import ShardLimits
 from orchestrator.jobs.worker.shard_runner import Outcome, ShardRunner
 from orchestrator.settings import OrchestratorSettings
 
@@ -56,10 +57,10 @@ class WorkerProcess:
         retrieval = await enter(RetrievalClient(settings.channel(settings.retrieval_target)))
         generation = await enter(GenerationClient(settings.channel(settings.generation_target)))
         self._store = await enter(RedisStore(settings.redis_url, retries=_REDIS_RETRIES))
-        self._ledger = ledger = Ledger(self._store, settings.ledger_limits)
+        self._ledger = ledger = Ledger(self._store, LedgerLimits.of(settings))
         isolation, roots = Isolation(), settings.dataset_roots
         pipeline = Pipeline(retrieval, generation)
-        self._shards = ShardRunner(ledger, pipeline, roots, settings.shard_limits, isolation)
+        self._shards = ShardRunner(ledger, pipeline, roots, ShardLimits.of(settings), isolation)
         self._reports = ReportWriter(ledger, roots, isolation, settings.server.shutdown_grace_s)
         await enter(in_background(ledger.workers.beat_forever(f"{socket.gethostname()}-{os.getpid()}")))
 

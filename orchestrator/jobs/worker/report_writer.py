@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from infra.contract.errors import InternalError, LoraRetrieverError, UnavailableError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation.data.datasets import BadRow
+from orchestrator.evaluation.job import Evaluation, EvaluationState
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.html.samples import ThumbnailBudget
 from orchestrator.evaluation.report.output_files import write_records, write_report
@@ -21,7 +22,6 @@ from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import DatasetFile, JobFacts, ScoringOptions
 from orchestrator.jobs import metrics as job_metrics
 from orchestrator.jobs.event_loop import ThreadNotStartedError, in_background, on_own_thread
-from orchestrator.jobs.job import Evaluation, EvaluationState
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.replies import Postponement
 from orchestrator.jobs.ledger.types import Claim, JobDetails

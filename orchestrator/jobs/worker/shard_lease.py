@@ -19,6 +19,7 @@ from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.replies import LeaseState, Start
 from orchestrator.jobs.ledger.types import Claim
 from orchestrator.jobs.worker.sample_runner import InterruptedSampleError
+from orchestrator.settings import OrchestratorSettings
 
 log = get_logger(__name__)
 
@@ -45,6 +46,17 @@ class ShardLimits:
     patience_s: float = 300.0
     time_limit_s: float = 900.0
     stop_grace_s: float = 10.0
+
+    @classmethod
+    def of(cls, settings: OrchestratorSettings) -> ShardLimits:
+        """Return the limits that the settings give."""
+        return cls(
+            concurrency=settings.concurrency,
+            sample_timeout_s=settings.sample_timeout_s,
+            patience_s=settings.patience_s,
+            time_limit_s=settings.shard_time_limit_s,
+            stop_grace_s=settings.server.shutdown_grace_s,
+        )
 
 
 class ShardState(IntEnum):

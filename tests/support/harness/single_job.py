@@ -14,11 +14,11 @@ import pytest
 from infra.contract.errors import NotFoundError
 from orchestrator.cli.commands import jobs
 from orchestrator.evaluation.data.datasets import BadRow
+from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts, Summary
 from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.jobs.job import Evaluation, EvaluationState, Report
 
 
 @dataclass

@@ -11,9 +11,9 @@ from infra.contract.errors import (
     FailedPreconditionError,
     NotFoundError,
 )
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.replies import Cancellation
 from orchestrator.jobs.ledger.store import RedisStore, request_key

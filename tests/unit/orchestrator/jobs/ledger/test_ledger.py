@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.records import Record
-from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.replies import Cancellation, LeaseState, Postponement, Start
 from orchestrator.jobs.ledger.store import RedisStore, key_of

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import replace
 
 from infra.contract.errors import InternalError
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.records import Record
-from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.replies import Start
 from orchestrator.jobs.ledger.store import RedisStore, key_of

@@ -11,9 +11,9 @@ import pytest
 
 from infra.contract.errors import UnavailableError
 from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.store import RedisStore
 from orchestrator.jobs.ledger.types import REPORT_UNIT, LedgerLimits, NewEvaluation
