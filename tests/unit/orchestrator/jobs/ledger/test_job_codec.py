@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from infra.contract.errors import AlreadyExistsError
-from orchestrator.jobs.job import EvaluationState
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.jobs.ledger.job_codec import check_same_spec, digest, from_fields, to_fields, with_progress
 from tests.support.harness.job_ledger import SPEC, TWO_SHARDS
 
