@@ -64,7 +64,7 @@ def check_all(layer: Layer, repeat: Callable[[], Tensor], dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_a_layer_captured_with_one_adapter_serves_all_others(
+def test_layer_captured_with_one_adapter_serves_all_others(
     kernels: Callable[[], CapturableOps], dtype: torch.dtype
 ) -> None:
     with torch.inference_mode():
@@ -74,7 +74,7 @@ def test_a_layer_captured_with_one_adapter_serves_all_others(
 
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_a_compiled_layer_serves_all_adapters(kernels: Callable[[], CapturableOps], mode: str | None) -> None:
+def test_compiled_layer_serves_all_adapters(kernels: Callable[[], CapturableOps], mode: str | None) -> None:
     torch.compiler.reset()
     with torch.inference_mode():
         layer = Layer(kernels(), cases(torch.bfloat16)[0])
@@ -85,7 +85,7 @@ def test_a_compiled_layer_serves_all_adapters(kernels: Callable[[], CapturableOp
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_a_model_captured_with_one_adapter_serves_all_others(
+def test_model_captured_with_one_adapter_serves_all_others(
     kernels: Callable[[], CapturableOps], dtype: torch.dtype, tmp_path: Path
 ) -> None:
     world = DecodeWorld(tmp_path, "cuda", dtype)

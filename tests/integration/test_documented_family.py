@@ -111,7 +111,7 @@ def expected(folder: Path, tokens: list[int], ends: frozenset[int], deltas: Path
 
 
 @pytest.mark.usefixtures("_registered")
-def test_the_documented_family_answers_as_transformers_does(folder: Path, tmp_path: Path) -> None:
+def test_documented_family_matches_transformers_answers(folder: Path, tmp_path: Path) -> None:
     adapter(tmp_path / "adapters" / "mine")
     mixture = Mixture((WeightedAdapter("mine", 1.0),))
     questions = ["What is on the screen?", "Scroll down, then go back.", "Open the calendar and wait."]
@@ -134,9 +134,7 @@ def test_the_documented_family_answers_as_transformers_does(folder: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("_registered")
-def test_the_documented_family_can_be_inspected(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_documented_family_can_be_inspected(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(folder), "--json"]) == 0
     model = json.loads(capsys.readouterr().out)
     assert (model["family"], model["adaptable_modules"], model["image_limits"]) == ("Llama", 7 * LAYERS, {})

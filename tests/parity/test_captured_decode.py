@@ -74,7 +74,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def test_a_step_captured_with_one_adapter_serves_all_others(bench: Bench) -> None:
+def test_step_captured_with_one_adapter_serves_all_others(bench: Bench) -> None:
     first, second, third = bench.hold(4, 1), bench.hold(7, 2), bench.hold(16, 3)
     for slot, text in enumerate(["one", "a second prompt", "three", "and the fourth of them"]):
         bench.prefill(slot, text, {})
@@ -91,7 +91,7 @@ def test_a_step_captured_with_one_adapter_serves_all_others(bench: Bench) -> Non
     assert bench.captures == 1
 
 
-def test_slots_that_are_free_or_still_being_read_are_left_alone(bench: Bench) -> None:
+def test_captured_step_leaves_idle_and_prefilling_slots_unchanged(bench: Bench) -> None:
     owned = bench.hold(4, 1)
     for slot, text in enumerate(["one", "a second prompt", "three", "four", "five of six"]):
         bench.prefill(slot, text, {owned: 1.0})
@@ -104,7 +104,7 @@ def test_slots_that_are_free_or_still_being_read_are_left_alone(bench: Bench) ->
     assert all(torch.equal(now[:, :-1], before[:, :-1]) for now, before in zip(kept, held, strict=True))
 
 
-def test_a_base_step_multiplies_no_ranks_and_larger_steps_have_graphs_of_their_own(bench: Bench) -> None:
+def test_each_rank_bucket_has_its_own_graph(bench: Bench) -> None:
     small, large = bench.hold(4, 1), bench.hold(80, 2)
     bench.prefill(0, "one", {})
     for ranges, captures in (({}, 1), ({small: 1.0}, 2), ({large: 1.0}, 3), ({}, 3), ({small: 0.5}, 3)):
@@ -113,7 +113,7 @@ def test_a_base_step_multiplies_no_ranks_and_larger_steps_have_graphs_of_their_o
         assert bench.captures == captures
 
 
-def test_a_module_adapted_for_the_first_time_is_captured_anew(bench: Bench) -> None:
+def test_newly_adapted_module_triggers_new_capture(bench: Bench) -> None:
     attention = bench.hold(4, 1, only="q_proj")
     bench.prefill(0, "one", {})
     bench.both([bench.row(0, 40, {attention: 1.0})])
@@ -123,7 +123,7 @@ def test_a_module_adapted_for_the_first_time_is_captured_anew(bench: Bench) -> N
     assert bench.captures == 2
 
 
-def test_a_range_rewritten_for_another_adapter_is_read_where_it_lies(bench: Bench) -> None:
+def test_captured_step_reads_new_owner_of_reused_range(bench: Bench) -> None:
     owned = bench.hold(8, 1)
     bench.prefill(0, "one", {})
     bench.both([bench.row(0, 40, {owned: 1.0})])
@@ -137,7 +137,7 @@ def test_a_range_rewritten_for_another_adapter_is_read_where_it_lies(bench: Benc
     assert bench.captures == 1
 
 
-def test_a_longer_sequence_outgrows_its_span(bench: Bench) -> None:
+def test_longer_sequence_moves_to_next_span_bucket(bench: Bench) -> None:
     owned = bench.hold(4, 1)
     bench.prefill(0, "word " * 50, {owned: 1.0})
     bench.prefill(1, "short", {})
@@ -151,7 +151,7 @@ def test_a_longer_sequence_outgrows_its_span(bench: Bench) -> None:
     assert spans == [1, 1, 2, 2]
 
 
-def test_a_model_that_cannot_be_captured_decodes_as_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uncapturable_model_decodes_eagerly(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     owned = bench.hold(4, 1)
     bench.prefill(0, "one", {owned: 1.0})
     expected = bench.runner.decode([bench.row(0, 40, {owned: 1.0})])

@@ -37,7 +37,7 @@ def five_loras(generator: torch.Generator) -> list[TrainedLora]:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("tokens", [1, 4, 9])
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_a_mixture_is_the_weighted_sum_of_the_deltas(workload: str, tokens: int, dtype: torch.dtype) -> None:
+def test_mixture_is_weighted_sum_of_deltas(workload: str, tokens: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     world = World(five_loras(generator), dtype)
     rows: list[dict[int, float]] = WORKLOADS[workload]  # type: ignore[assignment]
@@ -67,9 +67,7 @@ def worlds(draw: st.DrawFn) -> tuple[World, list[dict[int, float]], torch.Genera
 
 @settings(deadline=None, max_examples=60)
 @given(worlds(), st.sampled_from([1, 2, 3, 9]))
-def test_any_mixture_of_any_adapters_is_the_weighted_sum(
-    drawn: tuple[World, list[dict[int, float]], torch.Generator], tokens: int
-) -> None:
+def test_any_mixture_is_weighted_sum(drawn: tuple[World, list[dict[int, float]], torch.Generator], tokens: int) -> None:
     world, rows, generator = drawn
     for path, (inputs, _) in SHAPES.items():
         x = torch.randn(len(rows), tokens, inputs, generator=generator).to(world.dtype)
@@ -78,7 +76,7 @@ def test_any_mixture_of_any_adapters_is_the_weighted_sum(
 
 @settings(deadline=None, max_examples=40)
 @given(worlds())
-def test_a_row_is_the_same_alone_and_in_any_batch(
+def test_row_is_the_same_alone_and_in_any_batch(
     drawn: tuple[World, list[dict[int, float]], torch.Generator],
 ) -> None:
     world, rows, generator = drawn
@@ -91,7 +89,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(
 
 @settings(deadline=None, max_examples=25)
 @given(st.data())
-def test_a_range_used_again_keeps_nothing_of_its_former_owner(data: st.DataObject) -> None:
+def test_reused_range_has_no_trace_of_former_owner(data: st.DataObject) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     world = World([trained(4, 8, False, ("q", "down"), generator)], torch.float64, spare=12)
     for _ in range(data.draw(st.integers(3, 12))):
@@ -110,7 +108,7 @@ def test_a_range_used_again_keeps_nothing_of_its_former_owner(data: st.DataObjec
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.3, 0.2), (1.0, 0.0, 0.0), (0.0, 0.4, 0.6), (1.0, 1.0, 1.0)])
-def test_concat_fusion_is_the_mixture(weights: tuple[float, ...]) -> None:
+def test_concat_fusion_matches_mixture(weights: tuple[float, ...]) -> None:
     generator = torch.Generator().manual_seed(3)
     world = World(five_loras(generator), torch.float64, spare=90)
     mixture = dict(enumerate(weights))
@@ -131,7 +129,7 @@ def einsum_mixture(x: Tensor, a: Tensor, b: Tensor, m: Tensor) -> Tensor:
     return torch.einsum("blpr,por->blo", shrunk, b)
 
 
-def test_a_mixture_is_the_papers_einsum() -> None:
+def test_mixture_matches_paper_einsum() -> None:
     generator = torch.Generator().manual_seed(5)
     loras = [trained(8, 16, False, ("q",), generator) for _ in range(4)]
     world = World(loras, torch.float64)

@@ -142,7 +142,7 @@ def peft_logits(folder: Path, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_a_single_adapter_gives_pefts_logits(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_single_adapter_matches_peft_logits(tmp_path: Path, options: dict[str, Any]) -> None:
     folder = save_adapter(tmp_path, 1, **options)
     banked = Banked()
     owned = banked.hold(banked.read(folder))
@@ -153,7 +153,7 @@ def test_a_single_adapter_gives_pefts_logits(tmp_path: Path, options: dict[str, 
     assert (actual - banked.logits([{}] * 2, inputs)).abs().max() > 0.1
 
 
-def test_keys_of_older_library_versions_give_the_same_logits(tmp_path: Path) -> None:
+def test_keys_of_older_library_versions_give_same_logits(tmp_path: Path) -> None:
     folder = save_adapter(tmp_path, 1, r=4, target_modules=EVERYWHERE)
     inputs = prompts(1)
     expected = peft_logits(folder, inputs)
@@ -170,7 +170,7 @@ def test_keys_of_older_library_versions_give_the_same_logits(tmp_path: Path) -> 
     torch.testing.assert_close(banked.logits([{owned: 1.0}], inputs), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_mixture_gives_the_logits_of_pefts_cat(tmp_path: Path) -> None:
+def test_mixture_matches_peft_cat_logits(tmp_path: Path) -> None:
     options: list[dict[str, Any]] = [
         {"r": 4, "lora_alpha": 6},
         {"r": 7, "lora_alpha": 3, "target_modules": EVERYWHERE},
@@ -196,7 +196,7 @@ def test_a_mixture_gives_the_logits_of_pefts_cat(tmp_path: Path) -> None:
     torch.testing.assert_close(banked.logits([{fused: 1.0}], inputs), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_of_one_batch_each_get_their_own_adapters_in_text_and_vision(tmp_path: Path) -> None:
+def test_each_row_gets_its_own_adapters_in_text_and_vision(tmp_path: Path) -> None:
     folders = [
         save_adapter(tmp_path / "0", 0, r=4, target_modules=EVERYWHERE),
         save_adapter(tmp_path / "1", 1, r=3, target_modules=EVERYWHERE, use_rslora=True),
@@ -220,7 +220,7 @@ def test_rows_of_one_batch_each_get_their_own_adapters_in_text_and_vision(tmp_pa
 
 
 @pytest.mark.parametrize("option", [{"use_dora": True}, {"bias": "lora_only"}, {"modules_to_save": ["lm_head"]}])
-def test_what_peft_saves_beyond_lora_is_refused(tmp_path: Path, option: dict[str, Any]) -> None:
+def test_unsupported_peft_tensors_are_refused(tmp_path: Path, option: dict[str, Any]) -> None:
     folder = save_adapter(tmp_path, 1, r=4, **option)
     with pytest.raises(CheckpointError):
         Banked().read(folder)

@@ -98,14 +98,14 @@ def answers(stack: GenerationStack, asked: Sequence[Example], composition: Compo
 
 
 @pytest.mark.parametrize("name", ["adidas", "clock", "decathlon", "youtube"])
-def test_an_apps_adapter_answers_as_in_peft(stack: GenerationStack, name: str) -> None:
+def test_app_adapter_matches_peft_answers(stack: GenerationStack, name: str) -> None:
     asked = examples(name, 5)
     reference = PeftReference([name])
     expected = [reference.answer(example) for example in asked]
     assert answers(stack, asked, Mixture((WeightedAdapter(name, 1.0),))) == expected
 
 
-def test_a_mixture_of_apps_answers_as_pefts_cat(stack: GenerationStack) -> None:
+def test_app_mixture_matches_peft_cat_answers(stack: GenerationStack) -> None:
     names, weights = ["adidas", "amazon", "ebay"], [0.6, 0.3, 0.1]
     asked = examples("adidas", 6)
     reference = PeftReference(names)

@@ -79,7 +79,7 @@ def expected_logits(reference: Qwen2VLReference, images: list[Image]) -> Tensor:
     [{}, {"tied": True, "shards": 3}, {"kv_heads": 1, "layers": 2, "shards": 2, "dtype": torch.bfloat16}],
     ids=["untied", "tied and sharded", "sharded bfloat16"],
 )
-def test_logits_are_those_of_an_independent_implementation(
+def test_logits_match_independent_implementation(
     tmp_path: Path, family: Family, layout: dict[str, Any], sizes: list[tuple[int, int]]
 ) -> None:
     written = {name: layout[name] for name in ("shards", "dtype") if name in layout}
@@ -128,7 +128,7 @@ def deltas(adapter: TinyAdapter, shapes: Mapping[str, tuple[int, int]]) -> dict[
 
 @pytest.mark.parametrize("spell", [old, newer, before_the_head_moved])
 @pytest.mark.parametrize("ending", [".weight", ".default.weight"])
-def test_an_adapter_of_any_spelling_changes_logits_as_merged_into_the_original_weights(
+def test_adapter_under_any_names_matches_merged_weights(
     tmp_path: Path, family: Family, spell: Callable[[str], str], ending: str
 ) -> None:
     folder = family.write(tmp_path / "base", family.shape)
@@ -151,9 +151,7 @@ def test_an_adapter_of_any_spelling_changes_logits_as_merged_into_the_original_w
     assert (logits(model, images) - base).abs().max() > 0.1
 
 
-def test_requests_of_many_lengths_and_images_answered_together_are_answered_as_alone(
-    tmp_path: Path, family: Family
-) -> None:
+def test_concurrent_requests_of_many_lengths_and_images_match_single_ones(tmp_path: Path, family: Family) -> None:
     folder = family.write(tmp_path / "base", family.shape)
     reference = family.reference(folder)
     asked = [(f"{'again ' * number}What?", pictures(SIZES[name])) for number, name in enumerate([*SIZES, *SIZES])]

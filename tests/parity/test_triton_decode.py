@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is made for Linux on x86-64 only")
 from tests.support.harness.interpreted_triton import interpreted_kernels
 
 
-def test_steps_with_the_triton_kernels_are_the_steps_as_written(tmp_path: Path) -> None:
+def test_triton_steps_match_eager_steps(tmp_path: Path) -> None:
     world = DecodeWorld(tmp_path, "cpu", torch.float32)
     fixed = world.fixed(TritonCapturableOps(interpreted_kernels()))
     buckets = set()

@@ -32,7 +32,7 @@ class Stopping(Progress):
         pass
 
 
-def test_a_stopped_base_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_base_run_resumes_to_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     for name, value in {
         "EYE_STEPS": 1,
@@ -68,7 +68,7 @@ def test_journal_refuses_another_seed_and_adds_up_time(tmp_path: Path) -> None:
     ("arguments", "message"),
     [(["--stage", "adapters"], "run --stage base first"), (["--workers", "0"], "--workers must be at least 1, got 0")],
 )
-def test_train_says_what_is_missing(
+def test_train_names_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(["train", "--output", str(tmp_path / "out"), *arguments]) == 2

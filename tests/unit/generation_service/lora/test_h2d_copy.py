@@ -24,7 +24,7 @@ def weights(*ranks: int, scale: float = 1.0) -> AdapterWeights:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_host_copies_hold_the_same_values_in_one_block_as_the_bank_takes_them(dtype: torch.dtype) -> None:
+def test_packed_adapter_is_one_block_in_bank_layout(dtype: torch.dtype) -> None:
     given = weights(3, 1, 4)
     kept = HostPacker(dtype)(given)
     assert (kept.rank, kept.revision, kept.modules.keys()) == (4, "revision", given.modules.keys())
@@ -38,14 +38,14 @@ def test_host_copies_hold_the_same_values_in_one_block_as_the_bank_takes_them(dt
     assert kept.bytes == sum(pair.a.numel() + pair.b.numel() for pair in given.modules.values()) * dtype.itemsize
 
 
-def test_host_copies_are_copies() -> None:
+def test_packed_adapter_is_a_copy() -> None:
     given = weights(3)
     kept = HostPacker(torch.float32)(given)
     given.modules["m0"].a.zero_()
     assert kept.modules["m0"].a.any()
 
 
-def test_values_beyond_the_dtype_are_refused_by_module() -> None:
+def test_values_beyond_dtype_are_refused_by_module() -> None:
     given = weights(3, 2)
     given.modules["m1"].b[0, 0] = 1e30
     HostPacker(torch.bfloat16)(given)
@@ -54,7 +54,7 @@ def test_values_beyond_the_dtype_are_refused_by_module() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_finite_means_every_value_and_not_their_sum(dtype: torch.dtype) -> None:
+def test_all_finite_tests_values_not_their_sum(dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
     assert all_finite(torch.full((300,), largest, dtype=dtype))
     assert all_finite(torch.zeros(0, dtype=dtype))
@@ -63,11 +63,11 @@ def test_finite_means_every_value_and_not_their_sum(dtype: torch.dtype) -> None:
     assert not all_finite(torch.tensor([float("inf"), -float("inf")], dtype=dtype))
 
 
-def test_an_adapter_that_changes_nothing_takes_nothing() -> None:
+def test_empty_adapter_packs_to_nothing() -> None:
     assert HostPacker(torch.float32)(AdapterWeights.of({})).bytes == 0
 
 
-def test_an_upload_on_a_cpu_is_a_copy() -> None:
+def test_copy_to_cpu_is_synchronous() -> None:
     upload = H2DCopyStream(torch.device("cpu"))
     device = torch.zeros(4, 6)
     pair = HostPacker(torch.float32)(weights(3)).modules["m0"]
@@ -80,7 +80,7 @@ def test_an_upload_on_a_cpu_is_a_copy() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_an_upload_on_a_gpu_is_there_for_every_stream_when_it_is_finished() -> None:
+def test_synchronized_gpu_copy_is_visible_to_every_stream() -> None:
     device = torch.device("cuda")
     upload = H2DCopyStream(device)
     kept = HostPacker(torch.bfloat16, pinned=True)(weights(64, 64))

@@ -13,7 +13,7 @@ from generation_service.lora.weight_group import ModuleSlot, group_targets
 from generation_service.lora.weights import AdapterWeights, LoraPair
 
 
-def test_modules_that_read_the_same_input_share_a_shelf() -> None:
+def test_modules_with_same_input_form_one_group() -> None:
     names = ["l.0.q_proj", "l.0.o_proj", "l.0.v_proj", "l.1.q_proj", "l.0.gate_proj", "l.0.up_proj", "l.0.k_proj"]
     targets = dict.fromkeys(names, (8, 6)) | {"l.1.k_proj": (4, 6)}
     assert group_targets(targets) == [
@@ -52,7 +52,7 @@ def delta(pair: LoraPair, x: Tensor) -> Tensor:
     return x @ (pair.b @ pair.a).t()
 
 
-def test_siblings_multiply_their_input_once_and_whoever_gets_another_its_own(
+def test_siblings_share_one_product_per_input(
     siblings: tuple[nn.ModuleDict, AdapterBank, RankRange, dict[str, LoraPair]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, bank, owned, pairs = siblings
@@ -75,7 +75,7 @@ def test_siblings_multiply_their_input_once_and_whoever_gets_another_its_own(
         assert len(calls) == len([1 for place, letter in enumerate(given) if given[:place][-1:] != letter])
 
 
-def test_what_siblings_share_is_gone_with_the_step(
+def test_shared_product_ends_with_step(
     siblings: tuple[nn.ModuleDict, AdapterBank, RankRange, dict[str, LoraPair]],
 ) -> None:
     model, bank, owned, pairs = siblings

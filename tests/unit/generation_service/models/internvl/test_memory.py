@@ -37,7 +37,7 @@ print(json.dumps([measure(*case.split(":")) for case in sys.argv[2:]]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
-def test_loading_takes_little_more_than_the_model(tmp_path: Path) -> None:
+def test_loading_peak_memory_is_close_to_model_size(tmp_path: Path) -> None:
     tiny = write_internvl2(tmp_path / "tiny")
     large = write_internvl2(tmp_path / "large", SHAPE, dtype=torch.bfloat16)  # one file: nothing lets go of it midway
     cases = [f"{large}:bfloat16", f"{large}:float32"]

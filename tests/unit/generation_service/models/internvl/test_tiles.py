@@ -29,7 +29,7 @@ SCREEN = (1080, 2400)
         ((600, 400), 12, 7),
     ],
 )
-def test_tiles_are_those_of_an_independent_tiling(size: tuple[int, int], most: int, count: int) -> None:
+def test_tiles_match_independent_tiling(size: tuple[int, int], most: int, count: int) -> None:
     image = picture(*size)
     cut = Tiling(448, 1, most).tiles(image)
     assert Tiling(448, 1, most).count(*size) == count
