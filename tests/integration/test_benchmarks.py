@@ -1,4 +1,4 @@
-"""The benchmarks' harness, and a benchmark run as a user runs it, on a tiny model."""
+"""The benchmark harness, and one benchmark run from the command line on a tiny model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The family of docs/adding_a_base_model.md, taken out of that page: inspected, and served as transformers does."""
+"""The family in docs/adding_a_base_model.md: extracted, inspected, and served against transformers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HIDDEN, WIDE, LAYERS, TOKENS = 64, 96, 2, 16
 
 @pytest.fixture(scope="module")
 def documented(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The page's file, as if it lay in generation_service/models."""
+    """Import the page's code as a module."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     file = tmp_path_factory.mktemp("models") / "llama.py"
     file.write_text(code, encoding="utf-8")
@@ -92,7 +92,7 @@ def adapter(folder: Path) -> Path:
 
 
 def expected(folder: Path, tokens: list[int], ends: frozenset[int], deltas: Path | None = None) -> list[int]:
-    """Return transformers' own greedy answer, with PEFT's adapter if there is one."""
+    """Return the greedy answer of transformers, with PEFT's adapter if one is given."""
     model: Any = LlamaForCausalLM.from_pretrained(folder)
     model.generation_config = GenerationConfig()
     if deltas is not None:

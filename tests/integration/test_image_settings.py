@@ -1,4 +1,4 @@
-"""The bounds of images as a server's settings give them: larger images are resized, too many or broken ones refused."""
+"""Image limits from the server's settings: oversized images are resized; excess or broken ones are refused."""
 
 from __future__ import annotations
 

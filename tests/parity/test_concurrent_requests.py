@@ -1,4 +1,4 @@
-"""Requests of every kind at once over loopback gRPC: each gets the answer it gets alone."""
+"""Concurrent requests of every kind over loopback gRPC, against each request alone."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def test_64_concurrent_requests_match_single_ones(world: World) -> None:
 
 @pytest.mark.parametrize("prefill_tokens", [7, 64])
 async def test_joining_and_leaving_requests_change_no_answer(world: World, prefill_tokens: int) -> None:
-    """Prompts are read in chunks meanwhile, and some callers go away in the middle of them."""
+    """Prompts are prefilled in chunks meanwhile, and some callers cancel during their prefill."""
     long = requests(world, seed=2, count=4)
     for request in long:
         request.decoding.max_new_tokens = 60

@@ -1,4 +1,4 @@
-"""LoRAs on InternVL2's original module names: the same logits as merged into the original weights."""
+"""LoRAs on InternVL2's original module names, against the same LoRAs merged into the original weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def reference_logits(folder: Path, deltas: Mapping[str, Tensor]) -> Tensor:
 
 
 def deltas_of(adapter: TinyAdapter, linears: Linears) -> dict[str, Tensor]:
-    """Return scaling * B A by the original name of each weight."""
+    """Return scaling * B A, keyed by the original name of each weight."""
     rank = adapter.config["r"]
     scaling = adapter.config["lora_alpha"] / (math.sqrt(rank) if adapter.config.get("use_rslora") else rank)
     return {f"{path}.weight": scaling * adapter.b(path) @ adapter.a(path) for path in linears}
@@ -110,7 +110,7 @@ def original(path: str) -> str:
 
 
 def without_the_model(path: str) -> str:
-    """Return a native path as transformers' first releases of InternVL wrote it."""
+    """Return the name of a native path in the first transformers releases with InternVL."""
     for prefix, older in (
         ("model.language_model.", "language_model.model."),
         ("model.vision_tower.", "vision_tower."),

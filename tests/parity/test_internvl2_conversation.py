@@ -1,4 +1,4 @@
-"""InternVL2's conversations token for token: forms, system messages, where images stand, and who may write marks."""
+"""InternVL2's conversations token for token: templates, system messages, image placement, special tokens."""
 
 from __future__ import annotations
 

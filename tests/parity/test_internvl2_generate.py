@@ -37,7 +37,7 @@ def pictures(name: str) -> list[Image]:
 
 
 def answer(stack: GenerationStack, asked: Sequence[tuple[str, str, Composition]]) -> list[str]:
-    """Return the answers to (text, images, composition), asked at once."""
+    """Return the answers to (text, images, composition), requested concurrently."""
 
     async def together() -> list[str]:
         prompts = [Prompt.of(text, [ImagePart(png(image)) for image in pictures(name)]) for text, name, _ in asked]

@@ -1,4 +1,4 @@
-"""InternVL folders in transformers' own layout: the same model as the original folder, and adapters of either name."""
+"""InternVL folders in the layout of transformers, against the original folder; adapters under either names."""
 
 from __future__ import annotations
 

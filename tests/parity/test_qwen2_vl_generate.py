@@ -37,7 +37,7 @@ def transformers_model(world: World) -> Any:
 
 
 def reference_answer(model: Any, stack: GenerationStack, prompt: EncodedPrompt) -> str:
-    """Return the greedy answer of transformers' own loop to an encoded prompt."""
+    """Return the greedy answer of transformers to an encoded prompt."""
     base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     base.model.rope_deltas = None
     ids = prompt.tokens[None]

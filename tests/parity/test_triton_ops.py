@@ -18,7 +18,7 @@ from generation_service.lora.kernels.capturable_ops import TorchCapturableOps
 from generation_service.lora.kernels.triton_ops import TritonCapturableOps
 from tests.parity.lora_ops_case import TOLERANCE, Case, Sizes, assert_close
 
-pytest.importorskip("triton", reason="Triton is made for Linux on x86-64 only")
+pytest.importorskip("triton", reason="Triton supports Linux on x86-64 only")
 
 from tests.support.harness.compiled_triton import compile_for_gpu
 from tests.support.harness.interpreted_triton import interpreted_kernels
@@ -47,8 +47,8 @@ def cases(draw: st.DrawFn) -> Case:
 
 @settings(deadline=None, max_examples=20)
 @given(cases(), st.sampled_from([64, 4096]))
-def test_any_ranks_of_any_rows_match_weighted_sum(case: Case, longest_part: int) -> None:
-    with patch.object(triton_ops, "LONGEST_SPLIT", longest_part):
+def test_any_ranks_of_any_rows_match_weighted_sum(case: Case, longest_split: int) -> None:
+    with patch.object(triton_ops, "LONGEST_SPLIT", longest_split):
         case.check(TritonCapturableOps(interpreted_kernels()))
 
 
@@ -62,10 +62,10 @@ def test_more_rows_than_one_program_handles(kernels: TritonCapturableOps) -> Non
     Case(Sizes(rows=70, ranks=20, used=20), torch.float32, 1).check(kernels)
 
 
-@pytest.mark.parametrize("longest_part", [64, 4096])
-def test_empty_rank_set_changes_nothing(kernels: TritonCapturableOps, longest_part: int) -> None:
+@pytest.mark.parametrize("longest_split", [64, 4096])
+def test_empty_rank_set_changes_nothing(kernels: TritonCapturableOps, longest_split: int) -> None:
     case = Case(replace(PLAIN, used=0, inputs=100), torch.float16, 2)
-    with patch.object(triton_ops, "LONGEST_SPLIT", longest_part):
+    with patch.object(triton_ops, "LONGEST_SPLIT", longest_split):
         shrunk = case.shrink(kernels)
     assert not shrunk.any()
     assert torch.equal(case.expand(kernels, shrunk.fill_(torch.nan)), case.out)

@@ -23,7 +23,7 @@ from tests.support.checkpoints.internvl_native import write_internvl_native
 from tests.support.checkpoints.qwen2_5_vl import write_qwen2_5_vl
 from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
 from tests.support.harness.generation_stack import tiny_adapter
-from tests.support.harness.inspecting import inspected
+from tests.support.harness.inspecting import run_inspect
 
 WRITERS: dict[str, Callable[..., Path]] = {
     "qwen2_vl": write_qwen2_vl,
@@ -41,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("model_type", WRITERS)
 def test_report_matches_loaded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str) -> None:
     folder = WRITERS[model_type](tmp_path / "model", dtype=torch.bfloat16, shards=3)
-    status, report = inspected(capsys, folder)
+    status, report = run_inspect(capsys, folder)
     loaded = load_base_model(folder, LoadOptions())
     described = loaded.description
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
@@ -70,7 +70,7 @@ def test_report_matches_loaded_model(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_transformers_layout_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_internvl_native(tmp_path / "InternVL-hf", tmp_path / "original", TinyInternVL("qwen2"))
-    status, report = inspected(capsys, folder)
+    status, report = run_inspect(capsys, folder)
     assert (status, report["model_type"], report["problems"]) == (0, "internvl", [])
     assert report["parameters"] == report["stored_parameters"]
 
@@ -81,7 +81,7 @@ def test_transformers_layout_is_reported(tmp_path: Path, capsys: pytest.CaptureF
 def test_image_limits_are_those_of_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str, limits: dict[str, int]
 ) -> None:
-    _, report = inspected(capsys, WRITERS[model_type](tmp_path / "model"))
+    _, report = run_inspect(capsys, WRITERS[model_type](tmp_path / "model"))
     assert limits.items() <= report["image_limits"].items()
 
 
@@ -132,7 +132,7 @@ def test_unsupported_base_model_exits_1_with_reason(
 ) -> None:
     folder = write_qwen2_vl(tmp_path / "model")
     spoil(folder)
-    status, report = inspected(capsys, folder)
+    status, report = run_inspect(capsys, folder)
     assert (status, report["supported"]) == (1, False)
     assert problem in " ".join(report["problems"])
 
@@ -141,7 +141,7 @@ def test_config_is_reported_even_if_files_are_missing(tmp_path: Path, capsys: py
     folder = write_qwen2_vl(tmp_path / "model")
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
         (folder / name).unlink(missing_ok=True)
-    status, report = inspected(capsys, folder)
+    status, report = run_inspect(capsys, folder)
     assert status == 1
     assert report["layers"] == SHAPE.layers
     assert len(report["problems"]) == 2

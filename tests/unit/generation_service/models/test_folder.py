@@ -17,7 +17,7 @@ LARGE = 1 << 16
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model whose weights are larger than what is read of them: four pieces of 16 bytes."""
+    """Write a model whose weights are larger than the four samples of 16 bytes that are hashed."""
     monkeypatch.setattr(module, "_SAMPLES", 4)
     monkeypatch.setattr(module, "_SAMPLE_BYTES", 16)
     made = tmp_path / "model"

@@ -36,7 +36,7 @@ def dense(one: WeightedPair) -> Dense:
 
 
 def ties_by_hand(parts: Sequence[WeightedPair], density: float) -> Dense:
-    """Algorithm 1 of Yadav et al. 2023, one element after another."""
+    """Compute algorithm 1 of Yadav et al. 2023, element by element."""
     trimmed = []
     for one in parts:
         delta = dense(one).copy()
@@ -106,7 +106,7 @@ def test_block_size_does_not_change_result(merge: object, elements: int, monkeyp
 
 
 def dare_by_hand(parts: Sequence[WeightedPair], density: float, seed: str) -> Dense:
-    """Drop with probability 1 - density, rescale, sum: Yu et al. 2024, one element after another."""
+    """Drop with probability 1 - density, rescale, sum (Yu et al. 2024), element by element."""
     merged = np.zeros((OUT, IN))
     for one in parts:
         draw = torch.Generator().manual_seed(zlib.crc32(f"{seed} {one.name}".encode()))

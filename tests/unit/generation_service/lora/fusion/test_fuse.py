@@ -1,4 +1,4 @@
-"""Fusion in the parameters: what each method computes, and what it cannot combine."""
+"""Fusion of adapters: what each method computes, and what it cannot combine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The portable products: ranks read where they lie, or copied together first, give the same."""
+"""The portable products, with ranks read in place and gathered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def rank_set(runs: list[tuple[int, int]]) -> RankSet:
     return RankSet(columns, tuple(slice(start, stop) for start, stop in runs))
 
 
-@pytest.fixture(params=[0, 16384], ids=["run by run", "together"])
+@pytest.fixture(params=[0, 16384], ids=["by run", "gathered"])
 def threshold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(torch_ops, "GATHER_BELOW_VALUES", request.param)
     return int(request.param)
@@ -46,8 +46,8 @@ def test_products_over_runs_match_products_over_columns(
 
 
 def copies(ranks: RankSet, bank: Tensor, tokens: int) -> bool:
-    found = ranks.gathered(bank, tokens)
-    return found is not None and found.data_ptr() != bank[ranks.runs[0]].data_ptr()
+    gathered = ranks.gathered(bank, tokens)
+    return gathered is not None and gathered.data_ptr() != bank[ranks.runs[0]].data_ptr()
 
 
 def test_runs_are_gathered_only_if_small_or_for_many_tokens() -> None:

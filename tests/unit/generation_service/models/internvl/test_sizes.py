@@ -1,4 +1,4 @@
-"""InternVL2's published sizes: their configs describe models of as many parameters as published."""
+"""InternVL2's published configs describe models with the published parameter counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InternVL's tiles at their real size, bit for bit those of an independent tiling."""
+"""InternVL's tiles at their real size, bitwise equal to an independent tiling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from generation_service.models.internvl.tiles import Tiling
 from tests.support.harness.images import picture
 
 pytest.importorskip("sentencepiece", reason="the reference module reads tokenizers with sentencepiece (extra dev)")
-from tests.parity.internvl2_reference import tiles
 
 SCREEN = (1080, 2400)
 

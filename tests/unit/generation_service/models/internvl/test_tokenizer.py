@@ -1,4 +1,4 @@
-"""Sentencepiece models read without sentencepiece, and InternVL's conversations, against sentencepiece itself."""
+"""The sentencepiece reader and its tokenizer, against sentencepiece itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from generation_service.models.internvl.sentencepiece import from_sentencepiece
 from generation_service.models.internvl.sentencepiece_file import PieceKind, read_sentencepiece
 from generation_service.models.segments import SegmentTokenizer
 
-spm = pytest.importorskip("sentencepiece", reason="the reference is sentencepiece itself (extra dev)")
+spm = pytest.importorskip("sentencepiece", reason="needs sentencepiece (extra dev)")
 
 _SENTENCE = (
     "What is on the screen the quick brown fox  jumps over   lazy dogs Straße naïve café 你是由上海人工智能实验室 "
@@ -25,7 +25,7 @@ RARE = ["🙂", "\u2581", "\x00", "\ufffd", "𝔘", "", " ", "  ", "\n", "ﷺ", 
 
 
 def trained(folder: Path, **options: object) -> Path:
-    """Write a model trained by sentencepiece itself on random sentences."""
+    """Train a model with sentencepiece on random sentences; return its file."""
     draw = random.Random(0)
     sentences = (" ".join(draw.choices(WORDS, k=12)) for _ in range(400))
     file = io.BytesIO()
