@@ -1,4 +1,4 @@
-# Everything runs in .venv, which the first command makes. Needs make and Python 3.11, 3.12 or 3.13; nothing else.
+# Everything runs in .venv, which the first target creates. Requires make and Python 3.11, 3.12 or 3.13.
 VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
@@ -8,15 +8,15 @@ PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PACKAGES := infra retrieval_service generation_service orchestrator examples proto/loraretriever
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format proto schema lock bench clean
+.PHONY: help install demo test check format proto schema lock metrics bench clean
 
-help: ## Say what there is to make
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## Make .venv and install everything into it
+install: $(STAMP) ## Create .venv and install every extra into it
 
 $(STAMP): pyproject.toml requirements.lock
-	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 found; install one or name it: make PYTHON=/path/to/python" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 found; install one, or pass its path: make PYTHON=/path/to/python" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
 	@touch $@
@@ -24,10 +24,10 @@ $(STAMP): pyproject.toml requirements.lock
 demo: $(STAMP) ## Run the whole system on the demo world, on this machine
 	$(BIN)/loraretriever demo
 
-test: $(STAMP) ## Run the tests: offline, no GPU needed
+test: $(STAMP) ## Run the tests, offline and without a GPU
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-check: $(STAMP) ## Lint, types, import rules, contract, deployment files
+check: $(STAMP) ## Check lint, format, types, import rules, stubs, deployment files and workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES)
@@ -35,26 +35,32 @@ check: $(STAMP) ## Lint, types, import rules, contract, deployment files
 	cd proto && ../$(BIN)/buf lint
 	$(BIN)/python -m infra.tools.stubs --check
 	infra/docker/check.sh $(BIN)
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 
-format: $(STAMP) ## Format the code
+format: $(STAMP) ## Format the code and apply ruff's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 proto: $(STAMP) ## Generate the stubs from proto/
 	$(BIN)/python -m infra.tools.stubs
 
-schema: $(STAMP) ## Write the schema of summary.json from its types
+schema: $(STAMP) ## Generate the JSON Schema of summary.json from its types
 	$(BIN)/python -m orchestrator.evaluation.report.schema
 
-lock: $(STAMP) ## Write requirements.lock anew from pyproject.toml
+lock: $(STAMP) ## Resolve requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	{ sed -n '/^#/p' requirements.lock; echo 'torch==2.13.0' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	  --all-extras --no-header --no-annotate --constraint /dev/stdin pyproject.toml; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
+metrics: $(STAMP) ## Measure the code: file sizes, long functions, comments, import cycles
+	$(BIN)/python -m infra.tools.code_metrics
+
 bench: $(STAMP) ## Run every benchmark and write benchmarks/results/
 	@mkdir -p benchmarks/results
 	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file --output benchmarks/results || exit 1; done
 
-clean: ## Remove .venv, caches and the demo's files
+clean: ## Remove .venv, the caches and the demo's files
 	rm -rf $(VENV) .loraretriever .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

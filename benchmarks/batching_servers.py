@@ -14,6 +14,7 @@ from random_models import RandomBaseModel
 from torch import Tensor
 from transformers import GenerationConfig
 
+from generation_service.adapters.admission import AdmittedComposition
 from generation_service.adapters.host_cache import WeightStore
 from generation_service.adapters.residency import Residency
 from generation_service.adapters.source import FolderSources, Roots
@@ -45,7 +46,6 @@ class EngineServer:
                 max_running=slots,
                 max_waiting=waiting,
                 max_sequence_tokens=longest,
-                max_adapters=1,
                 default_max_new_tokens=1,
                 prefill_tokens=prefill_tokens,
             ),
@@ -66,7 +66,7 @@ class EngineServer:
         sequences = []
         for number, (ask, arrival) in enumerate(zip(asks, arrivals_s, strict=True)):
             _sleep_until(start + arrival)
-            request = Request(ask.prompt, Base(), Decoding(max_new_tokens=ask.answer_tokens))
+            request = Request(ask.prompt, AdmittedComposition(Base()), Decoding(max_new_tokens=ask.answer_tokens))
             sequences.append(self._engine.submit(request, ends.listener(number)))
         finished = ends.wait()
         return Served(

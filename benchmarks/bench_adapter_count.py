@@ -18,6 +18,7 @@ from engine_world import (
     ENGINE_SHAPES,
     AdapterFiles,
     EngineWorld,
+    PlannedRequest,
     Sizes,
     adapter_bytes,
     request_of,
@@ -26,7 +27,6 @@ from engine_world import (
 from harness import Bar, Findings, Timing, run, say, time_interleaved
 from random_models import RandomBaseModel
 
-from generation_service.engine.sequence import Request
 from infra.contract.composition import Base, Mixture, WeightedAdapter
 
 QUESTION = __doc__ or ""
@@ -81,7 +81,7 @@ def check(options: argparse.Namespace, few: EngineWorld, many: EngineWorld) -> N
             raise SystemExit("the adapters change no answer, so nothing was timed")
 
 
-def shortened(request: Request) -> Request:
+def shortened(request: PlannedRequest) -> PlannedRequest:
     """Return the request for an answer short enough to be compared before every run."""
     return request_of(request.prompt, request.composition, CHECKED_TOKENS)
 
@@ -140,7 +140,7 @@ def measure_steps_beside_loads(options: argparse.Namespace, world: EngineWorld, 
     findings.measurements["loads_beside_steps"] = world.loads - loaded
 
 
-def traffic(options: argparse.Namespace, world: EngineWorld, seed: int, size: int, known: int) -> list[Request]:
+def traffic(options: argparse.Namespace, world: EngineWorld, seed: int, size: int, known: int) -> list[PlannedRequest]:
     """Return requests whose adapters follow Zipf's law over `known`, adapter n being drawn as often as 1 / (n + 1)."""
     draw = random.Random(seed)
     popularity = [1 / (1 + place) for place in range(known)]

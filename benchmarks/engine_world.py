@@ -19,14 +19,15 @@ from random_adapters import random_adapter, write_peft_folder
 from random_models import SHAPES, RandomBaseModel, Shape, copy_sharing_weights
 from torch import Tensor
 
+from generation_service.adapters.admission import Admission
 from generation_service.adapters.checkpoint.reader import read_checkpoint
 from generation_service.adapters.host_cache import WeightStore
-from generation_service.adapters.leases import BankLease, Outcome
-from generation_service.adapters.residency import Residency
+from generation_service.adapters.leases import BankLease
+from generation_service.adapters.residency import Outcome, Residency
 from generation_service.adapters.source import AdapterSource
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits
-from generation_service.engine.sequence import Delta, Event, Request
+from generation_service.engine.sequence import Delta, Event, Listener, Request
 from generation_service.execution.inputs import Prefill
 from generation_service.execution.kv_cache import CacheShape, SlotKVCache
 from generation_service.execution.runner import Runner
@@ -102,6 +103,15 @@ class CountingBank(AdapterBank):
         self.writes += 1
 
 
+@dataclass(frozen=True)
+class PlannedRequest:
+    """A request before its composition is admitted."""
+
+    prompt: EncodedPrompt
+    composition: Composition
+    decoding: Decoding
+
+
 class EngineWorld:
     """One engine with its bank, over weights that it may share with others."""
 
@@ -118,6 +128,7 @@ class EngineWorld:
             host_form=HostPacker(about.dtype, pinned=about.device.type == "cuda"),
         )
         self.residency = Residency(self.bank, self.store)
+        self.admission = Admission(self.store, sizes.bank_ranks, self.residency.pinned_ranks, max_adapters=16)
         length = -(-(sizes.sequence_tokens + 1) // 64) * 64
         cache = CacheShape(about.layers, sizes.slots, about.kv_heads, length, about.head_dim)
         self.runner = Runner(self.model, self.bank, SlotKVCache(cache, about.dtype, about.device))
@@ -129,7 +140,6 @@ class EngineWorld:
                 max_running=sizes.slots,
                 max_waiting=4 * sizes.slots,
                 max_sequence_tokens=sizes.sequence_tokens,
-                max_adapters=16,
                 default_max_new_tokens=16,
                 prefill_tokens=2048,
             ),
@@ -158,7 +168,7 @@ class EngineWorld:
     def lease(self, composition: Composition) -> BankLease:
         """Return the composition's lease once it is in the bank. Raises what loading it ended in."""
         outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        self.residency.request(self.residency.check(composition), outcomes.put)
+        self.residency.request(self.admission.admit(composition), outcomes.put)
         outcome = outcomes.get()
         if isinstance(outcome, Exception):
             raise outcome
@@ -174,7 +184,7 @@ class EngineWorld:
         finally:
             lease.release()
 
-    def token_times(self, request: Request, beside: Iterable[str]) -> list[float]:
+    def token_times(self, request: PlannedRequest, beside: Iterable[str]) -> list[float]:
         """Return when each token of an answer came, while the adapters of `beside` are loaded one after another."""
         times: list[float] = []
         ended = threading.Event()
@@ -184,7 +194,7 @@ class EngineWorld:
             if not isinstance(event, Delta):
                 ended.set()
 
-        self.engine.submit(request, hear)
+        self._submit(request, hear)
         for adapter in beside:
             if ended.is_set():
                 break
@@ -192,7 +202,7 @@ class EngineWorld:
         ended.wait()
         return times[:-1]
 
-    def answer(self, requests: Iterable[Request], together: int) -> list[Generation]:
+    def answer(self, requests: Iterable[PlannedRequest], together: int) -> list[Generation]:
         """Answer all requests, `together` of them at any time, and return the answers in the order of the requests.
 
         Raises what a request ended in.
@@ -203,9 +213,12 @@ class EngineWorld:
             room.acquire()
             one = _Pending(room)
             pending.append(one)
-            checked = self.residency.check(request.composition)
-            self.engine.submit(Request(request.prompt, checked, request.decoding), one.hear)
+            self._submit(request, one.hear)
         return [one.answer() for one in pending]
+
+    def _submit(self, request: PlannedRequest, listener: Listener) -> None:
+        admitted = self.admission.admit(request.composition)
+        self.engine.submit(Request(request.prompt, admitted, request.decoding), listener)
 
 
 class _Pending:
@@ -230,9 +243,9 @@ class _Pending:
         raise self._end
 
 
-def request_of(prompt: EncodedPrompt, composition: Composition, answer_tokens: int) -> Request:
+def request_of(prompt: EncodedPrompt, composition: Composition, answer_tokens: int) -> PlannedRequest:
     """Return a request for a greedy answer of exactly `answer_tokens`: random models never stop by themselves."""
-    return Request(prompt, composition, Decoding(max_new_tokens=answer_tokens))
+    return PlannedRequest(prompt, composition, Decoding(max_new_tokens=answer_tokens))
 
 
 def require_same_answers(what: str, ours: Sequence[Generation], theirs: Sequence[Generation]) -> None:

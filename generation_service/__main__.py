@@ -8,9 +8,10 @@ from infra.runtime.main import run_tier
 
 
 def serve(settings: GenerationSettings) -> None:
-    """Serve until a stop signal. What is heavy to import comes last, so that a mistake is told at once."""
+    """Serve until a stop signal."""
+    # Before torch is imported, which takes seconds: a wrong path should fail at once.
     read_config(settings.model_path)
-    from generation_service.serving import serve_forever
+    from generation_service.app import serve_forever
 
     serve_forever(settings)
 

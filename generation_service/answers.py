@@ -1,4 +1,4 @@
-"""Prompts -> answers, for callers on an event loop."""
+"""Generation for callers on an event loop: admit and encode a request, then follow its sequence through the engine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from generation_service import metrics
+from generation_service.adapters.admission import Admission
+from generation_service.adapters.leases import ResidentAdapter
+from generation_service.adapters.residency import Residency
 from generation_service.engine.engine import Engine
+from generation_service.engine.limits import EngineLimits
 from generation_service.engine.sequence import Delta, Event, Request
-from generation_service.models.base import BaseModel
+from generation_service.models.base import BaseModel, ModelDescription
 from generation_service.models.images import decode_images
 from infra.contract.composition import Composition
 from infra.contract.errors import InvalidArgumentError, field_path
@@ -21,40 +26,91 @@ from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt, TextPart
 from infra.runtime.images import ImageLimits
 
-Events = asyncio.Queue[Event]
+EventQueue = asyncio.Queue[Event]
+
+_ENCODERS = 4
+"""Threads that look up adapters, decode images and tokenize. Pillow and network calls release the interpreter lock."""
 
 
-class Answers:
-    """Checks and encodes requests on threads of its own, and follows their sequences through the engine."""
+@dataclass(frozen=True)
+class ServedModel:
+    """What a server runs and accepts."""
 
-    def __init__(self, engine: Engine, model: BaseModel, image_limits: ImageLimits, encoders: int = 4) -> None:
-        self._engine = engine
+    name: str
+    revision: str
+    description: ModelDescription
+    limits: EngineLimits
+    image_limits: ImageLimits
+    max_adapters: int
+    bank_ranks: int
+
+
+class GenerationService:
+    """Generates answers and loads adapters. Called on: one event loop, which it never blocks."""
+
+    def __init__(
+        self,
+        served: ServedModel,
+        model: BaseModel,
+        admission: Admission,
+        residency: Residency,
+        engine: Engine,
+        *,
+        encoders: int = _ENCODERS,
+    ) -> None:
+        self.served = served
         self._model = model
-        self._image_limits = image_limits
+        self._admission = admission
+        self._residency = residency
+        self._engine = engine
         self._encoders = ThreadPoolExecutor(encoders, thread_name_prefix="encoder")
-        self._preparing = 0
-        self._post: _Post | None = None
+        self._in_preparation = 0
+        self._dispatcher: _EventDispatcher | None = None
 
     async def generate(
         self, prompt: Prompt, composition: Composition, decoding: Decoding, time_limit_s: float | None = None
     ) -> Generation:
-        """Return the answer. Raises InvalidArgumentError, OverloadedError, DeadlineError, or its adapters' own."""
+        """Return the answer.
+
+        Raises:
+            InvalidArgumentError: the prompt or the composition is beyond a limit of this server.
+            OverloadedError: the queue is full.
+            DeadlineError: `time_limit_s` has passed.
+            LoraRetrieverError: what `Admission.admit` raises, or loading the adapters.
+        """
         async with aclosing(self._follow(prompt, composition, decoding, time_limit_s, deltas=False)) as events:
             async for event in events:
                 if isinstance(event, Generation):
                     return event
-        raise AssertionError("a sequence ends in a generation or an error")
+        raise AssertionError("a sequence ends with a generation or an error")
 
     async def stream(
         self, prompt: Prompt, composition: Composition, decoding: Decoding, time_limit_s: float | None = None
     ) -> AsyncIterator[Delta | Generation]:
-        """Yield the answer as it grows, then the whole of it. Closing the iterator cancels the request."""
+        """Yield the answer's text as it is decoded, then the whole answer. Closing the iterator cancels the request.
+
+        Raises what `generate` raises.
+        """
         async with aclosing(self._follow(prompt, composition, decoding, time_limit_s, deltas=True)) as events:
             async for event in events:
                 yield event
 
+    async def load_adapter(self, adapter_id: str, revision: str = "") -> ResidentAdapter:
+        """Load an adapter and pin it in the bank. Raises what `Admission.admit` and `Residency.pin` raise."""
+        # Not on the encoders: a slow catalogue must not delay prompts because an operator preloads adapters.
+        admitted = await asyncio.to_thread(self._admission.admit_adapter, adapter_id, revision)
+        return await asyncio.wrap_future(self._residency.pin(admitted))
+
+    def unload_adapter(self, adapter_id: str) -> None:
+        """Unpin an adapter. Raises NotFoundError if it is not resident."""
+        self._residency.unpin(adapter_id)
+
+    def residents(self) -> list[ResidentAdapter]:
+        """Return the adapters in the bank, least recently used first."""
+        return self._residency.residents()
+
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._encoders.shutdown(wait=True, cancel_futures=True)
 
     async def _follow(
@@ -62,13 +118,13 @@ class Answers:
     ) -> AsyncGenerator[Delta | Generation, None]:
         deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
         loop = asyncio.get_running_loop()
-        request = await self._prepared(lambda: self._request(prompt, composition, decoding, deadline), loop)
-        events: Events = asyncio.Queue()
-        post = self._post = self._post if self._post and self._post.loop is loop else _Post(loop)
+        request = await self._prepare(lambda: self._request(prompt, composition, decoding, deadline), loop)
+        events: EventQueue = asyncio.Queue()
+        dispatcher = self._dispatcher_of(loop)
 
         def listen(event: Event) -> None:
             if deltas or not isinstance(event, Delta):
-                post.send(events, event)
+                dispatcher.send(events, event)
 
         sequence = self._engine.submit(request, listen)
         try:
@@ -84,31 +140,37 @@ class Answers:
         finally:
             self._engine.cancel(sequence)
 
-    async def _prepared(self, make: Callable[[], Request], loop: asyncio.AbstractEventLoop) -> Request:
-        """Make a request on another thread; one that is being made counts as one that waits."""
-        self._engine.check_room(beside=self._preparing)
-        self._preparing += 1
+    async def _prepare(self, make: Callable[[], Request], loop: asyncio.AbstractEventLoop) -> Request:
+        """Make a request on an encoder thread. Requests in preparation count towards the queue's limit."""
+        self._engine.check_room(in_preparation=self._in_preparation)
+        self._in_preparation += 1
         try:
             return await loop.run_in_executor(self._encoders, make)
         finally:
-            self._preparing -= 1
+            self._in_preparation -= 1
 
     def _request(self, prompt: Prompt, composition: Composition, decoding: Decoding, deadline: float | None) -> Request:
-        """Look the adapters up and encode the prompt. Raises for whatever of them can never be served."""
-        checked = self._engine.check_composition(composition)
+        """Admit the composition and encode the prompt. Called on: encoder thread."""
+        admitted = self._admission.admit(composition)
         with field_path("prompt"):
-            max_tokens = self._engine.limits.max_sequence_tokens
+            max_tokens = self.served.limits.max_sequence_tokens
             check_text(prompt, max_tokens, self._model.description.token_characters)
-            encoded = self._model.encode(prompt, decode_images(prompt, self._image_limits), max_tokens)
-        return Request(encoded, checked, decoding, deadline)
+            encoded = self._model.encode(prompt, decode_images(prompt, self.served.image_limits), max_tokens)
+        return Request(encoded, admitted, decoding, deadline)
+
+    def _dispatcher_of(self, loop: asyncio.AbstractEventLoop) -> _EventDispatcher:
+        if self._dispatcher is None or self._dispatcher.loop is not loop:
+            self._dispatcher = _EventDispatcher(loop)
+        return self._dispatcher
 
 
 def check_text(prompt: Prompt, max_tokens: int, token_characters: int) -> None:
-    """Raise InvalidArgumentError for text that no `max_tokens` tokens can hold: it is told without tokenising it."""
+    """Raise InvalidArgumentError for text too long for `max_tokens`, without tokenizing it."""
     texts = [part.text for message in prompt.messages for part in message.parts if isinstance(part, TextPart)]
     limit = max_tokens * token_characters
     length = sum(map(len, texts))
     if length > limit:
+        # Tokenizers may normalize to NFC first, which shortens text.
         length = len(unicodedata.normalize("NFC", "".join(texts)))
     if length > limit:
         raise InvalidArgumentError(
@@ -120,24 +182,28 @@ def check_text(prompt: Prompt, max_tokens: int, token_characters: int) -> None:
         )
 
 
-class _Post:
-    """Carries events to queues of an event loop, waking it once for all that gather meanwhile: a wake is dear."""
+class _EventDispatcher:
+    """Carries events from engine threads to queues of one event loop.
+
+    Batches events so that the loop is woken once per batch: `call_soon_threadsafe` writes to a socket, which costs the
+    engine thread about 0.5 ms on a busy machine (measured, see docs/lab_log.md).
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._lock = threading.Lock()
-        self._gathered: list[tuple[Events, Event]] = []
+        self._lock = threading.Lock()  # Guards: `_batch`.
+        self._batch: list[tuple[EventQueue, Event]] = []
 
-    def send(self, events: Events, event: Event) -> None:
-        """Put `event` into `events` soon. From any thread."""
+    def send(self, queue: EventQueue, event: Event) -> None:
+        """Put `event` into `queue` when the loop wakes. Safe from any thread."""
         with self._lock:
-            self._gathered.append((events, event))
-            first = len(self._gathered) == 1
+            self._batch.append((queue, event))
+            first = len(self._batch) == 1
         if first:
             self.loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
         with self._lock:
-            gathered, self._gathered = self._gathered, []
-        for events, event in gathered:
-            events.put_nowait(event)
+            batch, self._batch = self._batch, []
+        for queue, event in batch:
+            queue.put_nowait(event)

@@ -1,19 +1,21 @@
-"""Settings -> everything the service is made of, started and ended in order."""
+"""Settings -> the running service: its parts built, started and stopped in order, then served."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from generation_service import metrics
+from generation_service.adapters.admission import Admission
 from generation_service.adapters.checkpoint.reader import read_checkpoint
 from generation_service.adapters.host_cache import WeightStore
 from generation_service.adapters.residency import Residency
 from generation_service.adapters.source import AdapterResolver, AdapterSource, CatalogueSources, FolderSources, Roots
-from generation_service.answers import Answers
+from generation_service.answers import GenerationService, ServedModel
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits, default_prefill_tokens
 from generation_service.engine.memory_plan import MemoryPlan, available_bytes, plan_memory
@@ -25,10 +27,11 @@ from generation_service.lora.weights import AdapterWeights
 from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.folder import default_model_name, folder_revision
 from generation_service.models.registry import load_base_model
+from generation_service.server import GenerationServicer, add_to
 from generation_service.settings import GenerationSettings
 from infra.contract.errors import ConfigurationError
-from infra.runtime.images import ImageLimits
 from infra.runtime.logs import get_logger
+from infra.runtime.server import aio_server
 
 log = get_logger(__name__)
 
@@ -37,71 +40,94 @@ log = get_logger(__name__)
 class GenerationStack:
     """The parts of a running service."""
 
-    model_name: str
-    model_revision: str
     model: BaseModel
     bank: AdapterBank
+    admission: Admission
     residency: Residency
     engine: Engine
-    answers: Answers
-    image_limits: ImageLimits
+    service: GenerationService
 
 
 @contextmanager
 def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
-    """Load the model and start the engine; end them on leaving. Raises CheckpointError or ConfigurationError."""
+    """Load the model and start the engine; stop them on exit. Raises CheckpointError or ConfigurationError."""
     device = _device(settings.device)
     name = settings.model_name or default_model_name(settings.model_path)
     log.info("loading_model", model=name, path=str(settings.model_path), device=str(device))
-    model = load_base_model(
-        settings.model_path,
-        LoadOptions(
-            device,
-            _dtype(settings.dtype, device),
-            max_pixels=settings.max_pixels,
-            max_tiles=settings.max_tiles,
-            image_suffix=settings.image_suffix,
-        ),
-    )
+    model = _load_model(settings, device)
+    description = model.description
     plan = plan_memory(
-        model.description,
+        description,
         ranks=settings.bank_ranks,
         slots=settings.max_running,
         sequence_tokens=settings.max_sequence_tokens,
-        available=available_bytes(model.description, settings.bank_ranks),
+        available=available_bytes(description, settings.bank_ranks),
     )
     _log_plan(model, plan)
-    description = model.description
     bank = AdapterBank(
         description.targets, settings.bank_ranks, description.dtype, description.device, by_image=description.by_image
     )
     cache = SlotKVCache(plan.cache, description.dtype, description.device)
     runner = Runner(model, bank, cache, graphs=settings.decode_graphs)
     with ExitStack() as stack:
-        resolver = _resolver(settings, stack)
         store = WeightStore(
-            resolver,
-            _Reader(model, bank),
+            _resolver(settings, stack),
+            _CheckpointReader(model, bank),
             (name, *settings.model_aliases),
             settings.host_adapter_bytes,
             host_form=HostPacker(bank.dtype, pinned=bank.device.type == "cuda"),
         )
         residency = Residency(bank, store)
         stack.callback(residency.close)
+        admission = Admission(store, bank.ranks, residency.pinned_ranks, settings.max_adapters)
         engine = Engine(model, runner, residency, _limits(settings, plan, device))
         metrics.watch(engine, residency)
         engine.start()
         stack.callback(engine.close)
-        answers = Answers(engine, model, settings.image_limits)
-        stack.callback(answers.close)
-        yield GenerationStack(
-            name, folder_revision(settings.model_path), model, bank, residency, engine, answers, settings.image_limits
+        served = ServedModel(
+            name=name,
+            revision=folder_revision(settings.model_path),
+            description=description,
+            limits=engine.limits,
+            image_limits=settings.image_limits,
+            max_adapters=settings.max_adapters,
+            bank_ranks=bank.ranks,
         )
+        service = GenerationService(served, model, admission, residency, engine)
+        stack.callback(service.close)
+        yield GenerationStack(model, bank, admission, residency, engine, service)
+
+
+def serve_forever(settings: GenerationSettings) -> None:
+    """Serve until a stop signal."""
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: GenerationSettings) -> None:
+    server = aio_server(settings.server)
+    await server.start()
+    try:
+        async with _stack_on_thread(settings) as stack:
+            add_to(server, GenerationServicer(stack.service))
+            await server.serve()
+    except Exception:
+        await server.stop()
+        raise
+
+
+@asynccontextmanager
+async def _stack_on_thread(settings: GenerationSettings) -> AsyncIterator[GenerationStack]:
+    """Build and stop the stack on a thread, so that the event loop answers health checks meanwhile."""
+    manager = generation_stack(settings)
+    async with AsyncExitStack() as cleanup:
+        stack = await asyncio.to_thread(manager.__enter__)
+        cleanup.push_async_callback(asyncio.to_thread, manager.__exit__, None, None, None)
+        yield stack
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Reads an adapter's folder for the model that runs."""
+class _CheckpointReader:
+    """Reads an adapter's folder for the loaded base model."""
 
     model: BaseModel
     bank: AdapterBank
@@ -115,6 +141,17 @@ class _Reader:
             expected_revision=source.content,
             dtype=self.bank.dtype,
         )
+
+
+def _load_model(settings: GenerationSettings, device: torch.device) -> BaseModel:
+    options = LoadOptions(
+        device,
+        _dtype(settings.dtype, device),
+        max_pixels=settings.max_pixels,
+        max_tiles=settings.max_tiles,
+        image_suffix=settings.image_suffix,
+    )
+    return load_base_model(settings.model_path, options)
 
 
 def _resolver(settings: GenerationSettings, stack: ExitStack) -> AdapterResolver:
@@ -133,7 +170,6 @@ def _limits(settings: GenerationSettings, plan: MemoryPlan, device: torch.device
         max_running=settings.max_running,
         max_waiting=settings.max_waiting,
         max_sequence_tokens=plan.cache.length,
-        max_adapters=settings.max_adapters,
         default_max_new_tokens=settings.default_max_new_tokens,
         prefill_tokens=settings.prefill_tokens or default_prefill_tokens(device.type),
     )
@@ -147,7 +183,7 @@ def _device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigurationError(f"device {name!r} is not known to torch: use cpu, cuda, cuda:0, ...") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"device {name!r} was asked for, and torch sees no GPU: use cpu or auto")
+        raise ConfigurationError(f"device {name!r} needs a GPU, and torch finds none: use cpu or auto")
     return device
 
 

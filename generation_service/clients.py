@@ -31,7 +31,7 @@ class CatalogueClient:
                 tls_certificate=settings.retrieval_tls_certificate,
                 tls_key=settings.retrieval_tls_key,
                 token=token.get_secret_value() if token is not None else None,
-                max_message_bytes=settings.max_message_bytes,
+                max_message_bytes=settings.server.max_message_bytes,
                 default_timeout_s=settings.retrieval_timeout_s,
             )
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, TypedDict
 
@@ -11,7 +10,7 @@ from loraretriever.v1 import generation_service_pb2 as pb
 from loraretriever.v1 import generation_service_pb2_grpc
 
 from generation_service.adapters.leases import ResidentAdapter
-from generation_service.app import GenerationStack
+from generation_service.answers import GenerationService
 from generation_service.engine.sequence import Delta
 from infra.contract.adapter import check_adapter_id
 from infra.contract.composition import Composition
@@ -27,79 +26,79 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
-    """Translates between the contract's messages and the stack."""
+    """Translates between the contract's messages and the service."""
 
-    def __init__(self, stack: GenerationStack) -> None:
-        self._stack = stack
+    def __init__(self, service: GenerationService) -> None:
+        self._service = service
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:  # noqa: N802
         """Answer one prompt."""
-        return generation_to_proto(await self._stack.answers.generate(**_asked(request, context)))
+        return generation_to_proto(await self._service.generate(**_arguments(request, context)))
 
     async def StreamGenerate(  # noqa: N802
         self, request: pb.StreamGenerateRequest, context: Context
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
         """Answer one prompt piece by piece."""
-        async for event in self._stack.answers.stream(**_asked(request, context)):
+        async for event in self._service.stream(**_arguments(request, context)):
             if isinstance(event, Delta):
                 yield pb.StreamGenerateResponse(delta=event.text)
             else:
                 yield pb.StreamGenerateResponse(final=generation_to_proto(event))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: N802
-        """Say what runs."""
-        stack, limits, images = self._stack, self._stack.engine.limits, self._stack.image_limits
+        """Return the base model, the limits and the resident adapters."""
+        served = self._service.served
+        limits, images = served.limits, served.image_limits
         return pb.GetModelResponse(
-            base_model=stack.model_name,
-            family=stack.model.description.family,
-            device=str(stack.model.description.device),
-            dtype=str(stack.model.description.dtype).removeprefix("torch."),
+            base_model=served.name,
+            family=served.description.family,
+            device=str(served.description.device),
+            dtype=str(served.description.dtype).removeprefix("torch."),
             limits=pb.ModelLimits(
                 max_sequence_tokens=limits.max_sequence_tokens,
                 max_images=images.max_images,
                 max_image_bytes=images.max_bytes,
                 max_image_pixels=images.max_pixels,
-                max_adapters=limits.max_adapters,
-                bank_ranks=stack.bank.ranks,
+                max_adapters=served.max_adapters,
+                bank_ranks=served.bank_ranks,
                 max_running=limits.max_running,
                 max_waiting=limits.max_waiting,
             ),
-            residents=[_resident_to_proto(resident) for resident in stack.residency.residents()],
-            revision=stack.model_revision,
+            residents=[_resident_to_proto(resident) for resident in self._service.residents()],
+            revision=served.revision,
         )
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Context) -> pb.LoadAdapterResponse:  # noqa: N802
-        """Load an adapter and keep it."""
-        adapter_id = check_adapter_id(request.adapter_id)
-        loaded = await asyncio.wrap_future(self._stack.residency.pin(adapter_id, request.revision))
-        return pb.LoadAdapterResponse(adapter=_resident_to_proto(loaded))
+        """Load an adapter and pin it."""
+        adapter = await self._service.load_adapter(check_adapter_id(request.adapter_id), request.revision)
+        return pb.LoadAdapterResponse(adapter=_resident_to_proto(adapter))
 
     async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Context) -> pb.UnloadAdapterResponse:  # noqa: N802
-        """Release an adapter that was kept."""
-        self._stack.residency.unpin(check_adapter_id(request.adapter_id))
+        """Unpin an adapter."""
+        self._service.unload_adapter(check_adapter_id(request.adapter_id))
         return pb.UnloadAdapterResponse()
 
 
 def add_to(server: AioGrpcServer, servicer: GenerationServicer) -> None:
-    """Let `server` answer the service's methods by `servicer`."""
+    """Register `servicer` with `server`."""
     server.add(servicer, generation_service_pb2_grpc.add_GenerationServiceServicer_to_server, SERVICE_NAME)
 
 
-class _Asked(TypedDict):
+class _Arguments(TypedDict):
     prompt: Prompt
     composition: Composition
     decoding: Decoding
     time_limit_s: float | None
 
 
-def _asked(request: pb.GenerateRequest | pb.StreamGenerateRequest, context: Context) -> _Asked:
+def _arguments(request: pb.GenerateRequest | pb.StreamGenerateRequest, context: Context) -> _Arguments:
     with field_path("prompt"):
         prompt = prompt_from_proto(request.prompt)
     with field_path("composition"):
         composition = composition_from_proto(request.composition)
     with field_path("decoding"):
         decoding = decoding_from_proto(request.decoding)
-    return _Asked(prompt=prompt, composition=composition, decoding=decoding, time_limit_s=context.time_remaining())
+    return _Arguments(prompt=prompt, composition=composition, decoding=decoding, time_limit_s=context.time_remaining())
 
 
 def _resident_to_proto(resident: ResidentAdapter) -> pb.ResidentAdapter:

@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from infra.runtime.images import ImageLimits
-from infra.runtime.settings import TierSettings
+from infra.runtime.settings import ServerOptions, TierSettings
 
 
 class GenerationSettings(TierSettings):
@@ -17,9 +17,7 @@ class GenerationSettings(TierSettings):
 
     model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_GENERATION_")
 
-    address: str = Field(
-        "127.0.0.1:50052", description="host:port, [v6]:port or unix:/path to listen on; port 0 is a free one"
-    )
+    server: ServerOptions = ServerOptions(address="127.0.0.1:50052")
     model_path: Path = Field(description="folder of the base model, as it was downloaded")
     model_name: str = Field(
         "", description="what adapters call the base model; empty: what its config.json says, else the folder's name"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from infra.runtime.server import AioGrpcServer, ServerOptions, aio_server
+from infra.runtime.server import AioGrpcServer, aio_server
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.clients.generation import GenerationClient
 from orchestrator.clients.retrieval import RetrievalClient
@@ -24,7 +24,7 @@ from orchestrator.settings import OrchestratorSettings
 @asynccontextmanager
 async def orchestrator(settings: OrchestratorSettings, redis_url: str) -> AsyncIterator[AioGrpcServer]:
     """Yield a bound server of both services that does not serve yet, its reconciler running."""
-    server = aio_server(ServerOptions.from_settings(settings))
+    server = aio_server(settings.server)
     dispatcher = CeleryDispatcher(make_celery(redis_url, settings.visibility_timeout_s))
     async with AsyncExitStack() as stack:
         retrieval = await stack.enter_async_context(RetrievalClient(settings.channel(settings.retrieval_target)))

@@ -9,7 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from infra.contract.errors import ConfigurationError
 from infra.runtime.channel import ChannelOptions
-from infra.runtime.settings import TierSettings
+from infra.runtime.settings import ServerOptions, TierSettings
 from orchestrator.evaluation.data.files import MAX_DATASET_BYTES
 from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES
 from orchestrator.evaluation.spec import MAX_SHARD_SIZE
@@ -25,7 +25,7 @@ class OrchestratorSettings(TierSettings):
 
     model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_ORCHESTRATOR_")
 
-    address: str = Field("127.0.0.1:50053", description="host:port to listen on; port 0 is a free one")
+    server: ServerOptions = ServerOptions(address="127.0.0.1:50053")
     retrieval_target: str = Field("127.0.0.1:50051", description="host:port of the retrieval service")
     generation_target: str = Field("127.0.0.1:50052", description="host:port of the generation service")
     service_token: SecretStr | None = Field(None, min_length=1, description="bearer token for both services")
@@ -104,7 +104,7 @@ class OrchestratorSettings(TierSettings):
             tls_certificate=self.service_tls_certificate,
             tls_key=self.service_tls_key,
             token=self.service_token.get_secret_value() if self.service_token is not None else None,
-            max_message_bytes=self.max_message_bytes,
+            max_message_bytes=self.server.max_message_bytes,
         )
 
     @property
@@ -125,5 +125,5 @@ class OrchestratorSettings(TierSettings):
             sample_timeout_s=self.sample_timeout_s,
             patience_s=self.patience_s,
             time_limit_s=self.shard_time_limit_s,
-            stop_grace_s=self.shutdown_grace_s,
+            stop_grace_s=self.server.shutdown_grace_s,
         )

@@ -9,12 +9,12 @@ from typing import Any
 
 from infra.contract.errors import UnavailableError
 from infra.runtime.logs import get_logger
-from infra.runtime.server import GrpcServer, ServerOptions, sync_server
+from infra.runtime.server import GrpcServer, sync_server
 from retrieval_service.catalogue.catalogue import Catalogue
-from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant, Server
+from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import Embedder
 from retrieval_service.embedders.batcher import BatchedEmbedder, BatchingOptions
-from retrieval_service.embedders.build import build_embedder, image_limits, place_of
+from retrieval_service.embedders.build import build_embedder, embedder_location, image_limits
 from retrieval_service.indexing import Indexer
 from retrieval_service.retriever import RetrievalDefaults, Retriever
 from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
@@ -27,7 +27,7 @@ _RETRY_PAUSE_S = 1.0
 
 def serve_retrieval(settings: RetrievalSettings) -> None:
     """Serve until a stop signal. The port answers at once, NOT_SERVING until all is loaded."""
-    server = sync_server(ServerOptions.from_settings(settings), settings.workers)
+    server = sync_server(settings.server, settings.workers)
     server.start()
     with loaded(server, settings):
         server.serve_forever()
@@ -42,7 +42,7 @@ def loaded(server: GrpcServer, settings: RetrievalSettings) -> Iterator[None]:
 
 
 def _servicer(settings: RetrievalSettings, qdrant: Qdrant, embedder: BatchedEmbedder) -> RetrievalServicer:
-    with _timed("catalogue", place=str(qdrant.place), collection=settings.collection):
+    with _timed("catalogue", place=str(qdrant.location), collection=settings.collection):
         catalogue = _catalogue(settings, qdrant, embedder)
     defaults = RetrievalDefaults(
         settings.top_k,
@@ -62,7 +62,7 @@ def _servicer(settings: RetrievalSettings, qdrant: Qdrant, embedder: BatchedEmbe
 
 
 def _embedder(settings: RetrievalSettings) -> BatchedEmbedder:
-    with _timed("embedder", place=place_of(settings)):
+    with _timed("embedder", place=embedder_location(settings)):
         model = build_embedder(settings)
     log.info(
         "embedder",
@@ -78,9 +78,9 @@ def _embedder(settings: RetrievalSettings) -> BatchedEmbedder:
 def open_qdrant(settings: RetrievalSettings) -> Qdrant:
     """Open Qdrant before the embedder is loaded: a folder in use shows within a second, not after minutes."""
     if not settings.qdrant_url:
-        return Qdrant(LocalFolder(settings.qdrant_path))
+        return Qdrant(QdrantFolder(settings.qdrant_path))
     key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
-    return Qdrant(Server(settings.qdrant_url, key, settings.qdrant_timeout_s, settings.qdrant_tls_ca))
+    return Qdrant(QdrantServer(settings.qdrant_url, key, settings.qdrant_timeout_s, settings.qdrant_tls_ca))
 
 
 def _catalogue(settings: RetrievalSettings, qdrant: Qdrant, embedder: Embedder) -> Catalogue:
@@ -95,7 +95,7 @@ def _catalogue(settings: RetrievalSettings, qdrant: Qdrant, embedder: Embedder) 
                 fingerprint=embedder.fingerprint,
                 memory_vectors=settings.memory_vectors,
                 stale_reads=settings.stale_reads,
-                keep_prompts=settings.keep_examples,
+                store_examples=settings.keep_examples,
             )
         except UnavailableError as error:
             if not qdrant.shared or time.monotonic() > give_up:

@@ -13,7 +13,7 @@ from infra.contract.prompt import Prompt
 from infra.runtime.images import ImageLimits
 from retrieval_service.catalogue.catalogue import Catalogue, already_exists
 from retrieval_service.catalogue.points import AdapterVectors
-from retrieval_service.catalogue.stored_examples import encoded
+from retrieval_service.catalogue.stored_examples import encode_prompt
 from retrieval_service.embedders.base import Embedder, FloatArray
 
 CHANGEABLE = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank", "targets")
@@ -101,10 +101,10 @@ class Indexer:
     def _kept(self, examples: Examples | None) -> list[Any]:
         """Return the prompts as they are kept, before anything is stored: a broken image may show only here."""
         kept: list[Any] = []
-        if isinstance(examples, ExamplePrompts) and self._catalogue.keeps_prompts:
+        if isinstance(examples, ExamplePrompts) and self._catalogue.stores_examples:
             for index, prompt in enumerate(examples.prompts):
                 with field_path(f"examples.prompts[{index}]"):
-                    kept.append(encoded(prompt, self._limits))
+                    kept.append(encode_prompt(prompt, self._limits))
         return kept
 
     def _check_count(self, count: int) -> None:

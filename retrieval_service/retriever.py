@@ -18,7 +18,7 @@ from infra.contract.retrieval import (
     Weighting,
 )
 from retrieval_service.catalogue.catalogue import Catalogue
-from retrieval_service.catalogue.points import AdapterFilter, Found
+from retrieval_service.catalogue.points import AdapterFilter, ScoredAdapter
 from retrieval_service.embedders.base import Embedder
 from retrieval_service.weighting import weigh
 
@@ -107,12 +107,12 @@ class Retriever:
         if result.reason is not None:
             selections = (Selection(reason=result.reason),) * len(prompts)
         else:
-            selections = tuple(select(found, query) for found in result.found)
+            selections = tuple(select(matches, query) for matches in result.matches)
         timings = RetrievalTimings(embedded - start, time.monotonic() - embedded)
         return Retrieval(selections, result.revision, timings, result.stale)
 
 
-def select(found: Sequence[Found], query: Query) -> Selection:
+def select(found: Sequence[ScoredAdapter], query: Query) -> Selection:
     """Drop adapters below the minimum similarity, then weigh the rest. Nothing left: the base model alone."""
     kept = [one for one in found if one.similarity >= query.min_similarity]
     if not kept:

@@ -130,7 +130,7 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         page = self._catalogue.page(wanted, _page_size(request.page_size), _after(request.page_token))
         return retrieval_service_pb2.ListAdaptersResponse(
             adapters=[wire.adapter_to_proto(adapter) for adapter in page.adapters],
-            next_page_token=_token(page.adapters[-1].adapter_id) if page.more else "",
+            next_page_token=_token(page.adapters[-1].adapter_id) if page.has_more else "",
             total_size=page.total,
             catalogue_revision=page.revision,
             stale=page.stale,

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from infra.contract.retrieval import RetrievalStrategy, Weighting
-from infra.runtime.settings import TierSettings
+from infra.runtime.settings import ServerOptions, TierSettings
 
 
 class RetrievalSettings(TierSettings):
@@ -17,7 +17,7 @@ class RetrievalSettings(TierSettings):
 
     model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_RETRIEVAL_")
 
-    address: str = Field("127.0.0.1:50051", description="host:port or unix:/path to listen on; port 0 is a free one")
+    server: ServerOptions = ServerOptions(address="127.0.0.1:50051")
     workers: int = Field(16, ge=1, le=256, description="calls that are worked on at once")
 
     embedder: Literal["auto", "jina-v4", "http", "sentence-transformers"] = Field(

@@ -1,74 +1,168 @@
-"""What a composition asks of the bank, told from its adapters' configs alone, before weights are read."""
+"""Admission: a composition is checked once, from its adapters' configs alone, before any weights are read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from generation_service.adapters.checkpoint.peft_config import PeftConfig
 from generation_service.adapters.host_cache import WeightStore
 from generation_service.adapters.leases import AdapterKey, ResidentKey
 from generation_service.adapters.source import AdapterSource
-from infra.contract.composition import Fusion, FusionMethod, Mixture, WeightedAdapter
+from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import CapacityError, FailedPreconditionError, InvalidArgumentError, LoraRetrieverError
 
 
-def checked(
-    composition: Mixture | Fusion,
-    store: WeightStore,
-    bank_ranks: int,
-    pinned_ranks: Callable[[Set[ResidentKey]], int],
-) -> tuple[Mixture | Fusion, list[AdapterSource]]:
-    """Return `composition` with its adapters' revisions named, and where they are, once it is found good.
+@dataclass(frozen=True)
+class AdmittedAdapter:
+    """An adapter with its revision resolved, its source, and the request's field that names it."""
 
-    `pinned_ranks` tells the ranks that pinned adapters hold, beside some. Raises what Residency.check says.
+    share: WeightedAdapter
+    source: AdapterSource
+    path: str
+
+
+@dataclass(frozen=True)
+class AdmittedComposition:
+    """A composition that passed `Admission.admit`: revisions resolved, sources located, ranks within the bank.
+
+    `adapters` are those of `composition`, in its order. `path` is the request's field for all of them together.
     """
-    path = adapters_path(composition)
-    sources, configs = [], []
-    for index, share in enumerate(composition.adapters):
-        with naming(f"{path}[{index}]", share.adapter_id):
-            source = store.resolve(share.adapter_id, share.revision)
-            config = store.config(source)
-            _check_rank(share.adapter_id, config, bank_ranks)
-        sources.append(source)
-        configs.append(config)
-    own = {AdapterKey(s.adapter_id, s.revision) for s in sources} if isinstance(composition, Mixture) else set()
-    need, pinned = _need(composition, configs, bank_ranks), pinned_ranks(own)
-    if need + pinned > bank_ranks:
-        raise beyond_bank(need, bank_ranks, pinned, field=path)
-    return replace(composition, adapters=named(composition.adapters, sources)), sources
+
+    composition: Composition
+    adapters: tuple[AdmittedAdapter, ...] = ()
+    path: str = ""
 
 
-def adapters_path(composition: Mixture | Fusion) -> str:
-    """Return the field of a request that the composition's adapters are in."""
-    return f"composition.{type(composition).__name__.lower()}.adapters"
+class Admission:
+    """Checks compositions against the limits of this server.
+
+    `pinned_ranks` returns the ranks that pinned adapters hold in the bank, some keys excluded. Safe from any thread;
+    `admit` and `admit_adapter` block on disk and network, so they must not run on the event loop or engine thread.
+    """
+
+    def __init__(
+        self,
+        store: WeightStore,
+        bank_ranks: int,
+        pinned_ranks: Callable[[Set[ResidentKey]], int],
+        max_adapters: int,
+    ) -> None:
+        self.max_adapters = max_adapters
+        self._store = store
+        self._bank_ranks = bank_ranks
+        self._pinned_ranks = pinned_ranks
+
+    def admit(self, composition: Composition) -> AdmittedComposition:
+        """Return `composition` with its adapters' revisions and sources. Reads configs, no weights.
+
+        Resolved revisions are cached, so admitting the same ones again needs no look-up. Errors carry the field of the
+        request, and the limit if there is one, in their metadata.
+
+        Raises:
+            InvalidArgumentError: more adapters than one composition may have.
+            NotFoundError: an adapter or revision is unknown.
+            CheckpointError: a config is broken or asks for what is not supported.
+            BaseModelMismatchError: an adapter was trained on another base model.
+            CapacityError: an adapter, or the composition, needs more ranks than the bank can free.
+            FailedPreconditionError: the fusion method cannot combine these adapters.
+        """
+        match composition:
+            case Base():
+                return AdmittedComposition(composition)
+            case Mixture() | Fusion():
+                path = f"composition.{type(composition).__name__.lower()}.adapters"
+                self._check_count(composition, path)
+                return self._admit(composition, path, [f"{path}[{i}]" for i in range(len(composition.adapters))])
+            case _:
+                assert_never(composition)
+
+    def admit_adapter(self, adapter_id: str, revision: str = "") -> AdmittedComposition:
+        """Return a mixture of one adapter with weight 1, for a request that names it in its own fields.
+
+        Raises what `admit` raises for such a mixture.
+        """
+        return self._admit(Mixture((WeightedAdapter(adapter_id, 1.0, revision),)), "adapter_id", [""])
+
+    def _admit(self, composition: Mixture | Fusion, path: str, adapter_paths: Sequence[str]) -> AdmittedComposition:
+        adapters, configs = [], []
+        for share, adapter_path in zip(composition.adapters, adapter_paths, strict=True):
+            with error_context(adapter_path, share.adapter_id):
+                source = self._store.resolve(share.adapter_id, share.revision)
+                config = self._store.config(source)
+                self._check_rank(share.adapter_id, config)
+            adapters.append(AdmittedAdapter(replace(share, revision=source.revision), source, adapter_path))
+            configs.append(config)
+        resolved = replace(composition, adapters=tuple(adapter.share for adapter in adapters))
+        self._check_capacity(resolved, configs, path)
+        return AdmittedComposition(resolved, tuple(adapters), path)
+
+    def _check_count(self, composition: Mixture | Fusion, path: str) -> None:
+        count = len(composition.adapters)
+        if count > self.max_adapters:
+            raise InvalidArgumentError(
+                path,
+                f"{count} adapters are too many; at most {self.max_adapters} in one composition",
+                adapters=str(count),
+                limit=str(self.max_adapters),
+            )
+
+    def _check_rank(self, adapter_id: str, config: PeftConfig) -> None:
+        if config.largest_rank > self._bank_ranks:
+            raise CapacityError(
+                f"adapter {adapter_id!r} has rank {config.largest_rank}, and the adapter bank takes "
+                f"{self._bank_ranks} at most: choose another adapter, or start the server with a larger --bank-ranks",
+                rank=str(config.largest_rank),
+                limit=str(self._bank_ranks),
+            )
+
+    def _check_capacity(self, composition: Mixture | Fusion, configs: Sequence[PeftConfig], path: str) -> None:
+        """Raise CapacityError unless the composition fits beside the pinned adapters that it does not use."""
+        match composition:
+            case Mixture():
+                needed = sum(config.largest_rank for config in configs)
+                used = {AdapterKey(share.adapter_id, share.revision) for share in composition.adapters}
+            case Fusion():
+                self._check_fusion_rank(composition)
+                needed, used = _fused_rank(composition, configs), set()
+            case _:
+                assert_never(composition)
+        pinned = self._pinned_ranks(used)
+        if needed + pinned > self._bank_ranks:
+            raise capacity_error(needed, self._bank_ranks, pinned, path)
+
+    def _check_fusion_rank(self, fusion: Fusion) -> None:
+        if fusion.rank is not None and fusion.rank > self._bank_ranks:
+            raise CapacityError(
+                f"the fusion is to have rank {fusion.rank}, and the adapter bank takes {self._bank_ranks} at most: ask "
+                "for a lower rank, or start the server with a larger --bank-ranks",
+                rank=str(fusion.rank),
+                limit=str(self._bank_ranks),
+                field="composition.fusion.rank",
+            )
 
 
-def named(shares: Sequence[WeightedAdapter], sources: Sequence[AdapterSource]) -> tuple[WeightedAdapter, ...]:
-    """Return `shares` with the revisions of their sources."""
-    return tuple(replace(share, revision=source.revision) for share, source in zip(shares, sources, strict=True))
-
-
-def beyond_bank(need: int, bank_ranks: int, pinned: int, why: str = "", **metadata: str) -> CapacityError:
-    """Return the error for a composition of `need` ranks that the bank cannot hold beside its pinned adapters."""
+def capacity_error(needed: int, bank_ranks: int, pinned: int, path: str, detail: str = "") -> CapacityError:
+    """Return the error for a composition of `needed` ranks that the bank cannot hold beside its pinned adapters."""
     return CapacityError(
-        f"this composition needs {need} ranks, each adapter's side by side; the adapter bank has {bank_ranks}, and "
-        f"other pinned adapters hold {pinned}{why}: compose fewer adapters, unload some, or start the server with a "
+        f"this composition needs {needed} ranks, each adapter's side by side; the adapter bank has {bank_ranks}, and "
+        f"other pinned adapters hold {pinned}{detail}: compose fewer adapters, unload some, or start the server with a "
         "larger --bank-ranks",
-        need=str(need),
+        need=str(needed),
         limit=str(bank_ranks),
         pinned=str(pinned),
-        **metadata,
+        field=path,
     )
 
 
 @contextmanager
-def naming(path: str, adapter_id: str) -> Iterator[None]:
-    """Add the field `path` and the adapter to an error raised within; one about a revision names that field of it.
+def error_context(path: str, adapter_id: str) -> Iterator[None]:
+    """Add the adapter and its field, below `path` of the request, to an error raised within.
 
-    Raises another of its class: several requests may have caught the same one, each with a path of its own.
+    Raises a new error of the same class rather than changing it: concurrent requests may share one error from a
+    single-flight look-up, each with its own path.
     """
     try:
         yield
@@ -77,66 +171,37 @@ def naming(path: str, adapter_id: str) -> Iterator[None]:
     except LoraRetrieverError as error:
         name = "revision" if "revision" in error.metadata else "adapter_id"
         message = error.message if repr(adapter_id) in error.message else f"adapter {adapter_id!r}: {error.message}"
-        metadata = {"adapter_id": adapter_id, **error.metadata, "field": f"{path}.{name}"}
-        raise type(error)(message, **metadata) from error
-
-
-def _check_rank(adapter_id: str, config: PeftConfig, bank_ranks: int) -> None:
-    """Raise CapacityError for an adapter of a rank beyond the bank's."""
-    if config.largest_rank > bank_ranks:
-        raise CapacityError(
-            f"adapter {adapter_id!r} has rank {config.largest_rank}, and the adapter bank takes {bank_ranks} at most: "
-            "choose another adapter, or start the server with a larger --bank-ranks",
-            rank=str(config.largest_rank),
-            limit=str(bank_ranks),
-        )
-
-
-def _check_rank_asked(fusion: Fusion, bank_ranks: int) -> None:
-    """Raise CapacityError for a fusion whose result is asked to have a rank beyond the bank's."""
-    if fusion.rank is not None and fusion.rank > bank_ranks:
-        raise CapacityError(
-            f"the fusion is to have rank {fusion.rank}, and the adapter bank takes {bank_ranks} at most: ask for a "
-            "lower rank, or start the server with a larger --bank-ranks",
-            rank=str(fusion.rank),
-            limit=str(bank_ranks),
-            field="composition.fusion.rank",
-        )
-
-
-def _need(composition: Mixture | Fusion, configs: Sequence[PeftConfig], bank_ranks: int) -> int:
-    """Return the ranks a composition takes in the bank. An adapter counts with the largest rank its config names."""
-    match composition:
-        case Mixture():
-            return sum(map(_rank, configs))
-        case Fusion():
-            _check_rank_asked(composition, bank_ranks)
-            return _fused_rank(composition, configs)
-        case _:
-            assert_never(composition)
+        field = f"{path}.{name}" if path else name
+        raise type(error)(message, **{"adapter_id": adapter_id, **error.metadata, "field": field}) from error
 
 
 def _fused_rank(fusion: Fusion, configs: Sequence[PeftConfig]) -> int:
+    """Return the rank of a fusion's result; an adapter counts with the largest rank that its config names."""
     members = {
         share.adapter_id: config for share, config in zip(fusion.adapters, configs, strict=True) if share.weight != 0
     }
     match fusion.method:
         case FusionMethod.LINEAR:
             _check_equal_ranks(members)
-            return _largest(members)
+            return _largest_rank(members)
         case FusionMethod.CONCAT:
-            return max((sum(map(_rank, group.values())) for group in _by_target(members)), default=0)
+            groups = _by_target(members)
+            return max((sum(config.largest_rank for config in group.values()) for group in groups), default=0)
         case FusionMethod.SVD | FusionMethod.TIES | FusionMethod.DARE:
-            return fusion.rank or _largest(members)
+            return fusion.rank or _largest_rank(members)
         case _:
             assert_never(fusion.method)
 
 
 def _check_equal_ranks(members: Mapping[str, PeftConfig]) -> None:
+    """Raise FailedPreconditionError if members that adapt the same module have unequal ranks.
+
+    Members with a rank pattern are left to the fusion itself, which sees the rank of each module.
+    """
     for group in _by_target(members):
-        plain = {name: config.rank for name, config in group.items() if not config.rank_pattern}
-        if len(set(plain.values())) > 1:
-            ranks = ", ".join(f"{name} has {rank}" for name, rank in plain.items())
+        uniform = {name: config.rank for name, config in group.items() if not config.rank_pattern}
+        if len(set(uniform.values())) > 1:
+            ranks = ", ".join(f"{name} has {rank}" for name, rank in uniform.items())
             raise FailedPreconditionError(
                 f"linear fusion needs equal ranks, and {ranks}: use concat, svd, or a mixture",
                 field="composition.fusion.method",
@@ -145,7 +210,7 @@ def _check_equal_ranks(members: Mapping[str, PeftConfig]) -> None:
 
 
 def _by_target(members: Mapping[str, PeftConfig]) -> list[dict[str, PeftConfig]]:
-    """Group the members that adapt the same modules, as far as they say so in the same words."""
+    """Group the members whose configs name the same target module, literally."""
     groups: dict[str, dict[str, PeftConfig]] = {}
     for name, config in members.items():
         for target in config.target_modules or {""}:
@@ -153,9 +218,5 @@ def _by_target(members: Mapping[str, PeftConfig]) -> list[dict[str, PeftConfig]]
     return list(groups.values())
 
 
-def _largest(members: Mapping[str, PeftConfig]) -> int:
-    return max(map(_rank, members.values()), default=0)
-
-
-def _rank(config: PeftConfig) -> int:
-    return config.largest_rank
+def _largest_rank(members: Mapping[str, PeftConfig]) -> int:
+    return max((config.largest_rank for config in members.values()), default=0)

@@ -1,4 +1,4 @@
-"""What occupies the adapter bank, and how a composition holds it there."""
+"""What occupies the adapter bank, and the leases that keep it there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class AdapterKey:
 
 @dataclass(frozen=True)
 class FusionKey:
-    """One fusion: its members in the order of their ids, its method, and the options that the method uses."""
+    """One fusion: its members sorted by id, its method, and the options that the method uses."""
 
     members: tuple[WeightedAdapter, ...]
     method: FusionMethod
@@ -33,7 +33,7 @@ ResidentKey = AdapterKey | FusionKey
 
 @dataclass(eq=False)
 class Resident:
-    """What occupies one range of the bank, how many leases hold it there, and whether it is pinned."""
+    """What occupies one range of the bank. `leases` counts the compositions in use that include it."""
 
     key: ResidentKey
     owned: RankRange
@@ -41,14 +41,14 @@ class Resident:
     pinned: bool = False
 
     @property
-    def idle(self) -> bool:
-        """Whether it may be reclaimed."""
+    def evictable(self) -> bool:
+        """Whether its range may be freed."""
         return not self.leases and not self.pinned
 
 
 @dataclass(frozen=True)
 class ResidentAdapter:
-    """An adapter on the device: its rank, and the bytes it takes there."""
+    """An adapter on the device, with its rank and the bytes that it takes there."""
 
     adapter_id: str
     revision: str
@@ -58,26 +58,22 @@ class ResidentAdapter:
 
 
 class BankLease:
-    """The ranges of one composition, held until released."""
+    """The ranges of one composition. None of them is evicted or overwritten before `release`."""
 
     def __init__(
         self,
         residents: Mapping[Resident, float],
         applied: tuple[WeightedAdapter, ...],
-        give_back: Callable[[Mapping[Resident, float]], None],
+        on_release: Callable[[Mapping[Resident, float]], None],
     ) -> None:
         self._residents: Mapping[Resident, float] = residents
-        self._give_back = give_back
+        self._on_release = on_release
         self._released = False
         self.ranges: Mapping[RankRange, float] = {resident.owned: weight for resident, weight in residents.items()}
         self.applied = applied
 
     def release(self) -> None:
-        """Give the ranges back. A second call does nothing."""
+        """Return the ranges to the bank. A second call does nothing."""
         if not self._released:
             self._released = True
-            self._give_back(self._residents)
-
-
-Outcome = BankLease | Exception
-Ready = Callable[[Outcome], None]
+            self._on_release(self._residents)

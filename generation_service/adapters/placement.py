@@ -1,4 +1,4 @@
-"""Who owns which range of the bank: leased while in use, pinned when asked to, reclaimed least recently used."""
+"""Which adapter or fusion owns which range of the bank: leased while in use, pinned on request, evicted by LRU."""
 
 from __future__ import annotations
 
@@ -7,68 +7,80 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence, Set
 from enum import Enum, auto
 
-from generation_service.adapters.admission import beyond_bank
+from generation_service.adapters.admission import capacity_error
 from generation_service.adapters.leases import AdapterKey, Resident, ResidentAdapter, ResidentKey
-from generation_service.adapters.wanted import Wanted
+from generation_service.adapters.ranges import RangeRequest
 from generation_service.lora.bank import AdapterBank
+from generation_service.lora.weights import AdapterWeights
 from infra.contract.errors import CapacityError, NotFoundError
 
-Held = dict[Resident, float]
-"""Residents under lease, each with its weight."""
+Leased = dict[Resident, float]
+"""Residents under lease, each with its weight in the composition."""
 
 
-class NotYet(Enum):
+class Deferred(Enum):
     """Why a composition cannot be placed now."""
 
-    UNREAD = auto()
-    """The weights of something that has to be written are not at hand."""
+    NOT_READ = auto()
+    """A range is not resident and its weights are not on the host."""
     NO_ROOM = auto()
-    """Leases of others stand in its way."""
+    """The bank has no room until leases of other compositions are released."""
 
 
 class Placement:
-    """The residents of a bank. `place` is for one thread alone; everything else is safe from any.
+    """The residents of a bank.
 
-    Pinned adapters may hold half of the bank's ranks, so that whatever is pinned, others find a place.
+    `place` may be called from one thread only, which thereby is the only one that writes to the bank or evicts;
+    everything else is safe from any thread. Pinned adapters may hold at most half of the bank's ranks, so that other
+    compositions can always be placed.
     """
 
     def __init__(self, bank: AdapterBank) -> None:
         self._bank = bank
+        # Guards: `_residents`, its LRU order, and the lease counts and pins of the residents. Never held while the
+        # bank is written to, which takes milliseconds.
         self._lock = threading.Lock()
         self._residents: OrderedDict[ResidentKey, Resident] = OrderedDict()
 
-    def place(self, wanted: Sequence[Wanted]) -> Held | NotYet:
-        """Return all that is wanted, under lease, or else nothing of it; writes what is absent.
+    def place(self, ranges: Sequence[RangeRequest], path: str) -> Leased | Deferred:
+        """Lease all of `ranges`, writing those that are not resident, or else lease none of them.
 
-        Raises CapacityError for what does not fit whoever leaves, CheckpointError for values the bank cannot hold.
+        `path` is the request's field for the composition, for errors. Called on: placer thread.
+
+        Raises:
+            CapacityError: it cannot fit even after evicting everything evictable and waiting for all leases.
+            CheckpointError: the bank cannot hold the values.
         """
-        if any(one.weights is None for one in self.absent(wanted)):
-            return NotYet.UNREAD
+        if any(request.weights is None for request in self.absent(ranges)):
+            return Deferred.NOT_READ
         with self._lock:
             in_use = any(resident.leases for resident in self._residents.values())
-        held = self._hold(wanted)
-        if held is not None:
-            return held
-        if self._need(wanted) + self._pinned_beside(wanted) > self._bank.ranks:
-            raise self._too_large(wanted)
-        return NotYet.NO_ROOM if in_use else self._hold_alone(wanted)
+        leased = self._lease_all(ranges)
+        if leased is not None:
+            return leased
+        if self._needed(ranges) + self._pinned_by_others(ranges) > self._bank.ranks:
+            raise self._too_large(ranges, path)
+        # A lease released since `in_use` was read wakes the placer, which then tries again. If nothing was leased then,
+        # nothing is now: only this thread creates leases.
+        return Deferred.NO_ROOM if in_use else self._lease_compacted(ranges, path)
 
-    def release(self, held: Mapping[Resident, float]) -> None:
-        """Give leases back. A resident of no lease stays until its place is needed."""
+    def release(self, leased: Mapping[Resident, float]) -> None:
+        """Return leases. A resident without leases stays in the bank until its range is needed."""
         with self._lock:
-            for resident in held:
+            for resident in leased:
                 resident.leases -= 1
                 if self._residents.get(resident.key) is resident:
                     self._residents.move_to_end(resident.key)
 
-    def absent(self, wanted: Sequence[Wanted]) -> list[Wanted]:
-        """Return those of `wanted` that are not in the bank."""
+    def absent(self, ranges: Sequence[RangeRequest]) -> list[RangeRequest]:
+        """Return those of `ranges` that are not resident."""
         with self._lock:
-            return [one for one in wanted if one.key not in self._residents]
+            return [request for request in ranges if request.key not in self._residents]
 
     def pin(self, key: AdapterKey) -> ResidentAdapter:
-        """Keep a resident, in place of other revisions of it. Raises CapacityError when pinned ones would hold more
-        than half of the bank.
+        """Pin a resident and unpin other revisions of it.
+
+        Raises CapacityError if pinned adapters would hold more than half of the bank.
         """
         with self._lock:
             resident = self._residents[key]
@@ -88,7 +100,7 @@ class Placement:
             return self._described(resident)
 
     def unpin(self, adapter_id: str) -> None:
-        """Let an adapter leave when its place is needed. Raises NotFoundError when it is not in the bank."""
+        """Make an adapter evictable again. Raises NotFoundError if it is not resident."""
         with self._lock:
             revisions = self._revisions(adapter_id)
             for resident in revisions:
@@ -103,110 +115,113 @@ class Placement:
         """Ranks that pinned adapters may hold together."""
         return self._bank.ranks // 2
 
-    def pinned_ranks(self, beside: Set[ResidentKey] = frozenset()) -> int:
-        """Return the ranks that pinned adapters hold, those of `beside` left out."""
+    def pinned_ranks(self, excluding: Set[ResidentKey] = frozenset()) -> int:
+        """Return the ranks that pinned adapters hold, those of `excluding` left out."""
         with self._lock:
-            return sum(r.owned.rank for r in self._residents.values() if r.pinned and r.key not in beside)
+            return sum(r.owned.rank for r in self._residents.values() if r.pinned and r.key not in excluding)
 
     def adapters(self) -> list[ResidentAdapter]:
-        """Return the adapters in the bank, least recently used first."""
+        """Return the resident adapters, least recently used first."""
         with self._lock:
             return [self._described(r) for r in self._residents.values() if isinstance(r.key, AdapterKey)]
 
     @property
     def leased_ranks(self) -> int:
-        """Ranks that leases hold."""
+        """Ranks under lease."""
         with self._lock:
             return sum(resident.owned.rank for resident in self._residents.values() if resident.leases)
 
     @property
     def ranks(self) -> int:
-        """Ranks that adapters and fusions take, in use or not."""
+        """Ranks that residents occupy, leased or not."""
         with self._lock:
             return sum(resident.owned.rank for resident in self._residents.values())
 
-    def _hold(self, wanted: Sequence[Wanted]) -> Held | None:
-        """Lease what is there, then write what is not, in order; None, and nothing leased, when one finds no room."""
-        held = self._lease_present(wanted)
-        present = {resident.key for resident in held}
+    def _lease_all(self, ranges: Sequence[RangeRequest]) -> Leased | None:
+        """Lease what is resident, then write the rest in order. None, with nothing leased, if one finds no room."""
+        leased = self._lease_resident(ranges)
+        present = {resident.key for resident in leased}
         try:
-            for one in wanted:
-                if one.key in present:
+            for request in ranges:
+                if request.key in present:
                     continue
-                resident = self._write(one)
+                assert request.weights is not None, "an absent range has weights: `place` checked it"
+                resident = self._write(request.key, request.weights)
                 if resident is None:
-                    self.release(held)
+                    self.release(leased)
                     return None
-                held[resident] = one.weight
+                leased[resident] = request.weight
         except BaseException:
-            self.release(held)
+            self.release(leased)
             raise
-        return held
+        return leased
 
-    def _hold_alone(self, wanted: Sequence[Wanted]) -> Held | NotYet:
-        """Let all leave who may, so that free ranks lie in as few pieces as can be, and write the largest first."""
-        if any(one.weights is None for one in wanted):
-            return NotYet.UNREAD
-        self._make_room(self._bank.ranks)
-        ranks = self._ranks(wanted)
-        held = self._hold(sorted(wanted, key=lambda one: ranks[one.key], reverse=True))
-        if held is None:
-            raise self._too_large(wanted)
-        return held
+    def _lease_compacted(self, ranges: Sequence[RangeRequest], path: str) -> Leased | Deferred:
+        """Evict everything evictable, so that free ranks are as contiguous as can be, and write the largest first."""
+        if any(request.weights is None for request in ranges):
+            return Deferred.NOT_READ
+        self._evict_until(self._bank.ranks)
+        ranks = self._ranks(ranges)
+        leased = self._lease_all(sorted(ranges, key=lambda request: ranks[request.key], reverse=True))
+        if leased is None:
+            raise self._too_large(ranges, path)
+        return leased
 
-    def _lease_present(self, wanted: Sequence[Wanted]) -> Held:
-        held: Held = {}
+    def _lease_resident(self, ranges: Sequence[RangeRequest]) -> Leased:
+        leased: Leased = {}
         with self._lock:
-            for one in wanted:
-                resident = self._residents.get(one.key)
+            for request in ranges:
+                resident = self._residents.get(request.key)
                 if resident is not None:
                     resident.leases += 1
-                    self._residents.move_to_end(one.key)
-                    held[resident] = one.weight
-        return held
+                    self._residents.move_to_end(request.key)
+                    leased[resident] = request.weight
+        return leased
 
-    def _write(self, wanted: Wanted) -> Resident | None:
-        """Return a new resident, leased; None when no range is free and none can be reclaimed."""
-        assert wanted.weights is not None
-        if not self._make_room(wanted.weights.rank):
+    def _write(self, key: ResidentKey, weights: AdapterWeights) -> Resident | None:
+        """Return a new resident with one lease; None if no range is free and none can be evicted."""
+        if not self._evict_until(weights.rank):
             return None
-        owned = self._bank.acquire(wanted.weights.rank)
+        owned = self._bank.acquire(weights.rank)
         try:
-            self._bank.write(owned, wanted.weights)
+            self._bank.write(owned, weights)
         except BaseException:
             self._bank.release(owned)
             raise
-        resident = Resident(wanted.key, owned, leases=1)
+        resident = Resident(key, owned, leases=1)
         with self._lock:
-            self._residents[wanted.key] = resident
+            self._residents[key] = resident
         return resident
 
-    def _make_room(self, rank: int) -> bool:
+    def _evict_until(self, rank: int) -> bool:
+        """Evict least recently used residents until `rank` contiguous ranks are free; False if that cannot be."""
         while self._bank.largest_free < rank:
             with self._lock:
-                victim = next((resident for resident in self._residents.values() if resident.idle), None)
+                victim = next((resident for resident in self._residents.values() if resident.evictable), None)
                 if victim is None:
                     return False
                 del self._residents[victim.key]
             self._bank.release(victim.owned)
         return True
 
-    def _need(self, wanted: Sequence[Wanted]) -> int:
-        return sum(self._ranks(wanted).values())
+    def _needed(self, ranges: Sequence[RangeRequest]) -> int:
+        return sum(self._ranks(ranges).values())
 
-    def _ranks(self, wanted: Sequence[Wanted]) -> dict[ResidentKey, int]:
+    def _ranks(self, ranges: Sequence[RangeRequest]) -> dict[ResidentKey, int]:
         with self._lock:
-            there = {resident.key: resident.owned.rank for resident in self._residents.values()}
-        read = {one.key: one.weights.rank for one in wanted if one.weights is not None}
-        return {one.key: there[one.key] if one.key in there else read[one.key] for one in wanted}
+            resident_ranks = {resident.key: resident.owned.rank for resident in self._residents.values()}
+        read_ranks = {request.key: request.weights.rank for request in ranges if request.weights is not None}
+        known = read_ranks | resident_ranks
+        return {request.key: known[request.key] for request in ranges}
 
-    def _pinned_beside(self, wanted: Sequence[Wanted]) -> int:
-        return self.pinned_ranks({one.key for one in wanted})
+    def _pinned_by_others(self, ranges: Sequence[RangeRequest]) -> int:
+        return self.pinned_ranks({request.key for request in ranges})
 
-    def _too_large(self, wanted: Sequence[Wanted]) -> CapacityError:
-        need, pinned = self._need(wanted), self._pinned_beside(wanted)
-        where = "" if need + pinned > self._bank.ranks else ", with no room in one piece between those that are pinned"
-        return beyond_bank(need, self._bank.ranks, pinned, where)
+    def _too_large(self, ranges: Sequence[RangeRequest], path: str) -> CapacityError:
+        needed, pinned = self._needed(ranges), self._pinned_by_others(ranges)
+        fragmented = needed + pinned <= self._bank.ranks
+        detail = ", with no room in one piece between those that are pinned" if fragmented else ""
+        return capacity_error(needed, self._bank.ranks, pinned, path, detail)
 
     def _revisions(self, adapter_id: str) -> list[Resident]:
         return [

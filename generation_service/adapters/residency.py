@@ -1,90 +1,132 @@
-"""A composition on its way into the bank: checked, read, placed, and handed over as a lease."""
+"""A composition's way into the adapter bank: queued, read, placed, and handed over as a lease."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum, auto
 
-from generation_service.adapters.admission import checked, named
+from generation_service.adapters.admission import AdmittedComposition
 from generation_service.adapters.host_cache import WeightStore
-from generation_service.adapters.leases import (
-    AdapterKey,
-    BankLease,
-    Outcome,
-    Ready,
-    Resident,
-    ResidentAdapter,
-)
-from generation_service.adapters.placement import NotYet, Placement
-from generation_service.adapters.source import AdapterSource
-from generation_service.adapters.tickets import Ticket
-from generation_service.adapters.wanted import wanted_by
+from generation_service.adapters.leases import AdapterKey, BankLease, Resident, ResidentAdapter, ResidentKey
+from generation_service.adapters.placement import Deferred, Placement
+from generation_service.adapters.ranges import RangeRequest, plan_ranges
 from generation_service.lora.bank import AdapterBank
-from infra.contract.composition import Base, Composition, Fusion, Mixture, WeightedAdapter
 from infra.contract.errors import LoraRetrieverError, UnavailableError
+from infra.runtime.logs import get_logger
 
 READ_AHEAD = 16
+"""Compositions whose weights may be on the host while they wait for room in the bank.
+
+It bounds host memory beyond the host cache; more would not be placed sooner, as the bank is full.
+"""
+_READERS = 4
+"""Reader threads. They wait for disks and copy outside the interpreter lock, so more of them read faster."""
+
+Outcome = BankLease | Exception
+OnReady = Callable[[Outcome], None]
+
+log = get_logger(__name__)
+
+
+class LoadState(Enum):
+    """Where a load is. It moves down this list, except that losing a range to eviction moves it back to be read."""
+
+    QUEUED = auto()
+    """Waits until it may hold weights on the host."""
+    READING = auto()
+    """On a reader thread, or about to be."""
+    READY_TO_PLACE = auto()
+    """Has everything that is not resident on the host; waits for the placer, and then for room."""
+    LEASED = auto()
+    """Ended: its lease was handed over."""
+    FAILED = auto()
+    """Ended with an error."""
+    CANCELLED = auto()
+    """Ended by its caller. The thread that works on it, if any, frees its weights when it notices."""
+
+
+_ENDED = (LoadState.LEASED, LoadState.FAILED, LoadState.CANCELLED)
+
+
+@dataclass(eq=False)
+class CompositionLoad:
+    """A composition on its way into the bank.
+
+    `state` and `on_ready` are guarded by the residency's lock; `on_ready` is None once the load has ended. `ranges` and
+    `lost_range` belong to the one thread that works on the load. `lost_range`: a range was evicted while it waited, so
+    it reads all ranges the next time, which nothing can evict, and is placed before the others.
+    """
+
+    composition: AdmittedComposition
+    ranges: list[RangeRequest]
+    on_ready: OnReady | None
+    on_cancel: Callable[[CompositionLoad], None]
+    state: LoadState = LoadState.QUEUED
+    lost_range: bool = False
+
+    def cancel(self) -> None:
+        """Cancel the load. Safe from any thread, at any time; does nothing once it has ended.
+
+        A lease that is being handed over at this moment is the receiver's to release.
+        """
+        self.on_cancel(self)
 
 
 class Residency:
-    """Loads what compositions ask for and leases it to them.
+    """Brings admitted compositions into the bank and leases them.
 
-    Reader threads resolve and read; one placer thread alone changes who is in the bank, first come, first served, in
-    the order in which compositions are ready to be placed. A composition gets all its ranges or none, so two can never
-    wait for each other; one that does not fit waits, and all behind it, until running sequences give theirs back. No
-    more than READ_AHEAD of those that wait hold weights on the host.
+    Reader threads read weights; one placer thread alone changes what is resident. Compositions are placed first come,
+    first served, in the order in which they became ready. A composition gets all its ranges or none, so two can never
+    deadlock on each other; one that does not fit blocks those behind it until running sequences release their leases.
     """
 
-    def __init__(self, bank: AdapterBank, store: WeightStore, readers: int = 4) -> None:
+    def __init__(self, bank: AdapterBank, store: WeightStore, readers: int = _READERS) -> None:
         self._store = store
-        self._bank_ranks = bank.ranks
         self._placement = Placement(bank)
+        # Guards: `_queued`, `_ahead`, `_closed`, and the state and callback of every load. Held for moments only:
+        # never while a callback runs, and never together with the placement's lock.
         self._lock = threading.Lock()
-        self._unread: OrderedDict[Ticket, None] = OrderedDict()
-        self._ahead = 0
+        self._queued: OrderedDict[CompositionLoad, None] = OrderedDict()
+        self._ahead: set[CompositionLoad] = set()  # At most READ_AHEAD loads, which may hold weights on the host.
         self._closed = False
-        self._blocked: deque[Ticket] = deque()
+        # Changed by the placer thread only. Other threads may ask whether it is empty.
+        self._waiting_for_room: deque[CompositionLoad] = deque()
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="adapter-reader")
         self._placer = ThreadPoolExecutor(1, thread_name_prefix="adapter-placer")
 
-    def check(self, composition: Composition) -> Composition:
-        """Return `composition` with its adapters' revisions named, once all that configs tell of it is found good.
+    def request(self, composition: AdmittedComposition, on_ready: OnReady) -> CompositionLoad:
+        """Load `composition`; call `on_ready` once with its lease or an error, unless the load is cancelled first.
 
-        Reads no weights; what it looked up is kept by revision. Blocks on disk or network; from any thread. Raises,
-        with the field and the limit in the error's metadata, NotFoundError, CheckpointError, BaseModelMismatchError,
-        CapacityError for a rank or a composition beyond the bank, FailedPreconditionError for adapters that the
-        fusion's method cannot combine.
+        Safe from any thread; does not block. `on_ready` is called on the placer or a reader thread, or on this one
+        before it returns, and must not block.
         """
-        return composition if isinstance(composition, Base) else self._checked(composition)[0]
-
-    def request(self, composition: Composition, ready: Ready) -> Ticket:
-        """Call `ready` once with the composition's lease, or with the error that it ends in; from any thread.
-
-        Not at all once the ticket is cancelled.
-        """
-        ticket = Ticket(ready, self._forget, composition)
-        if isinstance(composition, Base):
-            ticket.tell(BankLease({}, (), self._release))
-        elif self._all_resident(composition, ticket):
-            self._send(self._placer, self._place, ticket)
+        load = CompositionLoad(composition, plan_ranges(composition, self._store), on_ready, self._cancel)
+        if not load.ranges:
+            self._finish(load, BankLease({}, (), self._release))
+        elif self._placement.absent(load.ranges):
+            self._enqueue(load)
         else:
-            self._read_soon(ticket)
-        return ticket
+            # Everything is resident: skip the readers, which may be busy with slow disks.
+            self._submit_to_placer(load)
+        return load
 
-    def pin(self, adapter_id: str, revision: str = "") -> Future[ResidentAdapter]:
-        """Load an adapter and keep it until `unpin`; an older revision of it is no longer kept.
+    def pin(self, composition: AdmittedComposition) -> Future[ResidentAdapter]:
+        """Load the one adapter of `composition` and keep it in the bank until `unpin`, instead of older revisions.
 
-        Beside what loading raises, CapacityError when pinned adapters would hold more than half of the bank.
+        The future raises what loading raises, and CapacityError if pinned adapters would hold more than half of the
+        bank.
         """
         future: Future[ResidentAdapter] = Future()
         future.set_running_or_notify_cancel()
 
-        def loaded(outcome: Outcome) -> None:
+        def on_ready(outcome: Outcome) -> None:
             if isinstance(outcome, Exception):
-                future.set_exception(_of_one(outcome))
+                future.set_exception(outcome)
                 return
             (share,) = outcome.applied
             try:
@@ -94,182 +136,207 @@ class Residency:
             finally:
                 outcome.release()
 
-        self.request(Mixture((WeightedAdapter(adapter_id, 1.0, revision),)), loaded)
+        self.request(composition, on_ready)
         return future
 
     def unpin(self, adapter_id: str) -> None:
-        """Let an adapter leave when its place is needed. Raises NotFoundError when it is not in the bank."""
+        """Make an adapter evictable again. Raises NotFoundError if it is not resident."""
         self._placement.unpin(adapter_id)
-        self._wake()
+        self._wake_placer()
 
     def residents(self) -> list[ResidentAdapter]:
-        """Return the adapters in the bank, least recently used first."""
+        """Return the resident adapters, least recently used first."""
         return self._placement.adapters()
+
+    def pinned_ranks(self, excluding: Set[ResidentKey] = frozenset()) -> int:
+        """Return the ranks that pinned adapters hold, those of `excluding` left out."""
+        return self._placement.pinned_ranks(excluding)
 
     @property
     def leased_ranks(self) -> int:
-        """Ranks that leases hold in the bank."""
+        """Ranks of the bank under lease."""
         return self._placement.leased_ranks
 
     @property
     def ranks(self) -> int:
-        """Ranks that adapters and fusions take in the bank, in use or not."""
+        """Ranks of the bank that adapters and fusions occupy, leased or not."""
         return self._placement.ranks
 
+    @property
+    def queued(self) -> int:
+        """Loads that wait for a reader."""
+        return len(self._queued)
+
+    @property
+    def waiting_for_room(self) -> int:
+        """Loads that are ready and wait for room in the bank."""
+        return len(self._waiting_for_room)
+
     def close(self) -> None:
-        """End the threads; compositions that still wait end in UnavailableError."""
+        """Stop the threads. Loads that have not ended fail with UnavailableError."""
         with self._lock:
             self._closed = True
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._placer.shutdown(wait=True)
         with self._lock:
-            waiting = [*self._unread, *self._blocked]
-            self._unread.clear()
-            self._blocked.clear()
-        for ticket in waiting:
-            self._end(ticket, _stopping())
+            waiting = [*self._queued, *self._waiting_for_room]
+            self._queued.clear()
+            self._waiting_for_room.clear()
+        for load in waiting:
+            self._finish(load, _stopping())
 
-    def _checked(self, composition: Mixture | Fusion) -> tuple[Mixture | Fusion, list[AdapterSource]]:
-        return checked(composition, self._store, self._bank_ranks, self._placement.pinned_ranks)
-
-    def _all_resident(self, composition: Mixture | Fusion, ticket: Ticket) -> bool:
-        """Fill the ticket and return True when nothing has to be looked up or read: a slow catalogue harms no such."""
-        sources = self._store.known(composition.adapters)
-        if sources is None:
-            return False
-        self._fill(ticket, composition, sources)
-        return not self._placement.absent(ticket.wanted)
-
-    def _fill(self, ticket: Ticket, composition: Mixture | Fusion, sources: Sequence[AdapterSource]) -> None:
-        ticket.applied = named(composition.adapters, sources)
-        ticket.wanted = wanted_by(composition, list(zip(ticket.applied, sources, strict=True)), self._store)
-
-    def _read_soon(self, ticket: Ticket) -> None:
+    def _enqueue(self, load: CompositionLoad) -> None:
+        """Queue a load to be read."""
         with self._lock:
-            gone = self._closed or ticket.cancelled
-            if not gone:
-                self._unread[ticket] = None
-        if gone:
-            self._end(ticket, _stopping())
+            closed, cancelled = self._closed, load.state is LoadState.CANCELLED
+            if not closed and not cancelled:
+                load.state = LoadState.QUEUED
+                self._queued[load] = None
+        if closed:
+            self._finish(load, _stopping())
+        elif cancelled:
+            self._discard(load)
         else:
-            self._read_ahead()
+            self._start_reading()
 
-    def _read_ahead(self) -> None:
-        """Start to read for those who came first, as many as may hold weights."""
+    def _start_reading(self) -> None:
+        """Start to read the oldest queued loads, as many as may hold weights."""
         starting = []
         with self._lock:
-            while self._unread and self._ahead < READ_AHEAD and not self._closed:
-                ticket, _ = self._unread.popitem(last=False)
-                ticket.ahead = True
-                self._ahead += 1
-                starting.append(ticket)
-        for ticket in starting:
-            self._send(self._readers, self._read, ticket)
+            while self._queued and len(self._ahead) < READ_AHEAD and not self._closed:
+                load, _ = self._queued.popitem(last=False)
+                load.state = LoadState.READING
+                self._ahead.add(load)
+                starting.append(load)
+        for load in starting:
+            self._submit(self._readers, self._read, load)
 
-    def _read(self, ticket: Ticket) -> None:
-        """Read what `ticket` needs and the bank does not hold; all that it needs when it comes here again."""
-        assert not isinstance(ticket.composition, Base)
-        if ticket.cancelled:
-            self._end(ticket, None)
+    def _read(self, load: CompositionLoad) -> None:
+        """Read the weights that are not resident. Called on: reader thread."""
+        if load.state is LoadState.CANCELLED:
+            self._discard(load)
             return
         try:
-            ticket.composition, sources = self._checked(ticket.composition)
-            self._fill(ticket, ticket.composition, sources)
-            for wanted in ticket.wanted if ticket.again else self._placement.absent(ticket.wanted):
-                wanted.weights = wanted.load()
+            for request in load.ranges if load.lost_range else self._placement.absent(load.ranges):
+                request.weights = request.load()
         except Exception as error:
-            self._end(ticket, error)
+            self._finish(load, error)
             return
-        self._send(self._placer, self._place, ticket)
+        self._submit_to_placer(load)
 
-    def _place(self, ticket: Ticket) -> None:
-        if ticket.again:
-            self._blocked.appendleft(ticket)
+    def _submit_to_placer(self, load: CompositionLoad) -> None:
+        with self._lock:
+            if load.state not in _ENDED:
+                load.state = LoadState.READY_TO_PLACE
+        self._submit(self._placer, self._add_ready, load)
+
+    def _add_ready(self, load: CompositionLoad) -> None:
+        """Take a load that is ready, and place what fits. Called on: placer thread."""
+        if load.lost_range:
+            self._waiting_for_room.appendleft(load)
         else:
-            self._blocked.append(ticket)
-        self._drain()
+            self._waiting_for_room.append(load)
+        self._place_waiting()
 
-    def _drain(self) -> None:
-        """Lease to those who wait, in order, until one does not fit. On the placer's thread."""
-        self._drop_cancelled()
-        while self._blocked:
-            ticket = self._blocked[0]
-            outcome = self._outcome(ticket)
-            if outcome is NotYet.NO_ROOM:
+    def _place_waiting(self) -> None:
+        """Place the waiting loads in order, up to the first one that does not fit. Called on: placer thread."""
+        self._discard_cancelled()
+        while self._waiting_for_room:
+            load = self._waiting_for_room[0]
+            outcome = self._place(load)
+            if outcome is Deferred.NO_ROOM:
                 return
-            self._blocked.popleft()
-            if outcome is NotYet.UNREAD:
-                self._read_again(ticket)
+            self._waiting_for_room.popleft()
+            if outcome is Deferred.NOT_READ:
+                self._read_again(load)
             else:
-                self._end(ticket, outcome)
+                self._finish(load, outcome)
 
-    def _drop_cancelled(self) -> None:
-        for ticket in [ticket for ticket in self._blocked if ticket.cancelled]:
-            self._blocked.remove(ticket)
-            self._end(ticket, None)
+    def _discard_cancelled(self) -> None:
+        for load in [load for load in self._waiting_for_room if load.state is LoadState.CANCELLED]:
+            self._waiting_for_room.remove(load)
+            self._discard(load)
 
-    def _outcome(self, ticket: Ticket) -> Outcome | NotYet:
+    def _place(self, load: CompositionLoad) -> Outcome | Deferred:
         try:
-            placed = self._placement.place(ticket.wanted)
+            placed = self._placement.place(load.ranges, load.composition.path)
         except Exception as error:
             return error
-        return placed if isinstance(placed, NotYet) else BankLease(placed, ticket.applied, self._release)
+        if isinstance(placed, Deferred):
+            return placed
+        return BankLease(placed, tuple(adapter.share for adapter in load.composition.adapters), self._release)
 
-    def _read_again(self, ticket: Ticket) -> None:
-        """Read what left the bank since the ticket was filled; it has the first place when it comes back."""
-        ticket.again = True
-        if ticket.ahead:
-            self._send(self._readers, self._read, ticket)
-        else:
-            self._read_soon(ticket)
-
-    def _end(self, ticket: Ticket, outcome: Outcome | None) -> None:
-        """Let go of what a ticket holds, and hand over what it came to."""
-        ticket.wanted = []
+    def _read_again(self, load: CompositionLoad) -> None:
+        """Read a load's ranges that were evicted while it waited. Called on: placer thread."""
+        load.lost_range = True
         with self._lock:
-            held = ticket.ahead
-            self._ahead -= held
-            ticket.ahead = False
-        if outcome is not None:
-            ticket.tell(outcome)
-        if held:
-            self._read_ahead()
-
-    def _forget(self, ticket: Ticket) -> None:
-        """Let a cancelled ticket go from where it waits; a reader that has it lets it go when it comes to it."""
-        with self._lock:
-            unread = ticket in self._unread
-            self._unread.pop(ticket, None)
-        if unread:
-            self._end(ticket, None)
+            holds_weights = load in self._ahead
+            if holds_weights and load.state not in _ENDED:
+                load.state = LoadState.READING
+        if holds_weights:
+            self._submit(self._readers, self._read, load)
         else:
-            self._wake()
+            self._enqueue(load)
 
-    def _release(self, held: Mapping[Resident, float]) -> None:
-        self._placement.release(held)
-        self._wake()
+    def _finish(self, load: CompositionLoad, outcome: Outcome) -> None:
+        """End a load with its outcome. A lease that the receiver does not take is released."""
+        with self._lock:
+            on_ready, load.on_ready = load.on_ready, None
+            if load.state is not LoadState.CANCELLED:
+                load.state = LoadState.LEASED if isinstance(outcome, BankLease) else LoadState.FAILED
+        load.ranges = []
+        received = False
+        if on_ready is not None:
+            try:
+                on_ready(outcome)
+                received = True
+            except Exception:
+                log.exception("lease_receiver_failed")
+        if not received and isinstance(outcome, BankLease):
+            outcome.release()
+        self._discard(load)
 
-    def _wake(self) -> None:
-        """Let the placer look again at those who wait."""
-        if self._blocked:
-            with suppress(RuntimeError):  # It ended: `close` answers those who wait.
-                self._placer.submit(self._drain)
+    def _discard(self, load: CompositionLoad) -> None:
+        """Free the weights of a load that has ended, and let the next one be read."""
+        load.ranges = []
+        with self._lock:
+            held_weights = load in self._ahead
+            self._ahead.discard(load)
+        if held_weights:
+            self._start_reading()
 
-    def _send(self, threads: Executor, work: Callable[[Ticket], None], ticket: Ticket) -> None:
-        """Let `threads` do `work` for a ticket; one that they no longer take, or drop, ends in UnavailableError."""
+    def _cancel(self, load: CompositionLoad) -> None:
+        """Cancel a load. A queued one is freed here, any other by the thread that works on it."""
+        with self._lock:
+            if load.state in _ENDED:
+                return
+            queued = load in self._queued
+            self._queued.pop(load, None)
+            load.state = LoadState.CANCELLED
+            load.on_ready = None
+        if queued:
+            self._discard(load)
+        else:
+            self._wake_placer()
+
+    def _release(self, leased: Mapping[Resident, float]) -> None:
+        self._placement.release(leased)
+        self._wake_placer()
+
+    def _wake_placer(self) -> None:
+        """Let the placer try again. Does nothing if no load waits for room."""
+        if self._waiting_for_room:
+            with suppress(RuntimeError):  # The placer was shut down: `close` ends the loads that wait.
+                self._placer.submit(self._place_waiting)
+
+    def _submit(self, executor: Executor, work: Callable[[CompositionLoad], None], load: CompositionLoad) -> None:
+        """Run `work` for a load. If the executor is shut down before it runs, the load fails as UNAVAILABLE."""
         try:
-            done = threads.submit(work, ticket)
+            future = executor.submit(work, load)
         except RuntimeError:
-            self._end(ticket, _stopping())
+            self._finish(load, _stopping())
             return
-        done.add_done_callback(lambda future: self._end(ticket, _stopping()) if future.cancelled() else None)
-
-
-def _of_one(error: Exception) -> Exception:
-    """Return an error about the one adapter of a pin, its field as a request for one adapter has it."""
-    if isinstance(error, LoraRetrieverError) and "field" in error.metadata:
-        error.metadata = {**error.metadata, "field": error.metadata["field"].rpartition(".")[2]}
-    return error
+        future.add_done_callback(lambda done: self._finish(load, _stopping()) if done.cancelled() else None)
 
 
 def _stopping() -> UnavailableError:

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from generation_service.adapters.checkpoint.peft_config import CONFIG_FILE
 from generation_service.adapters.checkpoint.reader import WEIGHTS_FILE, content_revision, read_config
-from generation_service.adapters.once import Once
 from infra.contract.adapter import Adapter
 from infra.contract.errors import BaseModelMismatchError, CheckpointError, NotFoundError
+from infra.runtime.single_flight import SingleFlight
 
 REVISION_LENGTH = 12
 
@@ -89,7 +89,7 @@ class FolderSources:
         self._roots = roots
         self._lock = threading.Lock()
         self._known: dict[str, tuple[Signature, AdapterSource]] = {}
-        self._once: Once[tuple[str, Signature], AdapterSource] = Once()
+        self._reads: SingleFlight[tuple[str, Signature], AdapterSource] = SingleFlight()
 
     def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
         """Return the folder of `adapter_id`. Raises NotFoundError for an unknown adapter or another revision."""
@@ -99,7 +99,7 @@ class FolderSources:
         if known is not None and known[0] == signature:
             source = known[1]
         else:
-            source = self._once((adapter_id, signature), lambda: self._found(adapter_id))
+            source = self._reads.run((adapter_id, signature), lambda: self._found(adapter_id))
             with self._lock:
                 self._known[adapter_id] = (signature, source)
         if revision and revision != source.revision:

@@ -1,14 +1,12 @@
-"""How sequences end: each once, its slot and lease freed before its caller hears of it."""
+"""How sequences end: each exactly once, its slot and lease freed before its listener is called."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
-from collections.abc import Sequence as Many
+from collections import abc
 
 from generation_service.engine.scheduler import Scheduler
-from generation_service.engine.sequence import Event, Sequence
+from generation_service.engine.sequence import Event, Phase, RunningSequence, Sequence
 from infra.contract.errors import CancelledError, DeadlineError, InternalError, LoraRetrieverError
 from infra.contract.generation import FinishReason
 from infra.runtime.logs import get_logger
@@ -16,79 +14,100 @@ from infra.runtime.logs import get_logger
 log = get_logger(__name__)
 
 
-class Endings:
-    """Ends the sequences of `scheduler`. `changed` guards it and is notified of every end; `clear` empties a slot.
+class Completion:
+    """Ends the sequences of `scheduler`.
 
-    `end` may be called from any thread, the rest from the one that owns the device.
+    `changed` guards the scheduler and the phases of its sequences, and is notified of every end. `clear_slot` zeroes
+    the KV cache of a slot. `end` may be called from any thread, everything else from the engine thread only.
     """
 
-    def __init__(self, scheduler: Scheduler, changed: threading.Condition, clear: Callable[[int], None]) -> None:
+    def __init__(
+        self, scheduler: Scheduler, changed: threading.Condition, clear_slot: abc.Callable[[int], None]
+    ) -> None:
         self._scheduler = scheduler
         self._changed = changed
-        self._clear = clear
+        self._clear_slot = clear_slot
 
-    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """End a sequence in its answer."""
+    def finish(self, running: RunningSequence, reason: FinishReason) -> None:
+        """End a sequence with its answer."""
+        sequence = running.sequence
         try:
             sequence.emit(sequence.text.finish())
-            answer = sequence.generation(reason, time.monotonic())
+            answer = running.generation(reason)
         except Exception as error:
-            self.fail([sequence], error)
+            self.fail([running], error)
             return
-        if self._leave(sequence):
-            _tell(sequence, answer)
+        if self._remove(sequence):
+            _notify(sequence, answer)
 
-    def drop(self, sequence: Sequence) -> None:
-        """End a sequence that is cancelled or late. What it left of an unread prompt was never found finite."""
-        if sequence.slot is not None and sequence.unread:
-            self._clear_slots([sequence.slot])
+    def evict(self, sequence: Sequence) -> None:
+        """End a sequence that is cancelled or past its deadline."""
+        with self._changed:
+            running = self._scheduler.running_of(sequence)
+        if running is not None and sequence.phase is Phase.PREFILLING:
+            # Finiteness is checked on logits, which a half-prefilled prompt never had: its KV may hold NaN.
+            self._clear_slots([running.seat.slot])
         if sequence.cancelled:
             self.end([sequence], CancelledError("the request was cancelled"))
         else:
-            self.end([sequence], DeadlineError(f"the deadline passed {sequence.progress}"))
+            progress = "in the queue" if running is None else running.progress
+            self.end([sequence], DeadlineError(f"the deadline passed {progress}"))
 
-    def fail(self, sequences: Many[Sequence], error: Exception) -> None:
-        """End the sequences of a step that failed; the next step runs without them."""
+    def fail(self, sequences: abc.Sequence[RunningSequence], error: Exception) -> None:
+        """End the sequences of a step that failed. The next step runs without them."""
         log.error("step_failed", sequences=len(sequences), exc_info=error)
-        self._clear_slots([sequence.slot for sequence in sequences if sequence.slot is not None])
-        if isinstance(error, LoraRetrieverError):
-            self.end(sequences, error)
-            return
-        failure = InternalError(f"a step of the model failed and ended the {len(sequences)} requests in it: retry")
-        failure.__cause__ = error
-        self.end(sequences, failure)
+        self._clear_slots([running.seat.slot for running in sequences])
+        self.end([running.sequence for running in sequences], _step_error(error, len(sequences)))
 
-    def end(self, sequences: Many[Sequence], error: Exception) -> None:
-        """End sequences in an error. Those that have ended hear nothing more."""
-        for sequence in sequences:
-            if self._leave(sequence):
-                _tell(sequence, error)
-
-    def _leave(self, sequence: Sequence) -> bool:
-        """Free what the sequence holds; return False when it had left before."""
+    def fail_all(self, error: Exception) -> None:
+        """End every sequence, waiting ones included, after an error that no single step accounts for."""
         with self._changed:
-            if sequence.ended:
+            running, sequences = self._scheduler.running, self._scheduler.all_sequences
+        log.error("step_failed", sequences=len(sequences), exc_info=error)
+        self._clear_slots([sequence.seat.slot for sequence in running])
+        self.end(sequences, _step_error(error, len(sequences)))
+
+    def end(self, sequences: abc.Sequence[Sequence], error: Exception) -> None:
+        """End sequences with an error. Sequences that have already ended are skipped."""
+        for sequence in sequences:
+            if self._remove(sequence):
+                _notify(sequence, error)
+
+    def _remove(self, sequence: Sequence) -> bool:
+        """Free what the sequence holds; return False if it has already ended."""
+        with self._changed:
+            if sequence.phase is Phase.FINISHED:
                 return False
-            sequence.ended = True
-            self._scheduler.remove(sequence)
+            sequence.phase = Phase.FINISHED
+            lease = self._scheduler.remove(sequence)
             self._changed.notify()
-        if sequence.ticket is not None:
-            sequence.ticket.cancel()
-        if sequence.lease is not None:
-            sequence.lease.release()
+        # Outside the lock: both take the residency's lock, which must not nest in the engine's.
+        if sequence.load is not None:
+            sequence.load.cancel()
+        if lease is not None:
+            lease.release()
         return True
 
-    def _clear_slots(self, slots: Many[int]) -> None:
-        """Let nothing of a failed step reach the next sequence in its slot: 0 times NaN is NaN under any mask."""
+    def _clear_slots(self, slots: abc.Sequence[int]) -> None:
+        """Zero the slots of a failed step: an attention mask multiplies by 0, and 0 times NaN is NaN."""
         try:
             for slot in slots:
-                self._clear(slot)
+                self._clear_slot(slot)
         except Exception:
             log.exception("slots_not_cleared", slots=list(slots))
 
 
-def _tell(sequence: Sequence, event: Event) -> None:
-    """Hand a listener its end; one that fails harms nobody else."""
+def _step_error(error: Exception, count: int) -> Exception:
+    """Return what callers get for a step that failed with `error`: the contract's errors as they are, others hidden."""
+    if isinstance(error, LoraRetrieverError):
+        return error
+    failure = InternalError(f"a step of the model failed and ended the {count} requests in it: retry")
+    failure.__cause__ = error
+    return failure
+
+
+def _notify(sequence: Sequence, event: Event) -> None:
+    """Call the listener with the end of its sequence. An error in one listener must not reach other sequences."""
     try:
         sequence.listener(event)
     except Exception:

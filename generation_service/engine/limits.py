@@ -1,34 +1,32 @@
-"""What the engine accepts: a request beyond it is told so before anything is queued."""
+"""What the engine accepts. A request beyond a limit is refused before it is queued."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from generation_service.models.base import EncodedPrompt
-from infra.contract.composition import Base, Composition
 from infra.contract.errors import InvalidArgumentError
 
 
 def default_prefill_tokens(device_type: str) -> int:
-    """Return the prompt tokens read in one step on a "cpu" or "cuda" device.
+    """Return the prompt tokens prefilled in one step on a "cpu" or "cuda" device.
 
-    Running answers wait for one step's reading at most: it is about the least that keeps the device busy with
-    arithmetic rather than with fetching the weights.
+    Decoding sequences wait for one step's prefill at most. The defaults are about the smallest chunks for which the
+    device is bound by arithmetic rather than by fetching the weights.
     """
     return 256 if device_type == "cpu" else 1024
 
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """What the engine accepts, in requests, tokens and adapters.
+    """What the engine accepts, in requests and tokens.
 
-    `max_sequence_tokens` counts prompt and answer; `prefill_tokens` bounds the prompt tokens read in one step.
+    `max_sequence_tokens` counts prompt and answer; `prefill_tokens` bounds the prompt tokens prefilled in one step.
     """
 
     max_running: int
     max_waiting: int
     max_sequence_tokens: int
-    max_adapters: int
     default_max_new_tokens: int
     prefill_tokens: int
 
@@ -42,18 +40,4 @@ class EngineLimits:
                 f"holds {limit} for prompt and answer together: send less text, fewer or smaller images",
                 tokens=str(prompt.length),
                 limit=str(limit),
-            )
-
-    def check_composition(self, composition: Composition) -> None:
-        """Raise InvalidArgumentError for more adapters than one composition may have."""
-        if isinstance(composition, Base):
-            return
-        count = len(composition.adapters)
-        if count > self.max_adapters:
-            kind = type(composition).__name__.lower()
-            raise InvalidArgumentError(
-                f"composition.{kind}.adapters",
-                f"{count} adapters are too many; at most {self.max_adapters} in one composition",
-                adapters=str(count),
-                limit=str(self.max_adapters),
             )

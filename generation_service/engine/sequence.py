@@ -1,142 +1,159 @@
-"""The decoding state of one request."""
+"""A request in the engine: its phase, its seat while it runs, and its answer so far."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections import abc
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 from generation_service.engine.text_stream import TextStream
-from infra.contract.composition import Composition, WeightedAdapter
+from generation_service.execution.inputs import DecodeRow, Prefill
 from infra.contract.generation import Decoding, FinishReason, Generation, Timings, Usage
 
 if TYPE_CHECKING:
-    from generation_service.execution.inputs import Prefill
+    from generation_service.adapters.admission import AdmittedComposition
+    from generation_service.engine.protocols import Lease, Load
     from generation_service.execution.sampler import TokenChooser
-    from generation_service.lora.ranks import RankRange
     from generation_service.models.base import EncodedPrompt
 
 
 @dataclass(frozen=True)
 class Delta:
-    """The text that came next."""
+    """The next piece of an answer's text."""
 
     text: str
 
 
 Event = Delta | Generation | Exception
-"""What a listener hears: deltas, then exactly one Generation or exception."""
+"""What a listener receives: deltas, then exactly one Generation or exception."""
 
-Listener = Callable[[Event], None]
-
-
-class Ticket(Protocol):
-    """A composition on its way into the bank."""
-
-    def cancel(self) -> None:
-        """Forget it, if it is not there yet."""
-
-
-class Lease(Protocol):
-    """The bank ranges that a sequence decodes with; none of them is rewritten until it is released."""
-
-    @property
-    def ranges(self) -> Mapping[RankRange, float]:
-        """The weight of each range."""
-
-    @property
-    def applied(self) -> tuple[WeightedAdapter, ...]:
-        """The adapters with the revisions used."""
-
-    def release(self) -> None:
-        """Give the ranges back. A second call does nothing."""
+Listener = abc.Callable[[Event], None]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to answer. `deadline` is a time of `time.monotonic`, or None."""
+    """One prompt to answer with an admitted composition. `deadline` is a time of `time.monotonic`, or None."""
 
     prompt: EncodedPrompt
-    composition: Composition
+    composition: AdmittedComposition
     decoding: Decoding
     deadline: float | None = None
 
 
-_numbers = itertools.count(1)
+class Phase(Enum):
+    """Where a sequence is in its life. It only ever moves down this list."""
+
+    WAITING = auto()
+    """Queued for a slot, or for its adapters."""
+    PREFILLING = auto()
+    """In a slot; part of its prompt is not in the KV cache yet."""
+    DECODING = auto()
+    """In a slot; each step adds one token."""
+    FINISHED = auto()
+    """Its listener has received the answer or an error, or is about to."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a sequence holds from admission to its end: a slot of the KV cache and a lease on the adapter bank."""
+
+    slot: int
+    lease: Lease
+
+
+_sequence_numbers = itertools.count(1)
 
 
 @dataclass(eq=False)
 class Sequence:
-    """A request on its way: it waits until its adapters are leased and a slot is free, has its prompt read, decodes."""
+    """A request in the engine, from submission to its end.
+
+    `phase` and `cancelled` are guarded by the engine's condition; the rest belongs to the engine thread.
+    """
 
     request: Request
     listener: Listener
     text: TextStream
     chooser: TokenChooser
     max_new_tokens: int
-    number: int = field(default_factory=lambda: next(_numbers))
-    ticket: Ticket | None = None
-    lease: Lease | None = None
-    slot: int | None = None
-    prefill: Prefill | None = None
-    tokens: list[int] = field(default_factory=list)
+    number: int = field(default_factory=lambda: next(_sequence_numbers))
+    phase: Phase = Phase.WAITING
     cancelled: bool = False
-    ended: bool = False
+    load: Load | None = None
+    tokens: list[int] = field(default_factory=list)
     submitted_at: float = field(default_factory=time.monotonic)
-    admitted_at: float = 0.0
-    first_token_at: float = 0.0
 
     @property
     def prompt_length(self) -> int:
         """Tokens of the prompt, image tokens included."""
         return self.request.prompt.length
 
-    @property
-    def unread(self) -> int:
-        """Tokens of the prompt that are still to be read."""
-        return self.prompt_length if self.prefill is None else self.prefill.remaining
-
-    @property
-    def progress(self) -> str:
-        """How far it has come, for a sentence."""
-        if self.prefill is None:
-            return "in the queue"
-        if self.unread:
-            return f"after {self.prefill.offset} of the prompt's {self.prompt_length} tokens were read"
-        return f"after {len(self.tokens)} tokens of the answer"
-
-    @property
-    def cached_length(self) -> int:
-        """Tokens whose keys and values the cache holds: all but the newest, which the next step reads."""
-        return self.prompt_length + len(self.tokens) - 1
-
     def expired(self, now: float) -> bool:
-        """Return whether the caller's deadline has passed."""
+        """Return whether the caller's deadline has passed at `now`, a time of `time.monotonic`."""
         return self.request.deadline is not None and now >= self.request.deadline
 
-    def forget_images(self) -> None:
-        """Let go of the prompt's pixels: they are read once."""
+    def drop_images(self) -> None:
+        """Free the prompt's pixels. The first prefill chunk has embedded them."""
         if self.request.prompt.pixels is not None:
             self.request = replace(self.request, prompt=self.request.prompt.without_images())
 
     def emit(self, text: str) -> None:
-        """Tell the listener what came next."""
+        """Send `text` to the listener unless it is empty."""
         if text:
             self.listener(Delta(text))
 
-    def generation(self, reason: FinishReason, now: float) -> Generation:
-        """Return the answer as it stands."""
-        prompt = self.request.prompt
+
+class RunningSequence:
+    """A sequence that was admitted: it has a seat, and its prompt is being prefilled or has been."""
+
+    def __init__(self, sequence: Sequence, seat: Seat) -> None:
+        self.sequence = sequence
+        self.seat = seat
+        self.prefill = Prefill(seat.slot, sequence.request.prompt, seat.lease.ranges)
+        self._admitted_at = self._first_token_at = time.monotonic()
+        sequence.phase = Phase.PREFILLING
+
+    @property
+    def decode_row(self) -> DecodeRow:
+        """Its row of the next decode step.
+
+        The cache holds the keys and values of all tokens but the newest, which that step computes.
+        """
+        sequence = self.sequence
+        return DecodeRow(
+            slot=self.seat.slot,
+            token=sequence.tokens[-1],
+            length=sequence.prompt_length + len(sequence.tokens) - 1,
+            position_delta=sequence.request.prompt.position_delta,
+            ranges=self.seat.lease.ranges,
+        )
+
+    @property
+    def progress(self) -> str:
+        """How far it has come, to complete an error message."""
+        if self.prefill.remaining:
+            return f"after {self.prefill.offset} of the prompt's {self.sequence.prompt_length} tokens were prefilled"
+        return f"after {len(self.sequence.tokens)} tokens of the answer"
+
+    def start_decoding(self) -> None:
+        """Move to DECODING when the prompt is prefilled and the first token chosen."""
+        self._first_token_at = time.monotonic()
+        self.sequence.phase = Phase.DECODING
+
+    def generation(self, reason: FinishReason) -> Generation:
+        """Return the answer so far as a finished generation."""
+        sequence, prompt = self.sequence, self.sequence.request.prompt
         return Generation(
-            text=self.text.text,
+            text=sequence.text.text,
             finish_reason=reason,
-            usage=Usage(prompt.length, prompt.image_tokens, len(self.tokens)),
+            usage=Usage(prompt.length, prompt.image_tokens, len(sequence.tokens)),
             timings=Timings(
-                queue_s=self.admitted_at - self.submitted_at,
-                prefill_s=self.first_token_at - self.admitted_at,
-                decode_s=now - self.first_token_at,
+                queue_s=self._admitted_at - sequence.submitted_at,
+                prefill_s=self._first_token_at - self._admitted_at,
+                decode_s=time.monotonic() - self._first_token_at,
             ),
-            applied=self.lease.applied if self.lease is not None else (),
+            applied=self.seat.lease.applied,
         )

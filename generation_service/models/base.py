@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from generation_service.adapters.checkpoint.binding import Part, Rename
+from generation_service.adapters.checkpoint.binding import FusedSlice, Rename
 from generation_service.lora.weights import Shapes
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import Prompt
@@ -169,7 +169,7 @@ class BaseModel(Protocol):
     def description(self) -> ModelDescription:
         """The shape of the model."""
 
-    def canonical(self, name: str) -> str | Sequence[Part]:
+    def canonical(self, name: str) -> str | Sequence[FusedSlice]:
         """Return the module path of an adapter's key, whichever library version wrote it.
 
         A module that is fused in the original checkpoint and split in this model maps to several parts.

@@ -53,13 +53,12 @@ def run_tier(serve: Callable[[_S], None], settings_class: type[_S], argv: Sequen
 def _serve_metrics(settings: TierSettings) -> None:
     if not settings.metrics_address:
         return
-    token = settings.auth_token
     server = serve_metrics(
         settings.metrics_address,
-        token=token.get_secret_value() if token is not None else None,
-        certificate=settings.tls_certificate,
-        key=settings.tls_key,
-        client_ca=settings.tls_client_ca,
+        token=settings.server.token,
+        certificate=settings.server.tls_certificate,
+        key=settings.server.tls_key,
+        client_ca=settings.server.tls_client_ca,
     )
     log.info("metrics", address=server.address)
 

@@ -1,6 +1,6 @@
 """gRPC servers, sync and aio: bound, guarded, with health and reflection, and a graceful end.
 
-server = sync_server(ServerOptions.from_settings(settings), workers=16)
+server = sync_server(settings.server, workers=16)
 server.start()                     # health answers NOT_SERVING, all else UNAVAILABLE: the model may now load
 server.add(servicer, add_RetrievalServiceServicer_to_server, "loraretriever.v1.RetrievalService")
 server.serve_forever()             # SERVING, ready file; returns after a stop signal, running calls finished
@@ -12,8 +12,6 @@ import asyncio
 import queue
 import time
 from concurrent import futures
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,54 +26,14 @@ from infra.runtime.health import NOT_SERVING, OVERALL, SERVING, AioHealth, SyncH
 from infra.runtime.lifecycle import on_stop, ready_file
 from infra.runtime.logs import get_logger
 from infra.runtime.methods import Adder, Methods
-from infra.runtime.security import check_configured_token, server_credentials
-from infra.runtime.settings import TierSettings
+from infra.runtime.security import server_credentials
+from infra.runtime.settings import ServerOptions
 
 log = get_logger(__name__)
 
 MAX_METADATA_BYTES = 32 * 2**10
 POLL_S = 0.02
 TURN_AWAY_S = 0.25
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """Where and how a server listens. See TierSettings for what each means."""
-
-    address: str = "127.0.0.1:0"
-    ready_file: Path | None = None
-    tls_certificate: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-    auth_token: str | None = field(default=None, repr=False)
-    max_message_bytes: int = 64 * 2**20
-    max_concurrent_calls: int | None = 1024
-    max_call_s: float | None = None
-    max_connection_age_s: float = 60
-    max_connection_age_grace_s: float = 600
-    shutdown_grace_s: float = 10
-
-    def __post_init__(self) -> None:
-        check_configured_token(self.auth_token)
-
-    @classmethod
-    def from_settings(cls, settings: TierSettings) -> ServerOptions:
-        """Return the options that a tier's settings ask for."""
-        token = settings.auth_token
-        return cls(
-            address=settings.address,
-            ready_file=settings.ready_file,
-            tls_certificate=settings.tls_certificate,
-            tls_key=settings.tls_key,
-            tls_client_ca=settings.tls_client_ca,
-            auth_token=token.get_secret_value() if token is not None else None,
-            max_message_bytes=settings.max_message_bytes,
-            max_concurrent_calls=settings.max_concurrent_calls,
-            max_call_s=settings.max_call_s,
-            max_connection_age_s=settings.max_connection_age_s,
-            max_connection_age_grace_s=settings.max_connection_age_grace_s,
-            shutdown_grace_s=settings.shutdown_grace_s,
-        )
 
 
 class GrpcServer:
@@ -85,7 +43,7 @@ class GrpcServer:
         """Bind the address; ConfigurationError when that cannot be done."""
         self._options = options
         self._health = SyncHealth()
-        self._policy = CallPolicy(options.auth_token, options.max_call_s)
+        self._policy = CallPolicy(options.token, options.max_call_s)
         self._methods = Methods(guard_sync, self._policy, aio=False)
         self._server = grpc.server(
             futures.ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
@@ -160,7 +118,7 @@ class AioGrpcServer:
         """Bind the address; ConfigurationError when that cannot be done."""
         self._options = options
         self._health = AioHealth()
-        self._policy = CallPolicy(options.auth_token, options.max_call_s)
+        self._policy = CallPolicy(options.token, options.max_call_s)
         self._methods = Methods(guard_aio, self._policy, aio=True)
         self._server = grpc.aio.server(
             handlers=[self._methods],

@@ -11,42 +11,33 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from infra.contract.errors import ConfigurationError
 from infra.runtime.logs import LogFormat, LogLevel
+from infra.runtime.security import check_configured_token
+from infra.runtime.setting_groups import Setting, SettingsGroup, nested, settings_of, split_list
 
 
-class TierSettings(BaseSettings):
-    """What every tier can be told. A subclass gives the environment prefix, its own `address`, and its own fields.
-
-    A field may be read under another environment name too: `Field(validation_alias=AliasChoices("MAX_PIXELS"))`.
-    Fields of type tuple[X, ...] are given as one comma-separated value.
-    """
-
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", enable_decoding=False, env_ignore_empty=True, populate_by_name=True
-    )
+class ServerOptions(SettingsGroup):
+    """Where and how a gRPC server listens."""
 
     address: str = Field(
         "127.0.0.1:0", description="host:port, [v6]:port or unix:/path to listen on; port 0 is a free one"
     )
-    metrics_address: str = Field("", description="host:port of the Prometheus endpoint /metrics; empty is off")
     ready_file: Path | None = Field(
         None, description='file that holds {"address", "pid"} as JSON while the server is serving'
     )
-    log_level: LogLevel = Field("info", description="least severe logs that are written")
-    log_format: LogFormat = Field("console", description="lines for people, or one JSON object a line")
     tls_certificate: Path | None = Field(None, description="PEM file of the server's certificate chain; turns TLS on")
     tls_key: Path | None = Field(None, description="PEM file of the server's private key")
     tls_client_ca: Path | None = Field(
         None, description="PEM file of the CA that clients' certificates must come from (mTLS)"
     )
     auth_token: SecretStr | None = Field(
-        None, min_length=1, description="bearer token that every call must carry; better given by the environment"
+        None, description="bearer token that every call must carry; better given by the environment"
     )
     max_message_bytes: int = Field(64 * 2**20, ge=4096, description="largest message in either direction, in bytes")
     max_concurrent_calls: int = Field(1024, ge=1, description="calls under way before new ones get RESOURCE_EXHAUSTED")
@@ -61,21 +52,44 @@ class TierSettings(BaseSettings):
     )
     shutdown_grace_s: float = Field(10, ge=0, description="seconds that running calls may go on after a stop signal")
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _split_lists(cls, value: Any, info: ValidationInfo) -> Any:
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, str) and get_origin(annotation) is tuple:
-            return tuple(item.strip() for item in value.split(",") if item.strip())
-        return value
+    @property
+    def token(self) -> str | None:
+        """The bearer token in clear text; None when calls need none."""
+        return None if self.auth_token is None else self.auth_token.get_secret_value()
 
     @model_validator(mode="after")
-    def _tls_is_whole(self) -> TierSettings:
+    def _check_tls_and_token(self) -> ServerOptions:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together; give both or neither")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        check_configured_token(self.token)
         return self
+
+
+class TierSettings(BaseSettings):
+    """Settings that every tier has. A subclass adds the environment prefix, its own address, and its own settings.
+
+    A field may be a SettingsGroup, whose fields are settings too. A field may be read under other environment names:
+    `Field(validation_alias=AliasChoices("MAX_PIXELS"))`. A tuple[X, ...] is given as one comma-separated value.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    server: ServerOptions = ServerOptions()
+    metrics_address: str = Field("", description="host:port of the Prometheus endpoint /metrics; empty is off")
+    log_level: LogLevel = Field("info", description="least severe logs that are written")
+    log_format: LogFormat = Field("console", description="lines for people, or one JSON object a line")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nest(cls, values: Any) -> Any:
+        return nested(cls, values) if isinstance(values, dict) else values
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _split_lists(cls, value: Any, info: ValidationInfo) -> Any:
+        return split_list(cls.model_fields[info.field_name or ""], value)
 
     @classmethod
     def settings_customise_sources(
@@ -86,8 +100,28 @@ class TierSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read arguments and the environment, and nothing else."""
-        return init_settings, env_settings
+        """Read arguments and the environment, and no files."""
+        return init_settings, _Environment(settings_cls)
+
+
+class _Environment(PydanticBaseSettingsSource):
+    """The environment variables of all settings, those of groups included; empty ones count as unset."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return nothing for a field: __call__ reads all settings at once."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the values that are set, by setting name."""
+        variables = {name.upper(): value for name, value in os.environ.items() if value}
+        values = {}
+        for name, setting in settings_of(self.settings_cls).items():
+            given = [
+                variables[key.upper()] for key in _variables(self.settings_cls, setting) if key.upper() in variables
+            ]
+            if given:
+                values[name] = given[0]
+        return values
 
 
 _S = TypeVar("_S", bound=TierSettings)
@@ -114,12 +148,7 @@ def load_settings(cls: type[_S], argv: Sequence[str] | None = None) -> _S:
 
 def environment_names(cls: type[TierSettings], name: str) -> tuple[str, ...]:
     """Return the environment variables that a setting is read from, the first one first."""
-    own = f"{_prefix(cls)}{name.upper()}"
-    alias = cls.model_fields[name].validation_alias
-    if alias is None:
-        return (own,)
-    choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
-    return tuple(choice for choice in choices if isinstance(choice, str) and choice != name)
+    return _variables(cls, settings_of(cls)[name])
 
 
 def service_name(cls: type[TierSettings]) -> str:
@@ -156,10 +185,9 @@ def _parser(cls: type[TierSettings]) -> argparse.ArgumentParser:
         epilog="A flag goes over the environment variable in brackets.",
         allow_abbrev=False,
     )
-    for name, info in cls.model_fields.items():
-        text = (
-            f"{info.description or name} (default: {_shown_default(info)}) [{', '.join(environment_names(cls, name))}]"
-        )
+    for name, setting in settings_of(cls).items():
+        info, variables = setting.info, ", ".join(_variables(cls, setting))
+        text = f"{info.description or name} (default: {_shown_default(setting.default)}) [{variables}]"
         text = text.replace("%", "%%")
         if info.annotation is bool:
             parser.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
@@ -179,7 +207,13 @@ def _dashed(argument: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
-def _prefix(cls: type[TierSettings]) -> str:
+def _variables(cls: type[BaseSettings], setting: Setting) -> tuple[str, ...]:
+    if setting.info.validation_alias is not None:
+        return setting.aliases
+    return (f"{_prefix(cls)}{setting.name.upper()}",)
+
+
+def _prefix(cls: type[BaseSettings]) -> str:
     return str(cls.model_config.get("env_prefix", "")).upper()
 
 
@@ -194,8 +228,7 @@ def _metavar(info: FieldInfo) -> str:
     return "{" + ",".join(str(item) for item in types) + "}" if all(isinstance(t, str) for t in types) else "TEXT"
 
 
-def _shown_default(info: FieldInfo) -> str:
-    default = info.get_default(call_default_factory=True, validated_data={})
+def _shown_default(default: Any) -> str:
     if default is PydanticUndefined:
         return "required"
     if isinstance(default, Enum):
@@ -206,7 +239,7 @@ def _shown_default(info: FieldInfo) -> str:
 
 
 def _unknown_flag(cls: type[TierSettings], argument: str) -> str:
-    flags = [_flag(name) for name in cls.model_fields]
+    flags = [_flag(name) for name in settings_of(cls)]
     if not argument.startswith("--"):
         return f"unexpected argument {argument!r}; every setting is a flag, see --help"
     name = argument.partition("=")[0]
@@ -215,7 +248,7 @@ def _unknown_flag(cls: type[TierSettings], argument: str) -> str:
 
 def _refuse_unknown_variables(cls: type[TierSettings], environment: Mapping[str, str]) -> None:
     prefix = _prefix(cls)
-    known = {variable.upper() for name in cls.model_fields for variable in environment_names(cls, name)}
+    known = {variable.upper() for setting in settings_of(cls).values() for variable in _variables(cls, setting)}
     for variable in sorted(environment):
         if prefix and variable.upper().startswith(prefix) and variable.upper() not in known:
             nearest = _nearest(variable.upper(), sorted(known))
@@ -230,18 +263,22 @@ def _problems(cls: type[TierSettings], error: ValidationError) -> Iterator[str]:
     for problem in error.errors(include_url=False, include_context=False):
         text = problem["msg"].removeprefix("Value error, ")
         text = text[0].lower() + text[1:]
-        name = _field_of(cls, str(problem["loc"][0])) if problem["loc"] else ""
-        if not name:
+        setting = _setting_at(cls, tuple(map(str, problem["loc"])))
+        if setting is None:
             yield text
             continue
-        secret = "SecretStr" in str(cls.model_fields[name].annotation)
+        secret = "SecretStr" in str(setting.info.annotation)
         missing = problem["type"] == "missing"
         got = "" if secret or missing else f", got {str(problem['input'])[:80]!r}"
-        yield f"{_flag(name)} ({environment_names(cls, name)[0]}): {text}{got}"
+        yield f"{_flag(setting.name)} ({_variables(cls, setting)[0]}): {text}{got}"
 
 
-def _field_of(cls: type[TierSettings], location: str) -> str:
-    for name in cls.model_fields:
-        if location == name or location.upper() in (variable.upper() for variable in environment_names(cls, name)):
-            return name
-    return ""
+def _setting_at(cls: type[TierSettings], location: tuple[str, ...]) -> Setting | None:
+    """Return the setting at the location of a validation error; None for an error of a group or of all settings."""
+    for setting in settings_of(cls).values():
+        parents = (setting.group,) if setting.group else ()
+        keys = {key.upper() for key in (setting.field, *setting.aliases)}
+        field = location[len(parents)].upper() if len(location) > len(parents) else ""
+        if location[: len(parents)] == parents and field in keys:
+            return setting
+    return None

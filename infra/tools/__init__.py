@@ -1,1 +1,1 @@
-"""Tools of the project's own upkeep."""
+"""Tools for maintainers: generate stubs, build the wheel, measure the code."""

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from infra.contract.errors import DeadlineError
 from infra.contract.prompt import ImagePart, Prompt
+from infra.runtime.single_flight import SingleFlight
 
 #: Results kept. The strategies of one sample ask within seconds of each other, so this covers every sample that the
 #: workers' concurrency can have under way; a retrieval result is a few kilobytes.
@@ -36,32 +37,29 @@ class SharedCalls(Generic[T]):
 
     def __init__(self, size: int = _MAX_RESULTS) -> None:
         self._size = size
-        self._calls: OrderedDict[object, asyncio.Task[T]] = OrderedDict()
+        self._results: OrderedDict[object, T] = OrderedDict()
+        self._running: SingleFlight[object, T] = SingleFlight()
 
     async def get(
         self, key: object, call: Callable[[], Coroutine[Any, Any, T]], timeout_s: float | None = None
     ) -> Shared[T]:
         """Return the result of `call`, or the cached one. Raises DeadlineError, and what the call raises."""
-        task = self._calls.get(key)
-        is_reused = task is not None
-        if task is None:
-            task = asyncio.get_running_loop().create_task(call())
-            self._calls[key] = task
-            task.add_done_callback(lambda done: self._forget_failure(key, done))
-            while len(self._calls) > self._size:
-                self._calls.popitem(last=False)
-        self._calls.move_to_end(key)
+        if key in self._results:
+            self._results.move_to_end(key)
+            return Shared(self._results[key], is_reused=True)
+
+        async def call_and_cache() -> T:
+            result = self._results[key] = await call()
+            while len(self._results) > self._size:
+                self._results.popitem(last=False)
+            return result
+
+        is_reused = key in self._running
         try:
             async with asyncio.timeout(timeout_s):
-                # Shielded: a caller that is cancelled or late must not cancel the call for the others.
-                return Shared(await asyncio.shield(task), is_reused)
+                return Shared(await self._running.run_async(key, call_and_cache), is_reused)
         except TimeoutError as error:
             raise DeadlineError("the time for this answer ended while its adapters were being retrieved") from error
-
-    def _forget_failure(self, key: object, task: asyncio.Task[T]) -> None:
-        failed = task.cancelled() or task.exception() is not None
-        if failed and self._calls.get(key) is task:
-            del self._calls[key]
 
 
 def prompt_digest(prompt: Prompt) -> str:

@@ -1,1 +1,1 @@
-"""The catalogue of adapters: stored in Qdrant, searched in memory."""
+"""The catalogue of adapters: stored in Qdrant, searched in memory while it fits there."""

@@ -1,7 +1,7 @@
-"""The points of one collection: an adapter each.
+"""Reads and writes the points of one collection, one point per adapter.
 
-A point's id is the uuid5 of the adapter's id; its payload is the adapter; its named vectors are `centroid`, the mean of
-the adapter's examples (LoraRetriever, section 3.2), and `examples`, all of them as a multivector.
+A point's id is the uuid5 of the adapter's id and its payload is the adapter. It has two named vectors: `centroid`, the
+mean of the adapter's examples (LoraRetriever, section 3.2), and `examples`, all of them as a multivector.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ import numpy as np
 from qdrant_client import QdrantClient, models
 
 from infra.contract.adapter import Adapter
-from retrieval_service.catalogue.collections import describe, new_revision
+from retrieval_service.catalogue.collections import bump_revision, new_revision
 from retrieval_service.catalogue.points import (
     CENTROID,
     EXAMPLES,
-    KEPT_AS,
     AdapterFilter,
     AdapterVectors,
-    Found,
-    adapter_of,
-    condition,
-    equals,
+    ScoredAdapter,
+    examples_revision_of,
+    field_equals,
+    from_point,
     point_id,
-    point_of,
-    ranked,
+    ranked_adapters,
+    to_point,
+    to_qdrant_filter,
 )
 from retrieval_service.embedders.base import FloatArray, normalise
 
-_SCROLL_PAGE = 1000
-_VECTORS_PAGE = 32
-_TIES = 8  # more than asked for, so that equals at the end are chosen by id
+_SCROLL_PAGE = 1000  # headers only, without vectors: a few hundred bytes each
+_VECTORS_PAGE = 32  # bounds one response: at most 64 MiB of float32 for 256 examples of 2048 dimensions each
+_EXTRA_MATCHES = 8  # fetched beyond top_k, so that ties at the end are broken by id and not by Qdrant
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class AdapterWithVectors:
     """An adapter and the vectors of its examples, [n, dim], each of length 1."""
 
     adapter: Adapter
@@ -46,8 +46,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Card:
-    """What tells whether an adapter has changed, and how large it is."""
+class AdapterHeader:
+    """Enough of an adapter to tell whether it has changed and how many vectors it has."""
 
     point_id: Any
     adapter_id: str
@@ -56,77 +56,79 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Store:
-    """A collection, by a client that may be used now."""
+class AdapterStore:
+    """The points of a collection. Valid only within the Qdrant session that `client` belongs to."""
 
     client: QdrantClient
     collection: str
 
-    def insert(self, adapter: Adapter, vectors: AdapterVectors, kept_as: str = "") -> None:
-        """Store an adapter unless there is one of its id. `kept_as`: the revision that its examples are kept as."""
-        point = point_of(adapter, _named(vectors), kept_as)
+    def insert(self, adapter: Adapter, vectors: AdapterVectors, examples_revision: str = "") -> None:
+        """Store an adapter unless its id exists."""
+        point = to_point(adapter, _named(vectors), examples_revision)
         self.client.upsert(self.collection, [point], update_mode=models.UpdateMode.INSERT_ONLY)
 
-    def replace(self, adapter: Adapter, vectors: AdapterVectors | None, revision: str, kept_as: str = "") -> None:
-        """Store an adapter in the place of its `revision`, if it is still that; without vectors its own stay."""
-        there = self._points([adapter.adapter_id], True)
-        if not there:  # deleted by now
+    def replace(
+        self, adapter: Adapter, vectors: AdapterVectors | None, expected_revision: str, examples_revision: str = ""
+    ) -> None:
+        """Replace an adapter if its revision is still `expected_revision`; None keeps its vectors."""
+        points = self._points([adapter.adapter_id], with_vectors=True)
+        if not points:  # deleted in the meantime
             return
-        named = _named(vectors) if vectors is not None else there[0].vector
-        kept_as = kept_as if vectors is not None else _kept_as(there[0])
+        named = _named(vectors) if vectors is not None else points[0].vector
+        examples_revision = examples_revision if vectors is not None else examples_revision_of(points[0])
         self.client.upsert(
             self.collection,
-            [point_of(adapter, named, kept_as)],
+            [to_point(adapter, named, examples_revision)],
             update_mode=models.UpdateMode.UPDATE_ONLY,
-            update_filter=models.Filter(must=[equals("revision", revision)]),
+            update_filter=models.Filter(must=[field_equals("revision", expected_revision)]),
         )
 
-    def put(self, adapter: Adapter, vectors: AdapterVectors, kept_as: str = "") -> None:
-        """Store an adapter as it is, whatever is there."""
-        self.client.upsert(self.collection, [point_of(adapter, _named(vectors), kept_as)])
+    def upsert(self, adapter: Adapter, vectors: AdapterVectors, examples_revision: str = "") -> None:
+        """Store an adapter unconditionally."""
+        self.client.upsert(self.collection, [to_point(adapter, _named(vectors), examples_revision)])
 
     def delete(self, adapter_ids: Sequence[str]) -> None:
-        """Remove adapters."""
-        ids: list[Any] = [point_id(one) for one in adapter_ids]
+        """Delete adapters."""
+        ids: list[Any] = [point_id(name) for name in adapter_ids]
         self.client.delete(self.collection, models.PointIdsList(points=ids), wait=True)
 
-    def touch(self) -> None:
-        """Give the catalogue a new revision; after the change that it is for."""
-        describe(self.client, self.collection)
+    def bump_revision(self) -> None:
+        """Give the catalogue a new revision. Must follow the change that it announces."""
+        bump_revision(self.client, self.collection)
 
-    def read(self, adapter_id: str) -> Adapter | None:
-        """Return an adapter, if there is one of that id."""
+    def get(self, adapter_id: str) -> Adapter | None:
+        """Return an adapter, or None."""
         points = self._points([adapter_id])
-        return adapter_of(points[0]) if points else None
+        return from_point(points[0]) if points else None
 
-    def kept_as(self, adapter_id: str) -> str:
-        """Return the revision that an adapter's examples are kept as; empty where none are, or long since."""
+    def get_many(self, adapter_ids: Sequence[str]) -> list[Adapter]:
+        """Return those of the adapters that exist, by id."""
+        return sorted(map(from_point, self._points(adapter_ids)), key=lambda adapter: adapter.adapter_id)
+
+    def get_with_vectors(self, adapter_id: str) -> AdapterWithVectors | None:
+        """Return an adapter with its vectors, or None."""
+        return next(self.read_vectors([point_id(adapter_id)]), None)
+
+    def examples_revision(self, adapter_id: str) -> str:
+        """Return the revision under which an adapter's examples are stored, or an empty string."""
         points = self._points([adapter_id])
-        return _kept_as(points[0]) if points else ""
+        return examples_revision_of(points[0]) if points else ""
 
-    def read_many(self, adapter_ids: Sequence[str]) -> list[Adapter]:
-        """Return those adapters that are there, by id."""
-        return sorted(map(adapter_of, self._points(adapter_ids)), key=lambda one: one.adapter_id)
-
-    def entries(self, point_ids: Sequence[Any]) -> Iterator[Entry]:
-        """Yield the adapters of points that are still there, with their vectors."""
+    def read_vectors(self, point_ids: Sequence[Any]) -> Iterator[AdapterWithVectors]:
+        """Yield the adapters of those points that still exist, with their vectors."""
         for start in range(0, len(point_ids), _VECTORS_PAGE):
             page = list(point_ids[start : start + _VECTORS_PAGE])
             for point in self.client.retrieve(self.collection, page, with_vectors=[EXAMPLES]):
                 named: Any = point.vector
-                yield Entry(adapter_of(point), normalise(np.asarray(named[EXAMPLES], np.float32)))
+                yield AdapterWithVectors(from_point(point), normalise(np.asarray(named[EXAMPLES], np.float32)))
 
-    def entry(self, adapter_id: str) -> Entry | None:
-        """Return an adapter with its vectors, if there is one of that id."""
-        return next(self.entries([point_id(adapter_id)]), None)
-
-    def cards(self, wanted: AdapterFilter | None = None) -> Iterator[Card]:
-        """Yield a card of each adapter that `wanted` lets pass."""
+    def headers(self, adapter_filter: AdapterFilter | None = None) -> Iterator[AdapterHeader]:
+        """Yield the header of each matching adapter."""
         offset: Any = None
         while True:
             points, offset = self.client.scroll(
                 self.collection,
-                scroll_filter=condition(wanted or AdapterFilter()),
+                scroll_filter=to_qdrant_filter(adapter_filter or AdapterFilter()),
                 limit=_SCROLL_PAGE,
                 offset=offset,
                 with_payload=["adapter_id", "revision", "example_count"],
@@ -134,36 +136,38 @@ class Store:
             for point in points:
                 payload = point.payload or {}
                 count = max(1, int(payload.get("example_count") or 1))
-                yield Card(point.id, str(payload["adapter_id"]), str(payload["revision"]), count)
+                yield AdapterHeader(point.id, str(payload["adapter_id"]), str(payload["revision"]), count)
             if offset is None:
                 return
 
-    def nearest(self, vectors: FloatArray, wanted: AdapterFilter, top_k: int) -> tuple[tuple[Found, ...], ...]:
+    def search_centroids(
+        self, vectors: FloatArray, adapter_filter: AdapterFilter, top_k: int
+    ) -> tuple[tuple[ScoredAdapter, ...], ...]:
         """Return the `top_k` adapters whose centroids are nearest to each vector of [n, dim]."""
         requests = [
             models.QueryRequest(
-                query=vector, using=CENTROID, filter=condition(wanted), limit=top_k + _TIES, with_payload=True
+                query=vector,
+                using=CENTROID,
+                filter=to_qdrant_filter(adapter_filter),
+                limit=top_k + _EXTRA_MATCHES,
+                with_payload=True,
             )
             for vector in vectors.tolist()
         ]
-        answers = self.client.query_batch_points(self.collection, requests)
-        return tuple(ranked(answer.points)[:top_k] for answer in answers)
+        responses = self.client.query_batch_points(self.collection, requests)
+        return tuple(ranked_adapters(response.points)[:top_k] for response in responses)
 
     def _points(self, adapter_ids: Sequence[str], with_vectors: bool = False) -> list[models.Record]:
         if not adapter_ids:
             return []
-        ids: list[Any] = [point_id(one) for one in adapter_ids]
+        ids: list[Any] = [point_id(name) for name in adapter_ids]
         return self.client.retrieve(self.collection, ids, with_vectors=with_vectors)
 
 
-def stamped(adapter: Adapter, vectors: AdapterVectors | None) -> Adapter:
-    """Return the adapter as a new revision of now; its examples are counted anew where there are new ones."""
+def with_new_revision(adapter: Adapter, vectors: AdapterVectors | None) -> Adapter:
+    """Return the adapter with a new revision, the current time, and the example count of `vectors` if given."""
     count = adapter.example_count if vectors is None else len(vectors.examples)
     return replace(adapter, revision=new_revision(), example_count=count, update_time=datetime.now(UTC))
-
-
-def _kept_as(point: models.Record) -> str:
-    return str((point.payload or {}).get(KEPT_AS, ""))
 
 
 def _named(vectors: AdapterVectors) -> dict[str, Any]:

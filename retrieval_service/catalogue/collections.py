@@ -1,8 +1,8 @@
-"""Where the catalogue lies in Qdrant: one collection an embedder, and an alias that names the one in use.
+"""Qdrant collections of the catalogue: one per embedder, and an alias for the one in use.
 
-The alias is the catalogue's name. The collection behind it is called after the alias and the fingerprint of the
-embedder that made its vectors, so vectors of two embedders never meet. Re-indexing and restoring fill a new collection
-and then move the alias, in one step; the collection before stays, so that the alias can be moved back.
+The alias is the catalogue's name. The name of the collection behind it contains a digest of the embedder's fingerprint,
+so vectors of two embedders never share a collection. Re-indexing and restoring fill a new collection and then move the
+alias in one step. The previous collection is kept, so that the alias can be moved back.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from infra.contract.errors import ConfigurationError, FailedPreconditionError
 from retrieval_service.catalogue.points import CENTROID, EXAMPLES
 
-SCHEMA = 1
-_KEYWORDS = ("adapter_id", "base_model", "kind", "tags")
+_SCHEMA = 1
+_INDEXED_FIELDS = ("adapter_id", "base_model", "kind", "tags")
 
 
 @dataclass(frozen=True)
-class Head:
-    """What a collection says of itself. `former` is the collection that the alias named before, or empty."""
+class CollectionInfo:
+    """Metadata of a collection. `previous` is the collection that the alias named before, or empty."""
 
     collection: str
     revision: str
     fingerprint: str
     dim: int
-    former: str = ""
+    previous: str = ""
 
-    def made_by(self, fingerprint: str, dim: int) -> bool:
-        """Return whether an embedder's vectors can be compared with those of the collection."""
+    def matches_embedder(self, fingerprint: str, dim: int) -> bool:
+        """Return whether vectors of that embedder are comparable with those of the collection."""
         return (self.fingerprint, self.dim) == (fingerprint, dim)
 
 
-def head_of(client: QdrantClient, name: str) -> Head:
-    """Return the head of the collection that `name`, an alias or a collection, names.
+def collection_info(client: QdrantClient, name: str) -> CollectionInfo:
+    """Return the metadata of the collection that `name`, an alias or a collection, refers to.
 
-    Raises FailedPreconditionError when it was not made by this version of the service.
+    Raises FailedPreconditionError if it was not created by this version of the service.
     """
     metadata = dict(client.get_collection(name).config.metadata or {})
-    if metadata.get("schema") != SCHEMA:
+    if metadata.get("schema") != _SCHEMA:
         raise FailedPreconditionError(
-            f"collection {name!r} was not made by this version of the service; choose another --collection"
+            f"collection {name!r} was not created by this version of the service; choose another --collection"
         )
-    return Head(
+    return CollectionInfo(
         str(metadata.get("collection") or name),
         str(metadata["revision"]),
         str(metadata["fingerprint"]),
@@ -57,48 +57,52 @@ def head_of(client: QdrantClient, name: str) -> Head:
     )
 
 
-def exists(client: QdrantClient, name: str) -> bool:
-    """Return whether there is an alias or a collection of that name."""
-    return target_of(client, name) is not None or client.collection_exists(name)
+def catalogue_exists(client: QdrantClient, name: str) -> bool:
+    """Return whether an alias or a collection has that name."""
+    return alias_target(client, name) is not None or client.collection_exists(name)
 
 
-def target_of(client: QdrantClient, alias: str) -> str | None:
-    """Return the collection that an alias names."""
-    named = (one.collection_name for one in client.get_aliases().aliases if one.alias_name == alias)
-    return next(named, None)
+def alias_target(client: QdrantClient, alias: str) -> str | None:
+    """Return the collection that an alias refers to, or None."""
+    targets = (entry.collection_name for entry in client.get_aliases().aliases if entry.alias_name == alias)
+    return next(targets, None)
 
 
-def open_collection(client: QdrantClient, alias: str, fingerprint: str, dim: int, *, indexed: bool) -> Head:
-    """Return the head of the catalogue, made if there is none. `indexed`: whether payloads are to be indexed.
+def open_collection(client: QdrantClient, alias: str, fingerprint: str, dim: int, *, indexed: bool) -> CollectionInfo:
+    """Return the metadata of the catalogue, creating it if necessary. `indexed` adds payload indexes on creation.
 
-    Raises ConfigurationError when it holds vectors of another embedder, or is none of ours.
+    Raises ConfigurationError if it holds vectors of another embedder or was not created by this service.
     """
-    if not exists(client, alias):
-        make(client, name_for(alias, fingerprint, dim), fingerprint, dim, indexed=indexed)
-        point(client, alias, name_for(alias, fingerprint, dim))
+    if not catalogue_exists(client, alias):
+        name = collection_name(alias, fingerprint, dim)
+        create_collection(client, name, fingerprint, dim, indexed=indexed)
+        point_alias(client, alias, name)
     try:
-        head = head_of(client, alias)
+        info = collection_info(client, alias)
     except FailedPreconditionError as error:
         raise ConfigurationError(error.message) from error
-    if not head.made_by(fingerprint, dim):
+    if not info.matches_embedder(fingerprint, dim):
         raise ConfigurationError(
-            f"collection {alias!r} was made with [{head.fingerprint}], this server embeds with [{fingerprint}]: "
-            "use the same embedder and settings, or bring the catalogue to the new ones with "
+            f"collection {alias!r} was built with [{info.fingerprint}], but this server embeds with [{fingerprint}]: "
+            "use the same embedder and settings, or convert the catalogue with "
             "'loraretriever retrieval reindex', or choose another --collection and register the adapters again"
         )
-    return head
+    return info
 
 
-def name_for(alias: str, fingerprint: str, dim: int, *, unique: bool = False) -> str:
-    """Return the name of an embedder's collection; `unique`: one that no collection has yet."""
+def collection_name(alias: str, fingerprint: str, dim: int, *, unique: bool = False) -> str:
+    """Return the name of an embedder's collection. `unique` appends a random suffix."""
     digest = hashlib.sha256(f"{fingerprint}\n{dim}".encode()).hexdigest()[:12]
     return f"{alias}-{digest}" + (f"-{uuid.uuid4().hex[:8]}" if unique else "")
 
 
-def make(client: QdrantClient, name: str, fingerprint: str, dim: int, *, indexed: bool, former: str = "") -> None:
-    """Make an empty collection, unless it is there."""
+def create_collection(
+    client: QdrantClient, name: str, fingerprint: str, dim: int, *, indexed: bool, previous: str = ""
+) -> None:
+    """Create an empty collection unless it exists."""
     vectors = {
         CENTROID: models.VectorParams(size=dim, distance=models.Distance.COSINE),
+        # Only read, never searched by Qdrant: no HNSW graph (m=0), and on disk.
         EXAMPLES: models.VectorParams(
             size=dim,
             distance=models.Distance.COSINE,
@@ -107,33 +111,45 @@ def make(client: QdrantClient, name: str, fingerprint: str, dim: int, *, indexed
             on_disk=True,
         ),
     }
-    metadata: dict[str, Any] = {"schema": SCHEMA, "collection": name, "fingerprint": fingerprint, "dim": dim}
-    metadata |= {"revision": new_revision(), "former": former}
+    metadata: dict[str, Any] = {"schema": _SCHEMA, "collection": name, "fingerprint": fingerprint, "dim": dim}
+    metadata |= {"revision": new_revision(), "former": previous}
     try:
         client.create_collection(name, vectors_config=vectors, metadata=metadata)
     except UnexpectedResponse:
-        if not client.collection_exists(name):  # else another replica was faster
+        # Another replica may have created it between the caller's check and this request.
+        if not client.collection_exists(name):
             raise
     if indexed:
-        for field in _KEYWORDS:
+        for field in _INDEXED_FIELDS:
             client.create_payload_index(name, field, models.PayloadSchemaType.KEYWORD)
 
 
-def point(client: QdrantClient, alias: str, collection: str) -> None:
-    """Let the alias name a collection from now on, in one step."""
-    steps: list[Any] = []
-    if target_of(client, alias) is not None:
-        steps.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)))
+def point_alias(client: QdrantClient, alias: str, collection: str) -> None:
+    """Point the alias at a collection. Deleting and creating it is one atomic request."""
+    operations: list[Any] = []
+    if alias_target(client, alias) is not None:
+        operations.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)))
     created = models.CreateAlias(collection_name=collection, alias_name=alias)
-    steps.append(models.CreateAliasOperation(create_alias=created))
-    client.update_collection_aliases(change_aliases_operations=steps)
+    operations.append(models.CreateAliasOperation(create_alias=created))
+    client.update_collection_aliases(change_aliases_operations=operations)
 
 
-def describe(client: QdrantClient, collection: str, **changes: str) -> None:
-    """Change what a collection says of itself, and give it a new revision."""
-    client.update_collection(collection, metadata={"revision": new_revision(), **changes})
+def bump_revision(client: QdrantClient, collection: str) -> None:
+    """Give a collection a new revision, so that every replica rereads what has changed."""
+    client.update_collection(collection, metadata={"revision": new_revision()})
+
+
+def set_previous(client: QdrantClient, collection: str, previous: str) -> None:
+    """Record the collection that a rollback returns to, under a new revision."""
+    client.update_collection(collection, metadata={"revision": new_revision(), "former": previous})
+
+
+def delete_previous(client: QdrantClient, info: CollectionInfo) -> None:
+    """Delete the collection before the one that `info` describes: only one rollback step is kept."""
+    if info.previous and catalogue_exists(client, info.previous):
+        client.delete_collection(info.previous)
 
 
 def new_revision() -> str:
-    """Return a name that no other revision has; later ones sort after it."""
+    """Return a unique revision. Later revisions sort after earlier ones."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"

@@ -1,8 +1,8 @@
-"""The catalogue brought to another embedder, without a gap in service; and back.
+"""Moves the catalogue to another embedder without interrupting service, and back.
 
-The new embedder embeds the kept examples into a collection of its own while the service goes on with the old one. What
-is registered meanwhile is caught up with, then the alias moves in one step. Servers of the old embedder go on reading
-the old collection, and take no more changes.
+The new embedder embeds the stored examples into a collection of its own while the service keeps using the old one.
+Registrations made in the meantime are caught up with, then the alias moves in one step. Servers of the old embedder
+keep reading the old collection and accept no more changes.
 """
 
 from __future__ import annotations
@@ -14,26 +14,36 @@ from time import sleep
 from qdrant_client import QdrantClient
 
 from infra.contract.errors import FailedPreconditionError
-from retrieval_service.catalogue.adapter_store import Store
-from retrieval_service.catalogue.collections import Head, describe, exists, head_of, make, name_for, point
+from retrieval_service.catalogue.adapter_store import AdapterStore
+from retrieval_service.catalogue.collections import (
+    CollectionInfo,
+    bump_revision,
+    catalogue_exists,
+    collection_info,
+    collection_name,
+    create_collection,
+    delete_previous,
+    point_alias,
+    set_previous,
+)
 from retrieval_service.catalogue.points import AdapterVectors
-from retrieval_service.catalogue.stored_examples import KeptPrompts
+from retrieval_service.catalogue.stored_examples import ExampleStore
 from retrieval_service.embedders.base import Embedder
 
-_PASSES = 20
-_PAUSE_S = 0.1  # for a service to keep the examples of the adapter that it has just stored
-_NAMED = 20
+_MAX_PASSES = 20  # bounds the chase after a service that registers adapters all the time
+_PAUSE_S = 0.1  # gives a service time to store the examples of the adapter it has just stored
+_MAX_LISTED = 20
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Reindexed:
-    """How many adapters were embedded anew, which were left out, and the collection that is in use now."""
+class ReindexResult:
+    """How many adapters were embedded, which were skipped, the collection now in use and the one before."""
 
     embedded: int
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
     collection: str
-    former: str
+    previous: str
 
 
 def reindex(
@@ -42,126 +52,129 @@ def reindex(
     embedder: Embedder,
     *,
     indexed: bool,
-    leave_out: bool = False,
+    skip_without_examples: bool = False,
     progress: Progress = lambda done, total: None,
-) -> Reindexed:
-    """Embed all adapters' examples with `embedder` and let the alias name the outcome.
+) -> ReindexResult:
+    """Embed the examples of all adapters with `embedder` and point the alias at the new collection.
 
-    Raises FailedPreconditionError when the catalogue is the embedder's already, and, unless they are to be left out,
-    when adapters were registered by vectors; then nothing has changed.
+    Raises FailedPreconditionError, leaving the catalogue unchanged, if it already belongs to the embedder, or if an
+    adapter has no stored examples and `skip_without_examples` is not set.
     """
-    head = head_of(client, alias)
-    if head.made_by(embedder.fingerprint, embedder.dim):
-        raise FailedPreconditionError(f"catalogue {alias!r} is made with [{head.fingerprint}] already")
-    name = name_for(alias, embedder.fingerprint, embedder.dim, unique=True)
-    make(client, name, embedder.fingerprint, embedder.dim, indexed=indexed, former=head.collection)
-    filling = _Filling(Store(client, head.collection), Store(client, name), KeptPrompts(client, alias), embedder)
+    info = collection_info(client, alias)
+    if info.matches_embedder(embedder.fingerprint, embedder.dim):
+        raise FailedPreconditionError(f"catalogue {alias!r} is already built with [{info.fingerprint}]")
+    name = collection_name(alias, embedder.fingerprint, embedder.dim, unique=True)
+    create_collection(client, name, embedder.fingerprint, embedder.dim, indexed=indexed, previous=info.collection)
+    sync = _CollectionSync(
+        AdapterStore(client, info.collection), AdapterStore(client, name), ExampleStore(client, alias), embedder
+    )
     try:
-        filling.follow(progress)
-        if filling.without_prompts and not leave_out:
-            raise _without_prompts(filling.left_out)
-        point(client, alias, name)
+        sync.run(progress)
+        if sync.without_examples and not skip_without_examples:
+            raise _without_examples(sync.skipped)
+        point_alias(client, alias, name)
     except BaseException:
         client.delete_collection(name)
         raise
-    filling.follow(progress)  # what was written between the last look and the move
-    describe(client, name)
-    forget(client, head)
-    return Reindexed(filling.embedded, filling.left_out, name, head.collection)
+    sync.run(progress)  # catches up with writes between the last pass and the move
+    bump_revision(client, name)
+    delete_previous(client, info)
+    return ReindexResult(sync.embedded, sync.skipped, name, info.collection)
 
 
-def lost_by_rollback(client: QdrantClient, alias: str) -> list[str]:
-    """Return the adapters whose registration or change a rollback would undo. Raises FailedPreconditionError."""
-    head = _with_former(client, alias)
-    before = {card.adapter_id: card.revision for card in Store(client, head.former).cards()}
-    now = {card.adapter_id: card.revision for card in Store(client, head.collection).cards()}
-    return sorted(one for one in before.keys() | now.keys() if before.get(one) != now.get(one))
+def changes_undone_by_rollback(client: QdrantClient, alias: str) -> list[str]:
+    """Return the adapters whose registration, change or deletion a rollback would undo.
 
-
-def roll_back(client: QdrantClient, alias: str) -> Head:
-    """Let the alias name the collection before the last re-index or restore; return its head.
-
-    A second rollback undoes the first. Raises FailedPreconditionError when there is none before.
+    Raises FailedPreconditionError if there is no previous state.
     """
-    head = _with_former(client, alias)
-    describe(client, head.former, former=head.collection)
-    point(client, alias, head.former)
-    return head_of(client, alias)
+    info = _with_previous(client, alias)
+    before = {header.adapter_id: header.revision for header in AdapterStore(client, info.previous).headers()}
+    now = {header.adapter_id: header.revision for header in AdapterStore(client, info.collection).headers()}
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
-class _Filling:
-    """A collection that follows another with other vectors."""
+def roll_back(client: QdrantClient, alias: str) -> CollectionInfo:
+    """Point the alias at the collection before the last re-index or restore; return its metadata.
 
-    def __init__(self, old: Store, new: Store, prompts: KeptPrompts, embedder: Embedder) -> None:
-        self._old, self._new, self._prompts, self._embedder = old, new, prompts, embedder
+    A second rollback undoes the first. Raises FailedPreconditionError if there is no previous state.
+    """
+    info = _with_previous(client, alias)
+    set_previous(client, info.previous, info.collection)
+    point_alias(client, alias, info.previous)
+    return collection_info(client, alias)
+
+
+class _CollectionSync:
+    """Brings a collection to the state of another one, with vectors from another embedder."""
+
+    def __init__(self, old: AdapterStore, new: AdapterStore, examples: ExampleStore, embedder: Embedder) -> None:
+        self._old, self._new, self._examples, self._embedder = old, new, examples, embedder
         self.embedded = 0
-        self.without_prompts: set[str] = set()
-        self._not_yet: set[str] = set()
+        self.without_examples: set[str] = set()
+        self._incomplete: set[str] = set()  # stored, but their examples are not yet
 
     @property
-    def left_out(self) -> tuple[str, ...]:
-        return tuple(sorted(self.without_prompts))
+    def skipped(self) -> tuple[str, ...]:
+        return tuple(sorted(self.without_examples))
 
-    def follow(self, progress: Progress) -> None:
-        """Bring the new collection to the state of the old one, and what changes meanwhile too."""
-        for _ in range(_PASSES):
-            self._not_yet.clear()
-            if not self._catch_up(progress):
+    def run(self, progress: Progress) -> None:
+        """Synchronise until a pass finds no difference."""
+        for _ in range(_MAX_PASSES):
+            self._incomplete.clear()
+            if not self._pass(progress):
                 break
-            if self._not_yet:
+            if self._incomplete:
                 sleep(_PAUSE_S)
-        self.without_prompts |= self._not_yet  # whoever stored those adapters did not live to keep their examples
+        # The writer of these adapters died before it stored their examples.
+        self.without_examples |= self._incomplete
 
-    def _catch_up(self, progress: Progress) -> bool:
-        """Bring the new collection to the state of the old one; return whether there was something to do."""
-        old = {card.adapter_id: card.revision for card in self._old.cards()}
-        new = {card.adapter_id: card.revision for card in self._new.cards()}
-        self.without_prompts &= old.keys()
-        gone = sorted(new.keys() - old.keys())
+    def _pass(self, progress: Progress) -> bool:
+        """Apply the current differences; return whether there were any."""
+        old = {header.adapter_id: header.revision for header in self._old.headers()}
+        new = {header.adapter_id: header.revision for header in self._new.headers()}
+        self.without_examples &= old.keys()
+        deleted = sorted(new.keys() - old.keys())
         changed = sorted(
-            one for one, revision in old.items() if new.get(one) != revision and one not in self.without_prompts
+            name for name, revision in old.items() if new.get(name) != revision and name not in self.without_examples
         )
-        if gone:
-            self._new.delete(gone)
+        if deleted:
+            self._new.delete(deleted)
         for done, adapter_id in enumerate(changed):
             progress(done, len(changed))
             self._embed(adapter_id)
         progress(len(changed), len(changed))
-        return bool(gone or changed)
+        return bool(deleted or changed)
 
     def _embed(self, adapter_id: str) -> None:
-        adapter, kept_as = self._old.read(adapter_id), self._old.kept_as(adapter_id)
-        kept = self._prompts.of(adapter_id)
+        adapter, examples_revision = self._old.get(adapter_id), self._old.examples_revision(adapter_id)
+        examples = self._examples.get(adapter_id)
         if adapter is None:
             return
-        if kept.revision != kept_as and (kept.revision or not kept.prompts):  # of older versions it is not known
-            self._not_yet.add(adapter_id)
+        # Examples that older versions of the service stored have no revision; those are accepted.
+        if examples.revision != examples_revision and (examples.revision or not examples.prompts):
+            self._incomplete.add(adapter_id)
             return
-        if not kept.prompts:
-            self.without_prompts.add(adapter_id)
+        if not examples.prompts:
+            self.without_examples.add(adapter_id)
             return
-        vectors = AdapterVectors.of(list(self._embedder.embed(kept.prompts)), self._embedder.dim)
-        self._new.put(adapter, vectors, kept_as)
+        vectors = AdapterVectors.of(list(self._embedder.embed(examples.prompts)), self._embedder.dim)
+        self._new.upsert(adapter, vectors, examples_revision)
         self.embedded += 1
 
 
-def _with_former(client: QdrantClient, alias: str) -> Head:
-    head = head_of(client, alias)
-    if not head.former or not exists(client, head.former):
-        raise FailedPreconditionError(f"catalogue {alias!r} has no former state to go back to")
-    return head
+def _with_previous(client: QdrantClient, alias: str) -> CollectionInfo:
+    info = collection_info(client, alias)
+    if not info.previous or not catalogue_exists(client, info.previous):
+        raise FailedPreconditionError(f"catalogue {alias!r} has no previous state to return to")
+    return info
 
 
-def forget(client: QdrantClient, head: Head) -> None:
-    """Delete the collection before the one that was in use: one step back is kept."""
-    if head.former and exists(client, head.former):
-        client.delete_collection(head.former)
-
-
-def _without_prompts(names: tuple[str, ...]) -> FailedPreconditionError:
-    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+def _without_examples(names: tuple[str, ...]) -> FailedPreconditionError:
+    listed = ", ".join(names[:_MAX_LISTED]) + (
+        f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    )
     return FailedPreconditionError(
-        f"of {len(names)} adapters no examples are kept, or none of their revision, since they were registered by "
-        f"vectors or the registration broke off: {shown}; register them again by examples ('loraretriever adapters add "
-        "--replace'), or leave them out with --leave-out"
+        f"{len(names)} adapters have no stored examples for their current revision, because they were registered by "
+        f"vectors or the registration was interrupted: {listed}; register them again by examples ('loraretriever "
+        "adapters add --replace'), or skip them with --leave-out"
     )

@@ -1,4 +1,4 @@
-"""The catalogue in memory: searched without Qdrant, brought up to date by what has changed."""
+"""An in-memory copy of the catalogue: searched without Qdrant, refreshed by reading only what has changed."""
 
 from __future__ import annotations
 
@@ -12,135 +12,147 @@ from qdrant_client import QdrantClient
 
 from infra.contract.adapter import Adapter
 from infra.contract.retrieval import RetrievalStrategy
-from retrieval_service.catalogue.adapter_store import Card, Entry, Store
-from retrieval_service.catalogue.collections import Head
-from retrieval_service.catalogue.points import AdapterFilter, Found
+from retrieval_service.catalogue.adapter_store import AdapterHeader, AdapterStore, AdapterWithVectors
+from retrieval_service.catalogue.collections import CollectionInfo
+from retrieval_service.catalogue.points import AdapterFilter, ScoredAdapter
 from retrieval_service.embedders.base import FloatArray
 from retrieval_service.strategies.examples import ExampleSet, IntArray
 from retrieval_service.strategies.ranking import ranking
 from retrieval_service.strategies.scale import Similarities
 from retrieval_service.strategies.scatter import deciding_kinds, scatters
 
-_TRUSTED_S = 30.0
-_KEPT_FILTERS = 64
+# A writer that dies between a change and its new revision leaves the revision stale. All headers are therefore compared
+# this often regardless of the revision. It bounds how long such a change stays unseen, at one scroll per interval.
+_FULL_CHECK_INTERVAL_S = 30.0
+_MAX_CACHED_FILTERS = 64  # filters come from callers, so the cache must be bounded
 
 
 @dataclass(eq=False)
-class _Fitting:
-    """A strategy that is fitted once; only those who ask for it wait for that."""
+class _LazyFit:
+    """A strategy that is fitted on first use. Requests for other strategies do not wait for it."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    done: Similarities | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)  # Guards: similarities.
+    similarities: Similarities | None = None
 
 
 @dataclass(eq=False)
-class Known:
-    """A revision of the catalogue: its adapters by id, and strategies fitted on their examples when first asked for.
+class CatalogueSnapshot:
+    """One revision of the catalogue: its adapters by id, and the strategies, fitted on first use.
 
-    `calibrated` is fitted for each kind that decides what is looked past: ten at most, whatever kinds are asked for.
+    `calibrated` is fitted once for each kind with enough examples to decide which scatter is ignored; there are at most
+    ten of those, however many kinds are requested.
     """
 
-    head: Head
-    entries: dict[str, Entry]
+    info: CollectionInfo
+    entries: dict[str, AdapterWithVectors]
     adapters: tuple[Adapter, ...]
     examples: ExampleSet
-    _fitted: dict[tuple[RetrievalStrategy, str], _Fitting] = field(default_factory=dict)
+    _fits: dict[tuple[RetrievalStrategy, str], _LazyFit] = field(default_factory=dict)
     _columns: dict[AdapterFilter, IntArray] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # Guards: _fits.
 
     @classmethod
-    def of(cls, head: Head, entries: dict[str, Entry]) -> Known:
-        """Return the revision that holds these adapters."""
-        ordered = [entries[one] for one in sorted(entries)]
-        vectors = [one.vectors for one in ordered] or [np.zeros((0, head.dim), np.float32)]
+    def build(cls, info: CollectionInfo, entries: dict[str, AdapterWithVectors]) -> CatalogueSnapshot:
+        """Return the revision that consists of these adapters."""
+        ordered = [entries[adapter_id] for adapter_id in sorted(entries)]
+        vectors = [entry.vectors for entry in ordered] or [np.zeros((0, info.dim), np.float32)]
         examples = ExampleSet(
-            tuple(one.adapter.adapter_id for one in ordered),
-            tuple(one.adapter.kind for one in ordered),
+            tuple(entry.adapter.adapter_id for entry in ordered),
+            tuple(entry.adapter.kind for entry in ordered),
             np.concatenate(vectors),
-            np.repeat(np.arange(len(ordered)), [len(one.vectors) for one in ordered]).astype(np.int64),
+            np.repeat(np.arange(len(ordered)), [len(entry.vectors) for entry in ordered]).astype(np.int64),
         )
-        return cls(head, entries, tuple(one.adapter for one in ordered), examples)
+        return cls(info, entries, tuple(entry.adapter for entry in ordered), examples)
 
     def search(
-        self, vectors: FloatArray, wanted: AdapterFilter, top_k: int, strategy: RetrievalStrategy
-    ) -> tuple[tuple[Found, ...], ...]:
-        """Return the `top_k` most similar adapters that `wanted` lets pass, for each vector of [n, dim]."""
-        columns = self._passing(wanted)
+        self, vectors: FloatArray, adapter_filter: AdapterFilter, top_k: int, strategy: RetrievalStrategy
+    ) -> tuple[tuple[ScoredAdapter, ...], ...]:
+        """Return the `top_k` most similar matching adapters for each vector of [n, dim]."""
+        columns = self._matching_columns(adapter_filter)
         if not len(columns):
             return ((),) * len(vectors)
-        similarities = self._strategy(strategy, wanted.kind).of(vectors)[:, columns]
+        similarities = self._fitted(strategy, adapter_filter.kind).of(vectors)[:, columns]
         best = ranking(similarities, top_k)
         return tuple(
-            tuple(Found(self.adapters[columns[one]], float(similarities[row, one])) for one in order)
+            tuple(ScoredAdapter(self.adapters[columns[index]], float(similarities[row, index])) for index in order)
             for row, order in enumerate(best)
         )
 
-    def _strategy(self, strategy: RetrievalStrategy, kind: str) -> Similarities:
-        calibrated = strategy is RetrievalStrategy.CALIBRATED
-        key = (strategy, kind if calibrated and kind in self._deciding else "")
+    def _fitted(self, strategy: RetrievalStrategy, kind: str) -> Similarities:
+        depends_on_kind = strategy is RetrievalStrategy.CALIBRATED and kind in self._deciding_kinds
+        key = (strategy, kind if depends_on_kind else "")
         with self._lock:
-            fitting = self._fitted.setdefault(key, _Fitting())
-        with fitting.lock:
-            if fitting.done is None:
-                fitting.done = Similarities(strategy, self.examples, key[1])
-            return fitting.done
+            fit = self._fits.setdefault(key, _LazyFit())
+        with fit.lock:
+            if fit.similarities is None:
+                fit.similarities = Similarities(strategy, self.examples, key[1])
+            return fit.similarities
 
     @cached_property
-    def _deciding(self) -> frozenset[str]:
+    def _deciding_kinds(self) -> frozenset[str]:
         return frozenset(deciding_kinds(scatters(self.examples))) if self.adapters else frozenset()
 
-    def _passing(self, wanted: AdapterFilter) -> IntArray:
-        columns = self._columns.get(wanted)
+    def _matching_columns(self, adapter_filter: AdapterFilter) -> IntArray:
+        # Without a lock: two threads may compute the same columns, which is harmless.
+        columns = self._columns.get(adapter_filter)
         if columns is None:
-            columns = np.array([i for i, one in enumerate(self.adapters) if wanted.passes(one)], np.int64)
-            if len(self._columns) < _KEPT_FILTERS:
-                self._columns[wanted] = columns
+            matching = [index for index, adapter in enumerate(self.adapters) if adapter_filter.matches(adapter)]
+            columns = np.array(matching, np.int64)
+            if len(self._columns) < _MAX_CACHED_FILTERS:
+                self._columns[adapter_filter] = columns
         return columns
 
 
-class Memory:
-    """Follows a catalogue of at most `limit` vectors."""
+class SnapshotCache:
+    """Holds the latest snapshot of a catalogue of at most `max_vectors` example vectors."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.last: Known | None = None
-        self._too_large: Head | None = None
+    def __init__(self, max_vectors: int) -> None:
+        self.max_vectors = max_vectors
+        self.latest: CatalogueSnapshot | None = None
+        # Guards: latest, _too_large, _checked_at. Held while Qdrant is read, so that a change is read once.
         self._lock = threading.Lock()
-        self._looked_at = 0.0
+        self._too_large: CollectionInfo | None = None
+        self._checked_at = 0.0
 
-    def at(self, client: QdrantClient, head: Head) -> Known | None:
-        """Return the catalogue as of `head` or newer, reading only what has changed; None when it is too large.
+    def refresh(self, client: QdrantClient, info: CollectionInfo) -> CatalogueSnapshot | None:
+        """Return a snapshot of `info` or newer, reading only what has changed; None if the catalogue is too large.
 
-        `head` must have been read before this call: a change after it has another revision, and is read next time.
-        Whatever the revision says, every half minute all adapters' revisions are compared.
+        `info` must be read before this call: a change after that has another revision and is picked up by the next
+        refresh.
         """
         with self._lock:
-            last = self.last
-            if time.monotonic() - self._looked_at < _TRUSTED_S:
-                if last is not None and last.head == head:
-                    return last
-                if self._too_large == head:
+            latest = self.latest
+            if time.monotonic() - self._checked_at < _FULL_CHECK_INTERVAL_S:
+                if latest is not None and latest.info == info:
+                    return latest
+                if self._too_large == info:
                     return None
-            store = Store(client, head.collection)
-            cards = list(store.cards())
-            self._looked_at, self._too_large = time.monotonic(), None
-            if sum(card.example_count for card in cards) > self.limit:
-                self.last, self._too_large = None, head
+            store = AdapterStore(client, info.collection)
+            headers = list(store.headers())
+            self._checked_at, self._too_large = time.monotonic(), None
+            if sum(header.example_count for header in headers) > self.max_vectors:
+                self.latest, self._too_large = None, info
                 return None
-            if last is not None and last.head.collection != head.collection:
-                last = None
-            before = last.entries if last is not None else {}
-            same = {card.adapter_id for card in cards if _is_known(card, before)}
-            if last is not None and len(same) == len(cards) == len(before):
-                self.last = replace(last, head=head)
-                return self.last
-            entries = {one: before[one] for one in same}
-            changed = [card.point_id for card in cards if card.adapter_id not in same]
-            entries |= {entry.adapter.adapter_id: entry for entry in store.entries(changed)}
-            self.last = Known.of(head, entries)
-            return self.last
+            self.latest = _updated(latest, info, store, headers)
+            return self.latest
 
 
-def _is_known(card: Card, entries: dict[str, Entry]) -> bool:
-    entry = entries.get(card.adapter_id)
-    return entry is not None and entry.adapter.revision == card.revision
+def _updated(
+    latest: CatalogueSnapshot | None, info: CollectionInfo, store: AdapterStore, headers: list[AdapterHeader]
+) -> CatalogueSnapshot:
+    """Return the snapshot with these headers, reusing the unchanged entries of `latest`."""
+    if latest is not None and latest.info.collection != info.collection:
+        latest = None
+    known = latest.entries if latest is not None else {}
+    unchanged = {header.adapter_id for header in headers if _is_unchanged(header, known)}
+    if latest is not None and len(unchanged) == len(headers) == len(known):
+        return replace(latest, info=info)
+    entries = {adapter_id: known[adapter_id] for adapter_id in unchanged}
+    changed = [header.point_id for header in headers if header.adapter_id not in unchanged]
+    entries |= {entry.adapter.adapter_id: entry for entry in store.read_vectors(changed)}
+    return CatalogueSnapshot.build(info, entries)
+
+
+def _is_unchanged(header: AdapterHeader, known: dict[str, AdapterWithVectors]) -> bool:
+    entry = known.get(header.adapter_id)
+    return entry is not None and entry.adapter.revision == header.revision

@@ -1,7 +1,7 @@
-"""The examples that adapters were registered by, kept beside the catalogue, so that another embedder can embed them.
+"""The training examples that adapters were registered with, stored so that another embedder can embed them again.
 
-A point an adapter, without vectors, in a collection of its own: `CATALOGUE-prompts`. Images larger than any embedder is
-likely to look at are stored smaller.
+They are points without vectors, one per adapter, in a collection of their own: `CATALOGUE-prompts`. Images with more
+pixels than any embedder is likely to use are stored at a smaller size.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from infra.contract.prompt import ImagePart, Message, Part, Prompt, Role, TextPa
 from infra.runtime.images import ImageLimits, decode_image
 from retrieval_service.catalogue.points import point_id
 
-KEPT_IMAGE_PIXELS = 400_000
+MAX_STORED_IMAGE_PIXELS = 400_000  # four times what the jina embedder sees by default (max_image_pixels)
 _JPEG_QUALITY = 92
-_MOST_BYTES = 31 * 2**20  # a Qdrant server takes requests of 32 MiB unless told otherwise
+_MAX_EXAMPLES_BYTES = 31 * 2**20  # a Qdrant server accepts requests of 32 MiB by default
 
 
 @dataclass(frozen=True)
-class Kept:
-    """An adapter's examples, and the revision of it that they came with; empty where that is not known."""
+class StoredExamples:
+    """An adapter's examples and the adapter revision they came with; empty if unknown."""
 
     revision: str
     prompts: tuple[Prompt, ...]
 
 
 @dataclass(frozen=True)
-class KeptPrompts:
-    """The examples of the adapters of the catalogue called `alias`, by a client that may be used now."""
+class ExampleStore:
+    """The examples of the catalogue `alias`. Valid only within the Qdrant session that `client` belongs to."""
 
     client: QdrantClient
     alias: str
 
     @property
     def collection(self) -> str:
-        """Where they are."""
+        """Name of the collection."""
         return f"{self.alias}-prompts"
 
     def put(self, adapter_id: str, prompts: Sequence[Any], revision: str = "") -> None:
-        """Keep an adapter's examples, each as `encoded` returns it, in the place of those before; none: nothing.
+        """Replace an adapter's examples by these, each from `encode_prompt`. An empty sequence deletes them.
 
-        `revision` is the one of the adapter that they came with; empty where that is not known.
+        `revision` is the adapter's revision they belong to; empty if unknown.
         """
         if prompts:
-            self._make()
+            self._create_collection()
             payload = {"adapter_id": adapter_id, "prompts": list(prompts), "revision": revision}
             point = models.PointStruct(id=point_id(adapter_id), vector={}, payload=payload)
             self.client.upsert(self.collection, [point])
@@ -61,13 +61,14 @@ class KeptPrompts:
             ids: list[Any] = [point_id(adapter_id)]
             self.client.delete(self.collection, models.PointIdsList(points=ids), wait=True)
 
-    def of(self, adapter_id: str) -> Kept:
-        """Return an adapter's examples; none when it was registered by vectors."""
+    def get(self, adapter_id: str) -> StoredExamples:
+        """Return an adapter's examples; none if it was registered by vectors."""
         payload = self._payload(adapter_id)
-        return Kept(str(payload.get("revision", "")), tuple(decoded(one) for one in payload.get("prompts", ())))
+        prompts = tuple(decode_prompt(messages) for messages in payload.get("prompts", ()))
+        return StoredExamples(str(payload.get("revision", "")), prompts)
 
-    def encoded_of(self, adapter_ids: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
-        """Yield the adapters of which there are examples, each with them."""
+    def encoded(self, adapter_ids: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+        """Yield (adapter id, encoded examples) for each adapter that has examples."""
         for adapter_id in adapter_ids:
             prompts = self._payload(adapter_id).get("prompts")
             if prompts:
@@ -79,40 +80,41 @@ class KeptPrompts:
         points = self.client.retrieve(self.collection, [point_id(adapter_id)])
         return points[0].payload or {} if points else {}
 
-    def _make(self) -> None:
+    def _create_collection(self) -> None:
         if self.client.collection_exists(self.collection):
             return
         try:
             self.client.create_collection(self.collection, vectors_config={}, on_disk_payload=True)
         except UnexpectedResponse:
-            if not self.client.collection_exists(self.collection):  # else another replica was faster
+            # Another replica may have created it between the check and this request.
+            if not self.client.collection_exists(self.collection):
                 raise
 
 
 def check_size(prompts: Sequence[Any]) -> None:
-    """Raise InvalidArgumentError for an adapter's encoded examples that a Qdrant server would not take.
+    """Raise InvalidArgumentError if an adapter's encoded examples are larger than a Qdrant server accepts.
 
-    To be asked before the adapter is stored: the server refuses them after it took the adapter.
+    Call this before the adapter is stored. Otherwise the server would accept the adapter and then refuse its examples.
     """
     size = len(json.dumps(prompts))
-    if size > _MOST_BYTES:
+    if size > _MAX_EXAMPLES_BYTES:
         raise InvalidArgumentError(
             "examples.prompts",
-            f"{size} bytes of examples are too many for Qdrant, which takes {_MOST_BYTES} at once; send fewer of them "
-            "or smaller images",
+            f"{size} bytes of examples are too many for Qdrant, which accepts {_MAX_EXAMPLES_BYTES} per request; send "
+            "fewer examples or smaller images",
         )
 
 
-def encoded(prompt: Prompt, limits: ImageLimits) -> list[dict[str, Any]]:
-    """Return a prompt as JSON: its turns, images in base64 and small.
+def encode_prompt(prompt: Prompt, limits: ImageLimits) -> list[dict[str, Any]]:
+    """Return a prompt as JSON: its messages, with images downscaled and in base64.
 
-    Raises InvalidArgumentError, field path included, for an image that is broken or over the limits.
+    Raises InvalidArgumentError, with the field path, if an image is broken or over the limits.
     """
     return [
         {
             "role": message.role.value,
             "parts": [
-                _encoded_part(part, limits, f"messages[{turn}].parts[{index}]")
+                _encode_part(part, limits, f"messages[{turn}].parts[{index}]")
                 for index, part in enumerate(message.parts)
             ],
         }
@@ -120,31 +122,34 @@ def encoded(prompt: Prompt, limits: ImageLimits) -> list[dict[str, Any]]:
     ]
 
 
-def decoded(messages: Any) -> Prompt:
-    """Return the prompt that `encoded` wrote."""
+def decode_prompt(messages: Any) -> Prompt:
+    """Return the prompt that `encode_prompt` encoded."""
     return Prompt(
-        tuple(Message(Role(one["role"]), tuple(_decoded_part(part) for part in one["parts"])) for one in messages)
+        tuple(
+            Message(Role(message["role"]), tuple(_decode_part(part) for part in message["parts"]))
+            for message in messages
+        )
     )
 
 
-def _encoded_part(part: Part, limits: ImageLimits, path: str) -> dict[str, str]:
+def _encode_part(part: Part, limits: ImageLimits, path: str) -> dict[str, str]:
     if isinstance(part, TextPart):
         return {"text": part.text}
     with field_path(path):
-        small = _small(part, limits)
-    return {"image": base64.b64encode(small.data).decode(), "mime_type": small.mime_type}
+        image = _downscaled(part, limits)
+    return {"image": base64.b64encode(image.data).decode(), "mime_type": image.mime_type}
 
 
-def _decoded_part(part: dict[str, str]) -> Part:
+def _decode_part(part: dict[str, str]) -> Part:
     if "text" in part:
         return TextPart(part["text"])
     return ImagePart(base64.b64decode(part["image"]), part["mime_type"])
 
 
-def _small(part: ImagePart, limits: ImageLimits) -> ImagePart:
-    """Return the image as it is, or at KEPT_IMAGE_PIXELS when it is larger."""
+def _downscaled(part: ImagePart, limits: ImageLimits) -> ImagePart:
+    """Return the image unchanged, or as a JPEG of MAX_STORED_IMAGE_PIXELS if it is larger."""
     image = decode_image(part, limits)
-    factor = (KEPT_IMAGE_PIXELS / (image.width * image.height)) ** 0.5
+    factor = (MAX_STORED_IMAGE_PIXELS / (image.width * image.height)) ** 0.5
     if factor >= 1:
         return part
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))

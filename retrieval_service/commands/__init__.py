@@ -1,4 +1,4 @@
-"""`loraretriever retrieval ...`: how well adapters are told apart, and the care of the catalogue."""
+"""`loraretriever retrieval ...`: evaluates retrieval and maintains the catalogue."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import typer
 from retrieval_service.commands import maintenance
 from retrieval_service.commands.evaluate import evaluate
 
-app = typer.Typer(no_args_is_help=True, help="Measure retrieval, and care for the catalogue.")
+app = typer.Typer(no_args_is_help=True, help="Evaluate retrieval and maintain the catalogue.")
 app.command("evaluate")(evaluate)
 app.command("reindex", context_settings=maintenance.PASS_THROUGH)(maintenance.reindex)
 app.command("rollback")(maintenance.rollback)

@@ -1,4 +1,4 @@
-"""What an evaluation found, as tables for people and as JSON."""
+"""Prints the results of an evaluation, as tables for people or as JSON."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.contract.retrieval import RetrievalStrategy, Weighting
-from retrieval_service.evaluation.outcomes import Figures, Outcome, as_json, figures, labels_of
+from retrieval_service.evaluation.outcomes import Outcome, Scores, as_json, compute_scores, labels_of
 
-_PAIRS = 5
-_WIDEST_MATRIX = 24
-_PLAIN_WIDTH = 160
+_MAX_CONFUSED_PAIRS = 5
+_MAX_TABLE_LABELS = 24  # a wider matrix does not fit a terminal of 160 columns
+_PIPE_WIDTH = 160  # columns of output that goes to a file or a pipe
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The figures of one strategy, a set of them for each weighting; ranks are the same in all.
+class StrategyReport:
+    """The scores of one strategy for each weighting; ranks are the same in all.
 
-    `best_temperature` is the one under which softmax weights tell best which adapter is right, where that is known;
-    `single` are adapters of which one vector is known, so that none of theirs could be left out.
+    `best_temperature` is the softmax temperature whose weights predict the right adapter best, and `best_ece` the error
+    at it; None if not measured. `single` are adapters with only one vector, which cannot be left out.
     """
 
     strategy: RetrievalStrategy
-    by_weighting: Mapping[Weighting, Figures]
+    by_weighting: Mapping[Weighting, Scores]
     temperature: float
     best_temperature: float | None
     best_ece: float | None
@@ -45,21 +45,21 @@ class Measured:
         best_ece: float | None = None,
         single: tuple[str, ...] = (),
     ) -> Self:
-        """Return the figures of outcomes."""
-        found = {name: figures(one) for name, one in outcomes.items()}
-        return cls(strategy, found, temperature, best_temperature, best_ece, single)
+        """Return the report on these outcomes."""
+        by_weighting = {weighting: compute_scores(results) for weighting, results in outcomes.items()}
+        return cls(strategy, by_weighting, temperature, best_temperature, best_ece, single)
 
     @property
-    def figures(self) -> Figures:
-        """The figures with the first weighting."""
+    def scores(self) -> Scores:
+        """The scores with the first weighting."""
         return next(iter(self.by_weighting.values()))
 
     def as_json(self) -> dict[str, Any]:
-        """Return at_1, at_3, at_5 and mrr, and what else is known."""
-        return as_json(self.figures) | {
+        """Return at_1, at_3, at_5, mrr and everything else that was measured."""
+        return as_json(self.scores) | {
             "strategy": self.strategy.value,
             "weighting": next(iter(self.by_weighting)).value,
-            "weightings": {name.value: {"ece": one.ece} for name, one in self.by_weighting.items()},
+            "weightings": {weighting.value: {"ece": scores.ece} for weighting, scores in self.by_weighting.items()},
             "temperature": self.temperature,
             "best_temperature": self.best_temperature,
             "ece_at_best_temperature": self.best_ece,
@@ -67,61 +67,60 @@ class Measured:
         }
 
 
-def show(measured: Sequence[Measured], *, as_json: bool) -> None:
-    """Print it: JSON of one strategy, or by strategy where there are several; or tables."""
+def print_reports(reports: Sequence[StrategyReport], *, as_json: bool) -> None:
+    """Print tables, or JSON: one strategy's object, or objects by strategy if there are several."""
     if as_json:
-        by_name = {one.strategy.value: one.as_json() for one in measured}
+        by_name = {report.strategy.value: report.as_json() for report in reports}
         content = by_name if len(by_name) > 1 else next(iter(by_name.values()))
         sys.stdout.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
         return
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
-    console.print(_summary(measured))
-    for one in measured:
-        _print_confusion(console, one, whole=len(measured) == 1)
-    single = measured[0].single
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    console.print(_summary(reports))
+    for report in reports:
+        _print_confusion(console, report, with_matrix=len(reports) == 1)
+    single = reports[0].single
     if single:
         console.print(f"known by one vector only, so never asked: {', '.join(single)}", soft_wrap=True)
 
 
-def _summary(measured: Sequence[Measured]) -> Table:
+def _summary(reports: Sequence[StrategyReport]) -> Table:
     table = Table("strategy", "prompts", "@1", "@3", "@5", "MRR")
-    for name in measured[0].by_weighting:
-        table.add_column(f"ECE {name.value}", justify="right")
+    for weighting in reports[0].by_weighting:
+        table.add_column(f"ECE {weighting.value}", justify="right")
     table.add_column("best temperature", justify="right")
     table.add_column("ECE softmax at it", justify="right")
-    for one in measured:
-        best = f"{one.best_temperature:.3g}" if one.best_temperature is not None else "not measured"
-        at_it = f"{one.best_ece:.3f}" if one.best_ece is not None else "not measured"
-        shares = [f"{share:.1%}" for share in (one.figures.at_1, one.figures.at_3, one.figures.at_5)]
-        errors = [f"{each.ece:.3f}" for each in one.by_weighting.values()]
-        table.add_row(
-            one.strategy.value, str(one.figures.queries), *shares, f"{one.figures.mrr:.3f}", *errors, best, at_it
-        )
+    for report in reports:
+        scores = report.scores
+        best = f"{report.best_temperature:.3g}" if report.best_temperature is not None else "not measured"
+        best_ece = f"{report.best_ece:.3f}" if report.best_ece is not None else "not measured"
+        shares = [f"{share:.1%}" for share in (scores.at_1, scores.at_3, scores.at_5)]
+        errors = [f"{weighted.ece:.3f}" for weighted in report.by_weighting.values()]
+        table.add_row(report.strategy.value, str(scores.queries), *shares, f"{scores.mrr:.3f}", *errors, best, best_ece)
     return table
 
 
-def _print_confusion(console: Console, one: Measured, *, whole: bool) -> None:
-    confused = one.figures.confused
-    pairs = ", ".join(f"{true} -> {other or 'none'} {count}" for true, other, count in confused[:_PAIRS])
-    console.print(f"{one.strategy.value}: most confused: {pairs or 'none'}", soft_wrap=True)
-    labels = labels_of(one.figures.confusion)
-    if not whole:
+def _print_confusion(console: Console, report: StrategyReport, *, with_matrix: bool) -> None:
+    confused = report.scores.confused[:_MAX_CONFUSED_PAIRS]
+    pairs = ", ".join(f"{true} -> {other or 'none'} {count}" for true, other, count in confused)
+    console.print(f"{report.strategy.value}: most confused: {pairs or 'none'}", soft_wrap=True)
+    labels = labels_of(report.scores.confusion)
+    if not with_matrix:
         return
-    if len(labels) > _WIDEST_MATRIX:
+    if len(labels) > _MAX_TABLE_LABELS:
         console.print("the confusion matrix is too wide for a table; draw it with --confusion FILE.svg")
         return
     table = Table("", *(str(index + 1) for index in range(len(labels))))
     console.print("confusion matrix: a row an adapter, a column the one retrieved first")
     for index, true in enumerate(labels):
-        counts = [one.figures.confusion.get((true, other), 0) for other in labels]
+        counts = [report.scores.confusion.get((true, other), 0) for other in labels]
         table.add_row(f"{index + 1} {true or '(none)'}", *(str(count) if count else "" for count in counts))
     console.print(table)
-    _print_reliability(console, one)
+    _print_reliability(console, report)
 
 
-def _print_reliability(console: Console, one: Measured) -> None:
+def _print_reliability(console: Console, report: StrategyReport) -> None:
     table = Table("weight of the best", "prompts", "right", title="reliability of the weights")
-    for found in one.figures.bins:
-        if found.count:
-            table.add_row(f"{found.mean_weight:.2f}", str(found.count), f"{found.right:.1%}")
+    for weight_bin in report.scores.bins:
+        if weight_bin.count:
+            table.add_row(f"{weight_bin.mean_weight:.2f}", str(weight_bin.count), f"{weight_bin.right:.1%}")
     console.print(table)

@@ -26,8 +26,14 @@ from infra.runtime.deadline import remaining_s
 from infra.runtime.logs import get_logger
 from retrieval_service import metrics
 from retrieval_service.embedders.base import FloatArray
-from retrieval_service.embedders.in_flight import Caller, Wanted, stopping, too_late
-from retrieval_service.embedders.part_embedder import Part, PartEmbedder, check_vectors, embed_prompts, neighbours
+from retrieval_service.embedders.in_flight import Caller, PendingPart, deadline_passed, server_stopping
+from retrieval_service.embedders.part_embedder import (
+    EmbedPart,
+    PartEmbedder,
+    batch_around,
+    check_vectors,
+    embed_prompts,
+)
 from retrieval_service.embedders.vector_cache import VectorCache
 
 log = get_logger(__name__)
@@ -55,8 +61,8 @@ class BatchedEmbedder:
         self._options = options or BatchingOptions()
         self._cache = VectorCache(self._options.cache_bytes)
         self._changed = threading.Condition()  # guards all below
-        self._in_flight: dict[bytes, Wanted] = {}
-        self._queue: list[Wanted] = []
+        self._in_flight: dict[bytes, PendingPart] = {}
+        self._queue: list[PendingPart] = []
         self._reading = 0
         self._passes = 0
         self._callers_of_last_pass = 0
@@ -98,7 +104,7 @@ class BatchedEmbedder:
         for thread in self._threads:
             thread.join(_LAST_PASS_S)
 
-    def _vectors(self, parts: Sequence[Part]) -> Sequence[FloatArray]:
+    def _vectors(self, parts: Sequence[EmbedPart]) -> Sequence[FloatArray]:
         left_s = remaining_s()
         caller = Caller(math.inf if left_s is None else time.monotonic() + left_s)
         digests = [part.digest(self._fingerprint) for part in parts]
@@ -109,21 +115,21 @@ class BatchedEmbedder:
             for one, part in failed:
                 one.result(part, caller)
             return [
-                one.result(part, caller) if isinstance(one, Wanted) else one
+                one.result(part, caller) if isinstance(one, PendingPart) else one
                 for one, part in zip(found, parts, strict=True)
             ]
         finally:
             with self._changed:
                 for waited in found:
-                    if isinstance(waited, Wanted):
+                    if isinstance(waited, PendingPart):
                         waited.callers.discard(caller)
 
     def _claim(
-        self, parts: Sequence[Part], digests: Sequence[bytes], caller: Caller
-    ) -> tuple[list[FloatArray | Wanted], list[tuple[Wanted, Part]]]:
+        self, parts: Sequence[EmbedPart], digests: Sequence[bytes], caller: Caller
+    ) -> tuple[list[FloatArray | PendingPart], list[tuple[PendingPart, EmbedPart]]]:
         """Return each part's vector, or who gets it; and those that this caller must read, since nobody did."""
-        unread: list[tuple[Wanted, Part]] = []
-        found: list[FloatArray | Wanted] = []
+        unread: list[tuple[PendingPart, EmbedPart]] = []
+        found: list[FloatArray | PendingPart] = []
         with self._changed:
             self._check_room(digests, caller)
             for part, digest in zip(parts, digests, strict=True):
@@ -136,7 +142,7 @@ class BatchedEmbedder:
                     continue
                 if wanted is None:
                     turn = self._passes + len(unread) // self._model.batch_size  # a long call lets others between
-                    wanted = self._in_flight[digest] = Wanted(digest, turn)
+                    wanted = self._in_flight[digest] = PendingPart(digest, turn)
                     unread.append((wanted, part))
                 wanted.callers.add(caller)
                 found.append(wanted)
@@ -145,9 +151,9 @@ class BatchedEmbedder:
 
     def _check_room(self, digests: Sequence[bytes], caller: Caller) -> None:
         if self._closed:
-            raise stopping()
+            raise server_stopping()
         if caller.ends_at <= time.monotonic():
-            raise too_late()
+            raise deadline_passed()
         waiting, limit = len(self._queue), self._options.max_queue
         new = sum(digest not in self._in_flight and self._cache.get(digest) is None for digest in set(digests))
         if waiting and new and waiting + new > limit:
@@ -158,7 +164,7 @@ class BatchedEmbedder:
                 queue_length=str(waiting),
             )
 
-    def _put(self, read: Sequence[Wanted], caller: Caller, *, complete: bool) -> None:
+    def _put(self, read: Sequence[PendingPart], caller: Caller, *, complete: bool) -> None:
         """Queue what was read. A caller whose part could not be read fails: it waits for none of the others."""
         if not read:
             return
@@ -170,7 +176,7 @@ class BatchedEmbedder:
                 if one.future.done():
                     del self._in_flight[one.digest]
                 elif self._closed:
-                    self._settle(one, stopping())
+                    self._settle(one, server_stopping())
                 else:
                     self._queue.append(one)
             metrics.queue_length.set(len(self._queue))
@@ -180,7 +186,7 @@ class BatchedEmbedder:
         while batch := self._next():
             self._embed(batch)
 
-    def _next(self) -> list[Wanted]:
+    def _next(self) -> list[PendingPart]:
         """Wait for work, and return what shares the next pass; nothing when closed."""
         with self._changed:
             wait_until = math.inf
@@ -192,7 +198,7 @@ class BatchedEmbedder:
                     return self._take()
                 self._changed.wait(None if math.isinf(wait_until) else wait_until - now)
             for one in self._queue:
-                self._settle(one, stopping())
+                self._settle(one, server_stopping())
             self._queue.clear()
         return []
 
@@ -203,11 +209,11 @@ class BatchedEmbedder:
         callers = set().union(*(one.callers for one in self._queue))
         return self._reading > 0 or len(callers) < self._callers_of_last_pass
 
-    def _take(self) -> list[Wanted]:
+    def _take(self) -> list[PendingPart]:
         due = min(self._queue, key=lambda one: one.turn)
         alike = [one for one in self._queue if one.row.kind is due.row.kind]
         alike.sort(key=lambda one: one.row.size)
-        places = neighbours([one.row.size for one in alike], alike.index(due), self._model)
+        places = batch_around([one.row.size for one in alike], alike.index(due), self._model)
         batch = [alike[place] for place in places]
         taken = set(map(id, batch))
         self._queue = [one for one in self._queue if id(one) not in taken]
@@ -223,9 +229,9 @@ class BatchedEmbedder:
             metrics.dropped_total.inc(len(dead))
             self._queue = [one for one in self._queue if one.ends_at > now]
             for one in dead:
-                self._settle(one, too_late())
+                self._settle(one, deadline_passed())
 
-    def _embed(self, batch: Sequence[Wanted]) -> None:
+    def _embed(self, batch: Sequence[PendingPart]) -> None:
         """Run one pass. When it fails, each part of it has one of its own: only the culprit's callers fail."""
         kind = batch[0].row.kind
 
@@ -255,7 +261,7 @@ class BatchedEmbedder:
                 self._settle(one, outcome)
             metrics.cache_bytes.set(self._cache.used_bytes)
 
-    def _settle(self, wanted: Wanted, outcome: FloatArray | BaseException) -> None:
+    def _settle(self, wanted: PendingPart, outcome: FloatArray | BaseException) -> None:
         """Give all who wait for a part its vector, or the error."""
         self._in_flight.pop(wanted.digest, None)
         if isinstance(outcome, BaseException):

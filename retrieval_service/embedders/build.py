@@ -22,7 +22,7 @@ def build_embedder(settings: RetrievalSettings) -> PartEmbedder:
     """Load the embedder. Raises CheckpointError for its folder, ConfigurationError for settings that do not fit it."""
     # Imported late: torch and transformers take seconds, and what is wrong in the settings should show before.
     fusion = LateFusion(settings.text_weight, settings.image_weight, settings.max_query_images)
-    match kind_of(settings):
+    match embedder_kind(settings):
         case "http":
             return _http(settings, fusion)
         case "jina-v4":
@@ -31,7 +31,7 @@ def build_embedder(settings: RetrievalSettings) -> PartEmbedder:
             return _sentence_transformers(settings, _folder(settings))
 
 
-def kind_of(settings: RetrievalSettings) -> Kind:
+def embedder_kind(settings: RetrievalSettings) -> Kind:
     """Return which embedder the settings mean: the one named, or what the folder looks like."""
     if settings.embedder != "auto":
         return settings.embedder
@@ -43,9 +43,9 @@ def kind_of(settings: RetrievalSettings) -> Kind:
     return "sentence-transformers" if (folder / "modules.json").exists() and not is_jina else "jina-v4"
 
 
-def place_of(settings: RetrievalSettings) -> str:
+def embedder_location(settings: RetrievalSettings) -> str:
     """Return the folder or the address of the embedder, without what may be secret. Raises ConfigurationError."""
-    return _endpoint(settings).shown if kind_of(settings) == "http" else str(_folder(settings))
+    return _endpoint(settings).shown if embedder_kind(settings) == "http" else str(_folder(settings))
 
 
 def image_limits(settings: RetrievalSettings) -> ImageLimits:

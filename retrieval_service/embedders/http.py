@@ -20,7 +20,7 @@ from infra.runtime.images import ImageLimits, decode_image
 from infra.runtime.logs import get_logger
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
 from retrieval_service.embedders.http_client import Endpoint, HttpClient
-from retrieval_service.embedders.part_embedder import PartEmbedder, PartKind, Patience, Row, for_ever
+from retrieval_service.embedders.part_embedder import ModelInput, PartEmbedder, PartKind, RemainingTime, no_deadline
 
 log = get_logger(__name__)
 
@@ -85,17 +85,17 @@ class HttpEmbedder(PartEmbedder):
             f"{images if options.images else ''}"
         )
 
-    def text_row(self, text: str) -> Row:
+    def text_row(self, text: str) -> ModelInput:
         """Return a text behind the prompt."""
         said = self._options.prompt + text
-        return Row(PartKind.TEXT, len(said), {"text": said} if self._options.images else said)
+        return ModelInput(PartKind.TEXT, len(said), {"text": said} if self._options.images else said)
 
-    def image_row(self, image: ImagePart) -> Row:
+    def image_row(self, image: ImagePart) -> ModelInput:
         """Return an image as base64. Raises InvalidArgumentError when it is broken: an endpoint may not say which."""
         decode_image(image, self._options.limits)
-        return Row(PartKind.IMAGE, len(image.data), {"image": base64.b64encode(image.data).decode()})
+        return ModelInput(PartKind.IMAGE, len(image.data), {"image": base64.b64encode(image.data).decode()})
 
-    def run(self, rows: Sequence[Row], left_s: Patience = for_ever) -> FloatArray:
+    def run(self, rows: Sequence[ModelInput], left_s: RemainingTime = no_deadline) -> FloatArray:
         """Return the vectors of rows, [len(rows), dim], from one request.
 
         Raises UnavailableError, OverloadedError, FailedPreconditionError or DeadlineError for the endpoint,
@@ -109,7 +109,7 @@ class HttpEmbedder(PartEmbedder):
             )
         return normalise(vectors)
 
-    def _ask(self, inputs: Sequence[Any], left_s: Patience) -> FloatArray:
+    def _ask(self, inputs: Sequence[Any], left_s: RemainingTime) -> FloatArray:
         asked: dict[str, Any] = {
             "model": self._client.endpoint.model,
             "input": list(inputs),
@@ -131,7 +131,7 @@ class HttpEmbedder(PartEmbedder):
         give_up = time.monotonic() + self._options.wait_s
         while True:
             try:
-                return int(self._ask([self.text_row(_PROBE).content], for_ever).shape[1])
+                return int(self._ask([self.text_row(_PROBE).content], no_deadline).shape[1])
             except UnavailableError as error:
                 if time.monotonic() + _PROBE_PAUSE_S > give_up:
                     raise

@@ -1,4 +1,8 @@
-"""Parts that callers wait for, and who they are."""
+"""Parts that are being embedded, and the calls that wait for them.
+
+This is not infra.runtime.single_flight: a part is queued, batched with other parts, dropped once the deadlines of all
+its callers have passed, and embedded by a thread of the embedder rather than by its first caller.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from dataclasses import dataclass, field
 
 from infra.contract.errors import DeadlineError, UnavailableError, field_path
 from retrieval_service.embedders.base import FloatArray
-from retrieval_service.embedders.part_embedder import Part, PartEmbedder, Row
+from retrieval_service.embedders.part_embedder import EmbedPart, ModelInput, PartEmbedder
 
 
 @dataclass(eq=False)
@@ -25,14 +29,14 @@ class Caller:
 
 
 @dataclass(eq=False)
-class Wanted:
+class PendingPart:
     """A part that callers wait for. `turn` is when it is due, counted in forward passes."""
 
     digest: bytes
     turn: int
     callers: set[Caller] = field(default_factory=set)
     future: Future[FloatArray] = field(default_factory=Future)
-    _row: Row | None = None
+    _row: ModelInput | None = None
 
     @property
     def ends_at(self) -> float:
@@ -40,12 +44,12 @@ class Wanted:
         return max((caller.ends_at for caller in self.callers), default=-math.inf)
 
     @property
-    def row(self) -> Row:
+    def row(self) -> ModelInput:
         """The part as it was read."""
         assert self._row is not None  # only what was read is queued
         return self._row
 
-    def read(self, model: PartEmbedder, part: Part) -> bool:
+    def read(self, model: PartEmbedder, part: EmbedPart) -> bool:
         """Read the part; return whether that went well. If not, all who wait for it get the error."""
         try:
             self._row = model.row(part)
@@ -54,7 +58,7 @@ class Wanted:
             return False
         return True
 
-    def result(self, part: Part, caller: Caller) -> FloatArray:
+    def result(self, part: EmbedPart, caller: Caller) -> FloatArray:
         """Wait for the vector, [dim].
 
         Raises DeadlineError when the caller's time is up, and what the embedder raised, with the part's own path.
@@ -65,14 +69,14 @@ class Wanted:
         except TimeoutError as error:
             if self.future.done():
                 raise
-            raise too_late() from error
+            raise deadline_passed() from error
 
 
-def too_late() -> DeadlineError:
+def deadline_passed() -> DeadlineError:
     """Return the error of callers whose time is up."""
     return DeadlineError("the deadline passed before the prompt was embedded; allow more time, or send fewer prompts")
 
 
-def stopping() -> UnavailableError:
+def server_stopping() -> UnavailableError:
     """Return the error of callers of an embedder that is closed."""
     return UnavailableError("the server is stopping; try another one, or this one in a moment")

@@ -26,8 +26,8 @@ from infra.runtime.images import ImageLimits, decode_image
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
 from retrieval_service.embedders.jina_checkpoint import load_checkpoint
 from retrieval_service.embedders.jina_files import read_json
-from retrieval_service.embedders.part_embedder import PartEmbedder, PartKind, Patience, Row, for_ever
-from retrieval_service.embedders.torch_model import device_of, dim_of, dtype_of
+from retrieval_service.embedders.part_embedder import ModelInput, PartEmbedder, PartKind, RemainingTime, no_deadline
+from retrieval_service.embedders.torch_model import resolve_device, resolve_dim, resolve_dtype
 
 IMAGE_PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>\n"
 _CHARACTERS_PER_TOKEN = 64  # a bound on the tokenizer's work: no token of ordinary text is longer
@@ -92,15 +92,15 @@ class JinaV4Embedder(PartEmbedder):
             options.batch_size,
             options.batch_tokens,
         )
-        self._device = device_of(options.device)
-        checkpoint = load_checkpoint(folder, options.task, dtype_of(options.dtype, self._device), self._device)
+        self._device = resolve_device(options.device)
+        checkpoint = load_checkpoint(folder, options.task, resolve_dtype(options.dtype, self._device), self._device)
         self._model = checkpoint.model
         self._tokenizer = _tokenizer(folder)
         self._images = _image_processor(folder, options.max_image_pixels)
         self._image_prompt = self._encode_image_prompt(folder)
         self._tokenizer.encode_special_tokens = True  # from here on texts are the callers', never markup
         self._full_dim = self._model.config.text_config.hidden_size
-        self._dim = dim_of(options.dim, self._full_dim, checkpoint.config.get("matryoshka_dims"))
+        self._dim = resolve_dim(options.dim, self._full_dim, checkpoint.config.get("matryoshka_dims"))
         self._digest = checkpoint.digest
         self._forward_lock = threading.Lock()
 
@@ -120,13 +120,13 @@ class JinaV4Embedder(PartEmbedder):
             f" max_query_images={late_fusion.max_images}"
         )
 
-    def text_row(self, text: str) -> Row:
+    def text_row(self, text: str) -> ModelInput:
         """Return the token ids of a text behind its prefix, cut to `max_text_tokens`."""
         limit = self._options.max_text_tokens
         ids = self._tokenizer.encode(self._prefix + text[: limit * _CHARACTERS_PER_TOKEN]).ids[:limit]
-        return Row(PartKind.TEXT, len(ids), ids)
+        return ModelInput(PartKind.TEXT, len(ids), ids)
 
-    def image_row(self, image: ImagePart) -> Row:
+    def image_row(self, image: ImagePart) -> ModelInput:
         """Return the patches of an image. Raises InvalidArgumentError when it is broken, too large or too thin."""
         return self._row(decode_image(image, self._options.limits))
 
@@ -134,7 +134,7 @@ class JinaV4Embedder(PartEmbedder):
         """Return the vector of each RGB image, [len(images), dim]."""
         return self.run_all([self._row(image) for image in images])
 
-    def run(self, rows: Sequence[Row], left_s: Patience = for_ever) -> FloatArray:
+    def run(self, rows: Sequence[ModelInput], left_s: RemainingTime = no_deadline) -> FloatArray:
         """Return the vectors of rows of one kind, [len(rows), dim], from one forward pass."""
         contents = [row.content for row in rows]
         return self._run_texts(contents) if rows[0].kind is PartKind.TEXT else self._run_images(contents)
@@ -180,13 +180,13 @@ class JinaV4Embedder(PartEmbedder):
             raise InternalError("the embedder's numbers overflow; run it with --dtype bfloat16 or float32")
         return normalise(mean[:, : self.dim].cpu().numpy())
 
-    def _row(self, image: Image.Image) -> Row:
+    def _row(self, image: Image.Image) -> ModelInput:
         try:
             batch = self._images(images=[image], return_tensors="pt")
         except ValueError as error:  # an aspect ratio over 200
             raise InvalidArgumentError("image", f"cannot be embedded: {error}") from error
         pixels = _Pixels(batch["pixel_values"], batch["image_grid_thw"])
-        return Row(PartKind.IMAGE, len(self._image_prompt) - 1 + self._visual_tokens(pixels), pixels)
+        return ModelInput(PartKind.IMAGE, len(self._image_prompt) - 1 + self._visual_tokens(pixels), pixels)
 
     def _image_ids(self, image: _Pixels) -> list[int]:
         prompt, token = self._image_prompt, self._model.config.image_token_id

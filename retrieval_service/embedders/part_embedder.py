@@ -29,7 +29,7 @@ class PartKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Part:
+class EmbedPart:
     """A text or an image of a prompt, unread. `path` is its field's, from `[i]` of the prompt on."""
 
     content: str | ImagePart
@@ -49,7 +49,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class ModelInput:
     """A part that was read: what a forward pass takes. `size` is its length there, such as its tokens."""
 
     kind: PartKind
@@ -57,10 +57,10 @@ class Row:
     content: Any
 
 
-Patience = Callable[[], float]  # seconds that someone still waits; it may grow when others join
+RemainingTime = Callable[[], float]  # seconds that someone still waits; it may grow when others join
 
 
-def for_ever() -> float:
+def no_deadline() -> float:
     """Return the patience of a caller without a deadline."""
     return math.inf
 
@@ -89,21 +89,21 @@ class PartEmbedder(ABC):
         """Names the weights and every setting that changes a vector: equal fingerprints, comparable vectors."""
 
     @abstractmethod
-    def text_row(self, text: str) -> Row:
+    def text_row(self, text: str) -> ModelInput:
         """Return a text as a forward pass takes it."""
 
     @abstractmethod
-    def image_row(self, image: ImagePart) -> Row:
+    def image_row(self, image: ImagePart) -> ModelInput:
         """Return an image as a forward pass takes it. Raises InvalidArgumentError, its path from the part on."""
 
     @abstractmethod
-    def run(self, rows: Sequence[Row], left_s: Patience = for_ever) -> FloatArray:
+    def run(self, rows: Sequence[ModelInput], left_s: RemainingTime = no_deadline) -> FloatArray:
         """Return the vectors of rows of one kind, [len(rows), dim], each of length 1, from one forward pass.
 
         An embedder that calls others keeps to the seconds that `left_s` says.
         """
 
-    def row(self, part: Part) -> Row:
+    def row(self, part: EmbedPart) -> ModelInput:
         """Return a part as a forward pass takes it. Raises InvalidArgumentError, its path from the part on."""
         if isinstance(part.content, str):
             return self.text_row(part.content)
@@ -117,17 +117,17 @@ class PartEmbedder(ABC):
         """Return the vector of each text, [len(texts), dim]."""
         return self.run_all([self.text_row(text) for text in texts])
 
-    def run_all(self, rows: Sequence[Row]) -> FloatArray:
+    def run_all(self, rows: Sequence[ModelInput]) -> FloatArray:
         """Return the vectors of rows of one kind, [len(rows), dim], rows of like size together."""
         vectors = np.empty((len(rows), self.dim), np.float32)
         order = sorted(range(len(rows)), key=lambda index: rows[index].size)
         while order:
-            chosen = [order[at] for at in neighbours([rows[index].size for index in order], 0, self)]
+            chosen = [order[at] for at in batch_around([rows[index].size for index in order], 0, self)]
             vectors[chosen] = self.run([rows[index] for index in chosen])
             del order[: len(chosen)]
         return vectors
 
-    def _vectors(self, parts: Sequence[Part]) -> Sequence[FloatArray]:
+    def _vectors(self, parts: Sequence[EmbedPart]) -> Sequence[FloatArray]:
         rows = []
         for part in parts:
             with field_path(part.path):
@@ -142,7 +142,7 @@ class PartEmbedder(ABC):
 def embed_prompts(
     embedder: PartEmbedder,
     prompts: Sequence[Prompt],
-    vectors_of: Callable[[Sequence[Part]], Sequence[FloatArray]],
+    vectors_of: Callable[[Sequence[EmbedPart]], Sequence[FloatArray]],
     first: int = 0,
 ) -> FloatArray:
     """Return one vector a prompt, [len(prompts), dim]: `vectors_of` its parts, combined by late fusion.
@@ -150,7 +150,7 @@ def embed_prompts(
     Raises InvalidArgumentError for a prompt that cannot be embedded, its path from `[i]` of the prompt on, where `i`
     counts from `first`.
     """
-    parts = [parts_of(prompt, f"[{index}]", embedder) for index, prompt in enumerate(prompts, first)]
+    parts = [prompt_parts(prompt, f"[{index}]", embedder) for index, prompt in enumerate(prompts, first)]
     vectors = iter(vectors_of([part for of_prompt in parts for part in of_prompt]))
     fused = np.empty((len(prompts), embedder.dim), np.float32)
     for index, of_prompt in enumerate(parts):
@@ -162,18 +162,18 @@ def embed_prompts(
     return fused
 
 
-def parts_of(prompt: Prompt, path: str, embedder: PartEmbedder) -> list[Part]:
+def prompt_parts(prompt: Prompt, path: str, embedder: PartEmbedder) -> list[EmbedPart]:
     """Return the parts of a prompt that count: its text, and its first images. Raises InvalidArgumentError for none."""
     fusion, text = embedder.late_fusion, prompt.user_text
     images = [
-        Part(part, f"{path}.messages[{turn}].parts[{index}]")
+        EmbedPart(part, f"{path}.messages[{turn}].parts[{index}]")
         for turn, message in enumerate(prompt.messages)
         for index, part in enumerate(message.parts)
         if isinstance(part, ImagePart)
     ]
     counted = images[: fusion.max_images] if embedder.takes_images and (fusion.image_weight or not text) else []
     if text and (fusion.text_weight or not counted):
-        return [Part(text, f"{path}.messages"), *counted]
+        return [EmbedPart(text, f"{path}.messages"), *counted]
     if counted:
         return counted
     if images and not embedder.takes_images:
@@ -183,7 +183,7 @@ def parts_of(prompt: Prompt, path: str, embedder: PartEmbedder) -> list[Part]:
     raise InvalidArgumentError(f"{path}.messages", "there is no text but placeholders, and no image to embed")
 
 
-def neighbours(sizes: Sequence[int], at: int, embedder: PartEmbedder) -> range:
+def batch_around(sizes: Sequence[int], at: int, embedder: PartEmbedder) -> range:
     """Return the places around `at` in ascending `sizes` that best share a forward pass with it: the least padding.
 
     They are at most `batch_size`, and `batch_tokens` when padded to the longest; `at` is always among them.

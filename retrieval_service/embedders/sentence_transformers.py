@@ -20,8 +20,15 @@ from infra.contract.errors import CheckpointError, ConfigurationError
 from infra.contract.prompt import ImagePart
 from infra.runtime.logs import get_logger
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
-from retrieval_service.embedders.part_embedder import PartEmbedder, PartKind, Patience, Row, check_vectors, for_ever
-from retrieval_service.embedders.torch_model import device_of, dtype_of
+from retrieval_service.embedders.part_embedder import (
+    ModelInput,
+    PartEmbedder,
+    PartKind,
+    RemainingTime,
+    check_vectors,
+    no_deadline,
+)
+from retrieval_service.embedders.torch_model import resolve_device, resolve_dtype
 from retrieval_service.embedders.weights import weights_digest
 
 log = get_logger(__name__)
@@ -62,7 +69,7 @@ class SentenceTransformersEmbedder(PartEmbedder):
             torch.set_num_threads(options.threads)
         self._options = options
         self.batch_size = options.batch_size
-        device = device_of(options.device)
+        device = resolve_device(options.device)
         transformers.logging.set_verbosity_error()  # what matters of a checkpoint is checked, and said, here
         transformers.logging.disable_progress_bar()
         _check_folder(folder)
@@ -73,7 +80,7 @@ class SentenceTransformersEmbedder(PartEmbedder):
                 trust_remote_code=False,
                 local_files_only=True,
                 truncate_dim=options.dim,
-                model_kwargs={"dtype": dtype_of(options.dtype, device), "use_safetensors": True},
+                model_kwargs={"dtype": resolve_dtype(options.dtype, device), "use_safetensors": True},
             ).eval()
         except Exception as error:  # of whichever of its libraries
             raise CheckpointError(
@@ -101,16 +108,16 @@ class SentenceTransformersEmbedder(PartEmbedder):
             f" max_text_tokens={self._model.max_seq_length}"
         )
 
-    def text_row(self, text: str) -> Row:
+    def text_row(self, text: str) -> ModelInput:
         """Return a text, cut to what tokens can matter of it."""
         cut = text[: self._options.max_text_tokens * _CHARACTERS_PER_TOKEN]
-        return Row(PartKind.TEXT, len(cut), cut)
+        return ModelInput(PartKind.TEXT, len(cut), cut)
 
-    def image_row(self, image: ImagePart) -> Row:
+    def image_row(self, image: ImagePart) -> ModelInput:
         """Never called: this embedder takes no images."""
         raise NotImplementedError("a sentence-transformers folder embeds text alone")
 
-    def run(self, rows: Sequence[Row], left_s: Patience = for_ever) -> FloatArray:
+    def run(self, rows: Sequence[ModelInput], left_s: RemainingTime = no_deadline) -> FloatArray:
         """Return the vectors of texts, [len(rows), dim], from one forward pass."""
         vectors = self._encode([row.content for row in rows])
         return normalise(check_vectors(vectors, len(rows), self.dim))

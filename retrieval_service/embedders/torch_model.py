@@ -11,7 +11,7 @@ from infra.contract.errors import ConfigurationError
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def device_of(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """Return the device called `name`; "auto" is a GPU where there is one. Raises ConfigurationError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -21,7 +21,7 @@ def device_of(name: str) -> torch.device:
         raise ConfigurationError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from error
 
 
-def dtype_of(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype called `name`; "auto" is float32 on the CPU, bfloat16 elsewhere. Raises ConfigurationError."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -30,7 +30,7 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
-def dim_of(wanted: int | None, full: int, allowed: Sequence[int] | None) -> int:
+def resolve_dim(wanted: int | None, full: int, allowed: Sequence[int] | None) -> int:
     """Return how many dimensions are kept: all, or one of the model's Matryoshka lengths. Raises ConfigurationError."""
     dims = sorted({*(allowed or ()), full})
     if wanted is None:

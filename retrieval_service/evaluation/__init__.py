@@ -1,1 +1,1 @@
-"""How well prompts find their adapters: measured on examples whose adapter is known."""
+"""Measures retrieval on examples whose adapter is known."""

@@ -1,4 +1,4 @@
-"""Prompts whose adapter is known, in JSONL: {"query": "...", "images": ["..."], "adapter": "adidas"} a row."""
+"""Reads prompts whose adapter is known from JSONL: {"query": "...", "images": ["..."], "adapter": "adidas"} per row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retrieval_service.evaluation.outcomes import Outcome
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledPrompt:
     """A prompt and the adapter it belongs to."""
 
     truth: str
@@ -24,25 +24,25 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class LabelledRows:
-    """The rows that could be read, and a sentence on each that could not."""
+class LabelledPrompts:
+    """The readable rows, and a sentence on each row that is not."""
 
-    rows: tuple[Labelled, ...]
+    rows: tuple[LabelledPrompt, ...]
     problems: tuple[str, ...]
 
 
-def read_labelled(given: Sequence[str], max_images: int) -> LabelledRows:
-    """Return the rows of files, each "FILE", whose rows name their adapter, or "ADAPTER=FILE".
+def read_labelled_prompts(sources: Sequence[str], max_images: int) -> LabelledPrompts:
+    """Return the rows of files, each given as "FILE", whose rows name their adapter, or as "ADAPTER=FILE".
 
-    Of a row's images the first `max_images` are read, from paths relative to its file; with 0 none is. Raises
-    InvalidArgumentError for a file that cannot be read, and when no row can.
+    At most `max_images` images of a row are read, from paths relative to its file. Raises InvalidArgumentError if a
+    file cannot be read, or no row can.
     """
-    rows: list[Labelled] = []
+    rows: list[LabelledPrompt] = []
     problems: list[str] = []
-    for one in given:
-        adapter, equals, path = one.partition("=")
-        if not equals or Path(one).exists():
-            adapter, path = "", one
+    for source in sources:
+        adapter, equals, path = source.partition("=")
+        if not equals or Path(source).exists():  # a file name may contain "="
+            adapter, path = "", source
         for where, line in _lines(Path(path)):
             try:
                 rows.append(_row(json.loads(line), adapter, Path(path).parent, max_images))
@@ -50,16 +50,18 @@ def read_labelled(given: Sequence[str], max_images: int) -> LabelledRows:
                 problems.append(f"{where}: {error}")
     if not rows:
         first = f"; the first: {problems[0]}" if problems else ""
-        raise InvalidArgumentError("data", f"no row of {', '.join(given)} could be read{first}")
-    return LabelledRows(tuple(rows), tuple(problems))
+        raise InvalidArgumentError("data", f"no row of {', '.join(sources)} could be read{first}")
+    return LabelledPrompts(tuple(rows), tuple(problems))
 
 
-def outcome(truth: str, ranked: Selection, weighed: Selection) -> Outcome:
-    """Return the outcome of a prompt by two answers: one with many adapters, and one with weights for the first few."""
-    ids = [one.adapter.adapter_id for one in ranked.matches]
+def outcome_of(truth: str, ranked: Selection, weighed: Selection) -> Outcome:
+    """Return the outcome of a prompt from two responses: one with many adapters, one with weights for the first few."""
+    ids = [match.adapter.adapter_id for match in ranked.matches]
     rank = ids.index(truth) + 1 if truth in ids else None
     best = weighed.matches
-    return Outcome(truth, rank, tuple(one.adapter.adapter_id for one in best), tuple(one.weight for one in best))
+    return Outcome(
+        truth, rank, tuple(match.adapter.adapter_id for match in best), tuple(match.weight for match in best)
+    )
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
@@ -70,14 +72,14 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
     return ((f"{file}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
 
 
-def _row(row: Any, adapter: str, folder: Path, max_images: int) -> Labelled:
+def _row(row: Any, adapter: str, folder: Path, max_images: int) -> LabelledPrompt:
     if not isinstance(row, dict):
         raise ValueError('a row must be an object {"query", "images", "adapter"}')
-    named = adapter or row.get("adapter") or row.get("adapter_id") or row.get("lora_name")
-    if not isinstance(named, str):
-        raise ValueError('"adapter" must name the adapter that is right, or say ADAPTER=FILE')
+    truth = adapter or row.get("adapter") or row.get("adapter_id") or row.get("lora_name")
+    if not isinstance(truth, str):
+        raise ValueError('"adapter" must name the right adapter; or pass ADAPTER=FILE')
     text, images = row.get("query", ""), row.get("images", [])
     if not isinstance(text, str) or not isinstance(images, list):
         raise ValueError('"query" must be a string and "images" a list of paths')
     parts = [ImagePart((folder / str(path)).read_bytes()) for path in images[:max_images]]
-    return Labelled(check_adapter_id(named, "adapter"), Prompt.of(text, parts))
+    return LabelledPrompt(check_adapter_id(truth, "adapter"), Prompt.of(text, parts))

@@ -1,4 +1,4 @@
-"""What retrieval gave for prompts whose adapter is known, and the figures made from it."""
+"""What retrieval returned for prompts whose adapter is known, and the scores computed from it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class Outcome:
-    """One prompt: the adapter it belongs to, that adapter's rank from 1 on, and what was retrieved with which weights.
+    """One prompt: the adapter it belongs to, that adapter's rank starting at 1, and the retrieved adapters with weights.
 
-    `rank` is None where the adapter is not among those retrieved.
+    `rank` is None if the adapter was not retrieved.
     """
 
     truth: str
@@ -24,8 +24,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Bin:
-    """Prompts whose best adapter has a weight in one tenth of [0, 1]."""
+class WeightBin:
+    """Prompts whose best match has a weight in one tenth of [0, 1]: their mean weight, and the share that is right."""
 
     count: int
     mean_weight: float
@@ -33,7 +33,7 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Scores:
     """Shares of prompts in [0, 1]; `confusion` counts (adapter, adapter retrieved first)."""
 
     queries: int
@@ -42,73 +42,82 @@ class Figures:
     at_5: float
     mrr: float
     ece: float
-    bins: tuple[Bin, ...]
+    bins: tuple[WeightBin, ...]
     confusion: dict[tuple[str, str], int]
 
     @property
     def confused(self) -> list[tuple[str, str, int]]:
         """Pairs (adapter, adapter retrieved instead, how often), the most frequent first."""
-        wrong = [(true, found, count) for (true, found), count in self.confusion.items() if true != found]
-        return sorted(wrong, key=lambda one: (-one[2], one[0], one[1]))
+        wrong = [(true, other, count) for (true, other), count in self.confusion.items() if true != other]
+        return sorted(wrong, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
 
-def figures(outcomes: Sequence[Outcome]) -> Figures:
-    """Return the figures of outcomes, of which there must be one.
+def compute_scores(outcomes: Sequence[Outcome]) -> Scores:
+    """Return the scores of at least one outcome.
 
-    mrr is the mean of 1/rank, 0 for an adapter that was not retrieved. ece is the expected calibration error of the
+    mrr is the mean of 1/rank, 0 if the adapter was not retrieved. ece is the expected calibration error of the
     first match's weight taken as the probability that it is right (Guo et al. 2017, eq. 3, ten bins).
     """
     count = len(outcomes)
     bins = _bins(outcomes)
-    at_1, at_3, at_5 = (sum(one.rank is not None and one.rank <= k for one in outcomes) / count for k in (1, 3, 5))
-    return Figures(
+    at_1, at_3, at_5 = (
+        sum(outcome.rank is not None and outcome.rank <= k for outcome in outcomes) / count for k in (1, 3, 5)
+    )
+    return Scores(
         count,
         at_1,
         at_3,
         at_5,
-        mrr=sum(1 / one.rank for one in outcomes if one.rank is not None) / count,
-        ece=sum(one.count * abs(one.mean_weight - one.right) for one in bins) / count,
+        mrr=sum(1 / outcome.rank for outcome in outcomes if outcome.rank is not None) / count,
+        ece=sum(group.count * abs(group.mean_weight - group.right) for group in bins) / count,
         bins=bins,
-        confusion=dict(Counter((one.truth, one.retrieved[0] if one.retrieved else "") for one in outcomes)),
+        confusion=dict(
+            Counter((outcome.truth, outcome.retrieved[0] if outcome.retrieved else "") for outcome in outcomes)
+        ),
     )
 
 
-def as_json(found: Figures) -> dict[str, Any]:
-    """Return the figures as JSON: at_1, at_3, at_5 and mrr in 0..1, and what else is known."""
-    labels = labels_of(found.confusion)
+def as_json(scores: Scores) -> dict[str, Any]:
+    """Return the scores as JSON: at_1, at_3, at_5 and mrr in [0, 1], calibration and confusion."""
+    labels = labels_of(scores.confusion)
     return {
-        "at_1": found.at_1,
-        "at_3": found.at_3,
-        "at_5": found.at_5,
-        "mrr": found.mrr,
-        "queries": found.queries,
-        "ece": found.ece,
+        "at_1": scores.at_1,
+        "at_3": scores.at_3,
+        "at_5": scores.at_5,
+        "mrr": scores.mrr,
+        "queries": scores.queries,
+        "ece": scores.ece,
         "reliability": [
-            {"count": one.count, "mean_weight": one.mean_weight, "right": one.right} for one in found.bins if one.count
+            {"count": group.count, "mean_weight": group.mean_weight, "right": group.right}
+            for group in scores.bins
+            if group.count
         ],
-        "confused": [{"adapter": true, "retrieved": other, "count": count} for true, other, count in found.confused],
+        "confused": [{"adapter": true, "retrieved": other, "count": count} for true, other, count in scores.confused],
         "confusion": {
             "labels": labels,
-            "counts": [[found.confusion.get((true, other), 0) for other in labels] for true in labels],
+            "counts": [[scores.confusion.get((true, other), 0) for other in labels] for true in labels],
         },
     }
 
 
 def labels_of(confusion: Iterable[tuple[str, str]]) -> list[str]:
-    """Return the adapters of a confusion matrix by id; "" stands for none retrieved."""
+    """Return the adapters of a confusion matrix by id; "" means none retrieved."""
     return sorted({name for pair in confusion for name in pair})
 
 
-def _bins(outcomes: Sequence[Outcome]) -> tuple[Bin, ...]:
+def _bins(outcomes: Sequence[Outcome]) -> tuple[WeightBin, ...]:
     members: list[list[Outcome]] = [[] for _ in range(_BINS)]
-    for one in outcomes:
-        best = one.weights[0] if one.weights else 0.0
-        members[min(_BINS - 1, int(best * _BINS))].append(one)
+    for outcome in outcomes:
+        members[min(_BINS - 1, int(_best_weight(outcome) * _BINS))].append(outcome)
     return tuple(
-        Bin(
+        WeightBin(
             len(group),
-            sum(one.weights[0] if one.weights else 0.0 for one in group) / len(group) if group else 0.0,
-            sum(one.rank == 1 for one in group) / len(group) if group else 0.0,
+            sum(map(_best_weight, group)) / len(group) if group else 0.0,
+            sum(outcome.rank == 1 for outcome in group) / len(group) if group else 0.0,
         )
         for group in members
     )
+
+
+def _best_weight(outcome: Outcome) -> float:
+    return outcome.weights[0] if outcome.weights else 0.0

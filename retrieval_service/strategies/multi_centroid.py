@@ -22,7 +22,7 @@ class MultiCentroid:
 
     def __init__(self, examples: ExampleSet) -> None:
         self.examples = examples
-        found = [exemplars(examples.vectors[examples.rows_of(index)]) for index in range(len(examples.ids))]
+        found = [find_exemplars(examples.vectors[examples.rows_of(index)]) for index in range(len(examples.ids))]
         counts = np.array([len(one) for one in found], np.int64)
         self._own_scale = counts > 1
         self._starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
@@ -46,11 +46,11 @@ class MultiCentroid:
         for index, row in enumerate(rows):
             owner = self.examples.owners[row]
             others = np.setdiff1d(self.examples.rows_of(owner), [row])
-            found[index, owner] = (exemplars(self.examples.vectors[others]) @ self.examples.vectors[row]).max()
+            found[index, owner] = (find_exemplars(self.examples.vectors[others]) @ self.examples.vectors[row]).max()
         return found
 
 
-def exemplars(vectors: FloatArray) -> FloatArray:
+def find_exemplars(vectors: FloatArray) -> FloatArray:
     """Return the means, [k, dim] of length 1, that k-means finds in vectors of length 1: always the same ones.
 
     The best of four k-means++ starts by the sum of cosines; k is a fifth of the vectors, from 1 to 3.

@@ -24,7 +24,8 @@ from infra.contract.errors import (
 from infra.contract.generation import Decoding
 from infra.contract.prompt import ImagePart, Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection
-from infra.runtime.server import ServerOptions, aio_server
+from infra.runtime.server import aio_server
+from infra.runtime.settings import ServerOptions
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.answering.question import Answer, Question
 from orchestrator.answering.strategy import AnswerStrategy

@@ -1,4 +1,4 @@
-"""What can never be served is told with its field and limit, before anything is queued or read."""
+"""Requests that can never be served are refused with field and limit, before anything is queued or read."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from infra.contract.errors import InvalidArgumentError, LoraRetrieverError
 from infra.contract.prompt import Prompt
 from infra.runtime.error_table import from_rpc_error
 from infra.runtime.wire import prompt_to_proto
-from tests.support.harness.generation_stack import World, served, settings_for, tiny_adapter, write_world
+from tests.support.harness.generation_stack import ModelFixture, served, settings_for, tiny_adapter, write_model_fixture
 
 BANK_RANKS = 64
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    world = write_world(tmp_path_factory.mktemp("world"))
-    tiny_adapter(world.shape, 1, rank=65).write(world.roots / "wide")
-    tiny_adapter(world.shape, 1, rank=40).write(world.roots / "large")
-    tiny_adapter(world.shape, 2, rank=40).write(world.roots / "other")
-    foreign = shutil.copytree(world.roots / "a0", world.roots / "foreign") / "adapter_config.json"
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelFixture:
+    tiny_model = write_model_fixture(tmp_path_factory.mktemp("world"))
+    tiny_adapter(tiny_model.shape, 1, rank=65).write(tiny_model.roots / "wide")
+    tiny_adapter(tiny_model.shape, 1, rank=40).write(tiny_model.roots / "large")
+    tiny_adapter(tiny_model.shape, 2, rank=40).write(tiny_model.roots / "other")
+    foreign = shutil.copytree(tiny_model.roots / "a0", tiny_model.roots / "foreign") / "adapter_config.json"
     foreign.write_text(json.dumps(json.loads(foreign.read_text()) | {"base_model_name_or_path": "Qwen/Qwen2-VL-7B"}))
-    return world
+    return tiny_model
 
 
 def shares(*weights: float, names: str = "a0 a1 a2 a3 a4") -> list[adapter_pb2.WeightedAdapter]:
@@ -42,7 +42,7 @@ def shares(*weights: float, names: str = "a0 a1 a2 a3 a4") -> list[adapter_pb2.W
 
 @dataclass(frozen=True)
 class Refused:
-    """A composition or text, and what it is told: status, field path, and metadata that names what and which limit."""
+    """A composition or text, and its refusal: status, field path, and metadata with the value and the limit."""
 
     code: grpc.StatusCode
     field: str
@@ -68,8 +68,8 @@ CASES = {
     "unknown adapter": Refused(
         NOT_FOUND,
         "composition.mixture.adapters[1].adapter_id",
-        {"adapter_id": "nobody"},
-        mixture(0.5, 0.5, names="a0 nobody"),
+        {"adapter_id": "unknown"},
+        mixture(0.5, 0.5, names="a0 unknown"),
     ),
     "adapter of another base model": Refused(
         FAILED,
@@ -103,25 +103,24 @@ CASES = {
 }
 
 
-def told_field(error: LoraRetrieverError) -> str:
+def field_of(error: LoraRetrieverError) -> str:
     return error.field if isinstance(error, InvalidArgumentError) else error.metadata["field"]
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-async def test_it_is_told_its_field_and_limit_and_nothing_is_queued_or_read(
-    world: World, case: Refused, monkeypatch: pytest.MonkeyPatch
+async def test_refusal_names_field_and_limit_before_anything_is_queued_or_read(
+    tiny_model: ModelFixture, case: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unwanted(*_: object) -> NoReturn:
-        raise AssertionError("it was queued or read")
+    def unexpected(*_: object) -> NoReturn:
+        raise AssertionError("a refused request was queued")
 
-    settings = settings_for(world.base, [world.roots], bank_ranks=BANK_RANKS, max_adapters=4)
+    settings = settings_for(tiny_model.base, [tiny_model.roots], bank_ranks=BANK_RANKS, max_adapters=4)
     async with served(settings) as service:
-        monkeypatch.setattr(service.stack.engine._scheduler, "enqueue", unwanted)
-        monkeypatch.setattr(service.stack.residency, "request", unwanted)
+        monkeypatch.setattr(service.stack.residency, "request", unexpected)
         request = pb.GenerateRequest(prompt=prompt_to_proto(Prompt.of(case.text)), composition=case.composition)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await service.stub.Generate(request)
         error = from_rpc_error(caught.value)
         assert caught.value.code() is case.code
-        assert told_field(error) == case.field
+        assert field_of(error) == case.field
         assert case.metadata.items() <= error.metadata.items()

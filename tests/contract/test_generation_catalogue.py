@@ -22,9 +22,10 @@ from infra.contract.adapter import Adapter
 from infra.contract.errors import NotFoundError
 from infra.contract.prompt import Prompt
 from infra.runtime.error_table import from_rpc_error
-from infra.runtime.server import ServerOptions, sync_server
+from infra.runtime.server import sync_server
+from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import adapter_to_proto, prompt_to_proto
-from tests.support.harness.generation_stack import World, served, settings_for, write_world
+from tests.support.harness.generation_stack import ModelFixture, served, settings_for, write_model_fixture
 
 
 class Catalogue(RetrievalServiceServicer):
@@ -61,8 +62,8 @@ def listening(catalogue: Catalogue) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return write_world(tmp_path_factory.mktemp("world"), adapters=2)
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelFixture:
+    return write_model_fixture(tmp_path_factory.mktemp("world"), adapters=2)
 
 
 def request(name: str, revision: str = "") -> pb.GenerateRequest:
@@ -74,10 +75,10 @@ def request(name: str, revision: str = "") -> pb.GenerateRequest:
     )
 
 
-async def test_the_catalogue_says_where_an_adapter_is_and_which_revision(world: World) -> None:
+async def test_the_catalogue_says_where_an_adapter_is_and_which_revision(tiny_model: ModelFixture) -> None:
     catalogue = Catalogue(Adapter("notes", "Qwen2-VL-tiny", "a0", revision="7"))
     with listening(catalogue) as target:
-        async with served(settings_for(world.base, [world.roots], retrieval_target=target)) as service:
+        async with served(settings_for(tiny_model.base, [tiny_model.roots], retrieval_target=target)) as service:
             applied = (await service.stub.Generate(request("notes"))).applied
             assert [(share.adapter_id, share.revision) for share in applied] == [("notes", "7")]
             before = catalogue.asked
@@ -88,9 +89,9 @@ async def test_the_catalogue_says_where_an_adapter_is_and_which_revision(world: 
             assert (await service.stub.Generate(request("notes", "7"))).applied[0].revision == "7"
 
 
-async def test_the_catalogues_base_model_is_what_counts(world: World) -> None:
+async def test_the_catalogues_base_model_is_what_counts(tiny_model: ModelFixture) -> None:
     with listening(Catalogue(Adapter("foreign", "OpenGVLab/InternVL2-2B", "a0", revision="1"))) as target:
-        async with served(settings_for(world.base, [world.roots], retrieval_target=target)) as service:
+        async with served(settings_for(tiny_model.base, [tiny_model.roots], retrieval_target=target)) as service:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await service.stub.Generate(request("foreign"))
             assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
@@ -98,18 +99,20 @@ async def test_the_catalogues_base_model_is_what_counts(world: World) -> None:
             assert message == "adapter 'foreign' was trained on InternVL2-2B; this server runs Qwen2-VL-tiny"
 
 
-async def test_an_adapter_that_is_not_registered_says_how_to_register_it(world: World) -> None:
+async def test_an_adapter_that_is_not_registered_says_how_to_register_it(tiny_model: ModelFixture) -> None:
     with listening(Catalogue()) as target:
-        async with served(settings_for(world.base, [world.roots], retrieval_target=target)) as service:
+        async with served(settings_for(tiny_model.base, [tiny_model.roots], retrieval_target=target)) as service:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await service.stub.Generate(request("a0"))
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
             assert "loraretriever adapters add" in from_rpc_error(caught.value).message
 
 
-async def test_a_catalogue_that_is_away_is_unavailable_and_the_base_model_still_answers(world: World) -> None:
+async def test_a_catalogue_that_is_away_is_unavailable_and_the_base_model_still_answers(
+    tiny_model: ModelFixture,
+) -> None:
     with unheard() as target:
-        settings = settings_for(world.base, [world.roots], retrieval_target=target, retrieval_timeout_s=2)
+        settings = settings_for(tiny_model.base, [tiny_model.roots], retrieval_target=target, retrieval_timeout_s=2)
         async with served(settings) as service:
             await check_answers_of_the_base_model_alone(service)
 

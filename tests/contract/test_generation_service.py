@@ -1,4 +1,4 @@
-"""GenerationService over loopback gRPC: what each method answers, and what each mistake is told."""
+"""GenerationService over loopback gRPC: the answers of each method, and the error for each kind of mistake."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -15,22 +16,32 @@ import grpc.aio
 import pytest
 from loraretriever.v1 import adapter_pb2, prompt_pb2
 from loraretriever.v1 import generation_service_pb2 as pb
+from torch import Tensor
 
 from generation_service.app import generation_stack
+from generation_service.execution.inputs import DecodeRow
+from generation_service.execution.runner import Runner
 from generation_service.models.folder import folder_revision
 from infra.contract.errors import CheckpointError, InvalidArgumentError, LoraRetrieverError
 from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.error_table import from_rpc_error
 from infra.runtime.wire import prompt_to_proto
-from tests.support.harness.generation_stack import Served, World, served, settings_for, tiny_adapter, write_world
+from tests.support.harness.generation_stack import (
+    ModelFixture,
+    Served,
+    served,
+    settings_for,
+    tiny_adapter,
+    write_model_fixture,
+)
 from tests.support.harness.images import png_part
 
 USER = prompt_pb2.ROLE_USER
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return write_world(tmp_path_factory.mktemp("world"))
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelFixture:
+    return write_model_fixture(tmp_path_factory.mktemp("world"))
 
 
 def shares(*adapters: tuple[str, float]) -> list[adapter_pb2.WeightedAdapter]:
@@ -67,14 +78,14 @@ async def refused(call: Awaitable[object]) -> tuple[grpc.StatusCode, LoraRetriev
 
 
 async def still_works(service: Served) -> None:
-    """The next request is answered, and nothing is left behind."""
+    """Assert that the next request is answered and that nothing is still held."""
     assert (await service.stub.Generate(request(composition=mixture(("a0", 1.0))))).usage.completion_tokens > 0
     assert service.stack.engine.running == service.stack.engine.waiting == 0
     assert service.stack.residency.leased_ranks == 0
 
 
-async def test_generate_answers_with_usage_timings_and_the_adapters_applied(world: World) -> None:
-    async with served(settings_for(world.base, [world.roots])) as service:
+async def test_generate_returns_usage_timings_and_applied_adapters(tiny_model: ModelFixture) -> None:
+    async with served(settings_for(tiny_model.base, [tiny_model.roots])) as service:
         answer = await service.stub.Generate(
             request(composition=mixture(("a1", 0.7), ("a0", 0.3)), images=(png_part(100, 150),))
         )
@@ -91,15 +102,15 @@ async def test_generate_answers_with_usage_timings_and_the_adapters_applied(worl
         }
 
 
-async def test_the_base_model_answers_when_no_composition_is_given(world: World) -> None:
-    async with served(settings_for(world.base)) as service:
+async def test_base_model_answers_without_a_composition(tiny_model: ModelFixture) -> None:
+    async with served(settings_for(tiny_model.base)) as service:
         answer = await service.stub.Generate(request())
         assert answer.usage.completion_tokens > 0
         assert not answer.applied
 
 
-async def test_a_stream_is_deltas_and_then_the_same_final_answer(world: World) -> None:
-    async with served(settings_for(world.base, [world.roots])) as service:
+async def test_stream_is_deltas_and_then_the_same_final_answer(tiny_model: ModelFixture) -> None:
+    async with served(settings_for(tiny_model.base, [tiny_model.roots])) as service:
         asked = request(composition=fusion(("a0", 0.5), ("a1", 0.5)), max_new_tokens=20)
         whole = await service.stub.Generate(asked)
         streamed = service.stub.StreamGenerate(
@@ -114,8 +125,10 @@ async def test_a_stream_is_deltas_and_then_the_same_final_answer(world: World) -
         assert final.usage == whole.usage
 
 
-async def test_get_model_says_what_runs_and_its_limits(world: World) -> None:
-    settings = settings_for(world.base, [world.roots], max_running=3, max_waiting=5, max_adapters=2, max_images=4)
+async def test_get_model_returns_the_model_and_its_limits(tiny_model: ModelFixture) -> None:
+    settings = settings_for(
+        tiny_model.base, [tiny_model.roots], max_running=3, max_waiting=5, max_adapters=2, max_images=4
+    )
     async with served(settings) as service:
         model = await service.stub.GetModel(pb.GetModelRequest())
         assert (model.base_model, model.family, model.device, model.dtype) == (
@@ -124,7 +137,7 @@ async def test_get_model_says_what_runs_and_its_limits(world: World) -> None:
             "cpu",
             "float32",
         )
-        assert model.revision == folder_revision(world.base)
+        assert model.revision == folder_revision(tiny_model.base)
         assert model.limits == pb.ModelLimits(
             max_sequence_tokens=512,
             max_images=4,
@@ -138,8 +151,8 @@ async def test_get_model_says_what_runs_and_its_limits(world: World) -> None:
         assert not model.residents
 
 
-async def test_a_loaded_adapter_is_pinned_until_it_is_unloaded(world: World) -> None:
-    async with served(settings_for(world.base, [world.roots])) as service:
+async def test_loaded_adapter_is_pinned_until_it_is_unloaded(tiny_model: ModelFixture) -> None:
+    async with served(settings_for(tiny_model.base, [tiny_model.roots])) as service:
         loaded = (await service.stub.LoadAdapter(pb.LoadAdapterRequest(adapter_id="a2"))).adapter
         assert (loaded.adapter_id, loaded.rank, loaded.pinned) == ("a2", 8, True)
         assert loaded.byte_size > 0
@@ -149,18 +162,18 @@ async def test_a_loaded_adapter_is_pinned_until_it_is_unloaded(world: World) -> 
         assert [resident.pinned for resident in residents] == [False]
 
 
-async def test_loading_what_is_not_there_is_not_found(world: World) -> None:
-    async with served(settings_for(world.base, [world.roots])) as service:
-        code, error = await refused(service.stub.LoadAdapter(pb.LoadAdapterRequest(adapter_id="nobody")))
+async def test_loading_an_unknown_adapter_is_not_found(tiny_model: ModelFixture) -> None:
+    async with served(settings_for(tiny_model.base, [tiny_model.roots])) as service:
+        code, error = await refused(service.stub.LoadAdapter(pb.LoadAdapterRequest(adapter_id="unknown")))
         assert code is grpc.StatusCode.NOT_FOUND
-        assert "'nobody'" in error.message
+        assert "'unknown'" in error.message
         code, error = await refused(service.stub.LoadAdapter(pb.LoadAdapterRequest()))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         await still_works(service)
 
 
-async def test_unloading_what_is_not_loaded_is_not_found(world: World) -> None:
-    async with served(settings_for(world.base, [world.roots])) as service:
+async def test_unloading_an_adapter_that_is_not_loaded_is_not_found(tiny_model: ModelFixture) -> None:
+    async with served(settings_for(tiny_model.base, [tiny_model.roots])) as service:
         code, error = await refused(service.stub.UnloadAdapter(pb.UnloadAdapterRequest(adapter_id="a2")))
         assert code is grpc.StatusCode.NOT_FOUND
         assert "'a2'" in error.message
@@ -232,10 +245,10 @@ BAD_REQUESTS: dict[str, tuple[Callable[[], pb.GenerateRequest], str, str]] = {
 
 
 @pytest.mark.parametrize(("make", "field", "words"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
-async def test_a_wrong_request_is_told_its_field_and_harms_no_other(
-    world: World, make: Callable[[], pb.GenerateRequest], field: str, words: str
+async def test_invalid_request_names_its_field_and_affects_no_other(
+    tiny_model: ModelFixture, make: Callable[[], pb.GenerateRequest], field: str, words: str
 ) -> None:
-    settings = settings_for(world.base, [world.roots], max_adapters=4, max_images=3, max_image_pixels=50_000)
+    settings = settings_for(tiny_model.base, [tiny_model.roots], max_adapters=4, max_images=3, max_image_pixels=50_000)
     async with served(settings) as service:
         code, error = await refused(service.stub.Generate(make()))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
@@ -245,74 +258,74 @@ async def test_a_wrong_request_is_told_its_field_and_harms_no_other(
         await still_works(service)
 
 
-def adapter_folder(world: World, root: Path, name: str) -> Path:
-    shutil.copytree(world.roots / "a0", root / "a0")
-    shutil.copytree(world.roots / "a0", root / name)
+def adapter_folder(tiny_model: ModelFixture, root: Path, name: str) -> Path:
+    shutil.copytree(tiny_model.roots / "a0", root / "a0")
+    shutil.copytree(tiny_model.roots / "a0", root / name)
     return root / name
 
 
-def of_another_model(world: World, root: Path) -> pb.Composition:
-    config = adapter_folder(world, root, "foreign") / "adapter_config.json"
+def of_another_model(tiny_model: ModelFixture, root: Path) -> pb.Composition:
+    config = adapter_folder(tiny_model, root, "foreign") / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "Qwen/Qwen2-VL-7B"}))
     return mixture(("foreign", 1.0))
 
 
-def that_does_not_bind(world: World, root: Path) -> pb.Composition:
-    adapter_folder(world, root, "stray")
-    stray = tiny_adapter(world.shape, 0)
+def that_does_not_bind(tiny_model: ModelFixture, root: Path) -> pb.Composition:
+    adapter_folder(tiny_model, root, "stray")
+    stray = tiny_adapter(tiny_model.shape, 0)
     key = next(iter(stray.tensors))
     stray.tensors[key.replace("layers.0", "layers.7")] = stray.tensors.pop(key)
     stray.write(root / "stray")
     return mixture(("a0", 0.5), ("stray", 0.5))
 
 
-def half_written(world: World, root: Path) -> pb.Composition:
-    weights = adapter_folder(world, root, "half") / "adapter_model.safetensors"
+def half_written(tiny_model: ModelFixture, root: Path) -> pb.Composition:
+    weights = adapter_folder(tiny_model, root, "half") / "adapter_model.safetensors"
     weights.chmod(0o600)
     os.truncate(weights, weights.stat().st_size // 2)
     return fusion(("a0", 0.5), ("half", 0.5))
 
 
-def of_too_high_a_rank(world: World, root: Path) -> pb.Composition:
-    adapter_folder(world, root, "wide")
-    tiny_adapter(world.shape, 1, rank=300).write(root / "wide")
+def of_too_high_a_rank(tiny_model: ModelFixture, root: Path) -> pb.Composition:
+    adapter_folder(tiny_model, root, "wide")
+    tiny_adapter(tiny_model.shape, 1, rank=300).write(root / "wide")
     return mixture(("wide", 1.0))
 
 
-def out_of_the_roots(world: World, root: Path) -> pb.Composition:
+def out_of_the_roots(tiny_model: ModelFixture, root: Path) -> pb.Composition:
     outside = root.parent / "outside"
-    shutil.copytree(world.roots / "a0", outside)
-    adapter_folder(world, root, "kept")
+    shutil.copytree(tiny_model.roots / "a0", outside)
+    adapter_folder(tiny_model, root, "kept")
     (root / "link").symlink_to(outside)
     return mixture(("link", 1.0))
 
 
-def unknown(world: World, root: Path) -> pb.Composition:
-    adapter_folder(world, root, "kept")
-    return mixture(("nobody", 1.0))
+def unknown(tiny_model: ModelFixture, root: Path) -> pb.Composition:
+    adapter_folder(tiny_model, root, "kept")
+    return mixture(("unknown", 1.0))
 
 
-def of_a_revision_that_is_gone(world: World, root: Path) -> pb.Composition:
-    adapter_folder(world, root, "kept")
+def of_a_revision_that_is_gone(tiny_model: ModelFixture, root: Path) -> pb.Composition:
+    adapter_folder(tiny_model, root, "kept")
     share = adapter_pb2.WeightedAdapter(adapter_id="a0", revision="0123456789ab", weight=1.0)
     return pb.Composition(mixture=pb.Mixture(adapters=[share]))
 
 
-def fused_beyond_the_bank(world: World, root: Path) -> pb.Composition:
-    adapter_folder(world, root, "b0")
+def fused_beyond_the_bank(tiny_model: ModelFixture, root: Path) -> pb.Composition:
+    adapter_folder(tiny_model, root, "b0")
     composition = fusion(("a0", 0.5), ("b0", 0.5), method=pb.FUSION_METHOD_TIES)
     composition.fusion.rank = 257
     return composition
 
 
-def of_unequal_ranks_fused_linearly(world: World, root: Path) -> pb.Composition:
-    adapter_folder(world, root, "kept")
-    shutil.copytree(world.roots / "a1", root / "a1")
+def of_unequal_ranks_fused_linearly(tiny_model: ModelFixture, root: Path) -> pb.Composition:
+    adapter_folder(tiny_model, root, "kept")
+    shutil.copytree(tiny_model.roots / "a1", root / "a1")
     return fusion(("a0", 0.5), ("a1", 0.5), method=pb.FUSION_METHOD_LINEAR)
 
 
-BAD_ADAPTERS: dict[str, tuple[Callable[[World, Path], pb.Composition], grpc.StatusCode, str, list[str]]] = {
-    "unknown": (unknown, grpc.StatusCode.NOT_FOUND, "NOT_FOUND", ["'nobody'", "put its PEFT folder"]),
+BAD_ADAPTERS: dict[str, tuple[Callable[[ModelFixture, Path], pb.Composition], grpc.StatusCode, str, list[str]]] = {
+    "unknown": (unknown, grpc.StatusCode.NOT_FOUND, "NOT_FOUND", ["'unknown'", "put its PEFT folder"]),
     "gone revision": (of_a_revision_that_is_gone, grpc.StatusCode.NOT_FOUND, "NOT_FOUND", ["'a0'", "0123456789ab"]),
     "another base model": (
         of_another_model,
@@ -355,16 +368,16 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[World, Path], pb.Composition], grpc.Stat
 
 
 @pytest.mark.parametrize("case", BAD_ADAPTERS.values(), ids=BAD_ADAPTERS)
-async def test_an_adapter_that_cannot_be_used_fails_its_own_requests_only(
-    world: World,
+async def test_unusable_adapter_fails_only_its_requests(
+    tiny_model: ModelFixture,
     tmp_path: Path,
-    case: tuple[Callable[[World, Path], pb.Composition], grpc.StatusCode, str, list[str]],
+    case: tuple[Callable[[ModelFixture, Path], pb.Composition], grpc.StatusCode, str, list[str]],
 ) -> None:
     make, code, reason, words = case
     root = tmp_path / "root"
     root.mkdir()
-    composition = make(world, root)
-    async with served(settings_for(world.base, [root])) as service:
+    composition = make(tiny_model, root)
+    async with served(settings_for(tiny_model.base, [root])) as service:
         beside = asyncio.ensure_future(service.stub.Generate(request(composition=mixture(("a0", 1.0)))))
         found, error = await refused(service.stub.Generate(request(composition=composition)))
         assert found is code
@@ -375,20 +388,22 @@ async def test_an_adapter_that_cannot_be_used_fails_its_own_requests_only(
         await still_works(service)
 
 
-async def test_an_adapter_that_was_repaired_is_read_again(world: World, tmp_path: Path) -> None:
-    composition = half_written(world, tmp_path)
-    async with served(settings_for(world.base, [tmp_path])) as service:
+async def test_repaired_adapter_is_read_again(tiny_model: ModelFixture, tmp_path: Path) -> None:
+    composition = half_written(tiny_model, tmp_path)
+    async with served(settings_for(tiny_model.base, [tmp_path])) as service:
         await refused(service.stub.Generate(request(composition=composition)))
-        shutil.copy(world.roots / "a0" / "adapter_model.safetensors", tmp_path / "half" / "adapter_model.safetensors")
+        shutil.copy(
+            tiny_model.roots / "a0" / "adapter_model.safetensors", tmp_path / "half" / "adapter_model.safetensors"
+        )
         assert (await service.stub.Generate(request(composition=composition))).applied
 
 
-async def test_a_replaced_checkpoint_is_a_new_revision(world: World, tmp_path: Path) -> None:
-    folder = tiny_adapter(world.shape, 1).write(tmp_path / "changing")
-    async with served(settings_for(world.base, [tmp_path])) as service:
+async def test_replaced_checkpoint_is_a_new_revision(tiny_model: ModelFixture, tmp_path: Path) -> None:
+    folder = tiny_adapter(tiny_model.shape, 1).write(tmp_path / "changing")
+    async with served(settings_for(tiny_model.base, [tmp_path])) as service:
         asked = request(composition=mixture(("changing", 1.0)), max_new_tokens=16)
         first = await service.stub.Generate(asked)
-        tiny_adapter(world.shape, 2).write(folder)
+        tiny_adapter(tiny_model.shape, 2).write(folder)
         second = await service.stub.Generate(asked)
         assert first.applied[0].revision != second.applied[0].revision
         assert first.text != second.text
@@ -397,14 +412,14 @@ async def test_a_replaced_checkpoint_is_a_new_revision(world: World, tmp_path: P
         assert (await service.stub.Generate(asked)).text == first.text
 
 
-async def test_an_adapter_whose_values_overflow_fails_its_request_and_leaves_a_clean_slot(
-    world: World, tmp_path: Path
+async def test_overflowing_adapter_fails_its_request_and_leaves_a_clean_slot(
+    tiny_model: ModelFixture, tmp_path: Path
 ) -> None:
-    huge = tiny_adapter(world.shape, 1)
+    huge = tiny_adapter(tiny_model.shape, 1)
     huge.tensors = {key: tensor * 1e30 for key, tensor in huge.tensors.items()}
     huge.write(tmp_path / "huge")
-    shutil.copytree(world.roots / "a0", tmp_path / "a0")
-    async with served(settings_for(world.base, [tmp_path], max_running=1)) as service:
+    shutil.copytree(tiny_model.roots / "a0", tmp_path / "a0")
+    async with served(settings_for(tiny_model.base, [tmp_path], max_running=1)) as service:
         asked = request(composition=mixture(("a0", 1.0)), max_new_tokens=24)
         expected = (await service.stub.Generate(asked)).text
         code, error = await refused(
@@ -416,34 +431,52 @@ async def test_an_adapter_whose_values_overflow_fails_its_request_and_leaves_a_c
         await still_works(service)
 
 
-async def test_a_deadline_ends_the_request_and_frees_its_slot(world: World) -> None:
-    async with served(settings_for(world.base, [world.roots], max_running=1)) as service:
+@pytest.fixture
+def decode_gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Hold every decode step until the event is set, so that an answer cannot end before the test lets it."""
+    gate, decode = threading.Event(), Runner.decode
+
+    def gated(runner: Runner, rows: Sequence[DecodeRow]) -> Tensor:
+        assert gate.wait(60)
+        return decode(runner, rows)
+
+    monkeypatch.setattr(Runner, "decode", gated)
+    yield gate
+    gate.set()
+
+
+async def test_deadline_ends_the_request_and_frees_its_slot(
+    tiny_model: ModelFixture, decode_gate: threading.Event
+) -> None:
+    async with served(settings_for(tiny_model.base, [tiny_model.roots], max_running=1)) as service:
         code, _ = await refused(service.stub.Generate(request(max_new_tokens=450), timeout=0.15))
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+        decode_gate.set()
         assert (await service.stub.Generate(request())).usage.completion_tokens > 0
         assert service.stack.engine.running == 0
 
 
-async def test_a_cancelled_stream_frees_its_slot(world: World) -> None:
-    async with served(settings_for(world.base, [world.roots], max_running=1)) as service:
+async def test_cancelled_stream_frees_its_slot(tiny_model: ModelFixture, decode_gate: threading.Event) -> None:
+    async with served(settings_for(tiny_model.base, [tiny_model.roots], max_running=1)) as service:
         asked = request(composition=mixture(("a0", 1.0)), max_new_tokens=450)
         call = service.stub.StreamGenerate(
             pb.StreamGenerateRequest(prompt=asked.prompt, composition=asked.composition, decoding=asked.decoding)
         )
-        async for event in call:
-            assert event.delta
-            break
-        assert service.stack.residency.leased_ranks > 0
+        async with asyncio.timeout(60):
+            while not service.stack.residency.leased_ranks:
+                await asyncio.sleep(0.01)
         call.cancel()
+        decode_gate.set()
         assert (await service.stub.Generate(request())).usage.completion_tokens > 0
         assert service.stack.engine.running == 0
         assert service.stack.residency.leased_ranks == 0
 
 
-async def test_a_full_queue_says_how_long_it_is(world: World) -> None:
-    async with served(settings_for(world.base, max_running=1, max_waiting=2)) as service:
-        asked = request(max_new_tokens=300)
-        calls = [asyncio.ensure_future(refused_or_answered(service, asked)) for _ in range(8)]
+async def test_full_queue_refuses_with_its_length(tiny_model: ModelFixture, decode_gate: threading.Event) -> None:
+    async with served(settings_for(tiny_model.base, max_running=1, max_waiting=2)) as service:
+        calls = [asyncio.ensure_future(refused_or_answered(service, request())) for _ in range(8)]
+        await asyncio.wait(calls, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        decode_gate.set()
         outcomes = await asyncio.gather(*calls)
         refusals = [outcome for outcome in outcomes if isinstance(outcome, LoraRetrieverError)]
         assert refusals
@@ -459,7 +492,7 @@ async def refused_or_answered(service: Served, asked: pb.GenerateRequest) -> obj
         return from_rpc_error(error)
 
 
-def test_a_missing_model_folder_is_named_at_start(tmp_path: Path) -> None:
+def test_missing_model_folder_is_named_at_start(tmp_path: Path) -> None:
     with (
         pytest.raises(CheckpointError, match=r"nowhere.*--model-path"),
         generation_stack(settings_for(tmp_path / "nowhere")),

@@ -32,7 +32,8 @@ from infra.contract.prompt import Prompt
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.deadline import bind_deadline
 from infra.runtime.error_table import from_rpc_error
-from infra.runtime.server import ServerOptions, sync_server
+from infra.runtime.server import sync_server
+from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import prompt_to_proto
 from retrieval_service.assembly import loaded
 from retrieval_service.embedders import http_client
@@ -292,9 +293,12 @@ def test_a_url_may_name_the_method_and_carry_a_query_that_is_not_shown() -> None
 
 def test_the_service_runs_on_an_endpoint_alone(server: EmbeddingsServer, tmp_path: Path) -> None:
     chosen = RetrievalSettings(
-        embedder_url=server.url, embedder_model="tiny", qdrant_path=tmp_path / "qdrant", shutdown_grace_s=0
+        embedder_url=server.url,
+        embedder_model="tiny",
+        qdrant_path=tmp_path / "qdrant",
+        server=ServerOptions(shutdown_grace_s=0),
     )
-    grpc_server = sync_server(ServerOptions.from_settings(chosen), chosen.workers)
+    grpc_server = sync_server(chosen.server, chosen.workers)
     with loaded(grpc_server, chosen), grpc_server, sync_channel(ChannelOptions(grpc_server.address)) as channel:
         stub = RetrievalServiceStub(channel)  # type: ignore[no-untyped-call]
         for name in ("shop", "mail"):

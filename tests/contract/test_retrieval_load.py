@@ -14,7 +14,8 @@ from loraretriever.v1.retrieval_service_pb2_grpc import RetrievalServiceStub
 from benchmarks.retrieval_load import run_load
 from infra.contract.prompt import Prompt
 from infra.runtime.channel import ChannelOptions, sync_channel
-from infra.runtime.server import ServerOptions, sync_server
+from infra.runtime.server import sync_server
+from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import prompt_to_proto
 from retrieval_service.assembly import loaded
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options
@@ -32,21 +33,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def address(folder: Path, tmp_path: Path) -> Iterator[str]:
-    settings = RetrievalSettings(embedder_path=folder, qdrant_path=tmp_path / "qdrant", shutdown_grace_s=0)
-    server = sync_server(ServerOptions.from_settings(settings), settings.workers)
+    settings = RetrievalSettings(
+        embedder_path=folder, qdrant_path=tmp_path / "qdrant", server=ServerOptions(shutdown_grace_s=0)
+    )
+    server = sync_server(settings.server, settings.workers)
     with loaded(server, settings), server:
         yield server.address
 
 
 @pytest.mark.slow
-def test_sixteen_callers_never_meet_an_error_or_a_deleted_adapter(address: str) -> None:
+def test_sixteen_callers_never_meet_error_or_deleted_adapter(address: str) -> None:
     result = run_load(address, callers=16, seconds=SECONDS)
     assert result.wrong == []
     assert result.calls > 16
     assert result.deleted > 2
 
 
-def test_sixteen_callers_get_the_vectors_that_each_would_get_alone(address: str, folder: Path) -> None:
+def test_sixteen_callers_get_vectors_that_each_would_get_alone(address: str, folder: Path) -> None:
     bare = JinaV4Embedder(folder, JinaV4Options())
     image = png_part(140, 90)
     prompts = [Prompt.of("x " * (1 + 7 * index % 60), [image] if index % 4 == 0 else []) for index in range(48)]

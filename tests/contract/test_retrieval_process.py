@@ -20,7 +20,7 @@ from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.wire import adapter_to_proto, prompt_to_proto
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.points import AdapterFilter
-from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant
+from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder
 from tests.support.checkpoints.jina_v4 import HIDDEN, tiny_jina
 
 pb = retrieval_service_pb2
@@ -60,7 +60,7 @@ def finished(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * START_TIMEOUT_S)
-def test_a_killed_service_leaves_its_catalogue_whole_and_free_for_the_next(jina: Path, tmp_path: Path) -> None:
+def test_killed_service_leaves_its_catalogue_whole_and_free_for_next(jina: Path, tmp_path: Path) -> None:
     vector = pb.Vector(float32=np.eye(HIDDEN, dtype="<f4")[0].tobytes())
     card = adapter_pb2.Adapter(adapter_id="kept", base_model="tiny")
     request = pb.CreateAdapterRequest(adapter=card, vectors=pb.ExampleVectors(vectors=[vector]))
@@ -74,7 +74,7 @@ def test_a_killed_service_leaves_its_catalogue_whole_and_free_for_the_next(jina:
         assert "Traceback" not in second.stderr
         process.kill()
         process.wait()
-    with closing(Qdrant(LocalFolder(tmp_path / "qdrant"))) as qdrant:
+    with closing(Qdrant(QdrantFolder(tmp_path / "qdrant"))) as qdrant:
         catalogue = Catalogue(qdrant, "adapters", dim=HIDDEN, fingerprint=fingerprint)
         assert [adapter_to_proto(adapter) for adapter in catalogue.page(AdapterFilter(), 10).adapters] == [kept]
         found = catalogue.search(np.eye(HIDDEN, dtype=np.float32)[:1], AdapterFilter(), 1).found[0]
@@ -89,7 +89,7 @@ def test_a_killed_service_leaves_its_catalogue_whole_and_free_for_the_next(jina:
         (["--top-q", "3"], "did you mean --top-k"),
     ],
 )
-def test_a_service_that_cannot_start_says_why_in_one_line(
+def test_service_that_cannot_start_says_why_in_one_line(
     jina: Path, tmp_path: Path, flags: list[str], said: str
 ) -> None:
     failed = finished(*command(jina, tmp_path, "--log-level", "error", *flags))

@@ -30,10 +30,11 @@ from infra.contract.retrieval import RetrievalStrategy
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.error_table import from_rpc_error
 from infra.runtime.images import ImageLimits
-from infra.runtime.server import ServerOptions, sync_server
+from infra.runtime.server import sync_server
+from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import prompt_to_proto
 from retrieval_service.catalogue.catalogue import Catalogue
-from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant
+from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder
 from retrieval_service.embedders.base import FloatArray
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options
 from retrieval_service.indexing import Indexer
@@ -54,7 +55,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> JinaV4Embedder:
 
 @pytest.fixture
 def stub(embedder: JinaV4Embedder, tmp_path: Path) -> Iterator[RetrievalServiceStub]:
-    with closing(Qdrant(LocalFolder(tmp_path / "qdrant"))) as qdrant:
+    with closing(Qdrant(QdrantFolder(tmp_path / "qdrant"))) as qdrant:
         catalogue = Catalogue(qdrant, "adapters", dim=embedder.dim, fingerprint=embedder.fingerprint)
         servicer = RetrievalServicer(
             embedder,
@@ -120,7 +121,7 @@ def ids(found: Sequence[Any]) -> list[str]:
     return [one.adapter.adapter_id for one in found]
 
 
-def test_an_adapter_is_retrieved_by_prompts_like_its_examples(stub: RetrievalServiceStub) -> None:
+def test_adapter_is_retrieved_by_prompts_like_its_examples(stub: RetrievalServiceStub) -> None:
     create(stub, "shop", "buy red shoes", "buy a blue shirt")
     create(stub, "mail", "9 8 7 6 5 4", "3 2 1 0")
     vectors = embedded(stub, said("buy red shoes"), said("buy a blue shirt"), said("buy a red shirt"))
@@ -132,7 +133,7 @@ def test_an_adapter_is_retrieved_by_prompts_like_its_examples(stub: RetrievalSer
     assert best.weight + other.weight == pytest.approx(1)
 
 
-def test_selections_come_in_the_order_of_the_prompts_with_the_revision_searched(stub: RetrievalServiceStub) -> None:
+def test_selections_come_in_order_of_prompts_with_revision_searched(stub: RetrievalServiceStub) -> None:
     create(stub, "letters", "abc", "bca")
     create(stub, "digits", "0123", "3210")
     request = pb.RetrieveAdaptersRequest(
@@ -145,7 +146,7 @@ def test_selections_come_in_the_order_of_the_prompts_with_the_revision_searched(
     assert stub.RetrieveAdapters(request).catalogue_revision != response.catalogue_revision
 
 
-def test_a_retrieval_says_how_long_embedding_and_search_took(stub: RetrievalServiceStub) -> None:
+def test_retrieval_says_how_long_embedding_and_search_took(stub: RetrievalServiceStub) -> None:
     create(stub, "letters", "abc", "bca")
     start = time.monotonic()
     timings = stub.RetrieveAdapters(pb.RetrieveAdaptersRequest(prompts=[said("abc")])).timings
@@ -187,7 +188,7 @@ def test_filters_and_options_are_obeyed(stub: RetrievalServiceStub) -> None:
     assert [match.weight for match in plain] == pytest.approx([p / sum(positive) for p in positive])
 
 
-def test_an_empty_catalogue_selects_nothing(stub: RetrievalServiceStub) -> None:
+def test_empty_catalogue_selects_nothing(stub: RetrievalServiceStub) -> None:
     assert matches(stub, said("anything")) == []
 
 
@@ -209,7 +210,7 @@ def test_vectors_given_are_as_good_as_their_prompts(stub: RetrievalServiceStub) 
     assert [found[name].adapter.example_count for name in ("prompts", "vectors", "mean")] == [2, 2, 1]
 
 
-def test_an_adapter_is_created_read_listed_updated_and_deleted(stub: RetrievalServiceStub) -> None:
+def test_adapter_is_created_read_listed_updated_and_deleted(stub: RetrievalServiceStub) -> None:
     created = create(stub, "one", "abc", kind="app", rank=8, tags=["x"], description="first")
     assert created.revision
     assert created.example_count == 1
@@ -324,7 +325,7 @@ def test_bad_options_are_named(failing: Failing, options: dict[str, Any], field:
     assert problem in error.message
 
 
-def test_top_k_0_is_the_default(stub: RetrievalServiceStub) -> None:
+def test_top_k_0_is_default(stub: RetrievalServiceStub) -> None:
     for name in "abcd":
         create(stub, name, name)
     assert len(matches(stub, said("a"), top_k=0)) == 3
@@ -388,9 +389,7 @@ def test_catalogue_is_described_as_a_whole(stub: RetrievalServiceStub, embedder:
     assert filled.catalogue_revision != empty.catalogue_revision
 
 
-def test_the_vectors_of_an_adapter_are_returned_when_asked_for(
-    stub: RetrievalServiceStub, embedder: JinaV4Embedder
-) -> None:
+def test_vectors_of_adapter_are_returned_when_asked_for(stub: RetrievalServiceStub, embedder: JinaV4Embedder) -> None:
     create(stub, "one", "abc", "def")
     plain = stub.GetAdapter(pb.GetAdapterRequest(adapter_id="one"))
     assert (len(plain.vectors), plain.embedder_fingerprint, plain.stale) == (0, "", False)
@@ -401,7 +400,7 @@ def test_the_vectors_of_an_adapter_are_returned_when_asked_for(
     np.testing.assert_allclose(vectors, embedded(stub, said("abc"), said("def")), atol=1e-6)
 
 
-def test_an_id_taken_by_another_checkpoint_is_said(stub: RetrievalServiceStub, failing: Failing) -> None:
+def test_id_taken_by_another_checkpoint_is_said(stub: RetrievalServiceStub, failing: Failing) -> None:
     create(stub, "one", "x")
     other = pb.CreateAdapterRequest(adapter=card("one", checkpoint_uri="elsewhere/one"), examples=of_prompts("y"))
     error = failing("CreateAdapter", other)
@@ -425,7 +424,7 @@ GOOD = np.eye(HIDDEN)[0]
             "examples.prompts[1].messages[0].parts[0].image.data",
             "broken",
         ),
-        ({"vectors": pb.ExampleVectors()}, "vectors.vectors", "there is none"),
+        ({"vectors": pb.ExampleVectors()}, "vectors.vectors", "is empty"),
         ({"vectors": of_vectors(GOOD, GOOD * np.nan)}, "vectors.vectors[1]", "NaN"),
         (
             {"vectors": of_vectors(GOOD, GOOD[:4])},
@@ -467,7 +466,7 @@ def test_bad_adapters_are_named(failing: Failing, fields: dict[str, Any], field:
     assert problem in error.message
 
 
-def test_an_id_that_is_taken_already_exists(stub: RetrievalServiceStub, failing: Failing) -> None:
+def test_id_that_is_taken_already_exists(stub: RetrievalServiceStub, failing: Failing) -> None:
     first = create(stub, "one", "x")
     error = failing("CreateAdapter", pb.CreateAdapterRequest(adapter=card("one"), examples=of_prompts("y")))
     assert isinstance(error, AlreadyExistsError)
@@ -475,7 +474,7 @@ def test_an_id_that_is_taken_already_exists(stub: RetrievalServiceStub, failing:
     assert stub.GetAdapter(pb.GetAdapterRequest(adapter_id="one")).adapter == first
 
 
-def test_an_unknown_adapter_is_not_found(failing: Failing) -> None:
+def test_unknown_adapter_is_not_found(failing: Failing) -> None:
     for method, request in (
         ("GetAdapter", pb.GetAdapterRequest(adapter_id="who")),
         ("DeleteAdapter", pb.DeleteAdapterRequest(adapter_id="who")),

@@ -29,7 +29,7 @@ from infra.contract.errors import (
 )
 from infra.runtime.channel import ChannelOptions, aio_channel, sync_channel
 from infra.runtime.error_table import DETAILS_KEY, STATUS_OF, from_rpc_error, request_id_of, to_status, translated
-from infra.runtime.server import ServerOptions
+from infra.runtime.settings import ServerOptions
 from tests.support.servers.runtime_probe import GENERATE, PIECES, Kind, generate, raw_call, serving, stream, stub_of
 
 KINDS: tuple[Kind, ...] = ("sync", "aio")

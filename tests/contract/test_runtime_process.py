@@ -28,7 +28,7 @@ from pydantic_settings import SettingsConfigDict
 from loraretriever.v1 import generation_service_pb2_grpc as stubs
 from infra.contract.errors import CheckpointError, UnavailableError
 from infra.runtime.main import run_tier
-from infra.runtime.server import ServerOptions, aio_server, sync_server
+from infra.runtime.server import aio_server, sync_server
 from infra.runtime.settings import TierSettings
 from tests.support.servers.runtime_probe import SERVICE, AioProbe, SyncProbe, nothing, stub_of
 
@@ -38,7 +38,7 @@ class ProbeSettings(TierSettings):
     behave: str = Field("sync", description="sync, aio, or how to fail")
 
 def serve(settings):
-    options = ServerOptions.from_settings(settings)
+    options = settings.server
     match settings.behave:
         case "checkpoint":
             raise CheckpointError("model folder /nowhere does not exist;\\ngive --model-path")

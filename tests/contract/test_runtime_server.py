@@ -26,7 +26,8 @@ from infra.runtime.channel import ChannelOptions, aio_channel, sync_channel
 from infra.runtime.deadline import remaining_s
 from infra.runtime.error_table import translated
 from infra.runtime.logs import request_id
-from infra.runtime.server import AioGrpcServer, GrpcServer, ServerOptions, aio_server, sync_server
+from infra.runtime.server import AioGrpcServer, GrpcServer, aio_server, sync_server
+from infra.runtime.settings import ServerOptions
 from tests.support.servers.runtime_probe import (
     GENERATE,
     SERVICE,

@@ -19,7 +19,8 @@ from infra.runtime import healthcheck
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.error_table import translated
 from infra.runtime.metrics import serve_metrics
-from infra.runtime.server import ServerOptions, sync_server
+from infra.runtime.server import sync_server
+from infra.runtime.settings import ServerOptions
 from tests.support.servers.runtime_probe import Kind, generate, serving
 
 OPENSSL = shutil.which("openssl")

@@ -119,7 +119,7 @@ def test_documented_family_matches_transformers_answers(folder: Path, tmp_path: 
 
         async def together(composition: Composition) -> list[str]:
             decoding = Decoding(max_new_tokens=TOKENS)
-            asked = [stack.answers.generate(Prompt.of(text), composition, decoding) for text in questions]
+            asked = [stack.service.generate(Prompt.of(text), composition, decoding) for text in questions]
             return [answer.text for answer in await asyncio.gather(*asked)]
 
         plain, adapted = asyncio.run(together(Base())), asyncio.run(together(mixture))
@@ -130,7 +130,7 @@ def test_documented_family_matches_transformers_answers(folder: Path, tmp_path: 
         assert adapted == [stack.model.decode(expected(folder, ids, ends, mine)) for ids in tokens]
         assert plain != adapted
         with pytest.raises(InvalidArgumentError, match="reads text only"):
-            asyncio.run(stack.answers.generate(Prompt.of("x", [png_part(40, 40)]), Base(), Decoding()))
+            asyncio.run(stack.service.generate(Prompt.of("x", [png_part(40, 40)]), Base(), Decoding()))
 
 
 @pytest.mark.usefixtures("_registered")

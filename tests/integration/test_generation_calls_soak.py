@@ -15,23 +15,23 @@ from loraretriever.v1 import generation_service_pb2 as pb
 
 from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.wire import prompt_to_proto
-from tests.support.harness.generation_stack import Served, World, served, settings_for, write_world
+from tests.support.harness.generation_stack import ModelFixture, Served, served, settings_for, write_model_fixture
 from tests.support.harness.images import png_part
 
 REQUESTS = 160
 SEEN = {"answered", "cancelled", "NOT_FOUND", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
 
 
-def world_with_broken_adapters(folder: Path) -> World:
-    world = write_world(folder, adapters=8)
-    shutil.copytree(world.roots / "a0", world.roots / "half")
-    weights = world.roots / "half" / "adapter_model.safetensors"
+def write_with_broken_adapters(folder: Path) -> ModelFixture:
+    tiny_model = write_model_fixture(folder, adapters=8)
+    shutil.copytree(tiny_model.roots / "a0", tiny_model.roots / "half")
+    weights = tiny_model.roots / "half" / "adapter_model.safetensors"
     os.truncate(weights, weights.stat().st_size // 2)
-    return world
+    return tiny_model
 
 
-def request(world: World, draw: random.Random) -> pb.StreamGenerateRequest:
-    names = draw.sample([*world.adapters, *world.adapters, "half", "nobody"], draw.randint(1, 3))
+def request(tiny_model: ModelFixture, draw: random.Random) -> pb.StreamGenerateRequest:
+    names = draw.sample([*tiny_model.adapters, *tiny_model.adapters, "half", "nobody"], draw.randint(1, 3))
     shares = [adapter_pb2.WeightedAdapter(adapter_id=name, weight=draw.random()) for name in dict.fromkeys(names)]
     composition = draw.choice(
         [
@@ -72,10 +72,12 @@ async def outcome(service: Served, asked: pb.StreamGenerateRequest, draw: random
 
 async def test_every_request_ends_once_and_nothing_leaks(tmp_path: Path) -> None:
     draw = random.Random(5)
-    world = world_with_broken_adapters(tmp_path)
-    settings = settings_for(world.base, [world.roots], max_running=6, max_waiting=60, bank_ranks=30)
+    tiny_model = write_with_broken_adapters(tmp_path)
+    settings = settings_for(tiny_model.base, [tiny_model.roots], max_running=6, max_waiting=60, bank_ranks=30)
     async with served(settings) as service:
-        ends = Counter(await asyncio.gather(*(outcome(service, request(world, draw), draw) for _ in range(REQUESTS))))
+        ends = Counter(
+            await asyncio.gather(*(outcome(service, request(tiny_model, draw), draw) for _ in range(REQUESTS)))
+        )
         assert sum(ends.values()) == REQUESTS
         assert ends["answered"] > REQUESTS // 4
         assert SEEN <= set(ends) <= SEEN | {"DEADLINE_EXCEEDED"}

@@ -26,7 +26,7 @@ from tests.support.harness.soak_load import (
     MAX_ADAPTERS,
     Planned,
     planned_requests,
-    write_soak_world,
+    write_soak_fixture,
 )
 
 REQUESTS = 2000
@@ -94,8 +94,8 @@ class Callers:
         """Do what the service does for a call, and again whenever the queue is full."""
         stack = self._stack
         deadline = None if planned.patience_s is None else time.monotonic() + planned.patience_s
-        composition = stack.engine.check_composition(planned.composition)
-        prompt = stack.model.encode(planned.prompt, decode_images(planned.prompt, stack.image_limits))
+        composition = stack.admission.admit(planned.composition)
+        prompt = stack.model.encode(planned.prompt, decode_images(planned.prompt, stack.service.served.image_limits))
         request = Request(prompt, composition, planned.decoding, deadline)
         while True:
             try:
@@ -125,10 +125,10 @@ class Callers:
 
 @pytest.mark.slow
 def test_2000_requests_at_a_full_queue_end_once_each_and_leak_nothing(tmp_path: Path) -> None:
-    world, requests = write_soak_world(tmp_path), list(planned_requests(REQUESTS, seed=11))
+    tiny_model, requests = write_soak_fixture(tmp_path), list(planned_requests(REQUESTS, seed=11))
     settings = settings_for(
-        world.base,
-        [world.roots],
+        tiny_model.base,
+        [tiny_model.roots],
         bank_ranks=BANK_RANKS,
         max_adapters=MAX_ADAPTERS,
         max_running=RUNNING,
@@ -170,14 +170,14 @@ def nothing_is_held(stack: GenerationStack) -> None:
     with suppress(TimeoutError):
         asyncio.run(settled(stack))
     assert (stack.engine.running, stack.engine.waiting, stack.residency.leased_ranks) == (0, 0, 0)
-    assert (len(stack.residency._blocked), len(stack.residency._unread)) == (0, 0)
+    assert (stack.residency.queued, stack.residency.waiting_for_room) == (0, 0)
     assert stack.bank.free + stack.residency.ranks == stack.bank.ranks
 
 
 def everything_can_be_reclaimed(stack: GenerationStack) -> None:
     """With all residents gone every rank is free, and nothing of them is left behind."""
     assert stack.residency.ranks > 0
-    assert stack.residency._placement._make_room(BANK_RANKS)
+    assert stack.residency._placement._evict_until(BANK_RANKS)
     assert (stack.bank.free, stack.bank.largest_free, stack.residency.ranks) == (BANK_RANKS, BANK_RANKS, 0)
     assert not any(group.a.any() or group.b.any() for group in stack.bank.groups)
 
@@ -193,7 +193,7 @@ def greedy_answers_are_those_of_each_alone(
     assert {requests[number].kind for number in sampled} == {"base", "mixture", *FusionMethod}
     for number in sampled:
         planned, end = requests[number], ends[number]
-        alone = asyncio.run(stack.answers.generate(planned.prompt, planned.composition, planned.decoding))
+        alone = asyncio.run(stack.service.generate(planned.prompt, planned.composition, planned.decoding))
         assert isinstance(end, Generation)
         assert (alone.text, alone.finish_reason, alone.usage) == (end.text, end.finish_reason, end.usage), planned
         assert alone.applied == end.applied

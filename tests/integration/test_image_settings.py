@@ -24,7 +24,7 @@ BROKEN = ImagePart(png_part(300, 300).data[:200], "image/png")
 
 
 def image_tokens(stack: GenerationStack, images: list[ImagePart]) -> int:
-    answered = stack.answers.generate(Prompt.of("What?", images), Base(), Decoding(max_new_tokens=1))
+    answered = stack.service.generate(Prompt.of("What?", images), Base(), Decoding(max_new_tokens=1))
     return asyncio.run(answered).usage.image_tokens
 
 

@@ -18,7 +18,7 @@ from generation_service.lora.ranks import RankRange
 from generation_service.models.base import BaseModel, EncodedPrompt, LoadOptions
 from generation_service.models.registry import load_base_model
 from infra.contract.prompt import ImagePart, Prompt
-from tests.support.harness.generation_stack import World, write_world
+from tests.support.harness.generation_stack import ModelFixture, write_model_fixture
 from tests.support.harness.images import picture, png
 
 CHUNKS = (1, 7, 64)
@@ -70,11 +70,11 @@ def row(prefill: Prefill, tokens: list[int]) -> DecodeRow:
 
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
-    world = write_world(tmp_path_factory.mktemp("world"))
+    world = write_model_fixture(tmp_path_factory.mktemp("world"))
     return loaded(world)
 
 
-def loaded(world: World) -> Device:
+def loaded(world: ModelFixture) -> Device:
     model = load_base_model(world.base, LoadOptions(torch.device("cpu"), torch.float32))
     of = model.description
     bank = AdapterBank(of.targets, 64, of.dtype, of.device, by_image=of.by_image)

@@ -12,18 +12,18 @@ from loraretriever.v1 import generation_service_pb2 as pb
 
 from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.wire import prompt_to_proto
-from tests.support.harness.generation_stack import Served, World, served, settings_for, write_world
+from tests.support.harness.generation_stack import ModelFixture, Served, served, settings_for, write_model_fixture
 from tests.support.harness.images import png_part
 
 REQUESTS = 64
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return write_world(tmp_path_factory.mktemp("world"), adapters=6)
+def world(tmp_path_factory: pytest.TempPathFactory) -> ModelFixture:
+    return write_model_fixture(tmp_path_factory.mktemp("world"), adapters=6)
 
 
-def composition(world: World, draw: random.Random, kind: int) -> pb.Composition | None:
+def composition(world: ModelFixture, draw: random.Random, kind: int) -> pb.Composition | None:
     count = draw.randint(1, 4)
     names = draw.sample(world.adapters, count)
     shares = [adapter_pb2.WeightedAdapter(adapter_id=name, weight=round(draw.random(), 2)) for name in names]
@@ -38,7 +38,7 @@ def composition(world: World, draw: random.Random, kind: int) -> pb.Composition 
             return pb.Composition(fusion=pb.Fusion(adapters=shares, method=pb.FUSION_METHOD_CONCAT))
 
 
-def requests(world: World, seed: int, count: int = REQUESTS) -> list[pb.GenerateRequest]:
+def requests(world: ModelFixture, seed: int, count: int = REQUESTS) -> list[pb.GenerateRequest]:
     """Return requests of all composition kinds, with 0 to 2 images, some sampled and some of them short."""
     draw = random.Random(seed)
     made = []
@@ -73,7 +73,7 @@ def told(answer: pb.GenerateResponse) -> tuple[object, ...]:
     return answer.text, answer.finish_reason, answer.usage.completion_tokens, applied
 
 
-async def test_64_concurrent_requests_match_single_ones(world: World) -> None:
+async def test_64_concurrent_requests_match_single_ones(world: ModelFixture) -> None:
     asked = requests(world, seed=1)
     async with served(settings_for(world.base, [world.roots], max_running=1)) as service:
         alone = [told(await service.stub.Generate(request)) for request in asked]
@@ -86,7 +86,7 @@ async def test_64_concurrent_requests_match_single_ones(world: World) -> None:
 
 
 @pytest.mark.parametrize("prefill_tokens", [7, 64])
-async def test_joining_and_leaving_requests_change_no_answer(world: World, prefill_tokens: int) -> None:
+async def test_joining_and_leaving_requests_change_no_answer(world: ModelFixture, prefill_tokens: int) -> None:
     """Prompts are prefilled in chunks meanwhile, and some callers cancel during their prefill."""
     long = requests(world, seed=2, count=4)
     for request in long:

@@ -44,7 +44,7 @@ def answer(stack: GenerationStack, asked: Sequence[tuple[str, str, Composition]]
         decoding = Decoding(max_new_tokens=TOKENS)
         answers = await asyncio.gather(
             *(
-                stack.answers.generate(prompt, share, decoding)
+                stack.service.generate(prompt, share, decoding)
                 for prompt, (_, _, share) in zip(prompts, asked, strict=True)
             )
         )

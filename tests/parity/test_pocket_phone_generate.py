@@ -85,7 +85,7 @@ def answers(stack: GenerationStack, asked: Sequence[Example], composition: Compo
 
     async def together() -> list[str]:
         calls = [
-            stack.answers.generate(
+            stack.service.generate(
                 Prompt.of(example.text, [ImagePart(png(screen.render())) for screen in example.screens]),
                 composition,
                 Decoding(max_new_tokens=TOKENS),

@@ -18,7 +18,7 @@ from generation_service.models.base import EncodedPrompt
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.generation import Decoding
 from infra.contract.prompt import ImagePart, Prompt
-from tests.support.harness.generation_stack import World, settings_for, tiny_adapter, write_world
+from tests.support.harness.generation_stack import ModelFixture, settings_for, tiny_adapter, write_model_fixture
 from tests.support.harness.images import picture, png
 
 TOKENS = 24
@@ -26,11 +26,11 @@ IMAGES = {"text": [], "one image": [(100, 150)], "three images": [(57, 200), (11
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return write_world(tmp_path_factory.mktemp("world"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> ModelFixture:
+    return write_model_fixture(tmp_path_factory.mktemp("world"))
 
 
-def transformers_model(world: World) -> Any:
+def transformers_model(world: ModelFixture) -> Any:
     model = Qwen2VLForConditionalGeneration.from_pretrained(world.base, dtype=torch.float32)
     model.generation_config = GenerationConfig()
     return model.eval()
@@ -61,11 +61,11 @@ def question(text: str, images: Sequence[Image]) -> Prompt:
 
 
 def answer(stack: GenerationStack, prompt: Prompt, composition: Composition) -> str:
-    return asyncio.run(stack.answers.generate(prompt, composition, Decoding(max_new_tokens=TOKENS))).text
+    return asyncio.run(stack.service.generate(prompt, composition, Decoding(max_new_tokens=TOKENS))).text
 
 
 @pytest.mark.parametrize("sizes", IMAGES.values(), ids=IMAGES)
-def test_base_model_matches_transformers_answers(world: World, sizes: list[tuple[int, int]]) -> None:
+def test_base_model_matches_transformers_answers(world: ModelFixture, sizes: list[tuple[int, int]]) -> None:
     images = [picture(width, height, seed) for seed, (width, height) in enumerate(sizes)]
     with generation_stack(settings_for(world.base)) as stack:
         reference = transformers_model(world)
@@ -76,7 +76,7 @@ def test_base_model_matches_transformers_answers(world: World, sizes: list[tuple
 
 
 @pytest.mark.parametrize("name", ["a0", "a2", "a4"])
-def test_one_adapter_matches_peft_answers(world: World, name: str) -> None:
+def test_one_adapter_matches_peft_answers(world: ModelFixture, name: str) -> None:
     images = [picture(100, 150), picture(60, 90, 1)]
     prompt = question("What is on the screen?", images)
     with generation_stack(settings_for(world.base, [world.roots])) as stack:
@@ -86,7 +86,7 @@ def test_one_adapter_matches_peft_answers(world: World, name: str) -> None:
         assert answer(stack, prompt, Base()) != expected
 
 
-def test_rslora_adapter_matches_peft_answers(world: World, tmp_path: Path) -> None:
+def test_rslora_adapter_matches_peft_answers(world: ModelFixture, tmp_path: Path) -> None:
     tiny_adapter(world.shape, 9, rank=9, use_rslora=True).write(tmp_path / "scaled")
     prompt = question("What is on the screen?", [])
     with generation_stack(settings_for(world.base, [tmp_path])) as stack:
@@ -96,7 +96,7 @@ def test_rslora_adapter_matches_peft_answers(world: World, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("weights", [(0.6, 0.3, 0.1), (1 / 3, 1 / 3, 1 / 3), (0.9, 0.0, 1.4)])
-def test_mixture_and_concat_fusion_match_peft_cat_answers(world: World, weights: tuple[float, ...]) -> None:
+def test_mixture_and_concat_fusion_match_peft_cat_answers(world: ModelFixture, weights: tuple[float, ...]) -> None:
     names = ["a0", "a1", "a4"]
     images = [picture(100, 150)]
     prompt = question("What is on the screen?", images)

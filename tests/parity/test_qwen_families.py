@@ -160,7 +160,7 @@ def test_concurrent_requests_of_many_lengths_and_images_match_single_ones(tmp_pa
         async def together() -> list[str]:
             prompts = [Prompt.of(text, [ImagePart(png(image)) for image in images]) for text, images in asked]
             decoding = Decoding(max_new_tokens=12)
-            answers = await asyncio.gather(*(stack.answers.generate(p, Base(), decoding) for p in prompts))
+            answers = await asyncio.gather(*(stack.service.generate(p, Base(), decoding) for p in prompts))
             return [answer.text for answer in answers]
 
         answered = asyncio.run(together())

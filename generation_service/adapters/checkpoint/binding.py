@@ -27,7 +27,7 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Part:
+class FusedSlice:
     """One canonical module among those that a checkpoint's fused module falls into.
 
     `rows` [out features of the canonical module] are its rows among the fused module's outputs. All parts together
@@ -38,7 +38,7 @@ class Part:
     rows: Tensor
 
 
-Rename = Callable[[str], str | Sequence[Part]]
+Rename = Callable[[str], str | Sequence[FusedSlice]]
 """A module as the checkpoint names it -> its canonical path, or the parts that a fused module falls into."""
 
 
@@ -148,7 +148,7 @@ def _bound(
         yield part.module, _pair(a, rows, config.scaling_of(module), dtype)
 
 
-def _check_split(parts: Sequence[Part], b: Tensor) -> None:
+def _check_split(parts: Sequence[FusedSlice], b: Tensor) -> None:
     rows = torch.cat([part.rows for part in parts]).sort().values
     if b.dim() != 2 or not torch.equal(rows, torch.arange(b.shape[0])):
         raise _UnboundError(f"lora_B is {list(b.shape)}, its module has {len(rows)} outputs")

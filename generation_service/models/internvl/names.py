@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from generation_service.adapters.checkpoint.binding import Part
+from generation_service.adapters.checkpoint.binding import FusedSlice
 
 LANGUAGE, VISION, PROJECTOR = "model.language_model", "model.vision_tower", "model.multi_modal_projector"
 HEAD = "lm_head"
@@ -62,7 +62,7 @@ class OriginalNames:
     head_dim: int
     vision_width: int
 
-    def canonical(self, name: str) -> str | tuple[Part, ...]:
+    def canonical(self, name: str) -> str | tuple[FusedSlice, ...]:
         """Return the path of a module or tensor in transformers, or the parts of a fused one.
 
         Names in the layout of any transformers version are accepted too.
@@ -87,6 +87,6 @@ class OriginalNames:
         return torch.arange(3 * self.vision_width).chunk(3)
 
 
-def _parts(attention: str, rest: str, rows: tuple[Tensor, ...]) -> tuple[Part, ...]:
+def _parts(attention: str, rest: str, rows: tuple[Tensor, ...]) -> tuple[FusedSlice, ...]:
     names = ("q_proj", "k_proj", "v_proj")
-    return tuple(Part(f"{attention}.{name}{rest}", part) for name, part in zip(names, rows, strict=True))
+    return tuple(FusedSlice(f"{attention}.{name}{rest}", part) for name, part in zip(names, rows, strict=True))

@@ -74,7 +74,7 @@ class Worker:
         self._ledger = ledger = Ledger(store, settings.ledger_limits)
         isolation, roots = Isolation(), settings.dataset_roots
         self._shards = ShardRun(ledger, Pipeline(retrieval, generation), roots, settings.shard_limits, isolation)
-        self._finish = Finish(ledger, roots, isolation, settings.shutdown_grace_s)
+        self._finish = Finish(ledger, roots, isolation, settings.server.shutdown_grace_s)
         await enter(in_background(ledger.workers.beat_forever(f"{gethostname()}-{os.getpid()}")))
 
     def work(self) -> str:
@@ -129,7 +129,7 @@ def serve(settings: OrchestratorSettings) -> None:
 
     def on_ready(**_: Any) -> None:
         if not ready:
-            ready.append(open_files.enter_context(ready_file(settings.ready_file, "worker")))
+            ready.append(open_files.enter_context(ready_file(settings.server.ready_file, "worker")))
         log.info("serving", shards=settings.worker_shards, samples_a_shard=settings.concurrency)
 
     def leave_logging_alone(**_: Any) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.checkpoints.jina_v4 import tiny_jina
-from tests.support.harness.generation_stack import write_world
+from tests.support.harness.generation_stack import write_model_fixture
 
 DEADLINE_S = 90.0
 
@@ -26,7 +26,7 @@ class Models:
 
 def write_models(folder: Path) -> Models:
     """Write a base model, two adapters of it and an embedder below `folder`."""
-    world = write_world(folder, adapters=2)
+    world = write_model_fixture(folder, adapters=2)
     return Models(world.base, tiny_jina().write(folder / "jina_v4"), world.roots)
 
 

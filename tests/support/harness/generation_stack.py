@@ -18,7 +18,7 @@ from generation_service.app import GenerationStack, generation_stack
 from generation_service.server import SERVICE_NAME, GenerationServicer
 from generation_service.settings import GenerationSettings
 from infra.runtime.channel import ChannelOptions, aio_channel
-from infra.runtime.server import ServerOptions, aio_server
+from infra.runtime.server import aio_server
 from tests.support.checkpoints.peft_adapters import TinyAdapter
 from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
 
@@ -77,7 +77,7 @@ def tiny_adapter(shape: TinyShape, seed: int, rank: int = 4, vision: bool = Fals
 
 
 @dataclass(frozen=True)
-class World:
+class ModelFixture:
     """A base model and adapters `a0`, `a1`, ... of different ranks in `roots`; the last two also adapt vision."""
 
     base: Path
@@ -86,14 +86,14 @@ class World:
     adapters: tuple[str, ...]
 
 
-def write_world(folder: Path, adapters: int = 5, shape: TinyShape | None = None) -> World:
+def write_model_fixture(folder: Path, adapters: int = 5, shape: TinyShape | None = None) -> ModelFixture:
     """Write a base model and adapters below `folder`."""
     shape = shape or TinyShape()
     names = tuple(f"a{index}" for index in range(adapters))
     for index, name in enumerate(names):
         rank = (2, 4, 8, 4, 3)[index % 5]
         tiny_adapter(shape, index, rank, vision=index >= adapters - 2).write(folder / "adapters" / name)
-    return World(write_qwen2_vl(folder / "base", shape), folder / "adapters", shape, names)
+    return ModelFixture(write_qwen2_vl(folder / "base", shape), folder / "adapters", shape, names)
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Served:
 async def served(settings: GenerationSettings) -> AsyncIterator[Served]:
     """Serve on a free loopback port within the running event loop."""
     with generation_stack(settings) as stack:
-        server = aio_server(ServerOptions.from_settings(settings))
-        server.add(GenerationServicer(stack), add_GenerationServiceServicer_to_server, SERVICE_NAME)
+        server = aio_server(settings.server)
+        server.add(GenerationServicer(stack.service), add_GenerationServiceServicer_to_server, SERVICE_NAME)
         async with server, aio_channel(ChannelOptions(server.address)) as channel:
             stub = GenerationServiceStub(channel)  # type: ignore[no-untyped-call]
             yield Served(stack, stub, channel, server.address)

@@ -11,7 +11,7 @@ import numpy as np
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import ImagePart
 from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
-from retrieval_service.embedders.part_embedder import PartEmbedder, PartKind, Patience, Row, for_ever
+from retrieval_service.embedders.part_embedder import ModelInput, PartEmbedder, PartKind, RemainingTime, no_deadline
 
 DIM = 8
 
@@ -42,19 +42,19 @@ class FakePartEmbedder(PartEmbedder):
     def fingerprint(self) -> str:
         return "fake"
 
-    def text_row(self, text: str) -> Row:
+    def text_row(self, text: str) -> ModelInput:
         self.reading.wait(10)
         if text in self.unreadable:
             raise InvalidArgumentError("", f"{text!r} cannot be read")
-        return Row(PartKind.TEXT, len(text), text)
+        return ModelInput(PartKind.TEXT, len(text), text)
 
-    def image_row(self, image: ImagePart) -> Row:
+    def image_row(self, image: ImagePart) -> ModelInput:
         name = image.data.decode()
         if name in self.unreadable:
             raise InvalidArgumentError("image.data", "the image is broken")
-        return Row(PartKind.IMAGE, len(image.data), name)
+        return ModelInput(PartKind.IMAGE, len(image.data), name)
 
-    def run(self, rows: Sequence[Row], left_s: Patience = for_ever) -> FloatArray:
+    def run(self, rows: Sequence[ModelInput], left_s: RemainingTime = no_deadline) -> FloatArray:
         names = [row.content for row in rows]
         assert len({row.kind for row in rows}) == 1
         self.passes.append(names)

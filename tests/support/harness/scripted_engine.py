@@ -1,33 +1,31 @@
-"""An engine whose model follows a script: answers are known beforehand, steps can be held back and made to fail."""
+"""An engine whose model follows a script: answers are known in advance, steps can be gated and made to fail."""
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from generation_service.adapters.leases import BankLease, Outcome, Ready
-from generation_service.adapters.residency import Residency
-from generation_service.adapters.tickets import Ticket
+from generation_service.adapters.admission import AdmittedComposition
+from generation_service.adapters.leases import BankLease
+from generation_service.adapters.residency import OnReady, Outcome
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits
 from generation_service.engine.sequence import Delta, Event, Request
 from generation_service.engine.sequence import Sequence as EngineSequence
 from generation_service.execution.inputs import DecodeRow, Prefill
-from generation_service.execution.runner import Runner
-from generation_service.models.base import BaseModel, EncodedPrompt, ModelDescription
-from infra.contract.composition import Base, Composition
-from infra.contract.errors import NotFoundError
+from generation_service.models.base import EncodedPrompt, ModelDescription
+from infra.contract.composition import Base
 from infra.contract.generation import Decoding, Generation
 
 EOS = 0
 VOCABULARY = 128
+BASE = AdmittedComposition(Base())
 DESCRIPTION = ModelDescription(
     family="scripted",
     layers=1,
@@ -47,7 +45,7 @@ DESCRIPTION = ModelDescription(
 
 
 class ScriptedModel:
-    """Tokens are characters."""
+    """A TextModel whose tokens are characters."""
 
     description = DESCRIPTION
 
@@ -68,8 +66,12 @@ def scripted_prompt(answer: str, length: int = 4) -> EncodedPrompt:
     )
 
 
-class ScriptedRunner(Runner):
-    """Gives each slot the logits of its script. `before_step` is called first, with how many steps there were."""
+class ScriptedRunner:
+    """A StepRunner that returns the logits of each slot's script.
+
+    While `gated`, every forward pass takes one permit of `gate`. Pass number `n` fails if `n` is in `failing_steps`,
+    the prefill of an answer if it is in `failing_answers`; characters of `poisoned` get NaN logits.
+    """
 
     def __init__(self) -> None:
         self._scripts: dict[int, list[int]] = {}
@@ -85,10 +87,10 @@ class ScriptedRunner(Runner):
         self.gated = False
 
     def prefill(self, prefill: Prefill, tokens: int) -> Tensor | None:
-        """Take a chunk of a prompt; return the logits of the answer's first character after the last one."""
+        """Prefill a chunk; return the logits of the answer's first character after the last one."""
         assert prefill.prompt.pixels is not None
         self.chunks.append(tokens)
-        self.calls.append("r")
+        self.calls.append("p")
         self._step()
         script = list(prefill.prompt.pixels.tolist())
         prefill.advance(tokens)
@@ -107,7 +109,7 @@ class ScriptedRunner(Runner):
         return self._logits([row.slot for row in rows])
 
     def clear(self, slot: int) -> None:
-        """Forget the script of a slot."""
+        """Drop the script of a slot."""
         self.cleared.append(slot)
         self._scripts.pop(slot, None)
 
@@ -126,47 +128,53 @@ class ScriptedRunner(Runner):
         return logits
 
 
-class ScriptedResidency(Residency):
-    """Leases nothing, at once or when told to, and counts what is given back. It knows all adapters but `unknown`."""
+@dataclass(eq=False)
+class FakeLoad:
+    """A Load that records whether it was cancelled."""
+
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Record the call."""
+        self.cancelled = True
+
+
+class FakeLoader:
+    """An AdapterLoader that grants empty leases, at once or when a test does, and counts those not released.
+
+    While `held_back`, callbacks are appended to `pending` instead of being called. `before_request` runs first in every
+    request.
+    """
 
     def __init__(self) -> None:
-        self.unknown: set[str] = set()
-        self.checked_on: list[str] = []
-        self.held: list[Ready] = []
-        self.hold = False
-        self.slow = False
-        self.out = 0
+        self.pending: list[OnReady] = []
+        self.loads: list[FakeLoad] = []
+        self.held_back = False
+        self.before_request: Callable[[], None] = lambda: None
+        self.unreleased = 0
 
-    def check(self, composition: Composition) -> Composition:
-        """Return it. Raises NotFoundError for an unknown adapter, and notes the thread that asked."""
-        self.checked_on.append(threading.current_thread().name)
-        for share in () if isinstance(composition, Base) else composition.adapters:
-            if share.adapter_id in self.unknown:
-                raise NotFoundError(f"adapter {share.adapter_id!r} is not known", adapter_id=share.adapter_id)
-        return composition
-
-    def request(self, composition: Composition, ready: Ready) -> Ticket:
-        """Answer now, or keep `ready` in `held`; when `slow`, long after the engine's next step."""
-        if self.slow:
-            time.sleep(0.1)
-        if self.hold:
-            self.held.append(ready)
+    def request(self, composition: AdmittedComposition, on_ready: OnReady) -> FakeLoad:
+        """Call `on_ready` with a lease now, or keep it in `pending`."""
+        self.before_request()
+        self.loads.append(FakeLoad())
+        if self.held_back:
+            self.pending.append(on_ready)
         else:
-            ready(self.lease())
-        return Ticket(ready)
+            on_ready(self.lease())
+        return self.loads[-1]
 
     def lease(self) -> Outcome:
-        """Return a lease of nothing."""
-        self.out += 1
-        return BankLease({}, (), self._given_back)
+        """Return a lease of no ranges."""
+        self.unreleased += 1
+        return BankLease({}, (), self._on_release)
 
-    def _given_back(self, _: object) -> None:
-        self.out -= 1
+    def _on_release(self, _: object) -> None:
+        self.unreleased -= 1
 
 
 @dataclass
-class Heard:
-    """What one request's listener heard."""
+class RecordedEvents:
+    """The events of one request's listener."""
 
     sequence: EngineSequence
     events: queue.SimpleQueue[Event]
@@ -179,46 +187,41 @@ class Heard:
         return event
 
     def end(self) -> Generation | Exception:
-        """Wait for the end."""
+        """Wait for the last event."""
         while isinstance(event := self.next(), Delta):
             pass
         return event
 
+    def expire(self) -> None:
+        """Move the request's deadline into the past."""
+        self.sequence.request = replace(self.sequence.request, deadline=0.0)
+
     @property
     def deltas(self) -> str:
-        """The text of all deltas heard."""
+        """The text of all deltas seen."""
         return "".join(event.text for event in self.seen if isinstance(event, Delta))
 
 
 class ScriptedEngine:
-    """An engine over scripted parts. As a context manager it runs within."""
+    """An engine over scripted parts. As a context manager it starts and closes the engine."""
 
     def __init__(self, **limits: int) -> None:
-        plain = {
+        defaults = {
             "max_running": 4,
             "max_waiting": 8,
             "max_sequence_tokens": 40,
-            "max_adapters": 2,
             "default_max_new_tokens": 30,
             "prefill_tokens": 1000,
         }
         self.runner = ScriptedRunner()
-        self.residency = ScriptedResidency()
-        model = cast(BaseModel, ScriptedModel())
-        self.engine = Engine(model, self.runner, self.residency, EngineLimits(**(plain | limits)))
+        self.loader = FakeLoader()
+        self.engine = Engine(ScriptedModel(), self.runner, self.loader, EngineLimits(**(defaults | limits)))
 
-    def ask(
-        self,
-        answer: str,
-        length: int = 4,
-        deadline: float | None = None,
-        composition: Composition | None = None,
-        **decoding: Any,
-    ) -> Heard:
+    def submit(self, answer: str, length: int = 4, deadline: float | None = None, **decoding: Any) -> RecordedEvents:
         """Submit a request whose answer is `answer`."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        request = Request(scripted_prompt(answer, length), composition or Base(), Decoding(**decoding), deadline)
-        return Heard(self.engine.submit(request, events.put), events)
+        request = Request(scripted_prompt(answer, length), BASE, Decoding(**decoding), deadline)
+        return RecordedEvents(self.engine.submit(request, events.put), events)
 
     def __enter__(self) -> ScriptedEngine:
         self.engine.start()

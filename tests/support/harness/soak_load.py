@@ -25,7 +25,7 @@ from infra.contract.errors import (
 from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt
 from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
-from tests.support.harness.generation_stack import World, tiny_adapter
+from tests.support.harness.generation_stack import ModelFixture, tiny_adapter
 from tests.support.harness.images import png_part
 
 RANKS = {"a0": 2, "a1": 4, "a2": 8, "a3": 4, "a4": 3, "a5": 4, "a6": 6, "a7": 4}
@@ -71,7 +71,7 @@ class Planned:
                 return Fusion(adapters, self.kind)
 
 
-def write_soak_world(folder: Path) -> World:
+def write_soak_fixture(folder: Path) -> ModelFixture:
     """Write a base model of one layer, adapters of several ranks, two of them on the vision tower, and broken ones."""
     roots = folder / "adapters"
     for seed, (name, rank) in enumerate(RANKS.items()):
@@ -88,7 +88,7 @@ def write_soak_world(folder: Path) -> World:
     os.truncate(weights, weights.stat().st_size // 2)
     (roots / "empty").mkdir()
     (roots / "empty" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    return World(write_qwen2_vl(folder / "base", SHAPE), roots, SHAPE, tuple(RANKS))
+    return ModelFixture(write_qwen2_vl(folder / "base", SHAPE), roots, SHAPE, tuple(RANKS))
 
 
 def planned_requests(count: int, seed: int) -> Iterator[Planned]:

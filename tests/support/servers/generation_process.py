@@ -14,7 +14,8 @@ from loraretriever.v1 import generation_service_pb2_grpc
 
 from infra.contract.prompt import Prompt
 from infra.runtime.lifecycle import ready_file
-from infra.runtime.server import AioGrpcServer, ServerOptions, aio_server
+from infra.runtime.server import AioGrpcServer, aio_server
+from infra.runtime.settings import ServerOptions
 from tests.support.servers.tiers import FakeGeneration, Hook
 
 

@@ -14,9 +14,10 @@ from loraretriever.v1.retrieval_service_pb2_grpc import RetrievalServiceStub
 from infra.contract.prompt import Prompt
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.images import ImageLimits
-from infra.runtime.server import ServerOptions, sync_server
+from infra.runtime.server import sync_server
+from infra.runtime.settings import ServerOptions
 from retrieval_service.catalogue.catalogue import Catalogue
-from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant, Server
+from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import FloatArray, normalise
 from retrieval_service.indexing import Indexer
 from retrieval_service.retriever import RetrievalDefaults, Retriever
@@ -58,11 +59,11 @@ class Service:
 
 @contextmanager
 def retrieval_service(
-    place: Path | Server, embedder: WordEmbedder | None = None, *, stale_reads: bool = False
+    place: Path | QdrantServer, embedder: WordEmbedder | None = None, *, stale_reads: bool = False
 ) -> Iterator[Service]:
     """Serve a catalogue in a folder or on a Qdrant server."""
     embedder = embedder or WordEmbedder()
-    where = LocalFolder(place) if isinstance(place, Path) else place
+    where = QdrantFolder(place) if isinstance(place, Path) else place
     with closing(Qdrant(where)) as qdrant:
         catalogue = Catalogue(
             qdrant, "adapters", dim=embedder.dim, fingerprint=embedder.fingerprint, stale_reads=stale_reads

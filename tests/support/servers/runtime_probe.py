@@ -14,7 +14,8 @@ from loraretriever.v1 import generation_service_pb2 as pb
 from loraretriever.v1 import generation_service_pb2_grpc as stubs
 
 from infra.runtime.channel import ChannelOptions, aio_channel, sync_channel
-from infra.runtime.server import AioGrpcServer, GrpcServer, ServerOptions, aio_server, sync_server
+from infra.runtime.server import AioGrpcServer, GrpcServer, aio_server, sync_server
+from infra.runtime.settings import ServerOptions
 
 SERVICE = "loraretriever.v1.GenerationService"
 GENERATE = f"/{SERVICE}/Generate"

@@ -28,7 +28,8 @@ from infra.contract.retrieval import (
     Selection,
     SelectionReason,
 )
-from infra.runtime.server import ServerOptions, aio_server
+from infra.runtime.server import aio_server
+from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import (
     adapter_to_proto,
     catalogue_to_proto,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
 
-from infra.runtime.server import ServerOptions, aio_server
+from infra.runtime.server import aio_server
+from infra.runtime.settings import ServerOptions
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.clients.generation import GenerationClient
 from orchestrator.clients.retrieval import RetrievalClient

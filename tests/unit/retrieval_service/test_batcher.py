@@ -26,7 +26,7 @@ from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.deadline import bind_deadline
 from retrieval_service.embedders.base import FloatArray, normalise
 from retrieval_service.embedders.batcher import BatchedEmbedder, BatchingOptions
-from retrieval_service.embedders.part_embedder import neighbours
+from retrieval_service.embedders.part_embedder import batch_around
 from retrieval_service.embedders.vector_cache import VectorCache
 from tests.support.harness.part_embedder import DIM, FakePartEmbedder, vector_of
 
@@ -91,7 +91,7 @@ def held(
     return calls
 
 
-def test_a_prompt_is_its_parts_fused(batched: BatchedEmbedder) -> None:
+def test_prompt_is_its_parts_fused(batched: BatchedEmbedder) -> None:
     vectors = batched.embed([Prompt.of("a", [image("x"), image("y"), image("z")]), Prompt.of("b")])
     images = (vector_of("x").astype(np.float64) + vector_of("y")) / 2
     np.testing.assert_allclose(vectors[0], normalise(0.7 * vector_of("a").astype(np.float64) + 0.3 * images), atol=1e-7)
@@ -99,7 +99,7 @@ def test_a_prompt_is_its_parts_fused(batched: BatchedEmbedder) -> None:
     assert batched.embed([]).shape == (0, DIM)
 
 
-def test_an_idle_embedder_starts_at_once(model: FakePartEmbedder) -> None:
+def test_idle_embedder_starts_at_once(model: FakePartEmbedder) -> None:
     with closing(BatchedEmbedder(model, BatchingOptions(max_wait_s=5.0, cache_bytes=0))) as batched:
         started = time.monotonic()
         for turn in range(3):
@@ -108,7 +108,7 @@ def test_an_idle_embedder_starts_at_once(model: FakePartEmbedder) -> None:
     assert model.passes == [["t0"], ["t1"], ["t2"]]
 
 
-def test_what_waits_shares_a_pass_with_its_like(
+def test_what_waits_shares_pass_with_its_like(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     waiting = ["s" * 3, "l" * 90, "m" * 4, "n" * 80, "o" * 5, "p" * 70, "q" * 60]
@@ -119,7 +119,7 @@ def test_what_waits_shares_a_pass_with_its_like(
     assert [sorted(map(len, names)) for names in model.passes[1:]] == [[3, 4, 5, 60], [70, 80, 90]]
 
 
-def test_texts_and_images_never_share_a_pass(
+def test_texts_and_images_never_share_pass(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     calls = held(model, batched, pool, Prompt.of("a"), Prompt.of("", [image("i")]), Prompt.of("b"))
@@ -129,9 +129,7 @@ def test_texts_and_images_never_share_a_pass(
     assert sorted(map(sorted, model.passes[1:])) == [["a", "b"], ["i"]]
 
 
-def test_a_pass_waits_a_moment_for_a_caller_that_is_still_reading(
-    model: FakePartEmbedder, pool: ThreadPoolExecutor
-) -> None:
+def test_pass_waits_moment_for_caller_that_is_still_reading(model: FakePartEmbedder, pool: ThreadPoolExecutor) -> None:
     with closing(BatchedEmbedder(model, BatchingOptions(max_wait_s=5.0))) as batched:
         model.reading.clear()
         slow = pool.submit(batched.embed, texts("slow to read"))
@@ -144,7 +142,7 @@ def test_a_pass_waits_a_moment_for_a_caller_that_is_still_reading(
         quick.result()
 
 
-def test_a_long_call_lets_others_between(
+def test_long_call_lets_others_between(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     model.gate.clear()
@@ -171,9 +169,7 @@ def test_equal_parts_in_flight_are_embedded_once(
         np.testing.assert_array_equal(vector, vectors[0])
 
 
-def test_a_known_screenshot_with_another_text_costs_the_text_alone(
-    model: FakePartEmbedder, batched: BatchedEmbedder
-) -> None:
+def test_known_screenshot_with_another_text_costs_text_alone(model: FakePartEmbedder, batched: BatchedEmbedder) -> None:
     before = REGISTRY.get_sample_value("loraretriever_retrieval_parts_total", {"kind": "image", "source": "cache"}) or 0
     for text in ("one", "two", "one"):
         batched.embed([Prompt.of(text, [image("screen")])])
@@ -182,12 +178,12 @@ def test_a_known_screenshot_with_another_text_costs_the_text_alone(
     assert hits == before + 2
 
 
-def test_a_text_is_not_taken_for_an_image_of_the_same_bytes(model: FakePartEmbedder, batched: BatchedEmbedder) -> None:
+def test_text_is_not_taken_for_image_of_same_bytes(model: FakePartEmbedder, batched: BatchedEmbedder) -> None:
     batched.embed([Prompt.of("same"), Prompt.of("", [image("same")])])
     assert model.embedded == ["same", "same"]
 
 
-def test_only_the_culprit_of_a_failed_batch_fails(
+def test_only_culprit_of_failed_batch_fails(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     model.broken["bad"] = RuntimeError("no such number")
@@ -204,7 +200,7 @@ def test_only_the_culprit_of_a_failed_batch_fails(
         batched.embed(texts("bad"))
 
 
-def test_an_embedder_that_is_away_fails_its_batch_at_once(
+def test_embedder_that_is_away_fails_its_batch_at_once(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     model.broken["bad"] = UnavailableError("away")
@@ -226,7 +222,7 @@ def test_vectors_that_are_none_are_refused(wrong: FloatArray) -> None:
         batched.embed(texts("a"))
 
 
-def test_an_unreadable_image_fails_its_prompt_by_path_and_nobody_elses(
+def test_unreadable_image_fails_its_prompt_by_path_and_nobody_elses(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     model.unreadable.add("broken")
@@ -243,7 +239,7 @@ def test_an_unreadable_image_fails_its_prompt_by_path_and_nobody_elses(
     assert sorted(model.embedded) == ["first", "other"]  # the readable rest of the failed call cost nobody anything
 
 
-def test_an_unreadable_part_fails_all_who_wait_for_it_each_by_its_own_path(
+def test_unreadable_part_fails_all_who_wait_for_it_each_by_its_own_path(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     model.unreadable.add("odd")
@@ -260,7 +256,7 @@ def test_an_unreadable_part_fails_all_who_wait_for_it_each_by_its_own_path(
     until(lambda: not batched._in_flight)
 
 
-def test_a_caller_whose_time_is_up_is_dropped_before_work(
+def test_caller_whose_time_is_up_is_dropped_before_work(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     calls = held(model, batched, pool, Prompt.of("stays"))
@@ -276,7 +272,7 @@ def test_a_caller_whose_time_is_up_is_dropped_before_work(
         within(0, lambda: batched.embed(texts("never")))
 
 
-def test_a_part_outlives_its_first_caller_while_another_waits(
+def test_part_outlives_its_first_caller_while_another_waits(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     held(model, batched, pool)
@@ -289,16 +285,14 @@ def test_a_part_outlives_its_first_caller_while_another_waits(
     np.testing.assert_allclose(patient.result()[0], vector_of("shared"), atol=1e-7)
 
 
-def test_a_pass_is_told_how_long_its_most_patient_caller_waits(
-    model: FakePartEmbedder, batched: BatchedEmbedder
-) -> None:
+def test_pass_is_told_how_long_its_most_patient_caller_waits(model: FakePartEmbedder, batched: BatchedEmbedder) -> None:
     batched.embed(texts("a"))
     within(60, lambda: batched.embed(texts("b")))
     assert model.times[0] == math.inf
     assert 50 < model.times[1] <= 60
 
 
-def test_a_full_queue_refuses_with_its_length(model: FakePartEmbedder, pool: ThreadPoolExecutor) -> None:
+def test_full_queue_refuses_with_its_length(model: FakePartEmbedder, pool: ThreadPoolExecutor) -> None:
     with closing(BatchedEmbedder(model, BatchingOptions(max_queue=3))) as batched:
         calls = held(model, batched, pool, *texts("a", "b", "c"))
         with pytest.raises(OverloadedError, match="3 texts and images wait") as caught:
@@ -356,7 +350,7 @@ def test_sixteen_threads_get_each_their_own_vectors_whatever_fails_beside_them()
     assert threading.active_count() < 20
 
 
-def test_the_cache_forgets_the_least_recently_used() -> None:
+def test_cache_forgets_least_recently_used() -> None:
     cache = VectorCache(3 * (DIM * 4 + 300))
     for name in "abc":
         cache.put(name.encode(), vector_of(name))
@@ -375,14 +369,14 @@ def test_the_cache_forgets_the_least_recently_used() -> None:
     assert nothing.used_bytes == 0
 
 
-def test_neighbours_are_the_least_padding_within_the_limits() -> None:
+def test_neighbours_are_least_padding_within_limits() -> None:
     sizes = [1, 2, 3, 50, 51, 52, 53, 400]
-    assert list(neighbours(sizes, 0, FakePartEmbedder(3))) == [0, 1, 2]
-    assert list(neighbours(sizes, 3, FakePartEmbedder(4))) == [3, 4, 5, 6]
-    assert list(neighbours(sizes, 6, FakePartEmbedder(4))) == [3, 4, 5, 6]
-    assert list(neighbours(sizes, 7, FakePartEmbedder(2))) == [6, 7]
-    assert list(neighbours(sizes, 7, FakePartEmbedder(8, batch_tokens=500))) == [7]
-    assert list(neighbours(sizes, 4, FakePartEmbedder(8, batch_tokens=160))) == [3, 4, 5]
-    assert list(neighbours(sizes, 7, FakePartEmbedder(8, batch_tokens=10))) == [7]
+    assert list(batch_around(sizes, 0, FakePartEmbedder(3))) == [0, 1, 2]
+    assert list(batch_around(sizes, 3, FakePartEmbedder(4))) == [3, 4, 5, 6]
+    assert list(batch_around(sizes, 6, FakePartEmbedder(4))) == [3, 4, 5, 6]
+    assert list(batch_around(sizes, 7, FakePartEmbedder(2))) == [6, 7]
+    assert list(batch_around(sizes, 7, FakePartEmbedder(8, batch_tokens=500))) == [7]
+    assert list(batch_around(sizes, 4, FakePartEmbedder(8, batch_tokens=160))) == [3, 4, 5]
+    assert list(batch_around(sizes, 7, FakePartEmbedder(8, batch_tokens=10))) == [7]
     for at in range(len(sizes)):
-        assert at in neighbours(sizes, at, FakePartEmbedder(3))
+        assert at in batch_around(sizes, at, FakePartEmbedder(3))

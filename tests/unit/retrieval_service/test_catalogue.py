@@ -30,11 +30,11 @@ from infra.contract.errors import (
     UnavailableError,
 )
 from retrieval_service.catalogue.catalogue import Catalogue
-from retrieval_service.catalogue.collections import head_of
+from retrieval_service.catalogue.collections import collection_info
 from retrieval_service.catalogue.points import AdapterFilter, AdapterVectors
-from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant, Server
-from tests.support.servers.qdrant_places import PLACES, QDRANT_URL, Place, place_of
-from tests.support.servers.qdrant_server import qdrant_server
+from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
+from tests.support.servers.fake_qdrant import fake_qdrant_url
+from tests.support.servers.qdrant_locations import LOCATIONS, QDRANT_URL, Location, qdrant_location
 
 DIM = 8
 
@@ -53,16 +53,16 @@ def adapter(adapter_id: str, **fields: Any) -> Adapter:
     return Adapter(adapter_id, **{"base_model": "tiny", "checkpoint_uri": f"adapters/{adapter_id}", **fields})
 
 
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+@pytest.fixture(params=LOCATIONS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Location]:
     if request.param == "server" and not QDRANT_URL:
         pytest.skip("QDRANT_URL names no Qdrant server")
-    with place_of(request.param, tmp_path / "qdrant") as given_place:
-        yield given_place
+    with qdrant_location(request.param, tmp_path / "qdrant") as given:
+        yield given
 
 
 @pytest.fixture(params=["memory", "qdrant"])
-def opened(place: Place, request: pytest.FixtureRequest) -> Iterator[Callable[..., Catalogue]]:
+def opened(place: Location, request: pytest.FixtureRequest) -> Iterator[Callable[..., Catalogue]]:
     """Opens the test's catalogue, each time anew; one at a time. It searches in memory, or lets Qdrant search."""
     limit = 50_000 if request.param == "memory" else 0
     collection = f"test-{uuid.uuid4().hex}"
@@ -95,11 +95,11 @@ def catalogue(opened: Callable[..., Catalogue]) -> Catalogue:
 
 
 def names(catalogue: Catalogue, query: Any, wanted: AdapterFilter | None = None, top_k: int = 10) -> list[str]:
-    found = catalogue.search(np.stack([query]), wanted or AdapterFilter(), top_k).found[0]
+    found = catalogue.search(np.stack([query]), wanted or AdapterFilter(), top_k).matches[0]
     return [one.adapter.adapter_id for one in found]
 
 
-def test_a_stored_adapter_is_returned_whole_with_its_revision_and_time(catalogue: Catalogue) -> None:
+def test_stored_adapter_is_returned_whole_with_its_revision_and_time(catalogue: Catalogue) -> None:
     wanted = adapter("one", kind="app", display_name="One", description="first", tags=("x", "y"), rank=8)
     stored = catalogue.create(wanted, vectors(0, 1, 2))
     assert stored.revision
@@ -108,9 +108,9 @@ def test_a_stored_adapter_is_returned_whole_with_its_revision_and_time(catalogue
     assert catalogue.get("one") == stored
 
 
-def test_the_centroid_is_the_mean_of_the_examples_at_length_one(catalogue: Catalogue) -> None:
+def test_centroid_is_mean_of_examples_at_length_one(catalogue: Catalogue) -> None:
     catalogue.create(adapter("one"), AdapterVectors.of([basis(0), basis(1) * 100], DIM))
-    found = catalogue.search(np.stack([basis(0), basis(0, 1), -basis(0, 1)]), AdapterFilter(), 1).found
+    found = catalogue.search(np.stack([basis(0), basis(0, 1), -basis(0, 1)]), AdapterFilter(), 1).matches
     assert [one[0].similarity for one in found] == pytest.approx([2**-0.5, 1, -1])
 
 
@@ -149,14 +149,14 @@ def test_filters_hold_for_search_and_for_listing(
     assert page.total == len(expected)
 
 
-def test_an_id_is_taken_once(catalogue: Catalogue) -> None:
+def test_id_is_taken_once(catalogue: Catalogue) -> None:
     first = catalogue.create(adapter("one"), vectors(0))
     with pytest.raises(AlreadyExistsError, match="'one' exists already"):
         catalogue.create(adapter("one", kind="other"), vectors(1))
     assert catalogue.get("one") == first
 
 
-def test_of_many_who_create_the_same_id_one_succeeds(catalogue: Catalogue) -> None:
+def test_of_many_who_create_same_id_one_succeeds(catalogue: Catalogue) -> None:
     barrier = threading.Barrier(8)
 
     def create(index: int) -> Adapter | None:
@@ -171,7 +171,7 @@ def test_of_many_who_create_the_same_id_one_succeeds(catalogue: Catalogue) -> No
     assert created == [catalogue.get("same")]
 
 
-def test_a_deleted_adapter_is_in_no_answer_and_its_id_is_free_again(catalogue: Catalogue) -> None:
+def test_deleted_adapter_is_in_no_answer_and_its_id_is_free_again(catalogue: Catalogue) -> None:
     before = catalogue.create(adapter("one"), vectors(0))
     catalogue.delete("one")
     assert names(catalogue, basis(0)) == []
@@ -192,12 +192,12 @@ def test_pages_follow_each_other_by_id(catalogue: Catalogue) -> None:
         page = catalogue.page(AdapterFilter(), 3, seen[-1] if seen else "")
         seen += [one.adapter_id for one in page.adapters]
         assert page.total == 7
-        if not page.more:
+        if not page.has_more:
             break
     assert seen == ids
 
 
-def test_every_change_gives_the_catalogue_a_new_revision_and_reading_none(catalogue: Catalogue) -> None:
+def test_every_change_gives_catalogue_new_revision_and_reading_none(catalogue: Catalogue) -> None:
     def revision() -> str:
         searched = catalogue.search(np.stack([basis(0)]), AdapterFilter(), 1).revision
         assert searched == catalogue.page(AdapterFilter(), 1).revision
@@ -216,32 +216,32 @@ def test_every_change_gives_the_catalogue_a_new_revision_and_reading_none(catalo
     assert len(set(seen)) == len(seen)
 
 
-def test_an_update_changes_fields_keeps_vectors_and_gives_a_new_revision(catalogue: Catalogue) -> None:
+def test_update_changes_fields_keeps_vectors_and_gives_new_revision(catalogue: Catalogue) -> None:
     first = catalogue.create(adapter("one", kind="app"), vectors(0, 1))
     second = catalogue.update("one", lambda one: replace(one, kind="category"))
     assert (second.kind, second.example_count) == ("category", 2)
     assert second.revision != first.revision
     assert catalogue.get("one") == second
     assert names(catalogue, basis(0), AdapterFilter(kind="category")) == ["one"]
-    found = catalogue.search(np.stack([basis(0, 1)]), AdapterFilter(), 1).found[0][0]
+    found = catalogue.search(np.stack([basis(0, 1)]), AdapterFilter(), 1).matches[0][0]
     assert found.similarity == pytest.approx(1)
     third = catalogue.update("one", lambda one: one, vectors(5))
     assert third.example_count == 1
-    found = catalogue.search(np.stack([basis(5)]), AdapterFilter(), 1).found[0][0]
+    found = catalogue.search(np.stack([basis(5)]), AdapterFilter(), 1).matches[0][0]
     assert found.similarity == pytest.approx(1)
 
 
-def test_an_update_of_a_revision_that_is_gone_is_a_conflict(catalogue: Catalogue) -> None:
+def test_update_of_revision_that_is_gone_is_conflict(catalogue: Catalogue) -> None:
     first = catalogue.create(adapter("one"), vectors(0))
     second = catalogue.update("one", lambda one: replace(one, kind="app"), expected_revision=first.revision)
-    with pytest.raises(ConflictError, match="changed by someone else"):
+    with pytest.raises(ConflictError, match="changed by another caller"):
         catalogue.update("one", lambda one: replace(one, kind="lost"), expected_revision=first.revision)
     assert catalogue.get("one") == second
     with pytest.raises(NotFoundError):
         catalogue.update("two", lambda one: one)
 
 
-def test_the_catalogue_outlives_its_process(opened: Callable[..., Catalogue]) -> None:
+def test_catalogue_outlives_its_process(opened: Callable[..., Catalogue]) -> None:
     first = opened()
     kept = first.create(adapter("kept"), vectors(0))
     first.create(adapter("gone"), vectors(1))
@@ -254,23 +254,23 @@ def test_the_catalogue_outlives_its_process(opened: Callable[..., Catalogue]) ->
 
 
 @pytest.mark.parametrize("other", [{"fingerprint": "embedder two"}, {"dim": 4}])
-def test_a_catalogue_of_another_embedder_is_refused_with_the_remedy(
+def test_catalogue_of_another_embedder_is_refused_with_remedy(
     opened: Callable[..., Catalogue], other: dict[str, Any]
 ) -> None:
     opened().create(adapter("one"), vectors(0))
     with pytest.raises(
-        ConfigurationError, match=r"was made with \[embedder one\].*retrieval reindex.*choose another --collection"
+        ConfigurationError, match=r"was built with \[embedder one\].*retrieval reindex.*choose another --collection"
     ):
         opened(**other)
     assert opened().get("one").adapter_id == "one"
 
 
-def test_a_collection_of_someone_else_is_refused(place: Place) -> None:
+def test_collection_of_someone_else_is_refused(place: Location) -> None:
     collection = f"test-{uuid.uuid4().hex}"
     with closing(Qdrant(place)) as qdrant:
         with qdrant.session() as client:
             client.create_collection(collection, vectors_config={})
-        with pytest.raises(ConfigurationError, match="not made by this version of the service"):
+        with pytest.raises(ConfigurationError, match="not created by this version of the service"):
             Catalogue(qdrant, collection, dim=DIM, fingerprint="embedder one")
         with qdrant.session() as client:
             client.delete_collection(collection)
@@ -299,11 +299,11 @@ def test_replicas_that_start_together_on_one_server_share_one_catalogue() -> Non
     barrier = threading.Barrier(4)
 
     def start(url: str) -> Catalogue:
-        qdrant = Qdrant(Server(url))
+        qdrant = Qdrant(QdrantServer(url))
         barrier.wait()
         return Catalogue(qdrant, "adapters", dim=DIM, fingerprint="embedder one")
 
-    with qdrant_server() as url, ThreadPoolExecutor(4) as pool:
+    with fake_qdrant_url() as url, ThreadPoolExecutor(4) as pool:
         replicas = list(pool.map(start, [url] * 4))
         created = replicas[0].create(adapter("one"), vectors(0))
         assert [replica.get("one") for replica in replicas] == [created] * 4
@@ -312,38 +312,38 @@ def test_replicas_that_start_together_on_one_server_share_one_catalogue() -> Non
             replica.close()
 
 
-def test_a_catalogue_that_vanishes_is_said(tmp_path: Path) -> None:
-    with qdrant_server() as url, closing(Qdrant(Server(url))) as qdrant:
+def test_catalogue_that_vanishes_is_said(tmp_path: Path) -> None:
+    with fake_qdrant_url() as url, closing(Qdrant(QdrantServer(url))) as qdrant:
         catalogue = Catalogue(qdrant, "adapters", dim=DIM, fingerprint="embedder one")
         with qdrant.session() as client:
-            client.delete_collection(head_of(client, "adapters").collection)
-        with pytest.raises(FailedPreconditionError, match="is gone from Qdrant"):
+            client.delete_collection(collection_info(client, "adapters").collection)
+        with pytest.raises(FailedPreconditionError, match="no longer exists in Qdrant"):
             catalogue.get("one")
 
 
-def test_a_folder_in_use_is_a_configuration_error(tmp_path: Path) -> None:
+def test_folder_in_use_is_configuration_error(tmp_path: Path) -> None:
     with (
-        closing(Qdrant(LocalFolder(tmp_path))),
+        closing(Qdrant(QdrantFolder(tmp_path))),
         pytest.raises(ConfigurationError, match=r"in use by another process.*--qdrant-path.*--qdrant-url"),
     ):
-        Qdrant(LocalFolder(tmp_path))
+        Qdrant(QdrantFolder(tmp_path))
 
 
-def test_a_folder_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_made_is_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="cannot be opened as a catalogue"):
-        Qdrant(LocalFolder(tmp_path / "file" / "below"))
+        Qdrant(QdrantFolder(tmp_path / "file" / "below"))
 
 
-def test_a_folder_with_broken_content_is_a_configuration_error(tmp_path: Path) -> None:
+def test_folder_with_broken_content_is_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "meta.json").write_text("{")
     with pytest.raises(ConfigurationError, match="cannot be opened as a catalogue"):
-        Qdrant(LocalFolder(tmp_path))
+        Qdrant(QdrantFolder(tmp_path))
 
 
-def test_a_server_that_is_not_there_is_unavailable() -> None:
+def test_server_that_is_not_there_is_unavailable() -> None:
     with (
-        closing(Qdrant(Server("http://127.0.0.1:9", timeout_s=1))) as qdrant,
+        closing(Qdrant(QdrantServer("http://127.0.0.1:9", timeout_s=1))) as qdrant,
         pytest.raises(UnavailableError, match=r"http://127.0.0.1:9 does not answer.*retry"),
     ):
         Catalogue(qdrant, "adapters", dim=DIM, fingerprint="embedder one")
@@ -362,25 +362,27 @@ def test_a_server_that_is_not_there_is_unavailable() -> None:
         (503, UnavailableError),
     ],
 )
-def test_each_refusal_of_a_server_has_its_error(status: int, expected: type[LoraRetrieverError]) -> None:
-    qdrant = Qdrant(Server("https://127.0.0.1:9", api_key="secret"))
+def test_each_refusal_of_server_has_its_error(status: int, expected: type[LoraRetrieverError]) -> None:
+    qdrant = Qdrant(QdrantServer("https://127.0.0.1:9", api_key="secret"))
     with pytest.raises(expected) as caught, qdrant.session():
         raise UnexpectedResponse(status, "Reason", b"internals", httpx.Headers())
     assert "internals" not in str(caught.value)
-    assert "secret" not in repr(qdrant.place)
+    assert "secret" not in repr(qdrant.location)
 
 
 @pytest.mark.parametrize(
     "url", ["http://me:hidden@127.0.0.1:9", "me:hidden@qdrant:6333", "https://hidden@127.0.0.1:9/path"]
 )
-def test_a_password_in_the_address_of_a_server_is_refused_and_not_shown(url: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"--qdrant-url holds a user or password.*--qdrant-api-key") as caught:
-        Qdrant(Server(url))
+def test_password_in_address_of_server_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"--qdrant-url contains a user or password.*--qdrant-api-key"
+    ) as caught:
+        Qdrant(QdrantServer(url))
     assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.parametrize("retry_after", ["3", "Sun, 22 Nov 2026 10:00:00 GMT"])
-def test_a_server_with_too_much_to_do_is_unavailable(retry_after: str) -> None:
+def test_server_with_too_much_to_do_is_unavailable(retry_after: str) -> None:
     class Busy(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(429)
@@ -395,7 +397,7 @@ def test_a_server_with_too_much_to_do_is_unavailable(retry_after: str) -> None:
     thread.start()
     with (
         server,
-        closing(Qdrant(Server(f"http://127.0.0.1:{server.server_port}"))) as qdrant,
+        closing(Qdrant(QdrantServer(f"http://127.0.0.1:{server.server_port}"))) as qdrant,
         pytest.raises(UnavailableError, match=r"429.*retry"),
         qdrant.session() as client,
     ):
@@ -406,15 +408,15 @@ def test_a_server_with_too_much_to_do_is_unavailable(retry_after: str) -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ([], "there is none"),
+        ([], "is empty"),
         ([basis(0), basis(0)[:4]], r"\[1\]: has 4 dimensions; this server's embedder has 8"),
-        ([basis(0) * np.nan], r"\[0\]: holds NaN"),
-        ([basis(0), basis(1) + np.inf], r"\[1\]: holds NaN or infinite"),
+        ([basis(0) * np.nan], r"\[0\]: contains NaN"),
+        ([basis(0), basis(1) + np.inf], r"\[1\]: contains NaN or infinite"),
         ([basis(0) * 0], r"\[0\]: is all zeros"),
         ([basis(0), -basis(0)], "cancel each other out"),
     ],
 )
-def test_vectors_without_a_direction_are_refused(given: list[Any], problem: str) -> None:
+def test_vectors_without_direction_are_refused(given: list[Any], problem: str) -> None:
     with np.errstate(invalid="ignore"), pytest.raises(InvalidArgumentError, match=problem):
         AdapterVectors.of(given, DIM)
 

@@ -35,14 +35,14 @@ from infra.runtime.wire import prompt_to_proto
 from retrieval_service.catalogue import backup
 from retrieval_service.catalogue import catalogue as catalogue_module
 from retrieval_service.catalogue import snapshot as snapshot_module
-from retrieval_service.catalogue.adapter_store import Store
+from retrieval_service.catalogue.adapter_store import AdapterStore
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.points import AdapterFilter, AdapterVectors
-from retrieval_service.catalogue.qdrant import Qdrant, Server
+from retrieval_service.catalogue.qdrant import Qdrant, QdrantServer
 from retrieval_service.embedders.base import normalise
 from retrieval_service.strategies.examples import ExampleSet
 from retrieval_service.strategies.scale import Similarities
-from tests.support.servers.qdrant_server import QdrantServer, controlled_qdrant_server
+from tests.support.servers.fake_qdrant import FakeQdrant, fake_qdrant
 from tests.support.servers.retrieval_server import Service, retrieval_service
 
 DIM = 8
@@ -62,30 +62,30 @@ def asked(count: int = 3) -> Any:
 
 
 @contextmanager
-def opened(server: Server, **options: Any) -> Iterator[Catalogue]:
+def opened(server: QdrantServer, **options: Any) -> Iterator[Catalogue]:
     with closing(Qdrant(server)) as qdrant:
         yield Catalogue(qdrant, "adapters", dim=DIM, fingerprint="one", **options)
 
 
 @pytest.fixture
-def qdrant() -> Iterator[QdrantServer]:
-    with controlled_qdrant_server() as server:
+def qdrant() -> Iterator[FakeQdrant]:
+    with fake_qdrant() as server:
         yield server
 
 
 @pytest.fixture
-def replicas(qdrant: QdrantServer) -> Iterator[tuple[Catalogue, Catalogue]]:
-    with opened(Server(qdrant.url)) as first, opened(Server(qdrant.url)) as second:
+def replicas(qdrant: FakeQdrant) -> Iterator[tuple[Catalogue, Catalogue]]:
+    with opened(QdrantServer(qdrant.url)) as first, opened(QdrantServer(qdrant.url)) as second:
         yield first, second
 
 
 def names(catalogue: Catalogue, strategy: RetrievalStrategy = RetrievalStrategy.CENTROID) -> set[str]:
-    found = catalogue.search(asked(1), EVERYTHING, 99, strategy).found[0]
+    found = catalogue.search(asked(1), EVERYTHING, 99, strategy).matches[0]
     return {one.adapter.adapter_id for one in found}
 
 
 @pytest.mark.parametrize("strategy", RetrievalStrategy)
-def test_a_change_through_one_replica_is_in_the_next_answer_of_the_other(
+def test_change_through_one_replica_is_in_next_answer_of_other(
     replicas: tuple[Catalogue, Catalogue], strategy: RetrievalStrategy
 ) -> None:
     first, second = replicas
@@ -95,8 +95,8 @@ def test_a_change_through_one_replica_is_in_the_next_answer_of_the_other(
     second.create(adapter("two"), vectors(2))
     assert names(first, strategy) == {"one", "two"}
     first.update("two", lambda two: replace(two, kind="changed"), vectors(3))
-    assert second.search(asked(), AdapterFilter(kind="changed"), 9, strategy).found == (
-        first.search(asked(), AdapterFilter(kind="changed"), 9, strategy).found
+    assert second.search(asked(), AdapterFilter(kind="changed"), 9, strategy).matches == (
+        first.search(asked(), AdapterFilter(kind="changed"), 9, strategy).matches
     )
     first.delete("one")
     assert names(second, strategy) == {"two"}
@@ -104,7 +104,7 @@ def test_a_change_through_one_replica_is_in_the_next_answer_of_the_other(
     assert result[0] == result[1]
 
 
-def test_an_answer_after_a_deletion_was_acknowledged_does_not_name_the_adapter(
+def test_answer_after_deletion_was_acknowledged_does_not_name_adapter(
     replicas: tuple[Catalogue, Catalogue],
 ) -> None:
     first, second = replicas
@@ -136,20 +136,20 @@ def test_an_answer_after_a_deletion_was_acknowledged_does_not_name_the_adapter(
         assert all(one.result() > 0 for one in searches)
 
 
-def test_only_what_has_changed_is_read_again(qdrant: QdrantServer, replicas: tuple[Catalogue, Catalogue]) -> None:
+def test_only_what_has_changed_is_read_again(qdrant: FakeQdrant, replicas: tuple[Catalogue, Catalogue]) -> None:
     first, second = replicas
     for turn in range(5):
         first.create(adapter(f"a{turn}"), vectors(turn))
     names(second)
     read: list[int] = []
 
-    def counted(store: Store, point_ids: Any) -> Any:
+    def counted(store: AdapterStore, point_ids: Any) -> Any:
         read.append(len(point_ids))
         return original(store, point_ids)
 
-    original = Store.entries
+    original = AdapterStore.read_vectors
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "entries", counted)
+        patch.setattr(AdapterStore, "read_vectors", counted)
         first.create(adapter("new"), vectors(7))
         first.delete("a0")
         assert names(second) == {"a1", "a2", "a3", "a4", "new"}
@@ -159,16 +159,16 @@ def test_only_what_has_changed_is_read_again(qdrant: QdrantServer, replicas: tup
     assert [one for one in qdrant.requests if not one.startswith("GET /collections/adapters")] == []
 
 
-def test_a_change_whose_revision_was_lost_is_found_within_the_trusted_time(
-    qdrant: QdrantServer, replicas: tuple[Catalogue, Catalogue], monkeypatch: pytest.MonkeyPatch
+def test_change_whose_revision_was_lost_is_found_within_trusted_time(
+    qdrant: FakeQdrant, replicas: tuple[Catalogue, Catalogue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = replicas
     first.create(adapter("one"), vectors(1))
     assert names(second) == {"one"}
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "touch", lambda store: None)  # as if the service had died right before
+        patch.setattr(AdapterStore, "bump_revision", lambda store: None)  # as if the service had died right before
         first.delete("one")
-    monkeypatch.setattr(snapshot_module, "_TRUSTED_S", 0.0)
+    monkeypatch.setattr(snapshot_module, "_FULL_CHECK_INTERVAL_S", 0.0)
     assert names(second) == set()
 
 
@@ -182,20 +182,20 @@ def test_a_change_whose_revision_was_lost_is_found_within_the_trusted_time(
         AdapterFilter(include=("a5",)),
     ],
 )
-def test_memory_and_qdrant_find_the_same(qdrant: QdrantServer, wanted: AdapterFilter, top_k: int) -> None:
-    with opened(Server(qdrant.url)) as in_memory, opened(Server(qdrant.url), memory_vectors=0) as by_qdrant:
+def test_memory_and_qdrant_find_same(qdrant: FakeQdrant, wanted: AdapterFilter, top_k: int) -> None:
+    with opened(QdrantServer(qdrant.url)) as in_memory, opened(QdrantServer(qdrant.url), memory_vectors=0) as by_qdrant:
         for turn in range(20):
             kind, tags = ("app", ("x", "y")) if turn % 3 else ("category", ())
             in_memory.create(adapter(f"a{turn}", kind=kind, tags=tags), vectors(turn % 15, 1 + turn % 15 % 4))
         mine, theirs = (each.search(asked(), wanted, top_k) for each in (in_memory, by_qdrant))
-        for left, right in zip(mine.found, theirs.found, strict=True):
+        for left, right in zip(mine.matches, theirs.matches, strict=True):
             assert [one.adapter for one in left] == [one.adapter for one in right]
             assert [one.similarity for one in left] == pytest.approx([one.similarity for one in right], abs=1e-5)
         assert mine.revision == theirs.revision
 
 
-def test_a_catalogue_too_large_for_memory_says_which_strategy_works(qdrant: QdrantServer) -> None:
-    with opened(Server(qdrant.url), memory_vectors=5) as catalogue:
+def test_catalogue_too_large_for_memory_says_which_strategy_works(qdrant: FakeQdrant) -> None:
+    with opened(QdrantServer(qdrant.url), memory_vectors=5) as catalogue:
         catalogue.create(adapter("one"), vectors(1, 4))
         assert names(catalogue, RetrievalStrategy.CALIBRATED) == {"one"}
         catalogue.create(adapter("two"), vectors(2, 4))
@@ -206,21 +206,21 @@ def test_a_catalogue_too_large_for_memory_says_which_strategy_works(qdrant: Qdra
         assert names(catalogue, RetrievalStrategy.CALIBRATED) == {"two"}
 
 
-def test_search_without_matches_says_whether_the_catalogue_or_the_filter_is_empty(qdrant: QdrantServer) -> None:
+def test_search_without_matches_says_whether_catalogue_or_filter_is_empty(qdrant: FakeQdrant) -> None:
     wanted = AdapterFilter(base_model="other")
-    with opened(Server(qdrant.url)) as in_memory, opened(Server(qdrant.url), memory_vectors=0) as by_qdrant:
+    with opened(QdrantServer(qdrant.url)) as in_memory, opened(QdrantServer(qdrant.url), memory_vectors=0) as by_qdrant:
         assert in_memory.search(asked(1), wanted, 3).reason is SelectionReason.EMPTY_CATALOGUE
         in_memory.create(adapter("one"), vectors(1))
         for catalogue in (in_memory, by_qdrant):
             result = catalogue.search(asked(1), wanted, 3)
-            assert (result.found, result.reason) == (((),), SelectionReason.NO_ADAPTERS_OF_MODEL)
+            assert (result.matches, result.reason) == (((),), SelectionReason.NO_ADAPTERS_OF_MODEL)
             excluding = AdapterFilter(base_model="tiny", exclude=("one",))
             assert catalogue.search(asked(1), excluding, 3).reason is SelectionReason.NO_ADAPTERS_ALLOWED
             assert catalogue.search(asked(1), EVERYTHING, 3).reason is None
 
 
-def test_without_qdrant_every_call_is_unavailable_and_works_again_when_it_is_back(qdrant: QdrantServer) -> None:
-    with opened(Server(qdrant.url)) as catalogue:
+def test_without_qdrant_every_call_is_unavailable_and_works_again_when_it_is_back(qdrant: FakeQdrant) -> None:
+    with opened(QdrantServer(qdrant.url)) as catalogue:
         catalogue.create(adapter("one"), vectors(1))
         calls = (
             lambda: names(catalogue),
@@ -239,10 +239,10 @@ def test_without_qdrant_every_call_is_unavailable_and_works_again_when_it_is_bac
         assert names(catalogue) == {"two"}
 
 
-def test_the_last_known_catalogue_is_read_where_that_is_allowed_and_says_so(
-    qdrant: QdrantServer, monkeypatch: pytest.MonkeyPatch
+def test_last_known_catalogue_is_read_where_that_is_allowed_and_says_so(
+    qdrant: FakeQdrant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with opened(Server(qdrant.url), stale_reads=True) as catalogue:
+    with opened(QdrantServer(qdrant.url), stale_reads=True) as catalogue:
         one = catalogue.create(adapter("one"), vectors(1))
         fresh = catalogue.search(asked(), EVERYTHING, 5, RetrievalStrategy.CALIBRATED)
         assert not fresh.stale
@@ -268,10 +268,10 @@ def test_the_last_known_catalogue_is_read_where_that_is_allowed_and_says_so(
         assert not catalogue.look_up("one").stale
 
 
-def test_a_replica_knows_the_catalogue_from_its_start_on(qdrant: QdrantServer) -> None:
-    with opened(Server(qdrant.url)) as first, ExitStack() as stack:
+def test_replica_knows_catalogue_from_its_start_on(qdrant: FakeQdrant) -> None:
+    with opened(QdrantServer(qdrant.url)) as first, ExitStack() as stack:
         first.create(adapter("one"), vectors(1))
-        second = stack.enter_context(opened(Server(qdrant.url), stale_reads=True))
+        second = stack.enter_context(opened(QdrantServer(qdrant.url), stale_reads=True))
         qdrant.broken = True
         assert second.search(asked(), EVERYTHING, 5).stale
 
@@ -283,8 +283,8 @@ def black_hole() -> Iterator[str]:
         yield f"http://127.0.0.1:{silent.getsockname()[1]}"
 
 
-def test_a_silent_qdrant_takes_half_of_the_callers_deadline_at_most() -> None:
-    with black_hole() as url, closing(Qdrant(Server(url, timeout_s=30))) as qdrant:
+def test_silent_qdrant_takes_half_of_callers_deadline_at_most() -> None:
+    with black_hole() as url, closing(Qdrant(QdrantServer(url, timeout_s=30))) as qdrant:
         bind_deadline(1.0)
         try:
             started = time.monotonic()
@@ -301,11 +301,11 @@ def register(service: Service, name: str, text: str) -> None:
     service.stub.CreateAdapter(pb.CreateAdapterRequest(adapter=card, examples=examples))
 
 
-def test_the_service_says_unavailable_or_stale_over_grpc(qdrant: QdrantServer) -> None:
+def test_service_says_unavailable_or_stale_over_grpc(qdrant: FakeQdrant) -> None:
     question = pb.RetrieveAdaptersRequest(prompts=[prompt_to_proto(Prompt.of("red shoes"))])
     with (
-        retrieval_service(Server(qdrant.url)) as strict,
-        retrieval_service(Server(qdrant.url), stale_reads=True) as lenient,
+        retrieval_service(QdrantServer(qdrant.url)) as strict,
+        retrieval_service(QdrantServer(qdrant.url), stale_reads=True) as lenient,
     ):
         register(strict, "one", "red shoes")
         fresh = lenient.stub.RetrieveAdapters(question)
@@ -324,15 +324,15 @@ def test_the_service_says_unavailable_or_stale_over_grpc(qdrant: QdrantServer) -
 
 
 @pytest.mark.filterwarnings("ignore:Api key is used")
-def test_the_key_is_sent_and_a_wrong_one_is_said() -> None:
-    with controlled_qdrant_server(api_key="secret") as server:
-        with opened(Server(server.url, "secret")) as catalogue:
+def test_key_is_sent_and_wrong_one_is_said() -> None:
+    with fake_qdrant(api_key="secret") as server:
+        with opened(QdrantServer(server.url, "secret")) as catalogue:
             catalogue.create(adapter("one"), vectors(1))
             assert names(catalogue) == {"one"}
         for key in (None, "wrong"):
             with (
                 pytest.raises(FailedPreconditionError, match="refuses the key; check --qdrant-api-key"),
-                opened(Server(server.url, key)),
+                opened(QdrantServer(server.url, key)),
             ):
                 pass
 
@@ -356,37 +356,37 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return files
 
 
-def test_a_server_is_reached_over_tls_by_its_authority_only(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+def test_server_is_reached_over_tls_by_its_authority_only(certificate: tuple[Path, Path], tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
-    with controlled_qdrant_server(api_key="secret", tls=context) as server:
+    with fake_qdrant(api_key="secret", tls=context) as server:
         assert server.url.startswith("https://")
-        with opened(Server(server.url, "secret", tls_ca=certificate[0])) as catalogue:
+        with opened(QdrantServer(server.url, "secret", tls_ca=certificate[0])) as catalogue:
             catalogue.create(adapter("one"), vectors(1))
             assert names(catalogue) == {"one"}
-        with pytest.raises(UnavailableError, match="certificate"), opened(Server(server.url, "secret")):
+        with pytest.raises(UnavailableError, match="certificate"), opened(QdrantServer(server.url, "secret")):
             pass
     (tmp_path / "no.pem").write_text("no certificate")
     for file in (tmp_path / "no.pem", tmp_path / "nothing"):
         with pytest.raises(ConfigurationError, match="--qdrant-tls-ca"):
-            Qdrant(Server("https://127.0.0.1:9", tls_ca=file))
+            Qdrant(QdrantServer("https://127.0.0.1:9", tls_ca=file))
 
 
-def test_a_name_that_moves_to_an_empty_catalogue_leaves_nothing_behind(
-    qdrant: QdrantServer, replicas: tuple[Catalogue, Catalogue]
+def test_name_that_moves_to_empty_catalogue_leaves_nothing_behind(
+    qdrant: FakeQdrant, replicas: tuple[Catalogue, Catalogue]
 ) -> None:
     first, second = replicas
-    with closing(Qdrant(Server(qdrant.url))) as other, other.session() as client:
-        empty = backup.take(client, "adapters")
+    with closing(Qdrant(QdrantServer(qdrant.url))) as other, other.session() as client:
+        empty = backup.take_backup(client, "adapters")
         first.create(adapter("one"), vectors(1))
         assert names(second) == {"one"}
-        backup.restore(client, "adapters", empty, replace=True, indexed=False)
+        backup.restore_backup(client, "adapters", empty, replace=True, indexed=False)
     assert names(second) == set()
     assert second.search(asked(1), EVERYTHING, 9).revision == second.page(EVERYTHING, 9).revision
 
 
-def test_a_catalogue_too_large_for_memory_is_not_read_again_until_it_changes(qdrant: QdrantServer) -> None:
-    with opened(Server(qdrant.url), memory_vectors=5) as catalogue:
+def test_catalogue_too_large_for_memory_is_not_read_again_until_it_changes(qdrant: FakeQdrant) -> None:
+    with opened(QdrantServer(qdrant.url), memory_vectors=5) as catalogue:
         catalogue.create(adapter("one"), vectors(1, 9))
         assert names(catalogue) == {"one"}
         qdrant.requests.clear()
@@ -396,7 +396,7 @@ def test_a_catalogue_too_large_for_memory_is_not_read_again_until_it_changes(qdr
         assert names(catalogue, RetrievalStrategy.CALIBRATED) == {"one"}
 
 
-def test_an_update_of_an_adapter_that_is_deleted_meanwhile_finds_none(replicas: tuple[Catalogue, Catalogue]) -> None:
+def test_update_of_adapter_that_is_deleted_meanwhile_finds_none(replicas: tuple[Catalogue, Catalogue]) -> None:
     first, second = replicas
     first.create(adapter("one"), vectors(1))
 
@@ -448,5 +448,5 @@ def test_kinds_that_decide_nothing_share_one_fit(
 
     monkeypatch.setattr(snapshot_module, "Similarities", Counted)
     for turn in range(12):
-        assert first.search(asked(1), AdapterFilter(kind=f"kind{turn}"), 9, RetrievalStrategy.CALIBRATED).found[0]
+        assert first.search(asked(1), AdapterFilter(kind=f"kind{turn}"), 9, RetrievalStrategy.CALIBRATED).matches[0]
     assert made == [""]

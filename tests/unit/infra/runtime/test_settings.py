@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from infra.contract.errors import ConfigurationError
-from infra.runtime.server import ServerOptions
-from infra.runtime.settings import TierSettings, as_arguments, environment_names, load_settings, service_name
+from infra.runtime.setting_groups import SettingName, SettingsGroup, settings_of
+from infra.runtime.settings import (
+    ServerOptions,
+    TierSettings,
+    as_arguments,
+    environment_names,
+    load_settings,
+    service_name,
+)
 
 PREFIX = "LORARETRIEVER_SAMPLE_"
+
+
+class StoreOptions(SettingsGroup):
+    """A group made for a test."""
+
+    prefix: ClassVar[str] = "store_"
+
+    url: str = Field("", description="where the store is")
+    kind: Annotated[str, SettingName("store")] = Field(
+        "auto", description="which store it is", validation_alias=AliasChoices("STORE_KIND")
+    )
+    hosts: tuple[str, ...] = Field((), description="hosts of the store")
 
 
 class SampleSettings(TierSettings):
@@ -21,7 +40,8 @@ class SampleSettings(TierSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)
 
-    address: str = Field("127.0.0.1:50999", description="host:port to listen on")
+    server: ServerOptions = ServerOptions(address="127.0.0.1:50999")
+    store: StoreOptions = StoreOptions()
     top_k: int = Field(3, ge=1, description="adapters a prompt")
     roots: tuple[Path, ...] = Field((), description="folders that adapters may be in")
     eager: bool = Field(False, description="load at start")
@@ -62,8 +82,8 @@ def test_every_kind_of_value_is_read_from_flags_and_environment(monkeypatch: pyt
     assert by_flag == by_environment
     assert by_flag.roots == (Path("a"), Path("b/c"))
     assert by_flag.eager
-    assert by_flag.auth_token == SecretStr("s3cret")
-    assert by_environment.ready_file is None, "an empty variable is no value"
+    assert by_flag.server.auth_token == SecretStr("s3cret")
+    assert by_environment.server.ready_file is None, "an empty variable is no value"
     assert not load_settings(SampleSettings, ["--no-eager"]).eager
 
 
@@ -143,7 +163,8 @@ def test_help_lists_every_setting_with_description_default_and_variable(
     assert caught.value.code == 0
     blocks = [" ".join(block.split()) for block in capsys.readouterr().out.split("\n  --")[1:]]
     texts = {block.split()[0].rstrip(","): block for block in blocks}
-    for name, info in cls.model_fields.items():
+    for name, setting in settings_of(cls).items():
+        info = setting.info
         text = texts[name.replace("_", "-")]
         assert info.description
         assert info.description in text
@@ -152,11 +173,12 @@ def test_help_lists_every_setting_with_description_default_and_variable(
 
 
 def test_every_time_and_size_says_its_unit() -> None:
-    for name, info in TierSettings.model_fields.items():
+    for name, setting in settings_of(TierSettings).items():
+        info = setting.info
         if info.annotation in (float, float | None):
             assert name.endswith("_s"), name
             assert "second" in (info.description or ""), name
-    assert "in bytes" in (TierSettings.model_fields["max_message_bytes"].description or "")
+    assert "in bytes" in (settings_of(TierSettings)["max_message_bytes"].info.description or "")
 
 
 def test_arguments_made_of_settings_give_the_same_settings() -> None:
@@ -168,15 +190,38 @@ def test_arguments_made_of_settings_give_the_same_settings() -> None:
     assert as_arguments({"eager": False}) == ["--no-eager"]
 
 
-def test_server_options_take_every_setting_of_the_same_name() -> None:
-    argv = ["--address", "h:1", "--auth-token", "t", "--max-call-s", "9", "--max-concurrent-calls", "5"]
-    settings = load_settings(
-        SampleSettings, [*argv, "--tls-certificate", "c", "--tls-key", "k", "--tls-client-ca", "a"]
-    )
-    options = ServerOptions.from_settings(settings)
-    for name in ServerOptions.__dataclass_fields__:
-        expected = "t" if name == "auth_token" else getattr(settings, name)
-        assert getattr(options, name) == expected, name
+def test_group_is_flat_outside_and_nested_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}STORE_URL", "http://by-environment")
+    monkeypatch.setenv("STORE_KIND", "remote")
+    monkeypatch.setenv(f"{PREFIX}MAX_CALL_S", "")
+    settings = load_settings(SampleSettings, ["--store-hosts", "a, b", "--max-call-s", "9"])
+    assert settings.store == StoreOptions(url="http://by-environment", kind="remote", hosts=("a", "b"))
+    assert (settings.server.max_call_s, settings.server.address) == (9, "127.0.0.1:50999")
+    by_flag = load_settings(SampleSettings, ["--store-url", "http://by-flag", "--store", "local"])
+    assert by_flag.store == StoreOptions(url="http://by-flag", kind="local")
+
+
+def test_group_is_given_whole_or_by_its_flat_names() -> None:
+    assert SampleSettings(store=StoreOptions(url="u")).store.url == "u"
+    flat: dict[str, Any] = {"store_url": "u", "store": "local", "address": "h:1"}
+    assert SampleSettings(**flat).store == StoreOptions(url="u", kind="local")
+    assert SampleSettings(**flat).server.address == "h:1"
+    both: dict[str, Any] = {"store": StoreOptions(url="u"), "store_hosts": ("a",)}
+    assert SampleSettings(**both).store == StoreOptions(url="u", hosts=("a",))
+
+
+def test_error_within_group_names_flag_and_variable() -> None:
+    expected = f"--max-call-s ({PREFIX}MAX_CALL_S): input should be greater than 0, got '0'"
+    assert refused("--max-call-s", "0") == expected
+    assert refused("--auth-token", "two words").startswith("a bearer token is")
+
+
+def test_two_settings_of_one_name_are_a_mistake() -> None:
+    class Twice(SampleSettings):
+        address: str = Field("", description="the server has one")
+
+    with pytest.raises(TypeError, match="two settings named 'address'"):
+        settings_of(Twice)
 
 
 def test_a_tier_is_called_after_its_prefix() -> None:

@@ -27,15 +27,20 @@ from infra.runtime.images import ImageLimits
 from orchestrator.cli.main import run
 from retrieval_service.catalogue import backup, reindexing, stored_examples
 from retrieval_service.catalogue.catalogue import Catalogue
-from retrieval_service.catalogue.collections import head_of
+from retrieval_service.catalogue.collections import collection_info
 from retrieval_service.catalogue.points import AdapterFilter
-from retrieval_service.catalogue.qdrant import LocalFolder, Qdrant, Server
-from retrieval_service.catalogue.reindexing import lost_by_rollback, reindex, roll_back
-from retrieval_service.catalogue.stored_examples import KEPT_IMAGE_PIXELS, KeptPrompts, decoded, encoded
+from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
+from retrieval_service.catalogue.reindexing import changes_undone_by_rollback, reindex, roll_back
+from retrieval_service.catalogue.stored_examples import (
+    MAX_STORED_IMAGE_PIXELS,
+    ExampleStore,
+    decode_prompt,
+    encode_prompt,
+)
 from retrieval_service.indexing import ExamplePrompts, ExampleVectors, Indexer
 from tests.support.harness.images import png_part
-from tests.support.servers.qdrant_places import PLACES, QDRANT_URL, place_of
-from tests.support.servers.qdrant_server import qdrant_server
+from tests.support.servers.fake_qdrant import fake_qdrant_url
+from tests.support.servers.qdrant_locations import LOCATIONS, QDRANT_URL, qdrant_location
 from tests.support.servers.retrieval_server import WordEmbedder
 
 OLD, NEW = WordEmbedder(dim=16, name="old"), WordEmbedder(dim=24, name="new")
@@ -64,12 +69,12 @@ class World:
             return [one.name for one in client.get_collections().collections if one.name.startswith(self.name)]
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=LOCATIONS)
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     if request.param == "server" and not QDRANT_URL:
         pytest.skip("QDRANT_URL names no Qdrant server")
     with ExitStack() as stack:
-        place = stack.enter_context(place_of(request.param, tmp_path / "qdrant"))
+        place = stack.enter_context(qdrant_location(request.param, tmp_path / "qdrant"))
         made = World(stack.enter_context(closing(Qdrant(place))))
         yield made
         with made.qdrant.session() as client:
@@ -78,18 +83,18 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 
 
 def best(catalogue: Catalogue, embedder: WordEmbedder, text: str) -> list[str]:
-    found = catalogue.search(embedder.embed([Prompt.of(text)]), AdapterFilter(), 9).found[0]
+    found = catalogue.search(embedder.embed([Prompt.of(text)]), AdapterFilter(), 9).matches[0]
     return [one.adapter.adapter_id for one in found]
 
 
-def test_a_re_index_embeds_the_examples_anew_and_moves_the_name_at_once(world: World) -> None:
+def test_re_index_embeds_examples_anew_and_moves_name_at_once(world: World) -> None:
     before = world.open(OLD)
     one = world.register(before, OLD, "one", "red shoes", "blue shoes")
     two = world.register(before, OLD, "two", "send mail", "read mail")
-    with pytest.raises(ConfigurationError, match=r"made with \[old 16\].*retrieval reindex"):
+    with pytest.raises(ConfigurationError, match=r"built with \[old 16\].*retrieval reindex"):
         world.open(NEW)
     done = world.reindex(NEW)
-    assert (done.embedded, done.left_out) == (2, ())
+    assert (done.embedded, done.skipped) == (2, ())
     after = world.open(NEW)
     assert [after.get(name) for name in ("one", "two")] == [one, two]
     assert best(after, NEW, "green shoes")[0] == "one"
@@ -98,11 +103,11 @@ def test_a_re_index_embeds_the_examples_anew_and_moves_the_name_at_once(world: W
         NEW.embed([Prompt.of("send mail"), Prompt.of("read mail")]),
         atol=1e-6,
     )
-    with pytest.raises(ConfigurationError, match=r"made with \[new 24\]"):
+    with pytest.raises(ConfigurationError, match=r"built with \[new 24\]"):
         world.open(OLD)
 
 
-def test_servers_of_the_old_embedder_go_on_reading_and_take_no_changes(world: World) -> None:
+def test_servers_of_old_embedder_go_on_reading_and_take_no_changes(world: World) -> None:
     before = world.open(OLD)
     one = world.register(before, OLD, "one", "red shoes")
     world.reindex(NEW)
@@ -114,12 +119,14 @@ def test_servers_of_the_old_embedder_go_on_reading_and_take_no_changes(world: Wo
         lambda: before.update("one", lambda adapter: replace(adapter, kind="x")),
         lambda: before.delete("one"),
     ):
-        with pytest.raises(FailedPreconditionError, match=r"re-indexed with \[new 24\].*restart it with the new one"):
+        with pytest.raises(
+            FailedPreconditionError, match=r"re-indexed with \[new 24\].*restart it with the new embedder"
+        ):
             change()
     assert best(world.open(NEW), NEW, "shoes") == ["one"]
 
 
-def test_what_is_registered_during_a_re_index_is_in_it(world: World) -> None:
+def test_what_is_registered_during_re_index_is_in_it(world: World) -> None:
     before = world.open(OLD)
     for name in ("one", "two", "three"):
         world.register(before, OLD, name, f"about {name}")
@@ -138,16 +145,16 @@ def test_what_is_registered_during_a_re_index_is_in_it(world: World) -> None:
     assert after.get("two").kind == "changed"
 
 
-def test_a_re_index_waits_for_examples_that_are_not_yet_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_re_index_waits_for_examples_that_are_not_yet_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     before = world.open(OLD)
     world.register(before, OLD, "changed", "red shoes")
     late: list[Callable[[], None]] = []
 
-    def keep_late(kept: KeptPrompts, *given: Any) -> None:
+    def keep_late(kept: ExampleStore, *given: Any) -> None:
         late.append(lambda: keep(kept, *given))
 
-    keep = KeptPrompts.put
-    monkeypatch.setattr(KeptPrompts, "put", keep_late)
+    keep = ExampleStore.put
+    monkeypatch.setattr(ExampleStore, "put", keep_late)
     mail = ExamplePrompts((Prompt.of("send mail"),))
     Indexer(OLD, before, 64).update(Adapter("changed", "base", "at/new"), ["checkpoint_uri"], mail, "")
     Indexer(OLD, before, 64).create(Adapter("new", "base", "at/mail"), mail)
@@ -159,7 +166,7 @@ def test_a_re_index_waits_for_examples_that_are_not_yet_kept(world: World, monke
             one()
 
     monkeypatch.setattr(reindexing, "sleep", pause)
-    assert world.reindex(NEW).left_out == ()
+    assert world.reindex(NEW).skipped == ()
     after = world.open(NEW)
     for name in ("changed", "new"):
         found = after.look_up(name, with_vectors=True)
@@ -174,29 +181,29 @@ def test_examples_that_were_never_kept_are_said_to_be_missing(world: World, monk
     before.update("one", lambda one: replace(one, kind="other"))
     monkeypatch.setattr(reindexing, "sleep", lambda seconds: None)
     with monkeypatch.context() as patch:
-        patch.setattr(KeptPrompts, "put", lambda *given: None)  # as if the service had died right before
+        patch.setattr(ExampleStore, "put", lambda *given: None)  # as if the service had died right before
         world.register(before, OLD, "two", "send mail")
-    with pytest.raises(FailedPreconditionError, match=r"of 1 adapters no examples are kept.*two"):
+    with pytest.raises(FailedPreconditionError, match=r"1 adapters have no stored examples.*two"):
         world.reindex(NEW)
-    assert world.reindex(NEW, leave_out=True).left_out == ("two",)
+    assert world.reindex(NEW, skip_without_examples=True).skipped == ("two",)
     assert world.reindex(WordEmbedder(name="third")).embedded == 1
 
 
-def test_adapters_registered_by_vectors_stop_a_re_index_unless_left_out(world: World) -> None:
+def test_adapters_registered_by_vectors_stop_re_index_unless_left_out(world: World) -> None:
     before = world.open(OLD)
     world.register(before, OLD, "one", "red shoes")
     vectors = ExampleVectors((np.ones(16, np.float32),))
     Indexer(OLD, before, 64).create(Adapter("ready", "base", "at/ready"), vectors)
     there = world.collections()
-    with pytest.raises(FailedPreconditionError, match=r"of 1 adapters no examples are kept.*ready.*--leave-out"):
+    with pytest.raises(FailedPreconditionError, match=r"1 adapters have no stored examples.*ready.*--leave-out"):
         world.reindex(NEW)
     assert world.collections() == there
     assert set(best(before, OLD, "shoes")) == {"one", "ready"}
-    assert world.reindex(NEW, leave_out=True).left_out == ("ready",)
+    assert world.reindex(NEW, skip_without_examples=True).skipped == ("ready",)
     assert best(world.open(NEW), NEW, "shoes") == ["one"]
 
 
-def test_an_adapter_changed_to_vectors_keeps_no_examples(world: World) -> None:
+def test_adapter_changed_to_vectors_keeps_no_examples(world: World) -> None:
     catalogue = world.open(OLD)
     world.register(catalogue, OLD, "one", "red shoes")
     card = Adapter("one", "base", "at/one", kind="x")
@@ -204,11 +211,11 @@ def test_an_adapter_changed_to_vectors_keeps_no_examples(world: World) -> None:
     assert world.reindex(NEW).embedded == 1
     after = world.open(NEW)
     Indexer(NEW, after, 64).update(card, ["kind"], ExampleVectors((np.ones(24, np.float32),)), "")
-    with pytest.raises(FailedPreconditionError, match="no examples are kept"):
+    with pytest.raises(FailedPreconditionError, match="have no stored examples"):
         world.reindex(OLD)
 
 
-def test_an_embedder_that_fails_leaves_all_as_it_was(world: World) -> None:
+def test_embedder_that_fails_leaves_all_as_it_was(world: World) -> None:
     before = world.open(OLD)
     world.register(before, OLD, "one", "red shoes")
     there = world.collections()
@@ -223,48 +230,48 @@ def test_an_embedder_that_fails_leaves_all_as_it_was(world: World) -> None:
     assert best(before, OLD, "shoes") == ["one"]
 
 
-def test_the_same_embedder_has_nothing_to_do(world: World) -> None:
+def test_same_embedder_has_nothing_to_do(world: World) -> None:
     world.open(OLD)
     with pytest.raises(FailedPreconditionError, match="already"):
         world.reindex(OLD)
 
 
-def test_a_rollback_goes_back_and_forth_and_one_step_is_kept(world: World) -> None:
+def test_rollback_goes_back_and_forth_and_one_step_is_kept(world: World) -> None:
     world.register(world.open(OLD), OLD, "one", "red shoes")
-    with world.qdrant.session() as client, pytest.raises(FailedPreconditionError, match="no former state"):
+    with world.qdrant.session() as client, pytest.raises(FailedPreconditionError, match="no previous state"):
         roll_back(client, world.name)
     world.reindex(NEW)
     later = world.open(NEW)
     world.register(later, NEW, "two", "mail")
     with world.qdrant.session() as client:
-        assert lost_by_rollback(client, world.name) == ["two"]
-        assert roll_back(client, world.name).made_by(OLD.fingerprint, OLD.dim)
+        assert changes_undone_by_rollback(client, world.name) == ["two"]
+        assert roll_back(client, world.name).matches_embedder(OLD.fingerprint, OLD.dim)
         assert best(world.open(OLD), OLD, "shoes") == ["one"]
-        assert roll_back(client, world.name).made_by(NEW.fingerprint, NEW.dim)
+        assert roll_back(client, world.name).matches_embedder(NEW.fingerprint, NEW.dim)
     assert set(best(later, NEW, "shoes")) == {"one", "two"}
     world.reindex(WordEmbedder(name="third"))
     assert len([name for name in world.collections() if not name.endswith("-prompts")]) == 2
 
 
-def test_a_backup_holds_all_and_a_restore_brings_it_back(world: World, tmp_path: Path) -> None:
+def test_backup_holds_all_and_restore_brings_it_back(world: World, tmp_path: Path) -> None:
     catalogue = world.open(OLD)
     one = world.register(catalogue, OLD, "one", "red shoes", "blue shoes")
     Indexer(OLD, catalogue, 64).create(Adapter("ready", "base", "r"), ExampleVectors((np.ones(16, np.float32),)))
     vectors = catalogue.look_up("one", with_vectors=True).vectors
     with world.qdrant.session() as client:
-        backup.write(backup.take(client, world.name), tmp_path / "backup.zip")
-        content = backup.read(tmp_path / "backup.zip")
+        backup.write_backup(backup.take_backup(client, world.name), tmp_path / "backup.zip")
+        content = backup.read_backup(tmp_path / "backup.zip")
         catalogue.delete("one")
         world.register(catalogue, OLD, "two", "mail")
         with pytest.raises(FailedPreconditionError, match=r"not empty.*--replace"):
-            backup.restore(client, world.name, content, replace=False, indexed=world.qdrant.shared)
-        backup.restore(client, world.name, content, replace=True, indexed=world.qdrant.shared)
+            backup.restore_backup(client, world.name, content, replace=False, indexed=world.qdrant.shared)
+        backup.restore_backup(client, world.name, content, replace=True, indexed=world.qdrant.shared)
     assert catalogue.get("one") == one  # the running service sees it
     assert set(best(catalogue, OLD, "shoes")) == {"one", "ready"}
     np.testing.assert_allclose(catalogue.look_up("one", with_vectors=True).vectors, vectors, atol=1e-6)
-    assert world.reindex(NEW, leave_out=True).left_out == ("ready",)
+    assert world.reindex(NEW, skip_without_examples=True).skipped == ("ready",)
     with world.qdrant.session() as client:
-        assert head_of(client, world.name).former
+        assert collection_info(client, world.name).previous
 
 
 def spoiled(file: Path, change: Callable[[dict[str, bytes]], None]) -> None:
@@ -297,63 +304,63 @@ def _short(content: dict[str, bytes]) -> None:
     [
         (_other_format, "format is '9'"),
         (_pickled, "pickle|Object arrays"),
-        (_short, "count 2 vectors"),
-        (lambda content: content.pop("prompts.jsonl"), "no whole backup"),
-        (lambda content: content.update({"catalogue.json": b"{"}), "no whole backup"),
+        (_short, "have 2 vectors"),
+        (lambda content: content.pop("prompts.jsonl"), "not a complete backup"),
+        (lambda content: content.update({"catalogue.json": b"{"}), "not a complete backup"),
     ],
 )
-def test_a_spoiled_backup_is_refused(tmp_path: Path, change: Callable[[dict[str, bytes]], None], problem: str) -> None:
+def test_spoiled_backup_is_refused(tmp_path: Path, change: Callable[[dict[str, bytes]], None], problem: str) -> None:
     file = tmp_path / "backup.zip"
-    with closing(Qdrant(LocalFolder(tmp_path / "qdrant"))) as qdrant, qdrant.session() as client:
+    with closing(Qdrant(QdrantFolder(tmp_path / "qdrant"))) as qdrant, qdrant.session() as client:
         world = World(qdrant)
         world.register(world.open(OLD), OLD, "one", "red", "blue")
-        backup.write(backup.take(client, world.name), file)
+        backup.write_backup(backup.take_backup(client, world.name), file)
     spoiled(file, change)
     with pytest.raises(InvalidArgumentError, match=problem):
-        backup.read(file)
+        backup.read_backup(file)
 
 
-def test_a_restore_keeps_one_step_back_and_no_examples_that_the_backup_lacks(world: World) -> None:
+def test_restore_keeps_one_step_back_and_no_examples_that_backup_lacks(world: World) -> None:
     catalogue = world.open(OLD)
     Indexer(OLD, catalogue, 64).create(Adapter("one", "base", "r"), ExampleVectors((np.ones(16, np.float32),)))
     with world.qdrant.session() as client:
-        content = backup.take(client, world.name)
+        content = backup.take_backup(client, world.name)
         catalogue.delete("one")
         world.register(catalogue, OLD, "one", "red shoes")
         for _ in range(3):
-            backup.restore(client, world.name, content, replace=True, indexed=world.qdrant.shared)
-        assert backup.take(client, world.name).prompts == {}
+            backup.restore_backup(client, world.name, content, replace=True, indexed=world.qdrant.shared)
+        assert backup.take_backup(client, world.name).prompts == {}
     assert len([name for name in world.collections() if not name.endswith("-prompts")]) == 2
 
 
-def test_a_damaged_backup_is_refused_and_named(tmp_path: Path) -> None:
+def test_damaged_backup_is_refused_and_named(tmp_path: Path) -> None:
     file = tmp_path / "backup.zip"
-    with closing(Qdrant(LocalFolder(tmp_path / "qdrant"))) as qdrant, qdrant.session() as client:
+    with closing(Qdrant(QdrantFolder(tmp_path / "qdrant"))) as qdrant, qdrant.session() as client:
         world = World(qdrant)
         world.register(world.open(OLD), OLD, "one", "red", "blue")
-        backup.write(backup.take(client, world.name), file)
+        backup.write_backup(backup.take_backup(client, world.name), file)
     whole = file.read_bytes()
     refused: list[str] = []
     for place in range(len(whole)):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5B]) + whole[place + 1 :])
         try:
-            backup.read(file)
+            backup.read_backup(file)
         except InvalidArgumentError as error:
             refused.append(str(error))
     assert len(refused) > len(whole) // 4
     assert all("backup.zip" in one for one in refused)
 
 
-def test_a_file_that_is_no_backup_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_no_backup_is_refused(tmp_path: Path) -> None:
     (tmp_path / "words").write_text("words")
-    for name, problem in (("words", "no whole backup"), ("nothing", "cannot be read")):
+    for name, problem in (("words", "not a complete backup"), ("nothing", "cannot be read")):
         with pytest.raises(InvalidArgumentError, match=problem):
-            backup.read(tmp_path / name)
+            backup.read_backup(tmp_path / name)
 
 
 def test_commands_back_up_restore_and_go_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = ["--qdrant-path", str(tmp_path / "qdrant")]
-    with closing(Qdrant(LocalFolder(tmp_path / "qdrant"))) as qdrant:
+    with closing(Qdrant(QdrantFolder(tmp_path / "qdrant"))) as qdrant:
         world = World(qdrant)
         world.name = "adapters"
         world.register(world.open(OLD), OLD, "one", "red shoes")
@@ -365,12 +372,12 @@ def test_commands_back_up_restore_and_go_back(tmp_path: Path, capsys: pytest.Cap
     assert "--replace" in capsys.readouterr().err
     assert run(["retrieval", "restore", str(tmp_path / "b.zip"), *place, "--replace", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["adapters"] == 1
-    with closing(Qdrant(LocalFolder(tmp_path / "qdrant"))) as qdrant:
+    with closing(Qdrant(QdrantFolder(tmp_path / "qdrant"))) as qdrant:
         world = World(qdrant)
         world.name = "adapters"
         world.register(world.open(OLD), OLD, "two", "mail")
     assert run(["retrieval", "rollback", *place]) == 1
-    assert "these adapters were registered, changed or removed: two" in capsys.readouterr().err
+    assert "these adapters were registered, changed or removed since: two" in capsys.readouterr().err
     assert run(["retrieval", "rollback", *place, "--yes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["undone"] == ["two"]
     assert run(["retrieval", "backup", str(tmp_path / "c.zip"), *place, "--collection", "other"]) == 1
@@ -387,18 +394,18 @@ def test_prompts_are_kept_whole_and_large_images_small() -> None:
             Message(Role.USER, (ImagePart(buffer.getvalue(), "image/png"), TextPart("tap é"), small)),
         )
     )
-    back = decoded(json.loads(json.dumps(encoded(prompt, ImageLimits()))))
+    back = decode_prompt(json.loads(json.dumps(encode_prompt(prompt, ImageLimits()))))
     assert back.messages[0] == prompt.messages[0]
     large, text, same = back.messages[1].parts
     assert (text, same) == (TextPart("tap é"), small)
     assert isinstance(large, ImagePart)
     with Image.open(io.BytesIO(large.data)) as image:
-        assert image.width * image.height == pytest.approx(KEPT_IMAGE_PIXELS, rel=0.01)
+        assert image.width * image.height == pytest.approx(MAX_STORED_IMAGE_PIXELS, rel=0.01)
         assert image.width / image.height == pytest.approx(4 / 3, rel=0.01)
         assert image.getpixel((5, 5)) == pytest.approx((10, 200, 30), abs=3)
 
 
-def test_an_image_whose_body_is_broken_registers_nothing(world: World) -> None:
+def test_image_whose_body_is_broken_registers_nothing(world: World) -> None:
     catalogue = world.open(OLD)
     world.register(catalogue, OLD, "there", "red shoes")
     whole = png_part(90, 60)
@@ -414,7 +421,7 @@ def test_an_image_whose_body_is_broken_registers_nothing(world: World) -> None:
     assert indexer.create(Adapter("new", "base", "at/new"), ExamplePrompts((Prompt.of("one", [whole]),)))
 
 
-def test_examples_are_kept_within_the_limits_of_the_server(world: World) -> None:
+def test_examples_are_kept_within_limits_of_server(world: World) -> None:
     catalogue, example = world.open(OLD), ExamplePrompts((Prompt.of("one", [png_part(90, 60)]),))
     with pytest.raises(InvalidArgumentError, match="at most 100"):
         Indexer(OLD, catalogue, 64, ImageLimits(max_pixels=100)).create(Adapter("small", "base", "at/small"), example)
@@ -422,8 +429,8 @@ def test_examples_are_kept_within_the_limits_of_the_server(world: World) -> None
 
 
 def test_examples_that_qdrant_would_not_take_register_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored_examples, "_MOST_BYTES", 200)
-    with qdrant_server() as url, closing(Qdrant(Server(url))) as qdrant:
+    monkeypatch.setattr(stored_examples, "_MAX_EXAMPLES_BYTES", 200)
+    with fake_qdrant_url() as url, closing(Qdrant(QdrantServer(url))) as qdrant:
         world = World(qdrant)
         catalogue = world.open(OLD)
         with pytest.raises(InvalidArgumentError, match=r"bytes of examples are too many for Qdrant.*send fewer"):

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from infra.contract.errors import ConfigurationError
-from infra.runtime.server import ServerOptions, sync_server
+from infra.runtime.server import sync_server
 from infra.runtime.settings import load_settings
 from retrieval_service.assembly import loaded
-from retrieval_service.embedders.build import build_embedder, kind_of
+from retrieval_service.embedders.build import build_embedder, embedder_kind
 from retrieval_service.settings import RetrievalSettings
 from tests.support.checkpoints.jina_v4 import tiny_jina
 from tests.support.servers.embeddings_server import EmbeddingsServer
@@ -34,7 +34,7 @@ def folder_of(path: Path, *names: str, **config: Any) -> Path:
     return path
 
 
-def test_a_folder_is_told_by_what_is_in_it(tmp_path: Path) -> None:
+def test_folder_is_told_by_what_is_in_it(tmp_path: Path) -> None:
     jina = folder_of(tmp_path / "jina", "adapters/adapter_config.json", "modules.json")
     bare = folder_of(tmp_path / "bare", "modules.json", architectures=["JinaEmbeddingsV4Model"])
     sentence = folder_of(tmp_path / "st", "modules.json", architectures=["BertModel"])
@@ -47,13 +47,13 @@ def test_a_folder_is_told_by_what_is_in_it(tmp_path: Path) -> None:
         (broken, "sentence-transformers"),
         (tmp_path / "nowhere", "jina-v4"),
     ):
-        assert kind_of(settings("--embedder-path", str(folder))) == kind
-    assert kind_of(settings("--embedder-path", str(sentence), "--embedder", "jina-v4")) == "jina-v4"
+        assert embedder_kind(settings("--embedder-path", str(folder))) == kind
+    assert embedder_kind(settings("--embedder-path", str(sentence), "--embedder", "jina-v4")) == "jina-v4"
 
 
-def test_a_url_means_http() -> None:
-    assert kind_of(settings(*URL)) == "http"
-    assert kind_of(settings(*URL, "--embedder", "http", "--embedder-path", "unused")) == "http"
+def test_url_means_http() -> None:
+    assert embedder_kind(settings(*URL)) == "http"
+    assert embedder_kind(settings(*URL, "--embedder", "http", "--embedder-path", "unused")) == "http"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_settings_that_mean_no_embedder_say_what_is_missing(flags: list[str], sa
     assert said in str(caught.value)
 
 
-def test_the_key_shows_in_no_error_or_setting() -> None:
+def test_key_shows_in_no_error_or_setting() -> None:
     shown = settings(*URL, "--embedder-api-key", "sk-secret")
     assert "sk-secret" not in repr(shown)
     with pytest.raises(ConfigurationError) as caught:
@@ -91,7 +91,7 @@ def test_help_tells_what_embeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert "{auto,jina-v4,http,sentence-transformers}" in shown
 
 
-def test_settings_reach_the_embedder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_reach_embedder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     jina = tiny_jina().write(tmp_path / "jina")
     flags = ["--embedder-path", str(jina), "--batch-size", "3", "--batch-tokens", "77", "--truncate-dim", "8"]
@@ -113,7 +113,7 @@ def test_start_says_what_embeds(tmp_path: Path, caplog: pytest.LogCaptureFixture
     flags = ["--embedder-path", str(jina), "--qdrant-path", str(tmp_path / "q"), "--address", "127.0.0.1:0"]
     chosen = settings(*flags, "--shutdown-grace-s", "0")
     caplog.set_level(logging.INFO)
-    server = sync_server(ServerOptions.from_settings(chosen), chosen.workers)
+    server = sync_server(chosen.server, chosen.workers)
     with loaded(server, chosen), server:
         pass
     said = " ".join(record.getMessage() for record in caplog.records)
@@ -121,13 +121,13 @@ def test_start_says_what_embeds(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "texts and images" in said
 
 
-def test_a_password_in_the_address_of_the_embedder_is_refused_before_it_is_logged(
+def test_password_in_address_of_embedder_is_refused_before_it_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--embedder-url", "http://me:hidden@127.0.0.1:9/v1", "--embedder-model", "m", "--address", "127.0.0.1:0"]
     chosen = settings(*flags, "--qdrant-path", str(tmp_path / "q"))
     caplog.set_level(logging.INFO)
-    server = sync_server(ServerOptions.from_settings(chosen), chosen.workers)
+    server = sync_server(chosen.server, chosen.workers)
     with pytest.raises(ConfigurationError, match="--embedder-url holds a password"), loaded(server, chosen):
         pass
     assert "hidden" not in caplog.text + "".join(capsys.readouterr())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from generation_service.adapters.checkpoint.binding import Part
+from generation_service.adapters.checkpoint.binding import FusedSlice
 from generation_service.adapters.checkpoint.reader import read_checkpoint
 from infra.contract.errors import CapacityError, CheckpointError
 from tests.support.checkpoints.peft_adapters import LAYERS, PREFIX, TinyAdapter, same
@@ -62,7 +62,7 @@ def test_the_default_adapter_name_in_keys_is_understood(tmp_path: Path) -> None:
 def test_a_fused_module_falls_into_its_parts_with_a_shared_a(tmp_path: Path) -> None:
     adapter = TinyAdapter.random({"attention.wqkv": (8, 6)})
     targets = {"q": (8, 4), "k": (8, 2)}
-    parts = [Part("q", torch.tensor([0, 1, 3, 4])), Part("k", torch.tensor([2, 5]))]
+    parts = [FusedSlice("q", torch.tensor([0, 1, 3, 4])), FusedSlice("k", torch.tensor([2, 5]))]
     read = read_checkpoint(adapter.write(tmp_path), targets, lambda _: parts)
     b = adapter.b("attention.wqkv") * 2
     torch.testing.assert_close(read.modules["q"].b, b[[0, 1, 3, 4]])
@@ -72,7 +72,7 @@ def test_a_fused_module_falls_into_its_parts_with_a_shared_a(tmp_path: Path) -> 
 
 def test_a_fused_module_of_other_size_does_not_bind(tmp_path: Path) -> None:
     adapter = TinyAdapter.random({"attention.wqkv": (8, 7)})
-    parts = [Part("q", torch.tensor([0, 1, 3, 4])), Part("k", torch.tensor([2, 5]))]
+    parts = [FusedSlice("q", torch.tensor([0, 1, 3, 4])), FusedSlice("k", torch.tensor([2, 5]))]
     with pytest.raises(CheckpointError, match=r"lora_B is \[7, 4\], its module has 6 outputs"):
         read_checkpoint(adapter.write(tmp_path), {"q": (8, 4), "k": (8, 2)}, lambda _: parts)
 

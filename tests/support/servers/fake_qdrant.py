@@ -110,7 +110,7 @@ class _Answers:
 
 
 @dataclass
-class QdrantServer:
+class FakeQdrant:
     """What a test can do to the server. While `broken` every request is answered 503; while `slow_s`, that late."""
 
     url: str = ""
@@ -120,16 +120,16 @@ class QdrantServer:
 
 
 @contextmanager
-def qdrant_server(api_key: str | None = None, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+def fake_qdrant_url(api_key: str | None = None, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serve on a free loopback port; give the URL."""
-    with controlled_qdrant_server(api_key, tls) as server:
+    with fake_qdrant(api_key, tls) as server:
         yield server.url
 
 
 @contextmanager
-def controlled_qdrant_server(api_key: str | None = None, tls: ssl.SSLContext | None = None) -> Iterator[QdrantServer]:
+def fake_qdrant(api_key: str | None = None, tls: ssl.SSLContext | None = None) -> Iterator[FakeQdrant]:
     """Serve on a free loopback port; refuse callers without the key, if there is one."""
-    answers, control = _Answers(), QdrantServer()
+    answers, control = _Answers(), FakeQdrant()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
