@@ -8,7 +8,8 @@ import torch
 from generation_service.models.internvl.tiles import Tiling
 from tests.support.harness.images import picture
 
-pytest.importorskip("sentencepiece", reason="the reference module reads tokenizers with sentencepiece (extra dev)")
+pytest.importorskip("sentencepiece", reason="the reference module needs sentencepiece (extra dev)")
+from tests.parity.internvl2_reference import tiles
 
 SCREEN = (1080, 2400)
 
