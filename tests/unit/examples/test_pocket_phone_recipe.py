@@ -1,4 +1,4 @@
-"""The recipe: stopping and going on, and refusing what cannot work."""
+"""The recipe: interrupting and resuming, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_journal_refuses_another_seed_and_adds_up_time(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.json", 1, "cpu")
     journal.add("base", 3.0)
     assert journal.entries == {"base": 5.0}
-    with pytest.raises(ValueError, match="was begun with --seed 1, not 2"):
+    with pytest.raises(ValueError, match="was started with --seed 1, not 2"):
         Journal(tmp_path / "journal.json", 2, "cpu")
 
 
