@@ -1,8 +1,8 @@
-"""How close to linear does an evaluation speed up when generation replicas are added, 1 -> 32?
+"""How close to linear is the speed-up of an evaluation when generation replicas are added, 1 -> 32?
 
-The replicas are simulated: each answers `--slots` samples at a time, `--latency` seconds each, and computes nothing.
+The replicas are simulated: each answers `--slots` samples at a time in `--latency` seconds, and computes nothing.
 Everything else is real: planning, the ledger in an embedded Redis, Celery, worker processes, gRPC, records and report.
-A replica gets the same number of samples in every run, so that linear means: the same seconds with any number.
+A replica gets the same number of samples in every run, so linear means the same time with any number of replicas.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from harness import Bar, Findings, Timing, run, say
 
 from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.evaluation.job import Evaluation
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.jobs.job import Evaluation
 from tests.support.harness.job_processes import Cluster, Process, cluster, records_of, write_dataset
 
 QUESTION = "How close to linear does an evaluation speed up when generation replicas are added?"
-SHARDS_A_REPLICA = 2
-IN_FLIGHT_A_SLOT = 2
-LEAST_OF_LINEAR = 0.95
+_SHARDS_PER_REPLICA = 2
+_IN_FLIGHT_PER_SLOT = 2  # One being answered, one waiting for the slot: a replica is never idle between two samples.
+_LEAST_OF_LINEAR = 0.95
 
 
 @dataclass(frozen=True)
 class Run:
-    """One job: its samples, the seconds from its creation to the last record and to the report, and all CPU used."""
+    """One job: its samples, seconds from creation to last record and to report, and CPU seconds of all processes."""
 
     samples: int
     recorded_s: float
@@ -44,7 +44,7 @@ class Run:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what only this benchmark takes."""
+    """Add the options of this benchmark."""
     parser.add_argument("--samples", type=int, default=2048, help="of the run with most replicas, 10000 in full")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 8, 32], help="numbers of replicas to compare")
     parser.add_argument("--slots", type=int, default=4, help="samples that one replica answers at a time")
@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Findings:
-    """Run a job with each number of replicas, interleaved, and compare samples a second and replica."""
+    """Run a job with each number of replicas, interleaved, and compare samples per second and replica."""
     sizes = sorted(set(options.replicas))
     if len(sizes) < 2 or sizes[0] < 1 or options.slots < 1 or options.samples < sizes[-1]:
         raise SystemExit("give two or more numbers of --replicas, a slot or more, and a sample for every replica")
@@ -95,10 +95,10 @@ async def _run_job(
 
 
 async def _start_workers(running: Cluster, replicas: int, options: argparse.Namespace) -> None:
-    """Start workers that have twice as many samples under way as the replicas have slots, in two shards a replica."""
+    """Start workers that have twice as many samples under way as the replicas have slots, in two shards per replica."""
     workers = min(options.workers, replicas)
-    shares = [share * SHARDS_A_REPLICA for share in _shares(replicas, workers)]
-    concurrency = max(1, IN_FLIGHT_A_SLOT * options.slots // SHARDS_A_REPLICA)
+    shares = [share * _SHARDS_PER_REPLICA for share in _shares(replicas, workers)]
+    concurrency = max(1, _IN_FLIGHT_PER_SLOT * options.slots // _SHARDS_PER_REPLICA)
     await asyncio.gather(*(running.start_worker(worker_shards=shards, concurrency=concurrency) for shards in shares))
 
 
@@ -110,7 +110,7 @@ def _spec(dataset: Path, samples: int, replicas: int) -> EvaluationSpec:
     return EvaluationSpec(
         datasets=(DatasetSpec("gmail", str(dataset), "gmail"),),
         strategies=(EvaluatedStrategy(AnswerStrategy.BASE),),
-        shard_size=max(1, min(40, samples // (2 * replicas * SHARDS_A_REPLICA))),
+        shard_size=max(1, min(40, samples // (2 * replicas * _SHARDS_PER_REPLICA))),
     )
 
 
@@ -132,7 +132,7 @@ def _check(job: Evaluation, samples: int) -> None:
     if not len(records) == len(keys) == job.total_samples == samples or errors:
         raise SystemExit(
             f"{len(records)} records of {len(keys)} samples, {errors} with an error, where {samples} were asked: "
-            "the run is no measure"
+            "the run measures nothing"
         )
 
 
@@ -144,19 +144,21 @@ def _findings(runs: dict[int, list[Run]], options: argparse.Namespace) -> Findin
             _rate_a_replica(many, size) / _rate_a_replica(single, one)
             for many, single in zip(runs[size], runs[one], strict=True)
         )
-        bar = Bar.at_least_of(LEAST_OF_LINEAR) if size == 32 else None
+        bar = Bar.at_least_of(_LEAST_OF_LINEAR) if size == 32 else None
         findings.add_ratio(f"samples_per_s_{size}_replicas_over_linear_from_{one}", ratio, bar)
-    for size, done in runs.items():
+    for size, size_runs in runs.items():
         capacity = size * options.slots / options.latency
-        rate = statistics.median(each.samples / each.recorded_s for each in done)
+        rate = statistics.median(done.samples / done.recorded_s for done in size_runs)
         findings.add_ratio(f"samples_per_s_{size}_replicas_over_their_capacity", rate / capacity)
-        findings.measurements[f"{size} replicas: to the last record"] = Timing(tuple(each.recorded_s for each in done))
+        findings.measurements[f"{size} replicas: to the last record"] = Timing(
+            tuple(done.recorded_s for done in size_runs)
+        )
         findings.measurements[f"{size} replicas: samples/s"] = rate
         findings.measurements[f"{size} replicas: report after the last record, s"] = statistics.median(
-            each.reported_s - each.recorded_s for each in done
+            done.reported_s - done.recorded_s for done in size_runs
         )
         findings.measurements[f"{size} replicas: CPU of all processes, starts included, s"] = statistics.median(
-            each.cpu_s for each in done
+            done.cpu_s for done in size_runs
         )
     findings.settings["every sample exactly once"] = True
     return findings
@@ -167,8 +169,8 @@ def _rate_a_replica(done: Run, replicas: int) -> float:
 
 
 def _cpu_s() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    usages = [resource.getrusage(scope) for scope in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 if __name__ == "__main__":

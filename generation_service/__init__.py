@@ -1,0 +1,1 @@
+"""The generation service: a base model that applies a composition of LoRA adapters to each request."""

@@ -1,4 +1,4 @@
-"""The catalogue, as the generation service asks it."""
+"""Client of the catalogue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infra.runtime.wire import adapter_from_proto
 
 
 class CatalogueClient:
-    """Looks adapters up in the retrieval service. Safe from any thread."""
+    """Looks up adapters in the retrieval service. Blocks; safe from any thread."""
 
     def __init__(self, options: ChannelOptions) -> None:
         self._target = options.target
@@ -22,7 +22,7 @@ class CatalogueClient:
 
     @classmethod
     def from_settings(cls, settings: GenerationSettings) -> CatalogueClient:
-        """Return a client of the catalogue that the settings name."""
+        """Return a client of the catalogue at `retrieval_target`."""
         token = settings.retrieval_token
         return cls(
             ChannelOptions(

@@ -16,7 +16,7 @@ log = get_logger(__name__)
 
 
 def serve(settings: OrchestratorSettings) -> None:
-    """Serve until a stop signal comes."""
+    """Serve until a stop signal arrives."""
     with _redis(settings) as redis_url:
         asyncio.run(_serve(settings, redis_url))
 
@@ -32,7 +32,7 @@ def _redis(settings: OrchestratorSettings) -> Iterator[str]:
         yield settings.redis_url
         return
     with embedded_redis(settings.redis_dir) as url:
-        log.info("embedded Redis runs; give workers its address", redis_url=url)
+        log.info("embedded_redis_started", redis_url=url)  # Workers need the address.
         yield url
 
 

@@ -16,14 +16,14 @@ from orchestrator.answering.pipeline import Pipeline
 from orchestrator.answering.question import Answer
 from orchestrator.clients.wire.answers import answer_to_proto, question_from_proto
 from orchestrator.clients.wire.evaluations import evaluation_to_proto, spec_from_proto
-from orchestrator.jobs.service import Evaluations
+from orchestrator.jobs.service import EvaluationJobs
 
 ANSWER_SERVICE = "loraretriever.v1.AnswerService"
 EVALUATION_SERVICE = "loraretriever.v1.EvaluationService"
 
 
 class AnswerServicer(pb_grpc.AnswerServiceServicer):
-    """Answers with a pipeline, within the caller's deadline and `timeout_s`."""
+    """Answers with a pipeline, within the caller's deadline or `timeout_s`, whichever is shorter."""
 
     def __init__(self, pipeline: Pipeline, timeout_s: float) -> None:
         self._pipeline = pipeline
@@ -36,7 +36,7 @@ class AnswerServicer(pb_grpc.AnswerServiceServicer):
     async def StreamAnswer(  # noqa: N802
         self, request: pb.StreamAnswerRequest, context: Any
     ) -> AsyncIterator[pb.StreamAnswerResponse]:
-        """Answer one prompt piece by piece."""
+        """Answer one prompt and stream the text."""
         async for event in self._pipeline.stream(question_from_proto(request), self._time_left(context)):
             yield _event_to_proto(event)
 
@@ -46,31 +46,31 @@ class AnswerServicer(pb_grpc.AnswerServiceServicer):
 
 
 class EvaluationServicer(pb_grpc.EvaluationServiceServicer):
-    """Serves the jobs of a ledger."""
+    """Serves evaluation jobs."""
 
-    def __init__(self, evaluations: Evaluations) -> None:
-        self._evaluations = evaluations
+    def __init__(self, jobs: EvaluationJobs) -> None:
+        self._jobs = jobs
 
     async def CreateEvaluation(  # noqa: N802
         self, request: pb.CreateEvaluationRequest, context: Any
     ) -> pb.CreateEvaluationResponse:
-        """Start a job."""
+        """Create a job."""
         with field_path("spec"):
-            job = await self._evaluations.create(spec_from_proto(request.spec), request.request_id)
+            job = await self._jobs.create(spec_from_proto(request.spec), request.request_id)
         return pb.CreateEvaluationResponse(evaluation=evaluation_to_proto(job))
 
     async def GetEvaluation(  # noqa: N802
         self, request: pb.GetEvaluationRequest, context: Any
     ) -> pb.GetEvaluationResponse:
         """Return one job."""
-        job = await self._evaluations.get(request.evaluation_id)
+        job = await self._jobs.get(request.evaluation_id)
         return pb.GetEvaluationResponse(evaluation=evaluation_to_proto(job))
 
     async def ListEvaluations(  # noqa: N802
         self, request: pb.ListEvaluationsRequest, context: Any
     ) -> pb.ListEvaluationsResponse:
         """Return a page of jobs."""
-        page = await self._evaluations.page(request.page_size, request.page_token)
+        page = await self._jobs.page(request.page_size, request.page_token)
         return pb.ListEvaluationsResponse(
             evaluations=[evaluation_to_proto(job) for job in page.evaluations], next_page_token=page.next_page_token
         )
@@ -78,20 +78,20 @@ class EvaluationServicer(pb_grpc.EvaluationServiceServicer):
     async def WatchEvaluation(  # noqa: N802
         self, request: pb.WatchEvaluationRequest, context: Any
     ) -> AsyncIterator[pb.WatchEvaluationResponse]:
-        """Follow one job."""
-        async for job in self._evaluations.watch(request.evaluation_id):
+        """Stream the changes of one job."""
+        async for job in self._jobs.watch(request.evaluation_id):
             yield pb.WatchEvaluationResponse(evaluation=evaluation_to_proto(job))
 
     async def CancelEvaluation(  # noqa: N802
         self, request: pb.CancelEvaluationRequest, context: Any
     ) -> pb.CancelEvaluationResponse:
-        """Stop a job."""
-        job = await self._evaluations.cancel(request.evaluation_id)
+        """Cancel a job."""
+        job = await self._jobs.cancel(request.evaluation_id)
         return pb.CancelEvaluationResponse(evaluation=evaluation_to_proto(job))
 
     async def GetReport(self, request: pb.GetReportRequest, context: Any) -> pb.GetReportResponse:  # noqa: N802
         """Return a job's report."""
-        report = await self._evaluations.report(request.evaluation_id)
+        report = await self._jobs.report(request.evaluation_id)
         return pb.GetReportResponse(
             summary_json=report.summary_json, summary_markdown=report.summary_markdown, output_uri=report.output_uri
         )
@@ -99,24 +99,24 @@ class EvaluationServicer(pb_grpc.EvaluationServiceServicer):
     async def RetryEvaluation(  # noqa: N802
         self, request: pb.RetryEvaluationRequest, context: Any
     ) -> pb.RetryEvaluationResponse:
-        """Write the report of a failed job anew."""
-        job = await self._evaluations.retry(request.evaluation_id)
+        """Write the report of a failed job again."""
+        job = await self._jobs.retry(request.evaluation_id)
         return pb.RetryEvaluationResponse(evaluation=evaluation_to_proto(job))
 
     async def DeleteEvaluation(  # noqa: N802
         self, request: pb.DeleteEvaluationRequest, context: Any
     ) -> pb.DeleteEvaluationResponse:
-        """Forget a job."""
-        await self._evaluations.delete(request.evaluation_id)
+        """Delete a job."""
+        await self._jobs.delete(request.evaluation_id)
         return pb.DeleteEvaluationResponse()
 
 
-def add_services(server: AioGrpcServer, pipeline: Pipeline, evaluations: Evaluations, answer_timeout_s: float) -> None:
+def add_services(server: AioGrpcServer, pipeline: Pipeline, jobs: EvaluationJobs, answer_timeout_s: float) -> None:
     """Add both services to a server."""
-    answers = AnswerServicer(pipeline, answer_timeout_s)
-    server.add(answers, pb_grpc.add_AnswerServiceServicer_to_server, ANSWER_SERVICE)
-    jobs = EvaluationServicer(evaluations)
-    server.add(jobs, pb_grpc.add_EvaluationServiceServicer_to_server, EVALUATION_SERVICE)
+    answer_servicer = AnswerServicer(pipeline, answer_timeout_s)
+    server.add(answer_servicer, pb_grpc.add_AnswerServiceServicer_to_server, ANSWER_SERVICE)
+    evaluation_servicer = EvaluationServicer(jobs)
+    server.add(evaluation_servicer, pb_grpc.add_EvaluationServiceServicer_to_server, EVALUATION_SERVICE)
 
 
 def _event_to_proto(event: Selection | str | Answer) -> pb.StreamAnswerResponse:

@@ -1,4 +1,4 @@
-"""What the orchestrator and its workers can be told."""
+"""Settings of the orchestrator and its workers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from orchestrator.evaluation.data.files import MAX_DATASET_BYTES
 from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES
 from orchestrator.evaluation.spec import MAX_SHARD_SIZE
 from orchestrator.evaluation.storage import check_uri
-from orchestrator.jobs.ledger.types import LedgerLimits
-from orchestrator.jobs.worker.shard_lease import ShardLimits
 
-REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
+_REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 
 
 class OrchestratorSettings(TierSettings):
@@ -26,60 +24,67 @@ class OrchestratorSettings(TierSettings):
     model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_ORCHESTRATOR_")
 
     server: ServerOptions = ServerOptions(address="127.0.0.1:50053")
+    answer_timeout_s: float = Field(300, gt=0, description="longest time of an answer, in seconds")
+
+    # The services that it calls
     retrieval_target: str = Field("127.0.0.1:50051", description="host:port of the retrieval service")
     generation_target: str = Field("127.0.0.1:50052", description="host:port of the generation service")
     service_token: SecretStr | None = Field(None, min_length=1, description="bearer token for both services")
     service_tls_ca: Path | None = Field(None, description="PEM file of the CA of both services; turns TLS on")
     service_tls_certificate: Path | None = Field(None, description="PEM file of our certificate for both (mTLS)")
     service_tls_key: Path | None = Field(None, description="PEM file of its private key")
-    answer_timeout_s: float = Field(300, gt=0, description="seconds an answer may take at most")
 
+    # Evaluation jobs: where their data is, and how large they may be
     redis_url: str = Field(
         "", description="Redis of evaluation jobs, such as redis://host:6379/0; empty starts one inside the server"
     )
     redis_dir: Path = Field(Path(".loraretriever/redis"), description="folder of the Redis inside the server")
     dataset_roots: tuple[Path, ...] = Field((Path(),), description="folders below which datasets and images are read")
     output_dir: str = Field(
-        ".loraretriever/evaluations", description="folder or fsspec URI for records and reports, a folder a job"
+        ".loraretriever/evaluations", description="folder or fsspec URI for records and reports, a folder per job"
     )
-    shard_size: int = Field(40, ge=1, le=MAX_SHARD_SIZE, description="samples a shard when the job does not say")
-    max_samples: int = Field(DEFAULT_MAX_SAMPLES, ge=1, description="samples that a job may have")
-    max_dataset_bytes: int = Field(
-        MAX_DATASET_BYTES, ge=1, description="bytes that the JSONL files of a job may have together"
-    )
+    shard_size: int = Field(40, ge=1, le=MAX_SHARD_SIZE, description="samples per shard, unless the job sets it")
+    max_samples: int = Field(DEFAULT_MAX_SAMPLES, ge=1, description="most samples of a job")
+    max_dataset_bytes: int = Field(MAX_DATASET_BYTES, ge=1, description="most bytes of all JSONL files of a job")
+
+    # Workers: how much they do at a time, and for how long they try
+    worker_shards: int = Field(2, ge=1, description="shards that one worker runs at the same time")
     concurrency: int = Field(8, ge=1, description="samples of one shard that are answered at the same time")
-    worker_shards: int = Field(2, ge=1, description="shards that one worker has under way")
-    sample_timeout_s: float = Field(300, gt=0, description="seconds one try to answer a sample may take")
+    sample_timeout_s: float = Field(300, gt=0, description="longest time of one try to answer a sample, in seconds")
     sample_attempts: int = Field(3, ge=1, description="workers that may die of a sample before it is given up")
     patience_s: float = Field(
-        300, ge=0, description="seconds a sample is tried again while a service is full or unreachable"
+        300, ge=0, description="seconds for which a sample is tried again while a service is full or unreachable"
     )
-    shard_lease_s: float = Field(20, gt=0, description="seconds after which a worker that went silent loses its shard")
-    shard_resend_s: float = Field(5, gt=0, description="seconds until workers are woken for shards that nobody took")
     shard_time_limit_s: float = Field(
-        900, gt=0, description="seconds after which a worker hands an unfinished shard on"
-    )
-    visibility_timeout_s: int = Field(
-        1800, ge=1, description="seconds after which Redis offers an unacknowledged message again"
-    )
-    reconcile_interval_s: float = Field(1, gt=0, description="seconds between looks for shards that stand still")
-    record_ttl_s: int = Field(
-        86_400, ge=1, description="seconds that records and request ids stay in Redis once a report is stored"
+        900, gt=0, description="seconds after which a worker releases an unfinished shard"
     )
     report_patience_s: float = Field(
         86_400, ge=0, description="seconds for which a report that cannot be stored is tried again"
     )
 
+    # The ledger and the queue: leases, wake-ups, expiry
+    shard_lease_s: float = Field(20, gt=0, description="seconds after which a silent worker loses its shard")
+    shard_resend_s: float = Field(
+        5, gt=0, description="seconds after which workers are woken for shards that none has claimed"
+    )
+    reconcile_interval_s: float = Field(1, gt=0, description="seconds between searches for unclaimed shards")
+    visibility_timeout_s: int = Field(
+        1800, ge=1, description="seconds after which Redis offers an unacknowledged message again"
+    )
+    record_ttl_s: int = Field(
+        86_400, ge=1, description="seconds that records and request ids stay in Redis once a report is stored"
+    )
+
     @field_validator("redis_url")
     @classmethod
-    def _redis_url_is_one(cls, value: str) -> str:
-        if value and not value.startswith(REDIS_SCHEMES):
-            raise ValueError(f"must begin with one of {', '.join(REDIS_SCHEMES)}")
+    def _check_redis_url(cls, value: str) -> str:
+        if value and not value.startswith(_REDIS_SCHEMES):
+            raise ValueError(f"must begin with one of {', '.join(_REDIS_SCHEMES)}")
         return value
 
     @field_validator("output_dir")
     @classmethod
-    def _output_dir_can_be_written_to(cls, value: str) -> str:
+    def _check_output_dir(cls, value: str) -> str:
         try:
             check_uri(value)
         except ConfigurationError as error:
@@ -87,17 +92,17 @@ class OrchestratorSettings(TierSettings):
         return value
 
     @model_validator(mode="after")
-    def _a_sample_ends_before_its_shard_is_handed_on(self) -> OrchestratorSettings:
+    def _check_sample_ends_before_its_shard_is_released(self) -> OrchestratorSettings:
         longest_s = self.patience_s + self.sample_timeout_s
         if self.shard_time_limit_s < longest_s:
             raise ValueError(
                 f"shard_time_limit_s must be at least patience_s + sample_timeout_s ({longest_s:g}), "
-                "or a sample that waits for a service is handed on for ever"
+                "or a sample that waits for a service is released again and again"
             )
         return self
 
     def channel(self, target: str) -> ChannelOptions:
-        """Return how to call one of the two services."""
+        """Return the channel options of one of the two services."""
         return ChannelOptions(
             target,
             tls_ca=self.service_tls_ca,
@@ -105,25 +110,4 @@ class OrchestratorSettings(TierSettings):
             tls_key=self.service_tls_key,
             token=self.service_token.get_secret_value() if self.service_token is not None else None,
             max_message_bytes=self.server.max_message_bytes,
-        )
-
-    @property
-    def ledger_limits(self) -> LedgerLimits:
-        """Leases and attempts of shards and samples."""
-        return LedgerLimits(
-            lease_s=self.shard_lease_s,
-            sample_attempts=self.sample_attempts,
-            record_ttl_s=self.record_ttl_s,
-            report_patience_s=self.report_patience_s,
-        )
-
-    @property
-    def shard_limits(self) -> ShardLimits:
-        """How a worker carries out a shard."""
-        return ShardLimits(
-            concurrency=self.concurrency,
-            sample_timeout_s=self.sample_timeout_s,
-            patience_s=self.patience_s,
-            time_limit_s=self.shard_time_limit_s,
-            stop_grace_s=self.server.shutdown_grace_s,
         )

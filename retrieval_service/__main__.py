@@ -8,7 +8,8 @@ from retrieval_service.settings import RetrievalSettings
 
 def serve(settings: RetrievalSettings) -> None:
     """Serve until a stop signal."""
-    from retrieval_service.assembly import serve_retrieval  # late: --help and wrong settings should show at once
+    # Imported late: torch takes seconds to import, and --help and wrong settings should be answered at once.
+    from retrieval_service.app import serve_retrieval
 
     serve_retrieval(settings)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from infra.contract.prompt import Prompt
 from infra.contract.retrieval import CatalogueInfo
 from infra.runtime import wire
 from infra.runtime.images import ImageLimits, check_images
-from infra.runtime.server import GrpcServer
+from infra.runtime.server import AioGrpcServer
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.points import AdapterFilter
 from retrieval_service.embedders.base import Embedder
@@ -174,9 +175,9 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
                 return None
 
 
-def add_to(server: GrpcServer, servicer: RetrievalServicer) -> None:
-    """Let `server` answer the service's methods by `servicer`."""
-    server.add(servicer, retrieval_service_pb2_grpc.add_RetrievalServiceServicer_to_server, SERVICE_NAME)
+def add_to(server: AioGrpcServer, servicer: RetrievalServicer, executor: Executor) -> None:
+    """Add the service to `server`; its methods block, and run on the executor's threads."""
+    server.add(servicer, retrieval_service_pb2_grpc.add_RetrievalServiceServicer_to_server, SERVICE_NAME, executor)
 
 
 def _page_size(wanted: int) -> int:

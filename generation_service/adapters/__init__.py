@@ -1,1 +1,1 @@
-"""Adapters: their files, their place on the device, and the layers that apply them."""
+"""Adapters: their checkpoints, the host cache, admission, and residency in the adapter bank."""

@@ -1,4 +1,4 @@
-"""Adapter ids -> checkpoint folders: what the catalogue says, or what lies below the adapter roots."""
+"""Adapter ids -> checkpoint folders, from the catalogue or from the layout of the adapter roots."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from infra.contract.errors import BaseModelMismatchError, CheckpointError, NotFo
 from infra.runtime.single_flight import SingleFlight
 
 REVISION_LENGTH = 12
+"""Hex digits of a content hash that are a folder's revision: 48 bits, short enough to read."""
 
 Signature = tuple[tuple[int, ...], ...]
-"""What the file system says of some files; empty for one that is not there."""
+"""The `stat` of some files, an empty tuple for a missing one. It changes when a file does."""
 
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """Where one revision of an adapter is read from. `content` is its expected content revision; empty: that
-    which it has when it is first read.
+    """Where one revision of an adapter is read from.
+
+    `content` is its expected content hash; empty means the hash of its first read.
     """
 
     adapter_id: str
@@ -36,14 +38,14 @@ class AdapterSource:
 
 
 class AdapterResolver(Protocol):
-    """Knows where adapters are. May block on disk or network; called from loader threads."""
+    """Locates adapters. May block on disk or network. Called on: encoder, to_thread and reader threads."""
 
     def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
         """Return the source of `revision` (empty: the newest). Raises NotFoundError or CheckpointError."""
 
 
 class Roots:
-    """The folders that adapters may be read from; nothing outside them is opened, symbolic links included."""
+    """The folders that adapters may be read from. Nothing outside them is opened, not even through symbolic links."""
 
     def __init__(self, roots: Sequence[Path]) -> None:
         self._roots = [root.resolve() for root in roots]
@@ -52,18 +54,20 @@ class Roots:
         return ", ".join(str(root) for root in self._roots) or "no folder: start the server with --adapter-roots"
 
     def signature(self, name: str) -> Signature:
-        """Return what changes whenever the files of the adapter folder `name`, below any root, do."""
+        """Return the signature of the files of the adapter folder `name` below every root."""
         paths = [f"{root}/{name}/{file}" for root in self._roots for file in (CONFIG_FILE, WEIGHTS_FILE)]
-        return tuple(_state(path) for path in paths)
+        return tuple(_stat(path) for path in paths)
 
     def find(self, uri: str) -> Path | None:
-        """Return the folder that `uri` names, relative to a root or absolute; None when there is none.
+        """Return the folder at `uri`, relative to a root or absolute; None if there is none.
 
-        Raises CheckpointError when it, or a file of it that would be read, lies outside the roots.
+        Raises CheckpointError if the folder, or a file in it that would be read, is outside the roots.
         """
         candidates = [Path(uri)] if Path(uri).is_absolute() else [root / uri for root in self._roots]
         for candidate in candidates:
-            with suppress(OSError, ValueError, RuntimeError):  # No name of a folder: too long, a NUL, a loop of links.
+            with suppress(
+                OSError, ValueError, RuntimeError
+            ):  # Not a valid path: too long, a NUL byte, a loop of links.
                 self._check_inside(uri, candidate)
                 if candidate.is_dir():
                     return candidate.resolve()
@@ -80,28 +84,28 @@ class Roots:
 
 
 class FolderSources:
-    """Adapters that lie in `<root>/<adapter_id>/`; their revision is their content's.
+    """An AdapterResolver for adapters in `<root>/<adapter_id>/`. The revision is a prefix of the content hash.
 
-    What was found is kept until a file of the adapter changes, in any root.
+    Sources are cached until a file of the adapter changes in any root. Safe from any thread.
     """
 
     def __init__(self, roots: Roots) -> None:
         self._roots = roots
-        self._lock = threading.Lock()
-        self._known: dict[str, tuple[Signature, AdapterSource]] = {}
+        self._lock = threading.Lock()  # Guards: `_cached`.
+        self._cached: dict[str, tuple[Signature, AdapterSource]] = {}
         self._reads: SingleFlight[tuple[str, Signature], AdapterSource] = SingleFlight()
 
     def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
-        """Return the folder of `adapter_id`. Raises NotFoundError for an unknown adapter or another revision."""
+        """Return the source of `adapter_id`. Raises NotFoundError for an unknown adapter or another revision."""
         signature = self._roots.signature(adapter_id)
         with self._lock:
-            known = self._known.get(adapter_id)
-        if known is not None and known[0] == signature:
-            source = known[1]
+            cached = self._cached.get(adapter_id)
+        if cached is not None and cached[0] == signature:
+            source = cached[1]
         else:
-            source = self._reads.run((adapter_id, signature), lambda: self._found(adapter_id))
+            source = self._reads.run((adapter_id, signature), lambda: self._hash_folder(adapter_id))
             with self._lock:
-                self._known[adapter_id] = (signature, source)
+                self._cached[adapter_id] = (signature, source)
         if revision and revision != source.revision:
             raise NotFoundError(
                 f"adapter {adapter_id!r} has no revision {revision!r}; on disk is {source.revision!r}",
@@ -110,7 +114,7 @@ class FolderSources:
             )
         return source
 
-    def _found(self, adapter_id: str) -> AdapterSource:
+    def _hash_folder(self, adapter_id: str) -> AdapterSource:
         folder = self._roots.find(adapter_id)
         if folder is None:
             raise NotFoundError(
@@ -123,14 +127,19 @@ class FolderSources:
 
 
 class CatalogueSources:
-    """Adapters as the catalogue describes them; their checkpoints still lie below the roots."""
+    """An AdapterResolver that asks the catalogue. Checkpoints must still be below the roots."""
 
     def __init__(self, get_adapter: Callable[[str], Adapter], roots: Roots) -> None:
         self._get_adapter = get_adapter
         self._roots = roots
 
     def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
-        """Return the registered adapter's source. Raises NotFoundError when it, or the revision, is not registered."""
+        """Return the registered adapter's source.
+
+        Raises:
+            NotFoundError: the adapter or the revision is not registered.
+            CheckpointError: its folder does not exist or is outside the roots.
+        """
         try:
             adapter = self._get_adapter(adapter_id)
         except NotFoundError as error:
@@ -155,9 +164,9 @@ class CatalogueSources:
 
 
 def check_base_model(source: AdapterSource, names: Sequence[str]) -> None:
-    """Raise BaseModelMismatchError unless the adapter was trained on a model of one of `names`, or does not say.
+    """Raise BaseModelMismatchError if the adapter's config names a base model that is not one of `names`.
 
-    Only the last component of a path counts, without regard to case.
+    Only the last component of a path is compared, ignoring case.
     """
     trained_on = source.base_model.rstrip("/").rsplit("/", 1)[-1]
     if trained_on and trained_on.casefold() not in {name.casefold() for name in names}:
@@ -169,7 +178,7 @@ def check_base_model(source: AdapterSource, names: Sequence[str]) -> None:
         )
 
 
-def _state(path: str) -> tuple[int, ...]:
+def _stat(path: str) -> tuple[int, ...]:
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""Decode many requests together: scheduling, the step loop, limits and the ends of sequences."""
+"""The engine: scheduling, the step loop, limits and the completion of sequences."""

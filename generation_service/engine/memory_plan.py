@@ -1,4 +1,4 @@
-"""How the device's memory is shared out between weights, adapters and running answers."""
+"""How device memory is divided between weights, the adapter bank and the KV cache."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from generation_service.execution.kv_cache import CacheShape
 from generation_service.models.base import ModelDescription
 from infra.contract.errors import ConfigurationError
 
-HOST_CACHE_BYTES = 2 * 2**30
-DEVICE_RESERVE = 0.15
-SHORTEST_DEFAULT = 256
-LONGEST_DEFAULT = 32768
+_CPU_CACHE_BYTES = 2 * 2**30
+"""Default bound of the KV cache on a CPU, so that a server on a developer's machine leaves memory to other programs."""
+_DEVICE_RESERVE = 0.15
+"""Fraction of a GPU's memory kept free for activations, images and fragmentation. An estimate, not measured."""
+_SHORTEST_DEFAULT = 256
+"""Below this many tokens a slot cannot hold a screen and an answer; start-up fails rather than each request."""
+_LONGEST_DEFAULT = 32768
+"""Longest sequence chosen by default. Models trained for more must be configured to use it: it costs slots."""
 
 
 @dataclass(frozen=True)
@@ -28,29 +32,29 @@ class MemoryPlan:
 
 
 def bank_bytes(model: ModelDescription, ranks: int) -> int:
-    """Return the memory of an adapter bank: A and B of every adaptable layer."""
+    """Return the bytes of an adapter bank: A and B of every adaptable layer, for `ranks` ranks."""
     return ranks * model.dtype.itemsize * sum(inputs + outputs for inputs, outputs in model.targets.values())
 
 
 def plan_memory(
     model: ModelDescription, *, ranks: int, slots: int, sequence_tokens: int | None, available: int
 ) -> MemoryPlan:
-    """Return the plan for `slots` running sequences when `available` bytes are left beside weights and bank.
+    """Return the plan for `slots` running sequences, with `available` bytes left after weights and bank.
 
-    Unset, `sequence_tokens` is what the model and that memory allow; a CPU may be told to use more than that default.
-    Raises ConfigurationError when it does not fit.
+    `sequence_tokens` None means as many as the model and `available` allow. On a CPU an explicit value may exceed
+    `available`, which is only a default there. Raises ConfigurationError if it does not fit.
     """
     if sequence_tokens is not None and sequence_tokens > model.max_positions:
         raise ConfigurationError(
-            f"max_sequence_tokens is {sequence_tokens}; this model was made for {model.max_positions} at most"
+            f"max_sequence_tokens is {sequence_tokens}; this model supports at most {model.max_positions}"
         )
     per_token = CacheShape(model.layers, slots, model.kv_heads, 0, model.head_dim).bytes(model.dtype)
     fits = max(0, available // per_token - 1)
-    length = sequence_tokens or min(model.max_positions, LONGEST_DEFAULT, fits)
-    if sequence_tokens is None and length < min(SHORTEST_DEFAULT, model.max_positions):
+    length = sequence_tokens or min(model.max_positions, _LONGEST_DEFAULT, fits)
+    if sequence_tokens is None and length < min(_SHORTEST_DEFAULT, model.max_positions):
         raise ConfigurationError(
             f"{available} bytes are left for the KV cache, room for {fits} tokens in each of {slots} slots: set a "
-            "smaller max_running or bank_ranks, or say max_sequence_tokens"
+            "smaller max_running or bank_ranks, or set max_sequence_tokens"
         )
     shape = CacheShape(model.layers, slots, model.kv_heads, length, model.head_dim)
     cache_bytes = shape.bytes(model.dtype)
@@ -65,14 +69,15 @@ def plan_memory(
 
 
 def available_bytes(model: ModelDescription, ranks: int) -> int:
-    """Return the bytes the KV cache may take by default, weights being loaded and the bank not.
+    """Return the bytes that the KV cache may take by default, after the weights are loaded and before the bank is.
 
-    On a GPU what is free less the bank and a reserve for activations; on a CPU a quarter of the memory, 2 GiB at most.
+    On a GPU the free memory less the bank and a reserve for activations; on a CPU a quarter of the memory, at most
+    2 GiB.
     """
     if model.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(model.device)
-        return max(0, free - bank_bytes(model, ranks) - round(DEVICE_RESERVE * total))
-    return min(HOST_CACHE_BYTES, _physical_bytes() // 4)
+        return max(0, free - bank_bytes(model, ranks) - round(_DEVICE_RESERVE * total))
+    return min(_CPU_CACHE_BYTES, _physical_bytes() // 4)
 
 
 def _physical_bytes() -> int:

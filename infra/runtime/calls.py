@@ -1,15 +1,16 @@
-"""What happens around every call: request id, token, deadline, error table, metrics and access log.
+"""What surrounds every call of a server: request id, token, deadline, error table, metrics and access log.
 
-The same for unary and streaming methods, on sync and aio servers. A request is parsed only after its caller is known.
+The same for unary and streaming methods. A request is parsed only after its caller is authenticated.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Executor
+from contextlib import aclosing, asynccontextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,27 +34,19 @@ log = get_logger(__name__)
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
+@dataclass
 class RunningCalls:
-    """How many calls a server has under way."""
+    """The number of calls a server is serving. Called on: the server's event loop."""
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return self._count
-
-    def change(self, by: int) -> None:
-        """Count one more (1) or one less (-1)."""
-        with self._lock:
-            self._count += by
+    count: int = 0
 
 
 @dataclass(frozen=True)
 class CallPolicy:
-    """What a server demands of each call: a bearer token (None: none), and an end after so many seconds.
+    """What a server requires of each call: a bearer token (None: no token), and an end after `max_call_s` seconds.
 
-    A sync handler cannot be interrupted: there the limit holds for the calls it makes, and for deadline.remaining_s().
+    A blocking handler is not interrupted at the limit: its caller gets DEADLINE_EXCEEDED at once, and the calls it
+    makes itself end by the same deadline.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -62,7 +55,7 @@ class CallPolicy:
 
 
 @dataclass(frozen=True)
-class AbortStatus(grpc.Status):
+class AbortStatus:
     """A status that ends a call, with its trailers."""
 
     code: grpc.StatusCode
@@ -71,7 +64,7 @@ class AbortStatus(grpc.Status):
 
 
 class ServedCall:
-    """One call under way: its request id, and its traces in logs and metrics."""
+    """One call being served: its request id, and what it leaves in logs and metrics."""
 
     def __init__(self, method: str, context: Any, policy: CallPolicy) -> None:
         self.method = method
@@ -86,37 +79,39 @@ class ServedCall:
         bind_request_id(self.request_id)
         bind_deadline(_shorter(context.time_remaining(), policy.max_call_s))
         metrics.calls_running.labels(method).inc()
-        policy.running.change(1)
+        policy.running.count += 1
 
-    def authorise(self) -> None:
-        """Raise UnauthenticatedError unless the call carries the server's token, where it has one."""
+    def authenticate(self) -> None:
+        """Raise UnauthenticatedError unless the call carries the server's token, if the server has one."""
         if self._policy.token is not None:
             check_token(self.metadata, self._policy.token)
 
     @property
     def echo(self) -> Metadata:
-        """The initial metadata of the answer. Sent with the first message only: a call that fails before it can be
-        retried by the client's channel, which headers would forbid.
+        """The initial metadata of the answer.
+
+        It is sent with the first message, not before: the client's channel retries a call that fails without having
+        received headers.
         """
         self.echoed = True
         return ((REQUEST_ID_KEY, self.request_id),)
 
     def failed(self, error: BaseException) -> AbortStatus:
-        """Log what a handler raised, and return the status to abort with."""
+        """Log an error of the handler, and return the status to abort with."""
         shown = as_contract_error(error, self.method, self.request_id)
         if shown is not error and isinstance(shown, InternalError):
-            log.error("unforeseen error", method=self.method, exc_info=error)
+            log.error("unexpected_error", method=self.method, exc_info=error)
         status = _abort_status(shown, self.request_id)
         self._code = status.code.name
         self._error = shown.message
         return status
 
     def finished(self, code: str = "OK") -> None:
-        """Count and log the call; `code` holds unless it failed() with another."""
+        """Count and log the call; `code` applies unless failed() set another."""
         seconds = time.perf_counter() - self._started
         code = self._code or code
         metrics.calls_running.labels(self.method).dec()
-        self._policy.running.change(-1)
+        self._policy.running.count -= 1
         metrics.calls_total.labels(self.method, code).inc()
         metrics.call_seconds.labels(self.method).observe(seconds)
         error = {} if self._error is None else {"error": self._error}
@@ -125,41 +120,29 @@ class ServedCall:
         bind_deadline(None)
 
 
-def guard_sync(method: str, handler: Handler, policy: CallPolicy) -> Handler:
-    """Return a sync handler that serves `handler` under the policy and the error table."""
+def guard(method: str, handler: Handler, policy: CallPolicy, executor: Executor | None = None) -> Handler:
+    """Return a handler that serves `handler` under the policy and the error table.
+
+    Without an executor the handler is a coroutine function or an async generator. With one it is a plain function,
+    which runs on the executor's threads, together with the parsing of its request.
+    """
     behavior = behavior_of(handler)
     decode = decoder_of(handler)
-
-    def unary(request: Any, context: grpc.ServicerContext) -> Any:
-        with _served(method, context, policy) as call:
-            response = behavior(decode(request), context)
-            context.send_initial_metadata(call.echo)
-            return response
-
-    def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        with _served(method, context, policy) as call:
-            for response in behavior(decode(request), context):
-                if not call.echoed:
-                    context.send_initial_metadata(call.echo)
-                yield response
-
-    return rebuilt(handler, stream if handler.response_streaming else unary)
-
-
-def guard_aio(method: str, handler: Handler, policy: CallPolicy) -> Handler:
-    """Return an aio handler that serves `handler`, a coroutine or an async generator, likewise."""
-    behavior = behavior_of(handler)
-    decode = decoder_of(handler)
+    if executor is not None and (handler.request_streaming or handler.response_streaming):
+        raise TypeError(f"{method} is a streaming method: it cannot run on an executor")
 
     async def unary(request: Any, context: Any) -> Any:
-        async with _served_aio(method, context, policy) as call:
-            response = await behavior(decode(request), context)
+        async with _served(method, context, policy) as call:
+            if executor is None:
+                response = await behavior(decode(request), context)
+            else:
+                response = await _on_thread(executor, lambda: behavior(decode(request), context))
             await context.send_initial_metadata(call.echo)
             return response
 
     async def stream(request: Any, context: Any) -> None:
-        async with _served_aio(method, context, policy) as call:
-            # A method that nobody wrote raises here; it is no generator.
+        async with _served(method, context, policy) as call:
+            # A method without an implementation raises here instead of returning a generator.
             pieces = behavior(decode(request), context)
             # Written, not yielded: a cancelled call then unwinds the handler at once, not when it is collected.
             async with aclosing(pieces):
@@ -171,58 +154,42 @@ def guard_aio(method: str, handler: Handler, policy: CallPolicy) -> Handler:
     return rebuilt(handler, stream if handler.response_streaming else unary)
 
 
-def refusal(error: LoraRetrieverError, aio: bool) -> Handler:
+def refusal(error: LoraRetrieverError) -> Handler:
     """Return a handler that refuses every call with `error`."""
 
-    def refuse(_request: Any, context: grpc.ServicerContext) -> Any:
-        context.abort_with_status(_abort_status(error, _request_id(context.invocation_metadata() or ())))
-
-    async def refuse_aio(_request: Any, context: Any) -> Any:
+    async def refuse(_request: Any, context: Any) -> Any:
         status = _abort_status(error, _request_id(context.invocation_metadata() or ()))
         await context.abort(status.code, status.details, status.trailing_metadata)
 
-    return grpc.unary_unary_rpc_method_handler(refuse_aio if aio else refuse)
+    return grpc.unary_unary_rpc_method_handler(refuse)
 
 
-@contextmanager
-def _served(method: str, context: Any, policy: CallPolicy) -> Iterator[ServedCall]:
-    call = ServedCall(method, context, policy)
-    try:
-        call.authorise()
-        yield call
-    except Exception as error:
-        if context.is_active():
-            status = call.failed(_unforeseen(error, context.code(), method))
-            call.finished()
-        else:
-            status = AbortStatus(grpc.StatusCode.CANCELLED, "the caller is gone", ())
-            call.finished("CANCELLED")
-        context.abort_with_status(status)
-    except BaseException:
-        # GeneratorExit: the caller left in the middle of a stream.
-        call.finished("CANCELLED")
-        raise
-    else:
-        call.finished()
+async def _on_thread(executor: Executor, work: Callable[[], Any]) -> Any:
+    """Run `work` on a thread of the executor, with the request id and the deadline of the call.
+
+    A call that ends while its work is still queued takes it out of the queue; running work is not interrupted.
+    """
+    return await asyncio.get_running_loop().run_in_executor(executor, copy_context().run, work)
 
 
 @asynccontextmanager
-async def _served_aio(method: str, context: Any, policy: CallPolicy) -> AsyncIterator[ServedCall]:
+async def _served(method: str, context: Any, policy: CallPolicy) -> AsyncIterator[ServedCall]:
     call = ServedCall(method, context, policy)
     try:
-        call.authorise()
+        call.authenticate()
         async with _time_limit(method, policy):
             yield call
     except asyncio.CancelledError as error:
         if context.cancelled() or _is_being_cancelled():
             call.finished("CANCELLED")
             raise
+        # The handler's own work was cancelled, not the call: its caller still waits for a status.
         status = call.failed(error)
     except Exception as error:
         if context.cancelled():
             call.finished("CANCELLED")
             raise asyncio.CancelledError from error
-        status = call.failed(_unforeseen(error, context.code(), method))
+        status = call.failed(_unimplemented(error, context.code(), method))
     else:
         call.finished()
         return
@@ -253,8 +220,8 @@ def _is_being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _unforeseen(error: Exception, code: object, method: str) -> Exception:
-    """Return the error, or what it means where generated code raised it for a method that nobody wrote."""
+def _unimplemented(error: Exception, code: object, method: str) -> Exception:
+    """Return the error, or UnimplementedError where generated code raised it for a method without implementation."""
     if isinstance(error, NotImplementedError) and code in (grpc.StatusCode.UNIMPLEMENTED, 12):
         return UnimplementedError(f"{method} is part of the contract, but this server does not offer it")
     return error

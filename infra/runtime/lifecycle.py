@@ -1,25 +1,53 @@
-"""Stop signals and ready files: how a server process says that it serves, and hears that it should end."""
+"""The life of a server process: loading beside the event loop, stop signals, ready files."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from infra.contract.errors import ConfigurationError
+
+_T = TypeVar("_T")
 
 _on_stop: list[Callable[[], None]] = []
 _stopping = False
 
 
-def install_stop_signals() -> None:
-    """Make SIGTERM and SIGINT end this process in good order: exit code 0, running calls finished.
+@asynccontextmanager
+async def entered_on_thread(manager: AbstractContextManager[_T]) -> AsyncIterator[_T]:
+    """Enter and exit a blocking context manager on threads, so that the event loop answers health meanwhile.
 
-    Before anything serves, the first signal ends the process at once; a second SIGINT always does.
+    It is entered on a daemon thread: a stop signal while a model loads ends the process without waiting for it.
+    """
+    entered: Future[_T] = Future()
+
+    def enter() -> None:
+        try:
+            entered.set_result(manager.__enter__())
+        except BaseException as error:
+            entered.set_exception(error)
+
+    threading.Thread(target=enter, name="loading", daemon=True).start()
+    resource = await asyncio.wrap_future(entered)
+    try:
+        yield resource
+    finally:
+        await asyncio.to_thread(manager.__exit__, None, None, None)
+
+
+def install_stop_signals() -> None:
+    """Make SIGTERM and SIGINT stop this process gracefully: running calls finish, and the exit code is 0.
+
+    Before a server serves, the first signal ends the process at once. A second SIGINT always does.
     """
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
@@ -27,7 +55,7 @@ def install_stop_signals() -> None:
 
 @contextmanager
 def on_stop(callback: Callable[[], None]) -> Iterator[None]:
-    """Call `callback` when a stop signal comes. It runs within the signal handler: it may only hand the news on."""
+    """Call `callback` on a stop signal. It runs in the signal handler, so it must not block."""
     _on_stop.append(callback)
     try:
         yield
@@ -41,6 +69,7 @@ def ready_file(path: Path | None, address: str) -> Iterator[None]:
     if path is None:
         yield
         return
+    # Written aside and renamed: a reader never sees half a file.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +84,7 @@ def ready_file(path: Path | None, address: str) -> Iterator[None]:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    global _stopping  # noqa: PLW0603 - signals are the process's, not anyone's
+    global _stopping  # noqa: PLW0603 - signal handlers belong to the process
     if _stopping and number == signal.SIGINT:
         os._exit(128 + number)
     _stopping = True

@@ -1,17 +1,18 @@
-"""gRPC servers, sync and aio: bound, guarded, with health and reflection, and a graceful end.
+"""The gRPC server of every tier: bound, guarded, with health and reflection, and a graceful stop.
 
-server = sync_server(settings.server, workers=16)
-server.start()                     # health answers NOT_SERVING, all else UNAVAILABLE: the model may now load
-server.add(servicer, add_RetrievalServiceServicer_to_server, "loraretriever.v1.RetrievalService")
-server.serve_forever()             # SERVING, ready file; returns after a stop signal, running calls finished
+server = AioGrpcServer(settings.server)
+await server.start()               # health answers NOT_SERVING, all else UNAVAILABLE: the model can load now
+server.add(servicer, add_GenerationServiceServicer_to_server, "loraretriever.v1.GenerationService")
+await server.serve()               # SERVING, ready file; returns after a stop signal, when running calls have ended
+
+Handlers are coroutines. A servicer whose methods block is added with an executor, on whose threads they run.
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
 import time
-from concurrent import futures
+from concurrent.futures import Executor
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,8 +22,8 @@ from grpc_health.v1 import health, health_pb2_grpc  # type: ignore[import-untype
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
 
 from infra.runtime.addresses import bind_error, check_free, with_port
-from infra.runtime.calls import CallPolicy, guard_aio, guard_sync
-from infra.runtime.health import NOT_SERVING, OVERALL, SERVING, AioHealth, SyncHealth
+from infra.runtime.calls import CallPolicy
+from infra.runtime.health import NOT_SERVING, OVERALL, SERVING, Health
 from infra.runtime.lifecycle import on_stop, ready_file
 from infra.runtime.logs import get_logger
 from infra.runtime.methods import Adder, Methods
@@ -31,95 +32,25 @@ from infra.runtime.settings import ServerOptions
 
 log = get_logger(__name__)
 
+#: Bearer tokens and error details travel as metadata, of which gRPC accepts 8 KiB by default.
 MAX_METADATA_BYTES = 32 * 2**10
-POLL_S = 0.02
-TURN_AWAY_S = 0.25
 
+_POLL_S = 0.02
 
-class GrpcServer:
-    """A server of threads. As a context manager it serves within, for tests and short-lived servers."""
-
-    def __init__(self, options: ServerOptions, workers: int) -> None:
-        """Bind the address; ConfigurationError when that cannot be done."""
-        self._options = options
-        self._health = SyncHealth()
-        self._policy = CallPolicy(options.token, options.max_call_s)
-        self._methods = Methods(guard_sync, self._policy, aio=False)
-        self._server = grpc.server(
-            futures.ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
-            handlers=[self._methods],
-            options=_channel_arguments(options),
-            maximum_concurrent_rpcs=options.max_concurrent_calls,
-        )
-        self._stop_requests: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._services: tuple[str, ...] = ()
-        self._started = False
-        self.address = _bind(self._server, options)
-        self._methods.add_unguarded(health_pb2_grpc.add_HealthServicer_to_server, self._health)
-
-    def add(self, servicer: Any, adder: Adder, full_service_name: str) -> None:
-        """Add a service; its health is NOT_SERVING until serving()."""
-        self._methods.add(adder, servicer)
-        self._services = (*self._services, full_service_name)
-        self._health.set(full_service_name, NOT_SERVING)
-
-    def start(self) -> None:
-        """Listen. Until serving(), every method but health is UNAVAILABLE."""
-        if not self._started:
-            self._started = True
-            self._server.start()
-
-    def serving(self) -> None:
-        """Let calls in: health becomes SERVING."""
-        self.start()
-        names = self._services
-        servicer = reflection.ReflectionServicer((*names, health.SERVICE_NAME, reflection.SERVICE_NAME))
-        self._methods.add(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, servicer)
-        self._methods.open()
-        for name in (*names, OVERALL):
-            self._health.set(name, SERVING)
-        log.info("serving", address=self.address, services=list(names))
-
-    def serve_forever(self) -> None:
-        """Serve until a stop signal or request_stop(), then stop gracefully."""
-        with on_stop(self.request_stop):
-            self.serving()
-            with ready_file(self._options.ready_file, self.address):
-                self._stop_requests.get()
-        self.stop()
-
-    def request_stop(self) -> None:
-        """Make serve_forever() return. From any thread, or a signal handler."""
-        self._stop_requests.put(None)
-
-    def stop(self) -> None:
-        """Refuse new calls, let running ones finish for shutdown_grace_s at most, then cancel them."""
-        log.info("stopping", address=self.address)
-        self._methods.close()
-        drain = _Drain(self._policy, self._health.shut_down(), self._options.shutdown_grace_s)
-        while drain.goes_on():
-            time.sleep(POLL_S)
-        self._server.stop(drain.left_s()).wait()
-
-    def __enter__(self) -> Self:
-        self.serving()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+#: How long a stopping server keeps refusing calls so that clients that watch its health turn to another replica. A
+#: client reacts within a round trip; a quarter of a second covers that and a busy event loop.
+_TURN_AWAY_S = 0.25
 
 
 class AioGrpcServer:
     """A server on the running event loop. As an async context manager it serves within."""
 
     def __init__(self, options: ServerOptions) -> None:
-        """Bind the address; ConfigurationError when that cannot be done."""
+        """Bind the address. Raises ConfigurationError when that fails."""
         self._options = options
-        self._health = AioHealth()
+        self._health = Health()
         self._policy = CallPolicy(options.token, options.max_call_s)
-        self._methods = Methods(guard_aio, self._policy, aio=True)
+        self._methods = Methods(self._policy)
         self._server = grpc.aio.server(
             handlers=[self._methods],
             options=_channel_arguments(options),
@@ -132,9 +63,13 @@ class AioGrpcServer:
         self.address = _bind(self._server, options)
         self._methods.add_unguarded(health_pb2_grpc.add_HealthServicer_to_server, self._health)
 
-    def add(self, servicer: Any, adder: Adder, full_service_name: str) -> None:
-        """Add a service; its health is NOT_SERVING until serving()."""
-        self._methods.add(adder, servicer)
+    def add(self, servicer: Any, adder: Adder, full_service_name: str, executor: Executor | None = None) -> None:
+        """Add a service; its health is NOT_SERVING until serving().
+
+        With an executor the servicer's methods are plain functions, which run on the executor's threads: at most as
+        many at once as it has threads; the others wait in its queue until their deadlines.
+        """
+        self._methods.add(adder, servicer, executor)
         self._services = (*self._services, full_service_name)
         self._health.set(full_service_name, NOT_SERVING)
 
@@ -145,7 +80,7 @@ class AioGrpcServer:
             await self._server.start()
 
     async def serving(self) -> None:
-        """Let calls in: health becomes SERVING."""
+        """Accept calls: health becomes SERVING."""
         await self.start()
         names = self._services
         servicer = reflection.aio.ReflectionServicer((*names, health.SERVICE_NAME, reflection.SERVICE_NAME))
@@ -164,17 +99,17 @@ class AioGrpcServer:
         await self.stop()
 
     def request_stop(self) -> None:
-        """Make serve() return. From any thread, or a signal handler."""
+        """Make serve() return. Called on: any thread, or in a signal handler."""
         self._loop.call_soon_threadsafe(self._stop_requested.set)
 
     async def stop(self) -> None:
         """Refuse new calls, let running ones finish for shutdown_grace_s at most, then cancel them."""
         log.info("stopping", address=self.address)
         self._methods.close()
-        drain = _Drain(self._policy, self._health.shut_down(), self._options.shutdown_grace_s)
-        while drain.goes_on():
-            await asyncio.sleep(POLL_S)
-        await self._server.stop(drain.left_s())
+        drain = _Drain(self._policy, has_watchers=self._health.shut_down(), grace_s=self._options.shutdown_grace_s)
+        while drain.is_waiting():
+            await asyncio.sleep(_POLL_S)
+        await self._server.stop(drain.remaining_s())
 
     async def __aenter__(self) -> Self:
         await self.serving()
@@ -186,11 +121,6 @@ class AioGrpcServer:
         await self.stop()
 
 
-def sync_server(options: ServerOptions, workers: int) -> GrpcServer:
-    """Return a bound server whose handlers run on `workers` threads."""
-    return GrpcServer(options, workers)
-
-
 def aio_server(options: ServerOptions) -> AioGrpcServer:
     """Return a bound server whose handlers run on the event loop that calls this."""
     return AioGrpcServer(options)
@@ -199,22 +129,22 @@ def aio_server(options: ServerOptions) -> AioGrpcServer:
 class _Drain:
     """The time between the refusal of new calls and the closing of connections.
 
-    gRPC cancels the calls that it finds unanswered on a connection it closes, and a client does not send those again.
-    So calls that are on their way are first refused as UNAVAILABLE, until clients that watch had time to turn away.
+    gRPC cancels the calls that it finds unanswered on a connection it closes, and clients do not retry those. So calls
+    that are on their way are first refused as UNAVAILABLE, until clients that watch the health had time to turn away.
     """
 
-    def __init__(self, policy: CallPolicy, watched: bool, grace_s: float) -> None:
+    def __init__(self, policy: CallPolicy, *, has_watchers: bool, grace_s: float) -> None:
         self._policy = policy
         now = time.monotonic()
-        self._not_before = now + (min(TURN_AWAY_S, grace_s) if watched else 0)
+        self._not_before = now + (min(_TURN_AWAY_S, grace_s) if has_watchers else 0)
         self._not_after = now + grace_s
 
-    def goes_on(self) -> bool:
-        """Whether calls are still to be awaited, or clients."""
+    def is_waiting(self) -> bool:
+        """Return whether running calls or watching clients still need time."""
         now = time.monotonic()
-        return now < self._not_before or (len(self._policy.running) > 0 and now < self._not_after)
+        return now < self._not_before or (self._policy.running.count > 0 and now < self._not_after)
 
-    def left_s(self) -> float:
+    def remaining_s(self) -> float:
         """Return what is left of the grace period, in seconds."""
         return max(self._not_after - time.monotonic(), 0)
 
@@ -237,11 +167,15 @@ def _channel_arguments(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.max_send_message_length", options.max_message_bytes),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        # Off, so that a second server on the same port fails instead of sharing its calls.
         ("grpc.so_reuseport", 0),
+        # Clients resolve their target again only when a connection ends: without an age they never see new replicas.
         ("grpc.max_connection_age_ms", round(options.max_connection_age_s * 1000)),
         ("grpc.max_connection_age_grace_ms", round(options.max_connection_age_grace_s * 1000)),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        # Channels ping every 10 s (ChannelOptions.keepalive_time_s): with gRPC's default of 300 s the server would
+        # close their connections for too many pings.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ]

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from infra.contract.errors import UnavailableError
 from orchestrator.cli import output as console
+from orchestrator.evaluation.job import Evaluation
 from orchestrator.evaluation.report.formatting import ReportTable
-from orchestrator.jobs.job import Evaluation
 
 LINE_INTERVAL_S = 10.0
 

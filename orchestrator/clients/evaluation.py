@@ -13,8 +13,8 @@ from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
 from infra.contract.errors import UnavailableError
 from orchestrator.clients.base import LONG_TIMEOUT_S, ServiceClient
 from orchestrator.clients.wire.evaluations import evaluation_from_proto, spec_to_proto
+from orchestrator.evaluation.job import Evaluation, EvaluationPage, Report
 from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.jobs.job import Evaluation, EvaluationPage, Report
 
 #: Deadline of one watch stream: longer than any job, since a gRPC call without a deadline cannot be made.
 _WATCH_TIMEOUT_S = 7 * 86_400.0

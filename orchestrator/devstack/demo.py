@@ -19,9 +19,9 @@ from orchestrator.clients.evaluation import EvaluationClient
 from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.devstack.demo_world import MODEL_NAME, World, WorldDataset
 from orchestrator.devstack.stack import LocalStack, StackPlan
+from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.jobs.job import Evaluation, EvaluationState, Report
 from orchestrator.registration.peft_folder import read_adapter
 from orchestrator.registration.training_examples import example_prompts, ranked_samples, sample_prompt
 

@@ -1,4 +1,4 @@
-"""The action language of the datasets: text to actions and back.
+"""The action language of the datasets: parse text to actions and render actions as text.
 
     Click on button with the text "..."      Click on button with the function of "..."
     Click on button                          Click on point (x,y)
@@ -7,10 +7,10 @@
     Scroll up|down|left|right                Check status: successful
     Go back to the previous page             Return to the home page             Wait for response
 
-A quoted label may hold newlines and quotes, and typed text may hold newlines, so an answer is cut where a line begins
-an action, not at every newline; nor inside a label that is still open there and is closed, by the next quote of all, at
-the end of a later line. Letter case and runs of blanks do not matter. What is not in the language is an action
-of type `unknown`; nothing here raises.
+Quoted labels may contain newlines and quotes, and typed text may contain newlines. An answer is therefore split where a
+line starts an action, not at every newline, and not inside a label that is still open and whose next quote ends a later
+line. Letter case and runs of whitespace are ignored. Text outside the language becomes an action of type `unknown`; no
+function here raises.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ActionType(StrEnum):
 
 
 class LabelKind(StrEnum):
-    """What a button is known by: the text on it, or its function as the accessibility tree describes it."""
+    """How a label identifies a button: by its visible text, or by its function in the accessibility tree."""
 
     TEXT = "text"
     FUNCTION = "function"
@@ -50,7 +50,7 @@ class LabelKind(StrEnum):
 
 @dataclass(frozen=True)
 class Label:
-    """A button named by its text or its function."""
+    """A button identified by its text or its function."""
 
     kind: LabelKind
     value: str
@@ -58,7 +58,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Point:
-    """A place on the screen, in pixels from the top left."""
+    """A point on the screen, in pixels from the top left."""
 
     x: float
     y: float
@@ -69,23 +69,24 @@ Argument = Label | Point | str | None
 
 @dataclass(frozen=True)
 class Action:
-    """One action. `argument` is a target, a text, a direction or a status; None where the action takes none.
+    """One action.
 
-    An unknown action keeps its text as its argument.
+    `argument` is a target, a text, a direction or a status; None if the action takes none. An unknown action has its
+    text as the argument.
     """
 
     type: ActionType
     argument: Argument = None
 
     def same_type(self, other: Action) -> bool:
-        """Whether both do the same thing, whatever to."""
+        """Whether both actions have the same type, regardless of argument."""
         return self.type is other.type
 
     def same_argument(self, other: Action, point_tolerance_px: float = POINT_TOLERANCE_PX) -> bool:
-        """Whether both arguments mean the same.
+        """Whether both arguments are equivalent.
 
-        Points: Euclidean distance at most `point_tolerance_px`. Labels: same kind, same text. Text is compared
-        case-folded, with runs of whitespace as one blank.
+        Points: Euclidean distance at most `point_tolerance_px`. Labels: same kind and same text. Text is compared
+        case-folded, with each run of whitespace as one space.
         """
         match self.argument, other.argument:
             case Point(x, y), Point(other_x, other_y):
@@ -100,7 +101,7 @@ class Action:
                 return False
 
     def same_as(self, other: Action, point_tolerance_px: float = POINT_TOLERANCE_PX) -> bool:
-        """Whether type and argument are both the same."""
+        """Whether both type and argument match."""
         return self.same_type(other) and self.same_argument(other, point_tolerance_px)
 
 
@@ -152,12 +153,12 @@ _WITHOUT_ARGUMENT = {
 
 
 def normalized(text: str) -> str:
-    """Return `text` case-folded, with runs of whitespace as one blank and none at the ends."""
+    """Return `text` case-folded and stripped, with each run of whitespace as one space."""
     return " ".join(text.casefold().split())
 
 
 def split_actions(text: str) -> list[str]:
-    """Return the text of each action of an answer, in order; each line that is part of no action stands alone."""
+    """Return the text of each action of an answer, in order; a line outside any action is a piece of its own."""
     text = _unix(text)
     starts = _starts(text)
     preamble = text[: starts[0]] if starts else text
@@ -173,7 +174,7 @@ def parse_actions(text: str) -> list[Action]:
 
 
 def parse_action(text: str) -> Action:
-    """Return the one action that `text` is, or an unknown action when it is anything else (two actions, for one)."""
+    """Parse exactly one action; anything else (for example two actions) gives an unknown action."""
     text = _unix(text).strip()
     if len(_starts(text)) == 1:
         action = _parse(text)
@@ -183,13 +184,13 @@ def parse_action(text: str) -> Action:
 
 
 def is_actions(text: str) -> bool:
-    """Whether `text` is in the action language from its beginning to its end."""
+    """Whether all of `text` is in the action language."""
     pieces = parse_actions(text)
     return bool(pieces) and all(piece.type is not ActionType.UNKNOWN for piece in pieces)
 
 
 def render_action(action: Action) -> str:
-    """Return the action in the action language, as the datasets spell it."""
+    """Return the action as text, spelled as in the datasets."""
     phrase = _PHRASES[action.type]
     if action.type in (ActionType.CLICK, ActionType.LONG_PRESS):
         return f"{phrase} {_render_target(action.argument)}"
@@ -197,24 +198,24 @@ def render_action(action: Action) -> str:
 
 
 def _starts(text: str) -> list[int]:
-    """Return where lines begin an action, those inside an open label left out.
+    """Return the offsets at which a line starts an action, except those inside an open label.
 
-    A label goes on over such lines where the next quote of all stands at the end of a line. That quote must not be what
-    opens the label of a later press: then the first label was never closed, and costs its own action only.
+    A label spans such lines if the next quote in the text ends a line. If that quote opens the label of a later press,
+    the first label was never closed; only its own action is then invalid.
     """
     starts = [match.start() for match in _START.finditer(text)]
     inside: set[int] = set()
     label = _LABEL_TO_NEXT_QUOTE.search(text)
     while label is not None:
-        go_on = label.end()
+        resume_at = label.end()
         if "\n" in label[0]:
-            swallowed = starts[bisect_right(starts, label.start()) : bisect_left(starts, label.start("quote"))]
-            later = _LABEL_START.match(text, swallowed[-1]) if swallowed else None
+            enclosed = starts[bisect_right(starts, label.start()) : bisect_left(starts, label.start("quote"))]
+            later = _LABEL_START.match(text, enclosed[-1]) if enclosed else None
             if later is not None and later.end() > label.start("quote"):
-                go_on = later.start()
+                resume_at = later.start()
             else:
-                inside.update(swallowed)
-        label = _LABEL_TO_NEXT_QUOTE.search(text, go_on)
+                inside.update(enclosed)
+        label = _LABEL_TO_NEXT_QUOTE.search(text, resume_at)
     return [start for start in starts if start not in inside] if inside else starts
 
 
@@ -223,7 +224,7 @@ def _unix(text: str) -> str:
 
 
 def _cut(segment: str) -> list[str]:
-    """Return an action and the stray lines after it; `segment` begins an action and holds no second one."""
+    """Split a segment that starts an action and contains no second one: the action, then the stray lines after it."""
     if "\n" not in segment or _parse(segment) is not None:
         return [segment]
     label_end = _LABEL_END.search(segment)

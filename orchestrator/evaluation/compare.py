@@ -1,9 +1,9 @@
-"""Two sets of results beside each other: who is better on the same questions, and how sure that is."""
+"""Compare two sets of results on the questions that both answered, by paired differences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
@@ -16,11 +16,19 @@ from orchestrator.evaluation.result_files import MetricName, Results, score_ques
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two strategies on the questions that both have a score for. `difference` is second - first, paired.
+    """Two strategies on the questions that both have a score for.
 
-    `left_out` counts the places of the datasets at which both have a score, but of other questions: their data differ.
-    `only_first` and `only_second` count the other questions that one of them alone has a score for.
-    `protocols` are those that the answers were given under; under several a question was not asked in the same words.
+    Attributes:
+        first: label or source of the first.
+        second: label or source of the second.
+        metric: name of the metric.
+        first_score: mean of the first over the shared questions.
+        second_score: mean of the second over the shared questions.
+        difference: paired mean of second - first.
+        left_out: locations at which both have a score but the questions differ, since their data differ.
+        only_first: other questions that only the first has a score for.
+        only_second: other questions that only the second has a score for.
+        protocols: protocols of the answers; under several, the same question had different prompts.
     """
 
     first: str
@@ -36,15 +44,15 @@ class Comparison:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know before believing the difference, as sentences."""
-        said = []
+        """Caveats of the difference, as sentences."""
+        notes = []
         if self.left_out:
-            said.append("Left out: questions that both have a score for under one name, but that differ themselves.")
+            notes.append("Left out: questions with the same name in both whose content differs.")
         if self.left_out or self.only_first or self.only_second:
-            said.append("The scores shown are of the pairs alone: the questions that both have a score for.")
+            notes.append("Scores cover only the questions that both have a score for.")
         if len(self.protocols) > 1:
-            said.append(f"Answered under different protocols, by different prompts: {', '.join(self.protocols)}.")
-        return said
+            notes.append(f"Answered under different protocols, so with different prompts: {', '.join(self.protocols)}.")
+        return notes
 
 
 def compare(
@@ -57,46 +65,32 @@ def compare(
     strategy: str | None = None,
     against: str | None = None,
 ) -> list[Comparison]:
-    """Compare `strategy` of the first with `against` of the second (default: the same).
+    """Compare `strategy` of the first results with `against` of the second (default: the same label).
 
-    Without a name, sets of one strategy each are compared whatever it is called, and others strategy by strategy where
-    both have it. `metric` None: `headline_metric`. Raises InvalidArgumentError when nothing can be compared.
+    Without either name, results of one strategy each are compared regardless of label; otherwise every strategy that
+    both have. `metric` defaults to `headline_metric`. Raises InvalidArgumentError if nothing can be compared.
     """
-    compared = []
     metric = metric or headline_metric(first, second)
+    compared = []
     for left, right in _pairs(first, second, strategy, against):
-        chosen = first.of_strategy(left), second.of_strategy(right)
-        ours, theirs = (score_questions(results, metric, threshold, point_tolerance_px) for results in chosen)
-        both = ours.keys() & theirs.keys()
-        alone = ours.keys() - both, theirs.keys() - both
-        left_out = _places(alone[0]) & _places(alone[1])
-        if not both:
+        sides = first.of_strategy(left), second.of_strategy(right)
+        scores = [score_questions(results, metric, threshold, point_tolerance_px) for results in sides]
+        if scores[0].keys().isdisjoint(scores[1]):
             raise InvalidArgumentError(
                 "",
-                f"{first.source} and {second.source} have no scored question in common: compare results of one dataset "
-                "under one protocol",
+                f"{first.source} and {second.source} have no scored question in common; compare results on the same "
+                "dataset under the same protocol",
             )
-        compared.append(
-            Comparison(
-                first=left or first.source,
-                second=right or second.source,
-                metric=metric.value,
-                first_score=mean_score(_only(ours, both)),
-                second_score=mean_score(_only(theirs, both)),
-                difference=paired_difference(theirs, ours),
-                left_out=len(left_out),
-                only_first=len(_places(alone[0]) - left_out),
-                only_second=len(_places(alone[1]) - left_out),
-                protocols=tuple(dict.fromkeys(name for results in chosen for name in results.protocols)),
-            )
-        )
+        comparison = _compare_scores(left or first.source, right or second.source, metric, *scores)
+        protocols = dict.fromkeys(name for results in sides for name in results.protocols)
+        compared.append(replace(comparison, protocols=tuple(protocols)))
     return compared
 
 
 def headline_metric(first: Results, second: Results) -> MetricName:
-    """Return what two sets of results are compared by where nothing is said: actions, if any true answer is one."""
-    found = {first.headline_metric, second.headline_metric}
-    return MetricName.ACTION if MetricName.ACTION in found else MetricName.EXACT_MATCH
+    """Return the default metric for two sets of results: `action` if any true answer is an action."""
+    headlines = {first.headline_metric, second.headline_metric}
+    return MetricName.ACTION if MetricName.ACTION in headlines else MetricName.EXACT_MATCH
 
 
 def _pairs(
@@ -107,20 +101,43 @@ def _pairs(
     if len(first.strategies) <= 1 and len(second.strategies) <= 1:
         return [(next(iter(first.strategies), None), next(iter(second.strategies), None))]
     common: list[tuple[str | None, str | None]] = [
-        (each, each) for each in first.strategies if each in second.strategies
+        (label, label) for label in first.strategies if label in second.strategies
     ]
     if not common:
         raise InvalidArgumentError(
             "strategy",
-            f"{first.source} holds {', '.join(first.strategies) or 'no named strategy'}, {second.source} "
-            f"{', '.join(second.strategies) or 'no named strategy'}; name one of each with --strategy and --against",
+            f"{first.source} has {', '.join(first.strategies) or 'no named strategy'}, {second.source} has "
+            f"{', '.join(second.strategies) or 'no named strategy'}; choose one of each with --strategy and --against",
         )
     return common
+
+
+def _compare_scores(
+    first_name: str,
+    second_name: str,
+    metric: MetricName,
+    first: Mapping[Question, QuestionScore],
+    second: Mapping[Question, QuestionScore],
+) -> Comparison:
+    shared = first.keys() & second.keys()
+    only_first, only_second = _locations(first.keys() - shared), _locations(second.keys() - shared)
+    left_out = only_first & only_second
+    return Comparison(
+        first=first_name,
+        second=second_name,
+        metric=metric.value,
+        first_score=mean_score(_only(first, shared)),
+        second_score=mean_score(_only(second, shared)),
+        difference=paired_difference(second, first),
+        left_out=len(left_out),
+        only_first=len(only_first - left_out),
+        only_second=len(only_second - left_out),
+    )
 
 
 def _only(scores: Mapping[Question, QuestionScore], keys: set[Question]) -> dict[Question, QuestionScore]:
     return {key: scores[key] for key in scores if key in keys}
 
 
-def _places(questions: Iterable[Question]) -> set[tuple[str, str, int]]:
-    return {question.place for question in questions}
+def _locations(questions: Iterable[Question]) -> set[tuple[str, str, int]]:
+    return {question.location for question in questions}

@@ -1,4 +1,4 @@
-"""What is asked (a sample) and what came of it (a record), as one JSON object a line."""
+"""Samples (one question each) and records (a sample with its result), one JSON object a line."""
 
 from __future__ import annotations
 
@@ -19,11 +19,22 @@ from orchestrator.evaluation.spec import EvaluatedStrategy, PromptProtocol
 class Sample:
     """One question to the system and its true answer.
 
-    `key` is unique in a job and the same in every run of it. `step` counts from 0 (always 0 in the sequence protocol),
-    `step_count` is the number of true actions of the whole episode. `cluster` is the same for samples of one episode in
-    any dataset and strategy. `adapter_id` is the adapter trained for the row, None where not known. `text` is what is
-    asked; in the episode protocol a plan holds the instruction alone, and a record what was really asked.
-    `image_sha256` is what the images must hold ("" any), empty where nobody looked.
+    Attributes:
+        key: unique in a job and the same in every run of it.
+        dataset: name of the dataset.
+        kind: the dataset's kind; empty: none.
+        episode_id: the row's id, unique in its dataset.
+        cluster: the same for all samples of one episode, in every dataset and strategy.
+        protocol: how the episode became samples.
+        step: index of the step from 0; always 0 in the sequence protocol.
+        step_count: number of true actions of the whole episode.
+        strategy: how the sample is answered.
+        images: the screens, in order.
+        text: the prompt's text. In the episode protocol a planned sample holds the instruction only; its record
+            holds the text that was sent.
+        truth: the true answer.
+        adapter_id: the adapter trained for the row; None: not known.
+        image_sha256: expected SHA-256 of each image ("": any content); empty: not recorded.
     """
 
     key: str
@@ -43,7 +54,9 @@ class Sample:
 
     def __post_init__(self) -> None:
         if not 0 <= self.step < self.step_count:
-            raise InvalidArgumentError("step", f"sample {self.key!r}: step {self.step} of {self.step_count} steps")
+            raise InvalidArgumentError(
+                "step", f"sample {self.key!r}: step {self.step} is not in [0, {self.step_count})"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the sample as JSON values."""
@@ -52,7 +65,7 @@ class Sample:
 
     @classmethod
     def from_json(cls, data: Any) -> Sample:
-        """Return the sample that `to_json` described."""
+        """Parse the output of `to_json`."""
         return _SAMPLE.validate_python(data)
 
 
@@ -68,11 +81,19 @@ class RetrievedAdapter:
 
 @dataclass(frozen=True)
 class SampleTimings:
-    """Seconds, of one answer: embedding its prompt, searching the catalogue, waiting for a place in the batch, prefill,
-    decoding, and all from end to end.
+    """Seconds of each phase of one answer; None: not measured.
 
-    `retrieval_s` is the whole call of the retrieval service, embedding and search in it. None: not measured, as these
-    where nothing is retrieved, or where another question had retrieved it already.
+    The retrieval phases are None where the strategy does not retrieve, or where the result of another sample's
+    retrieval was reused.
+
+    Attributes:
+        total_s: end to end.
+        retrieval_s: the whole call of the retrieval service, which includes `embed_s` and `search_s`.
+        embed_s: embedding the prompt.
+        search_s: searching the catalogue.
+        queue_s: waiting for a slot in the batch.
+        prefill_s: prefill.
+        decode_s: decoding.
     """
 
     total_s: float
@@ -86,7 +107,7 @@ class SampleTimings:
 
 @dataclass(frozen=True)
 class SampleError:
-    """Why a sample has no answer: `reason` as in infra.contract.errors, and a sentence."""
+    """Why a sample has no answer: `reason` is an error reason of infra.contract.errors, `message` a sentence."""
 
     reason: str
     message: str
@@ -94,11 +115,20 @@ class SampleError:
 
 @dataclass(frozen=True)
 class Record:
-    """What came of a sample: an answer (may be empty) or an error, never both.
+    """The result of a sample: an answer (possibly empty) or an error, never both.
 
-    `matches` is None where nothing was asked of the retrieval service, and empty where it found nothing.
-    `catalogue_stale`: the catalogue could not be reached, and the last known one was searched. `dataset_changed`: when
-    the sample was asked, its dataset's file no longer held what the job had planned.
+    Attributes:
+        sample: the question.
+        answer: the model's answer; None: an error.
+        error: why there is no answer.
+        matches: retrieved adapters; None: retrieval was not called; empty: nothing was similar enough.
+        applied: adapters that composed the answer, with their weights.
+        finish_reason: why generation stopped.
+        usage: token counts.
+        timings: seconds of each phase.
+        catalogue_revision: revision of the catalogue that was searched.
+        catalogue_stale: the catalogue was unreachable and its last known state was searched.
+        dataset_changed: the dataset's file no longer matched the job's SHA-256 when the sample ran.
     """
 
     sample: Sample
@@ -115,7 +145,7 @@ class Record:
 
     def __post_init__(self) -> None:
         if (self.answer is None) == (self.error is None):
-            raise InvalidArgumentError("answer", f"record {self.sample.key!r} needs an answer or an error, not both")
+            raise InvalidArgumentError("answer", f"record {self.sample.key!r} must have either an answer or an error")
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values."""
@@ -124,7 +154,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Any) -> Record:
-        """Return the record that `to_json` described; fields it does not know are ignored."""
+        """Parse the output of `to_json`; unknown fields are ignored."""
         return _RECORD.validate_python(data)
 
 
@@ -135,7 +165,7 @@ _RECORD = TypeAdapter(Record)
 def read_records(file: Path) -> list[Record]:
     """Return the records of a job's records.jsonl.
 
-    Raises InvalidArgumentError naming file, line and problem of the first line that is no record.
+    Raises InvalidArgumentError with file, line and problem of the first line that is not a record.
     """
     records = []
     with file.open(encoding="utf-8") as lines:

@@ -1,4 +1,4 @@
-"""Scoring of result files that exist already: records of this system, and the format of the published study."""
+"""Read and score existing result files: records of this system, and rows in the published study's format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrator.evaluation.scoring import answered_episodes, answered_texts
 
 
 class MetricName(StrEnum):
-    """The metrics a file can be scored with. Those of actions look at steps, those of texts at whole answers."""
+    """The metrics that a result file can be scored with. Action metrics score steps, text metrics whole answers."""
 
     ACTION = "action"
     ACTION_TYPE = "action_type"
@@ -35,17 +35,34 @@ class MetricName(StrEnum):
 
     @property
     def scores_texts(self) -> bool:
-        """Whether whole answers are scored, each in [0, 1], and episodes are not."""
+        """Whether the metric scores whole answers, each in [0, 1], and not episodes."""
         return self.value in TEXT_SCORES
+
+
+_ACTION_METRICS = frozenset(metric.value for metric in MetricName if not metric.scores_texts)
 
 
 @dataclass(frozen=True)
 class FileScore:
-    """Shares in [0, 1]; None: unscored. `floor` is the step share of the best constant template under the same metric.
+    """The score of a result file. Shares are in [0, 1]; None: unscored. Intervals are 95 %.
 
-    Counts are of what was scored; `failed_count` records had no answer and are in no share. Intervals are of 95 %.
-    `action_type` and `argument` are the parts of the metric `action`, None elsewhere; metrics of texts score answers
-    as steps, and know neither episodes nor a floor.
+    Text metrics and judges score answers as steps and have neither episodes nor a floor.
+
+    Attributes:
+        step_accuracy: share of correct steps.
+        step_standard_error: its standard error, clustered by episode.
+        episode_accuracy: share of correct episodes.
+        episode_standard_error: its standard error.
+        step_count: number of scored steps.
+        episode_count: number of scored episodes (for texts: of clusters).
+        floor: step share of the best constant template under the same metric.
+        episode_floor: episode share of the best constant template.
+        failed_count: records without an answer, which are in no share.
+        metric: name of the metric, or of the judge.
+        step_interval: interval of `step_accuracy`.
+        episode_interval: interval of `episode_accuracy`.
+        action_type: share of correct action types, for the metric `action` only.
+        argument: share of correct arguments, for the metric `action` only.
     """
 
     step_accuracy: float | None
@@ -65,8 +82,8 @@ class FileScore:
 
     @property
     def scores_texts(self) -> bool:
-        """Whether it is the mean of whole answers, by a metric of texts or by a judge."""
-        return self.metric not in (MetricName.ACTION, MetricName.ACTION_TYPE, MetricName.LEGACY)
+        """Whether this is the mean score of whole answers, by a text metric or a judge."""
+        return self.metric not in _ACTION_METRICS
 
     def to_json(self) -> dict[str, Any]:
         """Return the score as JSON values."""
@@ -75,9 +92,13 @@ class FileScore:
 
 @dataclass(frozen=True)
 class Results:
-    """A file of results: records of this system, or rows of the study's format. `source` is what it is called.
+    """The content of a result file: records of this system, or rows in the study's format.
 
-    `modes` are those that the rows name.
+    Attributes:
+        source: name of the file or job, for errors and tables.
+        records: records of this system.
+        rows: rows in the study's format.
+        modes: distinct values of the rows' field `mode`.
     """
 
     source: str
@@ -87,45 +108,47 @@ class Results:
 
     @property
     def strategies(self) -> tuple[str, ...]:
-        """The labels of the strategies that the records answer by; none for the study's rows."""
+        """Labels of the records' strategies; empty for the study's rows."""
         return tuple(dict.fromkeys(record.sample.strategy.label for record in self.records))
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        """The protocols that the answers were given under: those of the records, and the modes of the study's rows."""
+        """Protocols of the answers: those of the records, and the modes of the study's rows."""
         return tuple(dict.fromkeys([*(record.sample.protocol.value for record in self.records), *self.modes]))
 
     @property
     def headline_metric(self) -> MetricName:
-        """The metric of actions, or that of whole answers where no true answer is in the action language."""
+        """`action`, or `exact_match` if no true answer is in the action language."""
         truths = chain((record.sample.truth for record in self.records), *(row.truths for row in self.rows))
         return MetricName.ACTION if any(map(is_actions, truths)) else MetricName.EXACT_MATCH
 
     def of_strategy(self, strategy: str | None = None) -> Results:
-        """Return the records of one strategy; it must be named where there are several. Raises InvalidArgumentError."""
+        """Return the results of one strategy. Raises InvalidArgumentError if it is absent, or unnamed among several."""
         labels = self.strategies
         if strategy is None and len(labels) > 1:
-            raise InvalidArgumentError("strategy", f"{self.source} holds {', '.join(labels)}; choose one")
+            raise InvalidArgumentError(
+                "strategy", f"{self.source} has several strategies ({', '.join(labels)}); choose one"
+            )
         if strategy is not None and strategy not in labels:
-            held = f"it holds {', '.join(labels)}" if labels else "its rows name no strategies"
-            raise InvalidArgumentError("strategy", f"{self.source} has no {strategy!r}; {held}")
+            present = f"it has {', '.join(labels)}" if labels else "its rows have no strategies"
+            raise InvalidArgumentError("strategy", f"{self.source} has no {strategy!r}; {present}")
         chosen = [record for record in self.records if strategy in (None, record.sample.strategy.label)]
         return replace(self, records=tuple(chosen))
 
     def by_strategy(self) -> dict[str | None, Results]:
-        """Return the results of each strategy by its label; None: there is but one, or none is named."""
+        """Return the results of each strategy by label; a single or unnamed strategy has the key None."""
         if len(self.strategies) <= 1:
             return {None: self}
         return {label: self.of_strategy(label) for label in self.strategies}
 
     @property
     def episodes(self) -> list[AnsweredEpisode]:
-        """What the action metrics score."""
+        """Answers as episodes, the input of the action metrics."""
         return [*self.rows, *answered_episodes(self.records)]
 
     @property
     def answers(self) -> list[AnsweredText]:
-        """What the metrics of texts score, and a judge."""
+        """Answers as texts, the input of the text metrics and of a judge."""
         rows = (
             AnsweredText(row.question(step), row.cluster, truth, answer_at(row, step))
             for row in self.rows
@@ -135,7 +158,7 @@ class Results:
 
     @property
     def failed_count(self) -> int:
-        """Records without an answer."""
+        """Number of records without an answer."""
         return sum(record.error is not None for record in self.records)
 
 
@@ -149,8 +172,11 @@ def score_file(
 ) -> FileScore:
     """Score a JSONL file of records or of `{"episode_id", "mode", "num_steps", "ground_truths", "predictions"}` rows.
 
-    `threshold` matters to `legacy` alone. Records of several strategies answer the same episodes, so one of them must
-    be chosen by its label. Raises NotFoundError without a file, InvalidArgumentError naming file, line and problem.
+    `threshold` is used by `legacy` only. If the records have several strategies, one must be chosen by label.
+
+    Raises:
+        NotFoundError: the file cannot be read.
+        InvalidArgumentError: a line cannot be parsed (with file, line and problem), or no strategy was chosen.
     """
     return score_results(read_results(path).of_strategy(strategy), metric, threshold, point_tolerance_px)
 
@@ -163,7 +189,7 @@ def score_results(
 ) -> FileScore:
     """Score the results of one strategy."""
     if metric.scores_texts:
-        return score_of_answers(mean_score(score_questions(results, metric)), results, metric.value)
+        return file_score_of_answers(mean_score(score_questions(results, metric)), results, metric.value)
     score = score_episodes(results.episodes, _metric(metric, threshold, point_tolerance_px))
     parts = score_action_parts(results.episodes, point_tolerance_px) if metric is MetricName.ACTION else None
     return FileScore(
@@ -184,8 +210,8 @@ def score_results(
     )
 
 
-def score_of_answers(score: Estimate, results: Results, metric: str) -> FileScore:
-    """Return the mean score of answers: they are its steps, and it has no episodes."""
+def file_score_of_answers(score: Estimate, results: Results, metric: str) -> FileScore:
+    """Return the mean score of whole answers as a FileScore without episodes."""
     return FileScore(
         step_accuracy=score.value,
         step_standard_error=score.standard_error,
@@ -207,14 +233,14 @@ def score_questions(
     threshold: float = LEGACY_THRESHOLD,
     point_tolerance_px: float = POINT_TOLERANCE_PX,
 ) -> dict[Question, QuestionScore]:
-    """Return the score of every step (of every answer, for metrics of texts) that there is one of."""
+    """Return the score of every scored step, or of every answer for a text metric."""
     if metric.scores_texts:
         return score_answers(results.answers, TEXT_SCORES[metric.value])
     return score_steps(results.episodes, _metric(metric, threshold, point_tolerance_px))
 
 
 def read_results(path: Path) -> Results:
-    """Return what a file of either format holds. Raises NotFoundError, or InvalidArgumentError naming file and line."""
+    """Read a result file of either format. Raises NotFoundError, or InvalidArgumentError with file and line."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -223,26 +249,28 @@ def read_results(path: Path) -> Results:
 
 
 def parse_results(content: bytes, source: str) -> Results:
-    """Return what the bytes of a result file hold; `source` is named in errors."""
+    """Parse the bytes of a result file; `source` appears in errors."""
     records: list[Record] = []
     rows: list[AnsweredEpisode] = []
-    modes: list[str] = []
-    seen: Counter[str] = Counter()
+    modes: dict[str, None] = {}
+    episode_counts: Counter[str] = Counter()
     for line, text in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if text.strip():
-            try:
-                fields = json.loads(text)
-                row = _row(fields, seen)
-            except (ValueError, RecursionError, LoraRetrieverError) as error:
-                raise InvalidArgumentError("", f"{source}:{line}: {_first_line(error)}") from error
-            if isinstance(row, Record):
-                records.append(row)
-            else:
-                rows.append(row)
-                modes += [mode for mode in (fields.get("mode"),) if isinstance(mode, str) and mode]
+        if not text.strip():
+            continue
+        try:
+            fields = json.loads(text)
+            if isinstance(fields, dict) and "sample" in fields:
+                records.append(Record.from_json(fields))
+                continue
+            rows.append(_study_row(fields, episode_counts))
+        except (ValueError, RecursionError, LoraRetrieverError) as error:
+            raise InvalidArgumentError("", f"{source}:{line}: {_first_line(error)}") from error
+        mode = fields.get("mode")
+        if isinstance(mode, str) and mode:
+            modes[mode] = None
     if not records and not rows:
-        raise InvalidArgumentError("", f"{source} holds no results")
-    return Results(source, tuple(records), tuple(rows), tuple(dict.fromkeys(modes)))
+        raise InvalidArgumentError("", f"{source} has no results")
+    return Results(source, tuple(records), tuple(rows), tuple(modes))
 
 
 def _metric(name: MetricName, threshold: float, point_tolerance_px: float) -> Metric:
@@ -259,17 +287,19 @@ def _interval(estimate: Estimate) -> tuple[float, float] | None:
     return None if estimate.low is None or estimate.high is None else (estimate.low, estimate.high)
 
 
-def _row(fields: Any, seen: Counter[str]) -> Record | AnsweredEpisode:
-    if isinstance(fields, dict) and "sample" in fields:
-        return Record.from_json(fields)
+def _study_row(fields: Any, episode_counts: Counter[str]) -> AnsweredEpisode:
+    """Parse a row in the study's format.
+
+    Its `episode_id` need not be unique, so the name carries the number of its occurrence in `episode_counts`.
+    """
     if not isinstance(fields, dict) or not {"ground_truths", "predictions"} <= fields.keys():
         raise ValueError("neither a record (sample, answer) nor a result row (ground_truths, predictions)")
     truths, answers = (_texts(fields, name) for name in ("ground_truths", "predictions"))
     if not truths:
         raise ValueError("ground_truths is empty")
     episode = str(fields.get("episode_id", ""))
-    seen[episode] += 1
-    name = f"{episode}-{seen[episode]}"
+    episode_counts[episode] += 1
+    name = f"{episode}-{episode_counts[episode]}"
     return AnsweredEpisode("", f"{name}-{content_digest(*truths)}", truths, answers, name)
 
 

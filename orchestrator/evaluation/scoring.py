@@ -1,4 +1,4 @@
-"""Records to what the metrics take: answered episodes and ranked adapters."""
+"""Convert records to the inputs of the metrics: answered episodes, whole answers and ranked adapters."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from orchestrator.evaluation.spec import PromptProtocol
 
 
 def answered_episodes(records: Iterable[Record]) -> list[AnsweredEpisode]:
-    """Return the episodes that records of one strategy answer, in order of appearance.
+    """Return the episodes answered by the records of one strategy, in order of appearance.
 
-    A failed sample, and a step without a record, is unscored; so is a question whose truth is not in the action
-    language, which is scored as a text (see `whole_answers`). In the sequence protocol the answer is cut into actions
-    by the parser of the action language, and a failed sample leaves nothing of its episode to score.
+    Failed samples and steps without a record are unscored. Questions whose truth is not in the action language are
+    left out; they are scored as whole answers (see `whole_answers`). In the sequence protocol the answer is split
+    into actions by the parser of the action language, and a failed sample leaves its whole episode unscored.
     """
     by_episode: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in filter(expects_actions, records):
         by_episode[record.sample.dataset, record.sample.episode_id].append(record)
-    return [_episode(together) for together in by_episode.values()]
+    return [_episode(episode_records) for episode_records in by_episode.values()]
 
 
 def expects_actions(record: Record) -> bool:
-    """Whether the true answer is in the action language, and not any text."""
+    """Whether the true answer is in the action language."""
     return _is_actions(record.sample.truth)
 
 
@@ -40,26 +40,29 @@ def whole_answers(records: Iterable[Record]) -> list[AnsweredText]:
 
 
 def judge_scores(records: Iterable[Record], grades: Mapping[str, float]) -> dict[Question, QuestionScore]:
-    """Return the grade of every question that a judge has graded; `grades` are by sample key."""
+    """Return the judge's grade of every graded question; `grades` is keyed by sample key."""
     return {
-        _question(asked): QuestionScore(asked.cluster, grades[asked.key])
-        for record in records
-        for asked in (record.sample,)
-        if asked.key in grades
+        _question(sample): QuestionScore(sample.cluster, grades[sample.key])
+        for sample in (record.sample for record in records)
+        if sample.key in grades
     }
 
 
 def answered_texts(records: Iterable[Record]) -> list[AnsweredText]:
-    """Return whole answers and their truths, for the metrics of texts and for a judge."""
+    """Return answers as texts, for the text metrics and for a judge."""
     return [
-        AnsweredText(_question(asked), asked.cluster, asked.truth, record.answer, asked.text)
+        AnsweredText(
+            _question(record.sample), record.sample.cluster, record.sample.truth, record.answer, record.sample.text
+        )
         for record in records
-        for asked in (record.sample,)
     ]
 
 
 def ranked_adapters(records: Iterable[Record]) -> list[RankedAdapters]:
-    """Return what was retrieved, where retrieval answered and the true adapter is known and not hidden from it."""
+    """Return the ranking that each sample retrieved.
+
+    Leaves out samples without a retrieval result, and samples whose true adapter is unknown or hidden.
+    """
     return [
         RankedAdapters(
             record.sample.cluster, record.sample.adapter_id, tuple(match.adapter_id for match in record.matches)
@@ -74,21 +77,22 @@ def ranked_adapters(records: Iterable[Record]) -> list[RankedAdapters]:
 
 
 def record_scores(record: Record, metrics: Sequence[Metric]) -> Mapping[str, list[bool] | float] | None:
-    """Return the scores of one sample by metric, None where it has no answer: those of `step_scores`, or where the
-    truth is not in the action language those of the whole answer, each in [0, 1].
+    """Return the scores of one sample by metric; None: unscored.
+
+    These are `step_scores` if the truth is in the action language, otherwise `text_scores`.
     """
     return step_scores(record, metrics) if expects_actions(record) else text_scores(record)
 
 
 def text_scores(record: Record) -> dict[str, float] | None:
-    """Return the scores of a whole answer by their names, each in [0, 1]; None where unscored."""
+    """Return the scores of a whole answer by metric, each in [0, 1]; None: unscored."""
     if record.answer is None:
         return None
     return {name: score(record.sample.truth, record.answer) for name, score in TEXT_SCORES.items()}
 
 
 def step_scores(record: Record, metrics: Sequence[Metric]) -> dict[str, list[bool]] | None:
-    """Return by metric, for each true action of the sample, whether it was answered right; None where unscored."""
+    """Return by metric whether each true action of the sample was answered correctly; None: unscored."""
     if record.answer is None:
         return None
     is_sequence = record.sample.protocol is PromptProtocol.SEQUENCE
@@ -102,8 +106,8 @@ def step_scores(record: Record, metrics: Sequence[Metric]) -> dict[str, list[boo
     }
 
 
-def _question(asked: Sample) -> Question:
-    return Question(asked.dataset, asked.episode_id, asked.step, content_digest(asked.cluster, asked.truth))
+def _question(sample: Sample) -> Question:
+    return Question(sample.dataset, sample.episode_id, sample.step, content_digest(sample.cluster, sample.truth))
 
 
 def _episode(records: Sequence[Record]) -> AnsweredEpisode:

@@ -1,4 +1,4 @@
-"""What an evaluation job is asked to do: everything needed to repeat it, and nothing else."""
+"""The specification of an evaluation job: everything needed to repeat it, and nothing else."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class PromptProtocol(StrEnum):
     """How an episode becomes samples.
 
-    `step`: each step is asked with the true actions before it. `sequence`: one answer holds the whole episode.
-    `episode`: each step is asked with the model's own actions before it.
+    step: one sample a step, whose prompt holds the true actions before it.
+    sequence: one sample an episode, whose answer holds all actions.
+    episode: one sample a step, whose prompt holds the model's own answers to the steps before it.
     """
 
     STEP = "step"
@@ -40,13 +41,17 @@ class PromptProtocol(StrEnum):
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One JSONL file, or a folder or pattern of them. `name` is its name in the report (empty: the files' names).
+    """One JSONL file, or a folder or glob pattern of files.
 
-    The adapter trained for the data is `adapter_id` (empty: not known; of a folder or pattern it may be a form such as
-    "app_lora_{}", with {} for each file's name), or where rows differ what their field `adapter_field` says, by way of
-    `adapter_of` where that is not empty. A non-empty `kind` restricts retrieval to
-    adapters of that kind, and groups the dataset in the report. `sha256` is what the file's bytes must have; a job that
-    was accepted always names it.
+    Attributes:
+        name: the dataset's name in the report; empty: each file's own name.
+        uri: path of a file, a folder ending in "/", or a glob pattern.
+        adapter_id: the adapter trained for the data; empty: not known. For a folder or pattern it may be a template
+            such as "app_lora_{}", where {} is replaced by each file's name.
+        kind: restricts retrieval to adapters of this kind and groups the dataset in the report; empty: neither.
+        adapter_field: the field of a row that names its adapter, where rows differ.
+        adapter_of: pairs that map values of `adapter_field` to adapter ids; empty: the value is the id.
+        sha256: the required SHA-256 of the file. Accepted jobs always have it.
     """
 
     name: str
@@ -59,41 +64,43 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         if not self.uri:
-            raise InvalidArgumentError("uri", f"dataset {self.name!r} names no file; give its JSONL file")
+            raise InvalidArgumentError("uri", f"dataset {self.name!r} has no file; give the path of a JSONL file")
         if any("\ud800" <= character <= "\udfff" for character in self.uri):
-            raise InvalidArgumentError("uri", f"{self.uri!r} is no path in UTF-8; rename the file or its folder")
+            raise InvalidArgumentError("uri", f"{self.uri!r} is not valid UTF-8; rename the file or its folder")
         if self.name or not self.is_pattern:
             _check_name(self.name)
         if self.adapter_id:
             check_adapter_id(self.adapter_id.replace("{}", "x") if self.is_pattern else self.adapter_id)
         if self.adapter_id and self.adapter_field:
             raise InvalidArgumentError(
-                "adapter_field", f"dataset {self.name!r} has adapter_id {self.adapter_id!r} already; give one of them"
+                "adapter_field",
+                f"dataset {self.name!r} already has adapter_id {self.adapter_id!r}; give only one of the two",
             )
         for value, adapter_id in self.adapter_of:
             check_adapter_id(adapter_id, f"adapter_of[{value!r}]")
         if self.sha256 and not _SHA256.fullmatch(self.sha256):
-            raise InvalidArgumentError(
-                "sha256", f"must be 64 hexadecimal digits in lower case, got {self.sha256[:70]!r}"
-            )
+            raise InvalidArgumentError("sha256", f"must be 64 lower-case hexadecimal digits, got {self.sha256[:70]!r}")
 
     @property
     def is_pattern(self) -> bool:
-        """Whether `uri` is a pattern, or a folder written with a slash at its end."""
+        """Whether `uri` is a glob pattern or a folder ending in a slash."""
         return self.uri.endswith("/") or any(character in self.uri for character in "*?[")
 
     @property
     def names_adapter(self) -> bool:
-        """Whether the adapter that was trained for each row is known."""
+        """Whether the adapter trained for each row is known."""
         return bool(self.adapter_id or self.adapter_field)
 
 
 @dataclass(frozen=True)
 class EvaluatedStrategy:
-    """One way to answer, of those a job compares. `fusion_method` matters to fusion alone.
+    """One of the strategies that a job compares.
 
-    `exclude_own_adapter` hides the dataset's own adapter from retrieval: the paper's out-of-domain setting. An empty
-    `name` is derived; `label` is the name that keys, records and reports carry.
+    Attributes:
+        strategy: how an answer is composed.
+        fusion_method: used by `fusion` only.
+        exclude_own_adapter: hide the dataset's own adapter from retrieval, the paper's out-of-domain setting.
+        name: the label in keys, records and reports; empty: derived (see `label`).
     """
 
     strategy: AnswerStrategy
@@ -106,12 +113,12 @@ class EvaluatedStrategy:
             _check_name(self.name)
         if self.exclude_own_adapter and not (self.strategy.retrieves or self.strategy.ignores_prompt):
             raise InvalidArgumentError(
-                "exclude_own_adapter", f"{self.strategy.value} retrieves nothing, so there is no adapter to exclude"
+                "exclude_own_adapter", f"{self.strategy.value} does not retrieve adapters, so there is none to exclude"
             )
 
     @property
     def label(self) -> str:
-        """The name in the report: `name`, or one made of the strategy, the fusion method and the domain."""
+        """The name in reports: `name`, or one derived from strategy, fusion method and domain."""
         method = f"-{self.fusion_method.value}" if self.strategy is AnswerStrategy.FUSION else ""
         domain = "-out-of-domain" if self.exclude_own_adapter else ""
         return self.name or f"{self.strategy.value}{method}{domain}"
@@ -119,11 +126,20 @@ class EvaluatedStrategy:
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """An evaluation job. `max_episodes` (a dataset, chosen by `seed`) and `shard_size` None: all, the server's default.
+    """An evaluation job.
 
-    `seed` also draws the adapters of `random-k`. `image_root` is the folder that image paths may also be relative to;
-    empty: none. The report calls an answer right under `legacy` strictly above `legacy_threshold`, a similarity in
-    [0, 1], and under `action` where points are within `point_tolerance_px`.
+    Attributes:
+        datasets: at most MAX_DATASETS, with unique names.
+        strategies: at most MAX_STRATEGIES, with unique labels.
+        protocol: how episodes become samples.
+        retrieval: how adapters are retrieved and weighted.
+        decoding: how answers are decoded.
+        max_episodes: episodes per dataset, chosen by `seed`; None: all.
+        seed: selects episodes and draws the adapters of `random-k`.
+        shard_size: samples per shard; None: the server's default.
+        image_root: an additional folder for relative image paths; empty: none.
+        legacy_threshold: similarity in [0, 1] above which an answer is correct under the `legacy` metric.
+        point_tolerance_px: distance in pixels up to which points are equal under the `action` metric.
     """
 
     datasets: tuple[DatasetSpec, ...]
@@ -145,7 +161,9 @@ class EvaluationSpec:
             raise InvalidArgumentError("strategies", "a job needs at least one strategy")
         _check_count("datasets", len(self.datasets), MAX_DATASETS)
         _check_count("strategies", len(self.strategies), MAX_STRATEGIES)
-        _check_unique("datasets", [each.name for each in self.datasets], [each.uri for each in self.datasets])
+        _check_unique(
+            "datasets", [dataset.name for dataset in self.datasets], [dataset.uri for dataset in self.datasets]
+        )
         _check_unique("strategies", [strategy.label for strategy in self.strategies])
         if self.max_episodes is not None and self.max_episodes < 1:
             raise InvalidArgumentError("max_episodes", f"must be at least 1, got {self.max_episodes}")
@@ -154,9 +172,13 @@ class EvaluationSpec:
         if not 0 <= self.seed <= MAX_SEED:
             raise InvalidArgumentError("seed", f"must be in [0, 2^64), got {self.seed}")
         if not 0 <= self.legacy_threshold <= 1:
-            raise InvalidArgumentError("legacy_threshold", f"a similarity in [0, 1], got {self.legacy_threshold:g}")
+            raise InvalidArgumentError(
+                "legacy_threshold", f"must be a similarity in [0, 1], got {self.legacy_threshold:g}"
+            )
         if not 0 <= self.point_tolerance_px < math.inf:
-            raise InvalidArgumentError("point_tolerance_px", f"pixels, 0 or more, got {self.point_tolerance_px:g}")
+            raise InvalidArgumentError(
+                "point_tolerance_px", f"must be 0 pixels or more, got {self.point_tolerance_px:g}"
+            )
         self._check_true_adapters()
 
     def _check_true_adapters(self) -> None:
@@ -167,18 +189,18 @@ class EvaluationSpec:
                 if not dataset.names_adapter:
                     raise InvalidArgumentError(
                         f"datasets[{index}].adapter_id",
-                        f"strategy {strategy.label!r} must know the adapter trained for dataset {dataset.name!r}; "
-                        "name it (adapter_id, or adapter_field where rows differ), or leave the strategy out",
+                        f"strategy {strategy.label!r} needs the adapter trained for dataset {dataset.name!r}; "
+                        "give adapter_id (or adapter_field where rows differ), or leave the strategy out",
                     )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the job as JSON values."""
+        """Return the spec as JSON values."""
         dumped: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
         return dumped
 
     @classmethod
     def from_json(cls, data: Any) -> EvaluationSpec:
-        """Return the job that `to_json` described."""
+        """Parse the output of `to_json`."""
         return _ADAPTER.validate_python(data)
 
 
@@ -188,21 +210,23 @@ _ADAPTER = TypeAdapter(EvaluationSpec)
 def _check_name(name: str) -> None:
     if not ADAPTER_ID_PATTERN.fullmatch(name):
         raise InvalidArgumentError(
-            "name", f"{name[:40]!r} is no name: 1 to 128 letters, digits, '.', '_' or '-', a letter or digit first"
+            "name",
+            f"{name[:40]!r} is not a valid name: use 1 to 128 letters, digits, '.', '_' or '-', "
+            "starting with a letter or digit",
         )
 
 
-def _check_count(field_name: str, count: int, most: int) -> None:
-    if count > most:
-        raise InvalidArgumentError(field_name, f"a job may have at most {most}, got {count}; split it up")
+def _check_count(field_name: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise InvalidArgumentError(field_name, f"a job may have at most {limit}, got {count}; split the job")
 
 
 def _check_unique(field_name: str, names: Sequence[str], files: Sequence[str] = ()) -> None:
     first: dict[str, int] = {}
     for index, name in enumerate(names):
         if first.setdefault(name, index) != index:
-            both = f", for {files[first[name]]} and for {files[index]}" if files else ""
+            both_files = f", for {files[first[name]]} and for {files[index]}" if files else ""
             raise InvalidArgumentError(
                 f"{field_name}[{index}].name",
-                f"{name!r} is used twice{both}; names in a report must be unique: give one of them another",
+                f"{name!r} is used twice{both_files}; names in a report must be unique: rename one of them",
             )

@@ -1,4 +1,4 @@
-"""Where records and reports go: a local folder, or any URI that fsspec knows."""
+"""Read and write records and reports in a local folder or at any URI that fsspec supports."""
 
 from __future__ import annotations
 
@@ -22,26 +22,30 @@ from infra.contract.errors import (
 
 
 def absolute_uri(uri: str) -> str:
-    """Return a URI that means the same in every process of this machine: local folders become absolute."""
+    """Make a local folder absolute, so that every process of this machine resolves it to the same folder."""
     return uri if "://" in uri else str(Path(uri).absolute())
 
 
 def check_uri(uri: str) -> None:
-    """Raise ConfigurationError for a folder that can never be written to from this process. Connects to nothing."""
+    """Raise ConfigurationError for a folder that can never be written to from this process. Does not connect."""
     if "\0" in uri or not uri.strip():
-        raise ConfigurationError(f"{uri!r} is no folder")
+        raise ConfigurationError(f"{uri!r} is not a folder")
     _check_protocols(uri)
     if "://" not in uri:
-        nearest = next(each for each in (Path(uri).absolute(), *Path(uri).absolute().parents) if os.path.lexists(each))
+        folder = Path(uri).absolute()
+        nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
         if not nearest.is_dir():
-            raise ConfigurationError(f"{uri} cannot be a folder: {nearest} is none")
+            raise ConfigurationError(f"{uri} cannot be a folder: {nearest} is not a folder")
 
 
 def write_text(folder: str, name: str, text: str) -> None:
-    """Write a file of a folder, made when missing. A reader sees the old content or the new one, never half of it.
+    """Write a file atomically, creating the folder if missing. A reader sees the old or the new content, never a part.
 
-    A local file is on the disk when this returns. Raises UnavailableError where it cannot be written now,
-    ConfigurationError where it never can.
+    A local file is synced to disk when this returns.
+
+    Raises:
+        UnavailableError: it cannot be written now.
+        ConfigurationError: it can never be written.
     """
     content = text.encode(errors="backslashreplace")
     with _named_errors(f"{folder}/{name} cannot be written"):
@@ -54,10 +58,13 @@ def write_text(folder: str, name: str, text: str) -> None:
 
 
 def read_text(folder: str, name: str) -> str:
-    """Return what a file of a folder holds.
+    """Return the content of a file.
 
-    Raises NotFoundError, FailedPreconditionError for what is not UTF-8, UnavailableError where it cannot be read now,
-    ConfigurationError where it never can.
+    Raises:
+        NotFoundError: the file does not exist.
+        FailedPreconditionError: the file is not UTF-8.
+        UnavailableError: it cannot be read now.
+        ConfigurationError: it can never be read.
     """
     with _named_errors(f"{folder}/{name} cannot be read"):
         try:
@@ -65,30 +72,31 @@ def read_text(folder: str, name: str) -> str:
             content: bytes = files.cat_file(f"{path}/{name}")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFoundError(
-                f"{folder}/{name} is not there; was it moved, or does this server see the folder?"
+                f"{folder}/{name} does not exist; was it moved, or is the folder not visible to this server?"
             ) from error
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise FailedPreconditionError(f"{folder}/{name} is not UTF-8; is it the file of a job?") from error
+        raise FailedPreconditionError(f"{folder}/{name} is not UTF-8; was it written by a job?") from error
 
 
 @contextmanager
 def _named_errors(what: str) -> Iterator[None]:
-    """Turn whatever a file system raises into an error of ours; those of object stores are of any class."""
+    """Translate file system errors to LoraRetrieverError."""
     try:
         yield
     except LoraRetrieverError:
         raise
     except (NotImplementedError, ValueError) as error:
-        raise ConfigurationError(f"{what}: {str(error) or 'storage of this kind does not do that'}") from error
+        raise ConfigurationError(f"{what}: {str(error) or 'this kind of storage does not support it'}") from error
+    # Object stores raise exceptions of many unrelated classes.
     except Exception as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise UnavailableError(f"{what}: {reason}") from error
 
 
 def _write_to_disk(folder: Path, name: str, content: bytes) -> None:
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f".{name}.{uuid.uuid4().hex}"
     try:
@@ -99,12 +107,13 @@ def _write_to_disk(folder: Path, name: str, content: bytes) -> None:
         unfinished.replace(folder / name)
     finally:
         unfinished.unlink(missing_ok=True)
-    for changed in (folder, *(each.parent for each in made)):
+    # A new name survives a crash only once its parent folder is synced too.
+    for changed in (folder, *(path.parent for path in created)):
         _sync_folder(changed)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk, where its file system can be told to."""
+    """Sync a folder's entries to disk, on file systems that support it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -122,8 +131,9 @@ def _open(folder: str) -> tuple[Any, str]:
 
 
 def _check_protocols(uri: str) -> None:
-    """Raise ConfigurationError for a protocol of a URI, or of the links of a chain such as "simplecache::s3://x", that
-    is not known, or whose library is missing.
+    """Raise ConfigurationError for a protocol of a URI that is unknown or whose library is missing.
+
+    A chain such as "simplecache::s3://x" has several protocols.
     """
     for link in uri.split("::") if "://" in uri else ():
         protocol = link.partition("://")[0]
@@ -131,7 +141,7 @@ def _check_protocols(uri: str) -> None:
             fsspec.get_filesystem_class(protocol)
         except ValueError as error:
             raise ConfigurationError(
-                f"{uri}: {protocol!r} is no kind of storage that is known here; give a folder, or a URI such as "
+                f"{uri}: {protocol!r} is not a known kind of storage; give a folder, or a URI such as "
                 "s3://bucket/evaluations"
             ) from error
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""One event loop for all threads of a process."""
+"""An event loop on its own thread, and helpers for tasks and threads that outlast a cancellation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-CANCEL_AGAIN_S = 0.5
+_CANCEL_AGAIN_S = 0.5  # A cancellation that a library lost is repeated after this time.
 
 _T = TypeVar("_T")
 
@@ -19,7 +19,7 @@ class ThreadNotStartedError(RuntimeError):
 
 
 class EventLoopThread:
-    """An event loop on a thread of its own, on which other threads run coroutines and wait."""
+    """An event loop on its own thread, on which other threads run coroutines and wait for them."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -27,15 +27,15 @@ class EventLoopThread:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """Run a coroutine on the loop and return what it returns. Not from the loop's own thread."""
+        """Run a coroutine on the loop and return its result. Called on: any thread but the loop's."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def call_soon(self, callback: Any, *arguments: Any) -> None:
-        """Run a callback on the loop without waiting. From any thread, or a signal handler."""
+    def call_soon(self, callback: Callable[..., object], *arguments: Any) -> None:
+        """Run a callback on the loop without waiting. Called on: any thread, also in a signal handler."""
         self._loop.call_soon_threadsafe(callback, *arguments)
 
     def close(self) -> None:
-        """Stop the loop; what still runs on it is cancelled."""
+        """Cancel what runs on the loop, and stop it. Called on: any thread but the loop's."""
         self.run(_cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -44,7 +44,7 @@ class EventLoopThread:
 
 @asynccontextmanager
 async def in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run coroutines beside the block, and cancel them at its end."""
+    """Run coroutines while the block runs, and cancel them at its end."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         yield
@@ -53,8 +53,13 @@ async def in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator
 
 
 async def on_own_thread(call: Callable[[], _T]) -> _T:
-    """Return what a blocking call gives, made on a thread of its own: one that hangs takes no place in a pool, and
-    ends with the process. Raises ThreadNotStartedError, and what the call raises.
+    """Return the result of a blocking call made on its own daemon thread.
+
+    A call that hangs takes no thread of a pool, and does not keep the process from exiting.
+
+    Raises:
+        ThreadNotStartedError: the thread could not be started.
+        BaseException: what the call raised.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
@@ -65,11 +70,11 @@ async def on_own_thread(call: Callable[[], _T]) -> _T:
             result.set_result(call())
         except BaseException as error:
             result.set_exception(error)
-        with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
-            loop.call_soon_threadsafe(settle, result)
+        with suppress(RuntimeError):  # The loop is closed: nothing awaits the result any more.
+            loop.call_soon_threadsafe(resolve, result)
 
-    def settle(result: Future[_T]) -> None:
-        if future.done():
+    def resolve(result: Future[_T]) -> None:
+        if future.done():  # Cancelled in the meantime.
             return
         error = result.exception()
         if error is None:
@@ -86,11 +91,11 @@ async def on_own_thread(call: Callable[[], _T]) -> _T:
 
 async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks until they have ended: libraries have been seen to lose a cancellation."""
-    left = set(tasks)
-    while left:
-        for task in left:
+    running = set(tasks)
+    while running:
+        for task in running:
             task.cancel()
-        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
+        _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN_S)
 
 
 async def _cancel_others() -> None:

@@ -1,4 +1,4 @@
-"""What Prometheus sees of evaluation jobs: samples and shards at the workers, queue, jobs and workers at the server."""
+"""Prometheus metrics of evaluation jobs: samples and shards at the workers, queue and jobs at the orchestrator."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ samples_total = Counter(
 samples_running = Gauge("loraretriever_evaluation_samples_running", "Samples that this worker is answering.")
 samples_retried_total = Counter(
     "loraretriever_evaluation_samples_retried",
-    "Tries of a sample that were repeated, as a service was full or could not be reached, by the reason.",
+    "Tries of a sample that were repeated because a service was full or could not be reached, by reason.",
     ["reason"],
 )
 shards_running = Gauge("loraretriever_evaluation_shards_running", "Shards that this worker has under way.")
 shards_total = Counter(
     "loraretriever_evaluation_shards",
-    "Shards that this worker left: done, last (the job's last one), unfinished (handed on), idle (nothing to do).",
+    "Shards that this worker left: done, last (the job's last one), unfinished (released), idle (lost to another).",
     ["outcome"],
 )
-jobs_total = Counter("loraretriever_evaluation_jobs", "Jobs that ended here, by their state.", ["state"])
+jobs_total = Counter("loraretriever_evaluation_jobs", "Jobs ended by this process, by state.", ["state"])
 units_resent_total = Counter(
     "loraretriever_evaluation_units_resent",
-    "Shards and reports sent again: silent worker or lost message.",
+    "Messages sent for shards and reports that no worker had been woken for.",
 )
 queued_units = Gauge("loraretriever_evaluation_queued_units", "Shards and reports that wait for a worker.")
-running_units = Gauge("loraretriever_evaluation_running_units", "Shards and reports that workers have under way.")
+running_units = Gauge("loraretriever_evaluation_running_units", "Shards and reports that workers hold.")
 active_jobs = Gauge("loraretriever_evaluation_active_jobs", "Evaluation jobs that have not ended.")
-live_workers = Gauge("loraretriever_evaluation_live_workers", "Workers that are alive.")
+live_workers = Gauge("loraretriever_evaluation_live_workers", "Workers with a fresh heartbeat.")

@@ -1,4 +1,4 @@
-"""What ran when a job was accepted: with it a job can be repeated, and one can see that another system answered."""
+"""What answered a job: needed to repeat it, and to notice that another system answered."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ from orchestrator.answering.model_info import ModelInfo
 
 log = get_logger(__name__)
 
-TIMEOUT_S = 5.0
+_TIMEOUT_S = 5.0  # A job is accepted while a tier is away; its creation must not wait long to find out.
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class RunningSystem:
-    """The base model, the digest of its files and the type of its weights; the catalogue's revision; the fingerprint of
-    the embedder. Empty: could not be asked.
+    """What ran when a job was accepted; a field is empty if its tier did not reply.
+
+    Attributes:
+        base_model: Name of the base model.
+        base_model_revision: Digest of its files.
+        dtype: Type of its weights.
+        catalogue_revision: Revision of the adapter catalogue.
+        embedder: Fingerprint of the embedder.
     """
 
     base_model: str = ""
@@ -33,15 +39,15 @@ class RunningSystem:
     embedder: str = ""
 
 
-class AsksModel(Protocol):
-    """Says which base model runs: orchestrator.clients.generation.GenerationClient."""
+class ModelSource(Protocol):
+    """Describes the base model: orchestrator.clients.generation.GenerationClient."""
 
     async def get_model(self, timeout_s: float | None = None) -> ModelInfo:
-        """Return what runs."""
+        """Return the base model that runs."""
 
 
-class AsksCatalogue(Protocol):
-    """Says which catalogue is searched: orchestrator.clients.retrieval.RetrievalClient."""
+class CatalogueSource(Protocol):
+    """Describes the adapter catalogue: orchestrator.clients.retrieval.RetrievalClient."""
 
     async def get_catalogue(self, timeout_s: float | None = None) -> CatalogueInfo:
         """Return the catalogue's revision and the embedder's fingerprint."""
@@ -54,15 +60,15 @@ class AsksCatalogue(Protocol):
 
 @dataclass(frozen=True)
 class System:
-    """The two tiers that answer. A tier that does not say in time what it runs is not an error."""
+    """The two tiers that answer jobs. A tier that does not reply in time is not an error."""
 
-    generation: AsksModel
-    retrieval: AsksCatalogue
+    generation: ModelSource
+    retrieval: CatalogueSource
 
     async def running(self) -> RunningSystem:
-        """Return what runs."""
+        """Return what runs now."""
         model, catalogue = await asyncio.gather(
-            _or_none(self.generation.get_model(TIMEOUT_S)), _or_none(self.retrieval.get_catalogue(TIMEOUT_S))
+            _or_none(self.generation.get_model(_TIMEOUT_S)), _or_none(self.retrieval.get_catalogue(_TIMEOUT_S))
         )
         return RunningSystem(
             base_model=model.base_model if model else "",
@@ -72,15 +78,15 @@ class System:
             embedder=catalogue.embedder_fingerprint if catalogue else "",
         )
 
-    async def adapters(self) -> frozenset[str] | None:
-        """Return the ids of the catalogue's adapters; None where it does not say."""
-        listed = await _or_none(self.retrieval.list_adapters(timeout_s=TIMEOUT_S))
-        return None if listed is None else frozenset(adapter.adapter_id for adapter in listed)
+    async def adapter_ids(self) -> frozenset[str] | None:
+        """Return the ids of the catalogue's adapters; None if retrieval does not reply."""
+        adapters = await _or_none(self.retrieval.list_adapters(timeout_s=_TIMEOUT_S))
+        return None if adapters is None else frozenset(adapter.adapter_id for adapter in adapters)
 
 
-async def _or_none(call: Awaitable[T]) -> T | None:
+async def _or_none(call: Awaitable[_T]) -> _T | None:
     try:
         return await call
     except LoraRetrieverError as error:
-        log.warning("the job is accepted without all of what runs", reason=error.message)
+        log.warning("provenance_incomplete", reason=error.message)
         return None

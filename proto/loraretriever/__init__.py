@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from orchestrator.clients.evaluation import EvaluationClient
     from orchestrator.clients.generation import GenerationClient
     from orchestrator.clients.retrieval import RetrievalClient
+    from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState, Report
     from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
-    from orchestrator.jobs.job import Evaluation, EvaluationPage, EvaluationState, Report
 
 __version__ = "0.1.0"
 
@@ -134,8 +134,7 @@ def _modules() -> Iterator[ModuleType]:
 
     yield from (adapter, composition, errors, generation, prompt, retrieval)
     from orchestrator.answering import question, strategy
-    from orchestrator.evaluation import spec
-    from orchestrator.jobs import job
+    from orchestrator.evaluation import job, spec
 
     yield from (question, strategy, spec, job)
     from infra.runtime import channel

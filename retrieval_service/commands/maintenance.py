@@ -55,7 +55,7 @@ def reindex(
     from rich.progress import Progress
 
     from infra.runtime.settings import load_settings
-    from retrieval_service.assembly import open_qdrant
+    from retrieval_service.app import open_qdrant
     from retrieval_service.catalogue import reindexing
     from retrieval_service.embedders.batcher import BatchedEmbedder, BatchingOptions
     from retrieval_service.embedders.build import build_embedder

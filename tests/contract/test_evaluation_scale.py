@@ -1,4 +1,4 @@
-"""A job of as many datasets as there may be, over loopback gRPC within the default limit of messages."""
+"""A job of the largest number of datasets, over loopback gRPC within the default message limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.harness.job_processes import cluster, write_dataset
 STRATEGIES = tuple(EvaluatedStrategy(strategy) for strategy in (AnswerStrategy.BASE, AnswerStrategy.ORACLE))
 
 
-async def test_a_thousand_files_are_a_job_and_a_page_of_such_jobs_fits_a_message(tmp_path: Path) -> None:
+async def test_job_of_a_thousand_files_and_page_of_such_jobs_fit_a_message(tmp_path: Path) -> None:
     with embedded_redis(tmp_path / "redis") as url:
         async with cluster(tmp_path, url) as running, RedisStore(url) as store:
             for number in range(MAX_DATASETS):
@@ -30,15 +30,17 @@ async def test_a_thousand_files_are_a_job_and_a_page_of_such_jobs_fits_a_message
             by_pattern = await running.client.create(pattern)
             assert (by_pattern.total_samples, by_pattern.bad_rows) == (4 * MAX_DATASETS, 0)
 
-            named = tuple(replace(each, adapter_id="gmail") for each in dataset_specs([str(running.data)]))
+            named = tuple(replace(dataset, adapter_id="gmail") for dataset in dataset_specs([str(running.data)]))
             by_name = await running.client.create(EvaluationSpec(named, STRATEGIES))
-            assert [each.name for each in by_name.spec.datasets] == [each.name for each in by_pattern.spec.datasets]
-            assert {len(each.sha256) for each in by_name.spec.datasets} == {64}
+            assert [dataset.name for dataset in by_name.spec.datasets] == [
+                dataset.name for dataset in by_pattern.spec.datasets
+            ]
+            assert {len(dataset.sha256) for dataset in by_name.spec.datasets} == {64}
             assert (await running.client.create(by_name.spec)).spec == by_name.spec
 
             shard = await Ledger(store).samples.shard(by_name.evaluation_id, "0")
             for _ in range(DEFAULT_PAGE_SIZE):
-                await Ledger(store).publish(NewEvaluation(by_name.spec, [shard], by_name.output_uri))
+                await Ledger(store).jobs.publish(NewEvaluation(by_name.spec, [shard], by_name.output_uri))
             jobs = await running.client.list()
             assert [len(job.spec.datasets) for job in jobs] == [MAX_DATASETS] * len(jobs)
             assert len(jobs) >= DEFAULT_PAGE_SIZE

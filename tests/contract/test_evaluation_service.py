@@ -1,4 +1,4 @@
-"""EvaluationService over loopback gRPC on a real Redis; the test itself carries out the work where a job must run."""
+"""EvaluationService over loopback gRPC on a real Redis; the tests do the work of the workers themselves."""
 
 from __future__ import annotations
 
@@ -39,56 +39,47 @@ from orchestrator.clients.evaluation import EvaluationClient
 from orchestrator.clients.generation import GenerationClient
 from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.evaluation.data.files import file_sha256
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.planning import step_text
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
-from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.store import RedisStore
-from orchestrator.jobs.ledger.types import FINISH, LedgerLimits
+from orchestrator.jobs.ledger.types import LedgerLimits
+from orchestrator.jobs.planning import JobOptions
 from orchestrator.jobs.provenance import RunningSystem, System
-from orchestrator.jobs.service import Evaluations, JobOptions
+from orchestrator.jobs.service import EvaluationJobs
 from orchestrator.jobs.worker.isolation import Isolation
-from orchestrator.jobs.worker.report_writer import Finish
+from orchestrator.jobs.worker.report_writer import ReportWriter
 from orchestrator.jobs.worker.shard_lease import ShardLimits
-from orchestrator.jobs.worker.shard_run import Outcome, ShardRun
+from orchestrator.jobs.worker.shard_runner import Outcome, ShardRunner
 from orchestrator.server import add_services
 from tests.support.harness.evaluation_data import row
+from tests.support.harness.job_ledger import RecordingDispatcher
 from tests.support.harness.job_processes import records_of, write_dataset
 from tests.support.servers.tiers import ADAPTERS, BASE_MODEL, RETRIEVAL_TIMINGS, FakeTiers, fake_tiers
 
 STUB: Any = pb_grpc.EvaluationServiceStub
 
 
-class Bell:
-    """Counts how many units workers were woken for."""
-
-    def __init__(self) -> None:
-        self.rung = 0
-
-    def wake(self, count: int) -> int:
-        self.rung += count
-        return count
-
-
 @dataclass(frozen=True)
 class Served:
-    """A service without workers; `work` does what workers would."""
+    """A service without workers; `work` does what workers would do."""
 
     client: EvaluationClient
     data: Path
-    bell: Bell
+    dispatcher: RecordingDispatcher
     ledger: Ledger
-    shards: ShardRun
-    finish: Finish
+    shards: ShardRunner
+    reports: ReportWriter
     tiers: FakeTiers
 
     async def work(self) -> None:
-        """Carry out every unit that there is, and what follows from it."""
-        while (taken := await self.ledger.units.take()) is not None:
-            if taken.unit == FINISH:
-                await self.finish.run(taken, asyncio.Event())
+        """Do every unit that can be claimed, and what follows from it."""
+        while (claim := await self.ledger.claim()) is not None:
+            if claim.is_report:
+                await self.reports.run(claim, asyncio.Event())
             else:
-                await self.shards.run(taken, asyncio.Event())
+                await self.shards.run(claim, asyncio.Event())
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +99,17 @@ async def served(tmp_path: Path, redis_url: str) -> AsyncIterator[Served]:
         store = await stack.enter_async_context(RedisStore(redis_url))
         await store.redis.flushall()
         limits = LedgerLimits(first_pause_s=0.05)
-        ledger, bell, pipeline = Ledger(store, limits), Bell(), Pipeline(retrieval, generation)
+        ledger, dispatcher, pipeline = Ledger(store, limits), RecordingDispatcher(), Pipeline(retrieval, generation)
         options = JobOptions((data,), str(tmp_path / "out"), shard_size=3)
         server = aio_server(ServerOptions(shutdown_grace_s=0))
-        evaluations = Evaluations(ledger, bell, options, System(generation, retrieval))
-        add_services(server, pipeline, evaluations, 20)
+        jobs = EvaluationJobs(ledger, dispatcher, options, System(generation, retrieval))
+        add_services(server, pipeline, jobs, 20)
         await stack.enter_async_context(server)
         client = await stack.enter_async_context(EvaluationClient(server.address))
         isolation = Isolation()
-        shards = ShardRun(ledger, pipeline, [data], ShardLimits(concurrency=2), isolation)
-        yield Served(client, data, bell, ledger, shards, Finish(ledger, [], isolation), tiers)
+        shards = ShardRunner(ledger, pipeline, [data], ShardLimits(concurrency=2), isolation)
+        reports = ReportWriter(ledger, [], isolation)
+        yield Served(client, data, dispatcher, ledger, shards, reports, tiers)
 
 
 def spec_of(file: Path, **changes: Any) -> EvaluationSpec:
@@ -130,7 +122,7 @@ def episode(episode_id: str, actions: list[str], images: list[str]) -> dict[str,
 
 
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
-    (file.parent / "screen.png").write_bytes(b"not looked at by the fake model")
+    (file.parent / "screen.png").write_bytes(b"the fake model does not read images")
     file.write_text("".join(json.dumps(fields) + "\n" for fields in rows), encoding="utf-8")
     return file
 
@@ -139,34 +131,34 @@ def lines_of(output_uri: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(output_uri, "records.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-async def test_created_job_is_queued_with_its_plan_and_workers_are_woken_for_its_shards(served: Served) -> None:
+async def test_created_job_is_queued_and_wakes_workers_for_its_shards(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=4, bad_rows=2)
     job = await served.client.create(spec_of(file))
     assert job.state is EvaluationState.QUEUED
     assert (job.total_samples, job.done_samples, job.bad_rows) == (8, 0, 2)
     assert job.end_time is None
     assert job.output_uri.endswith(job.evaluation_id)
-    assert served.bell.rung == 3
+    assert served.dispatcher.woken == [3]
 
 
-async def test_creation_that_is_sent_again_starts_one_job_even_without_a_request_id(
+async def test_repeated_create_without_request_id_starts_one_job(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = served.client.call
 
-    async def call_twice(method: str, request: Any, timeout_s: float | None) -> Any:
-        await call(method, request, timeout_s)
-        return await call(method, request, timeout_s)
+    async def call_twice(*arguments: Any) -> Any:
+        await call(*arguments)
+        return await call(*arguments)
 
     spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
     with monkeypatch.context() as patched:
         patched.setattr(served.client, "call", call_twice)
         job = await served.client.create(spec)
     other = await served.client.create(spec)
-    assert [each.evaluation_id for each in await served.client.list()] == [other.evaluation_id, job.evaluation_id]
+    assert [listed.evaluation_id for listed in await served.client.list()] == [other.evaluation_id, job.evaluation_id]
 
 
-async def test_spec_comes_back_as_it_was_sent(served: Served) -> None:
+async def test_spec_is_returned_as_sent(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=4)
     spec = EvaluationSpec(
         datasets=(
@@ -192,7 +184,7 @@ async def test_spec_comes_back_as_it_was_sent(served: Served) -> None:
     assert (await served.client.get(created.evaluation_id)).spec == spec
 
 
-async def test_strategy_and_protocol_that_are_not_said_are_mixture_and_step(served: Served) -> None:
+async def test_default_strategy_and_protocol_are_mixture_and_step(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=1, steps=3)
     request = pb.CreateEvaluationRequest()
     request.spec.datasets.add(name="gmail", uri=str(file))
@@ -204,7 +196,7 @@ async def test_strategy_and_protocol_that_are_not_said_are_mixture_and_step(serv
     assert response.evaluation.total_samples == 3
 
 
-async def test_same_request_id_with_the_same_spec_is_the_same_job(served: Served) -> None:
+async def test_same_request_id_and_spec_is_same_job(served: Served) -> None:
     spec = spec_of(write_dataset(served.data, "gmail", episodes=2))
     first, second = await asyncio.gather(served.client.create(spec, "run-1"), served.client.create(spec, "run-1"))
     third = await served.client.create(spec, "run-1")
@@ -219,7 +211,7 @@ async def test_same_request_id_with_another_spec_is_refused(served: Served) -> N
         await served.client.create(replace(spec, seed=7), "run-1")
 
 
-async def test_without_a_request_id_every_call_is_a_new_job(served: Served) -> None:
+async def test_every_call_without_request_id_is_a_new_job(served: Served) -> None:
     spec = spec_of(write_dataset(served.data, "gmail", episodes=2))
     jobs = [await served.client.create(spec) for _ in range(2)]
     assert [job.evaluation_id for job in await served.client.list()] == [job.evaluation_id for job in jobs[::-1]]
@@ -254,7 +246,7 @@ async def test_bad_spec_is_refused_by_field_path(served: Served, change: dict[st
     assert await served.client.list() == []
 
 
-async def test_dataset_outside_the_roots_is_not_read(served: Served, tmp_path: Path) -> None:
+async def test_dataset_outside_roots_is_not_found(served: Served, tmp_path: Path) -> None:
     outside = write_dataset(tmp_path / "elsewhere", "gmail", episodes=1)
     with pytest.raises(NotFoundError, match=r"gmail.*dataset roots"):
         await served.client.create(spec_of(outside))
@@ -265,13 +257,13 @@ async def test_missing_dataset_is_named(served: Served) -> None:
         await served.client.create(spec_of(served.data / "no_such.jsonl"))
 
 
-async def test_dataset_without_a_readable_row_is_refused_with_the_first_bad_line(served: Served) -> None:
+async def test_dataset_without_good_rows_is_refused_with_first_bad_line(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=0, bad_rows=2)
     with pytest.raises(InvalidArgumentError, match=r"gmail\.jsonl:1:"):
         await served.client.create(spec_of(file))
 
 
-async def test_steps_of_an_episode_are_asked_in_order_with_the_models_own_answers(served: Served) -> None:
+async def test_episode_steps_are_asked_in_order_with_models_own_answers(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=2, steps=3)
     created = await served.client.create(spec_of(file, protocol=PromptProtocol.EPISODE))
     await served.work()
@@ -284,7 +276,7 @@ async def test_steps_of_an_episode_are_asked_in_order_with_the_models_own_answer
         history.append(record.answer or "")
 
 
-async def test_failed_step_leaves_the_rest_of_its_episode_unscored_with_the_reason(served: Served) -> None:
+async def test_failed_step_leaves_rest_of_episode_unscored(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=3, steps=3)
     created = await served.client.create(spec_of(file, protocol=PromptProtocol.EPISODE))
     calls = iter(range(1000))
@@ -297,7 +289,7 @@ async def test_failed_step_leaves_the_rest_of_its_episode_unscored_with_the_reas
     served.tiers.generation.before = second_step_of_errand_1
     await served.work()
     assert next(calls) == 1
-    records = {(int(each.sample.episode_id), each.sample.step): each for each in records_of(created.output_uri)}
+    records = {(int(record.sample.episode_id), record.sample.step): record for record in records_of(created.output_uri)}
     assert [key for key, record in sorted(records.items()) if record.error is not None] == [(1, 1), (1, 2)]
     last = records[1, 2].error
     assert last is not None
@@ -309,7 +301,7 @@ async def test_failed_step_leaves_the_rest_of_its_episode_unscored_with_the_reas
     assert (cell["action"]["steps"]["count"], cell["action"]["episodes"]["count"]) == (7, 2)
 
 
-async def test_episode_that_broke_off_goes_on_with_the_answers_it_has(served: Served) -> None:
+async def test_interrupted_episode_continues_with_recorded_answers(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=1, steps=3)
     created = await served.client.create(spec_of(file, protocol=PromptProtocol.EPISODE))
     stopping = asyncio.Event()
@@ -318,9 +310,9 @@ async def test_episode_that_broke_off_goes_on_with_the_answers_it_has(served: Se
         stopping.set()
 
     served.tiers.generation.before = stop_after_the_first
-    taken = await served.ledger.units.take()
-    assert taken is not None
-    assert await served.shards.run(taken, stopping) is Outcome.UNFINISHED
+    claim = await served.ledger.claim()
+    assert claim is not None
+    assert await served.shards.run(claim, stopping) is Outcome.UNFINISHED
     assert served.tiers.generation.calls == 1
     await served.work()
     assert served.tiers.generation.calls == 3
@@ -328,7 +320,7 @@ async def test_episode_that_broke_off_goes_on_with_the_answers_it_has(served: Se
     assert len(last.sample.text.splitlines()) == 4
 
 
-async def test_every_adapter_and_random_adapters_are_taken_without_retrieval(served: Served) -> None:
+async def test_uniform_and_random_strategies_do_not_retrieve(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=3, steps=1)
     strategies = tuple(
         EvaluatedStrategy(strategy, exclude_own_adapter=hidden)
@@ -341,7 +333,7 @@ async def test_every_adapter_and_random_adapters_are_taken_without_retrieval(ser
     first, again = (records_of(job.output_uri) for job in jobs)
     assert [record.applied for record in first] == [record.applied for record in again]
     assert served.tiers.retrieval.asked == []
-    applied = {
+    applied: dict[str, list[dict[str, float]]] = {
         label: [] for label in ("uniform-all", "random-k", "uniform-all-out-of-domain", "random-k-out-of-domain")
     }
     for record in first:
@@ -350,12 +342,12 @@ async def test_every_adapter_and_random_adapters_are_taken_without_retrieval(ser
     names = {adapter.adapter_id for adapter in ADAPTERS}
     assert applied["uniform-all"] == [dict.fromkeys(names, 0.25)] * 3
     assert applied["uniform-all-out-of-domain"] == [dict.fromkeys(names - {"gmail"}, 1 / 3)] * 3
-    assert all(len(each) == 2 and set(each.values()) == {0.5} for each in applied["random-k"])
-    assert all("gmail" not in each for each in applied["random-k-out-of-domain"])
-    assert len({frozenset(each) for each in applied["random-k"]}) > 1
+    assert all(len(shares) == 2 and set(shares.values()) == {0.5} for shares in applied["random-k"])
+    assert all("gmail" not in shares for shares in applied["random-k-out-of-domain"])
+    assert len({frozenset(shares) for shares in applied["random-k"]}) > 1
 
 
-async def test_strategies_that_retrieve_the_same_way_retrieve_once(served: Served) -> None:
+async def test_strategies_with_same_retrieval_share_it(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=3, steps=2)
     retrieving = (AnswerStrategy.SELECTION, AnswerStrategy.MIXTURE, AnswerStrategy.FUSION)
     strategies = tuple(
@@ -367,18 +359,18 @@ async def test_strategies_that_retrieve_the_same_way_retrieve_once(served: Serve
     assert len(served.tiers.retrieval.asked) == 3 * 2 * 2
     records = records_of(created.output_uri)
     for phase in ("retrieval_s", "embed_s", "search_s"):
-        assert sum(getattr(each.timings, phase) is not None for each in records) == 12
-    assert all(each.matches for each in records)
+        assert sum(getattr(record.timings, phase) is not None for record in records) == 12
+    assert all(record.matches for record in records)
 
 
-async def test_folders_and_patterns_are_a_dataset_for_each_file_with_its_hash(served: Served) -> None:
+async def test_folders_and_patterns_become_hashed_datasets_per_file(served: Served) -> None:
     files = [write_dataset(served.data, name, episodes=1) for name in ("gmail", "ebay")]
     nested = write_dataset(served.data / "apps" / "clock", "test", episodes=1)
     base = (EvaluatedStrategy(AnswerStrategy.BASE),)
     created = await served.client.create(
         EvaluationSpec((DatasetSpec("", "*.jsonl", kind="app"), DatasetSpec("more", "apps/")), base)
     )
-    assert [(each.name, each.uri, each.kind) for each in created.spec.datasets] == [
+    assert [(dataset.name, dataset.uri, dataset.kind) for dataset in created.spec.datasets] == [
         ("ebay", str(files[1]), "app"), ("gmail", str(files[0]), "app"), ("more.clock", str(nested), ""),
     ]  # fmt: skip
     assert created.spec.datasets[0].sha256 == hashlib.sha256(files[1].read_bytes()).hexdigest()
@@ -386,17 +378,17 @@ async def test_folders_and_patterns_are_a_dataset_for_each_file_with_its_hash(se
         await served.client.create(EvaluationSpec((DatasetSpec("", "none/*.jsonl"),), base))
 
 
-async def test_the_adapter_of_each_file_of_a_pattern_follows_a_form(served: Served) -> None:
+async def test_adapter_of_each_file_follows_template(served: Served) -> None:
     for name in ("gmail", "ebay"):
         write_dataset(served.data, name, episodes=1)
     oracle = (EvaluatedStrategy(AnswerStrategy.ORACLE),)
     created = await served.client.create(EvaluationSpec((DatasetSpec("", "*.jsonl", "{}"),), oracle))
-    assert [each.adapter_id for each in created.spec.datasets] == ["ebay", "gmail"]
+    assert [dataset.adapter_id for dataset in created.spec.datasets] == ["ebay", "gmail"]
     await served.work()
     assert [record.applied[0].adapter_id for record in records_of(created.output_uri)] == ["ebay"] * 2 + ["gmail"] * 2
 
 
-async def test_job_is_not_repeated_on_other_data(served: Served) -> None:
+async def test_job_is_not_repeated_on_changed_data(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=2)
     created = await served.client.create(spec_of(file))
     assert (await served.client.create(created.spec)).spec == created.spec
@@ -413,7 +405,7 @@ async def test_unknown_job_is_not_found(served: Served, method: str) -> None:
         await anext(served.client.watch("nightly-9"))
 
 
-async def test_jobs_are_listed_newest_first_page_by_page(served: Served) -> None:
+async def test_jobs_are_listed_newest_first_by_page(served: Served) -> None:
     spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
     created = [(await served.client.create(spec)).evaluation_id for _ in range(3)]
     first = await served.client.page(page_size=2)
@@ -424,7 +416,7 @@ async def test_jobs_are_listed_newest_first_page_by_page(served: Served) -> None
         await served.client.page(page_token="tomorrow")
 
 
-async def test_watch_sends_the_job_now_and_until_it_ends(served: Served) -> None:
+async def test_watch_sends_job_at_once_and_until_it_ends(served: Served) -> None:
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=4)))
     watched = served.client.watch(created.evaluation_id)
     assert (await anext(watched)).state is EvaluationState.QUEUED
@@ -435,7 +427,7 @@ async def test_watch_sends_the_job_now_and_until_it_ends(served: Served) -> None
     assert states[-1].end_time is not None
 
 
-async def test_report_of_a_job_that_ended(served: Served) -> None:
+async def test_report_of_ended_job_is_complete(served: Served) -> None:
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=4, bad_rows=1)))
     await served.work()
     report = await served.client.report(created.evaluation_id)
@@ -453,7 +445,7 @@ async def test_report_of_a_job_that_ended(served: Served) -> None:
     )
 
 
-async def test_records_hold_what_was_retrieved_and_applied_and_how_long_it_took(served: Served) -> None:
+async def test_records_hold_matches_applied_adapters_and_timings(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=1, steps=1)
     strategies = (
         EvaluatedStrategy(AnswerStrategy.MIXTURE),
@@ -483,7 +475,7 @@ async def test_records_hold_what_was_retrieved_and_applied_and_how_long_it_took(
     assert [share.weight for share in hidden.applied] == [1.0]
 
 
-async def test_lines_of_records_hold_their_scores(served: Served) -> None:
+async def test_record_lines_hold_scores(served: Served) -> None:
     actions = ["Scroll up", 'Click on button with the text "Mail"']
     write_rows(served.data / "clock.jsonl", [episode("e1", actions[:1], ["screen.png"])])
     created = await served.client.create(spec_of(served.data / "clock.jsonl"))
@@ -496,7 +488,7 @@ async def test_lines_of_records_hold_their_scores(served: Served) -> None:
     assert [line["scores"] for line in lines_of(failing.output_uri)] == [None, None]
 
 
-async def test_rows_without_screens_are_asked_whole_and_scored_as_texts(served: Served) -> None:
+async def test_rows_without_screens_are_asked_whole_and_scored_as_text(served: Served) -> None:
     rows = [episode("e1", ["The capital is Paris."], []), episode("e2", ["It rains.", "Take an umbrella."], [])]
     file = write_rows(served.data / "facts.jsonl", rows)
     created = await served.client.create(spec_of(file, protocol=PromptProtocol.SEQUENCE))
@@ -507,7 +499,7 @@ async def test_rows_without_screens_are_asked_whole_and_scored_as_texts(served: 
     assert second.sample.truth == "It rains.\nTake an umbrella."
     assert (first.answer or "").endswith(" saw 0: Do e1.")
     scores = [line["scores"] for line in lines_of(created.output_uri)]
-    assert all(set(each) == {"exact_match", "rouge_l", "bleu"} and each["exact_match"] == 0 for each in scores)
+    assert all(set(score) == {"exact_match", "rouge_l", "bleu"} and score["exact_match"] == 0 for score in scores)
     report = await served.client.report(created.evaluation_id)
     (cell,) = json.loads(report.summary_json)["groups"]
     assert {name: estimate["count"] for name, estimate in cell["texts"].items()} == {
@@ -517,13 +509,13 @@ async def test_rows_without_screens_are_asked_whole_and_scored_as_texts(served: 
     assert "Whole answers, %" in Path(report.output_uri, "report.html").read_text(encoding="utf-8")
 
 
-async def test_rows_without_screens_are_refused_step_by_step_with_the_way_out(served: Served) -> None:
+async def test_rows_without_screens_are_refused_under_step_protocol(served: Served) -> None:
     file = write_rows(served.data / "facts.jsonl", [episode("e1", ["The capital is Paris."], [])])
     with pytest.raises(InvalidArgumentError, match=r"1 actions for 0 images.*the sequence protocol asks for a whole"):
         await served.client.create(spec_of(file))
 
 
-async def test_job_keeps_what_ran_when_it_was_accepted(served: Served) -> None:
+async def test_report_states_system_that_ran_at_creation(served: Served) -> None:
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
     await served.work()
     report = await served.client.report(created.evaluation_id)
@@ -541,7 +533,7 @@ async def test_job_keeps_what_ran_when_it_was_accepted(served: Served) -> None:
 
 
 async def test_job_is_accepted_while_a_tier_is_away(served: Served) -> None:
-    served.tiers.retrieval.failure = NotFoundError("nobody is at home")
+    served.tiers.retrieval.failure = NotFoundError("away")
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
     served.tiers.retrieval.failure = None
     await served.work()
@@ -553,7 +545,7 @@ async def test_job_is_accepted_while_a_tier_is_away(served: Served) -> None:
     assert "The catalogue of adapters changed" not in report.summary_markdown
 
 
-async def test_answers_of_a_stale_or_another_catalogue_are_a_caveat(served: Served) -> None:
+async def test_stale_or_changed_catalogue_is_a_caveat(served: Served) -> None:
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=2, steps=1)))
     served.tiers.retrieval.stale, served.tiers.retrieval.catalogue_revision = True, "catalogue-2"
     await served.work()
@@ -569,7 +561,7 @@ async def test_answers_of_a_stale_or_another_catalogue_are_a_caveat(served: Serv
         assert caveat in page
 
 
-async def test_job_is_scored_as_it_says(served: Served) -> None:
+async def test_scoring_options_of_spec_are_used(served: Served) -> None:
     spec = spec_of(write_dataset(served.data, "gmail", episodes=1), legacy_threshold=0.25, point_tolerance_px=7.5)
     created = await served.client.create(spec)
     await served.work()
@@ -578,13 +570,13 @@ async def test_job_is_scored_as_it_says(served: Served) -> None:
     assert "points may be 7.5 pixels apart" in report.summary_markdown
 
 
-async def test_report_before_the_end_is_refused_with_the_progress(served: Served) -> None:
+async def test_report_before_end_is_refused_with_progress(served: Served) -> None:
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=4)))
     with pytest.raises(FailedPreconditionError, match="0 of 8"):
         await served.client.report(created.evaluation_id)
 
 
-async def test_job_cancelled_before_any_sample_has_ended_at_once(served: Served) -> None:
+async def test_job_cancelled_before_any_sample_ends_at_once(served: Served) -> None:
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=4)))
     job = await served.client.cancel(created.evaluation_id)
     assert job.state is EvaluationState.CANCELLED
@@ -595,14 +587,14 @@ async def test_job_cancelled_before_any_sample_has_ended_at_once(served: Served)
         await served.client.report(created.evaluation_id)
 
 
-async def test_cancelling_a_job_that_has_ended_changes_nothing(served: Served) -> None:
+async def test_cancelling_ended_job_changes_nothing(served: Served) -> None:
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
     await served.work()
     job = await served.client.cancel(created.evaluation_id)
     assert job.state is EvaluationState.SUCCEEDED
 
 
-async def test_image_that_went_away_is_that_samples_error_alone(served: Served) -> None:
+async def test_missing_image_fails_only_its_samples(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=2, steps=1)
     other = write_dataset(served.data / "other", "ebay", episodes=2, steps=1)
     spec = spec_of(file, datasets=(DatasetSpec("gmail", str(file)), DatasetSpec("ebay", str(other))))
@@ -616,7 +608,7 @@ async def test_image_that_went_away_is_that_samples_error_alone(served: Served) 
     assert all(record.error is not None and "screen.png" in record.error.message for record in failed)
 
 
-async def test_dataset_that_changes_after_planning_is_noticed_and_answered_as_planned(served: Served) -> None:
+async def test_changed_dataset_is_reported_and_answered_as_planned(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=2, steps=1)
     other = write_dataset(served.data, "ebay", episodes=2, steps=1)
     created = await served.client.create(
@@ -632,7 +624,7 @@ async def test_dataset_that_changes_after_planning_is_noticed_and_answered_as_pl
     assert all(record.error is None for record in records)
 
 
-async def test_image_that_changes_after_planning_is_refused(served: Served) -> None:
+async def test_image_changed_after_planning_fails_its_sample(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=1, steps=1)
     created = await served.client.create(spec_of(file))
     (served.data / "screen.png").write_bytes(b"another screen")
@@ -654,7 +646,7 @@ async def test_recorded_samples_are_counted_by_outcome(served: Served) -> None:
     assert (counted("answered"), counted("failed")) == (before[0], before[1] + 3)
 
 
-async def test_shard_keeps_samples_under_way_side_by_side_and_asks_those_again_that_were_refused(
+async def test_refused_samples_are_tried_again_concurrently(
     served: Served,
 ) -> None:
     def retried() -> float:
@@ -685,7 +677,7 @@ async def test_shard_keeps_samples_under_way_side_by_side_and_asks_those_again_t
     assert retried() == before + 6
 
 
-async def test_report_that_cannot_be_stored_is_tried_again_until_it_can(served: Served, tmp_path: Path) -> None:
+async def test_report_is_tried_again_until_it_can_be_stored(served: Served, tmp_path: Path) -> None:
     blocked = tmp_path / "out"
     blocked.write_text("a file where the folder should be")
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
@@ -703,7 +695,7 @@ async def test_report_that_cannot_be_stored_is_tried_again_until_it_can(served: 
     assert len(records_of(job.output_uri)) == 2
 
 
-async def test_job_whose_report_was_given_up_is_retried_once_the_cause_is_gone(served: Served, tmp_path: Path) -> None:
+async def test_failed_report_is_retried_once_cause_is_gone(served: Served, tmp_path: Path) -> None:
     served.ledger.limits = LedgerLimits(report_patience_s=0)
     blocked = tmp_path / "out"
     blocked.write_text("a file where the folder should be")
@@ -735,7 +727,7 @@ async def test_deleted_job_is_not_found_and_its_files_stay(served: Served) -> No
     assert len(records_of(created.output_uri)) == 2
 
 
-async def test_request_id_names_its_job_whatever_became_of_the_data(served: Served) -> None:
+async def test_request_id_returns_its_job_after_data_changed(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=1)
     spec = spec_of(file)
     created = await served.client.create(spec, "nightly")
@@ -745,7 +737,7 @@ async def test_request_id_names_its_job_whatever_became_of_the_data(served: Serv
     assert (await served.client.create(spec, "nightly")).evaluation_id == created.evaluation_id
 
 
-async def test_true_adapter_that_the_catalogue_does_not_hold_is_refused(served: Served) -> None:
+async def test_true_adapter_missing_in_catalogue_is_refused(served: Served) -> None:
     file = write_dataset(served.data, "gmail", episodes=1)
     named = (DatasetSpec("gmail", str(file), "gmial"),)
     with pytest.raises(FailedPreconditionError, match=r"no adapter 'gmial'.*dataset 'gmail'"):
@@ -753,8 +745,8 @@ async def test_true_adapter_that_the_catalogue_does_not_hold_is_refused(served: 
     assert await served.client.list() == []
 
 
-async def test_jobs_with_long_specs_are_listed_on_short_pages(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.jobs.ledger.ledger.MAX_PAGE_CHARACTERS", 1000)
+async def test_long_specs_make_short_pages(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.jobs.ledger.job_store.MAX_PAGE_CHARACTERS", 1000)
     spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
     created = [(await served.client.create(spec)).evaluation_id for _ in range(4)]
     first = await served.client.page()
@@ -762,10 +754,8 @@ async def test_jobs_with_long_specs_are_listed_on_short_pages(served: Served, mo
     assert [job.evaluation_id for job in await served.client.list()] == created[::-1]
 
 
-async def test_no_more_jobs_are_accepted_than_may_run_at_a_time(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("orchestrator.jobs.service.MAX_ACTIVE", 1)
+async def test_job_beyond_limit_of_active_jobs_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.jobs.service.MAX_ACTIVE_JOBS", 1)
     spec = spec_of(write_dataset(served.data, "gmail", episodes=1))
     created = await served.client.create(spec, "first")
     with pytest.raises(OverloadedError, match="at most 1 may run"):

@@ -22,10 +22,9 @@ from infra.contract.adapter import Adapter
 from infra.contract.errors import NotFoundError
 from infra.contract.prompt import Prompt
 from infra.runtime.error_table import from_rpc_error
-from infra.runtime.server import sync_server
-from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import adapter_to_proto, prompt_to_proto
 from tests.support.harness.generation_stack import ModelFixture, served, settings_for, write_model_fixture
+from tests.support.servers.background import serving_blocking
 
 
 class Catalogue(RetrievalServiceServicer):
@@ -55,9 +54,8 @@ def unheard() -> Iterator[str]:
 
 @contextmanager
 def listening(catalogue: Catalogue) -> Iterator[str]:
-    server = sync_server(ServerOptions(shutdown_grace_s=0), workers=4)
-    server.add(catalogue, add_RetrievalServiceServicer_to_server, "loraretriever.v1.RetrievalService")
-    with server:
+    name = "loraretriever.v1.RetrievalService"
+    with serving_blocking(catalogue, add_RetrievalServiceServicer_to_server, name) as server:
         yield server.address
 
 
@@ -75,7 +73,7 @@ def request(name: str, revision: str = "") -> pb.GenerateRequest:
     )
 
 
-async def test_the_catalogue_says_where_an_adapter_is_and_which_revision(tiny_model: ModelFixture) -> None:
+async def test_catalogue_locates_adapters_and_names_their_revision(tiny_model: ModelFixture) -> None:
     catalogue = Catalogue(Adapter("notes", "Qwen2-VL-tiny", "a0", revision="7"))
     with listening(catalogue) as target:
         async with served(settings_for(tiny_model.base, [tiny_model.roots], retrieval_target=target)) as service:
@@ -89,7 +87,7 @@ async def test_the_catalogue_says_where_an_adapter_is_and_which_revision(tiny_mo
             assert (await service.stub.Generate(request("notes", "7"))).applied[0].revision == "7"
 
 
-async def test_the_catalogues_base_model_is_what_counts(tiny_model: ModelFixture) -> None:
+async def test_base_model_of_the_catalogue_takes_precedence(tiny_model: ModelFixture) -> None:
     with listening(Catalogue(Adapter("foreign", "OpenGVLab/InternVL2-2B", "a0", revision="1"))) as target:
         async with served(settings_for(tiny_model.base, [tiny_model.roots], retrieval_target=target)) as service:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -99,7 +97,7 @@ async def test_the_catalogues_base_model_is_what_counts(tiny_model: ModelFixture
             assert message == "adapter 'foreign' was trained on InternVL2-2B; this server runs Qwen2-VL-tiny"
 
 
-async def test_an_adapter_that_is_not_registered_says_how_to_register_it(tiny_model: ModelFixture) -> None:
+async def test_unregistered_adapter_error_says_how_to_register_it(tiny_model: ModelFixture) -> None:
     with listening(Catalogue()) as target:
         async with served(settings_for(tiny_model.base, [tiny_model.roots], retrieval_target=target)) as service:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -108,7 +106,7 @@ async def test_an_adapter_that_is_not_registered_says_how_to_register_it(tiny_mo
             assert "loraretriever adapters add" in from_rpc_error(caught.value).message
 
 
-async def test_a_catalogue_that_is_away_is_unavailable_and_the_base_model_still_answers(
+async def test_base_model_answers_while_the_catalogue_is_unavailable(
     tiny_model: ModelFixture,
 ) -> None:
     with unheard() as target:

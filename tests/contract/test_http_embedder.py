@@ -32,10 +32,8 @@ from infra.contract.prompt import Prompt
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.deadline import bind_deadline
 from infra.runtime.error_table import from_rpc_error
-from infra.runtime.server import sync_server
 from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import prompt_to_proto
-from retrieval_service.assembly import loaded
 from retrieval_service.embedders import http_client
 from retrieval_service.embedders.base import normalise
 from retrieval_service.embedders.batcher import BatchedEmbedder
@@ -45,6 +43,7 @@ from retrieval_service.settings import RetrievalSettings
 from tests.support.harness.images import png_part
 from tests.support.harness.part_embedder import DIM, vector_of
 from tests.support.servers.embeddings_server import EmbeddingsServer, answer_to
+from tests.support.servers.retrieval_server import serving_settings
 
 pb = retrieval_service_pb2
 KEY = "sk-secret"
@@ -298,8 +297,7 @@ def test_the_service_runs_on_an_endpoint_alone(server: EmbeddingsServer, tmp_pat
         qdrant_path=tmp_path / "qdrant",
         server=ServerOptions(shutdown_grace_s=0),
     )
-    grpc_server = sync_server(chosen.server, chosen.workers)
-    with loaded(grpc_server, chosen), grpc_server, sync_channel(ChannelOptions(grpc_server.address)) as channel:
+    with serving_settings(chosen) as grpc_server, sync_channel(ChannelOptions(grpc_server.address)) as channel:
         stub = RetrievalServiceStub(channel)  # type: ignore[no-untyped-call]
         for name in ("shop", "mail"):
             examples = pb.ExamplePrompts(prompts=[prompt_to_proto(Prompt.of(f"open the {name}"))])

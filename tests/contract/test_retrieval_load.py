@@ -14,14 +14,13 @@ from loraretriever.v1.retrieval_service_pb2_grpc import RetrievalServiceStub
 from benchmarks.retrieval_load import run_load
 from infra.contract.prompt import Prompt
 from infra.runtime.channel import ChannelOptions, sync_channel
-from infra.runtime.server import sync_server
 from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import prompt_to_proto
-from retrieval_service.assembly import loaded
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options
 from retrieval_service.settings import RetrievalSettings
 from tests.support.checkpoints.jina_v4 import tiny_jina
 from tests.support.harness.images import png_part
+from tests.support.servers.retrieval_server import serving_settings
 
 SECONDS = 3.0
 
@@ -36,8 +35,7 @@ def address(folder: Path, tmp_path: Path) -> Iterator[str]:
     settings = RetrievalSettings(
         embedder_path=folder, qdrant_path=tmp_path / "qdrant", server=ServerOptions(shutdown_grace_s=0)
     )
-    server = sync_server(settings.server, settings.workers)
-    with loaded(server, settings), server:
+    with serving_settings(settings) as server:
         yield server.address
 
 

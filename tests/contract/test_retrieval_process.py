@@ -15,9 +15,8 @@ import pytest
 from loraretriever.v1 import adapter_pb2, retrieval_service_pb2
 from loraretriever.v1.retrieval_service_pb2_grpc import RetrievalServiceStub
 
-from infra.contract.prompt import Prompt
 from infra.runtime.channel import ChannelOptions, sync_channel
-from infra.runtime.wire import adapter_to_proto, prompt_to_proto
+from infra.runtime.wire import adapter_to_proto
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.points import AdapterFilter
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder
@@ -64,10 +63,9 @@ def test_killed_service_leaves_its_catalogue_whole_and_free_for_next(jina: Path,
     vector = pb.Vector(float32=np.eye(HIDDEN, dtype="<f4")[0].tobytes())
     card = adapter_pb2.Adapter(adapter_id="kept", base_model="tiny")
     request = pb.CreateAdapterRequest(adapter=card, vectors=pb.ExampleVectors(vectors=[vector]))
-    hello = pb.EmbedPromptsRequest(prompts=[prompt_to_proto(Prompt.of("hello"))])
     with running(jina, tmp_path) as (process, stub):
         kept = stub.CreateAdapter(request).adapter
-        fingerprint = stub.EmbedPrompts(hello).embedder_fingerprint
+        fingerprint = stub.GetCatalogue(pb.GetCatalogueRequest()).embedder_fingerprint
         second = finished(*command(jina, tmp_path))
         assert second.returncode == 2
         assert "in use by another process" in second.stderr
@@ -77,7 +75,7 @@ def test_killed_service_leaves_its_catalogue_whole_and_free_for_next(jina: Path,
     with closing(Qdrant(QdrantFolder(tmp_path / "qdrant"))) as qdrant:
         catalogue = Catalogue(qdrant, "adapters", dim=HIDDEN, fingerprint=fingerprint)
         assert [adapter_to_proto(adapter) for adapter in catalogue.page(AdapterFilter(), 10).adapters] == [kept]
-        found = catalogue.search(np.eye(HIDDEN, dtype=np.float32)[:1], AdapterFilter(), 1).found[0]
+        found = catalogue.search(np.eye(HIDDEN, dtype=np.float32)[:1], AdapterFilter(), 1).matches[0]
         assert found[0].similarity == pytest.approx(1)
 
 

@@ -30,8 +30,6 @@ from infra.contract.retrieval import RetrievalStrategy
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.error_table import from_rpc_error
 from infra.runtime.images import ImageLimits
-from infra.runtime.server import sync_server
-from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import prompt_to_proto
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder
@@ -39,9 +37,10 @@ from retrieval_service.embedders.base import FloatArray
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options
 from retrieval_service.indexing import Indexer
 from retrieval_service.retriever import RetrievalDefaults, Retriever
-from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
+from retrieval_service.server import RequestLimits, RetrievalServicer
 from tests.support.checkpoints.jina_v4 import HIDDEN, tiny_jina
 from tests.support.harness.images import png_part
+from tests.support.servers.retrieval_server import serving_retrieval
 
 pb = retrieval_service_pb2
 LIMITS = ImageLimits(max_images=3, max_bytes=200_000, max_pixels=300_000)
@@ -64,9 +63,7 @@ def stub(embedder: JinaV4Embedder, tmp_path: Path) -> Iterator[RetrievalServiceS
             Indexer(embedder, catalogue, max_examples=5),
             RequestLimits(max_prompts=6, images=LIMITS),
         )
-        server = sync_server(ServerOptions(shutdown_grace_s=0), workers=8)
-        add_to(server, servicer)
-        with server, sync_channel(ChannelOptions(server.address)) as channel:
+        with serving_retrieval(servicer) as server, sync_channel(ChannelOptions(server.address)) as channel:
             yield RetrievalServiceStub(channel)  # type: ignore[no-untyped-call]
 
 

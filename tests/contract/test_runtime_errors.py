@@ -70,11 +70,10 @@ def test_every_error_of_the_contract_has_a_status() -> None:
 
 
 @pytest.mark.parametrize("client", KINDS)
-@pytest.mark.parametrize("server", KINDS)
-def test_errors_reach_the_client_as_they_were_raised(server: Kind, client: Kind) -> None:
+def test_errors_reach_the_client_as_they_were_raised(client: Kind) -> None:
     errors = contract_errors()
     act = Raise(None)
-    with serving(server, act) as running:
+    with serving(act) as running:
         options = ChannelOptions(running.address, max_attempts=1)
         for error in errors:
             act.errors = [error]
@@ -93,12 +92,9 @@ def test_errors_reach_the_client_as_they_were_raised(server: Kind, client: Kind)
 
 
 @pytest.mark.parametrize("client", KINDS)
-@pytest.mark.parametrize("server", KINDS)
-def test_unforeseen_errors_say_the_request_id_and_nothing_else(
-    server: Kind, client: Kind, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unforeseen_errors_say_the_request_id_and_nothing_else(client: Kind, caplog: pytest.LogCaptureFixture) -> None:
     with (
-        serving(server, Raise(RuntimeError("the password is hunter2"))) as running,
+        serving(Raise(RuntimeError("the password is hunter2"))) as running,
         caplog.at_level(logging.ERROR),
     ):
         options = ChannelOptions(running.address)
@@ -113,10 +109,9 @@ def test_unforeseen_errors_say_the_request_id_and_nothing_else(
     assert "hunter2" in caplog.text, "the server's log has the reason"
 
 
-@pytest.mark.parametrize("server", KINDS)
-def test_a_status_carries_error_info_request_info_and_field_violations(server: Kind) -> None:
+def test_a_status_carries_error_info_request_info_and_field_violations() -> None:
     error = InvalidArgumentError("prompt", "is empty", limit="1")
-    with serving(server, Raise(error)) as running, pytest.raises(grpc.RpcError) as caught:
+    with serving(Raise(error)) as running, pytest.raises(grpc.RpcError) as caught:
         generate("sync", ChannelOptions(running.address), metadata=(("x-request-id", "r1"),))
     pairs: Any = caught.value.trailing_metadata()
     trailers = dict(pairs)
@@ -129,10 +124,9 @@ def test_a_status_carries_error_info_request_info_and_field_violations(server: K
     assert [(v.field, v.description) for v in bad.field_violations] == [("prompt", "is empty")]
 
 
-@pytest.mark.parametrize("server", KINDS)
-def test_a_call_is_retried_until_the_server_is_available(server: Kind) -> None:
+def test_a_call_is_retried_until_the_server_is_available() -> None:
     act = Raise(UnavailableError("not yet"), UnavailableError("not yet"), None)
-    with serving(server, act) as running:
+    with serving(act) as running:
         assert generate("sync", ChannelOptions(running.address)) == "ab"
         assert act.calls == 3
         act.errors, act.calls = [UnavailableError("not yet"), None], 0
@@ -140,36 +134,32 @@ def test_a_call_is_retried_until_the_server_is_available(server: Kind) -> None:
         assert act.calls == 2
 
 
-@pytest.mark.parametrize("server", KINDS)
-def test_errors_of_another_kind_are_not_retried(server: Kind) -> None:
+def test_errors_of_another_kind_are_not_retried() -> None:
     act = Raise(OverloadedError("the queue is full"))
-    with serving(server, act) as running, pytest.raises(OverloadedError), translated():
+    with serving(act) as running, pytest.raises(OverloadedError), translated():
         generate("sync", ChannelOptions(running.address))
     assert act.calls == 1
 
 
-@pytest.mark.parametrize("server", KINDS)
-def test_a_method_that_nobody_wrote_says_so(server: Kind) -> None:
-    with serving(server) as running, sync_channel(ChannelOptions(running.address)) as channel:
+def test_a_method_that_nobody_wrote_says_so() -> None:
+    with serving() as running, sync_channel(ChannelOptions(running.address)) as channel:
         with pytest.raises(UnimplementedError, match="does not offer it"), translated():
             stub_of(channel).GetModel(pb.GetModelRequest())
         with pytest.raises(UnimplementedError, match="is it the right service"), translated(running.address):
             raw_call(running.address, "/no.Such/Method", b"")
 
 
-@pytest.mark.parametrize("server", KINDS)
-def test_bytes_that_are_no_message_are_an_invalid_argument(server: Kind) -> None:
-    with serving(server) as running:
+def test_bytes_that_are_no_message_are_an_invalid_argument() -> None:
+    with serving() as running:
         with pytest.raises(InvalidArgumentError, match="no message of this method"), translated():
             raw_call(running.address, GENERATE, b"\xff\xff\xff")
         assert generate("sync", ChannelOptions(running.address)) == "ab", "the next request works"
 
 
-@pytest.mark.parametrize("server", KINDS)
-def test_work_that_was_cancelled_on_the_server_is_told_as_cancelled(server: Kind) -> None:
-    cancelled = concurrent.futures.CancelledError() if server == "sync" else asyncio.CancelledError()
+@pytest.mark.parametrize("cancelled", [concurrent.futures.CancelledError(), asyncio.CancelledError()])
+def test_work_cancelled_on_server_is_reported_as_cancelled(cancelled: BaseException) -> None:
     with (
-        serving(server, Raise(cancelled)) as running,
+        serving(Raise(cancelled)) as running,
         pytest.raises(CancelledError, match="send it again"),
         translated(),
     ):
@@ -177,13 +167,13 @@ def test_work_that_was_cancelled_on_the_server_is_told_as_cancelled(server: Kind
 
 
 def test_an_error_of_a_service_behind_keeps_its_class() -> None:
-    with serving("sync", Raise(NotFoundError("no adapter 'x'"))) as behind:
+    with serving(Raise(NotFoundError("no adapter 'x'"))) as behind:
 
         def call_behind(_context: Any) -> None:
             generate("sync", ChannelOptions(behind.address))
 
         with (
-            serving("sync", call_behind) as running,
+            serving(call_behind) as running,
             pytest.raises(NotFoundError, match="no adapter 'x'"),
             translated(),
         ):
@@ -201,21 +191,20 @@ def test_an_unreachable_server_is_named_with_the_remedy(client: Kind) -> None:
 
 def test_server_that_reports_another_one_unreachable_is_not_taken_for_it() -> None:
     behind = UnreachableError("127.0.0.1:1 cannot be reached", target="127.0.0.1:1")
-    with serving("sync", Raise(behind)) as running:
+    with serving(Raise(behind)) as running:
         with pytest.raises(UnreachableError) as raised, translated(running.address):
             generate("sync", ChannelOptions(running.address, max_attempts=1))
         assert raised.value.target == "127.0.0.1:1" != running.address
 
 
 @pytest.mark.parametrize("client", KINDS)
-@pytest.mark.parametrize("server", KINDS)
-def test_a_missed_deadline_is_named_with_the_remedy(server: Kind, client: Kind) -> None:
+def test_a_missed_deadline_is_named_with_the_remedy(client: Kind) -> None:
     release = threading.Event()
 
     def wait(_context: Any) -> None:
         release.wait(10)
 
-    with serving(server, wait) as running:
+    with serving(wait) as running:
         try:
             message = "the model did not answer before the deadline; allow more time"
             with pytest.raises(DeadlineError, match=message), translated("the model"):
@@ -225,9 +214,8 @@ def test_a_missed_deadline_is_named_with_the_remedy(server: Kind, client: Kind) 
 
 
 @pytest.mark.parametrize("client", KINDS)
-@pytest.mark.parametrize("server", KINDS)
-def test_an_oversized_message_names_the_limit_on_either_side(server: Kind, client: Kind) -> None:
-    with serving(server, options=ServerOptions(max_message_bytes=8192)) as running:
+def test_an_oversized_message_names_the_limit_on_either_side(client: Kind) -> None:
+    with serving(options=ServerOptions(max_message_bytes=8192)) as running:
         for client_limit in (64 * 2**20, 8192):
             options = ChannelOptions(running.address, max_message_bytes=client_limit)
             message = r"over the size limit.*max_message_bytes on both sides"
@@ -252,18 +240,15 @@ def _generate_large(client: Kind, options: ChannelOptions, size: int) -> None:
 
 def test_a_large_request_is_retried_like_a_small_one() -> None:
     act = Raise(UnavailableError("not yet"), None)
-    with serving("sync", act) as running:
+    with serving(act) as running:
         _generate_large("sync", ChannelOptions(running.address), size=3_000_000)
     assert act.calls == 2
 
 
-@pytest.mark.parametrize("server", KINDS)
-def test_a_very_long_message_is_cut_and_still_arrives(server: Kind) -> None:
+def test_a_very_long_message_is_cut_and_still_arrives() -> None:
     names = ", ".join(f"layers.{index}.attention.wqkv.lora_A" for index in range(5000))
     with (
-        serving(
-            server, Raise(NotFoundError(f"ünbound: {names}", **{f"k{i}": "v" * 999 for i in range(50)}))
-        ) as running,
+        serving(Raise(NotFoundError(f"ünbound: {names}", **{f"k{i}": "v" * 999 for i in range(50)}))) as running,
         pytest.raises(NotFoundError, match=r"ünbound: layers\.0") as caught,
         translated(),
     ):
@@ -273,8 +258,7 @@ def test_a_very_long_message_is_cut_and_still_arrives(server: Kind) -> None:
     assert status.ByteSize() < 6000
 
 
-@pytest.mark.parametrize("server", KINDS)
-def test_calls_over_the_limit_are_refused_as_overload(server: Kind) -> None:
+def test_calls_over_the_limit_are_refused_as_overload() -> None:
     entered, release = threading.Event(), threading.Event()
 
     def finish() -> pb.GenerateResponse:
@@ -283,10 +267,10 @@ def test_calls_over_the_limit_are_refused_as_overload(server: Kind) -> None:
         return pb.GenerateResponse(text="finished")
 
     class Slow(stubs.GenerationServiceServicer):
-        def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
-            return asyncio.to_thread(finish) if server == "aio" else finish()
+        async def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
+            return await asyncio.to_thread(finish)
 
-    with serving(server, servicer=Slow(), options=ServerOptions(max_concurrent_calls=1)) as running:
+    with serving(servicer=Slow(), options=ServerOptions(max_concurrent_calls=1)) as running:
         channel_options = ChannelOptions(running.address, health_check=False)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             first = pool.submit(generate, "sync", channel_options)

@@ -22,20 +22,21 @@ from infra.runtime.error_table import translated
 from tests.support.servers.runtime_probe import generate, stub_of
 
 TIER = '''
-import asyncio, sys
+import asyncio, contextlib, sys, time
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 from loraretriever.v1 import generation_service_pb2_grpc as stubs
 from infra.contract.errors import CheckpointError, UnavailableError
 from infra.runtime.main import run_tier
-from infra.runtime.server import aio_server, sync_server
+from infra.runtime.lifecycle import entered_on_thread
+from infra.runtime.server import aio_server
 from infra.runtime.settings import TierSettings
-from tests.support.servers.runtime_probe import SERVICE, AioProbe, SyncProbe, nothing, stub_of
+from tests.support.servers.runtime_probe import SERVICE, Probe, nothing, stub_of
 
 class ProbeSettings(TierSettings):
     """A tier made for a test."""
     model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_PROBE_")
-    behave: str = Field("sync", description="sync, aio, or how to fail")
+    behave: str = Field("serve", description="serve, or how to fail")
 
 def serve(settings):
     options = settings.server
@@ -47,20 +48,29 @@ def serve(settings):
         case "bug":
             raise RuntimeError("a bug")
         case "load":
-            sys.stderr.write("loading\\n"); sys.stderr.flush()
-            while True:
-                pass
-        case "aio":
-            asyncio.run(serve_aio(options))
-        case "sync":
-            server = sync_server(options, workers=2)
-            server.add(SyncProbe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
-            server.serve_forever()
-            sys.stderr.write("finished\\n")
+            load()
+        case "load beside loop":
+            asyncio.run(load_beside_loop())
+        case "serve":
+            asyncio.run(serve_probe(options))
 
-async def serve_aio(options):
+def load():
+    sys.stderr.write("loading\\n"); sys.stderr.flush()
+    while True:
+        time.sleep(0.01)
+
+@contextlib.contextmanager
+def loading():
+    load()
+    yield
+
+async def load_beside_loop():
+    async with entered_on_thread(loading()):
+        pass
+
+async def serve_probe(options):
     server = aio_server(options)
-    server.add(AioProbe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+    server.add(Probe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
     await server.serve()
     sys.stderr.write("finished\\n")
 
@@ -101,10 +111,9 @@ def ready(path: Path, process: subprocess.Popen[str]) -> Any:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("behave", ["sync", "aio"])
-def test_a_stop_signal_ends_a_tier_in_good_order(behave: str, number: signal.Signals, tmp_path: Path) -> None:
+def test_stop_signal_ends_tier_gracefully(number: signal.Signals, tmp_path: Path) -> None:
     path = tmp_path / "ready.json"
-    with tier("--behave", behave, "--address", "127.0.0.1:0", "--ready-file", str(path)) as process:
+    with tier("--address", "127.0.0.1:0", "--ready-file", str(path)) as process:
         content = ready(path, process)
         assert content["pid"] == process.pid
         assert generate("sync", ChannelOptions(content["address"])) == "ab"
@@ -116,8 +125,9 @@ def test_a_stop_signal_ends_a_tier_in_good_order(behave: str, number: signal.Sig
     assert not path.exists()
 
 
-def test_a_stop_signal_while_the_model_loads_ends_a_tier_at_once() -> None:
-    with tier("--behave", "load") as process:
+@pytest.mark.parametrize("behave", ["load", "load beside loop"])
+def test_stop_signal_while_model_loads_ends_tier_at_once(behave: str) -> None:
+    with tier("--behave", behave) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "loading\n"
         process.terminate()
@@ -162,7 +172,7 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
 
 
 def test_a_wrong_setting_is_one_line_and_exit_code_2() -> None:
-    with tier("--behaviour", "sync") as process:
+    with tier("--behaviour", "serve") as process:
         assert ended(process) == (
             2,
             "loraretriever probe: unknown setting --behaviour; did you mean --behave? See --help\n",

@@ -19,21 +19,29 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type: ignore[import-untyped]
 from loraretriever.v1 import generation_service_pb2 as pb
 from loraretriever.v1 import generation_service_pb2_grpc as stubs
+from loraretriever.v1 import retrieval_service_pb2, retrieval_service_pb2_grpc
 from prometheus_client import REGISTRY
 
-from infra.contract.errors import ConfigurationError, DeadlineError, UnauthenticatedError, UnavailableError
+from infra.contract.errors import (
+    ConfigurationError,
+    DeadlineError,
+    InternalError,
+    NotFoundError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from infra.runtime.channel import ChannelOptions, aio_channel, sync_channel
 from infra.runtime.deadline import remaining_s
 from infra.runtime.error_table import translated
 from infra.runtime.logs import request_id
-from infra.runtime.server import AioGrpcServer, GrpcServer, aio_server, sync_server
+from infra.runtime.server import aio_server
 from infra.runtime.settings import ServerOptions
+from tests.support.servers.background import serving_blocking
 from tests.support.servers.runtime_probe import (
     GENERATE,
     SERVICE,
-    AioProbe,
     Kind,
-    SyncProbe,
+    Probe,
     generate,
     nothing,
     raw_call,
@@ -74,46 +82,30 @@ def reflected(options: ChannelOptions) -> set[str]:
     return {service.name for service in response.list_services_response.service}
 
 
-def test_health_is_not_serving_until_the_server_serves_and_calls_are_unavailable() -> None:
-    server = sync_server(ServerOptions(), workers=2)
-    server.start()
-    try:
-        assert health(server.address) == NOT_SERVING
-        with pytest.raises(UnavailableError, match="the server is starting"), translated():
-            generate("sync", unwatched(server.address))
-        server.add(SyncProbe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
-        assert health(server.address, SERVICE) == NOT_SERVING
-        server.serving()
-        assert health(server.address) == health(server.address, SERVICE) == SERVING
-        assert generate("sync", unwatched(server.address)) == "ab"
-        with pytest.raises(grpc.RpcError) as caught:
-            health(server.address, "no.such.Service")
-        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-    finally:
-        server.stop()
-
-
-async def test_aio_health_is_not_serving_until_the_server_serves_and_calls_are_unavailable() -> None:
+async def test_health_is_not_serving_until_the_server_serves_and_calls_are_unavailable() -> None:
     server = aio_server(ServerOptions())
     await server.start()
     try:
         assert await asyncio.to_thread(health, server.address) == NOT_SERVING
         with pytest.raises(UnavailableError, match="the server is starting"), translated():
             await asyncio.to_thread(generate, "sync", unwatched(server.address))
-        server.add(AioProbe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+        server.add(Probe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
         assert await asyncio.to_thread(health, server.address, SERVICE) == NOT_SERVING
         await server.serving()
+        assert await asyncio.to_thread(health, server.address) == SERVING
         assert await asyncio.to_thread(health, server.address, SERVICE) == SERVING
         assert await asyncio.to_thread(generate, "sync", unwatched(server.address)) == "ab"
+        with pytest.raises(grpc.RpcError) as caught:
+            await asyncio.to_thread(health, server.address, "no.such.Service")
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     finally:
         await server.stop()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_health_watchers_are_told_and_do_not_hold_up_a_stop(kind: Kind) -> None:
+def test_health_watchers_are_told_and_do_not_hold_up_a_stop() -> None:
     firsts = [threading.Event(), threading.Event()]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        with serving(kind, options=ServerOptions(shutdown_grace_s=30), workers=1) as server:
+        with serving(options=ServerOptions(shutdown_grace_s=30)) as server:
             watches = [pool.submit(watch_until_end, server.address, SERVICE, first) for first in firsts]
             assert all(first.wait(10) for first in firsts)
             assert generate("sync", ChannelOptions(server.address)) == "ab", "watchers occupy no worker"
@@ -122,11 +114,10 @@ def test_health_watchers_are_told_and_do_not_hold_up_a_stop(kind: Kind) -> None:
         assert [watch.result(10) for watch in watches] == [[SERVING, NOT_SERVING]] * 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_watcher_that_leaves_does_not_deafen_the_others(kind: Kind) -> None:
+def test_a_watcher_that_leaves_does_not_deafen_the_others() -> None:
     first = threading.Event()
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        with serving(kind) as server, sync_channel(unwatched(server.address)) as channel:
+        with serving() as server, sync_channel(unwatched(server.address)) as channel:
             leaving = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
             assert next(leaving).status == SERVING
             staying = pool.submit(watch_until_end, server.address, SERVICE, first)
@@ -135,30 +126,26 @@ def test_a_watcher_that_leaves_does_not_deafen_the_others(kind: Kind) -> None:
         assert staying.result(10) == [SERVING, NOT_SERVING]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_channel_sends_no_call_to_a_server_that_says_not_serving(kind: Kind) -> None:
-    called = threading.Event()
-    server = sync_server(ServerOptions(), workers=2)
-    server.start()
+@pytest.mark.parametrize("client", KINDS)
+async def test_channel_sends_no_call_to_server_that_is_not_serving(client: Kind) -> None:
+    server = aio_server(ServerOptions())
+    await server.start()
     try:
         with pytest.raises(UnavailableError, match="that it is ready"), translated():
-            generate(kind, ChannelOptions(server.address, max_attempts=1))
-        assert not called.is_set()
+            await asyncio.to_thread(generate, client, ChannelOptions(server.address, max_attempts=1))
     finally:
-        server.stop()
+        await server.stop()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_reflection_lists_the_services(kind: Kind) -> None:
-    with serving(kind) as server:
+def test_reflection_lists_the_services() -> None:
+    with serving() as server:
         names = reflected(ChannelOptions(server.address))
     assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
 @pytest.mark.parametrize("client", KINDS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_calls_with_the_token_are_served_and_health_is_open(kind: Kind, client: Kind) -> None:
-    with serving(kind, options=ServerOptions(auth_token="s3cret")) as server:
+def test_only_calls_with_the_token_are_served_and_health_is_open(client: Kind) -> None:
+    with serving(options=ServerOptions(auth_token="s3cret")) as server:
         with pytest.raises(UnauthenticatedError, match="carries no bearer token; send metadata"), translated():
             generate(client, ChannelOptions(server.address))
         for wrong in ("s3cre", "s3cret2", "S3CRET"):
@@ -177,7 +164,7 @@ def test_only_calls_with_the_token_are_served_and_health_is_open(kind: Kind, cli
 
 def test_a_request_is_not_parsed_before_its_token_is_known() -> None:
     with (
-        serving("sync", options=ServerOptions(auth_token="s3cret")) as server,
+        serving(options=ServerOptions(auth_token="s3cret")) as server,
         pytest.raises(UnauthenticatedError),
         translated(),
     ):
@@ -196,11 +183,10 @@ def test_a_token_is_in_no_representation_of_the_options() -> None:
     assert "s3cret" not in repr(ServerOptions(auth_token="s3cret")) + repr(ChannelOptions("x:1", token="s3cret"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_callers_request_id_is_echoed_and_an_unsafe_one_replaced(kind: Kind) -> None:
+def test_a_callers_request_id_is_echoed_and_an_unsafe_one_replaced() -> None:
     seen: list[str] = []
     with (
-        serving(kind, lambda _: seen.append(request_id())) as server,
+        serving(lambda _: seen.append(request_id())) as server,
         sync_channel(ChannelOptions(server.address)) as channel,
     ):
         stub = stub_of(channel)
@@ -214,8 +200,7 @@ def test_a_callers_request_id_is_echoed_and_an_unsafe_one_replaced(kind: Kind) -
             assert all(0 < len(name) <= 64 for name in echoed)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_request_id_and_the_deadline_travel_to_the_service_behind(kind: Kind) -> None:
+def test_the_request_id_and_the_deadline_travel_to_the_service_behind() -> None:
     ids: list[str] = []
     left: list[float | None] = []
 
@@ -223,24 +208,15 @@ def test_the_request_id_and_the_deadline_travel_to_the_service_behind(kind: Kind
         ids.append(request_id())
         left.append(remaining_s())
 
-    with serving("sync", note) as behind:
-        if kind == "sync":
+    with serving(note) as behind:
 
-            def front(context: Any) -> None:
+        class Front(stubs.GenerationServiceServicer):
+            async def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
                 note(context)
-                generate("sync", ChannelOptions(behind.address, default_timeout_s=100))
+                async with aio_channel(ChannelOptions(behind.address, default_timeout_s=100)) as channel:
+                    return await stub_of(channel).Generate(request)
 
-            running = serving(kind, front)
-        else:
-
-            class Front(stubs.GenerationServiceServicer):
-                async def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
-                    note(context)
-                    async with aio_channel(ChannelOptions(behind.address, default_timeout_s=100)) as channel:
-                        return await stub_of(channel).Generate(request)
-
-            running = serving(kind, servicer=Front())
-        with running as server:
+        with serving(servicer=Front()) as server:
             metadata = (("x-request-id", "ticket-42"),)
             assert generate("sync", ChannelOptions(server.address), metadata, timeout=7) == "ab"
     assert ids == ["ticket-42", "ticket-42"]
@@ -297,26 +273,117 @@ async def test_a_caller_that_leaves_ends_the_aio_handler_at_once() -> None:
         await asyncio.wait_for(ended.wait(), 10)
 
 
-def test_a_caller_that_leaves_ends_the_sync_stream() -> None:
-    ended = threading.Event()
-
-    class Endless(stubs.GenerationServiceServicer):
-        def StreamGenerate(self, request: Any, context: Any) -> Any:  # noqa: N802
-            try:
-                while True:
-                    yield pb.StreamGenerateResponse(delta="a")
-            finally:
-                ended.set()
-
-    with serving("sync", servicer=Endless()) as server, sync_channel(ChannelOptions(server.address)) as channel:
-        call = stub_of(channel).StreamGenerate(pb.StreamGenerateRequest())
-        next(call)
-        call.cancel()
-        assert ended.wait(10)
+RETRIEVAL_SERVICE = "loraretriever.v1.RetrievalService"
+add_retrieval = retrieval_service_pb2_grpc.add_RetrievalServiceServicer_to_server
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_graceful_stop_finishes_the_running_call(kind: Kind) -> None:
+class BlockingProbe(retrieval_service_pb2_grpc.RetrievalServiceServicer):
+    """A servicer of plain functions, which runs on an executor."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act = act
+        self.calls = 0
+
+    def GetCatalogue(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.calls += 1
+        self.act()
+        return retrieval_service_pb2.GetCatalogueResponse(adapter_count=7)
+
+
+GET_CATALOGUE = f"/{RETRIEVAL_SERVICE}/GetCatalogue"
+
+
+def running_calls(method: str) -> float:
+    return REGISTRY.get_sample_value("loraretriever_grpc_calls_running", {"method": method}) or 0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def get_catalogue(address: str, timeout: float = 20, metadata: Any = None) -> int:
+    with sync_channel(ChannelOptions(address, max_attempts=1)) as channel, translated():
+        stub = retrieval_service_pb2_grpc.RetrievalServiceStub(channel)  # type: ignore[no-untyped-call]
+        request = retrieval_service_pb2.GetCatalogueRequest()
+        return int(stub.GetCatalogue(request, timeout=timeout, metadata=metadata).adapter_count)
+
+
+def test_blocking_method_runs_on_executor_with_request_id_and_deadline() -> None:
+    seen: list[tuple[str, str, float | None]] = []
+
+    def act() -> None:
+        seen.append((threading.current_thread().name, request_id(), remaining_s()))
+
+    with serving_blocking(BlockingProbe(act), add_retrieval, RETRIEVAL_SERVICE) as server:
+        assert get_catalogue(server.address, metadata=(("x-request-id", "ticket-42"),)) == 7
+    ((thread, seen_id, seconds),) = seen
+    assert thread.startswith("ThreadPoolExecutor")
+    assert seen_id == "ticket-42"
+    assert seconds is not None
+    assert 0 < seconds <= 20
+
+
+def test_error_of_blocking_method_reaches_caller_and_next_call_works() -> None:
+    errors: list[Exception] = [NotFoundError("no adapter 'x'"), RuntimeError("secret")]
+
+    def act() -> None:
+        if errors:
+            raise errors.pop(0)
+
+    with serving_blocking(BlockingProbe(act), add_retrieval, RETRIEVAL_SERVICE) as server:
+        with pytest.raises(NotFoundError, match="no adapter 'x'"):
+            get_catalogue(server.address)
+        with pytest.raises(InternalError, match="its log has the reason"):
+            get_catalogue(server.address)
+        assert get_catalogue(server.address) == 7
+
+
+def test_call_that_ends_while_queued_never_runs() -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def act() -> None:
+        entered.set()
+        assert release.wait(20)
+
+    probe = BlockingProbe(act)
+    with (
+        concurrent.futures.ThreadPoolExecutor() as pool,
+        serving_blocking(probe, add_retrieval, RETRIEVAL_SERVICE, threads=1) as server,
+    ):
+        running = pool.submit(get_catalogue, server.address)
+        assert entered.wait(20)
+        with pytest.raises(DeadlineError):
+            get_catalogue(server.address, timeout=0.2)
+        wait_until(lambda: running_calls(GET_CATALOGUE) == 1)
+        release.set()
+        assert running.result(20) == 7
+        assert get_catalogue(server.address) == 7
+        assert probe.calls == 2, "the call that ended while it was queued did not run"
+
+
+def test_blocking_call_over_the_servers_limit_ends_before_its_method() -> None:
+    release = threading.Event()
+    probe = BlockingProbe(lambda: release.wait(20) and None)
+    options = ServerOptions(max_call_s=0.2, shutdown_grace_s=0)
+    with serving_blocking(probe, add_retrieval, RETRIEVAL_SERVICE, options=options) as server:
+        with pytest.raises(DeadlineError, match="longer than this server allows"):
+            get_catalogue(server.address)
+        release.set()
+
+
+async def test_streaming_method_cannot_run_on_executor() -> None:
+    server = aio_server(ServerOptions())
+    with (
+        concurrent.futures.ThreadPoolExecutor() as executor,
+        pytest.raises(TypeError, match="StreamGenerate is a streaming method"),
+    ):
+        server.add(Probe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE, executor)
+
+
+def test_a_graceful_stop_finishes_the_running_call() -> None:
     entered = threading.Event()
     release = threading.Event()
 
@@ -326,15 +393,11 @@ def test_a_graceful_stop_finishes_the_running_call(kind: Kind) -> None:
         return pb.GenerateResponse(text="finished")
 
     class Slow(stubs.GenerationServiceServicer):
-        def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
-            return finish()
-
-    class AioSlow(stubs.GenerationServiceServicer):
         async def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
             return await asyncio.to_thread(finish)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        with serving(kind, servicer=Slow() if kind == "sync" else AioSlow()) as server:
+        with serving(servicer=Slow()) as server:
             answer = pool.submit(generate, "sync", ChannelOptions(server.address))
             assert entered.wait(10)
             stopping = threading.Timer(0.3, release.set)
@@ -344,19 +407,18 @@ def test_a_graceful_stop_finishes_the_running_call(kind: Kind) -> None:
             generate("sync", ChannelOptions(server.address, max_attempts=1))
 
 
-def test_a_ready_file_says_where_while_the_server_serves(tmp_path: Path) -> None:
+async def test_ready_file_names_address_while_server_serves(tmp_path: Path) -> None:
     path = tmp_path / "run" / "ready.json"
-    server = sync_server(ServerOptions(ready_file=path), workers=2)
-    server.add(SyncProbe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
+    server = aio_server(ServerOptions(ready_file=path))
+    server.add(Probe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+    serving_task = asyncio.create_task(server.serve())
     try:
-        content = _wait_for(path)
+        content = await asyncio.to_thread(_wait_for, path)
         assert content == {"address": server.address, "pid": os.getpid()}
-        assert health(content["address"]) == SERVING
+        assert await asyncio.to_thread(health, content["address"]) == SERVING
     finally:
         server.request_stop()
-        thread.join()
+        await serving_task
     assert list(path.parent.iterdir()) == []
 
 
@@ -368,45 +430,42 @@ def _wait_for(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_a_ready_file_that_cannot_be_written_is_a_configuration_error(tmp_path: Path) -> None:
+async def test_ready_file_that_cannot_be_written_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    server = sync_server(ServerOptions(ready_file=tmp_path / "file" / "ready.json"), workers=1)
+    server = aio_server(ServerOptions(ready_file=tmp_path / "file" / "ready.json"))
     with pytest.raises(ConfigurationError, match=r"ready_file .* cannot be written"):
-        server.serve_forever()
-    server.stop()
+        await server.serve()
+    await server.stop()
 
 
-@pytest.mark.parametrize("build", [lambda o: sync_server(o, 1), aio_server], ids=KINDS)
-async def test_a_port_in_use_is_one_clear_error(build: Callable[[ServerOptions], GrpcServer | AioGrpcServer]) -> None:
-    with serving("sync") as server:
+async def test_port_in_use_is_one_clear_error() -> None:
+    with serving() as server:
         with pytest.raises(ConfigurationError) as caught:
-            build(ServerOptions(address=server.address))
+            aio_server(ServerOptions(address=server.address))
         assert caught.value.message == (
             f"cannot listen on {server.address}: address already in use; "
             "choose another --address, or port 0 for a free one"
         )
     for wrong in ("127.0.0.1", ":50051", "127.0.0.1:99999", "localhost:http"):
         with pytest.raises(ConfigurationError, match="is no host:port"):
-            build(ServerOptions(address=wrong))
+            aio_server(ServerOptions(address=wrong))
     with pytest.raises(ConfigurationError, match=r"cannot listen on no-such-host\.invalid:1"):
-        build(ServerOptions(address="no-such-host.invalid:1"))
+        aio_server(ServerOptions(address="no-such-host.invalid:1"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_server_listens_on_a_unix_socket(kind: Kind, tmp_path: Path) -> None:
+def test_a_server_listens_on_a_unix_socket(tmp_path: Path) -> None:
     address = f"unix:{os.path.relpath(tmp_path / 's.sock')}"
-    with serving(kind, options=ServerOptions(address=address)) as server:
+    with serving(options=ServerOptions(address=address)) as server:
         assert server.address == address
-        assert generate(kind, ChannelOptions(address)) == "ab"
+        assert generate("sync", ChannelOptions(address)) == generate("aio", ChannelOptions(address)) == "ab"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_calls_are_counted_by_method_and_code_only(kind: Kind) -> None:
+def test_calls_are_counted_by_method_and_code_only() -> None:
     def count(code: str) -> float:
         return REGISTRY.get_sample_value("loraretriever_grpc_calls_total", {"method": GENERATE, "code": code}) or 0
 
     before, refused = count("OK"), count("UNAUTHENTICATED")
-    with serving(kind, options=ServerOptions(auth_token="s3cret")) as server:
+    with serving(options=ServerOptions(auth_token="s3cret")) as server:
         generate("sync", ChannelOptions(server.address, token="s3cret"))
         with pytest.raises(grpc.RpcError):
             generate("sync", ChannelOptions(server.address))
@@ -418,8 +477,7 @@ def test_calls_are_counted_by_method_and_code_only(kind: Kind) -> None:
     assert not any("random" in method for method in methods)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_calls_are_spread_over_all_targets_and_stopping_one_costs_none(kind: Kind) -> None:
+def test_calls_are_spread_over_all_targets_and_stopping_one_costs_none() -> None:
     counts = {"one": 0, "two": 0}
 
     def counting(name: str) -> Callable[[Any], None]:
@@ -448,13 +506,12 @@ def test_calls_are_spread_over_all_targets_and_stopping_one_costs_none(kind: Kin
                 await stub.Generate(pb.GenerateRequest(), timeout=20)
             assert counts["two"] == before
 
-    with serving(kind, counting("one")) as one, ExitStack() as second:
-        two = second.enter_context(serving(kind, counting("two")))
+    with serving(counting("one")) as one, ExitStack() as second:
+        two = second.enter_context(serving(counting("two")))
         asyncio.run(run(f"{one.address},{two.address}", second.close))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_asking_clients_to_reconnect_costs_no_call(kind: Kind) -> None:
+def test_asking_clients_to_reconnect_costs_no_call() -> None:
     async def call_for(seconds: float, address: str) -> None:
         async with aio_channel(ChannelOptions(address)) as channel:
             stub = stub_of(channel)
@@ -462,7 +519,7 @@ def test_asking_clients_to_reconnect_costs_no_call(kind: Kind) -> None:
             while time.monotonic() < ends_at:
                 await asyncio.gather(*(stub.Generate(pb.GenerateRequest()) for _ in range(4)))
 
-    with serving(kind, options=ServerOptions(max_connection_age_s=0.3, max_connection_age_grace_s=5)) as server:
+    with serving(options=ServerOptions(max_connection_age_s=0.3, max_connection_age_grace_s=5)) as server:
         asyncio.run(call_for(1.5, server.address))
 
 

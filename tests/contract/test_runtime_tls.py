@@ -19,7 +19,7 @@ from infra.runtime import healthcheck
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.error_table import translated
 from infra.runtime.metrics import serve_metrics
-from infra.runtime.server import sync_server
+from infra.runtime.server import aio_server
 from infra.runtime.settings import ServerOptions
 from tests.support.servers.runtime_probe import Kind, generate, serving
 
@@ -85,13 +85,12 @@ def server_pair(authority: Authority) -> Pair:
 
 
 @pytest.mark.parametrize("client", KINDS)
-@pytest.mark.parametrize("kind", KINDS)
 def test_calls_go_over_tls_to_a_server_of_the_right_authority_only(
-    kind: Kind, client: Kind, authority: Authority, server_pair: Pair, tmp_path: Path
+    client: Kind, authority: Authority, server_pair: Pair, tmp_path: Path
 ) -> None:
     options = ServerOptions(tls_certificate=server_pair.certificate, tls_key=server_pair.key, auth_token="s3cret")
     stranger = Authority(tmp_path, "stranger").create()
-    with serving(kind, options=options) as server:
+    with serving(options=options) as server:
         assert generate(client, ChannelOptions(server.address, tls_ca=authority.ca, token="s3cret")) == "ab"
         for channel in (
             ChannelOptions(server.address, tls_ca=stranger.ca, token="s3cret", max_attempts=1),
@@ -101,15 +100,12 @@ def test_calls_go_over_tls_to_a_server_of_the_right_authority_only(
                 generate(client, channel)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_with_a_client_authority_only_its_certificates_are_let_in(
-    kind: Kind, authority: Authority, server_pair: Pair
-) -> None:
+def test_with_a_client_authority_only_its_certificates_are_let_in(authority: Authority, server_pair: Pair) -> None:
     ours = authority.issue("client")
     options = ServerOptions(
         tls_certificate=server_pair.certificate, tls_key=server_pair.key, tls_client_ca=authority.ca
     )
-    with serving(kind, options=options) as server:
+    with serving(options=options) as server:
         channel = ChannelOptions(
             server.address, tls_ca=authority.ca, tls_certificate=ours.certificate, tls_key=ours.key
         )
@@ -126,7 +122,7 @@ def test_the_generation_service_shows_the_catalogue_its_certificate(authority: A
     options = ServerOptions(
         tls_certificate=server_pair.certificate, tls_key=server_pair.key, tls_client_ca=authority.ca
     )
-    with serving("sync", options=options) as server:
+    with serving(options=options) as server:
         settings = GenerationSettings(
             model_path=Path("base"),
             retrieval_target=server.address,
@@ -140,13 +136,13 @@ def test_the_generation_service_shows_the_catalogue_its_certificate(authority: A
         client.close()
 
 
-def test_tls_files_that_do_not_fit_are_named(authority: Authority, server_pair: Pair, tmp_path: Path) -> None:
+async def test_tls_files_that_do_not_fit_are_named(authority: Authority, server_pair: Pair, tmp_path: Path) -> None:
     other = authority.issue("other")
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("no certificate")
 
     def build(certificate: Path, key: Path, client_ca: Path | None = None) -> None:
-        sync_server(ServerOptions(tls_certificate=certificate, tls_key=key, tls_client_ca=client_ca), workers=1)
+        aio_server(ServerOptions(tls_certificate=certificate, tls_key=key, tls_client_ca=client_ca))
 
     with pytest.raises(ConfigurationError, match=r"TLS key .*absent\.key cannot be read: No such file"):
         build(server_pair.certificate, tmp_path / "absent.key")

@@ -1,4 +1,4 @@
-"""What tests of evaluation jobs share."""
+"""Fixtures of evaluation jobs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.support.harness.job_processes import Cluster, cluster
 
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
-    """A Redis of this test's own."""
+    """Yield a Redis for this test only."""
     with embedded_redis(tmp_path / "redis") as url:
         yield url
 
 
 @pytest.fixture
 async def running(tmp_path: Path, redis_url: str) -> AsyncIterator[Cluster]:
-    """Fake tiers and an orchestrator on that Redis, without workers."""
-    async with cluster(tmp_path, redis_url) as made:
-        yield made
+    """Yield fake tiers and an orchestrator on that Redis, without workers."""
+    async with cluster(tmp_path, redis_url) as started:
+        yield started

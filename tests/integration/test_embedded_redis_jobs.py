@@ -1,4 +1,4 @@
-"""An orchestrator that runs its own Redis is killed while workers answer, and started again on the same folder."""
+"""An orchestrator with its own Redis: killed under workers, restarted on the same folder; and its limits on jobs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from pathlib import Path
 import pytest
 
 from infra.contract.errors import InvalidArgumentError
-from infra.contract.prompt import Prompt
 from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.clients.evaluation import EvaluationClient
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.jobs.job import EvaluationState
-from tests.support.harness.job_processes import Process, cluster, hasty_settings, records_of, until, write_dataset
+from tests.support.harness.job_processes import (
+    Gate,
+    Process,
+    cluster,
+    records_of,
+    short_lease_settings,
+    until,
+    write_dataset,
+)
 from tests.support.servers.tiers import fake_tiers
 
 
@@ -28,38 +35,23 @@ def spec_of(file: Path) -> EvaluationSpec:
 
 def logged_url(orchestrator: Process) -> str:
     """Return the address that the orchestrator logs for workers."""
-    found = re.search(r"redis_url='?([^\s']+)", orchestrator.log.read_text())
-    assert found is not None
-    return found[1]
-
-
-class Held:
-    """Holds every answer of the fake model after the first few, until it is let go."""
-
-    def __init__(self, free: int) -> None:
-        self.free = free
-        self.peers: set[str] = set()
-        self.let_go = asyncio.Event()
-
-    async def __call__(self, _prompt: Prompt, peer: str) -> None:
-        self.free -= 1
-        if self.free < 0:
-            self.peers.add(peer)
-            await self.let_go.wait()
+    url = re.search(r"redis_url='?([^\s']+)", orchestrator.log.read_text())
+    assert url is not None
+    return url[1]
 
 
 @pytest.mark.parametrize("name", ["redis", "a folder with blanks"])
-async def test_job_ends_with_every_sample_once_after_the_orchestrator_that_owns_redis_was_killed(
+async def test_job_ends_with_every_sample_once_after_orchestrator_with_redis_was_killed(
     tmp_path: Path, name: str
 ) -> None:
     data = tmp_path / "data"
     async with AsyncExitStack() as stack:
         tiers = await stack.enter_async_context(fake_tiers())
-        held = tiers.generation.before = Held(free=11)
-        settings = {**hasty_settings(tiers, tmp_path, data), "address": "127.0.0.1:0"}
+        gate = tiers.generation.before = Gate(free=11)
+        settings = {**short_lease_settings(tiers, tmp_path, data), "address": "127.0.0.1:0"}
 
-        def start(module: str, called: str, **own: object) -> Process:
-            process = Process(module, {**settings, **own}, tmp_path, called)
+        def start(module: str, label: str, **changes: object) -> Process:
+            process = Process(module, {**settings, **changes}, tmp_path, label)
             stack.callback(process.kill)
             return process
 
@@ -70,10 +62,10 @@ async def test_job_ends_with_every_sample_once_after_the_orchestrator_that_owns_
         await asyncio.gather(*(worker.ready() for worker in workers))
         async with EvaluationClient(address) as client:
             created = await client.create(spec_of(write_dataset(data, "gmail", episodes=20)))
-            await until(lambda: len(held.peers) == 2)
+            await until(lambda: len(gate.held) == 2)
         doomed.kill()
         restarted = start("orchestrator", "orchestrator-2", redis_dir=tmp_path / name)
-        held.let_go.set()
+        gate.open()
         async with EvaluationClient(await restarted.ready()) as client, asyncio.timeout(60):
             async for job in client.watch(created.evaluation_id):
                 last = job
@@ -85,12 +77,12 @@ async def test_job_ends_with_every_sample_once_after_the_orchestrator_that_owns_
     assert len(keys) == len(set(keys)) == 40
 
 
-async def test_orchestrator_refuses_jobs_that_are_larger_than_its_settings_allow(tmp_path: Path) -> None:
+async def test_job_larger_than_settings_allow_is_refused(tmp_path: Path) -> None:
     with embedded_redis(tmp_path / "redis") as url:
         async with cluster(tmp_path, url, max_samples=10, max_dataset_bytes=3000) as running:
             small = write_dataset(running.data, "small", episodes=5)
             assert (await running.client.create(spec_of(small))).total_samples == 10
             with pytest.raises(InvalidArgumentError, match=r"^spec\.datasets: .* 12 samples .* more than the 10 that"):
                 await running.client.create(spec_of(write_dataset(running.data, "large", episodes=6)))
-            with pytest.raises(InvalidArgumentError, match="more than the 3,000 that a job may read here"):
+            with pytest.raises(InvalidArgumentError, match="more than the limit of 3,000"):
                 await running.client.create(spec_of(write_dataset(running.data, "huge", episodes=20)))

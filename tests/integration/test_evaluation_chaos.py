@@ -1,4 +1,4 @@
-"""Evaluation jobs while everything around them is killed: what was answered stays, and nothing is answered twice."""
+"""Evaluation jobs while everything around them is killed: recorded answers stay, every sample is recorded once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from infra.contract.errors import UnavailableError
 from infra.contract.prompt import Prompt
 from orchestrator.answering.strategy import AnswerStrategy
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.jobs.job import EvaluationState
 from orchestrator.jobs.ledger.store import RedisStore
 from tests.support.harness.job_processes import Cluster, Process, cluster, records_of, until, write_dataset
 
@@ -24,7 +24,7 @@ def spec_of(file: Path, shard_size: int) -> EvaluationSpec:
     return EvaluationSpec((DatasetSpec(file.stem, str(file)),), base, shard_size=shard_size)
 
 
-async def test_sample_that_kills_its_worker_takes_none_with_it_that_was_asked_beside_it(running: Cluster) -> None:
+async def test_sample_that_kills_its_worker_fails_no_concurrent_sample(running: Cluster) -> None:
     dataset = write_dataset(running.data, "gmail", episodes=16, steps=1)
     victims: list[Process] = []
 
@@ -47,7 +47,7 @@ async def test_sample_that_kills_its_worker_takes_none_with_it_that_was_asked_be
     assert failed == ["000003"]
 
 
-async def test_small_job_has_its_report_while_a_huge_one_that_came_first_still_runs(running: Cluster) -> None:
+async def test_small_job_is_reported_while_earlier_huge_job_runs(running: Cluster) -> None:
     async def slow(_prompt: Prompt, _peer: str) -> None:
         await asyncio.sleep(0.05)
 
@@ -62,9 +62,7 @@ async def test_small_job_has_its_report_while_a_huge_one_that_came_first_still_r
     assert (await running.ended(huge.evaluation_id)).state is EvaluationState.CANCELLED
 
 
-async def test_message_that_is_lost_is_not_missed_while_another_job_fills_the_queue(
-    running: Cluster, redis_url: str
-) -> None:
+async def test_lost_message_does_not_delay_job_while_another_fills_queue(running: Cluster, redis_url: str) -> None:
     async def slow(_prompt: Prompt, _peer: str) -> None:
         await asyncio.sleep(0.05)
 
@@ -78,9 +76,7 @@ async def test_message_that_is_lost_is_not_missed_while_another_job_fills_the_qu
     assert not (await running.client.get(other.evaluation_id)).state.ended
 
 
-async def test_workers_and_job_go_on_after_a_redis_that_took_no_changes_for_a_while(
-    running: Cluster, redis_url: str
-) -> None:
+async def test_job_continues_after_redis_took_no_changes(running: Cluster, redis_url: str) -> None:
     async def slow(_prompt: Prompt, _peer: str) -> None:
         await asyncio.sleep(0.1)
 
@@ -98,21 +94,19 @@ async def test_workers_and_job_go_on_after_a_redis_that_took_no_changes_for_a_wh
     assert len({record.sample.key for record in records_of(job.output_uri)}) == 60
 
 
-async def test_job_ends_with_every_sample_once_while_everything_is_killed_again_and_again(
-    tmp_path: Path, redis_url: str
-) -> None:
+async def test_job_ends_with_every_sample_once_while_everything_is_killed(tmp_path: Path, redis_url: str) -> None:
     module, settings = "tests.support.servers.generation_process", {"delay_s": 0.05}
     replicas = [Process(module, settings, tmp_path, f"generation-{number}") for number in range(2)]
     addresses = await asyncio.gather(*(replica.ready() for replica in replicas))
-    fate = random.Random(7)
+    rng = random.Random(7)
     async with cluster(tmp_path, redis_url, generation_target=",".join(addresses), concurrency=2) as running:
         dataset = write_dataset(running.data, "gmail", episodes=300, steps=1)
         workers = [await running.start_worker(sample_attempts=50) for _ in range(2)]
         created = await running.client.create(spec_of(dataset, shard_size=5))
         kills = ["worker", "redis", "replica", "worker", "replica", "redis", "worker"]
         for victim in kills:
-            await asyncio.sleep(fate.uniform(0.2, 0.6))
-            number = fate.randrange(2)
+            await asyncio.sleep(rng.uniform(0.2, 0.6))
+            number = rng.randrange(2)
             if victim == "worker":
                 workers[number].kill()
                 workers[number] = await running.start_worker(sample_attempts=50)
@@ -124,17 +118,17 @@ async def test_job_ends_with_every_sample_once_while_everything_is_killed_again_
                 replicas[number] = Process(module, again, tmp_path, f"generation-{time.monotonic_ns()}")
                 running.stack.callback(replicas[number].kill)
         job = await running.ended(created.evaluation_id)
-        killed = [each for each in workers if each.exit_status is None]
+        alive = [worker for worker in workers if worker.exit_status is None]
     for replica in replicas:
         replica.kill()
-    assert len(killed) == 2
+    assert len(alive) == 2
     assert (job.state, job.done_samples, job.failed_samples) == (EvaluationState.SUCCEEDED, 300, 0)
     keys = [record.sample.key for record in records_of(job.output_uri)]
     assert keys == [f"base/gmail/{episode:06d}/0" for episode in range(300)]
 
 
 async def kill_redis(redis_url: str) -> None:
-    """Kill the server as the kernel would; its supervisor starts it again."""
+    """Kill the server as the kernel would; its supervisor restarts it."""
     async with RedisStore(redis_url, retries=20) as store:
         with suppress(UnavailableError):
             os.kill(int((await store.redis.info("server"))["process_id"]), signal.SIGKILL)

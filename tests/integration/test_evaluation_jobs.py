@@ -1,4 +1,4 @@
-"""Evaluation jobs on a real Redis with real Celery workers that are really killed."""
+"""Evaluation jobs with real Redis, Celery and worker processes, each of which is killed or stopped in turn."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from infra.contract.prompt import Prompt
 from infra.runtime.embedded_redis import embedded_redis
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.clients.evaluation import EvaluationClient
+from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.jobs.celery import QUEUE, make_celery
-from orchestrator.jobs.job import EvaluationState
+from orchestrator.jobs.celery import QUEUE, make_app
 from orchestrator.jobs.ledger.store import RedisStore
-from tests.support.harness.job_processes import Cluster, Process, cluster, records_of, until, write_dataset
+from tests.support.harness.job_processes import Cluster, Gate, Process, cluster, records_of, until, write_dataset
 
 
 def spec_of(*files: Path, strategies: tuple[AnswerStrategy, ...], shard_size: int = 4) -> EvaluationSpec:
@@ -36,7 +36,7 @@ def assert_every_sample_once(output_uri: str, expected: int) -> None:
     assert len(set(keys)) == expected
 
 
-async def test_job_runs_end_to_end_and_writes_records_and_report(running: Cluster) -> None:
+async def test_job_runs_end_to_end(running: Cluster) -> None:
     gmail = write_dataset(running.data, "gmail", episodes=3, bad_rows=1)
     ebay = write_dataset(running.data, "ebay", episodes=2)
     await running.start_worker()
@@ -54,16 +54,18 @@ async def test_job_runs_end_to_end_and_writes_records_and_report(running: Cluste
     assert {record.applied[0].adapter_id for record in oracle} == {"gmail", "ebay"}
 
 
-async def test_celery_s_events_tell_what_workers_did(running: Cluster, redis_url: str) -> None:
-    told: list[str] = []
-    app = make_celery(redis_url, visibility_timeout_s=60)
+async def test_celery_events_show_work_done(running: Cluster, redis_url: str) -> None:
+    results: list[str] = []
+    app = make_app(redis_url, visibility_timeout_s=60)
 
     def listen() -> None:
         with app.connection() as connection:
-            receiver = app.events.Receiver(connection, {"task-succeeded": lambda event: told.append(event["result"])})
+            receiver = app.events.Receiver(
+                connection, {"task-succeeded": lambda event: results.append(event["result"])}
+            )
             with suppress(TimeoutError):
-                for _ in receiver.consume(limit=None, timeout=5):
-                    if any("report" in said for said in told):
+                for _ in receiver.consume(limit=None, timeout=60):
+                    if any("report" in result for result in results):
                         return
 
     listening = asyncio.create_task(asyncio.to_thread(listen))
@@ -74,30 +76,11 @@ async def test_celery_s_events_tell_what_workers_did(running: Cluster, redis_url
     await running.ended(created.evaluation_id)
     await listening
     job = created.evaluation_id
-    assert sorted(told) == [f"'{job} report'", f"'{job} shard 0: done'", f"'{job} shard 1: last'"]
+    assert sorted(results) == [f"'{job} report'", f"'{job} shard 0: done'", f"'{job} shard 1: last'"]
     assert worker.exit_status is None
 
 
-class Gate:
-    """Holds every answer of the fake model after the first few, until it is opened."""
-
-    def __init__(self, free: int) -> None:
-        self.free = free
-        self.held: set[str] = set()
-        self._open = asyncio.Event()
-
-    async def __call__(self, _prompt: Prompt, peer: str) -> None:
-        if self.free > 0:
-            self.free -= 1
-            return
-        self.held.add(peer)
-        await self._open.wait()
-
-    def open(self) -> None:
-        self._open.set()
-
-
-async def test_shard_of_a_killed_worker_is_finished_by_another_within_seconds(running: Cluster) -> None:
+async def test_shard_of_killed_worker_is_finished_by_another_within_seconds(running: Cluster) -> None:
     dataset = write_dataset(running.data, "gmail", episodes=16)
     gate = running.tiers.generation.before = Gate(free=6)
     doomed, other = await asyncio.gather(running.start_worker(), running.start_worker())
@@ -114,7 +97,7 @@ async def test_shard_of_a_killed_worker_is_finished_by_another_within_seconds(ru
     assert other.exit_status is None
 
 
-async def test_job_survives_the_death_of_all_workers_and_answers_nothing_twice_that_was_recorded(
+async def test_job_survives_death_of_all_workers_and_asks_no_recorded_sample_again(
     running: Cluster,
 ) -> None:
     dataset = write_dataset(running.data, "gmail", episodes=10)
@@ -135,7 +118,7 @@ async def test_job_survives_the_death_of_all_workers_and_answers_nothing_twice_t
     assert running.tiers.generation.calls - calls == 11
 
 
-async def test_sample_that_kills_its_worker_ends_as_one_failed_sample(running: Cluster) -> None:
+async def test_sample_that_kills_its_worker_is_one_failed_sample(running: Cluster) -> None:
     dataset = write_dataset(running.data, "gmail", episodes=6, steps=1)
     victims: list[Process] = []
 
@@ -159,7 +142,7 @@ async def test_sample_that_kills_its_worker_ends_as_one_failed_sample(running: C
     assert "worker ended 2 times" in failed.error.message
 
 
-async def test_sample_that_always_fails_is_a_record_with_its_error_and_no_more(running: Cluster) -> None:
+async def test_sample_that_always_fails_is_recorded_with_its_error(running: Cluster) -> None:
     dataset = write_dataset(running.data, "gmail", episodes=6, steps=1)
     running.tiers.generation.failures["errand 3"] = InvalidArgumentError("prompt", "too long by 12 tokens")
     await running.start_worker()
@@ -189,7 +172,7 @@ async def test_full_generation_service_delays_samples_and_fails_none(running: Cl
     assert (job.done_samples, job.failed_samples) == (8, 0)
 
 
-async def test_cancelled_job_begins_no_further_sample_and_reports_what_was_done(running: Cluster) -> None:
+async def test_cancelled_job_begins_no_further_sample_and_reports_recorded_ones(running: Cluster) -> None:
     dataset = write_dataset(running.data, "gmail", episodes=40, steps=1)
     gate = running.tiers.generation.before = Gate(free=5)
     await running.start_worker(concurrency=2)
@@ -205,7 +188,7 @@ async def test_cancelled_job_begins_no_further_sample_and_reports_what_was_done(
     assert (await running.client.report(created.evaluation_id)).summary_markdown
 
 
-async def test_stopped_worker_finishes_its_samples_and_hands_its_shard_on(running: Cluster) -> None:
+async def test_stopped_worker_finishes_its_samples_and_releases_its_shard(running: Cluster) -> None:
     dataset = write_dataset(running.data, "gmail", episodes=20, steps=1)
     gate = running.tiers.generation.before = Gate(free=5)
     worker = await running.start_worker(concurrency=2)
@@ -223,7 +206,7 @@ async def test_stopped_worker_finishes_its_samples_and_hands_its_shard_on(runnin
     assert running.tiers.generation.calls == 20
 
 
-async def test_stopping_worker_leaves_a_sample_that_takes_too_long_to_another(running: Cluster) -> None:
+async def test_stopped_worker_leaves_slow_sample_to_another(running: Cluster) -> None:
     dataset = write_dataset(running.data, "gmail", episodes=4, steps=1)
     gate = running.tiers.generation.before = Gate(free=1)
     worker = await running.start_worker(shutdown_grace_s=0.2)
@@ -237,7 +220,23 @@ async def test_stopping_worker_leaves_a_sample_that_takes_too_long_to_another(ru
     assert_every_sample_once(job.output_uri, 4)
 
 
-async def test_job_goes_on_after_the_orchestrator_was_killed_and_started_again(running: Cluster) -> None:
+async def test_stopped_worker_exits_within_its_grace_while_redis_is_away(tmp_path: Path) -> None:
+    with ExitStack() as redis:
+        url = redis.enter_context(embedded_redis(tmp_path / "redis"))
+        async with cluster(tmp_path, url) as running:
+            dataset = write_dataset(running.data, "gmail", episodes=4, steps=1)
+            gate = running.tiers.generation.before = Gate(free=1)
+            worker = await running.start_worker()
+            await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.BASE,)))
+            await until(lambda: gate.held)
+            await asyncio.to_thread(redis.close)
+            stopped = time.monotonic()
+            assert await worker.stop() == 0
+            # The retries of one call alone would take 30 s.
+            assert time.monotonic() - stopped < 20
+
+
+async def test_job_continues_after_orchestrator_was_killed_and_restarted(running: Cluster) -> None:
     dataset = write_dataset(running.data, "gmail", episodes=10)
     gate = running.tiers.generation.before = Gate(free=5)
     doomed = running.start("orchestrator", "orchestrator-1")
@@ -258,7 +257,7 @@ async def test_job_goes_on_after_the_orchestrator_was_killed_and_started_again(r
     assert await restarted.stop() == 0
 
 
-async def test_shards_whose_messages_were_lost_are_sent_again(running: Cluster, redis_url: str) -> None:
+async def test_workers_are_woken_for_shards_whose_messages_were_lost(running: Cluster, redis_url: str) -> None:
     dataset = write_dataset(running.data, "gmail", episodes=6)
     created = await running.client.create(spec_of(dataset, strategies=(AnswerStrategy.MIXTURE,)))
     async with RedisStore(redis_url) as store:
@@ -271,7 +270,7 @@ async def test_shards_whose_messages_were_lost_are_sent_again(running: Cluster, 
     assert_every_sample_once(job.output_uri, 12)
 
 
-async def test_job_survives_a_restart_of_redis(tmp_path: Path) -> None:
+async def test_job_survives_restart_of_redis(tmp_path: Path) -> None:
     with ExitStack() as first:
         url = first.enter_context(embedded_redis(tmp_path / "redis"))
         async with cluster(tmp_path, url) as running:
@@ -290,7 +289,7 @@ async def test_job_survives_a_restart_of_redis(tmp_path: Path) -> None:
                 assert_every_sample_once(job.output_uri, 40)
 
 
-async def test_job_goes_on_after_redis_was_killed_in_the_middle(running: Cluster, redis_url: str) -> None:
+async def test_job_continues_after_redis_was_killed(running: Cluster, redis_url: str) -> None:
     dataset = write_dataset(running.data, "gmail", episodes=15)
     gate = running.tiers.generation.before = Gate(free=11)
     await running.start_worker()
@@ -305,9 +304,7 @@ async def test_job_goes_on_after_redis_was_killed_in_the_middle(running: Cluster
     assert_every_sample_once(job.output_uri, 30)
 
 
-async def test_job_goes_on_after_the_generation_service_was_killed_and_came_back(
-    tmp_path: Path, redis_url: str
-) -> None:
+async def test_job_continues_after_generation_service_was_killed_and_restarted(tmp_path: Path, redis_url: str) -> None:
     module, settings = "tests.support.servers.generation_process", {"delay_s": 0.2}
     doomed = Process(module, settings, tmp_path, "generation-1")
     address = await doomed.ready()

@@ -1,4 +1,4 @@
-"""The matrix from the command line, through the services, a worker process and back to one table."""
+"""The matrix command through the services and a worker process to one table."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TEXT = tiers.answer_text
 
 
 def answer_or_refuse(prompt: Any, composition: Any) -> str:
-    """Answer as the fake model does, but refuse what a server with adapters of unequal ranks refuses."""
+    """Answer as the fake model does, but refuse linear fusion as for adapters of unequal ranks."""
     if isinstance(composition, Fusion) and composition.method is FusionMethod.LINEAR:
         raise InvalidArgumentError("composition.fusion.method", "linear fusion needs equal ranks")
     return TEXT(prompt, composition)
 
 
-async def test_one_command_gives_the_papers_table(
+async def test_one_command_prints_the_papers_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tiers, "answer_text", answer_or_refuse)
@@ -47,7 +47,7 @@ async def test_one_command_gives_the_papers_table(
     questions = 2 * 2 * 2
     assert (job.done_samples, job.failed_samples) == (16 * questions, 2 * questions)
     assert len({record.sample.key for record in records_of(job.output_uri)}) == 16 * questions
-    # Each question is put to retrieval once in domain and once out of it, whatever the number of strategies.
+    # Each question is retrieved for once in domain and once out of domain, for all strategies together.
     assert retrieved == 2 * questions
     rows = {row["strategy"]: row for row in json.loads(output.read_text())["rows"]}
     assert list(rows) == [

@@ -1,4 +1,4 @@
-"""Many random requests at a full queue, some cancelled, some wrong: each ends once, and nothing leaks."""
+"""Many random calls at a full queue, some cancelled or invalid: each ends once, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def outcome(service: Served, asked: pb.StreamGenerateRequest, draw: random
     return "answered"
 
 
-async def test_every_request_ends_once_and_nothing_leaks(tmp_path: Path) -> None:
+async def test_every_call_ends_once_and_nothing_leaks(tmp_path: Path) -> None:
     draw = random.Random(5)
     tiny_model = write_with_broken_adapters(tmp_path)
     settings = settings_for(tiny_model.base, [tiny_model.roots], max_running=6, max_waiting=60, bank_ranks=30)

@@ -45,7 +45,7 @@ def address_in(ready: Path, process: subprocess.Popen[str]) -> str:
     return str(json.loads(ready.read_text())["address"])
 
 
-def test_it_serves_until_a_signal_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_process_serves_until_a_signal_and_cleans_up(tmp_path: Path) -> None:
     base = write_qwen2_vl(tmp_path / "base")
     ready = tmp_path / "ready.json"
     with started("--model-path", str(base), "--ready-file", str(ready)) as process:
@@ -74,7 +74,7 @@ def test_it_serves_until_a_signal_and_leaves_nothing_behind(tmp_path: Path) -> N
     ],
     ids=["missing folder", "unknown flag"],
 )
-def test_what_cannot_start_says_why_in_one_line(flags: list[str], words: list[str]) -> None:
+def test_failed_start_prints_its_reason_in_one_line(flags: list[str], words: list[str]) -> None:
     with started(*flags) as process:
         _, log = process.communicate(timeout=100)
     last = log.strip().splitlines()[-1]

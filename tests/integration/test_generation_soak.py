@@ -1,4 +1,4 @@
-"""Many random requests at a full queue, some cancelled, some wrong: each ends once, and nothing leaks."""
+"""Many random requests at a full queue, some cancelled or invalid: each ends once, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Callers:
 
 
 @pytest.mark.slow
-def test_2000_requests_at_a_full_queue_end_once_each_and_leak_nothing(tmp_path: Path) -> None:
+def test_2000_requests_at_a_full_queue_each_end_once_and_leak_nothing(tmp_path: Path) -> None:
     tiny_model, requests = write_soak_fixture(tmp_path), list(planned_requests(REQUESTS, seed=11))
     settings = settings_for(
         tiny_model.base,

@@ -1,4 +1,4 @@
-"""Each tensor of a LoRA checkpoint -> the factor of one module, or an error that lists what did not bind."""
+"""Bind each tensor of a LoRA checkpoint to a module of the base model, or list what does not bind."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ _REFUSED_KEYS = (
 )
 _HEAD = "lm_head"
 _SHOWN = 8
+"""Problems listed in an error message: enough to see the pattern in a checkpoint of another model."""
 
 
 @dataclass(frozen=True)
 class FusedSlice:
-    """One canonical module among those that a checkpoint's fused module falls into.
+    """The part of a checkpoint's fused module that belongs to one canonical module.
 
-    `rows` [out features of the canonical module] are its rows among the fused module's outputs. All parts together
-    take each row once.
+    `rows` [out features of the canonical module] index the fused module's outputs. The slices of a fused module
+    together cover each row once.
     """
 
     module: str
@@ -39,7 +40,7 @@ class FusedSlice:
 
 
 Rename = Callable[[str], str | Sequence[FusedSlice]]
-"""A module as the checkpoint names it -> its canonical path, or the parts that a fused module falls into."""
+"""A module name as in the checkpoint -> its canonical path, or the slices of a fused module."""
 
 
 def bind(
@@ -51,13 +52,16 @@ def bind(
     where: str,
     dtype: torch.dtype,
 ) -> dict[str, LoraPair]:
-    """Return the pairs of `tensors` by canonical module, scaling folded into b.
+    """Return the factors of `tensors` by canonical module, with the scaling folded into b.
 
-    Raises CheckpointError unless every tensor binds exactly once, with the shape of its module and rank of its config.
+    Raises CheckpointError unless every tensor binds exactly once, with the shape of its module and the rank in the
+    config.
     """
     names = {match["name"] or "default" for match in map(_FACTOR_KEY.fullmatch, tensors) if match}
     if len(names) > 1:
-        raise CheckpointError(f"{where} holds several adapters, {', '.join(sorted(names))}: save each alone")
+        raise CheckpointError(
+            f"{where} holds several adapters, {', '.join(sorted(names))}: save each in a folder of its own"
+        )
     factors, problems = _factors(tensors)
     pairs: dict[str, LoraPair] = {}
     bound_by: dict[str, str] = {}
@@ -82,13 +86,13 @@ def bind(
 
 
 def module_of(key: str) -> str:
-    """Return the module that a LoRA tensor's key names, "base_model.model." left out; the key itself if it is none."""
+    """Return the module in a LoRA tensor's key, without "base_model.model."; other keys are returned as they are."""
     match = _FACTOR_KEY.fullmatch(key)
     return match["module"] if match else key
 
 
 class _UnboundError(Exception):
-    """Why the tensors of one module do not bind; `sought` is the layer that the base model does not have, if so."""
+    """Why the tensors of one module do not bind. `sought` is the layer that the base model lacks, if that is why."""
 
     def __init__(self, message: str, sought: str = "") -> None:
         super().__init__(message)
@@ -103,28 +107,28 @@ class _Problem:
 
 @dataclass
 class _Factors:
-    """The tensors found for one module of the checkpoint, with their keys, by "A" or "B"."""
+    """The tensors of one module of the checkpoint and their keys, by "A" or "B"."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
 
 
 def _factors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, _Factors], list[_Problem]]:
-    found: dict[str, _Factors] = {}
+    by_module: dict[str, _Factors] = {}
     problems: list[_Problem] = []
     for key, tensor in sorted(tensors.items()):
         match = _FACTOR_KEY.fullmatch(key)
         refused = next((reason for part, reason in _REFUSED_KEYS if part in key), None)
         if match is None or refused:
-            problems.append(_Problem(f"{key}: {refused or 'it is no lora_A or lora_B weight'}"))
+            problems.append(_Problem(f"{key}: {refused or 'it is not a lora_A or lora_B weight'}"))
             continue
-        factors = found.setdefault(match["module"], _Factors())
+        factors = by_module.setdefault(match["module"], _Factors())
         if match["factor"] in factors.tensors:
             problems.append(_Problem(f"{key}: {factors.keys[match['factor']]} is the same factor of the same module"))
             continue
         factors.tensors[match["factor"]] = tensor
         factors.keys[match["factor"]] = key
-    return found, problems
+    return by_module, problems
 
 
 def _bound(
@@ -155,7 +159,10 @@ def _check_split(parts: Sequence[FusedSlice], b: Tensor) -> None:
 
 
 def _check_layer(path: str, targets: Shapes) -> None:
-    """Refuse a layer that is not there: before the config's patterns are tried on its name, which may be any."""
+    """Raise if the base model has no such layer.
+
+    Checked before the config's patterns are matched against the name, whose length only real layers bound.
+    """
     if path not in targets:
         head = " (the output head takes no adapter: train with target_modules that leave it out)"
         why = head if path == _HEAD else ""
@@ -170,11 +177,11 @@ def _check(path: str, a: Tensor, b: Tensor, targets: Shapes, rank: int) -> None:
             f"rank {rank} of the config on {path}"
         )
     if not (a.is_floating_point() and b.is_floating_point()):
-        raise _UnboundError(f"{a.dtype} and {b.dtype} are no floating point types")
+        raise _UnboundError(f"{a.dtype} and {b.dtype} are not floating point types")
 
 
 def _nearest(path: str, targets: Shapes) -> str:
-    """Return the layers that `path` may have meant; costly, so for the problems that are shown only."""
+    """Return the layers with names closest to `path`. Slow, so only called for the problems that are shown."""
     nearest = get_close_matches(path, targets, n=3) if path else []
     return f"; nearest are {', '.join(nearest)}" if nearest else ""
 

@@ -1,8 +1,10 @@
-"""How long a regular expression may take on a name, told from the expression alone.
+r"""An upper bound of the time that a regular expression takes on a module name, from the expression alone.
 
-A match holds the interpreter until it ends: one that goes through exponentially many ways, such as that of
-`(\\w+\\.?)+!`, would stop the server. Counted are the ways in which backtracking may go through the parts, as if every
-part could match anywhere.
+`re` holds the interpreter lock until a match ends, so a pattern with exponential backtracking, such as `(\w+\.?)+!`,
+would stop the server. The bound counts the ways in which backtracking may go through the parts, as if every part could
+match anywhere. Why not a time limit: docs/decisions/0012-patterns-are-bounded-by-counting.md.
+
+It parses patterns with `re._parser`, which is private to CPython; the tests run on every supported version.
 """
 
 from __future__ import annotations
@@ -14,22 +16,23 @@ from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
 _NAME = 64
-"""Characters of a module's name, about: a repeat takes from none to that many."""
+"""Assumed length of a module name: a repeat without a bound matches at most so many characters."""
 _BEYOND = 2**64
+"""Where counting stops: far above every limit, and small enough for fast integers."""
 _CHARACTERS = {ops.LITERAL, ops.NOT_LITERAL, ops.ANY, ops.IN, ops.AT, ops.GROUPREF, ops.FAILURE}
 _REPEATS = {ops.MAX_REPEAT, ops.MIN_REPEAT, ops.POSSESSIVE_REPEAT}
 
 
 @dataclass(frozen=True)
 class _Bound:
-    """`ways` to match a part, and the `steps` to try them all."""
+    """Upper bounds: `ways` in which a part can match, and the `steps` to try them all."""
 
     ways: int
     steps: int
 
 
 def match_steps(pattern: str) -> int:
-    """Return a bound of the steps that matching a module's name may take. Raises re.error, OverflowError."""
+    """Return an upper bound of the steps to match a module name. Raises re.error or OverflowError."""
     return _sequence(parser.parse(pattern)).steps
 
 
@@ -64,7 +67,7 @@ def _part(kind: Any, value: Any) -> _Bound:
 
 
 def _once(body: Iterable[tuple[Any, Any]]) -> _Bound:
-    """A part that is not gone back into once it has matched."""
+    """Return the bound of a part that is not backtracked into once it has matched."""
     return _Bound(1, _sequence(body).steps)
 
 

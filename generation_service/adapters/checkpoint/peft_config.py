@@ -1,4 +1,4 @@
-"""`adapter_config.json` of a PEFT folder: what it says of rank and scaling, and what this server refuses."""
+"""`adapter_config.json` of a PEFT folder: ranks, alphas and scaling, and the options that are not supported."""
 
 from __future__ import annotations
 
@@ -27,25 +27,27 @@ _REFUSED = {
     "use_qalora": "QA-LoRA (use_qalora) pools the input",
     "use_bdlora": "BD-LoRA (use_bdlora) has block-diagonal factors",
     "arrow_config": "Arrow (arrow_config) routes between adapters by token",
-    "kasa_config": "KaSA (kasa_config) has singular values beside A and B",
+    "kasa_config": "KaSA (kasa_config) has singular values between A and B",
     "monteclora_config": "MonteCLoRA (monteclora_config) samples its factors",
     "velora_config": "VeLoRA (velora_config) compresses activations",
     "megatron_config": "megatron_config shards layers across devices",
 }
 _KNOWN_USES = {"use_rslora", *_REFUSED}
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
-_LARGEST_RANK = 2**16
-_LARGEST_ALPHA = 1e9
-_MOST_PATTERNS = 4096
-_LONGEST_PATTERN = 512
-_MOST_STEPS = 2**24
+_MAX_RANK = 2**16
+_MAX_ALPHA = 1e9
+_MAX_PATTERNS = 4096
+"""More than one for each adapted layer of the largest models."""
+_MAX_PATTERN_LENGTH = 512
+_MAX_STEPS = 2**24
+"""Bound of the steps to match all patterns of a config against one name. Pathological patterns exceed it by far."""
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The arithmetic of a LoRA: ranks, alphas and their exceptions by module, and the kind of scaling.
+    """Ranks and alphas of a LoRA, with their exceptions by module pattern, and its kind of scaling.
 
-    `target_modules` are the module names, or the one pattern, that it was trained on; empty where it does not say.
+    `target_modules` are the module names, or the one pattern, that the config lists; empty if it lists none.
     """
 
     rank: int
@@ -62,7 +64,7 @@ class PeftConfig:
         return max(self.rank, *self.rank_pattern.values(), 0)
 
     def rank_of(self, module: str) -> int:
-        """Return the rank of `module`, named as in the checkpoint."""
+        """Return the rank of `module`, a name as in the checkpoint."""
         return self.rank_pattern.get(_pattern_of(self.rank_pattern, module), self.rank)
 
     def scaling_of(self, module: str) -> float:
@@ -73,7 +75,7 @@ class PeftConfig:
 
 
 def parse_config(data: bytes | bytearray, where: str) -> PeftConfig:
-    """Return the config of the PEFT file at `where`; CheckpointError when it is broken or asks for what we refuse."""
+    """Return the config of the PEFT file at `where`. Raises CheckpointError if it is broken or not supported."""
     content = read_content(data, where)
     refused = refusals(content)
     if refused:
@@ -82,7 +84,7 @@ def parse_config(data: bytes | bytearray, where: str) -> PeftConfig:
 
 
 def read_content(data: bytes | bytearray, where: str) -> dict[str, Any]:
-    """Return the JSON object that the file at `where` holds. Raises CheckpointError when it holds none."""
+    """Return the JSON object in the file at `where`. Raises CheckpointError if it is not a JSON object."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -93,7 +95,7 @@ def read_content(data: bytes | bytearray, where: str) -> dict[str, Any]:
 
 
 def arithmetic(content: Mapping[str, Any], where: str) -> PeftConfig:
-    """Return what a config says of ranks and scaling. Raises CheckpointError for values that are none."""
+    """Return the ranks, alphas and scaling of a config. Raises CheckpointError for invalid values."""
     rank_pattern = content.get("rank_pattern") or {}
     alpha_pattern = content.get("alpha_pattern") or {}
     for name, pattern in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern)):
@@ -110,21 +112,21 @@ def arithmetic(content: Mapping[str, Any], where: str) -> PeftConfig:
 
 
 def refusals(content: Mapping[str, Any]) -> list[str]:
-    """Return what a config asks for that would change the answer and is not applied, a sentence each."""
+    """Return a clause for each option of a config that would change the answer and is not supported."""
     kind = content.get("peft_type")
     if kind != "LORA":
         return [f"peft_type is {kind!r}; this server applies LORA only"]
-    found = [f"{reason}, which this server does not apply" for name, reason in _REFUSED.items() if content.get(name)]
+    refused = [f"{reason}, which this server does not apply" for name, reason in _REFUSED.items() if content.get(name)]
     if content.get("bias", "none") not in ("none", None):
-        found.append(f"bias is {content['bias']!r}: trained biases of the base model are not applied")
+        refused.append(f"bias is {content['bias']!r}: trained biases of the base model are not applied")
     init = content.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
-        found.append(
+        refused.append(
             f"init_lora_weights is {init!r}, which also changed the base model's weights: save the adapter again with "
             "PEFT's path_initial_model_for_weight_conversion"
         )
     unknown = [name for name, value in content.items() if name.startswith("use_") and value and name not in _KNOWN_USES]
-    return [*found, *(f"{name} is set, an option of LoRA that this server does not know" for name in unknown)]
+    return [*refused, *(f"{name} is set, a LoRA option that this server does not know" for name in unknown)]
 
 
 def _targets(value: object) -> frozenset[str]:
@@ -135,12 +137,12 @@ def _targets(value: object) -> frozenset[str]:
 def _check_pattern(pattern: object, where: str) -> None:
     if not isinstance(pattern, dict):
         raise CheckpointError(f"{where} must be an object of module patterns, it is a {type(pattern).__name__}")
-    if len(pattern) > _MOST_PATTERNS:
-        raise CheckpointError(f"{where} has {len(pattern)} patterns; at most {_MOST_PATTERNS} are taken")
+    if len(pattern) > _MAX_PATTERNS:
+        raise CheckpointError(f"{where} has {len(pattern)} patterns; the limit is {_MAX_PATTERNS}")
     steps = 0
     for key in pattern:
         steps += _steps(key, where)
-        if steps > _MOST_STEPS:
+        if steps > _MAX_STEPS:
             raise CheckpointError(
                 f"{where} has a pattern that may take too long to match: {key!r}; write it without a repeat within a "
                 "repeat, and with fewer repeats and alternatives, such as 'layers.[0-9]+.self_attn.q_proj'"
@@ -148,36 +150,36 @@ def _check_pattern(pattern: object, where: str) -> None:
 
 
 def _steps(key: str, where: str) -> int:
-    """Return how many steps a match of the pattern may take. Raises CheckpointError for what is no pattern."""
-    if len(key) > _LONGEST_PATTERN:
+    """Return a bound of the steps to match a pattern. Raises CheckpointError if it is not a regular expression."""
+    if len(key) > _MAX_PATTERN_LENGTH:
         raise CheckpointError(
-            f"{where} has a pattern of {len(key)} characters, {key[:40]!r}...; at most {_LONGEST_PATTERN} are taken"
+            f"{where} has a pattern of {len(key)} characters, {key[:40]!r}...; the limit is {_MAX_PATTERN_LENGTH}"
         )
     try:
         re.compile(key)
         _matcher(key)
         return match_steps(key)
     except (re.error, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{where} has a pattern that is no regular expression: {key!r} ({error})") from error
+        raise CheckpointError(f"{where} has a pattern that is not a regular expression: {key!r} ({error})") from error
 
 
 def _rank(value: object, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST_RANK:
-        raise CheckpointError(f"{where} must be a whole number from 1 to {_LARGEST_RANK}, got {str(value)[:40]!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_RANK:
+        raise CheckpointError(f"{where} must be a whole number from 1 to {_MAX_RANK}, got {str(value)[:40]!r}")
     return value
 
 
 def _alpha(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST_ALPHA:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_ALPHA:
         raise CheckpointError(f"{where} must be a finite number, got {str(value)[:40]}")
     return float(value)
 
 
 def _pattern_of(patterns: Mapping[str, object], module: str) -> str:
-    """Return the first pattern that matches the end of `module` as PEFT's `get_pattern_key` does, else `module`."""
+    """Return the first pattern that matches the end of `module`, as PEFT's `get_pattern_key` does, else `module`."""
     return next((key for key in patterns if _matcher(key).match(module)), module)
 
 
-@lru_cache(_MOST_PATTERNS)
+@lru_cache(_MAX_PATTERNS)
 def _matcher(key: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({key})$")

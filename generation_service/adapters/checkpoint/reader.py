@@ -1,4 +1,4 @@
-"""PEFT folders -> A, B and scaling of every module, each tensor bound exactly once or the load refused."""
+"""Read PEFT folders: configs, headers and content hashes, and the bound weights of every module."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from infra.contract.errors import CapacityError, CheckpointError, ConflictError
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE_FILE = "adapter_model.bin"
 _MAX_CONFIG_BYTES = 4 * 2**20
+"""A rank of its own for every layer of a large model takes about 100 KB."""
 _HEADER_ROOM_BYTES = 16 * 2**20
-_LARGEST_ITEM_BYTES = 8
+"""Allowance for the safetensors header in the bound of a weights file: about 200 bytes a tensor."""
+_MAX_ITEM_BYTES = 8
+"""float64, the widest type."""
 
 
 def read_checkpoint(
@@ -39,10 +42,13 @@ def read_checkpoint(
 ) -> AdapterWeights:
     """Read the PEFT folder's LoRA for a base model whose adaptable modules are `targets`, in `dtype` on the host.
 
-    `rename` gives, for a module as the checkpoint names it (without "base_model.model."), its canonical path, or the
-    parts that a fused module falls into. Raises CheckpointError for a folder that is incomplete, broken, not
-    supported, or has a tensor that does not bind; CapacityError for a rank beyond `max_rank`; ConflictError when the
-    content is not that of `expected_revision` (see `content_revision`).
+    `rename` maps a module name as in the checkpoint (without "base_model.model.") to its canonical path, or to the
+    slices of a fused module.
+
+    Raises:
+        CheckpointError: the folder is incomplete, broken or not supported, or a tensor does not bind.
+        CapacityError: a rank is beyond `max_rank`.
+        ConflictError: the content is not that of `expected_revision` (see `content_revision`).
     """
     config_data = _read(folder, CONFIG_FILE, _MAX_CONFIG_BYTES)
     config = parse_config(config_data, str(folder / CONFIG_FILE))
@@ -63,19 +69,19 @@ def read_checkpoint(
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """Return what the folder's config alone says: ranks, scaling, the base model it names. Raises CheckpointError."""
+    """Return the folder's config: ranks, scaling and base model. Raises CheckpointError."""
     return parse_config(_read(folder, CONFIG_FILE, _MAX_CONFIG_BYTES), str(folder / CONFIG_FILE))
 
 
 def read_config_content(folder: Path) -> dict[str, Any]:
-    """Return the folder's config as it stands, whether it is applied or refused. Raises CheckpointError."""
+    """Return the folder's raw config, supported or not. Raises CheckpointError if it is not a JSON object."""
     return read_content(_read(folder, CONFIG_FILE, _MAX_CONFIG_BYTES), str(folder / CONFIG_FILE))
 
 
 def content_revision(folder: Path) -> str:
-    """Return the SHA-256 (hex) of the folder's config and weights: what the adapter is, whatever it is called.
+    """Return the SHA-256 (hex) of the hashes of the folder's config and weights: the adapter's identity.
 
-    Raises CheckpointError when either file is missing or cannot be read.
+    Raises CheckpointError if either file is missing or cannot be read.
     """
     digest = hashlib.sha256()
     for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -85,7 +91,7 @@ def content_revision(folder: Path) -> str:
 
 
 def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Return the folder's tensors by name, their values unread. Raises CheckpointError when the file is not whole."""
+    """Return the headers of the folder's tensors by name. Raises CheckpointError if the file is not complete."""
     with _opened(folder, WEIGHTS_FILE):
         pass
     path = folder / WEIGHTS_FILE
@@ -101,23 +107,23 @@ def _revision(config: bytearray, weights: bytearray) -> str:
 
 def _largest_weights(targets: Shapes, config: PeftConfig) -> int:
     values = sum(inputs + outputs for inputs, outputs in targets.values()) * config.largest_rank
-    return values * _LARGEST_ITEM_BYTES + _HEADER_ROOM_BYTES
+    return values * _MAX_ITEM_BYTES + _HEADER_ROOM_BYTES
 
 
 def _read(folder: Path, name: str, limit: int) -> bytearray:
     with _opened(folder, name, limit) as file:
         data = bytearray(min(limit, os.fstat(file.fileno()).st_size))
-        done = 0
-        with memoryview(data) as rest:
-            while read := file.readinto(rest[done:]):
-                done += read
-        del data[done:]
+        filled = 0
+        with memoryview(data) as buffer:
+            while count := file.readinto(buffer[filled:]):
+                filled += count
+        del data[filled:]
         return data
 
 
 @contextmanager
 def _opened(folder: Path, name: str, limit: int | None = None) -> Iterator[FileIO]:
-    """Open a file of the folder of at most `limit` bytes. Raises CheckpointError naming it and what is wrong."""
+    """Open a file of the folder of at most `limit` bytes. Raises CheckpointError with its path and the reason."""
     path = folder / name
     try:
         status = path.stat()
@@ -131,8 +137,8 @@ def _opened(folder: Path, name: str, limit: int | None = None) -> Iterator[FileI
         raise _missing(folder, name) from error
     except PermissionError as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error.strerror}; libraries save adapters for their owner alone (mode 0600): "
-            "let the user this server runs as read it"
+            f"{path} cannot be read: {error.strerror}; libraries save adapters readable only by their owner (mode "
+            "0600): make it readable by the user that runs this server"
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
@@ -145,11 +151,11 @@ def _missing(folder: Path, name: str) -> CheckpointError:
         )
     if name == WEIGHTS_FILE and (folder / _PICKLE_FILE).exists():
         return CheckpointError(
-            f"{folder} holds {_PICKLE_FILE}, a pickle, which is never opened: convert it where you trust it, with "
+            f"{folder} holds {_PICKLE_FILE}, a pickle, which is never opened: if you trust it, convert it with "
             f"safetensors.torch.save_file(torch.load({_PICKLE_FILE!r}, weights_only=True), {WEIGHTS_FILE!r})"
         )
     below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
-    hint = f"give the folder of one adapter: {', '.join(below[:5])}" if below else "was it saved to the end?"
+    hint = f"give the folder of one adapter: {', '.join(below[:5])}" if below else "was saving it interrupted?"
     return CheckpointError(f"{folder} has no {name}: {hint}")
 
 

@@ -1,8 +1,8 @@
-"""The tensors of a safetensors file already in memory, without a copy.
+"""Zero-copy views of the tensors of a safetensors file in memory.
 
-The library's own `load` copies every tensor while it holds the interpreter: 0.1 s for 100 MB, in which the engine
-could not start a step. Layout (huggingface/safetensors, "Format"): the length of the header as 8 little-endian bytes,
-the header, a JSON object of name -> {dtype, shape, data_offsets}, and then the tensors, with nothing between them.
+The library's own `load` copies every tensor while it holds the interpreter lock: 0.1 s for 100 MB, during which the
+engine could not start a step. Layout (huggingface/safetensors, "Format"): the length of the header as 8 little-endian
+bytes; the header, a JSON object of name -> {dtype, shape, data_offsets}; then the tensors without gaps.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,28 +30,39 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library itself."""
 _METADATA = "__metadata__"
-_MOST_DIMENSIONS = 8
+_MAX_DIMENSIONS = 8
+"""More than any LoRA has; it bounds the work on a hostile header."""
 
 
 def tensors_in(data: bytearray) -> dict[str, Tensor]:
-    """Return the tensors of the file `data`, sharing its memory. Raises ValueError for what is no complete file."""
+    """Return the tensors of the file `data`, sharing its memory. Raises ValueError if it is not a complete file."""
     header, start = _header(data)
     entries = {name: _entry(name, described, len(data)) for name, described in header.items() if name != _METADATA}
     end = start
-    for name, (_, _, first, last) in sorted(entries.items(), key=lambda entry: entry[1][2:]):
-        if start + first != end:
-            raise ValueError(f"the data of {name} is not where the one before it ends")
-        end = start + last
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if start + entry.start != end:
+            raise ValueError(f"the data of {name} does not start where the previous tensor ends")
+        end = start + entry.stop
     if end != len(data):
         raise ValueError(f"its header describes {end} bytes and it has {len(data)}")
-    return {name: _view(data, start + first, dtype, shape) for name, (dtype, shape, first, _) in entries.items()}
+    return {name: _view(data, start + entry.start, entry.dtype, entry.shape) for name, entry in entries.items()}
+
+
+class _Entry(NamedTuple):
+    """A tensor in the header. `start` and `stop` are byte offsets after the header."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
 
 
 def _header(data: bytearray) -> tuple[Mapping[str, Any], int]:
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(len(data) - 8, _MAX_HEADER_BYTES):
-        raise ValueError("it ends before its header does")
+        raise ValueError("it ends within its header")
     try:
         header = json.loads(data[8 : 8 + length])
     except (ValueError, RecursionError) as error:
@@ -61,17 +72,17 @@ def _header(data: bytearray) -> tuple[Mapping[str, Any], int]:
     return header, 8 + length
 
 
-def _entry(name: str, described: object, limit: int) -> tuple[torch.dtype, tuple[int, ...], int, int]:
-    """Return type, shape and place of a tensor of a file of `limit` bytes."""
+def _entry(name: str, described: object, limit: int) -> _Entry:
+    """Return the entry of a tensor in a file of `limit` bytes. Raises ValueError for an impossible one."""
     match described:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(first), int(last)]} if dtype in _DTYPES:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if dtype in _DTYPES:
             if (
-                len(shape) <= _MOST_DIMENSIONS
+                len(shape) <= _MAX_DIMENSIONS
                 and all(type(size) is int and 0 <= size <= limit for size in shape)
-                and first >= 0
-                and last - first == math.prod(shape) * _DTYPES[dtype].itemsize
+                and start >= 0
+                and stop - start == math.prod(shape) * _DTYPES[dtype].itemsize
             ):
-                return _DTYPES[dtype], tuple(shape), first, last
+                return _Entry(_DTYPES[dtype], tuple(shape), start, stop)
     raise ValueError(f"its header describes {name} as {str(described)[:100]}")
 
 

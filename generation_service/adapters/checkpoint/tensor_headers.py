@@ -9,21 +9,21 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 BROKEN = (SafetensorError, ValueError, KeyError)
-"""What reading a file that is no whole safetensors file raises, beside OSError."""
+"""What reading a file that is not a complete safetensors file raises, other than OSError."""
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """A tensor as its file's header describes it; `dtype` in torch's words, in the file's where torch has none."""
+    """A tensor as described by its file's header; `dtype` is torch's name, or the file's if torch has none."""
 
     shape: tuple[int, ...]
     dtype: str
 
     @property
     def values(self) -> int:
-        """How many values it holds."""
+        """Number of elements."""
         return prod(self.shape)
 
 

@@ -31,9 +31,9 @@ from orchestrator.clients.evaluation import EvaluationClient
 from orchestrator.devstack import demo as run
 from orchestrator.devstack.demo_world import World, WorldDataset, check_work_dir, datasets, find_world, generate
 from orchestrator.devstack.stack import LocalStack
+from orchestrator.evaluation.job import Report
 from orchestrator.evaluation.report.markdown_report import first_headline
 from orchestrator.evaluation.report.summary import Summary
-from orchestrator.jobs.job import Report
 
 TRAIN_EPISODES, TEST_EPISODES = 20, 20
 DEFAULT_EPISODES = 4

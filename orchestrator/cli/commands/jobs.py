@@ -21,6 +21,7 @@ from orchestrator.cli.options import FailOn, FailUnder, MaxFailed
 from orchestrator.cli.progress import headline_table, shown
 from orchestrator.cli.targets import AsJson, OrchestratorTarget, target
 from orchestrator.clients.evaluation import EvaluationClient
+from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.report.headline_tables import headline_tables
 from orchestrator.evaluation.report.markdown_report import caveats
 from orchestrator.evaluation.report.output_files import (
@@ -32,7 +33,6 @@ from orchestrator.evaluation.report.output_files import (
 from orchestrator.evaluation.report.summary import Summary
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.evaluation.storage import read_text
-from orchestrator.jobs.job import Evaluation, EvaluationState, Report
 
 MAX_NAMED = 2
 

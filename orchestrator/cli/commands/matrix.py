@@ -56,9 +56,9 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.progress import headline_table
 from orchestrator.cli.targets import AsJson, OrchestratorTarget
+from orchestrator.evaluation.job import Report
 from orchestrator.evaluation.report.matrix import Matrix, build_matrix, domain_table, matrix_strategies, render_matrix
 from orchestrator.evaluation.spec import EvaluationSpec, PromptProtocol
-from orchestrator.jobs.job import Report
 
 
 def matrix(

@@ -45,7 +45,7 @@ from orchestrator.evaluation.report.summary import ScoringOptions
 from orchestrator.evaluation.result_files import (
     MetricName,
     Results,
-    score_of_answers,
+    file_score_of_answers,
     score_results,
 )
 
@@ -94,7 +94,7 @@ def score(
         name = f"{source}: {label}" if label else source
         if endpoint is not None:
             judgement = _judged(results, endpoint, prompt, judge_cache)
-            graded = score_of_answers(mean_score(judgement.scores), results, f"judge {judge_model}")
+            graded = file_score_of_answers(mean_score(judgement.scores), results, f"judge {judge_model}")
             scored.append(Scored(source, label, graded, _cost(judgement)))
             found[name] = Measured(graded.step_accuracy, judgement.unscored.total(), len(results.answers))
         else:

@@ -19,9 +19,9 @@ from infra.runtime.wire import (
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.clients.wire.answers import nested_decoding, nested_retrieval
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX
+from orchestrator.evaluation.job import Evaluation, EvaluationState
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
-from orchestrator.jobs.job import Evaluation, EvaluationState
 
 
 def spec_from_proto(message: pb.EvaluationSpec) -> EvaluationSpec:

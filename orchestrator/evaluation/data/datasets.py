@@ -1,4 +1,4 @@
-"""Datasets: JSONL files, one episode a row, read so that a bad row costs nothing but itself."""
+"""Read datasets: JSONL files with one episode a row. A bad row does not affect the other rows."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from orchestrator.evaluation.data.rows import Episode, RowError, parse_row
 from orchestrator.evaluation.spec import DatasetSpec, PromptProtocol
 
 MAX_BAD_ROWS = 100_000
+"""With more bad rows the files are most likely not datasets; their list would only fill memory."""
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that could not be read: where it stands, counting lines from 1, and what is wrong with it."""
+    """A row that could not be read: its file, its line from 1, and what is wrong with it."""
 
     file: str
     line: int
@@ -36,7 +37,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class DatasetContent:
-    """What a file holds: its episodes in order, its bad rows, and the SHA-256 of its bytes."""
+    """The content of a dataset's file: its episodes in order, its bad rows, and the SHA-256 of its bytes."""
 
     dataset: DatasetSpec
     file: Path
@@ -46,7 +47,7 @@ class DatasetContent:
 
 
 class ReadBudget:
-    """What the datasets of a job may cost together: `max_bytes` of files, and MAX_BAD_ROWS rows that are none."""
+    """Limits shared by all datasets of a job: `max_bytes` of files and MAX_BAD_ROWS bad rows."""
 
     def __init__(self, max_bytes: int = MAX_DATASET_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -54,14 +55,14 @@ class ReadBudget:
         self._bad_rows = 0
 
     def lines(self, content: BinaryIO) -> Iterator[bytes]:
-        """Yield the lines of a file. Raises InvalidArgumentError once too many bytes were read."""
+        """Yield the lines of a file. Raises InvalidArgumentError once more than `max_bytes` were read."""
         while line := content.readline(self._max_bytes - self._byte_size + 1):
             self._byte_size += len(line)
             check_total_bytes(self._byte_size, self._max_bytes)
             yield line
 
     def count_bad_row(self, where: str, problem: str) -> None:
-        """Count a bad row. Raises InvalidArgumentError where there are so many that this is no dataset."""
+        """Count a bad row. Raises InvalidArgumentError beyond MAX_BAD_ROWS."""
         self._bad_rows += 1
         if self._bad_rows > MAX_BAD_ROWS:
             raise InvalidArgumentError(
@@ -81,11 +82,13 @@ def read_dataset(
 ) -> DatasetContent:
     """Return the episodes and bad rows of a JSONL file.
 
-    The file is looked for below the working folder, then below each root. Image paths are looked for below the file's
-    folder, the working folder, then `image_root`. Only files below `roots` are opened, symlinks resolved.
+    The file is searched in the working folder, then in each root; images in the file's folder, the working folder,
+    then `image_root`. Only files below `roots` are opened, after resolving symlinks.
 
-    Raises NotFoundError when the file itself cannot be read, FailedPreconditionError when it is not the content that
-    the dataset names, InvalidArgumentError when it exceeds the budget.
+    Raises:
+        NotFoundError: the file cannot be read.
+        FailedPreconditionError: the content does not have the SHA-256 that the dataset gives.
+        InvalidArgumentError: the file exceeds the budget.
     """
     budget = budget or ReadBudget()
     file = find_dataset(dataset, roots)
@@ -99,7 +102,7 @@ def read_dataset(
             episode = parse_row(dataset, line, row, protocol, find_image)
             if episode.episode_id in line_of:
                 first = line_of[episode.episode_id]
-                raise RowError(f"episode_id {episode.episode_id!r} is used in line {first} already")
+                raise RowError(f"episode_id {episode.episode_id!r} is already used in line {first}")
         except RowError as error:
             bad_rows.append(BadRow(str(file), line, str(error)))
             budget.count_bad_row(f"{file}:{line}", str(error))
@@ -118,10 +121,12 @@ def read_datasets(
     image_root: str = "",
     max_bytes: int = MAX_DATASET_BYTES,
 ) -> list[DatasetContent]:
-    """Return what each file holds; `image_root`, where given, is a folder at or below one of `roots`.
+    """Return the content of each dataset's file. `image_root`, if given, is a folder at or below one of `roots`.
 
-    Raises NotFoundError for a file that cannot be read, InvalidArgumentError for an image root that is not allowed and
-    for files of more than `max_bytes` together.
+    Raises:
+        NotFoundError: a file cannot be read.
+        FailedPreconditionError: a file does not have the SHA-256 that its dataset gives.
+        InvalidArgumentError: the image root is not allowed, or the files have more than `max_bytes` in total.
     """
     folder = _find_folder(image_root, roots) if image_root else None
     budget = ReadBudget(max_bytes)
@@ -137,9 +142,9 @@ def _image_finder(roots: Sequence[Path], bases: Sequence[Path]) -> Callable[[str
     def find_image(name: str) -> Path:
         image = find_below(name, allowed, bases)
         if image is None:
-            raise RowError(f"image {name!r} is not there, or not below the dataset roots (looked in {searched})")
+            raise RowError(f"image {name!r} does not exist or is not below the dataset roots (searched {searched})")
         if byte_size_of(image) > MAX_IMAGE_BYTES:
-            raise RowError(f"image {name!r} has more than {MAX_IMAGE_BYTES >> 20} MiB, too many to be sent")
+            raise RowError(f"image {name!r} has more than {MAX_IMAGE_BYTES >> 20} MiB and cannot be sent")
         return image
 
     return find_image
@@ -151,7 +156,7 @@ def _find_folder(path: str, roots: Sequence[Path]) -> Path:
             folder = (base / path).resolve()
             if folder.is_dir() and any(folder.is_relative_to(root.resolve()) for root in roots):
                 return folder
-    raise InvalidArgumentError("image_root", f"{path!r} is no folder below the dataset roots")
+    raise InvalidArgumentError("image_root", f"{path!r} is not a folder below the dataset roots")
 
 
 def _lines(dataset: DatasetSpec, file: Path, budget: ReadBudget) -> Iterator[bytes]:
@@ -163,7 +168,7 @@ def _lines(dataset: DatasetSpec, file: Path, budget: ReadBudget) -> Iterator[byt
 
 
 def _rows(lines: Iterable[bytes], hash_line: Callable[[bytes], None]) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the bytes of every line that is not blank; all lines are hashed."""
+    """Yield the number and bytes of every line that is not blank. Hashes all lines."""
     for number, line in enumerate(lines, start=1):
         hash_line(line)
         row = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line

@@ -1,4 +1,4 @@
-"""A row of a JSONL file: one episode as JSON, or the reason it cannot be read."""
+"""Parse a row of a JSONL file into an episode."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class RowError(Exception):
 class Episode:
     """One row: an instruction, the screens in order, the true answer, and the actions in it.
 
-    There is one action a screen, but for `sequence`: there an answer may be any text (each line counts as an action),
-    and there may be no screen. `adapter_id` is the adapter trained for the row, empty where not known.
+    There is one action per screen, except in the sequence protocol: there the answer may be any text (each line counts
+    as an action) and there may be no screens. `adapter_id` is the adapter trained for the row; empty: not known.
     """
 
     dataset: str
@@ -39,6 +39,7 @@ class Episode:
 def parse_row(
     dataset: DatasetSpec, line: int, row: bytes, protocol: PromptProtocol, find_image: Callable[[str], Path]
 ) -> Episode:
+    """Return the episode in a row. Raises RowError if the row is not valid for the dataset and protocol."""
     fields = _fields(row)
     episode_id = _episode_id(fields)
     names = _image_names(fields)
@@ -48,13 +49,13 @@ def parse_row(
         raise RowError(f"query has {placeholders} {IMAGE_PLACEHOLDER} for {len(names)} images; there must be one each")
     instruction = query.replace(IMAGE_PLACEHOLDER, "").strip()
     if not instruction:
-        raise RowError(f"query says nothing but {IMAGE_PLACEHOLDER}; it needs an instruction")
+        raise RowError(f"query has only {IMAGE_PLACEHOLDER}; it needs an instruction")
     response = _text(fields, "response").strip()
     actions = split_actions(response)
     if protocol is not PromptProtocol.SEQUENCE and len(actions) != len(names):
         raise RowError(
             f"response has {len(actions)} actions for {len(names)} images; the {protocol.value} protocol needs one "
-            "each (the sequence protocol asks for a whole answer at once, with any number of images)"
+            "each (the sequence protocol takes one whole answer with any number of images)"
         )
     return Episode(
         dataset=dataset.name,
@@ -69,20 +70,24 @@ def parse_row(
 
 
 def _adapter_id(dataset: DatasetSpec, fields: dict[str, Any]) -> str:
-    """Return the adapter trained for a row: the dataset's, or the one that the row's field stands for."""
+    """Return the adapter trained for a row: the dataset's, or the one that the row's `adapter_field` maps to."""
     if not dataset.adapter_field:
         return dataset.adapter_id
     value = _text(fields, dataset.adapter_field).strip()
     known = dict(dataset.adapter_of)
     if known and value not in known:
-        raise RowError(f"{dataset.adapter_field} is {value[:40]!r}, which stands for no adapter; known: {_some(known)}")
+        raise RowError(
+            f"{dataset.adapter_field} is {value[:40]!r}, which maps to no adapter; known values: {_first_names(known)}"
+        )
     adapter_id = known.get(value, value)
     if not ADAPTER_ID_PATTERN.fullmatch(adapter_id):
-        raise RowError(f"{dataset.adapter_field} is {adapter_id[:40]!r}, which is no adapter id; map it to one")
+        raise RowError(
+            f"{dataset.adapter_field} is {adapter_id[:40]!r}, which is not a valid adapter id; map it to one"
+        )
     return adapter_id
 
 
-def _some(names: Iterable[str]) -> str:
+def _first_names(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)[:10])
 
 
@@ -94,7 +99,7 @@ def _fields(row: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise RowError(f"not JSON: {error.msg} at column {error.colno}") from error
     except (RecursionError, ValueError) as error:
-        raise RowError("not JSON that can be read: nested too deeply, or a number too long") from error
+        raise RowError("JSON is nested too deeply or has a number that is too long") from error
     if not isinstance(fields, dict):
         raise RowError(f"a row must be a JSON object, this is {_kind(fields)}")
     return fields
@@ -120,7 +125,7 @@ def _check_unicode(name: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RowError(f"{name} holds half a surrogate pair, which is no text") from error
+        raise RowError(f"{name} has half of a surrogate pair, which is not valid Unicode") from error
 
 
 def _image_names(fields: dict[str, Any]) -> list[str]:

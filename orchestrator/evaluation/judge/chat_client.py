@@ -1,4 +1,4 @@
-"""The chat endpoint of a judge: rate limit, retries, and replies kept on disk."""
+"""A client of OpenAI-compatible chat endpoints with rate limit and retries, and a cache of replies on disk."""
 
 from __future__ import annotations
 
@@ -13,33 +13,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import httpx
 
 from infra.contract.errors import ConfigurationError, FailedPreconditionError, InvalidArgumentError
 
-LONGEST_PAUSE_S = 60.0
-SHOWN_CHARACTERS = 300
+_MAX_PAUSE_S = 60.0
+"""Longest pause between two attempts, also if Retry-After asks for more: a run must not appear to hang."""
 
-
-REFUSES_THE_KEY = (401, 403)
-REFUSES_EVERY_CALL = (402, 404, 405)
-WORTH_ANOTHER_TRY = (408, 409, 425, 429)
+_SHOWN_CHARACTERS = 300
+_KEY_REFUSED = (401, 403)
+_EVERY_CALL_REFUSED = (402, 404, 405)
+_RETRYABLE = (408, 409, 425, 429)
 
 
 class UnansweredError(Exception):
-    """The endpoint gave no reply to one question: it refused it, or was full or away however often it was asked."""
+    """The endpoint did not reply to one question: it refused the question, or failed in every attempt."""
 
-    PREFIX: ClassVar[str] = "the judge gave no reply"
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the judge gave no reply {problem}")
 
 
 @dataclass(frozen=True)
 class ChatEndpoint:
-    """An OpenAI-compatible endpoint, such as http://localhost:8000/v1, and how hard it may be used.
+    """An OpenAI-compatible endpoint and the limits on its use.
 
-    `requests_per_minute` None: as many as `concurrency` allows. `first_pause_s` is the pause before the second try; it
-    doubles, and what the server says in Retry-After goes over it.
+    Attributes:
+        base_url: for example http://localhost:8000/v1.
+        model: name of the model.
+        key: API key; empty: none.
+        requests_per_minute: rate limit; None: only `concurrency` limits requests.
+        concurrency: maximum number of concurrent requests.
+        attempts: maximum number of attempts per question.
+        timeout_s: timeout of one attempt.
+        first_pause_s: pause before the second attempt. Doubles with each attempt; a longer Retry-After takes
+            precedence.
+        max_tokens: maximum length of a reply.
     """
 
     base_url: str
@@ -54,9 +64,11 @@ class ChatEndpoint:
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
-            raise InvalidArgumentError("judge", f"{self.base_url!r} is no address; say it as http://localhost:8000/v1")
+            raise InvalidArgumentError(
+                "judge", f"{self.base_url!r} is not an HTTP address; give one such as http://localhost:8000/v1"
+            )
         if not self.model:
-            raise InvalidArgumentError("judge_model", "the judge's model is not named; say --judge-model")
+            raise InvalidArgumentError("judge_model", "the judge's model is missing; give --judge-model")
         if self.requests_per_minute is not None and self.requests_per_minute <= 0:
             raise InvalidArgumentError("judge_rate", f"must be above 0, got {self.requests_per_minute}")
         if self.concurrency < 1 or self.attempts < 1:
@@ -68,7 +80,7 @@ class ChatEndpoint:
 
 @dataclass(frozen=True)
 class ChatReply:
-    """What the model said, and the tokens that were counted (0: the endpoint does not say)."""
+    """A model's reply and its token counts (0: the endpoint does not report them)."""
 
     text: str
     prompt_tokens: int = 0
@@ -76,11 +88,12 @@ class ChatReply:
 
 
 class ChatClient:
-    """Asks a chat endpoint, one question a call, greedily."""
+    """Sends questions to a chat endpoint, one question a request, with greedy decoding."""
 
     def __init__(self, endpoint: ChatEndpoint) -> None:
         self._endpoint = endpoint
-        self._pace = asyncio.Lock()
+        # Guards: _next_start. Held while sleeping, so that waiting requests start in turn.
+        self._rate_lock = asyncio.Lock()
         self._next_start = 0.0
         headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
         self._http = httpx.AsyncClient(headers=headers, timeout=endpoint.timeout_s)
@@ -92,15 +105,17 @@ class ChatClient:
         await self._http.aclose()
 
     async def ask(self, text: str) -> ChatReply:
-        """Return the model's reply; tried again where the endpoint is full, broken or away.
+        """Return the model's reply. Retries if the endpoint is overloaded, failing or unreachable.
 
-        Raises UnansweredError after the last try and for a question that is refused, ConfigurationError for a key that
-        is, and FailedPreconditionError where every call will be.
+        Raises:
+            UnansweredError: the last attempt failed, or the endpoint refused the question.
+            ConfigurationError: the endpoint refused the key.
+            FailedPreconditionError: the endpoint will refuse every request.
         """
         pause_s = self._endpoint.first_pause_s
         for attempt in range(1, self._endpoint.attempts + 1):
             await self._wait_for_turn()
-            asked_to_wait_s = 0.0
+            retry_after_s = 0.0
             try:
                 response = await self._http.post(self._url, json=self._body(text))
             except httpx.TransportError as error:
@@ -108,13 +123,13 @@ class ChatClient:
             else:
                 if response.is_success:
                     return _reply(response)
-                problem = f"HTTP {response.status_code}: {response.text[:SHOWN_CHARACTERS]}"
-                self._refuse(response.status_code, problem)
-                asked_to_wait_s = _retry_after_s(response)
+                problem = f"HTTP {response.status_code}: {response.text[:_SHOWN_CHARACTERS]}"
+                self._raise_if_refused(response.status_code, problem)
+                retry_after_s = _retry_after_s(response)
             if attempt < self._endpoint.attempts:
-                await asyncio.sleep(min(LONGEST_PAUSE_S, max(asked_to_wait_s, random.uniform(pause_s / 2, pause_s))))
+                await asyncio.sleep(min(_MAX_PAUSE_S, max(retry_after_s, random.uniform(pause_s / 2, pause_s))))
                 pause_s *= 2
-        raise _unanswered(f"in {self._endpoint.attempts} tries ({problem})")
+        raise UnansweredError(f"in {self._endpoint.attempts} attempts ({problem})")
 
     @property
     def _url(self) -> str:
@@ -131,54 +146,54 @@ class ChatClient:
     async def _wait_for_turn(self) -> None:
         if self._endpoint.requests_per_minute is None:
             return
-        async with self._pace:
+        async with self._rate_lock:
             await asyncio.sleep(max(0.0, self._next_start - time.monotonic()))
             self._next_start = time.monotonic() + 60 / self._endpoint.requests_per_minute
 
-    def _refuse(self, status: int, problem: str) -> None:
-        if status in REFUSES_THE_KEY:
+    def _raise_if_refused(self, status: int, problem: str) -> None:
+        if status in _KEY_REFUSED:
             raise ConfigurationError(
-                f"{self._url} refuses the key ({problem}); set LORARETRIEVER_CLIENT_JUDGE_KEY to one it takes"
+                f"{self._url} refuses the key ({problem}); set LORARETRIEVER_CLIENT_JUDGE_KEY to a valid one"
             )
-        if status in REFUSES_EVERY_CALL:
-            raise FailedPreconditionError(f"{self._url} does not take the call ({problem}); is the model's name right?")
-        if status < 500 and status not in WORTH_ANOTHER_TRY:
-            raise _unanswered(f"({problem})")
+        if status in _EVERY_CALL_REFUSED:
+            raise FailedPreconditionError(f"{self._url} refuses the request ({problem}); is the model's name right?")
+        if status < 500 and status not in _RETRYABLE:
+            raise UnansweredError(f"({problem})")
 
 
 class ReplyCache:
-    """Replies on disk, one file each, named by the SHA-256 of endpoint, model and question."""
+    """Caches replies on disk, one file each, named by the SHA-256 of endpoint, model, max_tokens and question."""
 
     def __init__(self, folder: Path, endpoint: ChatEndpoint) -> None:
         self._folder = folder
         self._endpoint = endpoint
 
-    def find(self, text: str) -> ChatReply | None:
-        """Return what was said to this before; None where nothing was, or a file is not whole."""
+    def get(self, text: str) -> ChatReply | None:
+        """Return the cached reply to a question; None: there is none, or its file is damaged."""
         try:
             return ChatReply(**json.loads(self._file(text).read_text(encoding="utf-8"))["reply"])
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
-    def check(self) -> None:
-        """Make the folder, before anything is asked and paid for. Raises InvalidArgumentError where it cannot be."""
+    def create(self) -> None:
+        """Create the folder, before any request is paid for. Raises InvalidArgumentError if it cannot be created."""
         with _named_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
 
-    def keep(self, text: str, reply: ChatReply) -> None:
-        """Store a reply, whole or not at all. Raises InvalidArgumentError where the folder takes none."""
+    def put(self, text: str, reply: ChatReply) -> None:
+        """Store a reply atomically. Raises InvalidArgumentError if the folder is not writable."""
         file = self._file(text)
         content = {"model": self._endpoint.model, "question": text, "reply": asdict(reply)}
         with _named_errors(self._folder):
             file.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
-            with os.fdopen(handle, "w", encoding="utf-8") as whole:
-                json.dump(content, whole, ensure_ascii=False)
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                json.dump(content, stream, ensure_ascii=False)
             Path(temporary).replace(file)
 
     def _file(self, text: str) -> Path:
-        asked = (self._endpoint.base_url.rstrip("/"), self._endpoint.model, str(self._endpoint.max_tokens), text)
-        name = hashlib.sha256("\0".join(asked).encode()).hexdigest()
+        identity = (self._endpoint.base_url.rstrip("/"), self._endpoint.model, str(self._endpoint.max_tokens), text)
+        name = hashlib.sha256("\0".join(identity).encode()).hexdigest()
         return self._folder / name[:2] / f"{name}.json"
 
 
@@ -200,11 +215,7 @@ def _reply(response: httpx.Response) -> ChatReply:
             int(usage.get("completion_tokens") or 0),
         )
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise _unanswered(f"(no chat completion: {response.text[:SHOWN_CHARACTERS]!r})") from error
-
-
-def _unanswered(problem: str) -> UnansweredError:
-    return UnansweredError(f"{UnansweredError.PREFIX} {problem}")
+        raise UnansweredError(f"(not a chat completion: {response.text[:_SHOWN_CHARACTERS]!r})") from error
 
 
 def _retry_after_s(response: httpx.Response) -> float:

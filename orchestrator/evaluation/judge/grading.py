@@ -1,6 +1,6 @@
-"""A language model as judge: any OpenAI-compatible chat endpoint grades answers against the truth.
+"""Grade answers with a language model: an OpenAI-compatible chat endpoint compares each answer with the truth.
 
-What it said is kept on disk by content, so that a run that broke off goes on where it was, and a second one is free.
+Replies are cached on disk by content, so that an interrupted run resumes and a repeated run costs nothing.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -41,13 +40,14 @@ _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
 _LABEL = re.compile(rf"{_MARKUP}score{_MARKUP}[:=]", re.IGNORECASE)
 _SCORE = re.compile(rf"{_MARKUP}({_NUMBER})(?:\s*/\s*({_NUMBER}))?\.?{_MARKUP}")
 MAX_REASONS = 10
+"""Distinct reasons reported; each may be an error message of its own, so their number is otherwise unbounded."""
 
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """A template with {truth} and {answer}, and {question} where the judge is to know it (as it was asked, no images).
+    """A prompt template with {truth} and {answer}, and optionally {question} (the sample's text; images are not sent).
 
-    Raises InvalidArgumentError for a template that lacks one of the first two.
+    Raises InvalidArgumentError if {truth} or {answer} is missing.
     """
 
     template: str = DEFAULT_TEMPLATE
@@ -57,18 +57,25 @@ class JudgePrompt:
             if f"{{{name}}}" not in self.template:
                 raise InvalidArgumentError("judge_prompt", f"the template has no {{{name}}}: the judge must see it")
 
-    def of(self, answer: AnsweredText) -> str:
-        """Return what the judge is asked; braces in the texts themselves do no harm."""
+    def render(self, answer: AnsweredText) -> str:
+        """Return the prompt for one answer. Braces in the inserted texts are not interpreted."""
         texts = {"question": answer.question, "truth": answer.truth, "answer": answer.answer or ""}
         return _PLACEHOLDER.sub(lambda match: texts[match[1]], self.template)
 
 
 @dataclass
 class Judgement:
-    """Scores by question, why answers stayed unscored, and what it cost: calls made, replies found on disk, tokens.
+    """The result of grading a list of answers.
 
-    `verdicts` holds every answer by its key, with the judge's words; `unscored` counts their reasons. Tokens are those
-    of the calls that were made, as far as the endpoint counts them.
+    Attributes:
+        scores: score of every graded answer, by the answer's key.
+        verdicts: verdict on every answer, graded or not.
+        unscored: number of answers without a grade, by reason.
+        calls: requests that were made.
+        cached: replies that were read from the cache.
+        prompt_tokens: tokens of the requests made, as counted by the endpoint (0: it does not count).
+        completion_tokens: tokens of the replies.
+        first_failure: message of the first request that failed; None: none did.
     """
 
     scores: dict[object, QuestionScore] = field(default_factory=dict)
@@ -78,9 +85,10 @@ class Judgement:
     cached: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    first_failure: str | None = None
 
-    def add(self, answer: AnsweredText, reply: ChatReply, *, from_cache: bool) -> None:
-        """Take note of a reply."""
+    def add_reply(self, answer: AnsweredText, reply: ChatReply, *, from_cache: bool) -> None:
+        """Record a reply and the score in it."""
         self.cached += from_cache
         if not from_cache:
             self.calls += 1
@@ -88,13 +96,18 @@ class Judgement:
             self.completion_tokens += reply.completion_tokens
         score = parse_score(reply.text)
         if score is None:
-            self.leave_unscored(answer, "the judge's reply holds no score", reply.text)
+            self.add_unscored(answer, "the judge's reply has no score", reply.text)
         else:
             self.scores[answer.key] = QuestionScore(answer.cluster, score)
             self.verdicts[answer.key] = Verdict(score, reply=reply.text)
 
-    def leave_unscored(self, answer: AnsweredText, reason: str, reply: str = "") -> None:
-        """Take note of why an answer has no score."""
+    def add_failure(self, answer: AnsweredText, error: UnansweredError) -> None:
+        """Record an answer whose request failed."""
+        self.first_failure = self.first_failure or str(error)
+        self.add_unscored(answer, str(error))
+
+    def add_unscored(self, answer: AnsweredText, reason: str, reply: str = "") -> None:
+        """Record an answer without a score."""
         self.unscored[reason] += 1
         self.verdicts[answer.key] = Verdict(None, reason, reply)
 
@@ -106,62 +119,38 @@ async def grade_answers(
     cache_dir: Path,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Judgement:
-    """Grade every answer that there is; an answer that is None stays unscored, as does one the judge fails on.
+    """Grade every answer. An answer that is None, or whose request fails, is unscored.
 
-    Raises InvalidArgumentError for a cache that cannot be written to, ConfigurationError or FailedPreconditionError
-    when the endpoint refuses every call, and UnavailableError when it answered nothing at all.
+    `on_progress` receives the number of answers that are done.
+
+    Raises:
+        InvalidArgumentError: the cache is not writable.
+        ConfigurationError: the endpoint refused the key.
+        FailedPreconditionError: the endpoint refuses every request.
+        UnavailableError: no request was answered.
     """
-    result = Judgement()
+    judgement = Judgement()
     cache = ReplyCache(cache_dir, endpoint)
-    await asyncio.to_thread(cache.check)
-    waiting = iter([answer for answer in answers if answer.answer is not None])
+    await asyncio.to_thread(cache.create)
+    pending = iter([answer for answer in answers if answer.answer is not None])
     for answer in answers:
         if answer.answer is None:
-            result.leave_unscored(answer, "no answer")
-    async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(ChatClient(endpoint))
+            judgement.add_unscored(answer, "no answer")
 
-        async def take() -> None:
-            for answer in waiting:
-                text = prompt.of(answer)
-                known = await asyncio.to_thread(cache.find, text)
-                try:
-                    reply = known or await client.ask(text)
-                except UnansweredError as error:
-                    result.leave_unscored(answer, str(error))
-                else:
-                    if known is None:
-                        await asyncio.to_thread(cache.keep, text, reply)
-                    result.add(answer, reply, from_cache=known is not None)
-                on_progress(len(result.scores) + result.unscored.total())
+    async def work(client: ChatClient) -> None:
+        # All workers share `pending`, so each answer is graded once.
+        for answer in pending:
+            await _grade(answer, prompt.render(answer), client, cache, judgement)
+            on_progress(len(judgement.scores) + judgement.unscored.total())
 
-        tasks = [asyncio.ensure_future(take()) for _ in range(endpoint.concurrency)]
-        stack.callback(lambda: [task.cancel() for task in tasks])
-        await asyncio.gather(*tasks)
-    failures = [reason for reason in result.unscored if reason.startswith(UnansweredError.PREFIX)]
-    if failures and not (result.calls or result.cached):
-        raise UnavailableError(f"{endpoint.base_url} graded nothing: {failures[0]}; are address and model right?")
-    result.unscored = _some(result.unscored)
-    return result
-
-
-def parse_score(reply: str) -> float | None:
-    """Return the score in [0, 1] of a reply's last line like "SCORE: 0.5" or "**Score:** 4/5", None without one.
-
-    A line that says more ("SCORE: 1%", "SCORE: 1 out of 5") is not guessed at: there is no score then.
-    """
-    said = [line[label.end() :] for line in reply.splitlines() if (label := _LABEL.match(line))]
-    found = _SCORE.fullmatch(said[-1]) if said else None
-    if found is None or (found[2] and not float(found[2])):
-        return None
-    score = float(found[1]) / float(found[2] or 1)
-    return score if score <= 1 else None
-
-
-def _some(reasons: Counter[str]) -> Counter[str]:
-    """Return the most frequent reasons, and the others as one: each may be a message of its own."""
-    frequent = Counter(dict((+reasons).most_common(MAX_REASONS)))
-    return frequent + Counter({"other reasons": reasons.total() - frequent.total()})
+    async with ChatClient(endpoint) as client:
+        await _gather_or_cancel(work(client) for _ in range(endpoint.concurrency))
+    if judgement.first_failure and not (judgement.calls or judgement.cached):
+        raise UnavailableError(
+            f"{endpoint.base_url} graded nothing: {judgement.first_failure}; are address and model right?"
+        )
+    judgement.unscored = _most_common(judgement.unscored)
+    return judgement
 
 
 async def grade_records(
@@ -171,24 +160,68 @@ async def grade_records(
     cache_dir: Path,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> JobGrades:
-    """Grade the answers of every strategy. Raises what `judge` raises."""
+    """Grade the answers of every strategy of a job. Raises like `grade_answers`."""
     answers = [
-        AnsweredText(asked.key, asked.cluster, asked.truth, record.answer, asked.text)
+        AnsweredText(record.sample.key, record.sample.cluster, record.sample.truth, record.answer, record.sample.text)
         for record in records
-        for asked in (record.sample,)
     ]
-    found = await grade_answers(answers, endpoint, prompt, cache_dir, on_progress)
+    judgement = await grade_answers(answers, endpoint, prompt, cache_dir, on_progress)
     facts = JudgeFacts(
         model=endpoint.model,
         endpoint=_without_credentials(endpoint.base_url),
         prompt=prompt.template,
-        calls=found.calls,
-        cached=found.cached,
-        prompt_tokens=found.prompt_tokens,
-        completion_tokens=found.completion_tokens,
-        unscored=dict(found.unscored),
+        calls=judgement.calls,
+        cached=judgement.cached,
+        prompt_tokens=judgement.prompt_tokens,
+        completion_tokens=judgement.completion_tokens,
+        unscored=dict(judgement.unscored),
     )
-    return JobGrades(facts, {str(key): verdict for key, verdict in found.verdicts.items()})
+    return JobGrades(facts, {str(key): verdict for key, verdict in judgement.verdicts.items()})
+
+
+def parse_score(reply: str) -> float | None:
+    """Return the score in [0, 1] in a reply's last line such as "SCORE: 0.5" or "**Score:** 4/5"; None: there is none.
+
+    A line with anything else ("SCORE: 1%", "SCORE: 1 out of 5") has no score; it is not guessed.
+    """
+    scores = [line[label.end() :] for line in reply.splitlines() if (label := _LABEL.match(line))]
+    match = _SCORE.fullmatch(scores[-1]) if scores else None
+    if match is None or (match[2] and not float(match[2])):
+        return None
+    score = float(match[1]) / float(match[2] or 1)
+    return score if score <= 1 else None
+
+
+async def _grade(
+    answer: AnsweredText, question: str, client: ChatClient, cache: ReplyCache, judgement: Judgement
+) -> None:
+    cached = await asyncio.to_thread(cache.get, question)
+    if cached is not None:
+        judgement.add_reply(answer, cached, from_cache=True)
+        return
+    try:
+        reply = await client.ask(question)
+    except UnansweredError as error:
+        judgement.add_failure(answer, error)
+        return
+    await asyncio.to_thread(cache.put, question, reply)
+    judgement.add_reply(answer, reply, from_cache=False)
+
+
+async def _gather_or_cancel(work: Iterable[Coroutine[object, object, None]]) -> None:
+    """Run all coroutines; if one raises, cancel the others and raise."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _most_common(reasons: Counter[str]) -> Counter[str]:
+    """Return the MAX_REASONS most frequent reasons, and the others counted as one."""
+    frequent = Counter(dict((+reasons).most_common(MAX_REASONS)))
+    return frequent + Counter({"other reasons": reasons.total() - frequent.total()})
 
 
 def _without_credentials(url: str) -> str:

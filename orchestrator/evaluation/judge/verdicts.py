@@ -1,4 +1,4 @@
-"""The grades that a judge gave the answers of a job."""
+"""A judge's verdicts on the answers of a job."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class JudgeFacts:
-    """Who graded the answers, by which prompt, and what it took.
+    """The model and prompt that graded the answers, and the cost.
 
-    Calls that were made, replies that were known before, and the tokens of the calls, as far as the endpoint counts
-    them. `unscored` counts answers without a grade, by reason.
+    Attributes:
+        model: name of the model.
+        endpoint: its URL without credentials.
+        prompt: the prompt template.
+        calls: requests that were made.
+        cached: replies that were read from the cache.
+        prompt_tokens: tokens of the requests made, as counted by the endpoint (0: it does not count).
+        completion_tokens: tokens of the replies.
+        unscored: number of answers without a grade, by reason.
     """
 
     model: str
@@ -26,7 +33,7 @@ class JudgeFacts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge said of one answer: a grade in [0, 1] (None: unscored, and why), and the whole reply."""
+    """A judge's verdict on one answer: a grade in [0, 1] (None: unscored, for `reason`), and the whole reply."""
 
     grade: float | None
     reason: str = ""
@@ -35,12 +42,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class JobGrades:
-    """What a judge said of a job, by sample key; a sample that is not among them is unscored."""
+    """A judge's verdicts on a job, by sample key. A sample without a verdict is unscored."""
 
     facts: JudgeFacts
     verdicts: Mapping[str, Verdict]
 
     @property
     def grades(self) -> dict[str, float]:
-        """The grades that there are, by sample key."""
+        """The grades by sample key, without unscored samples."""
         return {key: verdict.grade for key, verdict in self.verdicts.items() if verdict.grade is not None}

@@ -1,1 +1,1 @@
-"""Metrics: pure functions from answers to scores. What was not measured is None ("unscored"), never zero."""
+"""Metrics: pure functions from answers to scores. A value that was not measured is None ("unscored"), never zero."""

@@ -1,4 +1,4 @@
-"""The headline metric: the right action, on the right thing."""
+"""The headline metric: an action is correct if its type and its argument are."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
 
 @dataclass(frozen=True)
 class ActionMetric:
-    """A step is right when the answer is that one action and nothing else: same type, same argument.
+    """A step is correct if the answer is exactly the true action: same type, same argument, nothing else.
 
-    Points may differ by `point_tolerance_px`; see `Action.same_argument`. Where the truth itself is not in the action
-    language, the answer must be the same text.
+    Points may differ by `point_tolerance_px`; see `Action.same_argument`. If the truth is not in the action language,
+    the answer must be the same text.
     """
 
     point_tolerance_px: float = POINT_TOLERANCE_PX
@@ -29,7 +29,7 @@ class ActionMetric:
             raise InvalidArgumentError("point_tolerance_px", f"must not be negative, got {self.point_tolerance_px}")
 
     def applies_to(self, truth: str) -> bool:
-        """Whether answers to `truth` can be scored: always."""
+        """Whether answers to `truth` can be scored; always true."""
         return True
 
     def accepts(self, truth: str, answer: str) -> bool:
@@ -39,9 +39,9 @@ class ActionMetric:
 
 @dataclass(frozen=True)
 class ActionTypeMetric:
-    """A step is right when the answer is one action of the right type, whatever it is done to.
+    """A step is correct if the answer is one action of the true type, regardless of its argument.
 
-    Steps whose truth is not in the action language have no type, and are unscored.
+    Steps whose truth is not in the action language have no type and are unscored.
     """
 
     name: ClassVar[str] = "action_type"
@@ -51,15 +51,15 @@ class ActionTypeMetric:
         return _parsed(truth).type is not ActionType.UNKNOWN
 
     def accepts(self, truth: str, answer: str) -> bool:
-        """Whether `answer` does what `truth` does."""
+        """Whether `answer` has the action type of `truth`."""
         return self.applies_to(truth) and _parsed(answer).same_type(_parsed(truth))
 
 
 @dataclass(frozen=True)
 class ActionParts:
-    """Shares of steps whose answer has the right type, and the right argument.
+    """Shares of steps whose answer has the correct type, and the correct argument.
 
-    `argument` counts the steps whose true action takes one, whatever the type of the answer is.
+    `argument` covers the steps whose true action takes one, regardless of the answer's type.
     """
 
     action_type: Estimate
@@ -69,16 +69,16 @@ class ActionParts:
 def score_action_parts(
     episodes: Sequence[AnsweredEpisode], point_tolerance_px: float = POINT_TOLERANCE_PX
 ) -> ActionParts:
-    """Score types and arguments apart, with standard errors clustered by episode. `exact` is ActionMetric's."""
+    """Score types and arguments separately, with standard errors clustered by episode."""
 
     def estimate(steps: list[tuple[str, bool]]) -> Estimate:
-        return clustered_mean([float(right) for _, right in steps], [cluster for cluster, _ in steps])
+        return clustered_mean([float(correct) for _, correct in steps], [cluster for cluster, _ in steps])
 
     steps = [
         (episode.cluster, _parsed(truth), _parsed(answer_at(episode, position)))
         for episode in episodes
         for position, truth in enumerate(episode.truths)
-        if episode.scored(position)
+        if episode.is_scored(position)
     ]
     known = [step for step in steps if step[1].type is not ActionType.UNKNOWN]
     return ActionParts(

@@ -1,4 +1,4 @@
-"""From answered episodes to a score: steps, whole episodes, and the floor under both."""
+"""Score answered episodes: steps, whole episodes, and the floor of both."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
 
 @dataclass(frozen=True)
 class AnsweredEpisode:
-    """The true actions of an episode and the answers, in order. An answer that is None is unscored.
+    """The true actions of an episode and the answers, in order.
 
-    There may be fewer or more answers than truths: a truth without an answer is wrong, and so is an episode whose
-    numbers do not agree. `dataset` says which episodes share a floor, `cluster` which depend on each other; `name` is
-    what its file calls it (empty: as the cluster).
+    There may be fewer or more answers than truths. A truth without an answer is wrong, and so is an episode with
+    another number of answers than truths.
+
+    Attributes:
+        dataset: episodes of one dataset share a floor.
+        cluster: episodes of one cluster are not independent.
+        truths: the true actions.
+        answers: the answers; None: unscored.
+        name: the episode's name in its file; empty: the cluster's.
     """
 
     dataset: str
@@ -26,23 +32,23 @@ class AnsweredEpisode:
     name: str = ""
 
     @property
-    def complete(self) -> bool:
-        """Whether every answer can be scored, so that the episode as a whole can."""
+    def is_complete(self) -> bool:
+        """Whether every answer can be scored, and therefore the episode as a whole."""
         return None not in self.answers
 
-    def scored(self, step: int) -> bool:
-        """Whether the answer to `step` can be scored (a missing one can: it is wrong)."""
+    def is_scored(self, step: int) -> bool:
+        """Whether the answer to `step` can be scored. A missing answer can: it is wrong."""
         return step >= len(self.answers) or self.answers[step] is not None
 
     def question(self, step: int) -> Question:
-        """What names the question of `step`."""
+        """Return the identity of the question at `step`."""
         content = content_digest(self.cluster, self.truths[step])
         return Question(self.dataset, self.name or self.cluster, step, content)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Shares of right steps and right episodes, in [0, 1], and what the best constant template reaches (see Floor)."""
+    """Shares of correct steps and episodes in [0, 1], and the same shares of the best constant template (see Floor)."""
 
     steps: Estimate
     episodes: Estimate
@@ -51,23 +57,23 @@ class Score:
 
 
 def score_episodes(episodes: Sequence[AnsweredEpisode], metric: Metric) -> Score:
-    """Score episodes. A step is right when the metric accepts the answer of the same position.
+    """Score episodes. A step is correct if the metric accepts the answer at its position.
 
-    An episode is right when all its steps are and there are as many answers as truths. Unscored steps (without an
-    answer, or with a truth that the metric does not measure), and the episodes they are of, are left out of both
-    shares. Standard errors are clustered by episode. The floor is found for each dataset apart, and then pooled: it may
-    know which dataset it answers, and nothing else.
+    An episode is correct if all its steps are and it has as many answers as truths. Unscored steps (without an answer,
+    or with a truth that the metric does not apply to) are left out of both shares, together with their episodes.
+    Standard errors are clustered by episode. The floor is computed per dataset and then pooled: a constant template
+    may depend on the dataset and on nothing else.
     """
     step_values: list[float] = []
     step_clusters: list[str] = []
     episode_values: list[float] = []
     episode_clusters: list[str] = []
     for episode in episodes:
-        right = right_steps(episode, metric)
-        step_values += map(float, right.values())
-        step_clusters += [episode.cluster] * len(right)
-        if episode.complete and len(right) == len(episode.truths):
-            episode_values.append(float(all(right.values()) and len(episode.answers) == len(episode.truths)))
+        correct = correct_steps(episode, metric)
+        step_values += map(float, correct.values())
+        step_clusters += [episode.cluster] * len(correct)
+        if episode.is_complete and len(correct) == len(episode.truths):
+            episode_values.append(float(all(correct.values()) and len(episode.answers) == len(episode.truths)))
             episode_clusters.append(episode.cluster)
     floor = _pooled_floor(episodes, metric)
     return Score(
@@ -78,26 +84,26 @@ def score_episodes(episodes: Sequence[AnsweredEpisode], metric: Metric) -> Score
     )
 
 
-def right_steps(episode: AnsweredEpisode, metric: Metric) -> dict[int, bool]:
-    """Return by position which of the steps that can be scored are right."""
+def correct_steps(episode: AnsweredEpisode, metric: Metric) -> dict[int, bool]:
+    """Return by position whether each scored step is correct."""
     return {
         position: position < len(episode.answers) and _accepts(metric, truth, episode.answers[position])
         for position, truth in enumerate(episode.truths)
-        if episode.scored(position) and metric.applies_to(truth)
+        if episode.is_scored(position) and metric.applies_to(truth)
     }
 
 
 def answer_at(episode: AnsweredEpisode, position: int) -> str:
-    """Return the answer to a step that can be scored; a missing one is empty."""
+    """Return the answer to a scored step; a missing answer is empty."""
     return (episode.answers[position] or "") if position < len(episode.answers) else ""
 
 
 def score_steps(episodes: Sequence[AnsweredEpisode], metric: Metric) -> dict[Question, QuestionScore]:
-    """Return the scores of all steps that can be scored."""
+    """Return the score of every scored step."""
     return {
-        episode.question(position): QuestionScore(episode.cluster, float(right))
+        episode.question(position): QuestionScore(episode.cluster, float(correct))
         for episode in episodes
-        for position, right in right_steps(episode, metric).items()
+        for position, correct in correct_steps(episode, metric).items()
     }
 
 
@@ -108,13 +114,13 @@ def _accepts(metric: Metric, truth: str, answer: str | None) -> bool:
 def _pooled_floor(episodes: Sequence[AnsweredEpisode], metric: Metric) -> Floor:
     floor = Floor(0, 0, 0, 0)
     for dataset in dict.fromkeys(episode.dataset for episode in episodes):
-        own = [episode for episode in episodes if episode.dataset == dataset]
+        members = [episode for episode in episodes if episode.dataset == dataset]
         scored = tuple(
             tuple(
-                truth if episode.scored(step) and metric.applies_to(truth) else None
+                truth if episode.is_scored(step) and metric.applies_to(truth) else None
                 for step, truth in enumerate(episode.truths)
             )
-            for episode in own
+            for episode in members
         )
         floor += floor_of(scored, metric)
     return floor

@@ -1,4 +1,4 @@
-"""What an answer that sees neither query nor screen would score: the line below which a score means nothing."""
+"""The floor of a score: what the best constant answer reaches without seeing query or screen."""
 
 from __future__ import annotations
 
@@ -10,97 +10,97 @@ from typing import Protocol, TypeVar
 
 from orchestrator.evaluation.actions import Label, parse_action, render_action
 
-MAX_CANDIDATES = 30
-"""Truths tried as the constant, the most frequent ones first: enough for the best one, and bounded work."""
+_MAX_CANDIDATES = 30
+"""Most frequent truths tried as the constant: bounds the work, since every candidate is compared with every truth."""
 
-Accepts = Callable[[str, str], bool]
-T = TypeVar("T", bound=Hashable)
+_Accepts = Callable[[str, str], bool]
+_T = TypeVar("_T", bound=Hashable)
 
 
 class Metric(Protocol):
-    """Decides whether an answer counts as a true action. Hashable: equal metrics decide alike."""
+    """Decides whether an answer counts as a true action. Hashable: equal metrics make equal decisions."""
 
     @property
     def name(self) -> str:
-        """Its name in reports."""
+        """The metric's name in reports."""
 
     def applies_to(self, truth: str) -> bool:
         """Whether answers to `truth` can be scored at all."""
 
     def accepts(self, truth: str, answer: str) -> bool:
-        """Whether `answer` counts as `truth`, one that it measures."""
+        """Whether `answer` counts as `truth`, to which the metric applies."""
 
     def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class Floor:
-    """Right steps and episodes of the best constant template, and how many there were."""
+    """Correct steps and episodes of the best constant template, and the numbers of all steps and episodes."""
 
-    right_steps: int
+    correct_steps: int
     steps: int
-    right_episodes: int
+    correct_episodes: int
     episodes: int
 
     def __add__(self, other: Floor) -> Floor:
         return Floor(
-            self.right_steps + other.right_steps,
+            self.correct_steps + other.correct_steps,
             self.steps + other.steps,
-            self.right_episodes + other.right_episodes,
+            self.correct_episodes + other.correct_episodes,
             self.episodes + other.episodes,
         )
 
     @property
     def step_share(self) -> float | None:
-        """The share of right steps, in [0, 1]."""
-        return self.right_steps / self.steps if self.steps else None
+        """The share of correct steps in [0, 1]; None: there are no steps."""
+        return self.correct_steps / self.steps if self.steps else None
 
     @property
     def episode_share(self) -> float | None:
-        """The share of right episodes, in [0, 1]."""
-        return self.right_episodes / self.episodes if self.episodes else None
+        """The share of correct episodes in [0, 1]; None: there are no episodes."""
+        return self.correct_episodes / self.episodes if self.episodes else None
 
 
 @lru_cache(maxsize=128)
 def floor_of(episodes: tuple[tuple[str | None, ...], ...], metric: Metric) -> Floor:
     """Return what the best constant template reaches on these truths (None: unscored, left out).
 
-    A template is a fixed list of actions, one for each position, the same for every episode. For steps, at each
-    position the one candidate that counts as most of the truths there is taken; for episodes, the one list that counts
-    as most episodes, in step and number. Candidates are the truths themselves, and the truths with their quoted label
-    emptied; of many different ones the MAX_CANDIDATES most frequent.
+    A template is a fixed list of actions, one per position, the same for every episode. For steps it takes at each
+    position the candidate that counts as most of the truths there; for episodes, the list that counts as most episodes,
+    number of steps included. Candidates are the _MAX_CANDIDATES most frequent truths, and the same truths with an
+    empty quoted label.
 
-    Remembered, because strategies and groups of datasets ask for the same again.
+    Cached, because several strategies and groups of datasets have the same truths.
     """
     accepts = metric.accepts
     longest = max((len(truths) for truths in episodes), default=0)
-    right_steps = steps = 0
+    correct_steps = steps = 0
     for position in range(longest):
         at_position = Counter(
             truth for truths in episodes if position < len(truths) and (truth := truths[position]) is not None
         )
         candidates = _with(at_position, _emptied)
-        right_steps += _best(at_position, candidates, accepts)
+        correct_steps += _best(at_position, candidates, accepts)
         steps += at_position.total()
     complete = Counter(
         tuple(truth for truth in truths if truth is not None) for truths in episodes if None not in truths
     )
     lists = _with(complete, lambda truths: tuple(map(_emptied, truths)))
-    right_episodes = _best(complete, lists, lambda truth, answer: _all_accepted(truth, answer, accepts))
-    return Floor(right_steps, steps, right_episodes, complete.total())
+    correct_episodes = _best(complete, lists, lambda truth, answer: _all_accepted(truth, answer, accepts))
+    return Floor(correct_steps, steps, correct_episodes, complete.total())
 
 
-def _best(truths: Counter[T], candidates: Iterable[T], accepts: Callable[[T, T], bool]) -> int:
+def _best(truths: Counter[_T], candidates: Iterable[_T], accepts: Callable[[_T, _T], bool]) -> int:
     counts = (sum(count for truth, count in truths.items() if accepts(truth, candidate)) for candidate in candidates)
     return max(counts, default=0)
 
 
-def _with(truths: Counter[T], change: Callable[[T], T]) -> list[T]:
-    frequent = [truth for truth, _ in truths.most_common(MAX_CANDIDATES)]
+def _with(truths: Counter[_T], change: Callable[[_T], _T]) -> list[_T]:
+    frequent = [truth for truth, _ in truths.most_common(_MAX_CANDIDATES)]
     return list(dict.fromkeys([*frequent, *map(change, frequent)]))
 
 
-def _all_accepted(truths: tuple[str, ...], answers: tuple[str, ...], accepts: Accepts) -> bool:
+def _all_accepted(truths: tuple[str, ...], answers: tuple[str, ...], accepts: _Accepts) -> bool:
     return len(truths) == len(answers) and all(map(accepts, truths, answers))
 
 

@@ -1,4 +1,4 @@
-"""The metric of the published numbers: TF-IDF cosine of answer and truth, above a threshold."""
+"""The metric of the published study: TF-IDF cosine similarity of answer and truth, above a threshold."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ LEGACY_THRESHOLD = 0.6
 
 _TOKEN = re.compile(r"(?u)\b\w\w+\b")
 _IDF_OF_ONE = math.log(3 / 2) + 1
-"""ln((1 + documents) / (1 + df)) + 1 of a token in one of the two strings; it is 1 for a token in both."""
+"""IDF ln((1 + documents) / (1 + df)) + 1 of a token in one of the two strings; for a token in both it is 1."""
 
 
 @dataclass(frozen=True)
 class LegacyMetric:
-    """A step is right when its similarity to the truth is strictly above `threshold`."""
+    """A step is correct if its similarity to the truth is strictly above `threshold`."""
 
     threshold: float = LEGACY_THRESHOLD
     name: ClassVar[str] = "legacy"
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
-            raise InvalidArgumentError("threshold", f"a similarity to exceed, in [0, 1], got {self.threshold}")
+            raise InvalidArgumentError("threshold", f"must be a similarity in [0, 1], got {self.threshold}")
 
     def applies_to(self, truth: str) -> bool:
-        """Whether answers to `truth` can be scored: always."""
+        """Whether answers to `truth` can be scored; always true."""
         return True
 
     def accepts(self, truth: str, answer: str) -> bool:
@@ -40,12 +40,12 @@ class LegacyMetric:
 
 @lru_cache(maxsize=1 << 16)
 def legacy_similarity(truth: str, answer: str) -> float:
-    """Return the TF-IDF cosine, fitted on the two strings alone.
+    """Return the TF-IDF cosine similarity, fitted on the two strings alone.
 
-    The number that scikit-learn's `TfidfVectorizer().fit_transform([truth, answer])` gives, in closed form, because a
-    report compares many pairs and each fit takes about a millisecond. Tokens are lower-case words of two or more
-    letters, so one-character labels ("7", "F") do not count. A string without tokens is similar to nothing (0); when
-    neither has any, where scikit-learn refuses, equal strings have 1 and others 0.
+    Equals scikit-learn's `TfidfVectorizer().fit_transform([truth, answer])`, in closed form: a report compares many
+    pairs, and each fit takes about a millisecond. Tokens are lower-case words of two or more letters, so one-character
+    labels ("7", "F") do not count. If one string has no tokens, the similarity is 0. If neither has any, where
+    scikit-learn raises, it is 1 for equal strings and 0 for others.
     """
     left, right = _counts(truth), _counts(answer)
     if not left and not right:

@@ -1,4 +1,4 @@
-"""How much better one strategy is than another on the same questions."""
+"""Paired differences: how much better one strategy is than another on the same questions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from orchestrator.evaluation.metrics.uncertainty import Estimate, clustered_mean
 
 
 class Question(NamedTuple):
-    """Names a question in any strategy and job: where it stands in its dataset, and a digest of what is there.
+    """Identifies a question across strategies and jobs: its location in a dataset and a digest of its content.
 
-    Two files may call different data by one name; then `content` differs, and the questions do not pair.
+    Two files may use one name for different data. Their `content` then differs and the questions do not pair.
     """
 
     dataset: str
@@ -23,19 +23,19 @@ class Question(NamedTuple):
     content: str
 
     @property
-    def place(self) -> tuple[str, str, int]:
-        """What is left where files use one name for different data."""
+    def location(self) -> tuple[str, str, int]:
+        """The question's place in its dataset, regardless of content."""
         return self.dataset, self.episode, self.position
 
 
 def content_digest(*texts: str) -> str:
-    """Return a short hash of texts, letter case and runs of blanks aside."""
+    """Return a short hash of texts that ignores letter case and runs of whitespace."""
     return hashlib.sha256("\0".join(map(normalized, texts)).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class QuestionScore:
-    """The score of one question, in [0, 1], and the cluster (episode) that it depends on."""
+    """The score of one question in [0, 1], and the cluster (episode) that it belongs to."""
 
     cluster: str
     score: float
@@ -44,9 +44,9 @@ class QuestionScore:
 def paired_difference(first: Mapping[Any, QuestionScore], second: Mapping[Any, QuestionScore]) -> Estimate:
     """Return the mean of first - second over the questions that both scored, with its clustered standard error.
 
-    A question that one of them left unscored tells nothing of the difference and is left out. Differences of one
-    question are much less spread than the two scores, so this interval is the one to judge by.
+    Questions that only one side scored are left out. Differences within a question vary much less than the scores
+    themselves, so this interval is narrower than the two scores suggest.
     """
-    both = [key for key in first if key in second]
-    differences = [first[key].score - second[key].score for key in both]
-    return clustered_mean_of_differences(differences, [first[key].cluster for key in both])
+    shared = [key for key in first if key in second]
+    differences = [first[key].score - second[key].score for key in shared]
+    return clustered_mean_of_differences(differences, [first[key].cluster for key in shared])

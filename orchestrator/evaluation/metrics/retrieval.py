@@ -1,4 +1,4 @@
-"""Whether the adapter that was trained for the data was found."""
+"""Retrieval accuracy: was the adapter trained for the data retrieved?"""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate, clustered_mean
 
 NOTHING = "(none)"
+"""Key of the confusion counts for samples that retrieved no adapter."""
 
 
 @dataclass(frozen=True)
 class RankedAdapters:
-    """What one sample retrieved, most similar first (nothing is an answer, and wrong), and the true adapter."""
+    """The adapters that one sample retrieved, most similar first, and the true adapter. No adapter counts as wrong."""
 
     cluster: str
     true_adapter: str
@@ -20,13 +21,13 @@ class RankedAdapters:
 
     @property
     def rank(self) -> int | None:
-        """The true adapter's place, from 1; None where it was not retrieved."""
+        """The true adapter's rank, from 1; None: it was not retrieved."""
         return self.adapters.index(self.true_adapter) + 1 if self.true_adapter in self.adapters else None
 
 
 @dataclass(frozen=True)
 class RetrievalScore:
-    """Shares of samples whose true adapter came first, or among the first three; mean of 1 / rank (0: absent)."""
+    """Shares of samples with the true adapter at rank 1 and at rank 1 to 3; mean of 1 / rank (0 if absent)."""
 
     at_1: Estimate
     at_3: Estimate
@@ -34,7 +35,7 @@ class RetrievalScore:
 
 
 def confusion(samples: Sequence[RankedAdapters]) -> dict[str, dict[str, int]]:
-    """Return how often each adapter came first, by true adapter; NOTHING where none was similar enough."""
+    """Return how often each adapter came first, by true adapter; NOTHING if none was similar enough."""
     counts: dict[str, dict[str, int]] = {}
     for sample in samples:
         first = sample.adapters[0] if sample.adapters else NOTHING
@@ -49,8 +50,8 @@ RETRIEVAL_UNSCORED = RetrievalScore(UNSCORED, UNSCORED, UNSCORED)
 def score_retrieval(samples: Sequence[RankedAdapters], top_k: int | None) -> RetrievalScore:
     """Score retrieval, with standard errors clustered by episode.
 
-    `top_k` is how many adapters were asked for; None: as many as the longest answer holds, at least. With fewer than
-    three the share at three is not measured. The reciprocal rank is cut at top_k: an adapter beyond counts as absent.
+    `top_k` is the number of adapters requested; None: the length of the longest result. With top_k < 3 the share at 3
+    is unscored. The reciprocal rank is cut at top_k: an adapter beyond it counts as absent.
     """
     depth = max((len(sample.adapters) for sample in samples), default=0) if top_k is None else top_k
     ranks = [sample.rank for sample in samples]

@@ -1,4 +1,4 @@
-"""Answers as texts, for tasks whose answers are no actions: exact match, ROUGE-L and BLEU."""
+"""Text metrics, for tasks whose answers are not actions: exact match, ROUGE-L and BLEU."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate, clus
 
 TextScore = Callable[[str, str], float]
 
-_ALONE = (
+_SINGLE_CHARACTER_WORDS = (
     range(0x3040, 0x3100),
     range(0x3400, 0x4DC0),
     range(0x4E00, 0xA000),
     range(0xF900, 0xFB00),
     range(0x20000, 0x32400),
 )
-"""Kana and Chinese characters: written without blanks, so that each counts as a word."""
+"""Kana and Chinese characters: written without spaces, so each counts as a word."""
 
 
 @dataclass(frozen=True)
 class AnsweredText:
-    """The true answer to a question, and the given one (None: unscored). `key` names the question in any strategy."""
+    """The true answer to a question and the given one (None: unscored). `key` identifies it across strategies."""
 
     key: object
     cluster: str
@@ -36,7 +36,7 @@ class AnsweredText:
 
 
 def exact_match(truth: str, answer: str) -> float:
-    """Return 1 for the same text, letter case and runs of blanks aside, else 0."""
+    """Return 1 for equal texts, ignoring letter case and runs of whitespace, otherwise 0."""
     return float(normalized(truth) == normalized(answer))
 
 
@@ -44,7 +44,7 @@ def exact_match(truth: str, answer: str) -> float:
 def rouge_l(truth: str, answer: str) -> float:
     """Return the F-measure of the longest common subsequence of words (Lin 2004), by rouge-score, without stemming.
 
-    Words are those of `words`; the same text (see exact_match) has 1 even where it holds no word.
+    Words are those of `words`. Equal texts (see exact_match) score 1 even without words.
     """
     if exact_match(truth, answer):
         return 1.0
@@ -54,14 +54,14 @@ def rouge_l(truth: str, answer: str) -> float:
 def words(text: str) -> list[str]:
     """Return the case-folded runs of letters, digits and their marks, in any script.
 
-    Of ASCII text these are rouge-score's own. Kana, Chinese characters and pictographs are words one by one.
+    For ASCII text these equal rouge-score's own tokens. Each kana, Chinese character and pictograph is a word.
     """
     return "".join(map(_spaced, unicodedata.normalize("NFC", text.casefold()))).split()
 
 
 @lru_cache(maxsize=1 << 14)
 def bleu(truth: str, answer: str) -> float:
-    """Return the BLEU of one answer in [0, 1], by sacrebleu with its own smoothing and effective order."""
+    """Return the sentence BLEU of an answer in [0, 1], by sacrebleu with its default smoothing and effective order."""
     return min(1.0, float(_bleu().sentence_score(answer, [truth]).score) / 100)
 
 
@@ -86,17 +86,17 @@ def score_texts(answers: Sequence[AnsweredText]) -> TextScores:
 
 
 def score_answers(answers: Sequence[AnsweredText], score: TextScore) -> dict[Any, QuestionScore]:
-    """Return the score of every answer that there is, by its key."""
+    """Return the score of every answer that is not None, by key."""
     return {
-        each.key: QuestionScore(each.cluster, score(each.truth, each.answer))
-        for each in answers
-        if each.answer is not None
+        answer.key: QuestionScore(answer.cluster, score(answer.truth, answer.answer))
+        for answer in answers
+        if answer.answer is not None
     }
 
 
-def mean_score(graded: Mapping[Any, QuestionScore]) -> Estimate:
+def mean_score(scores: Mapping[Any, QuestionScore]) -> Estimate:
     """Return the mean score, with its standard error clustered by episode."""
-    return clustered_mean([each.score for each in graded.values()], [each.cluster for each in graded.values()])
+    return clustered_mean([score.score for score in scores.values()], [score.cluster for score in scores.values()])
 
 
 @lru_cache(maxsize=1 << 14)
@@ -104,12 +104,12 @@ def _spaced(character: str) -> str:
     category = unicodedata.category(character)
     if category != "So" and category[0] not in "LMN":
         return " "
-    alone = category == "So" or any(ord(character) in block for block in _ALONE)
-    return f" {character} " if alone else character
+    is_word = category == "So" or any(ord(character) in block for block in _SINGLE_CHARACTER_WORDS)
+    return f" {character} " if is_word else character
 
 
-class _Words:
-    """`words` as rouge-score takes it."""
+class _WordTokenizer:
+    """Tokenizer interface of rouge-score over `words`."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)
@@ -117,9 +117,9 @@ class _Words:
 
 @cache
 def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # Takes seconds: it imports all of nltk.
+    from rouge_score.rouge_scorer import RougeScorer  # Takes seconds: imports all of nltk.
 
-    return RougeScorer(["rougeL"], tokenizer=_Words())
+    return RougeScorer(["rougeL"], tokenizer=_WordTokenizer())
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Means with standard errors that know which samples belong together."""
+"""Means with cluster-robust standard errors and 95 % intervals."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-LEVEL = 0.95
-_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+_LEVEL = 0.95
+_Z = NormalDist().inv_cdf((1 + _LEVEL) / 2)
 _ROUNDING = 1e-12
+"""Smaller standard errors are rounding noise of equal clusters and count as 0."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of `count` values in `clusters` clusters, and the ends of its 95 % interval.
+    """A mean of `count` values in `clusters` clusters, with its 95 % interval [`low`, `high`].
 
-    None: unscored, for want of values or of a second cluster.
+    `value` is None without values; `standard_error`, `low` and `high` are None without a second cluster.
     """
 
     value: float | None
@@ -32,22 +33,22 @@ UNSCORED = Estimate(None, None, 0, 0)
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
-    """Return the mean of `values` in [0, 1] and its standard error, clustered: those of one cluster may depend on each
-    other.
+    """Return the mean of `values` in [0, 1] and its standard error, clustered.
 
-    With S_g the sum and n_g the number of the values of cluster g, N = sum_g n_g and G clusters, the mean is the ratio
-    m = sum_g S_g / N, and its cluster-robust (linearised) standard error is
+    Values of one cluster may depend on each other. With S_g the sum and n_g the number of the values of cluster g,
+    N = sum_g n_g and G clusters, the mean is the ratio m = sum_g S_g / N, and its cluster-robust (linearised) standard
+    error is
 
         sqrt(G / (G - 1) * sum_g (S_g - m n_g)^2) / N
 
-    which is std(ddof=1) / sqrt(N) when every cluster holds one value. One cluster says nothing of the spread: its
-    standard error is None. The interval is that of interval_of_share.
+    which is std(ddof=1) / sqrt(N) if every cluster has one value. A single cluster gives no estimate of the spread: its
+    standard error is None. The interval is that of `interval_of_share`.
     """
     return _clustered(values, clusters, interval_of_share)
 
 
 def clustered_mean_of_differences(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
-    """Return the same of differences of scores, in [-1, 1], with the interval of interval_of_difference."""
+    """Return the same for differences of scores in [-1, 1], with the interval of `interval_of_difference`."""
     return _clustered(values, clusters, interval_of_difference)
 
 
@@ -73,16 +74,16 @@ def _clustered(
 
 
 def student_t(degrees: int) -> float:
-    """Return the 97.5 % quantile of Student's t distribution, right to 0.2 %.
+    """Return the 97.5 % quantile of Student's t distribution, accurate to 0.2 %.
 
-    In closed form for one and two degrees of freedom, else by the expansion in 1/degrees of Abramowitz & Stegun 26.7.5.
+    Closed form for one and two degrees of freedom, otherwise the expansion in 1/degrees of Abramowitz & Stegun 26.7.5.
     """
     if degrees < 1:
         raise ValueError(f"Student's t needs at least one degree of freedom, got {degrees}")
     if degrees == 1:
-        return math.tan(math.pi * LEVEL / 2)
+        return math.tan(math.pi * _LEVEL / 2)
     if degrees == 2:
-        return LEVEL * math.sqrt(2 / (1 - LEVEL**2))
+        return _LEVEL * math.sqrt(2 / (1 - _LEVEL**2))
     z = _Z
     terms: tuple[float, ...] = (
         z,
@@ -95,10 +96,10 @@ def student_t(degrees: int) -> float:
 
 
 def interval_of_share(share: float, standard_error: float, clusters: int) -> tuple[float, float]:
-    """Return share ± t * standard error, t with clusters - 1 degrees of freedom, cut to [0, 1].
+    """Return share ± t * standard error, clipped to [0, 1], with clusters - 1 degrees of freedom.
 
-    Without a spread to be seen (all clusters right, or all half right), which is not certainty, it is Wilson's
-    interval with as many trials as there are clusters: [0, z^2 / (clusters + z^2)] for a share of 0.
+    If the standard error is 0 (all clusters score alike), which is not certainty, returns Wilson's interval with one
+    trial per cluster: [0, z^2 / (clusters + z^2)] for a share of 0.
     """
     if standard_error > 0:
         margin = student_t(clusters - 1) * standard_error
@@ -110,10 +111,10 @@ def interval_of_share(share: float, standard_error: float, clusters: int) -> tup
 
 
 def interval_of_difference(difference: float, standard_error: float, clusters: int) -> tuple[float, float]:
-    """Return difference ± t * standard error, t with clusters - 1 degrees of freedom, cut to [-1, 1].
+    """Return difference ± t * standard error, clipped to [-1, 1], with clusters - 1 degrees of freedom.
 
-    Where all clusters differ alike, which again is not certainty, the margin is z^2 / (clusters + z^2): so many
-    clusters would differ otherwise at most (Wilson's bound after none of them did), taken to do so by a whole point.
+    If the standard error is 0, which is not certainty, the margin is z^2 / (clusters + z^2): Wilson's upper bound on
+    the share of clusters that would differ otherwise, given that none did, each assumed to differ by a whole point.
     """
     margin = student_t(clusters - 1) * standard_error if standard_error > 0 else _Z**2 / (clusters + _Z**2)
     return max(-1.0, difference - margin), min(1.0, difference + margin)

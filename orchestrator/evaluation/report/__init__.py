@@ -1,1 +1,1 @@
-"""From records to numbers, tables and pages."""
+"""Reports: from records to a summary, and from the summary to tables, Markdown and HTML."""

@@ -1,4 +1,4 @@
-"""Tables of strategies compared on the same questions: paired differences, and the grades of a judge."""
+"""Tables that compare strategies on the same questions: paired differences, and a judge's grades."""
 
 from __future__ import annotations
 
@@ -7,42 +7,56 @@ from orchestrator.evaluation.report.formatting import ReportTable, interval_text
 from orchestrator.evaluation.report.metric_tables import cells_of, main_scores, score_text
 from orchestrator.evaluation.report.summary import ALL, Difference, Summary
 
-_HOLDS_ZERO = "an interval that holds zero does not show that there is a difference"
+_CONTAINS_ZERO = "an interval that contains zero does not show a difference"
 DIFFERENCES_NOTE = (
-    f"On the questions that both have a score for, with 95 % intervals, clustered by episode: {_HOLDS_ZERO}. "
-    "Strategies most of whose samples failed are not compared."
+    f"On the questions that both have a score for, with 95 % intervals clustered by episode: {_CONTAINS_ZERO}. "
+    "Strategies with more than half of their samples failed are not compared."
 )
 JUDGED_NOTE = (
-    "Grades in percent of the best, with 95 % intervals, clustered by episode. Each mean is of the answers that have a "
-    f"grade. Differences are of the questions that both have a grade for, in percentage points: {_HOLDS_ZERO}."
+    "Mean grades in percent, with 95 % intervals clustered by episode, over the answers that have a grade. "
+    f"Differences in percentage points, on the questions that both have a grade for: {_CONTAINS_ZERO}."
 )
 
 
 def reportable_differences(summary: Summary) -> list[Difference]:
-    """Return the differences on all datasets, without those of strategies most of whose samples failed."""
-    return [each for each in summary.differences if each.data == ALL and not summary.mostly_failed_in(each)]
+    """Return the differences over all datasets, except those of mostly failed strategies."""
+    return [
+        difference
+        for difference in summary.differences
+        if difference.data == ALL and not summary.compares_mostly_failed(difference)
+    ]
 
 
 def paired_differences_table(summary: Summary) -> ReportTable | None:
-    """Return what each strategy has over the one that it is compared with; None where nothing is to be compared."""
-    found = reportable_differences(summary)
-    scores = [score for score in main_scores(summary) if any(score.of_difference(each).count for each in found)]
+    """Return the difference of each strategy to its reference; None: nothing can be compared."""
+    differences = reportable_differences(summary)
+    scores = [
+        score
+        for score in main_scores(summary)
+        if any(score.of_difference(difference).count for difference in differences)
+    ]
     if not scores:
         return None
     rows = tuple(
-        (each.strategy, each.reference, *(interval_text(score.of_difference(each), signed=True) for score in scores))
-        for each in found
+        (
+            difference.strategy,
+            difference.reference,
+            *(interval_text(score.of_difference(difference), signed=True) for score in scores),
+        )
+        for difference in differences
     )
     columns = ("strategy", "compared with", *(score.name for score in scores))
     return ReportTable("Paired differences, percentage points", columns, rows, DIFFERENCES_NOTE, text_columns=2)
 
 
 def judge_table(summary: Summary) -> ReportTable | None:
-    """Return a judge's grades by strategy, with their paired differences; None where nobody has judged."""
+    """Return a judge's grades by strategy with their paired differences; None: not judged."""
     if summary.judge is None:
         return None
     differences = {
-        (each.strategy, each.reference): each.judge for each in reportable_differences(summary) if each.judge.count
+        (difference.strategy, difference.reference): difference.judge
+        for difference in reportable_differences(summary)
+        if difference.judge.count
     }
     references = list(dict.fromkeys(reference for _, reference in differences))
     rows = tuple(

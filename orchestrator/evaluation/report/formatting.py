@@ -1,4 +1,4 @@
-"""Numbers and tables as Markdown text. What is unscored is an em dash, never a zero."""
+"""Format numbers and tables as text and Markdown. Unscored values are an em dash, never zero."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from orchestrator.evaluation.metrics.uncertainty import Estimate
 
 UNSCORED_TEXT = "—"
-MAX_TEXT = 300
+_MAX_TEXT = 300
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table whose first `text_columns` may hold foreign text, not escaped yet; `note` says what the numbers are."""
+    """A table of a report. The first `text_columns` may hold unescaped foreign text; `note` explains the numbers."""
 
     title: str
     columns: tuple[str, ...]
@@ -23,19 +23,19 @@ class ReportTable:
 
 
 def percent(share: float | None) -> str:
-    """Return a share in [0, 1] in percent with one decimal."""
+    """Format a share in [0, 1] in percent with one decimal."""
     return UNSCORED_TEXT if share is None else f"{100 * share:.1f}"
 
 
 def percent_with_error(estimate: Estimate) -> str:
-    """Return a share in percent and its standard error in percentage points, where a spread was seen."""
+    """Format a share in percent with its standard error in percentage points, if that is not 0."""
     if estimate.value is None or not estimate.standard_error:
         return percent(estimate.value)
     return f"{percent(estimate.value)} ± {percent(estimate.standard_error)}"
 
 
 def interval_text(estimate: Estimate, *, signed: bool = False) -> str:
-    """Return an estimate in percent with its interval, as in 61.2 [55.0, 67.1]."""
+    """Format an estimate in percent with its interval, as in 61.2 [55.0, 67.1]."""
     if estimate.value is None:
         return UNSCORED_TEXT
     form = "+.1f" if signed else ".1f"
@@ -46,7 +46,7 @@ def interval_text(estimate: Estimate, *, signed: bool = False) -> str:
 
 
 def decimal_with_error(estimate: Estimate) -> str:
-    """Return a number with three decimals and its standard error, where a spread was seen."""
+    """Format a number with three decimals and its standard error, if that is not 0."""
     if estimate.value is None:
         return UNSCORED_TEXT
     error = f" ± {estimate.standard_error:.3f}" if estimate.standard_error else ""
@@ -54,28 +54,28 @@ def decimal_with_error(estimate: Estimate) -> str:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Return seconds in milliseconds, three significant digits at least."""
+    """Format seconds in milliseconds, with at least three significant digits."""
     if seconds is None:
         return UNSCORED_TEXT
     value = 1000 * seconds
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def pluralize(number: int, noun: str) -> str:
-    """Return "1 sample", "2,000 samples"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def pluralize(number: int, noun: str, plural: str = "") -> str:
+    """Format a count, as in "1 sample" or "2,000 samples". `plural` is for nouns that do not just take an "s"."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def escape_inline(text: str) -> str:
-    """Return foreign text in one line, cut where it is long, with nothing in it that Markdown or HTML would act on."""
+    """Return foreign text as one truncated line with Markdown and HTML characters escaped."""
     line = " ".join(text.split())
-    line = line if len(line) <= MAX_TEXT else line[: MAX_TEXT - 1] + "…"
+    line = line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 1] + "…"
     for character in "\\`*_[]|":
         line = line.replace(character, f"\\{character}")
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """Return a table: the first `text_columns` to the left, the others to the right. Cells are Markdown already."""
+    """Return a Markdown table, the first `text_columns` left-aligned, the others right-aligned. Cells are Markdown."""
     rule = [*[":---"] * text_columns, *["---:"] * (len(columns) - text_columns)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))

@@ -1,4 +1,4 @@
-"""What a job comes to: step accuracy, the scores of whole answers, or both."""
+"""Headline tables of a job: step accuracy, the scores of whole answers, or both."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ FLOOR_NAME = "constant template (floor)"
 
 
 @dataclass(frozen=True)
-class _Form:
-    """How a score is written, and what stands beside it."""
+class _Format:
+    """How a score is formatted, and the words for it in a note."""
 
     text: Callable[[Estimate], str]
-    beside: str
+    description: str
 
 
-_WITH_INTERVALS = _Form(interval_text, "with 95 % intervals")
-_WITH_ERRORS = _Form(percent_with_error, "± standard error")
+_WITH_INTERVALS = _Format(interval_text, "with 95 % intervals")
+_WITH_ERRORS = _Format(percent_with_error, "± standard error")
 
 
 def headline_tables(summary: Summary, *, intervals: bool = True) -> list[ReportTable]:
-    """Return the headline of the questions that actions answer, and of those that other texts do, as far as any do.
+    """Return step accuracy if there are true actions, then the scores of whole answers if there are other truths.
 
-    With 95 % intervals, or where there is little room with standard errors.
+    With 95 % intervals, or with standard errors where there is little room.
     """
-    form = _WITH_INTERVALS if intervals else _WITH_ERRORS
-    found = [] if summary.only_texts else [_of_steps(summary, form)]
-    return [*found, _of_texts(summary, form)] if summary.has_texts else found
+    score_format = _WITH_INTERVALS if intervals else _WITH_ERRORS
+    tables = [] if summary.only_texts else [_of_steps(summary, score_format)]
+    return [*tables, _of_texts(summary, score_format)] if summary.has_texts else tables
 
 
-def _of_steps(summary: Summary, form: _Form) -> ReportTable:
-    """Return step accuracy under `action`, strategy by group of datasets, with the floor in the last row."""
+def _of_steps(summary: Summary, score_format: _Format) -> ReportTable:
+    """Return step accuracy under `action` by strategy and group of datasets, with the floor in the last row."""
     groups = summary.group_names
     rows = [
         (
             _strategy_title(summary, strategy),
-            *(score_text(summary.group(strategy, group), STEPS.of, form.text) for group in groups),
+            *(score_text(summary.group(strategy, group), STEPS.of, score_format.text) for group in groups),
         )
         for strategy in summary.strategies
     ]
@@ -59,25 +59,26 @@ def _of_steps(summary: Summary, form: _Form) -> ReportTable:
         columns=("strategy", *titles),
         rows=(*rows, (FLOOR_NAME, *floors)),
         note=(
-            f"Right steps in percent (action type and argument both right) {form.beside}, clustered by episode. "
-            "The floor is the best fixed list of actions that sees neither query nor screen."
-            f"{' Whole answers are scored apart.' if summary.is_mixed else ''}{_failed_note(summary)}"
+            "Correct steps in percent (action type and argument both correct), "
+            f"{score_format.description} clustered by episode. "
+            "The floor is the score of the best fixed list of actions, which sees neither query nor screen."
+            f"{' Whole answers are scored separately.' if summary.is_mixed else ''}{_failed_note(summary)}"
         ),
     )
 
 
-def _of_texts(summary: Summary, form: _Form) -> ReportTable:
+def _of_texts(summary: Summary, score_format: _Format) -> ReportTable:
     rows = tuple(
         (
             _strategy_title(summary, cell.strategy),
             f"{cell.texts.exact_match.count:,}",
-            *whole_answer_texts(cell, form.text),
+            *whole_answer_texts(cell, score_format.text),
         )
         for cell in cells_of(summary.groups, ALL)
     )
     note = (
-        f"Means over the answers to questions whose true answer is not in the action language, in percent "
-        f"{form.beside}, clustered by episode.{'' if summary.is_mixed else _failed_note(summary)}"
+        f"Means in percent over the answers to questions whose true answer is not in the action language, "
+        f"{score_format.description} clustered by episode.{'' if summary.is_mixed else _failed_note(summary)}"
     )
     return ReportTable("Whole answers, %", ("strategy", "answers", *TEXT_COLUMNS), rows, note)
 
@@ -91,4 +92,4 @@ def _failed_note(summary: Summary) -> str:
     if not summary.failed_samples:
         return ""
     kinds = " (of both kinds)" if summary.is_mixed else ""
-    return f" Failed{kinds}, and so unscored: {pluralize(summary.failed_samples, 'sample')}."
+    return f" Failed{kinds} and therefore unscored: {pluralize(summary.failed_samples, 'sample')}."

@@ -1,4 +1,4 @@
-"""The report: a summary as Markdown for people, and its headline as a plain table."""
+"""Render a summary as Markdown."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_LISTED = 20
 
 
 def first_headline(summary: Summary) -> ReportTable:
-    """Return the first headline of a job, with standard errors, which need less room than intervals."""
+    """Return the first headline table, with standard errors, which need less room than intervals."""
     return headline_tables(summary, intervals=False)[0]
 
 
@@ -55,18 +55,17 @@ def render_markdown(summary: Summary) -> str:
 
 
 def _domains(summary: Summary) -> str:
-    made = domain_matrix(summary)
-    return "" if made is None else f"## {TITLE}\n\n{render_matrix(made).rstrip()}"
+    matrix = domain_matrix(summary)
+    return "" if matrix is None else f"## {TITLE}\n\n{render_matrix(matrix).rstrip()}"
 
 
 def _opening(summary: Summary) -> str:
     facts = summary.facts
     name = f" {escape_inline(facts.evaluation_id)}" if facts.evaluation_id else ""
     model = f" Base model: {escape_inline(facts.base_model)}." if facts.base_model else ""
-    strategies, datasets = len(summary.strategies), len(summary.dataset_names)
     lines = [
         f"# Evaluation{name}",
-        f"{pluralize(strategies, 'way')} to answer, compared on {pluralize(datasets, 'dataset')}: "
+        f"{compared_text(summary)}: "
         f"{pluralize(summary.recorded_samples, 'sample')} in the `{facts.spec.protocol.value}` protocol, "
         f"{summary.failed_samples:,} of them failed.{model}",
     ]
@@ -74,26 +73,32 @@ def _opening(summary: Summary) -> str:
     if planned is not None and planned != summary.recorded_samples:
         lines.append(
             f"**Incomplete ({escape_inline(facts.state)}): {summary.recorded_samples:,} of {planned:,} planned samples "
-            "have a record.** Episodes with a missing step count in step shares only."
+            "have a record.** Episodes with a missing step count only in the shares of steps."
         )
     return "\n\n".join([*lines, *(f"**{escape_inline(caveat)}**" for caveat in caveats(summary))])
 
 
+def compared_text(summary: Summary) -> str:
+    """Return how many strategies were compared, on how many datasets."""
+    strategies = pluralize(len(summary.strategies), "strategy", "strategies")
+    return f"{strategies} compared on {pluralize(len(summary.dataset_names), 'dataset')}"
+
+
 def caveats(summary: Summary) -> list[str]:
-    """Return what a reader must know before believing the numbers: sentences, of foreign text."""
-    said = []
+    """Return caveats that a reader must know before trusting the numbers, as sentences with foreign text."""
+    notes = []
     if summary.bad_row_count:
         first = [f", the first: {bad.file}:{bad.line}: {bad.problem}" for bad in summary.facts.bad_rows[:1]]
-        said.append(f"{pluralize(summary.bad_row_count, 'row')} of the datasets could not be read{''.join(first)}.")
+        notes.append(f"{pluralize(summary.bad_row_count, 'row')} of the datasets could not be read{''.join(first)}.")
     if summary.changed_datasets:
         names = ", ".join(summary.changed_datasets)
-        said.append(f"Changed while the job ran (its samples are those that were planned): {names}.")
+        notes.append(f"These datasets changed while the job ran; their samples are the planned ones: {names}.")
     if summary.catalogue_changed:
-        said.append("The catalogue of adapters changed while the job ran: answers came from more than one state of it.")
+        notes.append("The catalogue of adapters changed while the job ran; answers used more than one revision of it.")
     if summary.stale_samples:
         count = pluralize(summary.stale_samples, "sample")
-        said.append(f"For {count} the catalogue could not be reached: adapters were looked up in the last one known.")
-    return said
+        notes.append(f"For {count} the catalogue was unreachable; adapters were retrieved from its last known state.")
+    return notes
 
 
 def _rendered(report_table: ReportTable | None) -> str:
@@ -106,18 +111,18 @@ def _rendered(report_table: ReportTable | None) -> str:
 
 
 def _judged(summary: Summary) -> str:
-    return (
-        "" if summary.judge is None else f"{_rendered(judge_table(summary))} {escape_inline(judge_note(summary.judge))}"
-    )
+    if summary.judge is None:
+        return ""
+    return f"{_rendered(judge_table(summary))} {escape_inline(judge_note(summary.judge))}"
 
 
 def judge_note(facts: JudgeFacts) -> str:
-    """Return who graded and what it took, a sentence or two of foreign text."""
+    """Return sentences about the judge and its cost, with foreign text."""
     unscored = "".join(f" Unscored: {count:,} ({reason})." for reason, count in facts.unscored.items())
     return (
-        f"Graded by {facts.model} at {facts.endpoint}. "
-        f"It took {pluralize(facts.calls, 'call')} ({facts.prompt_tokens:,} + {facts.completion_tokens:,} tokens); "
-        f"{facts.cached:,} replies were known already.{unscored}"
+        f"Graded by {facts.model} at {facts.endpoint}, "
+        f"with {pluralize(facts.calls, 'call')} ({facts.prompt_tokens:,} + {facts.completion_tokens:,} tokens) "
+        f"and {pluralize(facts.cached, 'cached reply', 'cached replies')}.{unscored}"
     )
 
 
@@ -132,7 +137,7 @@ def _failures(summary: Summary) -> str:
     ]
     return (
         f"## Failed samples: {summary.failed_samples:,}\n\n"
-        f"They are unscored: in no share above, neither right nor wrong. By reason: {counts}. Some of each:\n\n"
+        f"Failed samples are unscored and in no share above. By reason: {counts}. Examples of each:\n\n"
         f"{markdown_table(('sample', 'reason', 'message'), rows, text_columns=3)}"
     )
 
@@ -162,11 +167,11 @@ def _specification(summary: Summary) -> str:
     ran = {
         "loraretriever": facts.version,
         "base model": facts.base_model,
-        "its files' digest": facts.base_model_revision,
+        "digest of its files": facts.base_model_revision,
         "type of its weights": facts.dtype,
         "embedder": facts.embedder,
-        "catalogue when accepted": facts.catalogue_revision,
-        "catalogues that answered": ", ".join(summary.catalogue_revisions),
+        "catalogue at acceptance": facts.catalogue_revision,
+        "catalogue revisions searched": ", ".join(summary.catalogue_revisions),
     }
     known = [f"- {name}: {escape_inline(value)}" for name, value in ran.items() if value]
     if known:

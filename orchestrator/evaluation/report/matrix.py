@@ -1,4 +1,4 @@
-"""The paper's table: strategies against domains, each with its interval and its difference to selection."""
+"""The paper's table: step accuracy of strategies by domain, with intervals and differences to selection."""
 
 from __future__ import annotations
 
@@ -29,23 +29,33 @@ _ROWS = (
     EvaluatedStrategy(AnswerStrategy.RANDOM_K),
 )
 TITLE = "In domain and out of domain: steps right, %"
-TO_SELECTION = "to selection"
-COLUMNS = ("strategy", "in domain", TO_SELECTION, "out of domain", TO_SELECTION)
-MAX_REASON = 160
+_TO_SELECTION = "to selection"
+_COLUMNS = ("strategy", "in domain", _TO_SELECTION, "out of domain", _TO_SELECTION)
+_MAX_REASON = 160
+_SHARES = "Correct steps in percent (action type and argument), with 95 % intervals clustered by episode"
+_NOTE = (
+    f"{_SHARES}. To selection: the paired difference in percentage points, on the questions that both answered, with "
+    "its own interval."
+)
 
 
 def matrix_strategies() -> tuple[EvaluatedStrategy, ...]:
-    """Return every row of the table, those that can hide the dataset's own adapter also out of domain."""
-    hiding = (each for each in _ROWS if each.strategy.retrieves or each.strategy.ignores_prompt)
-    outside = (EvaluatedStrategy(each.strategy, each.fusion_method, exclude_own_adapter=True) for each in hiding)
-    return (*_ROWS, *outside)
+    """Return the strategies of all rows, and the out-of-domain variants of those that can hide an adapter."""
+    can_hide = (row for row in _ROWS if row.strategy.retrieves or row.strategy.ignores_prompt)
+    out_of_domain = (EvaluatedStrategy(row.strategy, row.fusion_method, exclude_own_adapter=True) for row in can_hide)
+    return (*_ROWS, *out_of_domain)
 
 
 @dataclass(frozen=True)
 class MatrixCell:
-    """A strategy in one domain: its step accuracy, and how much that is above selection's.
+    """A strategy in one domain.
 
-    `reason` says why there is no number, or why it is one of some of the samples only.
+    Attributes:
+        steps: step accuracy.
+        to_selection: paired difference to selection.
+        samples: number of samples.
+        failed: number of them without an answer.
+        reason: why there is no score, or why it covers only some of the samples; empty: neither.
     """
 
     steps: Estimate = UNSCORED
@@ -57,7 +67,7 @@ class MatrixCell:
 
 @dataclass(frozen=True)
 class MatrixRow:
-    """A strategy in domain and out of domain; None where it means nothing."""
+    """A strategy in domain and out of domain; None: not applicable."""
 
     strategy: str
     in_domain: MatrixCell | None
@@ -66,16 +76,16 @@ class MatrixRow:
 
 @dataclass(frozen=True)
 class Matrix:
-    """The table. `floor` is the step share of the best constant template (see shared_floor), None: unscored."""
+    """The table. `floor` is the step share of the best constant template (see shared_floor); None: unscored."""
 
     rows: tuple[MatrixRow, ...]
     floor: float | None
 
 
 def build_matrix(summary: Summary, data: str = ALL) -> Matrix:
-    """Return the table of a job; strategies that answer alike but for the hidden adapter share a row.
+    """Return the table of a job. Strategies that differ only in whether the own adapter is hidden share a row.
 
-    The base model knows no adapters, so that it is the same in both columns.
+    The base model uses no adapters, so it is the same in both columns.
     """
     rows: dict[str, dict[bool, EvaluatedStrategy]] = {}
     for strategy in summary.facts.spec.strategies:
@@ -86,7 +96,7 @@ def build_matrix(summary: Summary, data: str = ALL) -> Matrix:
             row[True] = strategy
     return Matrix(
         tuple(
-            MatrixRow(name, *(_cell(summary, row.get(hides), data, hides) for hides in (False, True)))
+            MatrixRow(name, *(_cell(summary, row.get(domain), data, domain) for domain in (False, True)))
             for name, row in rows.items()
         ),
         shared_floor(cell for cell in summary.groups if cell.data == data),
@@ -94,15 +104,12 @@ def build_matrix(summary: Summary, data: str = ALL) -> Matrix:
 
 
 def domain_matrix(summary: Summary) -> Matrix | None:
-    """Return the table of a job that hides the own adapter from some strategy; None where there is but one domain.
-
-    There is none either where no question is answered by actions.
-    """
-    hides = any(strategy.exclude_own_adapter for strategy in summary.facts.spec.strategies)
-    return build_matrix(summary) if hides and not summary.only_texts else None
+    """Return the table of a job with both domains; None: it has one domain, or no question with a true action."""
+    has_out_of_domain = any(strategy.exclude_own_adapter for strategy in summary.facts.spec.strategies)
+    return build_matrix(summary) if has_out_of_domain and not summary.only_texts else None
 
 
-def _cell(summary: Summary, strategy: EvaluatedStrategy | None, data: str, hides: bool) -> MatrixCell | None:
+def _cell(summary: Summary, strategy: EvaluatedStrategy | None, data: str, out_of_domain: bool) -> MatrixCell | None:
     if strategy is None:
         return None
     cell = summary.group(strategy.label, data)
@@ -110,18 +117,18 @@ def _cell(summary: Summary, strategy: EvaluatedStrategy | None, data: str, hides
         return MatrixCell(reason="no record")
     reference = next(
         (
-            each.label
-            for each in summary.facts.spec.strategies
-            if each.strategy is AnswerStrategy.SELECTION and each.exclude_own_adapter == hides
+            other.label
+            for other in summary.facts.spec.strategies
+            if other.strategy is AnswerStrategy.SELECTION and other.exclude_own_adapter == out_of_domain
         ),
         "",
     )
     difference = next(
         (
-            each.steps
-            for each in summary.differences
-            if (each.strategy, each.reference, each.data) == (strategy.label, reference, data)
-            and not summary.mostly_failed_in(each)
+            candidate.steps
+            for candidate in summary.differences
+            if (candidate.strategy, candidate.reference, candidate.data) == (strategy.label, reference, data)
+            and not summary.compares_mostly_failed(candidate)
         ),
         UNSCORED,
     )
@@ -131,15 +138,15 @@ def _cell(summary: Summary, strategy: EvaluatedStrategy | None, data: str, hides
 def _reason(cell: Cell) -> str:
     if not cell.failed:
         return ""
-    said = cell.failure if len(cell.failure) <= MAX_REASON else f"{cell.failure[: MAX_REASON - 1]}…"
+    message = cell.failure if len(cell.failure) <= _MAX_REASON else f"{cell.failure[: _MAX_REASON - 1]}…"
     share = "cannot run" if cell.failed == cell.samples else f"{cell.failed} of {cell.samples} failed"
-    return f"{share}: {said}"
+    return f"{share}: {message}"
 
 
 def matrix_rows(matrix: Matrix) -> list[tuple[str, ...]]:
-    """Return the table as ready text, below COLUMNS; the last row is the floor.
+    """Return the rows of the table as text, without the header; the last row is the floor.
 
-    Where most samples failed the cell says why and no number: what is left of them is a choice of its own.
+    If most samples failed, the cell has the reason in place of a score, which would be biased.
     """
     rows = [(row.strategy, *_texts(row.in_domain), *_texts(row.out_of_domain)) for row in matrix.rows]
     floor = UNSCORED_TEXT if matrix.floor is None else f"{100 * matrix.floor:.1f}"
@@ -148,29 +155,24 @@ def matrix_rows(matrix: Matrix) -> list[tuple[str, ...]]:
 
 def render_matrix(matrix: Matrix) -> str:
     """Return the table as Markdown."""
-    drawn = domain_table(matrix)
-    rows = [tuple(map(escape_inline, row)) for row in drawn.rows]
-    return f"{markdown_table(drawn.columns, rows)}\n\n{drawn.note}\n"
+    report_table = domain_table(matrix)
+    rows = [tuple(map(escape_inline, row)) for row in report_table.rows]
+    return f"{markdown_table(report_table.columns, rows)}\n\n{report_table.note}\n"
 
 
 def domain_table(matrix: Matrix) -> ReportTable:
-    """Return the table without the columns of differences that are empty, as where the job has no selection."""
+    """Return the table without empty columns of differences, as when the job has no selection."""
     rows = matrix_rows(matrix)
-    kept = [index for index, column in enumerate(COLUMNS) if column != TO_SELECTION or any(row[index] for row in rows)]
-    differs = any(COLUMNS[index] == TO_SELECTION for index in kept)
+    kept = [
+        index for index, column in enumerate(_COLUMNS) if column != _TO_SELECTION or any(row[index] for row in rows)
+    ]
+    differs = any(_COLUMNS[index] == _TO_SELECTION for index in kept)
     return ReportTable(
         TITLE,
-        tuple(COLUMNS[index] for index in kept),
+        tuple(_COLUMNS[index] for index in kept),
         tuple(tuple(row[index] for index in kept) for row in rows),
-        NOTE if differs else f"{_SHARES}.",
+        _NOTE if differs else f"{_SHARES}.",
     )
-
-
-_SHARES = "Steps right in percent (action type and argument) with their 95 % interval, clustered by episode"
-NOTE = (
-    f"{_SHARES}; to selection: the difference in percentage points on the questions that both answered, with its own "
-    "interval."
-)
 
 
 def _texts(cell: MatrixCell | None) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""Tables of a report as plain text, for Markdown and HTML alike."""
+"""Tables of metrics, retrieval and timings as plain text, for both Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _GROUP_TITLES = {"app": "apps", "category": "categories"}
 
 
 def group_title(name: str) -> str:
-    """Return what a group of datasets is called in a report."""
+    """Return the title of a group of datasets."""
     return _GROUP_TITLES.get(name, name)
 
 
 def cells_of(cells: Iterable[Cell], data: str) -> list[Cell]:
-    """Return the cells of one dataset or group, one a strategy."""
+    """Return the cells of one dataset or group, one per strategy."""
     return [cell for cell in cells if cell.data == data]
 
 
 @dataclass(frozen=True)
 class MainScore:
-    """What questions of one kind are judged by: its name, and where cells and differences have it."""
+    """The main score of one kind of question: its name, and how to get it from a cell or a difference."""
 
     name: str
     of: Callable[[Cell], Estimate]
@@ -46,26 +46,30 @@ TEXTS = MainScore("exact match", lambda cell: cell.texts.exact_match, lambda dif
 
 
 def main_scores(summary: Summary) -> tuple[MainScore, ...]:
-    """Return what the job is judged by: steps, whole answers, or both where it has questions of both kinds."""
+    """Return the main scores of a job: steps, whole answers, or both."""
     if summary.only_texts:
         return (TEXTS,)
     return (STEPS, TEXTS) if summary.has_texts else (STEPS,)
 
 
 def datasets_with_score(summary: Summary, score: MainScore) -> list[str]:
-    """Return the datasets that have the score, and those that have none at all."""
+    """Return the datasets that have the score, and those that have no main score at all."""
 
-    def has(name: str, one: MainScore) -> bool:
-        return any(one.of(cell).count for cell in cells_of(summary.datasets, name))
+    def has(name: str, candidate: MainScore) -> bool:
+        return any(candidate.of(cell).count for cell in cells_of(summary.datasets, name))
 
     scores = main_scores(summary)
-    return [name for name in summary.dataset_names if has(name, score) or not any(has(name, one) for one in scores)]
+    return [
+        name
+        for name in summary.dataset_names
+        if has(name, score) or not any(has(name, candidate) for candidate in scores)
+    ]
 
 
 def score_text(
     cell: Cell | None, score: Callable[[Cell], Estimate], text: Callable[[Estimate], str] = percent_with_error
 ) -> str:
-    """Return a score of a cell as text; where most of its samples failed, how many did: what is left is a selection."""
+    """Format a score of a cell; if it is mostly failed, the number of failed samples instead."""
     if cell is None:
         return UNSCORED_TEXT
     return failed_text(cell) if cell.mostly_failed else text(score(cell))
@@ -77,14 +81,14 @@ def failed_text(cell: Cell) -> str:
 
 
 def whole_answer_texts(cell: Cell, text: Callable[[Estimate], str] = percent_with_error) -> list[str]:
-    """Return the scores of whole answers as text, in the order of TEXT_COLUMNS."""
+    """Format the scores of whole answers, in the order of TEXT_COLUMNS."""
     if cell.mostly_failed:
         return [failed_text(cell), *[UNSCORED_TEXT] * (len(TEXT_COLUMNS) - 1)]
     return [text(score) for score in (cell.texts.exact_match, cell.texts.rouge_l, cell.texts.bleu)]
 
 
 def all_metrics_table(summary: Summary) -> ReportTable | None:
-    """Return the scores of actions with their parts and floors, a row for each strategy; None: there are none."""
+    """Return all action scores with their parts and floors, one row per strategy; None: there are none."""
     rows = tuple(
         (cell.strategy, f"{cell.samples:,}", f"{cell.failed:,}", *_action_scores(cell))
         for cell in cells_of(summary.groups, ALL)
@@ -100,8 +104,8 @@ def all_metrics_table(summary: Summary) -> ReportTable | None:
         ),
         rows=rows,
         note=(
-            "Action type: of the steps whose truth is an action; argument: of those whose action takes one. Each floor "
-            f"is fitted to the samples that its strategy answered. {STANDARD_ERROR_NOTE}"
+            "Action type: over the steps whose truth is an action; argument: over those whose action takes one. Each "
+            f"floor is fitted to the samples that its strategy answered. {STANDARD_ERROR_NOTE}"
         ),
     )  # fmt: skip
 
@@ -126,7 +130,7 @@ def _action_scores(cell: Cell) -> tuple[str, ...]:
 
 
 def retrieval_table(summary: Summary) -> ReportTable | None:
-    """Return how often the true adapter was found, by strategy and group; None: it is known nowhere."""
+    """Return retrieval accuracy by strategy and group; None: no true adapter is known."""
     rows = tuple(
         (
             cell.strategy,
@@ -145,13 +149,13 @@ def retrieval_table(summary: Summary) -> ReportTable | None:
         title="Was the right adapter retrieved?",
         columns=("strategy", "data", "samples", "@1, %", "@3, %", "mean reciprocal rank"),
         rows=rows,
-        note="Where the adapter trained for the dataset is known and was not hidden from retrieval.",
+        note="Over samples whose true adapter is known and was not hidden from retrieval.",
         text_columns=2,
     )
 
 
 def timings_table(summary: Summary) -> ReportTable | None:
-    """Return the mean time of an answer and of its phases, a row for each strategy; None: nothing was measured."""
+    """Return the mean time of an answer and of its phases, one row per strategy; None: nothing was measured."""
     rows = tuple(
         (
             cell.strategy,
@@ -171,7 +175,7 @@ def timings_table(summary: Summary) -> ReportTable | None:
 
 
 def steps_by_dataset_table(summary: Summary) -> ReportTable | None:
-    """Return step accuracy, a row for each dataset; None where no question is answered by actions."""
+    """Return step accuracy, one row per dataset; None: no truth is an action."""
     if summary.only_texts:
         return None
     rows = []
@@ -190,7 +194,7 @@ def steps_by_dataset_table(summary: Summary) -> ReportTable | None:
 
 
 def answers_by_dataset_table(summary: Summary) -> ReportTable | None:
-    """Return the scores of whole answers by strategy and dataset; None where there are none, or of one dataset."""
+    """Return the scores of whole answers by strategy and dataset; None: fewer than two datasets have any."""
     cells = [cell for cell in summary.datasets if cell.texts.exact_match.count]
     if len({cell.data for cell in cells}) < 2:
         return None

@@ -1,4 +1,4 @@
-"""The files of a job that has ended: records.jsonl, and what is made of it: summary.json, summary.md, report.html."""
+"""Write the output files of a job: records.jsonl, and the reports summary.json, summary.md and report.html."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GRADES_FILE = "judge.jsonl"
 
 
 def write_records(folder: str, records: Sequence[Record], options: ScoringOptions) -> None:
-    """Write every record, one a line, with its scores beside it (null: unscored)."""
+    """Write every record, one a line, with its scores (null: unscored)."""
     metrics = ActionMetric(options.point_tolerance_px), ActionTypeMetric(), LegacyMetric(options.legacy_threshold)
     lines = ({**record.to_json(), "scores": record_scores(record, metrics)} for record in records)
     write_text(folder, RECORDS_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -40,34 +40,35 @@ def write_report(
     pictures: ThumbnailBudget,
     grades: Mapping[str, float] | None = None,
 ) -> None:
-    """Write what the records add up to: numbers for programs, for people, and as a page to browse.
-
-    `grades` are a judge's, by sample key.
-    """
+    """Write summary.json, summary.md and report.html. `grades` are a judge's, by sample key."""
     write_text(folder, SUMMARY_JSON_FILE, json.dumps(summary.to_json(), indent=2, ensure_ascii=False) + "\n")
     write_text(folder, SUMMARY_MARKDOWN_FILE, render_markdown(summary))
     write_text(folder, REPORT_HTML_FILE, render_html(summary, records, pictures, grades=grades))
 
 
 def add_grades(folder: str, judged: JobGrades, records: Sequence[Record], pictures: ThumbnailBudget) -> Summary:
-    """Write what a judge said of every sample beside the records, and the report anew; return the numbers.
+    """Write a judge's verdicts to judge.jsonl, rewrite the reports with its grades, and return the new summary.
 
-    Raises NotFoundError for a folder without summary.json, InvalidArgumentError for one that is none.
+    Raises:
+        NotFoundError: the folder has no summary.json.
+        InvalidArgumentError: its summary.json is not a summary.
     """
-    before = read_summary(folder)
-    summary = summarize(records, before.facts, before.scoring, bad_row_count=before.bad_row_count, judged=judged)
+    previous = read_summary(folder)
+    summary = summarize(records, previous.facts, previous.scoring, bad_row_count=previous.bad_row_count, judged=judged)
     verdicts = {record.sample.key: judged.verdicts[record.sample.key] for record in records}
-    lines = (json.dumps({"key": key, **asdict(said)}, ensure_ascii=False) for key, said in verdicts.items())
+    lines = (json.dumps({"key": key, **asdict(verdict)}, ensure_ascii=False) for key, verdict in verdicts.items())
     write_text(folder, GRADES_FILE, "".join(f"{line}\n" for line in lines))
     write_report(folder, summary, records, pictures, judged.grades)
     return summary
 
 
 def read_summary(folder: str) -> Summary:
-    """Return the numbers of a job. Raises NotFoundError, or InvalidArgumentError for a file that is no summary."""
+    """Return the summary of a job. Raises NotFoundError, or InvalidArgumentError if the file is not a summary."""
     text = read_text(folder, SUMMARY_JSON_FILE)
     try:
         return Summary.from_json(json.loads(text))
     except ValueError as error:
-        first = str(error).partition("\n")[0]
-        raise InvalidArgumentError("", f"{folder}/{SUMMARY_JSON_FILE} is no summary of a job: {first}") from error
+        problem = str(error).partition("\n")[0]
+        raise InvalidArgumentError(
+            "", f"{folder}/{SUMMARY_JSON_FILE} is not the summary of a job: {problem}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Which strategies of a job are compared with which, and by how much they differ."""
+"""Choose the reference of each strategy of a job and compute the paired differences."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from orchestrator.evaluation.spec import EvaluatedStrategy
 
 
 def reference_pairs(strategies: Sequence[EvaluatedStrategy]) -> Iterator[tuple[str, str]]:
-    """Yield each strategy's label with that of the strategy it is compared with: selection, else base, else the first.
+    """Yield each strategy's label with the label of its reference: selection, else base, else the first strategy.
 
-    Strategies that hide the dataset's own adapter are compared among themselves, and so are the others, the oracle one
-    of them. Base hides nothing and is in both columns.
+    Strategies that hide the dataset's own adapter (out of domain) are compared with each other, and so are the others
+    (in domain, including the oracle). Base uses no adapters and belongs to both domains.
     """
-    for hides in (False, True):
-        if not any(each.exclude_own_adapter == hides for each in strategies):
+    for out_of_domain in (False, True):
+        if not any(strategy.exclude_own_adapter == out_of_domain for strategy in strategies):
             continue
-        column = [
-            each for each in strategies if each.exclude_own_adapter == hides or each.strategy is AnswerStrategy.BASE
+        domain = [
+            strategy
+            for strategy in strategies
+            if strategy.exclude_own_adapter == out_of_domain or strategy.strategy is AnswerStrategy.BASE
         ]
-        reference = _first(column, AnswerStrategy.SELECTION) or _first(column, AnswerStrategy.BASE) or column[0]
-        yield from ((each.label, reference.label) for each in column if each is not reference)
+        reference = _first(domain, AnswerStrategy.SELECTION) or _first(domain, AnswerStrategy.BASE) or domain[0]
+        yield from ((strategy.label, reference.label) for strategy in domain if strategy is not reference)
 
 
 def strategy_difference(
@@ -42,24 +44,24 @@ def strategy_difference(
     point_tolerance_px: float,
     grades: Mapping[str, float],
 ) -> Difference:
-    """Return how much better the `first` records are than the `second`, question by question.
+    """Return the paired difference of the `first` records to the `second`.
 
     `grades` are a judge's, by sample key.
     """
     metric = ActionMetric(point_tolerance_px)
 
-    def of(graded: Callable[[Sequence[Record]], Mapping[Question, QuestionScore]]) -> Estimate:
-        return paired_difference(graded(first), graded(second))
+    def difference(score: Callable[[Sequence[Record]], Mapping[Question, QuestionScore]]) -> Estimate:
+        return paired_difference(score(first), score(second))
 
     return Difference(
         strategy,
         reference,
         data,
-        steps=of(lambda records: score_steps(answered_episodes(records), metric)),
-        texts=of(lambda records: score_answers(whole_answers(records), exact_match)),
-        judge=of(lambda records: judge_scores(records, grades)),
+        steps=difference(lambda records: score_steps(answered_episodes(records), metric)),
+        texts=difference(lambda records: score_answers(whole_answers(records), exact_match)),
+        judge=difference(lambda records: judge_scores(records, grades)),
     )
 
 
 def _first(strategies: Sequence[EvaluatedStrategy], kind: AnswerStrategy) -> EvaluatedStrategy | None:
-    return next((each for each in strategies if each.strategy is kind), None)
+    return next((strategy for strategy in strategies if strategy.strategy is kind), None)

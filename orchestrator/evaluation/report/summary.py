@@ -1,4 +1,4 @@
-"""The numbers of a job: what `summary.json` holds, and every report is drawn from."""
+"""The summary of a job: the content of `summary.json`, from which every report is rendered."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from orchestrator.evaluation.spec import EvaluationSpec
 
 SCHEMA_VERSION = 1
 ALL = "all"
+"""Name of the group of all datasets."""
 
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """What metrics leave open: `legacy` accepts strictly above the threshold, `action` points within the tolerance."""
+    """Parameters of metrics: `legacy` accepts above its threshold, `action` accepts points within its tolerance."""
 
     legacy_threshold: float = LEGACY_THRESHOLD
     point_tolerance_px: float = POINT_TOLERANCE_PX
@@ -33,7 +34,7 @@ class ScoringOptions:
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """A dataset as it was read: the file, the SHA-256 of its bytes, and its good and bad rows."""
+    """A dataset as it was read: its file, the SHA-256 of its bytes, and the numbers of episodes and bad rows."""
 
     name: str
     kind: str
@@ -45,10 +46,21 @@ class DatasetFile:
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What the records do not say. `planned_samples` None, and empty strings: not known.
+    """Facts about a job that its records do not contain. Empty strings: not known.
 
-    `base_model` to `embedder` is what ran when the job was accepted: the base model, the digest of its files and the
-    type of its weights, the catalogue's revision, and the embedder's fingerprint. `version` is that of this code.
+    Attributes:
+        spec: the job's specification.
+        evaluation_id: the job's id.
+        state: the job's state when the report was written.
+        planned_samples: number of planned samples; None: not known.
+        files: datasets as they were read.
+        bad_rows: rows that could not be read, possibly truncated.
+        base_model: name of the base model when the job was accepted.
+        version: version of this code.
+        base_model_revision: digest of the base model's files.
+        dtype: type of its weights.
+        catalogue_revision: the catalogue's revision.
+        embedder: the embedder's fingerprint.
     """
 
     spec: EvaluationSpec
@@ -67,9 +79,9 @@ class JobFacts:
 
 @dataclass(frozen=True)
 class MeanTimings:
-    """Mean seconds of an answer's phases, over the samples in which a phase was measured; None: in none of them.
+    """Mean seconds of each phase, over the samples in which it was measured; None: in none of them.
 
-    `retrieval_s` is the whole call of the retrieval service, `embed_s` and `search_s` are parts of it.
+    `retrieval_s` is the whole call of the retrieval service and includes `embed_s` and `search_s`.
     """
 
     total_s: float | None
@@ -83,12 +95,25 @@ class MeanTimings:
 
 @dataclass(frozen=True)
 class Cell:
-    """One strategy on one dataset, or on a group of datasets pooled sample by sample. Failed samples are unscored.
+    """Scores of one strategy on one dataset, or on a group of datasets pooled by sample. Failed samples are unscored.
 
-    `confusion` counts by true adapter which adapter came first; `failure` is what most of the failed samples say.
-    `action` and `legacy` score the questions whose truth is in the action language, `texts` the others; `judge` is the
-    mean grade of a judge, in [0, 1], once one has graded the job, and `judge_unscored` counts samples without a grade.
-    `text_samples`, and `text_failed` of them, are the questions that `texts` is of.
+    Attributes:
+        strategy: label of the strategy.
+        data: name of the dataset or group.
+        samples: number of samples with a record.
+        failed: number of them without an answer.
+        action: score under `action`, of questions whose truth is in the action language.
+        legacy: score of the same questions under `legacy`.
+        retrieval: retrieval accuracy.
+        timings: mean seconds of each phase.
+        action_parts: shares of correct action types and arguments.
+        confusion: how often each adapter came first, by true adapter.
+        failure: the most common error message of the failed samples.
+        texts: scores of the questions whose truth is not in the action language.
+        judge: mean grade of a judge in [0, 1].
+        judge_unscored: number of samples without a grade; 0 if not judged.
+        text_samples: number of samples that `texts` covers.
+        text_failed: number of them without an answer.
     """
 
     strategy: str
@@ -110,15 +135,15 @@ class Cell:
 
     @property
     def mostly_failed(self) -> bool:
-        """Whether more than half of the samples failed, so that a score of the others is one of a selection."""
+        """Whether more than half of the samples failed; a score of the rest is biased and is not reported."""
         return 2 * self.failed > self.samples
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Scores of a strategy, less those of another one, on the questions that both have a score for.
+    """Paired difference strategy - reference, on the questions that both have a score for.
 
-    `steps` is of steps right under `action`, `texts` of the exact match of whole answers, `judge` of a judge's grades.
+    `steps` compares correct steps under `action`, `texts` exact match of whole answers, `judge` a judge's grades.
     """
 
     strategy: str
@@ -131,7 +156,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample without an answer, and why."""
+    """A sample without an answer, and the error."""
 
     key: str
     strategy: str
@@ -141,9 +166,9 @@ class Failure:
 
 
 def shared_floor(cells: Iterable[Cell]) -> float | None:
-    """Return the step floor for strategies on the same samples, None: unscored.
+    """Return one step floor for strategies on the same samples; None: unscored.
 
-    It is that of the cell with the most scored steps: of few samples a constant template fits too well.
+    Takes the floor of the cell with the most scored steps, since a constant template overfits few samples.
     """
     fullest = max(cells, key=lambda cell: cell.action.steps.count, default=None)
     return None if fullest is None else fullest.action.step_floor
@@ -155,11 +180,28 @@ def _find(cells: tuple[Cell, ...], strategy: str, data: str) -> Cell | None:
 
 @dataclass(frozen=True)
 class Summary:
-    """A job's numbers. `groups` are the kinds of datasets and `all`; bad rows and failures are some of many.
+    """The summary of a job.
 
-    `repeated_records` were ignored: they carry the key of an earlier one. The files of `changed_datasets` changed while
-    the job ran; its samples are those that were planned. For `stale_samples` the catalogue could not be reached, and
-    the last known one was searched.
+    Attributes:
+        facts: facts about the job that its records do not contain.
+        scoring: parameters of the metrics.
+        strategies: labels of the strategies.
+        group_names: the kinds of datasets, and ALL.
+        dataset_names: names of the datasets.
+        recorded_samples: number of samples with a record.
+        failed_samples: number of them without an answer.
+        repeated_records: records ignored because an earlier one has the same key.
+        bad_row_count: number of rows that could not be read; `facts.bad_rows` lists the first of them.
+        catalogue_revisions: revisions of the catalogue that were searched.
+        groups: cells by strategy and group.
+        datasets: cells by strategy and dataset.
+        failure_reasons: number of failed samples by error reason.
+        failures: some failed samples of each reason.
+        schema_version: version of summary.json.
+        differences: paired differences of strategies.
+        changed_datasets: datasets whose file changed while the job ran; the samples are the planned ones.
+        stale_samples: samples for which the catalogue was unreachable and its last known state was searched.
+        judge: facts about the judge; None: not judged.
     """
 
     facts: JobFacts
@@ -184,41 +226,41 @@ class Summary:
 
     @property
     def has_actions(self) -> bool:
-        """Whether any question was answered whose true answer is in the action language."""
+        """Whether any scored question has a truth in the action language."""
         return any(cell.action_parts and cell.action_parts.action_type.count for cell in self.groups)
 
     @property
     def has_texts(self) -> bool:
-        """Whether any question was answered whose true answer is another text."""
+        """Whether any scored question has a truth outside the action language."""
         return any(cell.texts.exact_match.count for cell in self.groups)
 
     @property
     def only_texts(self) -> bool:
-        """Whether no question of the job is answered by actions."""
+        """Whether all scored questions have truths outside the action language."""
         return self.has_texts and not self.has_actions
 
     @property
     def is_mixed(self) -> bool:
-        """Whether the job has questions of both kinds, so that no score is of all of them."""
+        """Whether there are questions of both kinds, so that no score covers all of them."""
         return self.has_texts and self.has_actions
 
     @property
     def catalogue_changed(self) -> bool:
-        """Whether answers came from a catalogue other than that of the time when the job was accepted."""
+        """Whether any answer used another revision of the catalogue than the one at the job's acceptance."""
         return bool(self.facts.catalogue_revision) and not {self.facts.catalogue_revision}.issuperset(
             self.catalogue_revisions
         )
 
     def group(self, strategy: str, name: str) -> Cell | None:
-        """Return the cell of a strategy and a group, or None when it has no record."""
+        """Return the cell of a strategy and a group; None: it has no record."""
         return _find(self.groups, strategy, name)
 
     def dataset(self, strategy: str, name: str) -> Cell | None:
-        """Return the cell of a strategy and a dataset, or None when it has no record."""
+        """Return the cell of a strategy and a dataset; None: it has no record."""
         return _find(self.datasets, strategy, name)
 
-    def mostly_failed_in(self, difference: Difference) -> bool:
-        """Whether most samples of one of the two strategies failed, so that few questions are left to compare."""
+    def compares_mostly_failed(self, difference: Difference) -> bool:
+        """Whether one of the two strategies is mostly failed, so that few questions are left to compare."""
         compared = (self.group(label, difference.data) for label in (difference.strategy, difference.reference))
         return any(cell is None or cell.mostly_failed for cell in compared)
 
@@ -229,7 +271,7 @@ class Summary:
 
     @classmethod
     def from_json(cls, data: Any) -> Summary:
-        """Return the summary that `to_json` described."""
+        """Parse the output of `to_json`."""
         return _SUMMARY.validate_python(data)
 
 

@@ -1,199 +1,117 @@
-"""The ledger: what every job consists of and how far it is, in Redis. It is the truth; Celery only wakes workers."""
+"""The ledger of evaluation jobs in Redis: the truth about them. Celery only wakes workers.
+
+A job is divided into units of work: its shards, and at the end its report. An owner claims a unit under a lease, renews
+the lease while it works, and completes or releases the unit. Every transition is one Lua script in `scripts/`: Redis
+runs a script to its end before any other command.
+
+Keys of a job, all below `loraretriever:evaluation:{<id>}:`
+
+    job       hash        spec, state, counters
+    shards    hash        shard number -> its samples as JSON
+    records   hash        sample key -> its record as JSON
+    units     sorted set  open units, scored by the time (Redis's own clock, seconds) from which they can be claimed:
+                          the end of the lease of a unit that is held, a time long past for one that is not
+    owners    hash        unit -> the owner that holds it
+    attempts  hash        unit -> how often it was claimed
+    tries     hash        sample key -> the owners that began it and have not recorded it
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import uuid
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any
 
-from infra.contract.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.jobs.job import Evaluation, EvaluationPage, EvaluationState
-from orchestrator.jobs.ledger import scripts
-from orchestrator.jobs.ledger.fields import PROGRESS, digest, evaluation_of, moved, same_job
-from orchestrator.jobs.ledger.presence import Presence
-from orchestrator.jobs.ledger.samples import SampleBook
-from orchestrator.jobs.ledger.store import ACTIVE, INDEX, RedisStore, key_of, keys_of, request_key
-from orchestrator.jobs.ledger.types import Cancellation, LedgerLimits, NewEvaluation
-from orchestrator.jobs.ledger.units import Units
-
-MAX_PAGE_CHARACTERS = 16 * 2**20
-LONG_SPEC_CHARACTERS = 50_000
-_BULK = ("shards", "records")
+from orchestrator.evaluation.records import Record
+from orchestrator.jobs.ledger.job_store import JobStore
+from orchestrator.jobs.ledger.replies import (
+    ClaimReply,
+    CompleteReply,
+    LeaseState,
+    Postponement,
+    RecordReply,
+    ReleaseReply,
+    Start,
+)
+from orchestrator.jobs.ledger.sample_store import SampleStore
+from orchestrator.jobs.ledger.store import ACTIVE, INDEX, PREFIX, RedisStore, keys_of
+from orchestrator.jobs.ledger.types import Backlog, Claim, LedgerLimits
+from orchestrator.jobs.ledger.worker_presence import WorkerPresence
 
 
 class Ledger:
-    """Every job's spec, plan, records and counters. Raises UnavailableError when Redis stays away.
+    """The life of a lease: claim, renew, complete, release. Raises UnavailableError while Redis is away.
 
-    `units` says who does what, `samples` what came of it, `workers` who is alive.
+    `jobs` are the jobs themselves, `samples` their plans and records, `workers` the heartbeats.
     """
 
     def __init__(self, store: RedisStore, limits: LedgerLimits | None = None) -> None:
         self.limits = limits or LedgerLimits()
-        self.units = Units(store, self.limits)
-        self.samples = SampleBook(store, self.limits)
-        self.workers = Presence(store, self.limits.lease_s)
+        self.samples = SampleStore(store)
+        self.jobs = JobStore(store, self.samples, self.limits.record_ttl_s)
+        self.workers = WorkerPresence(store, self.limits.lease_s)
         self._store = store
 
-    async def publish(self, job: NewEvaluation, request_id: str = "", asked: EvaluationSpec | None = None) -> str:
-        """Store a job and return its id; the id of the job of that request id when there is one.
+    async def claim(self) -> Claim | None:
+        """Claim the unit that is most due, under a lease; None if there is none.
 
-        `asked` is the spec as the request put it, where it is not that of the job itself. Raises AlreadyExistsError
-        when the request id belongs to another one.
+        A report comes before any shard. Then jobs take turns: a shard of the job that has the fewest under way, and
+        among those of the one that has waited longest since its last turn.
         """
-        evaluation_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
-        request = request_key(request_id or evaluation_id)
-        await self.samples.write_plan(evaluation_id, job.shards)
-        fields = {
-            "id": evaluation_id,
-            "request": request,
-            "spec": json.dumps(job.spec.to_json(), sort_keys=True),
-            "state": EvaluationState.QUEUED.value,
-            "total": job.total_samples,
-            "done": 0,
-            "failed": 0,
-            "bad_rows": job.bad_row_count,
-            "bad_row_list": json.dumps(list(job.bad_rows)),
-            "provenance": json.dumps(job.provenance or {}),
-            "created": datetime.now(UTC).isoformat(),
-            "output_uri": f"{job.output_uri.rstrip('/')}/{evaluation_id}",
-        }
-        known = await self._store.run(
-            scripts.PUBLISH,
-            [request, *keys_of(evaluation_id, "job", "shards", "units"), INDEX, ACTIVE],
-            [
-                evaluation_id,
-                digest(asked or job.spec),
-                len(job.shards),
-                *(part for pair in fields.items() for part in pair),
-            ],
+        owner, limits = uuid.uuid4().hex, self.limits
+        reply, *unit = await self._store.run(
+            "claim", [ACTIVE, INDEX], [PREFIX, owner, limits.lease_s, limits.unit_attempts, limits.report_attempts]
         )
-        if not known or known.split(" ")[0] == evaluation_id:  # The latter: sent again as its first reply was lost.
-            return evaluation_id
-        await self._store.call(self._store.redis.delete(*keys_of(evaluation_id, "shards")))
-        return same_job(known, asked or job.spec, request_id)
+        status = ClaimReply(reply)
+        if status is ClaimReply.NONE:
+            return None
+        evaluation_id, name, attempts = unit
+        return Claim(evaluation_id, name, owner, int(attempts), exhausted=status is ClaimReply.EXHAUSTED)
 
-    async def find_request(self, request_id: str, asked: EvaluationSpec) -> str | None:
-        """Return the job that was published under `request_id`, if any; AlreadyExistsError when it is another."""
-        known = await self._store.call(self._store.redis.get(request_key(request_id))) if request_id else None
-        return same_job(known, asked, request_id) if known else None
+    async def renew(self, claim: Claim) -> LeaseState:
+        """Renew the lease of a unit."""
+        keys = keys_of(claim.evaluation_id, "job", "units", "owners")
+        return LeaseState(await self._store.run("renew", keys, [claim.unit, claim.owner, self.limits.lease_s]))
 
-    async def get(self, evaluation_id: str) -> Evaluation:
-        """Return a job as it stands. Raises NotFoundError."""
-        fields = await self._store.call(self._store.redis.hgetall(key_of(evaluation_id, "job")))
-        if not fields:
-            raise _not_found(evaluation_id)
-        return await _parsed(fields)
+    async def complete(self, claim: Claim) -> bool:
+        """Complete a shard; return whether it was the job's last one, so that the report is due."""
+        keys = keys_of(claim.evaluation_id, "job", "units", "owners")
+        return CompleteReply(await self._store.run("complete", keys, [claim.unit])) is CompleteReply.REPORT_DUE
 
-    async def look_again(self, job: Evaluation) -> Evaluation:
-        """Return a job as it stands now; its spec is not read again. Raises NotFoundError."""
-        values = await self._store.call(self._store.redis.hmget(key_of(job.evaluation_id, "job"), list(PROGRESS)))
-        fields = {name: value for name, value in zip(PROGRESS, values, strict=True) if value is not None}
-        if not fields:
-            raise _not_found(job.evaluation_id)
-        return moved(job, fields)
+    async def release(self, claim: Claim) -> bool:
+        """Release a unit undone, to be claimed by another; return False if it was lost to another before."""
+        keys = keys_of(claim.evaluation_id, "units", "owners", "attempts")
+        reply = await self._store.run("release", keys, [claim.unit, claim.owner])
+        return ReleaseReply(reply) is ReleaseReply.RELEASED
 
-    async def details(self, evaluation_id: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Return the bad rows of a job's datasets, and what else is needed to repeat it."""
-        bad_rows, provenance = await self._store.call(
-            self._store.redis.hmget(key_of(evaluation_id, "job"), ["bad_row_list", "provenance"])
-        )
-        return json.loads(bad_rows or "[]"), json.loads(provenance or "{}")
+    async def begin_sample(self, claim: Claim, key: str) -> Start:
+        """Count a try of a sample of a claimed shard, and return whether it may be made."""
+        keys = keys_of(claim.evaluation_id, "job", "owners", "records", "tries")
+        arguments = [claim.unit, claim.owner, key, self.limits.sample_attempts]
+        return Start(await self._store.run("begin_sample", keys, arguments))
 
-    async def page(self, page_size: int, after: str = "") -> EvaluationPage:
-        """Return a page of jobs, newest first, beginning after the job `after`; a short one where specs are long.
+    async def unclaim_sample(self, claim: Claim, key: str) -> None:
+        """Undo `begin_sample`: the sample was not answered, for a reason that is not its own."""
+        await self._store.run("unclaim_sample", keys_of(claim.evaluation_id, "tries"), [key, claim.owner])
 
-        Raises InvalidArgumentError for an `after` that is none.
+    async def record(self, claim: Claim, record: Record) -> bool:
+        """Store the record of a sample; return False, and count nothing, if it has one or the job takes no more.
+
+        The lease does not matter: a late answer of a lost shard is as good as another one.
         """
-        offset = 0
-        if after:
-            rank = await self._store.call(self._store.redis.zrevrank(INDEX, after))
-            if rank is None:
-                raise InvalidArgumentError("page_token", f"{after[:40]!r} is not a token that this server gave out")
-            offset = int(rank) + 1
-        ids = await self._store.call(self._store.redis.zrevrange(INDEX, offset, offset + page_size))
-        jobs: list[Evaluation] = []
-        characters = 0
-        for place, evaluation_id in enumerate(ids[:page_size]):
-            fields = await self._store.call(self._store.redis.hgetall(key_of(evaluation_id, "job")))
-            characters += len(fields.get("spec", ""))
-            if jobs and characters > MAX_PAGE_CHARACTERS:
-                return EvaluationPage(tuple(jobs), ids[place - 1])
-            if fields:
-                jobs.append(await _parsed(fields))
-        return EvaluationPage(tuple(jobs), ids[page_size - 1] if len(ids) > page_size else "")
+        keys = keys_of(claim.evaluation_id, "job", "records", "tries", "attempts")
+        arguments = [record.sample.key, json.dumps(record.to_json()), int(record.error is not None), claim.unit]
+        return RecordReply(await self._store.run("record", keys, arguments)) is RecordReply.STORED
 
-    async def active(self) -> list[str]:
-        """Return the ids of the jobs that have not ended."""
-        return sorted(await self._store.call(self._store.redis.smembers(ACTIVE)))
+    async def postpone_report(self, claim: Claim, error: str, patience_s: float) -> Postponement:
+        """Postpone a report that could not be stored because of `error`; the pause doubles with every failure.
 
-    async def cancel(self, evaluation_id: str) -> Cancellation:
-        """Stop a job: no further sample is begun. Does nothing to a job that has ended."""
-        await self.get(evaluation_id)
-        names = keys_of(evaluation_id, "job", "units", "owners", "attempts", "tries")
-        return Cancellation(
-            str(
-                await self._store.run(
-                    scripts.CANCEL,
-                    [*names, ACTIVE, *keys_of(evaluation_id, *_BULK)],
-                    [evaluation_id, datetime.now(UTC).isoformat(), self.limits.record_ttl_s],
-                )
-            )
-        )
-
-    async def is_cancelled(self, evaluation_id: str) -> bool:
-        """Whether somebody asked to stop the job."""
-        return bool(await self._store.call(self._store.redis.hexists(key_of(evaluation_id, "job"), "cancelled")))
-
-    async def conclude(self, evaluation_id: str, state: EvaluationState, error: str = "") -> bool:
-        """End a job; whether this call did it. Its counters stay, its plan and records for a while.
-
-        A failed job has no report: its records are all there is of it, and stay until it is retried or deleted.
+        OVER, and nothing is postponed, once it has failed for `patience_s`.
         """
-        ttl_s = 0 if state is EvaluationState.FAILED else self.limits.record_ttl_s
-        names = keys_of(evaluation_id, "units", "owners", "attempts", "tries", *_BULK)
-        return bool(
-            await self._store.run(
-                scripts.CONCLUDE,
-                [key_of(evaluation_id, "job"), ACTIVE, *names],
-                [evaluation_id, state.value, datetime.now(UTC).isoformat(), error, ttl_s],
-            )
-        )
+        limits = self.limits
+        keys = keys_of(claim.evaluation_id, "job", "units", "owners", "attempts")
+        arguments = [claim.owner, error, limits.first_pause_s, limits.longest_pause_s, patience_s]
+        return Postponement(await self._store.run("postpone_report", keys, arguments))
 
-    async def reopen(self, evaluation_id: str) -> None:
-        """Open the report of a job that failed anew, or that was put off at once.
-
-        Raises NotFoundError, FailedPreconditionError in another state.
-        """
-        job = await self.get(evaluation_id)
-        names = [key_of(evaluation_id, "job"), ACTIVE, *keys_of(evaluation_id, "units", "owners")]
-        if not await self._store.run(scripts.REOPEN, names, [evaluation_id]):
-            raise FailedPreconditionError(
-                f"evaluation {evaluation_id} is {job.state.value}; only one whose report failed can be retried"
-            )
-
-    async def delete(self, evaluation_id: str) -> None:
-        """Forget a job that has ended; its files stay. Raises NotFoundError, FailedPreconditionError while it runs."""
-        job = await self.get(evaluation_id)
-        names = [key_of(evaluation_id, "job"), INDEX, *keys_of(evaluation_id, *_BULK)]
-        if not await self._store.run(scripts.DELETE, names, [evaluation_id]):
-            raise FailedPreconditionError(
-                f"evaluation {evaluation_id} is {job.state.value}; cancel it first, then delete it"
-            )
-
-
-async def _parsed(fields: Mapping[str, str]) -> Evaluation:
-    """Return a job; a long spec is read beside the event loop."""
-    if len(fields["spec"]) < LONG_SPEC_CHARACTERS:
-        return evaluation_of(fields)
-    return await asyncio.to_thread(evaluation_of, fields)
-
-
-def _not_found(evaluation_id: str) -> NotFoundError:
-    return NotFoundError(
-        f"there is no evaluation {evaluation_id!r}; ListEvaluations names those that exist",
-        evaluation_id=evaluation_id,
-    )
+    async def backlog(self) -> Backlog:
+        """Close the shards of cancelled jobs whose owner died; return how many units are left."""
+        return Backlog(*map(int, await self._store.run("sweep", [ACTIVE], [PREFIX])))

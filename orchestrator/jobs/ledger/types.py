@@ -1,24 +1,25 @@
-"""What the ledger is told and what it answers."""
+"""What the ledger takes and returns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import EvaluationSpec
+from orchestrator.settings import OrchestratorSettings
 
-FINISH = "finish"
+REPORT_UNIT = "finish"
+"""The unit that writes a job's report. Its shards are the units "0" to "n-1"."""
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A unit of a job that its `owner` holds now: a shard, "0" to "n-1", or FINISH, the report.
+class Claim:
+    """A unit of a job that `owner` holds under a lease: a shard or the report.
 
-    `attempts` counts how often it was taken, this time included, less the times it was handed back in good order;
-    `exhausted`: too often.
+    `attempts` counts how often it was claimed, this time included, less the times it was released. `exhausted`: more
+    often than the limits allow.
     """
 
     evaluation_id: str
@@ -27,39 +28,15 @@ class Taken:
     attempts: int = 1
     exhausted: bool = False
 
-
-class Lease(StrEnum):
-    """What a holder learns when it renews: held still, lost to another, or the job was cancelled."""
-
-    HELD = "held"
-    LOST = "lost"
-    CANCELLED = "cancelled"
-
-
-class Start(StrEnum):
-    """Whether a sample may be asked: begun; it has its record; tried too often; unit lost; or job cancelled."""
-
-    BEGUN = "begun"
-    RECORDED = "recorded"
-    EXHAUSTED = "exhausted"
-    LOST = "lost"
-    CANCELLED = "cancelled"
-
-
-class Cancellation(StrEnum):
-    """What a request to cancel did: units under way will end it; the report is to be written; the job has ended before
-    any record; it has failed, since its report could not be stored.
-    """
-
-    PENDING = "0"
-    FINISH = "1"
-    ENDED = "2"
-    GIVEN_UP = "3"
+    @property
+    def is_report(self) -> bool:
+        """Whether the unit is the report."""
+        return self.unit == REPORT_UNIT
 
 
 @dataclass(frozen=True)
 class Backlog:
-    """Jobs that have not ended, their units that anyone may take now, and those that somebody holds."""
+    """Jobs that have not ended, their units that can be claimed now, and those that are held."""
 
     jobs: int
     waiting: int
@@ -68,28 +45,43 @@ class Backlog:
 
 @dataclass(frozen=True)
 class LedgerLimits:
-    """How long a silent holder keeps its unit, and how often is too often.
+    """How long a lease lasts, and how many attempts are too many.
 
-    `unit_attempts` counts those without any sample recorded in between; `sample_attempts` counts deaths of the worker,
-    `finish_attempts` deaths while the report was written. A report that cannot be stored is tried again for
-    `report_patience_s`, with pauses that grow from `first_pause_s` to `longest_pause_s`. `record_ttl_s` is how long
-    plan, records and request id outlive a job that has its report or was cancelled before it had any record; those of a
-    job that failed stay.
+    Attributes:
+        lease_s: Seconds after which the unit of a silent owner can be claimed by another.
+        unit_attempts: Claims of a shard without any sample recorded in between.
+        sample_attempts: Workers that died while they had a sample.
+        report_attempts: Workers that died while they wrote a report.
+        report_patience_s: Seconds for which a report that cannot be stored is tried again.
+        first_pause_s: Pause after the first failure to store a report; it doubles with every further one.
+        longest_pause_s: Upper limit of that pause.
+        record_ttl_s: Seconds that plan, records and request id outlive a job that has its report, or was cancelled
+            before any record. Those of a failed job stay.
     """
 
     lease_s: float = 20.0
     unit_attempts: int = 10
     sample_attempts: int = 3
-    finish_attempts: int = 3
+    report_attempts: int = 3
     report_patience_s: float = 86_400.0
     first_pause_s: float = 3.0
     longest_pause_s: float = 300.0
     record_ttl_s: int = 86_400
 
+    @classmethod
+    def of(cls, settings: OrchestratorSettings) -> LedgerLimits:
+        """Return the limits that the settings give."""
+        return cls(
+            lease_s=settings.shard_lease_s,
+            sample_attempts=settings.sample_attempts,
+            record_ttl_s=settings.record_ttl_s,
+            report_patience_s=settings.report_patience_s,
+        )
+
 
 @dataclass(frozen=True)
 class NewEvaluation:
-    """A planned job that is to be published. Of its bad rows only the first few are kept, and their number."""
+    """A planned job to be published. `bad_rows` are the first of `bad_row_count`."""
 
     spec: EvaluationSpec
     shards: Sequence[Sequence[Sample]]
@@ -102,3 +94,11 @@ class NewEvaluation:
     def total_samples(self) -> int:
         """Samples of all shards."""
         return sum(len(shard) for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class JobDetails:
+    """What a report needs in addition to the job: the bad rows of its datasets, and what it takes to repeat the job."""
+
+    bad_rows: Sequence[dict[str, Any]]
+    provenance: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""One sample through the pipeline: never an exception for what a sample can cause, always a record."""
+"""Answers one sample: whatever the sample causes becomes its record, never an exception."""
 
 from __future__ import annotations
 
@@ -30,93 +30,93 @@ from orchestrator.jobs import metrics as job_metrics
 
 log = get_logger(__name__)
 
-TRANSIENT = (OverloadedError, UnavailableError)
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 5.0
-TIMEOUT_MARGIN_S = 5.0
-EARLIER_STEP_FAILED = "EARLIER_STEP_FAILED"
+_TRANSIENT = (OverloadedError, UnavailableError)
+
+# A full service is tried again after 0.1 s, doubled each time, up to 5 s: short against an answer, long against a call
+# that is refused. The pauses are random, so that the samples of many workers do not come back together.
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 5.0
+_TIMEOUT_MARGIN_S = 5.0  # For an answerer that does not keep its deadline.
+_EARLIER_STEP_FAILED = "EARLIER_STEP_FAILED"
 
 
-class Answers(Protocol):
-    """What answers questions: orchestrator.answering.pipeline.Pipeline."""
+class Answerer(Protocol):
+    """Answers questions: orchestrator.answering.pipeline.Pipeline."""
 
     async def answer(self, question: Question, timeout_s: float | None = None) -> Answer:
-        """Return the answer to `question`."""
+        """Return the answer to a question."""
 
 
 @dataclass(frozen=True)
-class Patience:
-    """Seconds one try may take, and seconds to go on trying while a service is full or unreachable."""
+class RetryLimits:
+    """Longest time of one try, and for how long tries are repeated while a service is full or unreachable."""
 
     timeout_s: float = 300.0
-    total_s: float = 300.0
+    patience_s: float = 300.0
 
 
 class InterruptedSampleError(Exception):
-    """The sample was given up before it was answered, through no fault of its own."""
+    """The worker stopped before the sample was answered; the sample is not to blame."""
 
 
 @dataclass(frozen=True)
-class Answering:
-    """Answers samples with a pipeline; their images are read below `roots` only."""
+class SampleRunner:
+    """Answers samples with an answerer. Images are read below `roots` only."""
 
-    pipeline: Answers
+    answerer: Answerer
     roots: Sequence[Path]
-    patience: Patience
+    limits: RetryLimits
 
-    async def record(
-        self, sample: Sample, spec: EvaluationSpec, stop: asyncio.Event, evaluation_id: str = ""
-    ) -> Record:
-        """Return what came of a sample of a job, its error included. Samples of one job share what they retrieve.
+    async def run(self, sample: Sample, spec: EvaluationSpec, stop: asyncio.Event, evaluation_id: str = "") -> Record:
+        """Return the record of a sample of a job, with its answer or its error. Samples of a job share retrievals.
 
-        A try that finds a service full or away is repeated with growing pauses while patience lasts; when `stop` is
-        set in such a pause, InterruptedSampleError is raised.
+        Raises:
+            InterruptedSampleError: `stop` was set in a pause between two tries.
         """
         start = time.monotonic()
         try:
-            async with asyncio.timeout(self.patience.timeout_s):
-                question = await asyncio.to_thread(ask, sample, spec, self.roots, evaluation_id)
-            answer = await self._patiently(question, stop)
+            async with asyncio.timeout(self.limits.timeout_s):
+                question = await asyncio.to_thread(to_question, sample, spec, self.roots, evaluation_id)
+            answer = await self._answer_with_retries(question, stop)
         except LoraRetrieverError as error:
             return failed(sample, error, time.monotonic() - start)
         except TimeoutError:
-            slow = DeadlineError(f"its images were not read within {self.patience.timeout_s:g} s")
+            slow = DeadlineError(f"its images were not read within {self.limits.timeout_s:g} s")
             return failed(sample, slow, time.monotonic() - start)
         except InterruptedSampleError:
             raise
         except Exception:
-            log.exception("sample failed", key=sample.key)
+            log.exception("sample_failed", evaluation_id=evaluation_id, key=sample.key)
             unforeseen = InternalError("the worker failed on this sample; its log has the reason under the key")
             return failed(sample, unforeseen, time.monotonic() - start)
         return _answered(sample, answer)
 
-    async def _patiently(self, question: Question, stop: asyncio.Event) -> Answer:
-        timeout_s = self.patience.timeout_s
-        until = time.monotonic() + self.patience.total_s
-        pause_s = FIRST_PAUSE_S
+    async def _answer_with_retries(self, question: Question, stop: asyncio.Event) -> Answer:
+        timeout_s = self.limits.timeout_s
+        until = time.monotonic() + self.limits.patience_s
+        pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                async with asyncio.timeout(timeout_s + TIMEOUT_MARGIN_S):
-                    return await self.pipeline.answer(question, timeout_s)
+                async with asyncio.timeout(timeout_s + _TIMEOUT_MARGIN_S):
+                    return await self.answerer.answer(question, timeout_s)
             except TimeoutError as error:
                 raise DeadlineError(f"no answer within {timeout_s:g} s") from error
-            except TRANSIENT as error:
+            except _TRANSIENT as error:
                 if time.monotonic() + pause_s > until:
                     raise
                 job_metrics.samples_retried_total.labels(error.reason).inc()
-                try:
-                    await asyncio.wait_for(stop.wait(), random.uniform(pause_s / 2, pause_s))
-                except TimeoutError:
-                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                else:
+                if await _is_set_within(stop, random.uniform(pause_s / 2, pause_s)):
                     raise InterruptedSampleError from error
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
-def ask(sample: Sample, spec: EvaluationSpec, roots: Sequence[Path], evaluation_id: str = "") -> Question:
-    """Return the question that a sample of a job puts, its images read.
+def to_question(sample: Sample, spec: EvaluationSpec, roots: Sequence[Path], evaluation_id: str = "") -> Question:
+    """Read the images of a sample and return its question.
 
-    Raises NotFoundError or InvalidArgumentError for an image that cannot be read (see read_image),
-    FailedPreconditionError for one that changed since the job was planned.
+    Raises:
+        NotFoundError: an image does not exist.
+        InvalidArgumentError: an image is outside of the roots or too large.
+        FailedPreconditionError: an image changed since the job was planned.
     """
     strategy = sample.strategy
     options = replace(spec.retrieval, kind=sample.kind) if sample.kind else spec.retrieval
@@ -141,25 +141,30 @@ def failed(sample: Sample, error: LoraRetrieverError, total_s: float | None = No
 
 
 def not_asked(sample: Sample, earlier: Record) -> Record:
-    """Return the record of a step that needed the answer to an earlier one, which there is none of."""
+    """Return the record of a step whose earlier step has no answer to be asked with."""
     reason = earlier.error.reason if earlier.error is not None else "UNKNOWN"
-    if reason == EARLIER_STEP_FAILED and earlier.error is not None:
+    if reason == _EARLIER_STEP_FAILED and earlier.error is not None:
         return Record(sample, error=earlier.error)
     message = f"not asked: step {earlier.sample.step + 1} of this episode has no answer ({reason})"
-    return Record(sample, error=SampleError(EARLIER_STEP_FAILED, message))
+    return Record(sample, error=SampleError(_EARLIER_STEP_FAILED, message))
 
 
 def with_history(sample: Sample, earlier: Sequence[Record]) -> Sample:
-    """Return a step as it is asked in the episode protocol: with the model's own answers to the steps before it."""
-    return replace(sample, text=step_text(sample.text, [said for record in earlier if (said := _said(record))]))
+    """Return a step as the episode protocol asks it: with the model's own answers to the steps before it."""
+    answers = [(record.answer or "").strip() for record in earlier]
+    return replace(sample, text=step_text(sample.text, [answer for answer in answers if answer]))
 
 
-def _said(record: Record) -> str:
-    return (record.answer or "").strip()
+async def _is_set_within(event: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _seed_of(sample: Sample, spec: EvaluationSpec) -> str:
-    """Return what draws a sample's adapters: the same in and out of domain, another for a strategy of another name."""
+    """Return the seed of a sample's random adapters: the same in and out of domain, different by strategy name."""
     question = sample.key.partition("/")[2]
     return f"{spec.seed}\n{sample.strategy.name}\n{question}"
 
@@ -170,7 +175,7 @@ def _read_images(sample: Sample, roots: Sequence[Path]) -> list[bytes]:
     for path, content, planned in zip(sample.images, contents, sample.image_sha256, strict=False):
         if planned and hashlib.sha256(content).hexdigest() != planned:
             raise FailedPreconditionError(
-                f"image {path} has changed since the job was planned; bring it back, or start the job anew",
+                f"image {path} has changed since the job was planned; restore it, or create the job again",
                 image=str(path),
             )
     return contents

@@ -1,31 +1,44 @@
-"""A shard's lease while a worker carries it out."""
+"""The lease of a shard, as the worker that holds it sees it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, TypeVar
 
 from infra.contract.errors import UnavailableError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation.records import Record
+from orchestrator.jobs import metrics as job_metrics
+from orchestrator.jobs.event_loop import in_background
 from orchestrator.jobs.ledger.ledger import Ledger
-from orchestrator.jobs.ledger.types import Lease, Taken
+from orchestrator.jobs.ledger.replies import LeaseState, Start
+from orchestrator.jobs.ledger.types import Claim
 from orchestrator.jobs.worker.sample_runner import InterruptedSampleError
+from orchestrator.settings import OrchestratorSettings
 
 log = get_logger(__name__)
 
-AWAY_PAUSE_S = 0.5
+RENEWALS_PER_LEASE = 4  # Two renewals in a row may fail before the lease runs out.
+AWAY_PAUSE_S = 0.5  # After a call whose own retries all failed; the store paused for up to 30 s already.
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class ShardLimits:
-    """Samples answered at once; seconds a try may take, full services are borne, until a shard is handed on, and a
-    stopping worker's samples may go on.
+    """How a worker runs a shard.
+
+    Attributes:
+        concurrency: Samples answered at the same time.
+        sample_timeout_s: Longest time of one try of a sample.
+        patience_s: Seconds for which a sample is tried again while a service is full or unreachable.
+        time_limit_s: Seconds after which an unfinished shard is released.
+        stop_grace_s: Seconds for which the samples under way in a stopping worker may go on.
     """
 
     concurrency: int = 8
@@ -34,95 +47,168 @@ class ShardLimits:
     time_limit_s: float = 900.0
     stop_grace_s: float = 10.0
 
+    @classmethod
+    def of(cls, settings: OrchestratorSettings) -> ShardLimits:
+        """Return the limits that the settings give."""
+        return cls(
+            concurrency=settings.concurrency,
+            sample_timeout_s=settings.sample_timeout_s,
+            patience_s=settings.patience_s,
+            time_limit_s=settings.shard_time_limit_s,
+            stop_grace_s=settings.server.shutdown_grace_s,
+        )
 
-class Hold:
-    """A unit's lease, kept up while `keep_up` runs. `stop` is set when no further sample may be begun.
 
-    `begun` holds the keys of the samples under way whose try counts, `changed` the datasets that are not as planned;
-    `owed` takes the tries that could not be given back.
+class ShardState(IntEnum):
+    """The states of a shard lease, in the order in which it can pass through them; it never goes back."""
+
+    ACTIVE = 0
+    """Samples are begun."""
+    DRAINING = 1
+    """The worker stops, or the shard took too long: no further sample is begun, the shard is released."""
+    CANCELLED = 2
+    """The job was cancelled: no further sample is begun, the shard is completed."""
+    LOST = 3
+    """Another worker holds the shard: it is left alone. Answers under way are still recorded, first come first kept."""
+
+
+class ShardLease:
+    """The lease of one shard, the state it is in, and the samples that were begun under it.
+
+    Called on: the worker's event loop. State changes between awaits only, so no lock is needed.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        taken: Taken,
-        limits: ShardLimits,
-        stopping: asyncio.Event,
-        owed: set[tuple[Taken, str]],
-    ) -> None:
-        self.taken = taken
-        self.evaluation_id = taken.evaluation_id
-        self.stop = asyncio.Event()
-        self.lost = False
-        self.cancelled = False
-        self.begun: set[str] = set()
-        self.changed: set[str] = set()
+    def __init__(self, ledger: Ledger, claim: Claim, limits: ShardLimits, stopping: asyncio.Event) -> None:
+        self.claim = claim
+        self.draining = asyncio.Event()
+        """Set when the lease leaves ACTIVE."""
+        self.unreturned_tries: set[tuple[Claim, str]] = set()
+        """Tries of samples that could not be unclaimed, as Redis was away."""
         self._ledger = ledger
         self._stopping = stopping
-        self._owed = owed
-        self._until = time.monotonic() + limits.time_limit_s
+        self._state = ShardState.ACTIVE
+        self._drain_at = time.monotonic() + limits.time_limit_s
         self._stop_grace_s = limits.stop_grace_s
-        self._under_way: set[asyncio.Task[Record]] = set()
+        self._begun: set[str] = set()
+        self._answering: set[asyncio.Task[Record]] = set()
 
-    def learn(self, lease: Lease) -> None:
-        """Take note of what the ledger said of the lease."""
-        self.lost = self.lost or lease is Lease.LOST
-        self.cancelled = self.cancelled or lease is Lease.CANCELLED
-        if lease is not Lease.HELD:
-            self.stop.set()
+    @property
+    def state(self) -> ShardState:
+        """The state of the lease."""
+        return self._state
 
-    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Return what a call of the ledger gives; while Redis is away it is made again, unless the worker stops."""
-        return await insist(call, lambda: self.lost or self._stopping.is_set())
+    @property
+    def is_active(self) -> bool:
+        """Whether samples may be begun."""
+        return self._state is ShardState.ACTIVE
 
-    async def guard(self, answering: Coroutine[Any, Any, Record]) -> Record:
-        """Return what `answering` gives; InterruptedSampleError when it outlives the grace of a stop."""
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Renew the lease while the block runs; then unclaim the samples that it has begun and not recorded."""
+        try:
+            async with in_background(self._renew_until_lost(), self._drain_on_stop()):
+                yield
+        finally:
+            await self._unclaim_all()
+
+    async def begin(self, key: str) -> Start:
+        """Count a try of a sample, and return whether it may be made."""
+        start = await self._retry_while_unavailable(lambda: self._ledger.begin_sample(self.claim, key))
+        match start:
+            case Start.BEGUN:
+                self._begun.add(key)
+            case Start.LOST:
+                self._advance(ShardState.LOST)
+            case Start.CANCELLED:
+                self._advance(ShardState.CANCELLED)
+            case Start.RECORDED | Start.EXHAUSTED:
+                pass
+        return start
+
+    async def answer(self, answering: Coroutine[Any, Any, Record]) -> Record:
+        """Return the result of `answering`.
+
+        Raises:
+            InterruptedSampleError: it took longer than the grace of a stopping worker.
+        """
         task = asyncio.create_task(answering)
-        self._under_way.add(task)
+        self._answering.add(task)
         try:
             return await task
         except asyncio.CancelledError as error:
+            # Cancelled by `_drain_on_stop`, or with the whole shard?
             if self._stopping.is_set() and task.cancelled():
                 raise InterruptedSampleError from error
             raise
         finally:
             task.cancel()
-            self._under_way.discard(task)
+            self._answering.discard(task)
 
-    async def give_back(self, key: str) -> None:
-        """Uncount the try of a sample under way: this worker has not died of it."""
-        if key in self.begun:
-            self.begun.discard(key)
-            try:
-                await self._ledger.samples.abandon(self.taken, key)
-            except UnavailableError:
-                self._owed.add((self.taken, key))
+    async def record(self, record: Record) -> Record:
+        """Store a record and return it; return the stored one if another worker was first."""
+        key = record.sample.key
+        if await self._retry_while_unavailable(lambda: self._ledger.record(self.claim, record)):
+            job_metrics.samples_total.labels("failed" if record.error is not None else "answered").inc()
+        else:
+            stored = await self._ledger.samples.records_of(self.claim.evaluation_id, [key])
+            record = stored.get(key, record)
+        self._begun.discard(key)
+        return record
 
-    async def give_back_all(self) -> None:
-        """Uncount the tries of all samples under way."""
-        for key in tuple(self.begun):
-            await self.give_back(key)
+    async def unclaim(self, key: str) -> None:
+        """Undo `begin`: this worker has not died of the sample."""
+        if key not in self._begun:
+            return
+        self._begun.discard(key)
+        try:
+            await self._ledger.unclaim_sample(self.claim, key)
+        except UnavailableError:
+            self.unreturned_tries.add((self.claim, key))
 
-    async def keep_up(self) -> None:
-        """Renew the lease until it is lost; then give back the tries of the samples under way."""
-        while not self.lost:
-            await asyncio.sleep(self._ledger.limits.lease_s / 4)
-            if time.monotonic() > self._until:
-                self.stop.set()
-            await keep(self._ledger, self.taken, self.learn)
-        await self.give_back_all()
+    def on_lease_state(self, state: LeaseState) -> None:
+        """Follow what the ledger replied to a renewal."""
+        match state:
+            case LeaseState.HELD:
+                pass
+            case LeaseState.CANCELLED:
+                self._advance(ShardState.CANCELLED)
+            case LeaseState.LOST:
+                self._advance(ShardState.LOST)
 
-    async def hear_stop(self) -> None:
-        """Wait for the worker to stop, then for the grace that samples under way have."""
+    def _advance(self, state: ShardState) -> None:
+        self._state = max(self._state, state)
+        self.draining.set()
+
+    async def _renew_until_lost(self) -> None:
+        while self._state is not ShardState.LOST:
+            await asyncio.sleep(self._ledger.limits.lease_s / RENEWALS_PER_LEASE)
+            if time.monotonic() > self._drain_at:
+                self._advance(ShardState.DRAINING)
+            await renew(self._ledger, self.claim, self.on_lease_state)
+        # The next owner must not count these tries against the samples: this worker is alive.
+        await self._unclaim_all()
+
+    async def _drain_on_stop(self) -> None:
         await self._stopping.wait()
-        self.stop.set()
+        self._advance(ShardState.DRAINING)
         await asyncio.sleep(self._stop_grace_s)
-        for task in self._under_way:
+        for task in self._answering:
             task.cancel()
 
+    async def _unclaim_all(self) -> None:
+        for key in tuple(self._begun):
+            await self.unclaim(key)
 
-async def insist(call: Callable[[], Awaitable[T]], is_over: Callable[[], bool]) -> T:
-    """Return what a call of the ledger gives; while Redis is away it is made again, until `is_over` says so."""
+    async def _retry_while_unavailable(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        return await retry_while_unavailable(call, lambda: self._state is ShardState.LOST or self._stopping.is_set())
+
+
+async def retry_while_unavailable(call: Callable[[], Awaitable[_T]], is_over: Callable[[], bool]) -> _T:
+    """Return the result of a call of the ledger, repeated while Redis is away until `is_over`.
+
+    Raises:
+        UnavailableError: Redis is away, and it is over.
+    """
     while True:
         try:
             return await call()
@@ -132,11 +218,11 @@ async def insist(call: Callable[[], Awaitable[T]], is_over: Callable[[], bool]) 
             await asyncio.sleep(AWAY_PAUSE_S)
 
 
-async def keep(ledger: Ledger, taken: Taken, learn: Callable[[Lease], None]) -> None:
-    """Renew a lease once and tell what the ledger said; what goes wrong is logged, and to be tried again."""
+async def renew(ledger: Ledger, claim: Claim, on_lease_state: Callable[[LeaseState], None]) -> None:
+    """Renew a lease once and pass on its state. Failures are logged: the next renewal is a new chance."""
     try:
-        learn(await ledger.units.renew(taken))
+        on_lease_state(await ledger.renew(claim))
     except UnavailableError as error:
-        log.warning("lease not renewed", evaluation_id=taken.evaluation_id, unit=taken.unit, reason=error.message)
+        log.warning("renewal_failed", evaluation_id=claim.evaluation_id, unit=claim.unit, reason=error.message)
     except Exception:
-        log.exception("lease not renewed", evaluation_id=taken.evaluation_id, unit=taken.unit)
+        log.exception("renewal_failed", evaluation_id=claim.evaluation_id, unit=claim.unit)

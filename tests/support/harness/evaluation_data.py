@@ -1,4 +1,4 @@
-"""Datasets on disk, samples and records as tests need them."""
+"""Datasets on disk, samples and records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIXTURE = EvaluatedStrategy(AnswerStrategy.MIXTURE)
 
 
 def row(episode_id: str, instruction: str, actions: Sequence[str], images: Sequence[str]) -> dict[str, Any]:
-    """Return one row in the input format."""
+    """Return one row of a dataset."""
     return {
         "images": list(images),
         "query": "<image>\n" * len(images) + instruction,
@@ -25,7 +25,7 @@ def row(episode_id: str, instruction: str, actions: Sequence[str], images: Seque
 
 
 def write_dataset(folder: Path, name: str, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write `<name>.jsonl` and an empty file for each image it names; return the path."""
+    """Write `<name>.jsonl` and an empty file for each of its images; return the path."""
     folder.mkdir(parents=True, exist_ok=True)
     for image in (image for fields in rows for image in fields["images"]):
         (folder / image).parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def sample(
     adapter_id: str | None = "clock",
     cluster: str | None = None,
 ) -> Sample:
-    """Return a sample whose text and image do not matter."""
+    """Return a sample with arbitrary text and image."""
     return Sample(
         key=f"{strategy.label}/{dataset}/{episode}/{step}",
         dataset=dataset,
@@ -66,17 +66,19 @@ def sample(
     )
 
 
-def answered(asked: Sample, answer: str, retrieved: Sequence[str] | None = None, total_s: float = 0.2) -> Record:
+def answered(question: Sample, answer: str, retrieved: Sequence[str] | None = None, total_s: float = 0.2) -> Record:
     """Return the record of an answer made with the `retrieved` adapters."""
     matches = None if retrieved is None else tuple(RetrievedAdapter(name, 0.5, 0.25) for name in retrieved)
-    return Record(asked, answer=answer, matches=matches, timings=SampleTimings(total_s=total_s, decode_s=total_s / 2))
+    return Record(
+        question, answer=answer, matches=matches, timings=SampleTimings(total_s=total_s, decode_s=total_s / 2)
+    )
 
 
-def failure(asked: Sample, reason: str = "UNAVAILABLE", message: str = "nobody listens") -> Record:
+def failure(question: Sample, reason: str = "UNAVAILABLE", message: str = "nobody listens") -> Record:
     """Return the record of a sample without an answer."""
-    return Record(asked, error=SampleError(reason, message))
+    return Record(question, error=SampleError(reason, message))
 
 
 def write_records(file: Path, records: Iterable[Record]) -> None:
-    """Write records as a job does, their scores left out."""
+    """Write records as a job does, without scores."""
     file.write_text("".join(json.dumps(record.to_json()) + "\n" for record in records), encoding="utf-8")

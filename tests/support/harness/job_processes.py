@@ -1,4 +1,4 @@
-"""Datasets of any size, an orchestrator in this process, and workers and servers in processes of their own."""
+"""An orchestrator in the test's process, workers and servers in their own processes, and datasets of any size."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.contract.prompt import Prompt
 from infra.runtime.settings import as_arguments
 from orchestrator.app import orchestrator
 from orchestrator.clients.evaluation import EvaluationClient
@@ -24,9 +25,9 @@ START_TIMEOUT_S = 100.0
 
 
 def write_dataset(folder: Path, name: str, episodes: int, steps: int = 2, bad_rows: int = 0) -> Path:
-    """Write a dataset of `episodes` good rows, each of `steps` screens, and rows that cannot be read."""
+    """Write a dataset of `episodes` good rows with `steps` screens each, and of `bad_rows` that cannot be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "screen.png").write_bytes(b"not looked at by the fake model")
+    (folder / "screen.png").write_bytes(b"the fake model does not read images")
     rows = [
         json.dumps(
             {
@@ -51,7 +52,7 @@ async def until(condition: Callable[[], Any], timeout_s: float = START_TIMEOUT_S
 
 
 class Process:
-    """A tier in a process of its own, ready when its ready file is there."""
+    """A tier in its own process, ready once its ready file exists."""
 
     def __init__(self, module: str, settings: dict[str, Any], folder: Path, name: str) -> None:
         self.ready_file = folder / f"{name}.ready"
@@ -69,7 +70,7 @@ class Process:
         return self._process.poll()
 
     async def ready(self) -> str:
-        """Wait until it serves; return its address."""
+        """Wait until the tier serves; return its address."""
         await until(lambda: self.ready_file.exists() or self.exit_status is not None)
         if self.exit_status is not None:
             raise AssertionError(f"{self.log} ended:\n{self.log.read_text()}")
@@ -77,20 +78,42 @@ class Process:
         return address
 
     def kill(self) -> None:
-        """End it as the kernel would."""
+        """Kill the process as the kernel would."""
         self._process.kill()
         self._process.wait()
 
     async def stop(self) -> int:
-        """End it in good order; return its exit status."""
+        """Stop the process with SIGTERM; return its exit status."""
         if self.exit_status is None:
             self._process.send_signal(signal.SIGTERM)
         return await asyncio.to_thread(self._process.wait, 30)
 
 
+class Gate:
+    """A hook of the fake model that holds every answer after the first few until it is opened.
+
+    `held` are the callers whose answers it has held.
+    """
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self.held: set[str] = set()
+        self._open = asyncio.Event()
+
+    async def __call__(self, _prompt: Prompt, peer: str) -> None:
+        if self.free > 0:
+            self.free -= 1
+            return
+        self.held.add(peer)
+        await self._open.wait()
+
+    def open(self) -> None:
+        self._open.set()
+
+
 @dataclass
 class Cluster:
-    """Fake services, a Redis, and an orchestrator of this process; workers are started by the test."""
+    """Fake services, a Redis, and an orchestrator in the test's process; tests start workers themselves."""
 
     tiers: FakeTiers
     folder: Path
@@ -101,7 +124,7 @@ class Cluster:
     workers: int = 0
 
     async def start_worker(self, **changes: object) -> Process:
-        """Start a worker and wait until it takes work."""
+        """Start a worker and wait until it consumes messages."""
         self.workers += 1
         worker = self.start("orchestrator.jobs.worker", f"worker-{self.workers}", **changes)
         await worker.ready()
@@ -121,8 +144,8 @@ class Cluster:
         return last
 
 
-def hasty_settings(tiers: FakeTiers, folder: Path, data: Path) -> dict[str, Any]:
-    """Return settings of an orchestrator and its workers whose leases are short."""
+def short_lease_settings(tiers: FakeTiers, folder: Path, data: Path) -> dict[str, Any]:
+    """Return settings with short leases for an orchestrator and its workers."""
     return {
         "retrieval_target": tiers.retrieval_target,
         "generation_target": tiers.generation_target,
@@ -138,14 +161,14 @@ def hasty_settings(tiers: FakeTiers, folder: Path, data: Path) -> dict[str, Any]
 
 @asynccontextmanager
 async def cluster(folder: Path, redis_url: str, **changes: object) -> AsyncIterator[Cluster]:
-    """Yield a cluster whose shards are small and whose leases are short."""
+    """Yield a cluster with short leases."""
     data = folder / "data"
     data.mkdir()
     async with AsyncExitStack() as stack:
         tiers = await stack.enter_async_context(fake_tiers())
-        settings = {**hasty_settings(tiers, folder, data), "redis_url": redis_url, **changes}
-        made = OrchestratorSettings(**{**settings, "address": "127.0.0.1:0"})
-        server = await stack.enter_async_context(orchestrator(made, redis_url))
+        settings = {**short_lease_settings(tiers, folder, data), "redis_url": redis_url, **changes}
+        orchestrator_settings = OrchestratorSettings(**{**settings, "address": "127.0.0.1:0"})
+        server = await stack.enter_async_context(orchestrator(orchestrator_settings, redis_url))
         await stack.enter_async_context(server)
         client = await stack.enter_async_context(EvaluationClient(server.address))
         yield Cluster(tiers, folder, data, settings, client, stack)

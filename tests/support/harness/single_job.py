@@ -1,4 +1,4 @@
-"""An orchestrator that has one job, as commands see it: without a server, and ended before it is asked."""
+"""An orchestrator with one job that has ended already, without a server."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import pytest
 from infra.contract.errors import NotFoundError
 from orchestrator.cli.commands import jobs
 from orchestrator.evaluation.data.datasets import BadRow
+from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts, Summary
 from orchestrator.evaluation.spec import EvaluationSpec
-from orchestrator.jobs.job import Evaluation, EvaluationState, Report
 
 
 @dataclass
 class OneJob:
-    """Ends at once in `state` with `records`, those of the spec's strategies. `specs` are what was asked for."""
+    """The job `ev-1`, ended in `state` with `records`. `specs` are those of the jobs that were created."""
 
     records: Sequence[Record]
     spec: EvaluationSpec
@@ -64,12 +64,12 @@ class OneJob:
         return Report(json.dumps(self.summary.to_json()), "# Evaluation\n", "out/ev-1")
 
     def called(self, _target: str, call: Callable[[Any], Awaitable[Any]]) -> Any:
-        """What orchestrator.cli.commands.jobs.called does."""
+        """Replace orchestrator.cli.commands.jobs.called."""
         self.calls += 1
         return asyncio.run(_awaited(call(self)))
 
     def serve(self, monkeypatch: pytest.MonkeyPatch) -> OneJob:
-        """Be what the commands find."""
+        """Make the commands talk to this job."""
         monkeypatch.setattr(jobs, "called", self.called)
         return self
 

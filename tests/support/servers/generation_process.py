@@ -1,6 +1,6 @@
-"""`python -m tests.support.servers.generation_process`: fake generation services in a process to be killed.
+"""`python -m tests.support.servers.generation_process`: fake generation services in a process that tests can kill.
 
-Each of `--replicas` answers `--slots` calls at a time, each `--delay-s` after it began; the others wait their turn.
+Each of `--replicas` answers `--slots` calls at a time in `--delay-s` seconds each; further calls wait.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.servers.tiers import FakeGeneration, Hook
 
 
 def replica(address: str, slots: int, delay_s: float) -> AioGrpcServer:
-    """Return a bound server that answers with a fixed latency and a fixed capacity."""
+    """Return a bound server with a fixed latency and capacity."""
     server = aio_server(ServerOptions(address=address, shutdown_grace_s=0))
     server.add(
         FakeGeneration(before=_busy(slots, delay_s)),
@@ -33,15 +33,15 @@ def replica(address: str, slots: int, delay_s: float) -> AioGrpcServer:
 def _busy(slots: int, delay_s: float) -> Hook:
     free = asyncio.Semaphore(slots)
 
-    async def take_a_slot(_prompt: Prompt, _peer: str) -> None:
+    async def occupy_slot(_prompt: Prompt, _peer: str) -> None:
         async with free:
             await asyncio.sleep(delay_s)
 
-    return take_a_slot
+    return occupy_slot
 
 
 async def serve(options: argparse.Namespace) -> None:
-    """Serve until the process is killed; the ready file names all addresses, parted by commas."""
+    """Serve until the process is killed; the ready file holds all addresses, separated by commas."""
     async with AsyncExitStack() as stack:
         servers = [replica(options.address, options.slots, options.delay_s) for _ in range(options.replicas)]
         for server in servers:

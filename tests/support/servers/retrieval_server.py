@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from loraretriever.v1 import retrieval_service_pb2_grpc
 from loraretriever.v1.retrieval_service_pb2_grpc import RetrievalServiceStub
 
 from infra.contract.prompt import Prompt
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.images import ImageLimits
-from infra.runtime.server import sync_server
-from infra.runtime.settings import ServerOptions
+from infra.runtime.server import AioGrpcServer, aio_server
+from retrieval_service.app import loaded
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import FloatArray, normalise
 from retrieval_service.indexing import Indexer
 from retrieval_service.retriever import RetrievalDefaults, Retriever
-from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
+from retrieval_service.server import SERVICE_NAME, RequestLimits, RetrievalServicer
+from retrieval_service.settings import RetrievalSettings
+from tests.support.servers.background import on_event_loop, serving_blocking
 
 DIM = 16
 
@@ -58,6 +61,28 @@ class Service:
 
 
 @contextmanager
+def serving_retrieval(servicer: RetrievalServicer) -> Iterator[AioGrpcServer]:
+    """Serve a servicer without a grace period."""
+    adder = retrieval_service_pb2_grpc.add_RetrievalServiceServicer_to_server
+    with serving_blocking(servicer, adder, SERVICE_NAME) as server:
+        yield server
+
+
+@contextmanager
+def serving_settings(settings: RetrievalSettings) -> Iterator[AioGrpcServer]:
+    """Serve what the settings name, as `python -m retrieval_service` does."""
+
+    @asynccontextmanager
+    async def serve() -> AsyncIterator[AioGrpcServer]:
+        server = aio_server(settings.server)
+        async with loaded(server, settings), server:
+            yield server
+
+    with on_event_loop(serve) as server:
+        yield server
+
+
+@contextmanager
 def retrieval_service(
     place: Path | QdrantServer, embedder: WordEmbedder | None = None, *, stale_reads: bool = False
 ) -> Iterator[Service]:
@@ -71,8 +96,6 @@ def retrieval_service(
         limits = RequestLimits(64, ImageLimits(16, 1_000_000, 1_000_000))
         retriever = Retriever(embedder, catalogue, RetrievalDefaults())
         servicer = RetrievalServicer(embedder, catalogue, retriever, Indexer(embedder, catalogue, 64), limits)
-        server = sync_server(ServerOptions(shutdown_grace_s=0), workers=8)
-        add_to(server, servicer)
-        with server, sync_channel(ChannelOptions(server.address)) as channel:
+        with serving_retrieval(servicer) as server, sync_channel(ChannelOptions(server.address)) as channel:
             stub = RetrievalServiceStub(channel)  # type: ignore[no-untyped-call]
             yield Service(server.address, stub, catalogue, embedder)

@@ -1,21 +1,19 @@
-"""A generation service that does what a test tells it, served over loopback by a sync or an aio server."""
+"""A generation service that behaves as a test wants, served over loopback, and sync and aio calls to it."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal
 
-import grpc
 from loraretriever.v1 import generation_service_pb2 as pb
 from loraretriever.v1 import generation_service_pb2_grpc as stubs
 
 from infra.runtime.channel import ChannelOptions, aio_channel, sync_channel
-from infra.runtime.server import AioGrpcServer, GrpcServer, aio_server, sync_server
+from infra.runtime.server import AioGrpcServer, aio_server
 from infra.runtime.settings import ServerOptions
+from tests.support.servers.background import on_event_loop
 
 SERVICE = "loraretriever.v1.GenerationService"
 GENERATE = f"/{SERVICE}/Generate"
@@ -23,25 +21,10 @@ PIECES = ("a", "b")
 
 Kind = Literal["sync", "aio"]
 Act = Callable[[Any], None]
-"""What a handler does before it answers, given its context: raise, wait, or note."""
+"""What a handler does before it answers, given its context: raise, wait, or record."""
 
 
-class SyncProbe(stubs.GenerationServiceServicer):
-    def __init__(self, act: Act) -> None:
-        self.act = act
-
-    def Generate(self, request: pb.GenerateRequest, context: grpc.ServicerContext) -> pb.GenerateResponse:  # noqa: N802
-        self.act(context)
-        return pb.GenerateResponse(text="".join(PIECES))
-
-    def StreamGenerate(  # noqa: N802
-        self, request: pb.StreamGenerateRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.StreamGenerateResponse]:
-        yield from (pb.StreamGenerateResponse(delta=piece) for piece in PIECES)
-        self.act(context)
-
-
-class AioProbe(stubs.GenerationServiceServicer):
+class Probe(stubs.GenerationServiceServicer):
     def __init__(self, act: Act) -> None:
         self.act = act
 
@@ -67,38 +50,18 @@ def nothing(_context: Any) -> None:
 
 
 @contextmanager
-def serving(
-    kind: Kind, act: Act = nothing, options: ServerOptions | None = None, workers: int = 4, servicer: Any = None
-) -> Iterator[GrpcServer | AioGrpcServer]:
-    """Serve a probe, or `servicer`, and yield its server."""
-    options = options or ServerOptions()
-    if kind == "sync":
-        server = sync_server(options, workers)
-        server.add(servicer or SyncProbe(act), stubs.add_GenerationServiceServicer_to_server, SERVICE)
-        with server:
+def serving(act: Act = nothing, options: ServerOptions | None = None, servicer: Any = None) -> Iterator[AioGrpcServer]:
+    """Serve a probe, or `servicer`, on the event loop of a thread, and yield its server."""
+
+    @asynccontextmanager
+    async def serve() -> AsyncIterator[AioGrpcServer]:
+        server = aio_server(options or ServerOptions())
+        server.add(servicer or Probe(act), stubs.add_GenerationServiceServicer_to_server, SERVICE)
+        async with server:
             yield server
-        return
-    started: Future[AioGrpcServer] = Future()
 
-    async def serve() -> None:
-        try:
-            server = aio_server(options)
-            server.add(servicer or AioProbe(act), stubs.add_GenerationServiceServicer_to_server, SERVICE)
-            await server.serving()
-        except BaseException as error:
-            started.set_exception(error)
-            raise
-        started.set_result(server)
-        await server.serve()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    server_of_loop = started.result(timeout=20)
-    try:
-        yield server_of_loop
-    finally:
-        server_of_loop.request_stop()
-        thread.join()
+    with on_event_loop(serve) as server:
+        yield server
 
 
 def generate(kind: Kind, options: ChannelOptions, metadata: Any = None, timeout: float | None = None) -> str:

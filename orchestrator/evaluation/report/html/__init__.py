@@ -1,1 +1,1 @@
-"""report.html: one page that needs no network, drawn from a summary and its records."""
+"""Render report.html: one self-contained page, from a summary and its records."""

@@ -1,4 +1,4 @@
-"""Charts as SVG: bars with intervals, parts of a whole, and counts by two names."""
+"""SVG charts: bars with intervals, stacked bars, and heatmaps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from orchestrator.evaluation.report.html.markup import Markup, element, label
 
-COLOURS = 10
-WIDTH = 360
-MAX_BARS = 60
-MAX_TICK = 28
+_COLOURS = 10
+_WIDTH = 360
+_MAX_BARS = 60
+_MAX_TICK = 28
 _PALEST, _DARKEST = 0.1, 0.5
 _LEFT, _RIGHT = 4, 4
 _ROW, _BAR = 16, 9
@@ -18,7 +18,7 @@ _ROW, _BAR = 16, 9
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: what it is named, its value and the ends of its interval (None: none), and which colour it has."""
+    """One bar: its name, its value and interval (None: absent), the text beside its name, and its colour index."""
 
     name: str
     value: float | None
@@ -30,7 +30,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Stack:
-    """A bar of several parts, each with the shade of its place: what it is named, its colour elsewhere, the lengths."""
+    """A stacked bar: its name, its colour index in other charts, and the lengths of its parts."""
 
     name: str
     colour: int
@@ -38,11 +38,11 @@ class Stack:
 
 
 def bar_chart(groups: Mapping[str, Sequence[Bar]], *, low: float, high: float, title: str) -> Markup:
-    """Return horizontal bars from zero, under the name of each group, on a scale from `low` to `high`."""
+    """Return horizontal bars from zero, grouped under the name of each group, on a scale from `low` to `high`."""
     span = (high - low) or 1.0
 
     def at(value: float) -> float:
-        return round(_LEFT + (WIDTH - _LEFT - _RIGHT) * (min(max(value, low), high) - low) / span, 1)
+        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * (min(max(value, low), high) - low) / span, 1)
 
     shapes: list[Markup] = []
     y = 0
@@ -57,8 +57,8 @@ def bar_chart(groups: Mapping[str, Sequence[Bar]], *, low: float, high: float, t
 
 
 def share_charts(groups: Mapping[str, Sequence[Bar]], title: str) -> list[Markup]:
-    """Return bars of shares in [0, 1]; where there are many, each group folded."""
-    if sum(map(len, groups.values())) <= MAX_BARS:
+    """Return bars of shares in [0, 1]; if there are many, each group is collapsed."""
+    if sum(map(len, groups.values())) <= _MAX_BARS:
         return [bar_chart(groups, low=0, high=1, title=title)]
     return [
         element("details", element("summary", name), bar_chart({"": members}, low=0, high=1, title=f"{title}: {name}"))
@@ -67,15 +67,15 @@ def share_charts(groups: Mapping[str, Sequence[Bar]], title: str) -> list[Markup
 
 
 def stacked_bar_chart(rows: Sequence[Stack], title: str) -> Markup:
-    """Return a bar for each row, made of its parts one after another, all on one scale; see `legend`."""
+    """Return one stacked bar per row, all on one scale; see `legend` for the parts."""
     longest = max((sum(row.lengths) for row in rows), default=0.0) or 1.0
     shapes: list[Markup] = []
     for index, row in enumerate(rows):
         y, x = index * (2 * _ROW), 0.0
-        shapes.append(element("circle", cx=_LEFT + 4, cy=y + 8, r=3.5, class_=_c(row.colour)))
+        shapes.append(element("circle", cx=_LEFT + 4, cy=y + 8, r=3.5, class_=_colour_class(row.colour)))
         shapes.append(element("text", label(row.name), x=_LEFT + 12, y=y + 11))
         for part, length in enumerate(row.lengths):
-            width = (WIDTH - _LEFT - _RIGHT) * length / longest
+            width = (_WIDTH - _LEFT - _RIGHT) * length / longest
             shapes.append(
                 element(
                     "rect", x=round(_LEFT + x, 1), y=y + 15, width=round(width, 1), height=_BAR + 2, class_=f"p{part}"
@@ -86,21 +86,21 @@ def stacked_bar_chart(rows: Sequence[Stack], title: str) -> Markup:
 
 
 def heatmap(counts: Mapping[str, Mapping[str, int]], columns: Sequence[str], title: str) -> Markup:
-    """Return counts as squares: a row for each name, darker where its share of the row is higher.
+    """Return counts as squares, one row per name; the higher the share of the row, the darker the square.
 
-    The darkest is still light enough for the count on it.
+    The darkest square is still light enough to read the count on it.
     """
-    longest = max((len(label(name, MAX_TICK)) for name in (*counts, *columns)), default=0)
+    longest = max((len(label(name, _MAX_TICK)) for name in (*counts, *columns)), default=0)
     left, top, size = 12 + 5 * longest, 14 + round(4.5 * longest), 18
     shapes: list[Markup] = []
     for index, column in enumerate(columns):
         x = left + index * size + 12
         shapes.append(
-            element("text", label(column, MAX_TICK), transform=f"translate({x} {top - 4}) rotate(-60)", class_="small")
+            element("text", label(column, _MAX_TICK), transform=f"translate({x} {top - 4}) rotate(-60)", class_="small")
         )
     for line, (name, row) in enumerate(counts.items()):
         y, total = top + line * size, sum(row.values()) or 1
-        shapes.append(element("text", label(name, MAX_TICK), x=left - 4, y=y + 12, text_anchor="end", class_="small"))
+        shapes.append(element("text", label(name, _MAX_TICK), x=left - 4, y=y + 12, text_anchor="end", class_="small"))
         for index, column in enumerate(columns):
             count = row.get(column, 0)
             if not count:
@@ -121,11 +121,11 @@ def heatmap(counts: Mapping[str, Mapping[str, int]], columns: Sequence[str], tit
             )
             shapes.append(element("text", str(count), x=x + 8, y=y + 11, text_anchor="middle", class_="count"))
     width = left + len(columns) * size + round(2.5 * longest) + 8
-    return _svg(top + len(counts) * size + 4, title, shapes, width=max(width, WIDTH))
+    return _svg(top + len(counts) * size + 4, title, shapes, width=max(width, _WIDTH))
 
 
 def legend(names: Sequence[str]) -> Markup:
-    """Return the names of the parts of a `Stack` with their shades, in their order."""
+    """Return the names of the parts of a `Stack` with their shades, in order."""
     items = [element("li", element("span", class_=f"swatch p{index}"), " ", name) for index, name in enumerate(names)]
     return element("ul", *items, class_="legend")
 
@@ -139,7 +139,14 @@ def _row(bar: Bar, at: Callable[[float], float], y: int) -> list[Markup]:
         return shown
     start, end = sorted((at(0.0), at(bar.value)))
     shown.append(
-        element("rect", x=start, y=y + 15, width=round(max(end - start, 0.5), 1), height=_BAR, class_=_c(bar.colour))
+        element(
+            "rect",
+            x=start,
+            y=y + 15,
+            width=round(max(end - start, 0.5), 1),
+            height=_BAR,
+            class_=_colour_class(bar.colour),
+        )
     )
     if bar.low is not None and bar.high is not None:
         middle = y + 15 + _BAR / 2
@@ -151,9 +158,9 @@ def _row(bar: Bar, at: Callable[[float], float], y: int) -> list[Markup]:
     return shown
 
 
-def _c(colour: int) -> str:
-    return f"c{colour % COLOURS}"
+def _colour_class(colour: int) -> str:
+    return f"c{colour % _COLOURS}"
 
 
-def _svg(height: float, title: str, shapes: Sequence[Markup], width: int = WIDTH) -> Markup:
+def _svg(height: float, title: str, shapes: Sequence[Markup], width: int = _WIDTH) -> Markup:
     return element("svg", element("title", title), *shapes, viewBox=f"0 0 {width} {height}", role="img", class_="chart")

@@ -1,4 +1,4 @@
-"""Text to HTML and SVG: every value is escaped here, once."""
+"""Build HTML and SVG. All values are escaped here, exactly once."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from html import escape
 
 from orchestrator.evaluation.report.formatting import ReportTable
 
-MAX_LABEL = 44
-MAX_SHORT = 28
+_MAX_LABEL = 44
+_MAX_SHORT = 28
 
 
 class Markup(str):
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
     __slots__ = ()
 
 
 def element(tag: str, *children: str, **attributes: object) -> Markup:
-    """Return an element. Children that are not Markup are escaped; `class_` is class, `stroke_width` stroke-width."""
+    """Return an element. Escapes children that are not Markup. `class_` means class, `stroke_width` stroke-width."""
     named = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{escape(str(value), quote=True)}"'
         for name, value in attributes.items()
@@ -28,23 +28,23 @@ def element(tag: str, *children: str, **attributes: object) -> Markup:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """Return a table that scrolls by itself where the page is narrow; the first cell of a row names it."""
+    """Return a table that scrolls on its own on a narrow page; the first cell of each row is its header."""
     head = element("tr", *(element("th", column, scope="col") for column in columns))
     body = [element("tr", element("th", row[0], scope="row"), *map(_cell, row[1:])) for row in rows]
     return element("div", element("table", element("thead", head), element("tbody", *body)), class_="scroll")
 
 
 def _cell(text: str) -> Markup:
-    """Return a cell; a number with its interval stays in one line."""
-    return element("td", text) if len(text) > MAX_SHORT else element("td", text, class_="short")
+    """Return a cell; a short one, such as a number with its interval, does not wrap."""
+    return element("td", text) if len(text) > _MAX_SHORT else element("td", text, class_="short")
 
 
-def report_table(found: ReportTable | None, *below: Markup) -> Markup | None:
-    """Return a section of a report's table, None of none."""
-    if found is None:
+def report_table(report: ReportTable | None, *below: Markup) -> Markup | None:
+    """Return a section with a table of the report; None: there is no table."""
+    if report is None:
         return None
-    note = [element("p", found.note, class_="note")] if found.note else []
-    return section(found.title, table(found.columns, found.rows), *note, *below)
+    note = [element("p", report.note, class_="note")] if report.note else []
+    return section(report.title, table(report.columns, report.rows), *note, *below)
 
 
 def section(title: str, *children: str) -> Markup:
@@ -57,7 +57,7 @@ def paragraph(*children: str) -> Markup:
     return element("p", *children)
 
 
-def label(text: str, most: int = MAX_LABEL) -> str:
-    """Return text short enough for a chart."""
+def label(text: str, limit: int = _MAX_LABEL) -> str:
+    """Return text as one line, truncated for a chart."""
     line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1] + "…"
+    return line if len(line) <= limit else line[: limit - 1] + "…"

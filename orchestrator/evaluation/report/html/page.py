@@ -1,4 +1,4 @@
-"""A summary and its records to one self-contained page."""
+"""Render a summary and its records as one self-contained page."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def render_html(
 ) -> str:
     """Return report.html: numbers and charts of the summary, and at most `max_samples` of the records to browse.
 
-    It loads nothing: its content security policy allows its own script and style (by their hashes) and data: images.
-    Without `pictures` no image is read, and the page says so at each. `grades` are a judge's, by sample key.
+    The page loads nothing: its content security policy allows only its own script and style (by hash) and data: images.
+    Without `pictures` no image is read, and the page shows a placeholder for each. `grades` are a judge's, by sample
+    key.
     """
     kept, _ = drop_repeated(records)
     chosen = choose_samples(kept, max_samples)
@@ -48,20 +49,20 @@ def render_html(
 
 
 def json_in_html(data: object) -> str:
-    """Return JSON that no HTML parser can leave early: `<`, `>` and `&` are written as escapes."""
+    """Return JSON that is safe inside a script element: `<`, `>` and `&` are written as escapes."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _shown(chosen: int, recorded: int, pictures: Sequence[str | None]) -> str:
-    most = "" if chosen == recorded else " (chosen evenly over the datasets, a question with all its strategies)"
+    choice = "" if chosen == recorded else " (chosen evenly over datasets, each question with all its strategies)"
     missing = sum(picture is None for picture in pictures)
-    gone = (
-        f" {missing:,} of {len(pictures):,} images are not shown: not found, or over the page's size."
+    not_shown = (
+        f" {missing:,} of {len(pictures):,} images are not shown: missing, or beyond the page's size limit."
         if missing
         else ""
     )
-    return f"{chosen:,} of {recorded:,} samples are in this page{most}; records.jsonl holds all.{gone}"
+    return f"{chosen:,} of {recorded:,} samples are on this page{choice}; records.jsonl has all of them.{not_shown}"
 
 
 def _file(name: str) -> str:

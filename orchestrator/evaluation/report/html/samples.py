@@ -1,4 +1,4 @@
-"""Records to the samples that a page lists: fairly chosen where there are too many, pictures within a budget."""
+"""Choose the samples that the page lists, and convert them and their images to JSON for report.js."""
 
 from __future__ import annotations
 
@@ -25,37 +25,42 @@ from orchestrator.evaluation.scoring import expects_actions, step_scores, text_s
 from orchestrator.evaluation.spec import PromptProtocol
 
 MAX_SAMPLES = 2000
-MAX_TEXT = 4000
-MAX_STEPS = 100
-MAX_IMAGES = 8
-MAX_PICTURE_BYTES = 8 * 2**20
-PICTURE_PX = 320
+"""Bounds the size of the page."""
+
+_MAX_TEXT = 4000
+_MAX_STEPS = 100
+_MAX_IMAGES = 8
+_MAX_THUMBNAIL_BYTES = 8 * 2**20
+_THUMBNAIL_PX = 320
 
 
 @dataclass(frozen=True)
 class ThumbnailBudget:
-    """Files are read below `roots` only; all pictures of a page together have at most `max_bytes`."""
+    """Limits on a page's thumbnails: images are read below `roots` only, and all have at most `max_bytes` in total."""
 
     roots: tuple[Path, ...] = ()
-    max_bytes: int = MAX_PICTURE_BYTES
+    max_bytes: int = _MAX_THUMBNAIL_BYTES
 
 
-def choose_samples(records: Iterable[Record], most: int = MAX_SAMPLES) -> list[Record]:
-    """Return at most `most` records, as many of each dataset as can be, and of a question those of every strategy.
+def choose_samples(records: Iterable[Record], limit: int = MAX_SAMPLES) -> list[Record]:
+    """Return at most `limit` records, evenly over datasets, each question with the records of all its strategies.
 
-    The questions of a dataset are drawn by the hash of their names: always the same ones.
+    Questions are ordered by a hash of their names, so the choice is deterministic.
     """
     by_dataset: defaultdict[str, defaultdict[tuple[str, int], list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         sample = record.sample
         by_dataset[sample.dataset][sample.episode_id, sample.step].append(record)
-    drawn = [[questions[name] for name in sorted(questions, key=_draw)] for _, questions in sorted(by_dataset.items())]
+    shuffled = [
+        [questions[name] for name in sorted(questions, key=_question_hash)]
+        for _, questions in sorted(by_dataset.items())
+    ]
     chosen: list[Record] = []
-    for question in chain.from_iterable(zip_longest(*drawn)):
+    for question in chain.from_iterable(zip_longest(*shuffled)):
         chosen += question or []
-        if len(chosen) >= most:
+        if len(chosen) >= limit:
             break
-    return sorted(chosen[:most], key=_place)
+    return sorted(chosen[:limit], key=_sort_key)
 
 
 def samples_json(
@@ -64,19 +69,19 @@ def samples_json(
     point_tolerance_px: float,
     grades: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Return samples and pictures as JSON values, for report.js; a picture is None where it cannot be shown.
+    """Return samples and thumbnails as JSON values for report.js; a thumbnail is None if it cannot be shown.
 
     `grades` are a judge's, by sample key.
     """
-    pictures = _Pictures(budget)
+    thumbnails = _Thumbnails(budget)
     metric = ActionMetric(point_tolerance_px)
     return {
-        "samples": [_sample(record, metric, pictures, grades.get(record.sample.key)) for record in records],
-        "pictures": pictures.shown,
+        "samples": [_sample(record, metric, thumbnails, grades.get(record.sample.key)) for record in records],
+        "pictures": thumbnails.data_uris,
     }
 
 
-def _sample(record: Record, metric: ActionMetric, pictures: _Pictures, grade: float | None) -> dict[str, Any]:
+def _sample(record: Record, metric: ActionMetric, thumbnails: _Thumbnails, grade: float | None) -> dict[str, Any]:
     sample = record.sample
     usage, timings = record.usage, record.timings
     return {
@@ -86,14 +91,14 @@ def _sample(record: Record, metric: ActionMetric, pictures: _Pictures, grade: fl
         "step": sample.step + 1,
         "steps": sample.step_count,
         "whole": sample.protocol is PromptProtocol.SEQUENCE,
-        "text": _cut(sample.text),
+        "text": _truncate(sample.text),
         "adapter": sample.adapter_id or "",
-        "error": f"{record.error.reason}: {_cut(record.error.message)}" if record.error else "",
+        "error": f"{record.error.reason}: {_truncate(record.error.message)}" if record.error else "",
         "actions": _actions(record, metric),
         "scores": _text_scores(record),
         "adapters": _adapters(record),
-        "pictures": [pictures.number(path) for path in sample.images[:MAX_IMAGES]],
-        "more_pictures": max(0, len(sample.images) - MAX_IMAGES),
+        "pictures": [thumbnails.number(path) for path in sample.images[:_MAX_IMAGES]],
+        "more_pictures": max(0, len(sample.images) - _MAX_IMAGES),
         "seconds": round(timings.total_s, 4) if timings else None,
         "grade": _round(grade),
         "tokens": [usage.prompt_tokens, usage.completion_tokens] if usage else None,
@@ -101,94 +106,97 @@ def _sample(record: Record, metric: ActionMetric, pictures: _Pictures, grade: fl
 
 
 def _actions(record: Record, metric: ActionMetric) -> list[list[Any]]:
-    """Return [truth, answer, whether it is right] of each step; null: there is none, or it is unscored.
+    """Return [truth, answer, whether it is correct] of each step; null: absent or unscored.
 
-    Where the truth is not in the action language the whole answer is one step, neither right nor wrong.
+    If the truth is not in the action language, the whole answer is one unscored step.
     """
     if not expects_actions(record):
-        return [[_cut(record.sample.truth), None if record.answer is None else _cut(record.answer), None]]
+        return [[_truncate(record.sample.truth), None if record.answer is None else _truncate(record.answer), None]]
     scores = step_scores(record, [metric])
     is_sequence = record.sample.protocol is PromptProtocol.SEQUENCE
     truths = split_actions(record.sample.truth) if is_sequence else [record.sample.truth]
     answers: list[str] = []
     if record.answer is not None:
         answers = [*split_actions(record.answer)] if is_sequence else [record.answer]
-    right: list[bool | None] = [*scores[metric.name]] if scores is not None else [None] * len(truths)
-    right += [False] * (len(answers) - len(truths))
+    correct: list[bool | None] = [*scores[metric.name]] if scores is not None else [None] * len(truths)
+    correct += [False] * (len(answers) - len(truths))
     rows = [
-        [_cut(truth) if truth is not None else None, _cut(answer) if answer is not None else None, is_right]
-        for truth, answer, is_right in zip_longest(truths, answers, right)
+        [_truncate(truth) if truth is not None else None, _truncate(answer) if answer is not None else None, is_correct]
+        for truth, answer, is_correct in zip_longest(truths, answers, correct)
     ]
-    return rows[:MAX_STEPS]
+    return rows[:_MAX_STEPS]
 
 
 def _text_scores(record: Record) -> dict[str, float] | None:
-    """Return the scores of a whole answer by their titles; None where there is none."""
+    """Return the scores of a whole answer by column title; None: there are none."""
     scores = None if expects_actions(record) else text_scores(record)
-    return None if scores is None else dict(zip(TEXT_COLUMNS, map(_rounded, scores.values()), strict=True))
+    return (
+        None
+        if scores is None
+        else {title: round(score, 4) for title, score in zip(TEXT_COLUMNS, scores.values(), strict=True)}
+    )
 
 
 def _adapters(record: Record) -> list[list[Any]]:
-    """Return [id, similarity, weight] of what was retrieved or applied; null: not so."""
-    found = {match.adapter_id: [match.similarity, match.weight] for match in record.matches or ()}
+    """Return [id, similarity, weight] of each adapter retrieved or applied; null: not retrieved, or not applied."""
+    matches = {match.adapter_id: match for match in record.matches or ()}
     applied = {adapter.adapter_id: adapter.weight for adapter in record.applied}
-    names = [*found, *(name for name in applied if name not in found)]
+    names = [*matches, *(name for name in applied if name not in matches)]
     rows = []
-    for name in names[:MAX_STEPS]:
-        similarity, weight = found.get(name, (None, None))
-        rows.append([name, _round(similarity), _round(applied.get(name, 0.0 if applied else weight))])
+    for name in names[:_MAX_STEPS]:
+        match = matches.get(name)
+        similarity, proposed = (match.similarity, match.weight) if match is not None else (None, None)
+        # Without an applied composition (the answer failed), show the weight that retrieval proposed.
+        weight = applied.get(name, 0.0) if applied else proposed
+        rows.append([name, _round(similarity), _round(weight)])
     return rows
 
 
-class _Pictures:
-    """Pictures made small, each file once."""
+class _Thumbnails:
+    """Thumbnails as data URIs, one per file, until the budget is spent."""
 
     def __init__(self, budget: ThumbnailBudget) -> None:
-        self.shown: list[str | None] = []
+        self.data_uris: list[str | None] = []
         self._numbers: dict[Path, int] = {}
         self._roots = [root.resolve() for root in budget.roots]
-        self._left = budget.max_bytes
+        self._bytes_left = budget.max_bytes
 
     def number(self, path: Path) -> int:
         if path not in self._numbers:
-            self._numbers[path] = len(self.shown)
-            self.shown.append(self._data_uri(path))
+            self._numbers[path] = len(self.data_uris)
+            self.data_uris.append(self._data_uri(path))
         return self._numbers[path]
 
     def _data_uri(self, path: Path) -> str | None:
-        if self._left <= 0:
+        if self._bytes_left <= 0:
             return None
         try:
             image = decode_image(ImagePart(read_image(path, self._roots)))
         except (NotFoundError, InvalidArgumentError):
             return None
-        image.thumbnail((PICTURE_PX, PICTURE_PX))
+        image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
         file = io.BytesIO()
         image.save(file, "WEBP", quality=60)
         uri = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-        if len(uri) > self._left:
-            self._left = 0
+        if len(uri) > self._bytes_left:
+            self._bytes_left = 0
             return None
-        self._left -= len(uri)
+        self._bytes_left -= len(uri)
         return uri
 
 
-def _draw(question: tuple[str, int]) -> bytes:
+def _question_hash(question: tuple[str, int]) -> bytes:
     return hashlib.sha256(f"{question[0]}\n{question[1]}".encode()).digest()
 
 
-def _place(record: Record) -> tuple[str, str, int, str]:
+def _sort_key(record: Record) -> tuple[str, str, int, str]:
     sample = record.sample
     return sample.dataset, sample.episode_id, sample.step, sample.strategy.label
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+def _truncate(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
 
 
 def _round(value: float | None) -> float | None:
-    return None if value is None else _rounded(value)
-
-
-def _rounded(value: float) -> float:
-    return round(value, 4)
+    return None if value is None else round(value, 4)

@@ -1,8 +1,8 @@
-"""The sections of the page that are numbers and charts."""
+"""The header of the page, and its sections with numbers and charts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.comparison_tables import DIFFERENCES_NOTE, judge_table, reportable_differences
@@ -11,7 +11,7 @@ from orchestrator.evaluation.report.headline_tables import headline_tables
 from orchestrator.evaluation.report.html.charts import Bar, bar_chart, heatmap, share_charts
 from orchestrator.evaluation.report.html.markup import Markup, element, paragraph, report_table, section, table
 from orchestrator.evaluation.report.html.resource_use import resource_use_sections
-from orchestrator.evaluation.report.markdown_report import MAX_LISTED, caveats, judge_note
+from orchestrator.evaluation.report.markdown_report import MAX_LISTED, caveats, compared_text, judge_note
 from orchestrator.evaluation.report.matrix import domain_matrix, domain_table
 from orchestrator.evaluation.report.metric_tables import (
     MainScore,
@@ -24,31 +24,33 @@ from orchestrator.evaluation.report.metric_tables import (
 )
 from orchestrator.evaluation.report.summary import ALL, Cell, Summary
 
-MAX_CONFUSION = 60
+_MAX_HEATMAP_COLUMNS = 60
+"""A wider heatmap is illegible; a table is shown in its place."""
 
 
 def page_header(summary: Summary) -> Markup:
-    """Return the title, and what was compared."""
+    """Return the title, what was compared, and the caveats."""
     facts = summary.facts
     planned = facts.planned_samples
     lines = [
-        f"{pluralize(len(summary.strategies), 'way')} to answer on "
-        f"{pluralize(len(summary.dataset_names), 'dataset')}, {pluralize(summary.recorded_samples, 'sample')} in the "
-        f"{facts.spec.protocol.value} protocol; {summary.failed_samples:,} failed. "
+        f"{compared_text(summary)}: {pluralize(summary.recorded_samples, 'sample')} in the "
+        f"{facts.spec.protocol.value} protocol, {summary.failed_samples:,} of them failed. "
         "— means unscored, which is never zero."
     ]
     if facts.base_model:
         lines.append(f"Base model: {facts.base_model}.")
     if planned is not None and planned != summary.recorded_samples:
-        lines.append(f"Incomplete ({facts.state}): {summary.recorded_samples:,} of {planned:,} samples have a record.")
+        lines.append(
+            f"Incomplete ({facts.state}): {summary.recorded_samples:,} of {planned:,} planned samples have a record."
+        )
     lines += caveats(summary)
     return element("header", element("h1", f"Evaluation {facts.evaluation_id}".strip()), *map(paragraph, lines))
 
 
 def page_sections(summary: Summary, records: Sequence[Record]) -> list[Markup]:
-    """Return every section that the records (each key once) can fill."""
+    """Return all sections for which there is data. `records` have unique keys."""
     scores = main_scores(summary)
-    found = (
+    candidates = (
         *_headlines(summary),
         _domains(summary),
         _judged(summary),
@@ -61,19 +63,19 @@ def page_sections(summary: Summary, records: Sequence[Record]) -> list[Markup]:
         *resource_use_sections(summary.strategies, records),
         _bad_rows(summary),
     )
-    return [each for each in found if each is not None]
+    return [candidate for candidate in candidates if candidate is not None]
 
 
 def _headlines(summary: Summary) -> list[Markup | None]:
     failed = [cell for cell in summary.groups if cell.data == ALL and cell.failed]
     notes = [f"{cell.strategy}: {cell.failed:,} of {cell.samples:,} failed ({cell.failure})." for cell in failed]
-    found = [report_table(each) for each in headline_tables(summary)]
-    return [*found, *(element("p", note, class_="error") for note in notes)]
+    tables = [report_table(headline) for headline in headline_tables(summary)]
+    return [*tables, *(element("p", note, class_="error") for note in notes)]
 
 
 def _domains(summary: Summary) -> Markup | None:
-    made = domain_matrix(summary)
-    return None if made is None else report_table(domain_table(made))
+    matrix = domain_matrix(summary)
+    return None if matrix is None else report_table(domain_table(matrix))
 
 
 def _judged(summary: Summary) -> Markup | None:
@@ -98,58 +100,63 @@ def _datasets(summary: Summary, score: MainScore) -> Markup:
 def _bar(cell: Cell, score: MainScore, colour: int) -> Bar:
     if cell.mostly_failed:
         return Bar(cell.strategy, None, text=failed_text(cell), colour=colour)
-    found = score.of(cell)
-    return Bar(cell.strategy, found.value, found.low, found.high, interval_text(found), colour)
+    estimate = score.of(cell)
+    return Bar(cell.strategy, estimate.value, estimate.low, estimate.high, interval_text(estimate), colour)
 
 
 def _differences(summary: Summary, score: MainScore) -> Markup | None:
-    found = [(each, score.of_difference(each)) for each in reportable_differences(summary)]
+    differences = [(difference, score.of_difference(difference)) for difference in reportable_differences(summary)]
     ends = [
-        abs(end) for _, estimate in found for end in (estimate.value, estimate.low, estimate.high) if end is not None
+        abs(end)
+        for _, estimate in differences
+        for end in (estimate.value, estimate.low, estimate.high)
+        if end is not None
     ]
     if not ends:
         return None
-    reach = min(max(ends) * 1.05 or 0.01, 1.0)
+    limit = min(max(ends) * 1.05 or 0.01, 1.0)
     groups: dict[str, list[Bar]] = {}
-    for each, estimate in found:
+    for difference, estimate in differences:
         if estimate.value is not None:
-            text, colour = interval_text(estimate, signed=True), summary.strategies.index(each.strategy)
-            bar = Bar(each.strategy, estimate.value, estimate.low, estimate.high, text, colour)
-            groups.setdefault(f"less {each.reference}", []).append(bar)
+            text, colour = interval_text(estimate, signed=True), summary.strategies.index(difference.strategy)
+            bar = Bar(difference.strategy, estimate.value, estimate.low, estimate.high, text, colour)
+            groups.setdefault(f"minus {difference.reference}", []).append(bar)
     return section(
         f"Strategies compared: {score.name}, percentage points",
-        bar_chart(groups, low=-reach, high=reach, title=f"Paired differences of {score.name}"),
+        bar_chart(groups, low=-limit, high=limit, title=f"Paired differences of {score.name}"),
         element("p", DIFFERENCES_NOTE, class_="note"),
     )
 
 
 def _confusion(summary: Summary) -> Markup | None:
-    """Strategies that retrieve alike share a chart."""
-    alike: list[tuple[list[str], dict[str, dict[str, int]]]] = []
+    """Return the confusion counts of retrieval; strategies with equal counts share a chart."""
+    charts: list[tuple[list[str], dict[str, dict[str, int]]]] = []
     for cell in summary.groups:
         if cell.data != ALL or not cell.confusion or cell.mostly_failed:
             continue
-        same = next((names for names, counts in alike if counts == cell.confusion), None)
-        if same is None:
-            alike.append(([cell.strategy], cell.confusion))
+        strategies = next((names for names, counts in charts if counts == cell.confusion), None)
+        if strategies is None:
+            charts.append(([cell.strategy], cell.confusion))
         else:
-            same.append(cell.strategy)
-    if not alike:
+            strategies.append(cell.strategy)
+    if not charts:
         return None
-    shown: list[Markup] = []
-    for names, counts in alike:
-        shown.append(paragraph(", ".join(names)))
-        columns = list(dict.fromkeys([*counts, *(found for row in counts.values() for found in row)]))
-        if len(columns) <= MAX_CONFUSION:
-            shown.append(heatmap(counts, columns, "Adapter that came first, by true adapter"))
-        else:
-            rows = [
-                (true, ", ".join(f"{name} {count}" for name, count in sorted(row.items(), key=lambda pair: -pair[1])))
-                for true, row in counts.items()
-            ]
-            shown.append(table(("true adapter", "first retrieved"), rows))
-    note = "Rows: the adapter trained for the data; columns: the one retrieved first; samples counted."
-    return section("Retrieval: which adapter came first", *shown, element("p", note, class_="note"))
+    parts: list[Markup] = []
+    for strategies, counts in charts:
+        parts += [paragraph(", ".join(strategies)), _confusion_chart(counts)]
+    note = "Number of samples by the adapter trained for the data (rows) and the adapter retrieved first (columns)."
+    return section("Retrieval: which adapter came first", *parts, element("p", note, class_="note"))
+
+
+def _confusion_chart(counts: Mapping[str, Mapping[str, int]]) -> Markup:
+    columns = list(dict.fromkeys([*counts, *(first for row in counts.values() for first in row)]))
+    if len(columns) <= _MAX_HEATMAP_COLUMNS:
+        return heatmap(counts, columns, "Adapter that came first, by true adapter")
+    rows = [
+        (true, ", ".join(f"{name} {count}" for name, count in sorted(row.items(), key=lambda pair: -pair[1])))
+        for true, row in counts.items()
+    ]
+    return table(("true adapter", "first retrieved"), rows)
 
 
 def _bad_rows(summary: Summary) -> Markup | None:

@@ -1,4 +1,4 @@
-"""Adapter ids -> folders, and none outside the roots."""
+"""Adapter ids resolve to folders, none of them outside the roots."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def catalogue(root: Path, uri: str) -> CatalogueSources:
     return CatalogueSources(get, Roots([root]))
 
 
-def test_a_folder_named_like_the_adapter_is_found_with_its_content_as_revision(root: Path) -> None:
+def test_folder_resolver_uses_the_content_hash_as_revision(root: Path) -> None:
     sources = FolderSources(Roots([root]))
     source = sources.resolve("clock", "")
     assert (source.folder, source.base_model) == (root / "clock", "hub/tiny")
@@ -61,39 +61,39 @@ def test_a_folder_named_like_the_adapter_is_found_with_its_content_as_revision(r
         sources.resolve("clock", source.revision)
 
 
-def test_an_unknown_adapter_says_where_to_put_it(root: Path) -> None:
+def test_unknown_adapter_error_says_where_to_put_its_folder(root: Path) -> None:
     with pytest.raises(NotFoundError, match=r"'nobody'.*nobody/ below .*root"):
         FolderSources(Roots([root])).resolve("nobody", "")
     with pytest.raises(NotFoundError, match="--adapter-roots"):
         FolderSources(Roots([])).resolve("clock", "")
 
 
-def test_the_catalogue_names_folder_base_model_and_revision(root: Path) -> None:
+def test_catalogue_resolver_takes_folder_base_model_and_revision_from_the_catalogue(root: Path) -> None:
     for uri in ("apps/clock", str(root / "apps" / "clock")):
         source = catalogue(root, uri).resolve("clock", "")
         assert (source.folder, source.base_model, source.revision) == (root / "apps" / "clock", "tiny", "r7")
 
 
-def test_what_the_catalogue_does_not_know_is_not_found(root: Path) -> None:
+def test_adapter_or_revision_missing_from_the_catalogue_is_not_found(root: Path) -> None:
     with pytest.raises(NotFoundError, match=r"'nobody'.*loraretriever adapters add"):
         catalogue(root, "clock").resolve("nobody", "")
     with pytest.raises(NotFoundError, match=r"'r6'.*'r7'"):
         catalogue(root, "clock").resolve("clock", "r6")
 
 
-def test_a_registered_checkpoint_that_is_gone_is_named(root: Path) -> None:
+def test_missing_folder_of_a_registered_checkpoint_is_named(root: Path) -> None:
     with pytest.raises(CheckpointError, match="'apps/gone'"):
         catalogue(root, "apps/gone").resolve("clock", "")
 
 
 @pytest.mark.parametrize("uri", ["apps/clo\0ck", "x" * 300, "x/" * 5000, "loop"], ids=["NUL", "name", "path", "loop"])
-def test_a_registered_checkpoint_that_is_no_file_name_is_one_that_is_not_there(root: Path, uri: str) -> None:
+def test_checkpoint_uri_that_is_not_a_path_counts_as_missing(root: Path, uri: str) -> None:
     (root / "loop").symlink_to(root / "loop")
     with pytest.raises(CheckpointError, match="there is no such folder"):
         catalogue(root, uri).resolve("clock", "")
 
 
-def test_a_catalogue_that_is_away_is_no_unknown_adapter(root: Path) -> None:
+def test_unavailable_catalogue_is_not_reported_as_unknown_adapter(root: Path) -> None:
     def away(adapter_id: str) -> Adapter:
         raise UnavailableError("connection refused")
 
@@ -117,7 +117,7 @@ def test_links_within_the_roots_are_followed(root: Path) -> None:
     assert FolderSources(Roots([root])).resolve("alias", "").folder == root / "apps" / "clock"
 
 
-def test_a_base_model_is_compared_by_the_last_component_of_its_name(root: Path) -> None:
+def test_base_models_are_compared_by_the_last_path_component(root: Path) -> None:
     source = FolderSources(Roots([root])).resolve("clock", "")
     check_base_model(source, ["Tiny"])
     check_base_model(source, ["other", "tiny"])
@@ -134,7 +134,7 @@ def keeping_nothing(resolver: AdapterResolver) -> WeightStore:
     return WeightStore(resolver, read, ["tiny"], max_bytes=0)
 
 
-def test_a_registered_revision_never_becomes_other_weights(root: Path) -> None:
+def test_registered_revision_with_changed_files_conflicts(root: Path) -> None:
     revision = "r7"
     sources = CatalogueSources(lambda name: Adapter(name, "tiny", "clock", revision=revision), Roots([root]))
     store = keeping_nothing(sources)
@@ -151,7 +151,7 @@ def test_a_registered_revision_never_becomes_other_weights(root: Path) -> None:
         store.resolve("clock", "r7")
 
 
-def test_after_a_replacement_the_old_revision_conflicts_once_and_is_not_found_then(root: Path) -> None:
+def test_replaced_folder_conflicts_once_and_its_old_revision_is_then_not_found(root: Path) -> None:
     store = keeping_nothing(FolderSources(Roots([root])))
     old = store.resolve("clock", "")
     write(root / "clock", seed=2)

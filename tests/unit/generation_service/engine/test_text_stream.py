@@ -1,4 +1,4 @@
-"""Token ids -> text piece by piece, over byte tokens: the hardest case."""
+"""Incremental detokenization over byte tokens, the hardest case."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def first_complete(text: str, stop: Sequence[str]) -> str:
 
 
 @given(st.text(max_size=40), st.lists(st.integers(0, 400), max_size=60))
-def test_the_pieces_are_the_whole_text_wherever_tokens_end(text: str, places: list[int]) -> None:
+def test_pieces_concatenate_to_the_text_for_any_tokenization(text: str, places: list[int]) -> None:
     emitted, stream = streamed(cut(text.encode("utf-8", "replace"), places))
     whole = text.encode("utf-8", "replace").decode("utf-8")
     assert "".join(emitted) == stream.text == whole
 
 
 @given(st.text("aß日🙂", max_size=20))
-def test_no_piece_holds_half_a_character(text: str) -> None:
+def test_no_piece_holds_a_partial_character(text: str) -> None:
     emitted, _ = streamed([bytes([byte]) for byte in text.encode()])
     assert all("\ufffd" not in piece for piece in emitted)
 
@@ -58,7 +58,7 @@ def test_no_piece_holds_half_a_character(text: str) -> None:
     st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=3),
     st.lists(st.integers(0, 60), max_size=30),
 )
-def test_a_stop_string_is_never_emitted_wherever_tokens_end(text: str, stop: list[str], places: list[int]) -> None:
+def test_stop_string_is_never_emitted_for_any_tokenization(text: str, stop: list[str], places: list[int]) -> None:
     emitted, stream = streamed(cut(text.encode(), places), stop)
     expected = first_complete(text, stop)
     assert "".join(emitted) == stream.text == expected
@@ -66,7 +66,7 @@ def test_a_stop_string_is_never_emitted_wherever_tokens_end(text: str, stop: lis
 
 
 @given(st.binary(max_size=30))
-def test_bytes_that_are_no_text_are_replaced_as_in_the_whole(data: bytes) -> None:
+def test_invalid_bytes_are_replaced_as_in_the_whole_text(data: bytes) -> None:
     emitted, _ = streamed([bytes([byte]) for byte in data])
     assert "".join(emitted) == data.decode("utf-8", errors="replace")
 

@@ -14,12 +14,12 @@ from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli.dataset_args import complete_strategies, strategies_of, strategy_labels
 from orchestrator.cli.main import run
 from orchestrator.evaluation.data.datasets import BadRow
+from orchestrator.evaluation.job import Evaluation, EvaluationState
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.report.html.samples import ThumbnailBudget
 from orchestrator.evaluation.report.matrix import matrix_strategies
 from orchestrator.evaluation.report.output_files import write_report
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
-from orchestrator.jobs.job import Evaluation, EvaluationState
 from tests.support.harness.evaluation_data import answered, failure, sample
 from tests.support.harness.single_job import OneJob
 

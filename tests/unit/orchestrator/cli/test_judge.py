@@ -87,7 +87,7 @@ def test_every_sample_has_a_line_with_what_the_judge_said_or_why_it_said_nothing
     lines = [json.loads(line) for line in Path(folder, "judge.jsonl").read_text().splitlines()]
     assert lines[:3] == [
         {"key": "base/facts/e0/0", "grade": 1, "reason": "", "reply": "SCORE: 1"},
-        {"key": "base/facts/e1/0", "grade": None, "reason": "the judge's reply holds no score", "reply": "who knows"},
+        {"key": "base/facts/e1/0", "grade": None, "reason": "the judge's reply has no score", "reply": "who knows"},
         {"key": "base/facts/e2/0", "grade": None, "reason": "no answer", "reply": ""},
     ]
     assert len(lines) == 6
@@ -105,7 +105,7 @@ def test_grades_stand_beside_how_many_have_none_and_are_compared_on_the_same_que
     assert "| mixture | 2 | 1 | 100.0 [34.2, 100.0] | +37.5 [-100.0, +100.0] |" in text
     for report in (page, text):
         assert "difference to base" in report
-        assert "Each mean is of the answers that have a grade." in report
+        assert "over the answers that have a grade." in report
     summary = json.loads(Path(folder, "summary.json").read_text())
     assert [cell["judge_unscored"] for cell in summary["groups"]] == [1, 1]
     assert summary["differences"][0]["judge"]["value"] == 0.375
@@ -158,4 +158,4 @@ def test_a_folder_that_is_no_jobs_is_named(tmp_path: Path, chat: FakeChat, capsy
     assert "summary.json" in capsys.readouterr().err
     (empty / "summary.json").write_text("{}")
     assert judge(str(empty), chat) == 2
-    assert "is no summary of a job" in capsys.readouterr().err
+    assert "is not the summary of a job" in capsys.readouterr().err

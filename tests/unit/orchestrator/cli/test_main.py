@@ -48,7 +48,7 @@ def free_address() -> str:
         (["evaluate", "run", "x.jsonl", "--strategy", "magic"], "'magic' is none of base, selection, mixture"),
         (
             ["evaluate", "run", "x.jsonl", "--strategy", "oracle"],
-            "--adapter: strategy 'oracle' must know the adapter trained",
+            "--adapter: strategy 'oracle' needs the adapter trained",
         ),
         (["evaluate", "run", "x.jsonl", "--num-samples", "0"], "error: --num-samples: must be at least 1"),
         (["adapters", "add", "a", "--checkpoint", "here"], "give either --examples train.jsonl or --vectors"),

@@ -177,7 +177,7 @@ def test_the_tolerance_of_points_is_an_option(tmp_path: Path, capsys: pytest.Cap
     [
         (["score", "--threshold", "0.5"], "threshold: says nothing with --metric action"),
         (["score", "--metric", "bleu", "--threshold", "0.5"], "threshold: says nothing with --metric bleu"),
-        (["score", "--metric", "legacy", "--threshold", "5"], "threshold: a similarity to exceed"),
+        (["score", "--metric", "legacy", "--threshold", "5"], "threshold: must be a similarity"),
         (
             ["score", "--metric", "legacy", "--point-tolerance", "5"],
             "--point-tolerance: says nothing with --metric",
@@ -235,7 +235,7 @@ def test_compare_says_how_many_questions_it_left_out(
     assert run(["evaluate", "compare", results, other]) == 0
     output = capsys.readouterr()
     assert "left out" in output.out
-    assert "Left out: questions that both have a score for" in output.err
+    assert "Left out: questions with the same name" in output.err
 
 
 def test_compare_says_what_one_side_alone_has(results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,7 +246,7 @@ def test_compare_says_what_one_side_alone_has(results: str, tmp_path: Path, caps
     assert run(["evaluate", "compare", results, few]) == 0
     output = capsys.readouterr()
     assert "only in" in output.out
-    assert "The scores shown are of the pairs alone" in output.err
+    assert "Scores cover only the questions that both have a score for" in output.err
 
 
 def test_the_table_of_scores_has_the_parts_of_actions(results: str, capsys: pytest.CaptureFixture[str]) -> None:

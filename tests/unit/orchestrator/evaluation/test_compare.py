@@ -267,7 +267,7 @@ def test_files_without_a_common_question_or_strategy_are_refused(tmp_path: Path)
     first, second, third = (read_results(tmp_path / f"{name}.jsonl") for name in "abc")
     with pytest.raises(InvalidArgumentError, match="no scored question in common"):
         compare(first, second)
-    with pytest.raises(InvalidArgumentError, match="name one of each with --strategy and --against"):
+    with pytest.raises(InvalidArgumentError, match="choose one of each with --strategy and --against"):
         compare(first, third)
 
 
@@ -287,8 +287,8 @@ def test_questions_with_other_truths_never_pair(tmp_path: Path, metric: MetricNa
     second = rows_file(tmp_path / "b.jsonl", ("1", ["Scroll up", "Scroll left"]), ("2", ["Scroll up"]))
     (found,) = compare(first, second, metric)
     assert (found.difference.count, found.left_out) == (1, 2)
-    assert "differ themselves" in found.notes[0]
-    assert found.notes[1] == "The scores shown are of the pairs alone: the questions that both have a score for."
+    assert "whose content differs" in found.notes[0]
+    assert found.notes[1] == "Scores cover only the questions that both have a score for."
     (same,) = compare(first, first, metric)
     assert (same.difference.count, same.left_out, same.notes) == (3, 0, [])
     other = rows_file(tmp_path / "c.jsonl", ("1", ["Scroll down"]), ("2", ["Scroll left"]))
@@ -330,7 +330,7 @@ def test_the_modes_of_the_studys_rows_are_their_protocols(tmp_path: Path) -> Non
     step, episode, unknown = found
     assert [each.protocols for each in found] == [("step",), ("episode",), ()]
     assert compare(step, episode)[0].notes == [
-        "Answered under different protocols, by different prompts: step, episode."
+        "Answered under different protocols, so with different prompts: step, episode."
     ]
     assert compare(step, step)[0].notes == compare(step, unknown)[0].notes == []
 
@@ -340,4 +340,4 @@ def test_answers_under_different_protocols_are_compared_with_a_word(tmp_path: Pa
         write_records(tmp_path / f"{name}.jsonl", [answered(sample(RIGHT, protocol=protocol), RIGHT)])
     (found,) = compare(read_results(tmp_path / "a.jsonl"), read_results(tmp_path / "b.jsonl"))
     assert found.protocols == ("step", "sequence")
-    assert found.notes == ["Answered under different protocols, by different prompts: step, sequence."]
+    assert found.notes == ["Answered under different protocols, so with different prompts: step, sequence."]

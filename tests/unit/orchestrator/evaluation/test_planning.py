@@ -98,7 +98,7 @@ def test_rows_may_name_their_own_adapter(tmp_path: Path) -> None:
     (content,) = read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path])
     assert [sample.adapter_id for sample in plan_samples(spec, [content])] == ["app_clock", "mail"]
     assert [(bad.line, bad.problem) for bad in content.bad_rows] == [
-        (3, "app is 'Maps', which stands for no adapter; known: Clock, Gmail"),
+        (3, "app is 'Maps', which maps to no adapter; known values: Clock, Gmail"),
         (4, "app is missing"),
     ]
     (plain,) = read_datasets(
@@ -237,7 +237,7 @@ BASE = EvaluatedStrategy(AnswerStrategy.BASE)
         ({"seed": -1}, "seed: must be in"),
         (
             {"datasets": (DatasetSpec("new", "new.jsonl"),), "strategies": (EvaluatedStrategy(AnswerStrategy.ORACLE),)},
-            r"datasets\[0\].adapter_id: strategy 'oracle' must know the adapter trained for dataset 'new'",
+            r"datasets\[0\].adapter_id: strategy 'oracle' needs the adapter trained for dataset 'new'",
         ),
     ],
 )
@@ -247,15 +247,15 @@ def test_a_job_that_makes_no_sense_is_refused(fields: dict[str, Any], problem: s
 
 
 def test_names_and_strategies_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match="is no name"):
+    with pytest.raises(InvalidArgumentError, match="is not a valid name"):
         DatasetSpec("a/b", "x.jsonl")
-    with pytest.raises(InvalidArgumentError, match="names no file"):
+    with pytest.raises(InvalidArgumentError, match="has no file"):
         DatasetSpec("a", "")
-    with pytest.raises(InvalidArgumentError, match="64 hexadecimal digits"):
+    with pytest.raises(InvalidArgumentError, match="64 lower-case hexadecimal digits"):
         DatasetSpec("a", "x.jsonl", sha256="abc")
-    with pytest.raises(InvalidArgumentError, match="has adapter_id 'b' already"):
+    with pytest.raises(InvalidArgumentError, match="already has adapter_id 'b'"):
         DatasetSpec("a", "x.jsonl", "b", adapter_field="app")
-    with pytest.raises(InvalidArgumentError, match="base retrieves nothing"):
+    with pytest.raises(InvalidArgumentError, match="base does not retrieve adapters"):
         EvaluatedStrategy(AnswerStrategy.BASE, exclude_own_adapter=True)
 
 

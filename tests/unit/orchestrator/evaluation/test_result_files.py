@@ -89,7 +89,7 @@ def test_failed_records_are_unscored_and_counted(tmp_path: Path) -> None:
 def test_one_strategy_of_several_is_chosen_by_name(tmp_path: Path) -> None:
     base = EvaluatedStrategy(AnswerStrategy.BASE)
     write_records(tmp_path / "r.jsonl", [answered(sample(OPEN), OPEN), answered(sample(OPEN, strategy=base), DONE)])
-    with pytest.raises(InvalidArgumentError, match="holds mixture, base; choose one"):
+    with pytest.raises(InvalidArgumentError, match=r"has several strategies \(mixture, base\); choose one"):
         score_file(tmp_path / "r.jsonl")
     assert score_file(tmp_path / "r.jsonl", strategy="base").step_accuracy == 0
     assert score_file(tmp_path / "r.jsonl", strategy="mixture").step_accuracy == 1
@@ -120,5 +120,5 @@ def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"gone\.jsonl cannot be read"):
         score_file(tmp_path / "gone.jsonl")
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(InvalidArgumentError, match=r"empty\.jsonl holds no results"):
+    with pytest.raises(InvalidArgumentError, match=r"empty\.jsonl has no results"):
         score_file(tmp_path / "empty.jsonl")

@@ -120,7 +120,7 @@ def test_storage_that_can_only_be_read_can_never_work(monkeypatch: pytest.Monkey
         raise NotImplementedError
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", unable)
-    with pytest.raises(ConfigurationError, match="cannot be written: storage of this kind does not do that"):
+    with pytest.raises(ConfigurationError, match="cannot be written: this kind of storage does not support it"):
         write_text("memory://x", "summary.md", "done")
 
 
@@ -137,13 +137,13 @@ def test_a_uri_that_can_never_work_is_refused_before_anything_is_written(
         check_uri(uri)
     for uri in ("foo://x", "simplecache::foo://x"):
         for use in (check_uri, lambda uri: write_text(uri, "x", ""), lambda uri: read_text(uri, "x")):
-            with pytest.raises(ConfigurationError, match=f"{uri}: 'foo' is no kind of storage"):
+            with pytest.raises(ConfigurationError, match=f"{uri}: 'foo' is not a known kind of storage"):
                 use(uri)
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationError, match=r"file/new cannot be a folder: .*file is none"):
+    with pytest.raises(ConfigurationError, match=r"file/new cannot be a folder: .*file is not a folder"):
         check_uri(str(tmp_path / "file" / "new"))
     for uri in ("", " ", "a\0b"):
-        with pytest.raises(ConfigurationError, match="is no folder"):
+        with pytest.raises(ConfigurationError, match="is not a folder"):
             check_uri(uri)
 
     def missing(_protocol: str) -> None:

@@ -72,7 +72,7 @@ def test_a_row_without_images_is_refused_step_by_step_with_the_way_out(
 ) -> None:
     (bad,) = read(tmp_path, "Paris", [], protocol).bad_rows
     assert f"1 actions for 0 images; the {protocol.value} protocol needs one each" in bad.problem
-    assert "the sequence protocol asks for a whole answer at once, with any number of images" in bad.problem
+    assert "the sequence protocol takes one whole answer with any number of images" in bad.problem
 
 
 def test_a_row_may_leave_images_out(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_the_headline_of_whole_answers_is_their_scores() -> None:
     )
     assert [cells[0] for cells in table.rows] == ["base (1 failed)", "mixture"]
     assert table.rows[1][1:4] == ("2", "50.0 ± 50.0", "87.5 ± 12.5")
-    assert "Failed, and so unscored: 1 sample." in table.note
+    assert "Failed and therefore unscored: 1 sample." in table.note
 
 
 MIXED = (
@@ -141,7 +141,7 @@ def test_an_episode_with_a_step_whose_truth_is_a_text_is_unscored() -> None:
     asked = [sample(truth, step=step, step_count=2) for step, truth in enumerate(truths)]
     (episode,) = answered_episodes(map(answered, asked, truths))
     assert episode.answers == ("Scroll up", None)
-    assert not episode.complete
+    assert not episode.is_complete
     assert answered_episodes([answered(sample("tap the thing"), "tap the thing")]) == []
     assert [answer.truth for answer in whole_answers(map(answered, asked, truths))] == ["tap the thing"]
 

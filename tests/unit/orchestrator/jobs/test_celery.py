@@ -1,4 +1,4 @@
-"""Waking workers: a broker that never answers holds up nobody for long."""
+"""Waking workers through Celery."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Iterator
 import pytest
 from kombu.exceptions import OperationalError
 
-from orchestrator.jobs import celery as celery_app
-from orchestrator.jobs.celery import CeleryDispatcher, make_celery
+from orchestrator.jobs import celery
+from orchestrator.jobs.celery import CeleryDispatcher, make_app
 
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """Yield a port that takes connections and never says a word."""
+    """Yield a port that accepts connections and never replies."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
-def test_a_broker_that_never_answers_is_an_error_in_the_end(silent_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(celery_app, "SOCKET_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(celery_app, "CONNECT_TIMEOUT_S", 0.2)
-    dispatcher = CeleryDispatcher(make_celery(f"redis://127.0.0.1:{silent_port}/0", visibility_timeout_s=60))
+def test_broker_that_never_replies_is_an_error(silent_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(celery, "SOCKET_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(celery, "CONNECT_TIMEOUT_S", 0.2)
+    dispatcher = CeleryDispatcher(make_app(f"redis://127.0.0.1:{silent_port}/0", visibility_timeout_s=60))
     start = time.monotonic()
     with pytest.raises(OperationalError):
         dispatcher.wake(1)

@@ -1,4 +1,4 @@
-"""Work beside a block, and an event loop on a thread of its own."""
+"""Background tasks, and an event loop on its own thread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from orchestrator.jobs.event_loop import EventLoopThread, in_background
 
 
-async def test_background_work_that_loses_a_cancellation_is_cancelled_again() -> None:
+async def test_task_that_loses_a_cancellation_is_cancelled_again() -> None:
     lost = 0
 
     async def stubborn() -> None:
@@ -28,7 +28,7 @@ async def test_background_work_that_loses_a_cancellation_is_cancelled_again() ->
     assert lost == 2
 
 
-async def test_background_work_ends_with_the_block_that_failed() -> None:
+async def test_background_task_ends_with_failed_block() -> None:
     ended = False
 
     async def work() -> None:
@@ -67,7 +67,7 @@ def test_coroutines_of_many_threads_run_on_one_loop() -> None:
     assert names == {"event-loop"}
 
 
-def test_closing_the_loop_cancels_what_still_runs() -> None:
+def test_close_cancels_running_tasks() -> None:
     loop = EventLoopThread()
     ended = threading.Event()
 

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from infra.contract.errors import ConfigurationError
-from infra.runtime.server import sync_server
 from infra.runtime.settings import load_settings
-from retrieval_service.assembly import loaded
 from retrieval_service.embedders.build import build_embedder, embedder_kind
 from retrieval_service.settings import RetrievalSettings
 from tests.support.checkpoints.jina_v4 import tiny_jina
 from tests.support.servers.embeddings_server import EmbeddingsServer
+from tests.support.servers.retrieval_server import serving_settings
 
 URL = ["--embedder-url", "http://127.0.0.1:9/v1", "--embedder-model", "m"]
 
@@ -113,8 +112,7 @@ def test_start_says_what_embeds(tmp_path: Path, caplog: pytest.LogCaptureFixture
     flags = ["--embedder-path", str(jina), "--qdrant-path", str(tmp_path / "q"), "--address", "127.0.0.1:0"]
     chosen = settings(*flags, "--shutdown-grace-s", "0")
     caplog.set_level(logging.INFO)
-    server = sync_server(chosen.server, chosen.workers)
-    with loaded(server, chosen), server:
+    with serving_settings(chosen):
         pass
     said = " ".join(record.getMessage() for record in caplog.records)
     assert "jina-embeddings-v4 weights=" in said
@@ -127,7 +125,6 @@ def test_password_in_address_of_embedder_is_refused_before_it_is_logged(
     flags = ["--embedder-url", "http://me:hidden@127.0.0.1:9/v1", "--embedder-model", "m", "--address", "127.0.0.1:0"]
     chosen = settings(*flags, "--qdrant-path", str(tmp_path / "q"))
     caplog.set_level(logging.INFO)
-    server = sync_server(chosen.server, chosen.workers)
-    with pytest.raises(ConfigurationError, match="--embedder-url holds a password"), loaded(server, chosen):
+    with pytest.raises(ConfigurationError, match="--embedder-url holds a password"), serving_settings(chosen):
         pass
     assert "hidden" not in caplog.text + "".join(capsys.readouterr())

@@ -1,4 +1,4 @@
-"""The files of a PEFT folder: whole, cut, linked, hostile, and what names their content."""
+"""The files of a PEFT folder: complete, truncated, linked or hostile, and the hash of their content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.contract.errors import CheckpointError, ConflictError
 from tests.support.checkpoints.peft_adapters import LAYERS, PREFIX, TinyAdapter, same
 
 
-def test_a_pickle_is_never_opened_and_the_way_out_is_named(tmp_path: Path) -> None:
+def test_pickle_is_refused_with_a_conversion_command(tmp_path: Path) -> None:
     TinyAdapter.random(LAYERS).write(tmp_path)
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     with pytest.raises(CheckpointError, match=r"adapter_model\.bin, a pickle.*convert it"):
@@ -25,7 +25,7 @@ def test_a_pickle_is_never_opened_and_the_way_out_is_named(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
-def test_a_file_cut_short_is_named(tmp_path: Path, name: str, kept: float) -> None:
+def test_truncated_file_is_named(tmp_path: Path, name: str, kept: float) -> None:
     path = TinyAdapter.random(LAYERS).write(tmp_path) / name
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
@@ -35,24 +35,24 @@ def test_a_file_cut_short_is_named(tmp_path: Path, name: str, kept: float) -> No
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (TinyAdapter.random(LAYERS).write(tmp_path) / name).unlink()
     with pytest.raises(CheckpointError, match=name):
         read_checkpoint(tmp_path, LAYERS, same)
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a folder"):
         read_checkpoint(tmp_path / "absent", LAYERS, same)
 
 
-def test_a_folder_of_adapters_names_those_in_it(tmp_path: Path) -> None:
+def test_folder_of_adapters_lists_them(tmp_path: Path) -> None:
     TinyAdapter.random(LAYERS).write(tmp_path / "default")
     with pytest.raises(CheckpointError, match=r"no adapter_config\.json: give the folder of one adapter: default"):
         read_checkpoint(tmp_path, LAYERS, same)
 
 
-def test_links_to_the_files_are_followed(tmp_path: Path) -> None:
+def test_symbolic_links_to_the_files_are_followed(tmp_path: Path) -> None:
     TinyAdapter.random(LAYERS).write(tmp_path / "blobs")
     (tmp_path / "snapshot").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -64,7 +64,7 @@ def test_links_to_the_files_are_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_a_file_of_another_owner_is_named_with_the_remedy(tmp_path: Path) -> None:
+def test_unreadable_file_error_names_the_remedy(tmp_path: Path) -> None:
     (TinyAdapter.random(LAYERS).write(tmp_path) / "adapter_model.safetensors").chmod(0)
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors cannot be read.*let the user"):
         read_checkpoint(tmp_path, LAYERS, same)
@@ -92,7 +92,7 @@ def header(dtype: str = "F32", shape: tuple[int, ...] = (4, 8), offsets: tuple[i
     ],
     ids=["endless header", "long header", "no JSON", "cut", "left over", "vast shape", "backwards", "unknown type"],
 )
-def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_inconsistent_file_is_refused(tmp_path: Path, content: bytes) -> None:
     TinyAdapter.random(LAYERS).write(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(content)
     reads: list[Callable[[], Any]] = [
@@ -104,7 +104,7 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, content: byte
             read()
 
 
-def test_headers_tell_names_shapes_and_types(tmp_path: Path) -> None:
+def test_headers_hold_names_shapes_and_dtypes(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(LAYERS, rank=3)
     adapter.tensors = {key: tensor.half() for key, tensor in adapter.tensors.items()}
     headers = tensor_headers(adapter.write(tmp_path))
@@ -113,7 +113,7 @@ def test_headers_tell_names_shapes_and_types(tmp_path: Path) -> None:
     assert headers[f"{PREFIX}model.layers.0.k_proj.lora_B.weight"].shape == (4, 3)
 
 
-def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_fifo_is_refused_without_blocking(tmp_path: Path) -> None:
     path = TinyAdapter.random(LAYERS).write(tmp_path) / "adapter_model.safetensors"
     path.unlink()
     os.mkfifo(path)
@@ -121,7 +121,7 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
         read_checkpoint(tmp_path, LAYERS, same)
 
 
-def test_a_file_far_larger_than_any_adapter_is_not_read(tmp_path: Path) -> None:
+def test_file_far_larger_than_any_adapter_is_not_read(tmp_path: Path) -> None:
     TinyAdapter.random(LAYERS).write(tmp_path)
     with (tmp_path / "adapter_model.safetensors").open("r+b") as file:
         file.truncate(2**34)
@@ -129,7 +129,7 @@ def test_a_file_far_larger_than_any_adapter_is_not_read(tmp_path: Path) -> None:
         read_checkpoint(tmp_path, LAYERS, same)
 
 
-def test_the_revision_follows_the_content_and_not_the_folder(tmp_path: Path) -> None:
+def test_revision_depends_on_the_content_only(tmp_path: Path) -> None:
     first = TinyAdapter.random(LAYERS, seed=1).write(tmp_path / "first")
     copy = TinyAdapter.random(LAYERS, seed=1).write(tmp_path / "copy")
     weights = TinyAdapter.random(LAYERS, seed=2).write(tmp_path / "weights")
@@ -140,7 +140,7 @@ def test_the_revision_follows_the_content_and_not_the_folder(tmp_path: Path) -> 
     assert read_checkpoint(first, LAYERS, same).revision == revision
 
 
-def test_a_checkpoint_replaced_in_the_meantime_is_noticed(tmp_path: Path) -> None:
+def test_checkpoint_replaced_before_reading_conflicts(tmp_path: Path) -> None:
     expected = content_revision(TinyAdapter.random(LAYERS, seed=1).write(tmp_path))
     assert read_checkpoint(tmp_path, LAYERS, same, expected_revision=expected).revision == expected
     TinyAdapter.random(LAYERS, seed=2).write(tmp_path)

@@ -1,4 +1,4 @@
-"""`adapter_config.json`: the options that are honoured, and those refused because they would change the answer."""
+"""`adapter_config.json`: which options are applied, and which are refused because they would change the answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def same(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "expected"),
     [
         ("use_dora", True, "DoRA"),
         ("modules_to_save", ["lm_head"], "modules_to_save"),
@@ -47,21 +47,21 @@ def same(name: str) -> str:
         ("lora_alpha", math.nan, "lora_alpha must be a finite number"),
         ("lora_alpha", 10**400, "lora_alpha must be a finite number, got 1000"),
         ("rank_pattern", {"q_proj": -1}, "rank_pattern"),
-        ("rank_pattern", {"(": 1}, "no regular expression"),
+        ("rank_pattern", {"(": 1}, "not a regular expression"),
         ("alpha_pattern", [1], "alpha_pattern must be an object"),
     ],
 )
-def test_an_option_that_would_change_the_answer_is_refused_by_name(
-    tmp_path: Path, option: str, value: Any, said: str
+def test_option_that_would_change_the_answer_is_refused_by_name(
+    tmp_path: Path, option: str, value: Any, expected: str
 ) -> None:
     adapter = TinyAdapter.random(SHAPES, **{option: value})
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(adapter.write(tmp_path), SHAPES, same)
-    assert said in caught.value.message
+    assert expected in caught.value.message
     assert "adapter_config.json" in caught.value.message
 
 
-def test_all_that_is_refused_of_a_config_is_said_at_once(tmp_path: Path) -> None:
+def test_all_refusals_of_a_config_are_reported_together(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(SHAPES, use_dora=True, bias="all", modules_to_save=["lm_head"])
     with pytest.raises(CheckpointError, match=r"DoRA.*modules_to_save.*bias is 'all'"):
         read_checkpoint(adapter.write(tmp_path), SHAPES, same)
@@ -72,12 +72,12 @@ def test_all_that_is_refused_of_a_config_is_said_at_once(tmp_path: Path) -> None
     [["q_proj", "k_proj"], "all-linear", "^(model)(?!.*(lm_head|output|emb|wte|shared)).*", None],
     ids=["list", "all-linear", "regex with look-ahead", "unset"],
 )
-def test_tensors_bind_by_their_keys_however_the_targets_were_named(tmp_path: Path, target_modules: Any) -> None:
+def test_tensors_bind_by_their_keys_for_any_form_of_target_modules(tmp_path: Path, target_modules: Any) -> None:
     adapter = TinyAdapter.random(SHAPES, target_modules=target_modules)
     assert read_checkpoint(adapter.write(tmp_path), SHAPES, same).modules.keys() == SHAPES.keys()
 
 
-def test_what_ms_swift_adds_to_config_and_folder_is_left_alone(tmp_path: Path) -> None:
+def test_additions_of_ms_swift_are_ignored(tmp_path: Path) -> None:
     swift = {"lora_dtype": None, "lorap_lr_ratio": 16.0, "lorap_emb_lr": 1e-06, "swift_type": "LORA"}
     adapter = TinyAdapter.random(SHAPES, **swift, use_qa_lora=False, use_merged_linear=False, enable_lora=None)
     adapter.write(tmp_path)
@@ -87,26 +87,26 @@ def test_what_ms_swift_adds_to_config_and_folder_is_left_alone(tmp_path: Path) -
     assert read_checkpoint(tmp_path, SHAPES, same).rank == 4
 
 
-def test_options_that_only_concern_training_are_accepted(tmp_path: Path) -> None:
+def test_training_options_are_accepted(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(
         SHAPES, lora_dropout=0.05, init_lora_weights="gaussian", loftq_config={}, lora_dtype="AUTO", inference_mode=True
     )
     assert read_checkpoint(adapter.write(tmp_path), SHAPES, same).rank == 4
 
 
-def test_a_config_nested_without_end_is_refused(tmp_path: Path) -> None:
+def test_deeply_nested_config_is_refused(tmp_path: Path) -> None:
     (TinyAdapter.random(SHAPES).write(tmp_path) / "adapter_config.json").write_text("[" * 200_000)
     with pytest.raises(CheckpointError, match="not valid JSON"):
         read_checkpoint(tmp_path, SHAPES, same)
 
 
-def test_a_config_that_is_no_object_is_refused(tmp_path: Path) -> None:
+def test_config_that_is_not_an_object_is_refused(tmp_path: Path) -> None:
     (TinyAdapter.random(SHAPES).write(tmp_path) / "adapter_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="must hold a JSON object"):
         read_checkpoint(tmp_path, SHAPES, same)
 
 
-def test_the_config_alone_names_the_base_model_and_ranks(tmp_path: Path) -> None:
+def test_config_alone_gives_base_model_and_ranks(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(SHAPES, rank=4, rank_pattern={"q_proj": 6})
     pattern = frozenset({adapter.config["target_modules"]})
     assert read_config(adapter.write(tmp_path)) == PeftConfig(4, 8.0, False, {"q_proj": 6}, {}, "tiny", pattern)
@@ -140,7 +140,7 @@ def with_pattern(*patterns: str) -> PeftConfig:
         "((((((a*)*)*)*)*)*)*",
     ],
 )
-def test_a_pattern_that_backtracks_without_end_is_refused(pattern: str) -> None:
+def test_pattern_with_exponential_backtracking_is_refused(pattern: str) -> None:
     with pytest.raises(CheckpointError, match=r"rank_pattern has a pattern that may take too long .*fewer repeats"):
         with_pattern(pattern)
 
@@ -158,38 +158,38 @@ def test_a_pattern_that_backtracks_without_end_is_refused(pattern: str) -> None:
         r"(?:[a-z]+\.)?\w+\.q_proj",
     ],
 )
-def test_the_patterns_that_libraries_write_are_applied(pattern: str) -> None:
+def test_patterns_written_by_libraries_are_applied(pattern: str) -> None:
     assert with_pattern(pattern).rank_of(LAYER) == 2
     assert with_pattern(pattern).rank_of("model.visual.merger.mlp.lm_head.out") == 4
 
 
-def test_a_rank_of_its_own_for_every_layer_is_accepted() -> None:
+def test_rank_pattern_for_every_layer_is_accepted() -> None:
     names = [f"model.language_model.layers.{layer}.self_attn.{name}_proj" for layer in range(300) for name in "qkvo"]
     assert with_pattern(*names).rank_of(names[-1]) == 2
 
 
 @pytest.mark.parametrize(
-    ("patterns", "said"),
+    ("patterns", "expected"),
     [
         (["a" * 513], "a pattern of 513 characters"),
         ([str(number) for number in range(4097)], "4097 patterns"),
-        (["(?i)q_proj"], "no regular expression"),
-        (["a{99999999999}"], "no regular expression"),
+        (["(?i)q_proj"], "not a regular expression"),
+        (["a{99999999999}"], "not a regular expression"),
     ],
 )
-def test_patterns_without_measure_are_refused(patterns: list[str], said: str) -> None:
-    with pytest.raises(CheckpointError, match=said):
+def test_oversized_or_invalid_patterns_are_refused(patterns: list[str], expected: str) -> None:
+    with pytest.raises(CheckpointError, match=expected):
         with_pattern(*patterns)
 
 
-def test_the_patterns_of_a_config_are_bounded_together() -> None:
+def test_patterns_of_a_config_are_bounded_together() -> None:
     pattern = r".*\.layers\.[0-9]+\..*_proj"
     assert with_pattern(pattern).rank_of(LAYER) == 2
     with pytest.raises(CheckpointError, match="may take too long"):
         with_pattern(*(pattern + str(number) for number in range(500)))
 
 
-def test_no_pattern_is_tried_on_a_layer_that_the_base_model_does_not_have(
+def test_patterns_are_matched_only_against_layers_of_the_base_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PeftConfig, "rank_of", lambda *_: pytest.fail("tried"))

@@ -1,4 +1,4 @@
-"""PEFT folders: what is read, and what is refused by name."""
+"""Reading PEFT folders: how tensors bind, and what is refused by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_tensor_is_bound_with_its_scaling_folded_into_b(tmp_path: Path) ->
         torch.testing.assert_close(pair.b, adapter.b(path) * 1.5, rtol=0, atol=0)
 
 
-def test_rslora_scales_by_the_root_of_the_rank(tmp_path: Path) -> None:
+def test_rslora_scales_by_the_square_root_of_the_rank(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(LAYERS, rank=4, alpha=6, use_rslora=True)
     read = read_checkpoint(adapter.write(tmp_path), LAYERS, same)
     for path, pair in read.modules.items():
@@ -50,7 +50,7 @@ def test_patterns_override_rank_and_alpha_of_the_modules_they_match(tmp_path: Pa
     assert read.rank == 4
 
 
-def test_the_default_adapter_name_in_keys_is_understood(tmp_path: Path) -> None:
+def test_default_adapter_name_in_keys_is_accepted(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(LAYERS)
     plain = read_checkpoint(adapter.write(tmp_path / "plain"), LAYERS, same)
     adapter.tensors = {key.replace(".weight", ".default.weight"): value for key, value in adapter.tensors.items()}
@@ -59,7 +59,7 @@ def test_the_default_adapter_name_in_keys_is_understood(tmp_path: Path) -> None:
         assert torch.equal(plain.modules[path].b, named.modules[path].b)
 
 
-def test_a_fused_module_falls_into_its_parts_with_a_shared_a(tmp_path: Path) -> None:
+def test_fused_module_is_split_into_slices_with_a_shared_a(tmp_path: Path) -> None:
     adapter = TinyAdapter.random({"attention.wqkv": (8, 6)})
     targets = {"q": (8, 4), "k": (8, 2)}
     parts = [FusedSlice("q", torch.tensor([0, 1, 3, 4])), FusedSlice("k", torch.tensor([2, 5]))]
@@ -70,7 +70,7 @@ def test_a_fused_module_falls_into_its_parts_with_a_shared_a(tmp_path: Path) -> 
     assert torch.equal(read.modules["q"].a, read.modules["k"].a)
 
 
-def test_a_fused_module_of_other_size_does_not_bind(tmp_path: Path) -> None:
+def test_fused_module_of_another_size_does_not_bind(tmp_path: Path) -> None:
     adapter = TinyAdapter.random({"attention.wqkv": (8, 7)})
     parts = [FusedSlice("q", torch.tensor([0, 1, 3, 4])), FusedSlice("k", torch.tensor([2, 5]))]
     with pytest.raises(CheckpointError, match=r"lora_B is \[7, 4\], its module has 6 outputs"):
@@ -87,7 +87,7 @@ def test_unbound_tensors_are_counted_and_listed_with_the_nearest_modules(tmp_pat
     assert caught.value.metadata["unbound"] == "2"
 
 
-def test_a_file_of_which_nothing_binds_does_not_load_in_silence(tmp_path: Path) -> None:
+def test_file_without_lora_tensors_is_refused(tmp_path: Path) -> None:
     adapter = TinyAdapter.random({f"other.{number}": (8, 8) for number in range(20)})
     with pytest.raises(CheckpointError, match=r"40 of 40 tensors do not bind[\s\S]*and 32 more"):
         read_checkpoint(adapter.write(tmp_path), LAYERS, same)
@@ -99,7 +99,7 @@ def test_two_modules_renamed_to_one_are_refused(tmp_path: Path) -> None:
         read_checkpoint(adapter.write(tmp_path), LAYERS, lambda _: "model.layers.0.q_proj")
 
 
-def test_a_tensor_given_twice_is_refused(tmp_path: Path) -> None:
+def test_duplicate_tensor_is_refused(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(LAYERS)
     key = f"{PREFIX}model.layers.0.q_proj.lora_A.weight"
     adapter.tensors[key.removeprefix(PREFIX)] = adapter.tensors[key].clone()
@@ -107,7 +107,7 @@ def test_a_tensor_given_twice_is_refused(tmp_path: Path) -> None:
         read_checkpoint(adapter.write(tmp_path), LAYERS, same)
 
 
-def test_a_factor_without_its_counterpart_is_refused(tmp_path: Path) -> None:
+def test_factor_without_its_counterpart_is_refused(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(LAYERS)
     del adapter.tensors[f"{PREFIX}model.layers.0.q_proj.lora_B.weight"]
     with pytest.raises(CheckpointError, match="its counterpart lora_B is missing"):
@@ -123,14 +123,14 @@ def test_several_adapters_in_one_file_are_refused(tmp_path: Path) -> None:
         read_checkpoint(adapter.write(tmp_path), LAYERS, same)
 
 
-def test_a_rank_that_is_not_the_configs_is_refused(tmp_path: Path) -> None:
+def test_rank_that_differs_from_the_config_is_refused(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(LAYERS, rank=4)
     adapter.config["r"] = 8
     with pytest.raises(CheckpointError, match=r"are not \[8, 8\] and \[8, 8\], rank 8 of the config"):
         read_checkpoint(adapter.write(tmp_path), LAYERS, same)
 
 
-def test_an_adapter_of_a_larger_model_is_refused(tmp_path: Path) -> None:
+def test_adapter_of_a_larger_model_is_refused(tmp_path: Path) -> None:
     adapter = TinyAdapter.random({"model.layers.0.q_proj": (16, 16)})
     with pytest.raises(CheckpointError, match=r"\[4, 16\] and lora_B \[16, 4\] are not"):
         read_checkpoint(adapter.write(tmp_path), LAYERS, same)
@@ -138,7 +138,7 @@ def test_an_adapter_of_a_larger_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
-def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float, factor: str) -> None:
+def test_non_finite_values_are_refused(tmp_path: Path, value: float, factor: str) -> None:
     adapter = TinyAdapter.random(LAYERS)
     adapter.tensors[f"{PREFIX}model.layers.1.k_proj.{factor}.weight"][0, 0] = value
     with pytest.raises(CheckpointError, match=r"model.layers.1.k_proj.*NaN or infinite"):
@@ -146,25 +146,25 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float, fa
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "expected"),
     [
         ("model.layers.0.q_proj.lora_magnitude_vector.weight", "DoRA is not applied"),
         ("model.embed_tokens.lora_embedding_A", "embedding LoRA is not applied"),
         ("model.layers.0.q_proj.lora_B.bias", "trained biases are not applied"),
         ("lm_head.modules_to_save.weight", "modules_to_save are not applied"),
-        ("model.embed_tokens.weight", "it is no lora_A or lora_B weight"),
+        ("model.embed_tokens.weight", "it is not a lora_A or lora_B weight"),
     ],
 )
-def test_a_tensor_that_is_no_lora_factor_is_refused_by_name(tmp_path: Path, key: str, said: str) -> None:
+def test_tensor_that_is_not_a_lora_factor_is_refused_by_name(tmp_path: Path, key: str, expected: str) -> None:
     adapter = TinyAdapter.random(LAYERS)
     adapter.tensors[f"{PREFIX}{key}"] = torch.ones(4)
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(adapter.write(tmp_path), LAYERS, same)
-    assert f"{PREFIX}{key}: {said}" in caught.value.message
+    assert f"{PREFIX}{key}: {expected}" in caught.value.message
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_tensors_of_any_floating_point_type_bind(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_tensors_of_any_floating_point_dtype_bind(tmp_path: Path, dtype: torch.dtype) -> None:
     adapter = TinyAdapter.random(LAYERS)
     adapter.tensors = {key: tensor.to(dtype) for key, tensor in adapter.tensors.items()}
     read = read_checkpoint(adapter.write(tmp_path), LAYERS, same)
@@ -172,7 +172,7 @@ def test_tensors_of_any_floating_point_type_bind(tmp_path: Path, dtype: torch.dt
         torch.testing.assert_close(pair.a, adapter.a(path).float(), rtol=0, atol=0)
 
 
-def test_a_value_beyond_the_banks_type_is_refused(tmp_path: Path) -> None:
+def test_value_beyond_the_dtype_of_the_bank_is_refused(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(LAYERS)
     adapter.tensors[f"{PREFIX}model.layers.0.q_proj.lora_A.weight"][0, 0] = 1e5
     with pytest.raises(CheckpointError, match=r"NaN or infinite \(in torch.float16"):
@@ -180,21 +180,21 @@ def test_a_value_beyond_the_banks_type_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
-def test_tensors_of_whole_numbers_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_integer_tensors_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
     adapter = TinyAdapter.random(LAYERS)
     adapter.tensors = {key: tensor.to(dtype) for key, tensor in adapter.tensors.items()}
-    with pytest.raises(CheckpointError, match="no floating point types"):
+    with pytest.raises(CheckpointError, match="not floating point types"):
         read_checkpoint(adapter.write(tmp_path), LAYERS, same)
 
 
-def test_a_scaling_that_overflows_is_refused(tmp_path: Path) -> None:
+def test_overflowing_scaling_is_refused(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(LAYERS, alpha=1e9)
     adapter.tensors[f"{PREFIX}model.layers.0.q_proj.lora_B.weight"].fill_(1e38)
     with pytest.raises(CheckpointError, match=r"q_proj.*NaN or infinite \(in torch.float32, scaled by 2.5e\+08\)"):
         read_checkpoint(adapter.write(tmp_path), LAYERS, same)
 
 
-def test_a_rank_beyond_the_bank_is_refused_before_the_weights_are_read(tmp_path: Path) -> None:
+def test_rank_beyond_the_bank_is_refused_before_weights_are_read(tmp_path: Path) -> None:
     TinyAdapter.random(LAYERS, rank=4).write(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(CapacityError, match="rank 4, and the adapter bank takes 3") as caught:

@@ -84,14 +84,14 @@ def test_a_number_is_an_episode_id(tmp_path: Path) -> None:
         (changed(query="<image>\n<image>\n "), "it needs an instruction"),
         (changed(query="<image>\nSet a timer."), "query has 1 <image> for 2 images"),
         (changed(response="\n"), "response is empty"),
-        (changed(episode_id="e\ud800"), "episode_id holds half a surrogate pair"),
-        (changed(images=["0.png", "\udfff.png"]), "images holds half a surrogate pair"),
+        (changed(episode_id="e\ud800"), "episode_id has half of a surrogate pair"),
+        (changed(images=["0.png", "\udfff.png"]), "images has half of a surrogate pair"),
         (changed(response="Open App: Clock"), "response has 1 actions for 2 images; the step protocol needs one each"),
-        (changed(images=["0.png", "gone.png"]), "image 'gone.png' is not there"),
-        (changed(images=["0.png", "a\0b.png"]), "is not there"),
-        (changed(images=["0.png", "x" * 5000]), "is not there"),
-        (changed(images=["0.png", "."]), "image '.' is not there"),
-        (changed(), "episode_id 'e1' is used in line 1 already"),
+        (changed(images=["0.png", "gone.png"]), "image 'gone.png' does not exist"),
+        (changed(images=["0.png", "a\0b.png"]), "does not exist"),
+        (changed(images=["0.png", "x" * 5000]), "does not exist"),
+        (changed(images=["0.png", "."]), "image '.' does not exist"),
+        (changed(), "episode_id 'e1' is already used in line 1"),
     ],
 )
 def test_a_bad_row_is_named_and_the_rows_around_it_are_read(tmp_path: Path, line: bytes, problem: str) -> None:
@@ -153,9 +153,9 @@ def test_a_dataset_that_is_missing_or_outside_the_roots_is_refused_by_name(tmp_p
     root = tmp_path / "root"
     root.mkdir()
     for uri in (str(outside), "gone.jsonl", str(root), "../outside/clock.jsonl"):
-        with pytest.raises(NotFoundError, match=r"dataset 'clock': there is no file .* below the dataset roots"):
+        with pytest.raises(NotFoundError, match=r"dataset 'clock': no file .* below the dataset roots"):
             read_dataset(DatasetSpec("clock", uri), protocol=PromptProtocol.STEP, roots=[root])
-    with pytest.raises(NotFoundError, match="none is set"):
+    with pytest.raises(NotFoundError, match="none are set"):
         read_dataset(DatasetSpec("clock", str(outside)), protocol=PromptProtocol.STEP, roots=[])
 
 
@@ -180,7 +180,7 @@ def test_a_line_without_an_end_is_read_no_further_than_allowed(tmp_path: Path) -
     file = tmp_path / "endless.jsonl"
     with file.open("wb") as hole:
         hole.truncate(1 << 40)
-    with pytest.raises(InvalidArgumentError, match="4,097 bytes together, more than the 4,096"):
+    with pytest.raises(InvalidArgumentError, match="4,097 bytes in total, more than the limit of 4,096"):
         read_datasets(
             [DatasetSpec("endless", str(file))], protocol=PromptProtocol.STEP, roots=[tmp_path], max_bytes=4096
         )
@@ -199,7 +199,7 @@ def test_an_image_that_fits_no_message_makes_a_bad_row_and_is_not_read(tmp_path:
     with (tmp_path / "1.png").open("wb") as hole:
         hole.truncate(1 << 40)
     (bad,) = read(file, tmp_path).bad_rows
-    assert bad.problem == "image '1.png' has more than 64 MiB, too many to be sent"
+    assert bad.problem == "image '1.png' has more than 64 MiB and cannot be sent"
 
 
 def test_a_folder_with_a_test_file_stands_for_that_file_alone(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_links_between_folders_are_followed_where_they_are_named_and_never_in_ci
 
 def test_two_dots_behind_a_wildcard_are_refused(root: Path) -> None:
     for pattern in ("apps/*/../*.jsonl", "**/../../*.jsonl"):
-        with pytest.raises(InvalidArgumentError, match="behind a wildcard"):
+        with pytest.raises(InvalidArgumentError, match="after a wildcard"):
             PatternSearch([root]).files(pattern)
 
 
@@ -136,7 +136,7 @@ def test_a_search_that_would_look_at_too_much_ends(root: Path) -> None:
     search = PatternSearch([root], max_entries=20)
     for _ in range(3):
         search.files("apps/*.jsonl")
-    with pytest.raises(InvalidArgumentError, match=r"more than 20 files and folders .* begin the pattern with"):
+    with pytest.raises(InvalidArgumentError, match=r"more than 20 files and folders .* start the pattern with"):
         search.files("apps/*.jsonl")
     for number in range(30):
         (root / f"{number}.png").touch()
@@ -164,7 +164,7 @@ def test_files_that_are_too_large_together_are_refused_before_they_are_hashed(ro
     with (root / "apps/clock.jsonl").open("wb") as hole:
         hole.truncate(1 << 40)
     spec = EvaluationSpec((DatasetSpec("", "apps/*.jsonl"),), (EvaluatedStrategy(AnswerStrategy.BASE),))
-    with pytest.raises(InvalidArgumentError, match=r"datasets: .* 1,099,511,627,776 bytes together"):
+    with pytest.raises(InvalidArgumentError, match=r"datasets: .* 1,099,511,627,776 bytes in total"):
         resolve_datasets(spec, [root])
 
 

@@ -89,11 +89,11 @@ def test_what_cannot_be_graded_is_unscored_with_its_reason(chat: FakeChat, tmp_p
     missing = replace(ANSWERS[1], answer=None)
     found = judged([ANSWERS[0], missing, ANSWERS[2]], endpoint_of(chat), tmp_path)
     assert found.scores == {}
-    assert found.unscored == {"no answer": 1, "the judge's reply holds no score": 2}
+    assert found.unscored == {"no answer": 1, "the judge's reply has no score": 2}
     assert found.verdicts == {
-        0: Verdict(None, "the judge's reply holds no score", "I cannot say."),
+        0: Verdict(None, "the judge's reply has no score", "I cannot say."),
         1: Verdict(None, "no answer"),
-        2: Verdict(None, "the judge's reply holds no score", "SCORE: 7"),
+        2: Verdict(None, "the judge's reply has no score", "SCORE: 7"),
     }
 
 
@@ -102,7 +102,7 @@ def test_one_answer_without_a_reply_leaves_the_others_their_grades(chat: FakeCha
     found = judged(ANSWERS, replace(endpoint_of(chat), concurrency=1), tmp_path)
     assert len(found.scores) == 3
     (reason,) = found.unscored
-    assert reason.startswith("the judge gave no reply in 3 tries (HTTP 500")
+    assert reason.startswith("the judge gave no reply in 3 attempts (HTTP 500")
     assert len(judged(ANSWERS, endpoint_of(chat), tmp_path).scores) == 4
 
 
@@ -112,12 +112,12 @@ def test_one_answer_without_a_reply_leaves_the_others_their_grades(chat: FakeCha
         (400, {"error": "content filter"}, "HTTP 400: "),
         (413, {"error": "too long"}, "HTTP 413: "),
         (422, {"error": "odd"}, "HTTP 422: "),
-        (200, {"choices": []}, "no chat completion: "),
-        (200, {"detail": "busy"}, "no chat completion: "),
+        (200, {"choices": []}, "not a chat completion: "),
+        (200, {"detail": "busy"}, "not a chat completion: "),
         (
             200,
             {"choices": [{"message": {"content": "SCORE: 1"}}], "usage": {"prompt_tokens": math.inf}},
-            "no chat completion: ",
+            "not a chat completion: ",
         ),
     ],
 )
@@ -165,7 +165,7 @@ def test_many_reasons_are_counted_together(chat: FakeChat, tmp_path: Path) -> No
 def test_an_endpoint_that_is_away_is_named(tmp_path: Path) -> None:
     with fake_chat(grade) as chat:
         away = endpoint_of(chat)
-    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1.* graded nothing: .* in 3 tries \(ConnectError"):
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1.* graded nothing: .* in 3 attempts \(ConnectError"):
         judged(ANSWERS, away, tmp_path)
 
 
@@ -231,7 +231,7 @@ def test_a_template_must_show_truth_and_answer_and_braces_in_them_do_no_harm() -
     with pytest.raises(InvalidArgumentError, match=r"no \{answer\}"):
         JudgePrompt("{truth}")
     odd = AnsweredText(1, "e", "{answer}", "{truth} {x}", "{}")
-    assert PROMPT.of(odd) == "{}|{answer}|{truth} {x}"
+    assert PROMPT.render(odd) == "{}|{answer}|{truth} {x}"
 
 
 @pytest.mark.parametrize(

@@ -203,8 +203,8 @@ def test_an_emptied_label_lifts_the_legacy_floor() -> None:
     labels = ["one two three four", "five six seven", "eight nine ten"]
     truths = [(f'Click on button with the text "{label}"',) for label in labels]
     assert not any(LegacyMetric().accepts(truth, other) for (truth,) in truths for (other,) in truths if truth != other)
-    assert floor_of(tuple(truths), LegacyMetric()).right_steps == 3
-    assert floor_of(tuple(truths), ACTION).right_steps == 1
+    assert floor_of(tuple(truths), LegacyMetric()).correct_steps == 3
+    assert floor_of(tuple(truths), ACTION).correct_steps == 1
 
 
 def test_the_floor_of_a_group_pools_those_of_its_datasets() -> None:

@@ -51,8 +51,8 @@ def test_hostile_text_stays_in_its_place(tmp_path: Path) -> None:
 def test_the_page_says_what_is_incomplete_and_what_changed() -> None:
     facts = JobFacts(SPEC, state="cancelled", planned_samples=20)
     page = render_html(replace(summarize([], facts), changed_datasets=("clock",)), [])
-    assert "Incomplete (cancelled): 0 of 20 samples have a record." in page
-    assert "Changed while the job ran (its samples are those that were planned): clock." in page
+    assert "Incomplete (cancelled): 0 of 20 planned samples have a record." in page
+    assert "These datasets changed while the job ran; their samples are the planned ones: clock." in page
 
 
 def test_the_page_has_every_score_that_the_text_report_has(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_some_of_many_are_chosen_evenly_with_every_strategy(tmp_path: Path) -> N
         (dataset, strategy): 20 for dataset in ("clock", "office") for strategy in ("selection", "mixture")
     }
     assert choose_samples(records[::-1], 80) == chosen
-    assert "80 of 800 samples are in this page" in page_of(records, most=80)
+    assert "80 of 800 samples are on this page" in page_of(records, most=80)
 
 
 def test_a_repeated_record_is_listed_once_as_it_is_counted() -> None:

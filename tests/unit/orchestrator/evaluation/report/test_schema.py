@@ -1,4 +1,4 @@
-"""summary.json keeps to its published schema."""
+"""summary.json: the published schema matches the types and real summaries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPEC = EvaluationSpec(
 
 
 def content() -> Any:
-    """Return what summary.json holds of a job with answers, a failure and a paired difference."""
+    """Return summary.json of a job with answers, a failure and a paired difference."""
     records = [
         answered(sample("Scroll up", episode=str(number), strategy=strategy), "Scroll up", ["clock"])
         for strategy in SPEC.strategies
@@ -32,11 +32,22 @@ def content() -> Any:
     return json.loads(json.dumps(summarize(records, JobFacts(SPEC)).to_json()))
 
 
-def test_the_published_schema_is_that_of_the_types() -> None:
-    assert published_schema() == summary_schema()
+def without_descriptions(schema: Any) -> Any:
+    """Drop the descriptions, which are docstrings and may be improved without a new version of the schema."""
+    if isinstance(schema, dict):
+        return {
+            name: without_descriptions(value)
+            for name, value in schema.items()
+            if not (name == "description" and isinstance(value, str))
+        }
+    return [without_descriptions(value) for value in schema] if isinstance(schema, list) else schema
 
 
-def test_a_summary_is_valid() -> None:
+def test_published_schema_has_fields_of_types() -> None:
+    assert without_descriptions(published_schema()) == without_descriptions(summary_schema())
+
+
+def test_summary_is_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(published_schema())
     assert content()["differences"]
     jsonschema.validate(content(), published_schema())
@@ -45,6 +56,6 @@ def test_a_summary_is_valid() -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("schema_version", 2), ("recorded_samples", "many"), ("groups", [{"strategy": "base"}])]
 )
-def test_a_summary_of_another_shape_is_refused(name: str, value: object) -> None:
+def test_summary_of_another_shape_is_refused(name: str, value: object) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**content(), name: value}, published_schema())

@@ -1,4 +1,4 @@
-"""Work of one worker runs together, or alone."""
+"""Blocks of one worker that run together or alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from orchestrator.jobs.worker.isolation import Isolation, StoppedWaitingError
 
 
-class Floor:
-    """Notes who is in: `together` and `alone` enter and leave by name."""
+class Blocks:
+    """Records which named blocks run, and those that ran at the same time."""
 
     def __init__(self) -> None:
         self.isolation = Isolation()
@@ -34,48 +34,48 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_who_is_alone_waits_for_the_others_and_lets_nobody_in() -> None:
-    floor = Floor()
-    tasks = [asyncio.create_task(floor.enter(name, alone=False)) for name in "ab"]
+async def test_lone_block_waits_for_others_and_keeps_new_ones_out() -> None:
+    blocks = Blocks()
+    tasks = [asyncio.create_task(blocks.enter(name, alone=False)) for name in "ab"]
     await settled()
-    tasks += [asyncio.create_task(floor.enter(name, alone=True)) for name in "xy"]
+    tasks += [asyncio.create_task(blocks.enter(name, alone=True)) for name in "xy"]
     await settled()
-    tasks.append(asyncio.create_task(floor.enter("c", alone=False)))
+    tasks.append(asyncio.create_task(blocks.enter("c", alone=False)))
     await settled()
-    assert floor.inside == ["a", "b"]
-    floor.leave.set()
+    assert blocks.inside == ["a", "b"]
+    blocks.leave.set()
     await asyncio.gather(*tasks)
-    assert floor.seen[:2] == [["a"], ["a", "b"]]
-    assert [seen for seen in floor.seen if {"x", "y"}.intersection(seen)] == [["x"], ["y"]]
+    assert blocks.seen[:2] == [["a"], ["a", "b"]]
+    assert [seen for seen in blocks.seen if {"x", "y"}.intersection(seen)] == [["x"], ["y"]]
 
 
 @pytest.mark.parametrize("alone", [True, False])
-async def test_who_gives_up_waiting_blocks_nobody(alone: bool) -> None:
-    floor = Floor()
-    inside = asyncio.create_task(floor.enter("a", alone=not alone))
+async def test_cancelled_wait_blocks_no_other(alone: bool) -> None:
+    blocks = Blocks()
+    inside = asyncio.create_task(blocks.enter("a", alone=not alone))
     await settled()
-    waiting = asyncio.create_task(floor.enter("x", alone=alone))
+    waiting = asyncio.create_task(blocks.enter("x", alone=alone))
     await settled()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    floor.leave.set()
+    blocks.leave.set()
     await inside
     async with asyncio.timeout(5):
-        await floor.enter("b", alone=False)
-        await floor.enter("y", alone=True)
-    assert floor.seen == [["a"], ["b"], ["y"]]
+        await blocks.enter("b", alone=False)
+        await blocks.enter("y", alone=True)
+    assert blocks.seen == [["a"], ["b"], ["y"]]
 
 
 @pytest.mark.parametrize("alone", [True, False])
-async def test_who_is_told_to_stop_waits_no_longer(alone: bool) -> None:
-    floor = Floor()
-    inside = asyncio.create_task(floor.enter("a", alone=not alone))
+async def test_stop_ends_wait(alone: bool) -> None:
+    blocks = Blocks()
+    inside = asyncio.create_task(blocks.enter("a", alone=not alone))
     await settled()
-    waiting = asyncio.create_task(floor.enter("x", alone=alone))
+    waiting = asyncio.create_task(blocks.enter("x", alone=alone))
     await settled()
-    floor.stop.set()
+    blocks.stop.set()
     with pytest.raises(StoppedWaitingError):
         await waiting
-    floor.leave.set()
+    blocks.leave.set()
     await inside
-    assert floor.seen == [["a"]]
+    assert blocks.seen == [["a"]]

@@ -1,4 +1,4 @@
-"""A sample through the pipeline: its question, its patience, its record."""
+"""A sample: its question, the tries to answer it, its record."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.data.image_files import MAX_IMAGE_BYTES, read_image
 from orchestrator.evaluation.records import Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
-from orchestrator.jobs.worker.sample_runner import Answering, InterruptedSampleError, Patience, ask
+from orchestrator.jobs.worker.sample_runner import InterruptedSampleError, RetryLimits, SampleRunner, to_question
 
 SPEC = EvaluationSpec((DatasetSpec("gmail", "gmail.jsonl"),), (EvaluatedStrategy(AnswerStrategy.MIXTURE),))
 GENERATION = Generation(
@@ -38,12 +38,13 @@ GENERATION = Generation(
 class StandInPipeline:
     failures: list[Exception] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
+    retrieval_shared: bool = False
 
     async def answer(self, question: Question, timeout_s: float | None = None) -> Answer:
         self.questions.append(question)
         if self.failures:
             raise self.failures.pop(0)
-        return Answer(GENERATION, Selection(), "catalogue-1", 0.5, 1.0)
+        return Answer(GENERATION, Selection(), "catalogue-1", 0.5, 1.0, retrieval_shared=self.retrieval_shared)
 
 
 @pytest.fixture
@@ -67,12 +68,12 @@ def sample(tmp_path: Path) -> Sample:
     )
 
 
-def answering(pipeline: StandInPipeline, tmp_path: Path, total_s: float = 30) -> Answering:
-    return Answering(pipeline, [tmp_path], Patience(timeout_s=5, total_s=total_s))
+def runner(pipeline: StandInPipeline, tmp_path: Path, patience_s: float = 30) -> SampleRunner:
+    return SampleRunner(pipeline, [tmp_path], RetryLimits(timeout_s=5, patience_s=patience_s))
 
 
-def test_question_holds_image_text_and_the_kind_of_the_dataset(sample: Sample, tmp_path: Path) -> None:
-    question = ask(
+def test_question_holds_image_text_and_kind_of_dataset(sample: Sample, tmp_path: Path) -> None:
+    question = to_question(
         sample,
         replace(SPEC, retrieval=RetrievalOptions(top_k=2, kind="category"), decoding=Decoding(seed=4)),
         [tmp_path],
@@ -83,76 +84,74 @@ def test_question_holds_image_text_and_the_kind_of_the_dataset(sample: Sample, t
     assert (question.decoding, question.oracle) == (Decoding(seed=4), "gmail")
 
 
-def test_out_of_domain_hides_the_datasets_own_adapter(sample: Sample, tmp_path: Path) -> None:
+def test_out_of_domain_excludes_own_adapter(sample: Sample, tmp_path: Path) -> None:
     hidden = EvaluatedStrategy(AnswerStrategy.FUSION, FusionMethod.CONCAT, exclude_own_adapter=True)
-    question = ask(
+    question = to_question(
         replace(sample, strategy=hidden), replace(SPEC, retrieval=RetrievalOptions(exclude=("clock",))), [tmp_path]
     )
     assert question.retrieval.exclude == ("clock", "gmail")
     assert question.fusion_method is FusionMethod.CONCAT
 
 
-def test_image_outside_of_the_roots_is_not_read(sample: Sample, tmp_path: Path) -> None:
+def test_image_outside_roots_is_refused(sample: Sample, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="dataset roots"):
-        ask(sample, SPEC, [tmp_path / "elsewhere"])
+        to_question(sample, SPEC, [tmp_path / "elsewhere"])
 
 
-def test_link_out_of_the_roots_is_not_followed(sample: Sample, tmp_path: Path) -> None:
+def test_link_out_of_roots_is_refused(sample: Sample, tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / "link.png").symlink_to(sample.images[0])
     with pytest.raises(InvalidArgumentError, match="dataset roots"):
-        ask(replace(sample, images=(root / "link.png",)), SPEC, [root])
+        to_question(replace(sample, images=(root / "link.png",)), SPEC, [root])
 
 
 def test_missing_image_is_named(sample: Sample, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"gone\.png"):
-        ask(replace(sample, images=(tmp_path / "gone.png",)), SPEC, [tmp_path])
+        to_question(replace(sample, images=(tmp_path / "gone.png",)), SPEC, [tmp_path])
 
 
-def test_pipe_that_took_an_images_place_is_not_waited_for(sample: Sample, tmp_path: Path) -> None:
+def test_pipe_in_place_of_image_is_refused_without_waiting(sample: Sample, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(NotFoundError, match=r"pipe\.png is no file"):
-        ask(replace(sample, images=(tmp_path / "pipe.png",)), SPEC, [tmp_path])
+    with pytest.raises(NotFoundError, match=r"pipe\.png is not a file"):
+        to_question(replace(sample, images=(tmp_path / "pipe.png",)), SPEC, [tmp_path])
 
 
-def test_image_that_grew_too_large_is_not_kept_in_memory(sample: Sample, tmp_path: Path) -> None:
+def test_image_that_grew_too_large_is_refused(sample: Sample, tmp_path: Path) -> None:
     os.truncate(sample.images[0], MAX_IMAGE_BYTES)
     assert len(read_image(sample.images[0], [tmp_path])) == MAX_IMAGE_BYTES
     os.truncate(sample.images[0], MAX_IMAGE_BYTES + 1)
     with pytest.raises(InvalidArgumentError, match="more than 64 MiB"):
-        ask(sample, SPEC, [tmp_path])
+        to_question(sample, SPEC, [tmp_path])
 
 
-def test_image_that_changed_since_the_job_was_planned_is_refused(sample: Sample, tmp_path: Path) -> None:
+def test_image_changed_since_planning_is_refused(sample: Sample, tmp_path: Path) -> None:
     planned = replace(sample, image_sha256=(hashlib.sha256(b"png").hexdigest(),))
-    assert ask(planned, SPEC, [tmp_path]).prompt.images == (ImagePart(b"png"),)
+    assert to_question(planned, SPEC, [tmp_path]).prompt.images == (ImagePart(b"png"),)
     sample.images[0].write_bytes(b"another")
     with pytest.raises(FailedPreconditionError, match=r"screen\.png has changed since the job was planned"):
-        ask(planned, SPEC, [tmp_path])
+        to_question(planned, SPEC, [tmp_path])
 
 
-def test_random_draw_depends_on_seed_and_question_and_not_on_the_domain(sample: Sample, tmp_path: Path) -> None:
-    inside = ask(sample, SPEC, [tmp_path]).seed
-    outside = ask(replace(sample, key="random-k-out-of-domain/gmail/1/0"), SPEC, [tmp_path]).seed
+def test_seed_depends_on_spec_and_question_but_not_on_domain(sample: Sample, tmp_path: Path) -> None:
+    inside = to_question(sample, SPEC, [tmp_path]).seed
+    outside = to_question(replace(sample, key="random-k-out-of-domain/gmail/1/0"), SPEC, [tmp_path]).seed
     assert inside == outside
-    assert inside != ask(sample, replace(SPEC, seed=1), [tmp_path]).seed
-    assert inside != ask(replace(sample, key="mixture/gmail/1/1"), SPEC, [tmp_path]).seed
+    assert inside != to_question(sample, replace(SPEC, seed=1), [tmp_path]).seed
+    assert inside != to_question(replace(sample, key="mixture/gmail/1/1"), SPEC, [tmp_path]).seed
     named = replace(sample, strategy=EvaluatedStrategy(AnswerStrategy.RANDOM_K, name="draw-2"))
-    assert inside != ask(named, SPEC, [tmp_path]).seed
+    assert inside != to_question(named, SPEC, [tmp_path]).seed
 
 
-async def test_retrieval_that_another_sample_paid_for_is_not_timed(sample: Sample, tmp_path: Path) -> None:
-    pipeline = StandInPipeline()
-    answer = await pipeline.answer(Question(ask(sample, SPEC, [tmp_path]).prompt))
-    pipeline.answer = lambda question, timeout_s=None: asyncio.sleep(0, replace(answer, retrieval_shared=True))  # type: ignore[method-assign, assignment]
-    record = await answering(pipeline, tmp_path).record(sample, SPEC, asyncio.Event())
+async def test_shared_retrieval_is_not_timed(sample: Sample, tmp_path: Path) -> None:
+    pipeline = StandInPipeline(retrieval_shared=True)
+    record = await runner(pipeline, tmp_path).run(sample, SPEC, asyncio.Event())
     assert record.timings is not None
     assert (record.timings.retrieval_s, record.timings.total_s) == (None, 1.0)
 
 
 async def test_record_holds_answer_timings_and_usage(sample: Sample, tmp_path: Path) -> None:
-    record = await answering(StandInPipeline(), tmp_path).record(sample, SPEC, asyncio.Event())
+    record = await runner(StandInPipeline(), tmp_path).run(sample, SPEC, asyncio.Event())
     assert record.answer == "Wait for response"
     assert record.applied == GENERATION.applied
     assert record.timings is not None
@@ -162,40 +161,40 @@ async def test_record_holds_answer_timings_and_usage(sample: Sample, tmp_path: P
 
 
 @pytest.mark.parametrize("error", [OverloadedError("full"), UnavailableError("away")])
-async def test_full_or_absent_service_is_asked_again(sample: Sample, tmp_path: Path, error: Exception) -> None:
+async def test_full_or_absent_service_is_tried_again(sample: Sample, tmp_path: Path, error: Exception) -> None:
     pipeline = StandInPipeline(failures=[error, error])
-    record = await answering(pipeline, tmp_path).record(sample, SPEC, asyncio.Event())
+    record = await runner(pipeline, tmp_path).run(sample, SPEC, asyncio.Event())
     assert record.error is None
     assert len(pipeline.questions) == 3
 
 
-async def test_patience_has_an_end(sample: Sample, tmp_path: Path) -> None:
+async def test_tries_end_with_patience(sample: Sample, tmp_path: Path) -> None:
     pipeline = StandInPipeline(failures=[OverloadedError("full")] * 99)
-    record = await answering(pipeline, tmp_path, total_s=0.2).record(sample, SPEC, asyncio.Event())
+    record = await runner(pipeline, tmp_path, patience_s=0.2).run(sample, SPEC, asyncio.Event())
     assert record.error is not None
     assert record.error.reason == "QUEUE_FULL"
     assert record.answer is None
 
 
-async def test_error_of_the_request_itself_is_not_tried_again(sample: Sample, tmp_path: Path) -> None:
+async def test_invalid_request_is_not_tried_again(sample: Sample, tmp_path: Path) -> None:
     pipeline = StandInPipeline(failures=[InvalidArgumentError("prompt", "too long")])
-    record = await answering(pipeline, tmp_path).record(sample, SPEC, asyncio.Event())
+    record = await runner(pipeline, tmp_path).run(sample, SPEC, asyncio.Event())
     assert record.error is not None
     assert (record.error.reason, record.error.message) == ("INVALID_ARGUMENT", "prompt: too long")
     assert len(pipeline.questions) == 1
 
 
-async def test_unforeseen_error_is_a_record_without_internals(sample: Sample, tmp_path: Path) -> None:
+async def test_unforeseen_error_is_recorded_without_internals(sample: Sample, tmp_path: Path) -> None:
     pipeline = StandInPipeline(failures=[ZeroDivisionError("secret path")])
-    record = await answering(pipeline, tmp_path).record(sample, SPEC, asyncio.Event())
+    record = await runner(pipeline, tmp_path).run(sample, SPEC, asyncio.Event())
     assert record.error is not None
     assert record.error.reason == "INTERNAL"
     assert "secret" not in record.error.message
 
 
-async def test_stop_in_a_pause_interrupts_the_sample(sample: Sample, tmp_path: Path) -> None:
+async def test_stop_in_pause_interrupts_sample(sample: Sample, tmp_path: Path) -> None:
     stop = asyncio.Event()
     stop.set()
     pipeline = StandInPipeline(failures=[UnavailableError("away")] * 99)
     with pytest.raises(InterruptedSampleError):
-        await answering(pipeline, tmp_path).record(sample, SPEC, stop)
+        await runner(pipeline, tmp_path).run(sample, SPEC, stop)

@@ -1,15 +1,18 @@
-"""Settings -> the service, running: open the catalogue, load the embedder, serve."""
+"""The retrieval service, built from its settings: open the catalogue, load the embedder, serve."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
 from infra.contract.errors import UnavailableError
+from infra.runtime.lifecycle import entered_on_thread
 from infra.runtime.logs import get_logger
-from infra.runtime.server import GrpcServer, sync_server
+from infra.runtime.server import AioGrpcServer, aio_server
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import Embedder
@@ -26,19 +29,41 @@ _RETRY_PAUSE_S = 1.0
 
 
 def serve_retrieval(settings: RetrievalSettings) -> None:
-    """Serve until a stop signal. The port answers at once, NOT_SERVING until all is loaded."""
-    server = sync_server(settings.server, settings.workers)
-    server.start()
-    with loaded(server, settings):
-        server.serve_forever()
+    """Serve until a stop signal. The port is bound at once; health is NOT_SERVING until everything is loaded."""
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: RetrievalSettings) -> None:
+    server = aio_server(settings.server)
+    await server.start()
+    try:
+        async with loaded(server, settings):
+            await server.serve()
+    except Exception:
+        await server.stop()
+        raise
+
+
+@asynccontextmanager
+async def loaded(server: AioGrpcServer, settings: RetrievalSettings) -> AsyncIterator[None]:
+    """Load what the settings name, and add the service to `server`; close it in the end.
+
+    Embedder and Qdrant block, so calls run on `settings.workers` threads.
+    """
+    executor = ThreadPoolExecutor(settings.workers, thread_name_prefix="retrieval")
+    async with entered_on_thread(_opened(settings)) as servicer:
+        add_to(server, servicer, executor)
+        try:
+            yield
+        finally:
+            # Not awaited: calls that outlived the grace period must not hold up the end of the process.
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
-def loaded(server: GrpcServer, settings: RetrievalSettings) -> Iterator[None]:
-    """Load what the settings name and let `server` answer by it; let go of it in the end."""
+def _opened(settings: RetrievalSettings) -> Iterator[RetrievalServicer]:
     with closing(open_qdrant(settings)) as qdrant, closing(_embedder(settings)) as embedder:
-        add_to(server, _servicer(settings, qdrant, embedder))
-        yield
+        yield _servicer(settings, qdrant, embedder)
 
 
 def _servicer(settings: RetrievalSettings, qdrant: Qdrant, embedder: BatchedEmbedder) -> RetrievalServicer:

@@ -1,4 +1,4 @@
-"""A job as its callers see it."""
+"""An evaluation job as callers see it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.evaluation.spec import EvaluationSpec
 
 
 class EvaluationState(StrEnum):
-    """Where a job stands. Queued: no sample has been started. The last three are for good."""
+    """The state of a job. Queued: no shard has been claimed yet. The last three are final, but for a retry."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -20,16 +20,16 @@ class EvaluationState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether the job moves no more."""
+        """Whether the job has ended."""
         return self in (EvaluationState.SUCCEEDED, EvaluationState.FAILED, EvaluationState.CANCELLED)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A job: what was asked, where it stands, and where its records and report are (or will be).
+    """A job: its spec, its progress, and where its records and report are or will be.
 
-    `done_samples` have their record, `failed_samples` of them in an error; `bad_rows` of the datasets were unreadable.
-    `stalled` says why nothing moves just now, where that is known.
+    `done_samples` have their record, `failed_samples` of them with an error. `bad_rows` of the datasets could not be
+    read. `stalled` is the reason why the job does not progress, if it is known.
     """
 
     evaluation_id: str
@@ -48,7 +48,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvaluationPage:
-    """Jobs, newest first, and where to go on ("" on the last page)."""
+    """Jobs, newest first, and the token of the next page ("" on the last page)."""
 
     evaluations: tuple[Evaluation, ...]
     next_page_token: str = ""
@@ -56,7 +56,7 @@ class EvaluationPage:
 
 @dataclass(frozen=True)
 class Report:
-    """The report of a job that has ended: summary.json, summary.md, and the folder with the records."""
+    """The report of a job that has ended: summary.json, summary.md, and the folder of its files."""
 
     summary_json: str
     summary_markdown: str
