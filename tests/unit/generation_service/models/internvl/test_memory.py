@@ -36,13 +36,16 @@ print(json.dumps([measure(*case.split(":")) for case in sys.argv[2:]]))
 """
 
 
+# Loading takes seconds on an idle machine and minutes on a busy one; only the memory is asserted.
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
 def test_loading_peak_memory_is_close_to_model_size(tmp_path: Path) -> None:
     tiny = write_internvl2(tmp_path / "tiny")
     large = write_internvl2(tmp_path / "large", SHAPE, dtype=torch.bfloat16)  # One file, mapped until the end.
     cases = [f"{large}:bfloat16", f"{large}:float32"]
     done = subprocess.run(
-        [sys.executable, "-c", _LOAD, str(tiny), *cases], capture_output=True, text=True, timeout=110, check=False
+        [sys.executable, "-c", _LOAD, str(tiny), *cases], capture_output=True, text=True, timeout=560, check=False
     )
     assert done.returncode == 0, done.stderr
     for case, measured in zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True):
