@@ -237,8 +237,8 @@ async def test_stopped_worker_exits_within_its_grace_while_redis_is_away(tmp_pat
             await asyncio.to_thread(redis.close)
             stopped = time.monotonic()
             assert await worker.stop() == 0
-            # The retries of one call alone would take 30 s.
-            assert time.monotonic() - stopped < 20
+            # The retries of one call alone would take more than 30 s.
+            assert time.monotonic() - stopped < 28
 
 
 async def test_job_continues_after_orchestrator_was_killed_and_restarted(running: Cluster) -> None:
