@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 if find_spec("torch") is None or find_spec("transformers") is None:
-    raise ImportError("loraretriever inspect needs the packages of the generation tier")
+    raise ModuleNotFoundError("loraretriever inspect needs torch and transformers", name="torch")
 
 
 def inspect(
