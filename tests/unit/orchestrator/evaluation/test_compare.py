@@ -47,11 +47,11 @@ MIXTURE = EvaluatedStrategy(AnswerStrategy.MIXTURE)
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 5, 10, 30, 1000])
-def test_students_t_is_scipys(degrees: int) -> None:
+def test_students_t_matches_scipy(degrees: int) -> None:
     assert student_t(degrees) == pytest.approx(t.ppf(0.975, degrees), rel=2e-3)
 
 
-def test_interval_of_a_share_is_cut_and_sure_of_nothing_at_its_ends() -> None:
+def test_share_interval_is_clipped_and_never_degenerate() -> None:
     assert interval_of_share(0.9, 0.1, 4) == (pytest.approx(0.9 - 0.1 * t.ppf(0.975, 3), rel=1e-2), 1.0)
     low, high = interval_of_share(1.0, 0.0, 10)
     assert (low, high) == (pytest.approx(0.722, abs=1e-3), 1.0)
@@ -59,27 +59,27 @@ def test_interval_of_a_share_is_cut_and_sure_of_nothing_at_its_ends() -> None:
 
 
 @pytest.mark.parametrize(("clusters", "share"), [(2, 0.5), (10, 0.5), (10, 1 / 3), (500, 0.9)])
-def test_a_share_without_spread_has_wilsons_interval(clusters: int, share: float) -> None:
+def test_share_without_spread_has_wilsons_interval(clusters: int, share: float) -> None:
     low, high = interval_of_share(share, 0.0, clusters)
     for end in (low, high):
         assert abs(end - share) == pytest.approx(norm.ppf(0.975) * (end * (1 - end) / clusters) ** 0.5)
 
 
-def test_a_difference_without_spread_is_sure_of_little_and_none_leaves_the_scale() -> None:
+def test_difference_interval_without_spread_is_wide_and_within_scale() -> None:
     low, high = interval_of_difference(0.0, 0.0, 20)
     assert (low, high) == (pytest.approx(-0.161, abs=1e-3), pytest.approx(0.161, abs=1e-3))
     assert interval_of_difference(1.0, 0.0, 20) == (pytest.approx(1 + low), 1.0)
     assert interval_of_difference(-2 / 3, 1 / 3, 3) == (-1.0, pytest.approx(-2 / 3 + t.ppf(0.975, 2) / 3, rel=1e-2))
 
 
-def test_rounding_is_no_spread() -> None:
+def test_rounding_noise_is_not_spread() -> None:
     found = clustered_mean([0.1, 0.2, 0.3] * 7, [str(index // 3) for index in range(21)])
     assert found.standard_error == 0
     assert found.high is not None
     assert found.high > 0.3
 
 
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_interval_has_nominal_coverage() -> None:
     random = np.random.default_rng(0)
     covered = 0
     for _ in range(1000):
@@ -92,7 +92,7 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.92 <= covered / 1000 <= 0.97
 
 
-def test_paired_difference_is_of_common_questions_and_less_spread_than_either() -> None:
+def test_paired_difference_covers_common_questions_with_less_spread() -> None:
     first = {key: QuestionScore(f"e{key // 2}", float(key % 3 > 0)) for key in range(20)}
     second = {key: QuestionScore(f"e{key // 2}", float(key % 3 > 1)) for key in range(1, 22)}
     found = paired_difference(first, second)
@@ -129,13 +129,13 @@ def summary_of(*found: Record, strategies: tuple[EvaluatedStrategy, ...]) -> Sum
     return summarize(found, JobFacts(spec))
 
 
-def test_the_matrix_holds_every_strategy_in_and_out_of_domain() -> None:
+def test_matrix_has_every_strategy_in_and_out_of_domain() -> None:
     labels = [strategy.label for strategy in matrix_strategies()]
     inside = ["selection", "mixture", "fusion-linear", "fusion-concat", "fusion-svd", "uniform-all", "random-k"]
     assert labels == ["base", "oracle", *inside, *(f"{label}-out-of-domain" for label in inside)]
 
 
-def test_a_row_has_both_domains_and_the_difference_to_the_selection_of_its_own() -> None:
+def test_matrix_row_has_both_domains_and_their_differences_to_selection() -> None:
     base = EvaluatedStrategy(AnswerStrategy.BASE)
     hidden = [EvaluatedStrategy(each.strategy, exclude_own_adapter=True) for each in (SELECTION, MIXTURE)]
     strategies = (base, SELECTION, MIXTURE, *hidden)
@@ -182,13 +182,13 @@ def test_a_row_has_both_domains_and_the_difference_to_the_selection_of_its_own()
         ),
     ],
 )
-def test_strategies_are_compared_with_selection_else_base_else_the_first_of_their_domain(
+def test_strategies_are_compared_with_selection_else_base_else_first_of_their_domain(
     labels: str, pairs: dict[str, str]
 ) -> None:
     assert dict(reference_pairs(strategies_of([labels]))) == pairs
 
 
-def test_the_table_of_a_job_without_selection_has_no_empty_columns() -> None:
+def test_matrix_without_selection_has_no_empty_columns() -> None:
     base = EvaluatedStrategy(AnswerStrategy.BASE)
     hidden = EvaluatedStrategy(AnswerStrategy.MIXTURE, exclude_own_adapter=True)
     summary = summary_of(*records(base, [True, False]), *records(hidden, [True, True]), strategies=(base, hidden))
@@ -198,7 +198,7 @@ def test_the_table_of_a_job_without_selection_has_no_empty_columns() -> None:
     assert "| mixture-out-of-domain | base | +50.0 |" in render_markdown(summary)
 
 
-def test_a_strategy_that_cannot_run_says_why_in_its_cell() -> None:
+def test_failed_strategy_shows_reason_in_cell() -> None:
     linear = EvaluatedStrategy(AnswerStrategy.FUSION, FusionMethod.LINEAR)
     broken = [
         failure(sample(RIGHT, episode=str(n), strategy=linear), "INVALID_ARGUMENT", "linear fusion needs equal ranks")
@@ -216,7 +216,7 @@ def test_a_strategy_that_cannot_run_says_why_in_its_cell() -> None:
     assert rows["mixture"][1].endswith("(1 of 3 failed: nobody listens)")
 
 
-def test_a_difference_to_a_selection_that_mostly_failed_is_not_shown() -> None:
+def test_difference_to_mostly_failed_selection_is_not_shown() -> None:
     failed = [failure(sample(RIGHT, episode=str(n), strategy=SELECTION)) for n in (8, 9)]
     summary = summary_of(
         *records(SELECTION, [True]), *failed, *records(MIXTURE, [False, True]), strategies=(SELECTION, MIXTURE)
@@ -225,7 +225,7 @@ def test_a_difference_to_a_selection_that_mostly_failed_is_not_shown() -> None:
     assert rows["mixture"][1:3] == ("50.0", "")
 
 
-def test_the_floor_is_that_of_the_samples_measured_most_fully() -> None:
+def test_shared_floor_is_that_of_fullest_cell() -> None:
     actions = ["Scroll up", "Scroll down", "Scroll left", "Scroll right"]
     full = [answered(sample(one, episode=one, strategy=SELECTION), one) for one in actions]
     rest = [failure(sample(one, episode=one, strategy=MIXTURE)) for one in actions[1:]]
@@ -237,7 +237,7 @@ def test_the_floor_is_that_of_the_samples_measured_most_fully() -> None:
     assert [cell.action.step_floor for cell in summary.groups] == [1.0, 0.25]
 
 
-def test_a_summary_with_differences_survives_json() -> None:
+def test_summary_with_differences_round_trips_through_json() -> None:
     summary = summary_of(*records(SELECTION, [True]), *records(MIXTURE, [False]), strategies=(SELECTION, MIXTURE))
     assert summary.differences[0].steps.value == -1
     assert summary.groups[0].action_parts is not None
@@ -258,7 +258,7 @@ def test_two_files_are_compared_on_their_common_questions(tmp_path: Path) -> Non
         compare(first, second, strategy="oracle")
 
 
-def test_files_without_a_common_question_or_strategy_are_refused(tmp_path: Path) -> None:
+def test_files_without_common_question_or_strategy_are_refused(tmp_path: Path) -> None:
     write_records(tmp_path / "a.jsonl", records(SELECTION, [True]))
     write_records(tmp_path / "b.jsonl", [answered(sample(RIGHT, dataset="other", strategy=SELECTION), RIGHT)])
     write_records(
@@ -282,7 +282,7 @@ def rows_file(file: Path, *rows: tuple[str | None, list[str]]) -> Results:
 
 
 @pytest.mark.parametrize("metric", [MetricName.ACTION, MetricName.EXACT_MATCH])
-def test_questions_with_other_truths_never_pair(tmp_path: Path, metric: MetricName) -> None:
+def test_questions_with_different_truths_never_pair(tmp_path: Path, metric: MetricName) -> None:
     first = rows_file(tmp_path / "a.jsonl", ("1", ["Scroll up", "Wait for response"]), ("2", ["Scroll up"]))
     second = rows_file(tmp_path / "b.jsonl", ("1", ["Scroll up", "Scroll left"]), ("2", ["Scroll up"]))
     (found,) = compare(first, second, metric)
@@ -296,7 +296,7 @@ def test_questions_with_other_truths_never_pair(tmp_path: Path, metric: MetricNa
         compare(first, other, metric)
 
 
-def test_rows_without_an_id_pair_by_their_order_and_all_their_truths(tmp_path: Path) -> None:
+def test_rows_without_id_pair_by_order_and_truths(tmp_path: Path) -> None:
     start, end = "Open App: Clock", "Check status: successful"
     one, two, three = ([start, middle, end] for middle in ("Scroll up", "Scroll down", "Scroll left"))
     first = rows_file(tmp_path / "a.jsonl", (None, one), (None, two), (None, three))
@@ -305,7 +305,7 @@ def test_rows_without_an_id_pair_by_their_order_and_all_their_truths(tmp_path: P
     assert (found.difference.count, found.left_out) == (3, 3)
 
 
-def test_records_of_other_data_under_one_name_do_not_pair(tmp_path: Path) -> None:
+def test_records_of_different_data_with_same_name_do_not_pair(tmp_path: Path) -> None:
     asked = [sample(RIGHT, episode="1", cluster="1-aa"), sample(RIGHT, episode="2", cluster="2-bb")]
     again = [asked[0], replace(asked[1], cluster="2-cc")]
     for name, samples in (("a", asked), ("b", again)):
@@ -314,14 +314,14 @@ def test_records_of_other_data_under_one_name_do_not_pair(tmp_path: Path) -> Non
     assert (found.difference.count, found.left_out) == (1, 1)
 
 
-def test_what_one_side_alone_has_is_counted(tmp_path: Path) -> None:
+def test_questions_of_one_side_are_counted(tmp_path: Path) -> None:
     first = rows_file(tmp_path / "a.jsonl", ("1", ["Scroll up"] * 3), ("2", ["Scroll up"]), ("3", ["Scroll up"]))
     second = rows_file(tmp_path / "b.jsonl", ("2", ["Scroll up"]), ("3", ["Scroll down"]), ("4", ["Scroll up"] * 2))
     (found,) = compare(first, second)
     assert (found.difference.count, found.left_out, found.only_first, found.only_second) == (1, 1, 3, 2)
 
 
-def test_the_modes_of_the_studys_rows_are_their_protocols(tmp_path: Path) -> None:
+def test_modes_of_study_rows_are_protocols(tmp_path: Path) -> None:
     found = []
     for mode in ("step", "episode", None):
         row = {"ground_truths": [RIGHT], "predictions": [RIGHT], "episode_id": "1", "mode": mode}
@@ -335,7 +335,7 @@ def test_the_modes_of_the_studys_rows_are_their_protocols(tmp_path: Path) -> Non
     assert compare(step, step)[0].notes == compare(step, unknown)[0].notes == []
 
 
-def test_answers_under_different_protocols_are_compared_with_a_word(tmp_path: Path) -> None:
+def test_comparison_of_different_protocols_has_note(tmp_path: Path) -> None:
     for name, protocol in (("a", PromptProtocol.STEP), ("b", PromptProtocol.SEQUENCE)):
         write_records(tmp_path / f"{name}.jsonl", [answered(sample(RIGHT, protocol=protocol), RIGHT)])
     (found,) = compare(read_results(tmp_path / "a.jsonl"), read_results(tmp_path / "b.jsonl"))
