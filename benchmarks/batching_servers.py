@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from generation_service.adapters.admission import AdmittedComposition
-from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.residency import Residency
-from generation_service.adapters.source import FolderSources, Roots
+from generation_service.adapters.source import AdapterRoots, FolderResolver
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits
 from generation_service.engine.sequence import Delta, Event, Request
@@ -37,7 +37,7 @@ class EngineServer:
         about = model.description
         bank = AdapterBank(about.targets, SPARE_RANKS, about.dtype, about.device)
         cache = CacheShape(about.layers, slots, about.kv_heads, longest, about.head_dim)
-        self._residency = Residency(bank, WeightStore(FolderSources(Roots(())), _no_adapters, ("random",), 0))
+        self._residency = Residency(bank, HostCache(FolderResolver(AdapterRoots(())), _no_adapters, ("random",), 0))
         self._engine = Engine(
             model,
             Runner(model, bank, SlotKVCache(cache, about.dtype, about.device)),

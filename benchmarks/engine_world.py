@@ -21,7 +21,7 @@ from torch import Tensor
 
 from generation_service.adapters.admission import Admission
 from generation_service.adapters.checkpoint.reader import read_checkpoint
-from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.leases import BankLease
 from generation_service.adapters.residency import Outcome, Residency
 from generation_service.adapters.source import AdapterSource
@@ -120,7 +120,7 @@ class EngineWorld:
         self.model.module = copy_sharing_weights(model.module)
         about = model.description
         self.bank = CountingBank(about.targets, sizes.bank_ranks, about.dtype, about.device)
-        self.store = WeightStore(
+        self.store = HostCache(
             adapters,
             adapters.read,
             ["random"],

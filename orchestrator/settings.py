@@ -19,7 +19,7 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 
 
 class OrchestratorSettings(TierSettings):
-    """Settings of the orchestrator's server (python -m orchestrator) and of its workers (orchestrator.jobs.worker)."""
+    """Settings of the orchestrator (loraretriever serve orchestrator) and of its workers (loraretriever worker)."""
 
     model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_ORCHESTRATOR_")
 

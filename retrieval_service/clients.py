@@ -16,11 +16,9 @@ from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection
 from infra.runtime import wire
 from infra.runtime.channel import ChannelOptions, sync_channel
+from infra.runtime.deadline import LONG_TIMEOUT_S, QUICK_TIMEOUT_S
 from infra.runtime.error_table import translated
 from retrieval_service.embedders.base import FloatArray
-
-_QUICK_TIMEOUT_S = 30.0
-_LONG_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +42,7 @@ class Client:
             prompts=[wire.prompt_to_proto(prompt) for prompt in prompts],
             options=wire.retrieval_options_to_proto(options),
         )
-        response = self._call("RetrieveAdapters", request, _LONG_TIMEOUT_S)
+        response = self._call("RetrieveAdapters", request, LONG_TIMEOUT_S)
         return [wire.selection_from_proto(one) for one in response.selections]
 
     def stored(self, base_model: str, kind: str) -> Iterator[StoredAdapter]:
@@ -64,7 +62,7 @@ class Client:
             if not token:
                 return
 
-    def _call(self, method: str, request: Any, timeout_s: float = _QUICK_TIMEOUT_S) -> Any:
+    def _call(self, method: str, request: Any, timeout_s: float = QUICK_TIMEOUT_S) -> Any:
         with translated(self._target):
             return getattr(self._stub, method)(request, timeout=timeout_s)
 

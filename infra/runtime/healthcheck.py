@@ -1,4 +1,4 @@
-"""Ask a server whether it is serving: `python -m infra.runtime.healthcheck HOST:PORT`; exit code 0 when it is."""
+"""Check whether a server is serving; the exit status is 0 if it is. Usage: healthcheck HOST:PORT."""
 
 from __future__ import annotations
 

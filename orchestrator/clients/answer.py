@@ -9,9 +9,10 @@ from loraretriever.v1 import orchestrator_service_pb2 as pb
 from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
 
 from infra.contract.retrieval import Selection
+from infra.runtime.deadline import LONG_TIMEOUT_S
 from infra.runtime.wire import selection_from_proto
 from orchestrator.answering.question import Answer, Question
-from orchestrator.clients.base import LONG_TIMEOUT_S, ServiceClient
+from orchestrator.clients.base import ServiceClient
 from orchestrator.clients.wire.answers import answer_from_proto, question_to_proto
 
 

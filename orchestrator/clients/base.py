@@ -7,12 +7,8 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from infra.runtime.channel import ChannelOptions, aio_channel
+from infra.runtime.deadline import LONG_TIMEOUT_S, QUICK_TIMEOUT_S
 from infra.runtime.error_table import translated
-
-#: Deadline of lookups, which a healthy service answers within milliseconds.
-QUICK_TIMEOUT_S = 30.0
-#: Deadline of calls that run a model: an answer or an embedding may wait in a queue first.
-LONG_TIMEOUT_S = 300.0
 
 
 class ServiceClient:

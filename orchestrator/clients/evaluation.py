@@ -11,7 +11,8 @@ from loraretriever.v1 import orchestrator_service_pb2 as pb
 from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
 
 from infra.contract.errors import UnavailableError
-from orchestrator.clients.base import LONG_TIMEOUT_S, ServiceClient
+from infra.runtime.deadline import LONG_TIMEOUT_S
+from orchestrator.clients.base import ServiceClient
 from orchestrator.clients.wire.evaluations import evaluation_from_proto, spec_to_proto
 from orchestrator.evaluation.job import Evaluation, EvaluationPage, Report
 from orchestrator.evaluation.spec import EvaluationSpec

@@ -11,9 +11,10 @@ from loraretriever.v1 import generation_service_pb2_grpc as pb_grpc
 from infra.contract.composition import Composition
 from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt
+from infra.runtime.deadline import LONG_TIMEOUT_S
 from infra.runtime.wire import composition_to_proto, decoding_to_proto, generation_from_proto, prompt_to_proto
 from orchestrator.answering.model_info import ModelInfo, ModelLimits, ResidentAdapter
-from orchestrator.clients.base import LONG_TIMEOUT_S, ServiceClient
+from orchestrator.clients.base import ServiceClient
 
 
 class GenerationClient(ServiceClient):

@@ -13,6 +13,7 @@ from infra.contract.adapter import Adapter
 from infra.contract.errors import AlreadyExistsError, InternalError
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import CatalogueInfo, RetrievalOptions
+from infra.runtime.deadline import LONG_TIMEOUT_S
 from infra.runtime.wire import (
     adapter_from_proto,
     adapter_to_proto,
@@ -25,7 +26,7 @@ from infra.runtime.wire import (
     vector_to_proto,
 )
 from orchestrator.answering.question import RetrievalResult
-from orchestrator.clients.base import LONG_TIMEOUT_S, ServiceClient
+from orchestrator.clients.base import ServiceClient
 from orchestrator.registration.adapter_list import ListedAdapter
 
 _REPLACED_FIELDS = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank", "targets")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from generation_service.adapters.checkpoint.reader import content_revision
-from generation_service.adapters.source import FolderSources, Roots
+from generation_service.adapters.source import AdapterRoots, FolderResolver
 from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
 from tests.support.checkpoints.internvl2 import TinyInternVL, language_linears, write_internvl2
@@ -50,7 +50,7 @@ def test_an_adapter_is_checked_against_the_base_model_given(
     assert (report["rank_columns"], report["bank_bytes"]) == (4, 2 * 4 * sum(map(sum, targets.values())))
     assert report["bytes"] == 2 * sum(tensor.numel() for tensor in adapter.tensors.values())
     assert report["revision"] == content_revision(folder)
-    assert report["short_revision"] == FolderSources(Roots([tmp_path])).resolve("adapter", "").revision
+    assert report["short_revision"] == FolderResolver(AdapterRoots([tmp_path])).resolve("adapter", "").revision
     notes = " ".join(report["warnings"])
     assert "lora_dropout 0.05" in notes
     assert "pickles, which are never opened: training_args.bin" in notes

