@@ -1,4 +1,4 @@
-"""The phone's apps and categories, read from `conventions.toml`, and the questions the rest asks about them."""
+"""The phone's apps and categories, read from `conventions.toml`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TYPE = "TYPE"
 
 @dataclass(frozen=True)
 class Slot:
-    """One decision: `preferred` when it is on the screen, else `fallback`."""
+    """One decision: `preferred` if it is on the screen, else `fallback`."""
 
     preferred: str
     fallback: str
@@ -27,7 +27,7 @@ Plan = tuple[Slot | str, ...]
 
 @dataclass(frozen=True)
 class Intent:
-    """A task that users ask for: how they say it (with `{item}`), and how the category does it by default."""
+    """A task: the sentences that request it (with `{item}`), and the category's default plan for it."""
 
     name: str
     sentences: tuple[str, ...]
@@ -36,7 +36,7 @@ class Intent:
 
 @dataclass(frozen=True)
 class Category:
-    """What the apps of one kind share: intents, items to talk about, and labels by glyph."""
+    """What the apps of one category share: intents, items of requests, and labels by glyph."""
 
     name: str
     display_name: str
@@ -47,7 +47,7 @@ class Category:
 
 @dataclass(frozen=True)
 class App:
-    """One app: its looks, and where it departs from its category."""
+    """One app: its appearance, and its differences from its category."""
 
     name: str
     display_name: str
@@ -93,7 +93,7 @@ CATEGORIES: dict[str, Category] = {name: _category(name, data) for name, data in
 APPS: dict[str, App] = {name: _app(name, data) for name, data in _DATA["apps"].items()}
 
 ADAPTER_IDS: tuple[str, ...] = (*sorted(APPS), *sorted(CATEGORIES))
-"""The 19 datasets, and so the 19 adapters."""
+"""The ids of the 19 datasets and of their 19 adapters."""
 
 
 def apps_of(adapter_id: str) -> tuple[App, ...]:
@@ -104,22 +104,24 @@ def apps_of(adapter_id: str) -> tuple[App, ...]:
 
 
 def action_of(app: App, glyph: str) -> str:
-    """Return the action that uses `glyph` in `app`, in the words of that app."""
+    """Return the action that uses `glyph` in `app`, with the app's own label."""
     label = app.labels.get(glyph) or CATEGORIES[app.category].labels[glyph]
     kind, _, name = label.partition(":")
     return {"t": click_text(name), "f": click_function(name)}.get(kind, label)
 
 
 def click_text(name: str) -> str:
+    """Return the action that clicks a button with the text `name`."""
     return f'Click on button with the text "{name}"'
 
 
 def click_function(name: str) -> str:
+    """Return the action that clicks a button with the function `name`."""
     return f'Click on button with the function of "{name}"'
 
 
 def plan_of(app: App, intent: Intent) -> Plan:
-    """Return how `app` does `intent`: the category's plan, with this app's preferences and order."""
+    """Return the plan of `intent` in `app`: the category's plan with the app's preferences and order."""
     flips = app.flips.get(intent.name, ())
     slots: list[Slot | str] = [
         Slot(slot.fallback, slot.preferred) if isinstance(slot, Slot) and number in flips else slot

@@ -1,4 +1,4 @@
-"""Episodes: a user's request and the screens and actions that fulfil it, drawn at random from an app's conventions."""
+"""Generate episodes: a user's request with the screens and actions that fulfil it, from an app's conventions."""
 
 from __future__ import annotations
 
@@ -36,13 +36,15 @@ _MAX_TRAIN, _MAX_TEST = 9000, 1000
 
 @dataclass(frozen=True)
 class Step:
+    """A screen and the correct action on it."""
+
     screen: Screen
     action: str
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One row of a dataset: what the user asks, and the screens with the right action on each."""
+    """One row of a dataset: the user's request, and the screens with the correct action on each."""
 
     episode_id: str
     app: str
@@ -52,6 +54,7 @@ class Episode:
 
     @property
     def actions(self) -> list[str]:
+        """The correct actions, in order."""
         return [step.action for step in self.steps]
 
 
@@ -59,7 +62,7 @@ def generate(adapter_id: str, split: Split, count: int, seed: int, *, start: int
     """Return `count` episodes of a dataset's split, from number `start` on. A shorter list is a prefix of a longer one.
 
     No screen of a `train` split occurs in any `test` split: the screen's own hash decides where it may appear.
-    Raises ValueError when more episodes are asked for than a split has ids.
+    Raises ValueError if the split has fewer ids than requested episodes.
     """
     limit = _MAX_TRAIN if split == "train" else _MAX_TEST
     if not 0 <= count <= limit - start:
@@ -81,7 +84,7 @@ def _episode(adapter_id: str, split: Split, number: int, seed: int) -> Episode:
 
 
 def retell(episode: Episode, rng: random.Random) -> Episode:
-    """Return the same task on the same screens, asked in other words about another item: what must not matter."""
+    """Return the same task on the same screens, with another sentence and item, which must not change the plan."""
     app = APPS[episode.app]
     category = CATEGORIES[app.category]
     intent = next(each for each in category.intents if each.name == episode.intent)
@@ -93,7 +96,7 @@ def retell(episode: Episode, rng: random.Random) -> Episode:
 
 
 def phrase(app: App, sentence: str, named: bool, rng: random.Random) -> str:
-    """Return the request as a user would put it, naming the app or not."""
+    """Return the request as a user would phrase it, with or without the app's name."""
     question = sentence.startswith(("is ", "where "))
     if named:
         form = (
@@ -106,7 +109,7 @@ def phrase(app: App, sentence: str, named: bool, rng: random.Random) -> str:
 
 
 def _item(app: App, category: Category, rng: random.Random) -> str:
-    """Return what the request is about: half of the time one of the app's favourites."""
+    """Return the item of a request: half of the time one of the app's favourites."""
     siblings = [each.name for each in APPS.values() if each.category == app.category]
     favourites = category.items[siblings.index(app.name) :: len(siblings)]
     return rng.choice(favourites if rng.random() < _P_FAVOURITE else category.items)
@@ -145,6 +148,7 @@ def _decide(slot: Slot, rng: random.Random) -> tuple[list[str], str]:
 
 
 def glyphs_of(plan: Plan) -> set[str]:
+    """Return the glyphs that a plan may use."""
     return {glyph for slot in plan if isinstance(slot, Slot) for glyph in (slot.preferred, slot.fallback)}
 
 

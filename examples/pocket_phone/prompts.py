@@ -1,7 +1,7 @@
-"""The canonical prompts: what is asked in training is to the letter what the evaluation asks later.
+"""The canonical prompts, identical in training and evaluation.
 
 `step`: [the current screen, the instruction and the true actions so far] -> one action.
-`sequence`: [every screen of the episode, the instruction] -> all actions, a line each.
+`sequence`: [every screen of the episode, the instruction] -> all actions, one per line.
 """
 
 from __future__ import annotations

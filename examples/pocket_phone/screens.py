@@ -27,8 +27,14 @@ _WHITE: Colour = (255, 255, 255)
 
 @dataclass(frozen=True)
 class Screen:
-    """What a screen shows: `app` in the bar (an app's name or `home`), and in each of the 16 cells "" for nothing, a
-    glyph's name, or `@app` for an app's icon. `shade` picks the background; `dx`, `dy` move the glyphs by a pixel.
+    """The content of a screen.
+
+    Attributes:
+        app: the app in the bar (an app's name or `home`).
+        cells: the 16 cells: "" for an empty one, a glyph's name, or `@app` for an app's icon.
+        shade: index of the background colour.
+        dx: horizontal offset of the glyphs in pixels.
+        dy: vertical offset of the glyphs in pixels.
     """
 
     app: str
@@ -38,7 +44,7 @@ class Screen:
     dy: int = 0
 
     def key(self) -> int:
-        """Return a number that depends on all that is visible, the same in every process."""
+        """Return a hash of everything visible, the same in every process."""
         return int.from_bytes(hashlib.blake2b(repr(self).encode(), digest_size=6).digest(), "big")
 
     def render(self) -> Image.Image:

@@ -64,6 +64,7 @@ class Task:
 
     @property
     def steps(self) -> int:
+        """Number of training steps in this round."""
         if self.round:
             return LATER_STEPS
         return CATEGORY_STEPS if self.adapter_id in CATEGORIES else APP_STEPS
@@ -142,6 +143,7 @@ class Lessons:
 
     @property
     def screens(self) -> list[Screen]:
+        """The screens of all steps."""
         return [screen for row in self.steps for screen in row.screens]
 
     def draw(self, step: int, rng: random.Random) -> list[Encoded]:

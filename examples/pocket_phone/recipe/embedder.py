@@ -93,6 +93,7 @@ class Embedder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return self.multi_vector_projector.weight.device
 
     def text(self, texts: Sequence[str], prompt: str = QUERY) -> Tensor:

@@ -39,10 +39,12 @@ class Row:
 
     @property
     def app(self) -> int:
+        """Index of the episode's app."""
         return list(APPS).index(self.episode.app)
 
     @property
     def category(self) -> int:
+        """Index of the category of the episode's app."""
         return list(CATEGORIES).index(APPS[self.episode.app].category)
 
 

@@ -24,10 +24,12 @@ class State:
         folder.mkdir(parents=True, exist_ok=True)
 
     def load(self, name: str) -> Any | None:
+        """Return the stored state of a stage; None: there is none."""
         path = self._folder / f"{name}.pt"
         return torch.load(path, weights_only=True) if path.exists() else None
 
     def save(self, name: str, content: object) -> None:
+        """Store the state of a stage atomically."""
         path = self._folder / f"{name}.pt"
         torch.save(content, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
@@ -65,6 +67,7 @@ class Journal:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
+        """Add the time spent in the block to the entry `name`."""
         begun = time.monotonic()
         try:
             yield
