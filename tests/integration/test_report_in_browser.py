@@ -1,4 +1,4 @@
-"""report.html in a real browser: it opens without a word, filters, pages, fits a phone, and foreign text is inert."""
+"""report.html in a real browser: no console output, filters, paging, narrow screens, and inert foreign text."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH; i
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     assert CHROMIUM is not None
-    with browser(CHROMIUM, tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
+    with browser(CHROMIUM, tmp_path_factory.mktemp("profile")) as chromium:
+        yield chromium
 
 
 @pytest.fixture(autouse=True)
-def _nothing_said_before(page: Page) -> None:
+def _no_earlier_problems(page: Page) -> None:
     page.problems.clear()
     page.requests.clear()
 
@@ -45,13 +45,13 @@ def written(folder: Path, *, hostile: bool = False, size: int = 60) -> Path:
 
 
 def shown(page: Page) -> list[str]:
-    """Return the headings of the samples on the screen."""
+    """Return the headings of the samples that are shown."""
     headings: list[str] = page.value("[...document.querySelectorAll('.card h3')].map((node) => node.textContent)")
     return headings
 
 
 def choose(page: Page, control: str, value: str) -> None:
-    """Set a filter as a reader would."""
+    """Set a filter like a user."""
     page.value(
         f"(() => {{ const node = document.getElementById('{control}'); node.value = '{value}';"
         " node.dispatchEvent(new Event('input')); })()"

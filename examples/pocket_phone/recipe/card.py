@@ -179,7 +179,8 @@ def _adapters_section(numbers: Mapping[str, Any]) -> list[str]:
         "## Adapters",
         "",
         f"An app's adapter that scores below {adapters.GOOD:.0%} on new episodes of the training split gets another "
-        f"round of training, a category's below {adapters.GOOD_CATEGORY:.0%}. The last column is the score after each round.",
+        f"round of training, a category's below {adapters.GOOD_CATEGORY:.0%}. The last column is the score after each "
+        "round.",
         "",
         "| adapter | rank | alpha | scaling | target modules | rounds |",
         "|---|---|---|---|---|---|",

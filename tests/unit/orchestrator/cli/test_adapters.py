@@ -131,7 +131,14 @@ def test_the_studys_config_is_imported_and_what_cannot_be_read_is_reported(
     lives = registered["category_lora_lives"]
     assert (lives["kind"], lives["example_count"], lives["rank"]) == ("category", 3, 12)
     assert [each["index"] for each in printed["failed"]] == list(range(2, 11))
-    problems = ["15 dimensions", "NaN", "not a .npy file|has", "gone.npy", "not a folder on this machine", "not an adapter id"]
+    problems = [
+        "15 dimensions",
+        "NaN",
+        "not a .npy file|has",
+        "gone.npy",
+        "not a folder on this machine",
+        "not an adapter id",
+    ]
     for problem, failed in zip(
         [*problems, "is missing", "not an object", "exists already"], printed["failed"], strict=True
     ):
