@@ -1,1 +1,1 @@
-"""Examples that run against the services of this repository."""
+"""Examples that ship with the repository."""

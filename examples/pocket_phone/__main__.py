@@ -1,4 +1,4 @@
-"""Command line of the demo world: `generate` writes its data, `train` makes its checkpoints."""
+"""Command line of the demo world: `generate` writes its data, `train` trains its checkpoints."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train the checkpoints (under two hours on 2 CPU cores)",
         description="Train the tiny Qwen2-VL, its 19 adapters and the tiny jina-v4 into DIR, measure them and write "
-        "DIR/MODEL_CARD.md. An interrupted run resumes if started again with the same DIR.",
+        "DIR/MODEL_CARD.md. An interrupted run resumes when started again with the same DIR.",
     )
     train.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder of the checkpoints, created if missing"
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "--stage", choices=STAGES, default="all", help="what to train; `card` only measures (default: all)"
     )
     train.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)")
-    train.add_argument("--workers", type=int, default=2, metavar="N", help="number of processes (default: %(default)s)")
+    train.add_argument("--workers", type=int, default=2, metavar="N", help="parallel processes (default: %(default)s)")
     train.add_argument(
         "--seed", type=int, default=SEED, help="seed of the world and of the training (default: %(default)s)"
     )
@@ -61,11 +61,11 @@ def main(argv: list[str] | None = None) -> int:
             world = write_world(arguments.output, arguments.train, arguments.test, arguments.seed)
             sys.stdout.write(f"wrote {world}\n")
         else:
-            from examples.pocket_phone.recipe.stages import train  # Imported here since only training needs torch.
+            from examples.pocket_phone.recipe.stages import train  # Imports torch, which `generate` does not need.
 
             train(arguments.output, arguments.stage, arguments.device, arguments.workers, arguments.seed)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; run the same command to resume\n")
+        sys.stderr.write("interrupted; the same command resumes from here\n")
         return 130
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")

@@ -1,4 +1,4 @@
-"""Write the world to disk: `train.jsonl`, `test.jsonl` and `images/` for each dataset, and one `world.json`."""
+"""Write the world to disk: `train.jsonl`, `test.jsonl` and `images/` per dataset, and one `world.json`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _write_episode(folder: Path, episode: Episode) -> dict[str, object]:
 def _entry(adapter_id: str) -> dict[str, str]:
     """Describe one dataset and its adapter.
 
-    Data paths are relative to `world.json`, checkpoint paths to this package's `checkpoints` folder.
+    Paths are relative: data to `world.json`, checkpoints to this package's `checkpoints` folder.
     """
     if adapter_id in APPS:
         app = APPS[adapter_id]

@@ -27,14 +27,10 @@ _WHITE: Colour = (255, 255, 255)
 
 @dataclass(frozen=True)
 class Screen:
-    """The content of a screen.
+    """The contents of a screen.
 
-    Attributes:
-        app: the app in the bar (an app's name or `home`).
-        cells: the 16 cells: "" for an empty one, a glyph's name, or `@app` for an app's icon.
-        shade: index of the background colour.
-        dx: horizontal offset of the glyphs in pixels.
-        dy: vertical offset of the glyphs in pixels.
+    `app` is in the bar (an app's name or `home`). Each of the 16 `cells` is "" for nothing, a glyph's name, or `@app`
+    for an app's icon. `shade` selects the background; `dx`, `dy` shift the glyphs by a pixel.
     """
 
     app: str

@@ -39,6 +39,17 @@ def many_records(folder: Path, questions: int) -> list[Record]:
     return records
 
 
+def strategy_records(strategy: EvaluatedStrategy, correct: list[bool]) -> list[Record]:
+    """Return answers of one strategy, two steps per episode, each correct or wrong."""
+    return [
+        answered(
+            sample("Scroll up", episode=str(index // 2), step=index % 2, step_count=2, strategy=strategy),
+            "Scroll up" if is_correct else "Scroll down",
+        )
+        for index, is_correct in enumerate(correct)
+    ]
+
+
 def full(record: Record) -> Record:
     """Return the record with all measurements of a job."""
     return replace(

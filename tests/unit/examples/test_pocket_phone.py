@@ -57,7 +57,7 @@ def test_every_plan_names_drawable_glyphs_with_distinct_labels(name: str) -> Non
     assert max(labels.values()) == 1
 
 
-def test_siblings_share_some_conventions_and_not_all() -> None:
+def test_siblings_share_some_conventions_but_not_all() -> None:
     for category in CATEGORIES.values():
         apps = apps_of(category.name)
         for first, second in pairwise(apps):
@@ -66,7 +66,7 @@ def test_siblings_share_some_conventions_and_not_all() -> None:
             assert not all(same)
 
 
-def test_same_instruction_on_another_screen_needs_another_action() -> None:
+def test_same_instruction_on_other_screen_needs_other_action() -> None:
     answers: dict[str, set[str]] = {}
     for episode in generate("adidas", "train", 300, seed=3):
         for example in step_examples(episode):
@@ -87,7 +87,7 @@ def test_train_and_test_share_neither_ids_nor_screens() -> None:
     assert not screens["train"] & screens["test"]
 
 
-def test_fewer_episodes_are_prefix_of_more() -> None:
+def test_fewer_episodes_are_a_prefix_of_more() -> None:
     assert generate("clock", "test", 3, seed=5) == generate("clock", "test", 9, seed=5)[:3]
 
 
@@ -101,7 +101,7 @@ def test_episodes_have_three_to_six_steps_and_end_checked() -> None:
                 assert step.screen.app in {HOME, episode.app}
 
 
-def test_screen_is_whole_cells_and_renders_deterministically() -> None:
+def test_screen_is_whole_cells_and_drawn_deterministically() -> None:
     screen = generate("gmail", "train", 1, seed=1)[0].steps[0].screen
     assert screen.render().size == (WIDTH, HEIGHT)
     assert WIDTH % CELL == HEIGHT % CELL == 0
@@ -124,7 +124,7 @@ def test_prompts_are_canonical() -> None:
     )
 
 
-def test_written_world_is_complete_and_reproducible(tmp_path: Path) -> None:
+def test_written_world_is_complete_and_reproducible_to_the_byte(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_world(tmp_path / name, train=2, test=1, seed=7)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
@@ -147,7 +147,7 @@ def test_written_world_is_complete_and_reproducible(tmp_path: Path) -> None:
                         assert opened.size == (WIDTH, HEIGHT)
 
 
-def test_command_line_generates_and_reports_bad_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_generates_and_names_bad_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--output", str(tmp_path / "w"), "--train", "1", "--test", "1"]) == 0
     assert (tmp_path / "w" / "world.json").exists()
     assert main(["generate", "--output", str(tmp_path / "x"), "--train", "99999"]) == 2

@@ -78,7 +78,7 @@ def test_adapters_differ_in_rank_scaling_and_modules() -> None:
 
 
 @pytest.mark.parametrize("name", ["decathlon", "etsy", "clock", "shopping"])
-def test_vanilla_peft_binds_every_tensor_and_generates_measured_answers(name: str) -> None:
+def test_peft_binds_every_tensor_and_generates_measured_answers(name: str) -> None:
     model = PeftModel.from_pretrained(layout.load_base(BASE), ADAPTERS / name)
     saved = keys(ADAPTERS / name / "adapter_model.safetensors")
     assert {key.replace(".default", "") for key in model.state_dict() if ".lora_" in key} == saved
@@ -106,7 +106,7 @@ def test_vanilla_peft_binds_every_tensor_and_generates_measured_answers(name: st
 
 
 @pytest.mark.parametrize("name", ["amazon", "gmail", "youtube"])
-def test_home_adapter_beats_base_model_at_home(name: str) -> None:
+def test_adapter_beats_base_model_on_its_own_app(name: str) -> None:
     app = bench(name, 12, SEED)
     features = Features(base_model())
     base = exact(base_model(), app.steps, features)
@@ -116,7 +116,7 @@ def test_home_adapter_beats_base_model_at_home(name: str) -> None:
     assert home >= base + 0.3
 
 
-def test_embedder_has_hubs_layout_and_finds_most_apps() -> None:
+def test_embedder_has_hub_layout_and_finds_most_apps() -> None:
     folder = CHECKPOINTS / "jina_v4"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["task_names"] == ["retrieval", "text-matching", "code"]

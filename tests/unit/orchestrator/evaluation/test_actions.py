@@ -1,4 +1,4 @@
-"""The action language: what is read, what is refused, and that rendering and reading are inverses."""
+"""The action language: parsing, rendering, and that they are inverses."""
 
 from __future__ import annotations
 

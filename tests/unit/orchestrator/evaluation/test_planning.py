@@ -1,4 +1,4 @@
-"""Planning: the canonical prompts, keys that stay the same, and shards that do not mix."""
+"""Planning: canonical prompts, stable keys, and shards of one dataset each."""
 
 from __future__ import annotations
 

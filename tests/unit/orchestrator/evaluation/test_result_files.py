@@ -1,4 +1,4 @@
-"""Scoring of files that exist already, in both formats."""
+"""Scoring of result files in both formats."""
 
 from __future__ import annotations
 

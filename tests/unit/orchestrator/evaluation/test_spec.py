@@ -1,4 +1,4 @@
-"""What a job may be asked to do."""
+"""Validation of job specs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where records and reports go."""
+"""Atomic writes, and errors of local and remote storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions that no actions answer: how their rows are read, and where their scores are reported."""
+"""Questions without a true action: how their rows are read and where their scores are reported."""
 
 from __future__ import annotations
 

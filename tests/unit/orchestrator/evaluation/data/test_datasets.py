@@ -1,4 +1,4 @@
-"""Datasets: what a row means, where its images may be, and that a bad row costs nothing but itself."""
+"""Datasets: rows, image paths, and bad rows that do not affect other rows."""
 
 from __future__ import annotations
 

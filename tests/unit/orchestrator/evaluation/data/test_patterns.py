@@ -1,4 +1,4 @@
-"""Patterns: which files they name, that nothing outside the roots is looked at, and that the search ends."""
+"""Patterns: which files they match, that nothing outside the roots is examined, and that the search ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge against a real HTTP server: graded once, paid for once, and never zero for want of a grade."""
+"""The judge against a real HTTP server: every answer is graded and paid for once, and failures are unscored."""
 
 from __future__ import annotations
 

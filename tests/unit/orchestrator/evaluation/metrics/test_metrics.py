@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand, and against independent implementations."""
+"""Metrics against values computed by hand and against independent implementations."""
 
 from __future__ import annotations
 

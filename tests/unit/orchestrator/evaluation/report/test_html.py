@@ -1,4 +1,4 @@
-"""The page of a report: nothing escapes, nothing is shown that may not be, old records make a page too."""
+"""report.html: escaping, image access, and minimal records."""
 
 from __future__ import annotations
 

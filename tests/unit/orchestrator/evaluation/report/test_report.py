@@ -1,4 +1,4 @@
-"""From records to summary and report: nothing lost, nothing counted twice, nothing unmeasured shown as zero."""
+"""From records to summary and report: completeness, repeated records, and unscored values."""
 
 from __future__ import annotations
 
