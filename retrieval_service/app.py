@@ -12,7 +12,7 @@ from typing import Any
 from infra.contract.errors import UnavailableError
 from infra.runtime.lifecycle import entered_on_thread
 from infra.runtime.logs import get_logger
-from infra.runtime.server import AioGrpcServer, aio_server
+from infra.runtime.server import GrpcServer, aio_server
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import Embedder
@@ -25,6 +25,7 @@ from retrieval_service.settings import RetrievalSettings
 
 log = get_logger(__name__)
 
+#: Pause between attempts to reach a Qdrant server that is still starting.
 _RETRY_PAUSE_S = 1.0
 
 
@@ -45,7 +46,7 @@ async def _serve(settings: RetrievalSettings) -> None:
 
 
 @asynccontextmanager
-async def loaded(server: AioGrpcServer, settings: RetrievalSettings) -> AsyncIterator[None]:
+async def loaded(server: GrpcServer, settings: RetrievalSettings) -> AsyncIterator[None]:
     """Load what the settings name, and add the service to `server`; close it in the end.
 
     Embedder and Qdrant block, so calls run on `settings.workers` threads.
@@ -93,7 +94,7 @@ def _embedder(settings: RetrievalSettings) -> BatchedEmbedder:
         "embedder",
         fingerprint=model.fingerprint,
         dim=model.dim,
-        reads="texts and images" if model.takes_images else "texts alone: images of prompts do not count",
+        reads="texts and images" if model.takes_images else "texts only: images of prompts are ignored",
         batch_size=model.batch_size,
         cache_bytes=settings.cache_bytes,
     )
@@ -101,7 +102,7 @@ def _embedder(settings: RetrievalSettings) -> BatchedEmbedder:
 
 
 def open_qdrant(settings: RetrievalSettings) -> Qdrant:
-    """Open Qdrant before the embedder is loaded: a folder in use shows within a second, not after minutes."""
+    """Open Qdrant. This comes before the embedder, so that a folder in use is reported at once, not after minutes."""
     if not settings.qdrant_url:
         return Qdrant(QdrantFolder(settings.qdrant_path))
     key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
@@ -109,8 +110,8 @@ def open_qdrant(settings: RetrievalSettings) -> Qdrant:
 
 
 def _catalogue(settings: RetrievalSettings, qdrant: Qdrant, embedder: Embedder) -> Catalogue:
-    """Open the catalogue, waiting for a Qdrant server that is not up yet."""
-    give_up = time.monotonic() + settings.qdrant_wait_s
+    """Open the catalogue, waiting for a Qdrant server that is still starting."""
+    give_up_at = time.monotonic() + settings.qdrant_wait_s
     while True:
         try:
             return Catalogue(
@@ -123,15 +124,15 @@ def _catalogue(settings: RetrievalSettings, qdrant: Qdrant, embedder: Embedder) 
                 store_examples=settings.keep_examples,
             )
         except UnavailableError as error:
-            if not qdrant.shared or time.monotonic() > give_up:
+            if not qdrant.shared or time.monotonic() > give_up_at:
                 raise
-            log.warning("waiting for Qdrant", problem=error.message)
+            log.warning("waiting_for_qdrant", problem=error.message)
             time.sleep(_RETRY_PAUSE_S)
 
 
 @contextmanager
 def _timed(what: str, **details: Any) -> Iterator[None]:
     started = time.monotonic()
-    log.info(f"loading {what}", **details)
+    log.info(f"loading_{what}", **details)
     yield
-    log.info(f"loaded {what}", seconds=round(time.monotonic() - started, 3))
+    log.info(f"loaded_{what}", seconds=round(time.monotonic() - started, 3))

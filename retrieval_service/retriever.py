@@ -1,4 +1,4 @@
-"""Prompts -> the adapters whose training data resembles them, with weights."""
+"""Retrieval: prompts -> the adapters whose training data resembles them, with weights."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from retrieval_service.weighting import weigh
 
 @dataclass(frozen=True)
 class Query:
-    """What to retrieve, nothing left open. `min_similarity` -1 keeps everything."""
+    """Retrieval options with all defaults resolved. `min_similarity` -1 keeps every match."""
 
-    wanted: AdapterFilter
+    adapter_filter: AdapterFilter
     top_k: int
     weighting: Weighting
     temperature: float
@@ -37,7 +37,7 @@ class Query:
 
 @dataclass(frozen=True)
 class RetrievalDefaults:
-    """What callers get who do not say, and how many adapters they may ask for."""
+    """Defaults of options that a request leaves unset, and the limit of top_k."""
 
     top_k: int = 3
     weighting: Weighting = Weighting.SOFTMAX
@@ -47,10 +47,7 @@ class RetrievalDefaults:
     strategy: RetrievalStrategy = RetrievalStrategy.CENTROID
 
     def query(self, options: RetrievalOptions) -> Query:
-        """Return the options with the defaults filled in.
-
-        Raises InvalidArgumentError for a top_k over the limit.
-        """
+        """Return the options with defaults filled in. Raises InvalidArgumentError if top_k exceeds the limit."""
         top_k = self.top_k if options.top_k is None else options.top_k
         if top_k > self.max_top_k:
             raise InvalidArgumentError("top_k", f"must be at most {self.max_top_k} on this server, got {top_k}")
@@ -65,10 +62,10 @@ class RetrievalDefaults:
 
 
 @dataclass(frozen=True)
-class Retrieval:
-    """A selection a prompt, in their order, and the revision of the catalogue that was searched.
+class RetrievalResult:
+    """One selection per prompt, in order, and the revision of the catalogue that was searched.
 
-    `stale`: Qdrant could not be reached, and the last known catalogue was searched.
+    `stale`: Qdrant cannot be reached, and the last known catalogue was searched.
     """
 
     selections: tuple[Selection, ...]
@@ -78,7 +75,7 @@ class Retrieval:
 
 
 class Retriever:
-    """Embed, search, weigh."""
+    """Embeds prompts, searches the catalogue, and weights the matches. Called on: any thread."""
 
     def __init__(self, embedder: Embedder, catalogue: Catalogue, defaults: RetrievalDefaults) -> None:
         self._embedder = embedder
@@ -86,16 +83,16 @@ class Retriever:
         self._defaults = defaults
 
     def query(self, options: RetrievalOptions) -> Query:
-        """Return what the options ask for. Raises InvalidArgumentError."""
+        """Return the options with the server's defaults filled in. Raises InvalidArgumentError."""
         return self._defaults.query(options)
 
-    def retrieve(self, prompts: Sequence[Prompt], query: Query) -> Retrieval:
-        """Return each prompt's adapters.
+    def retrieve(self, prompts: Sequence[Prompt], query: Query) -> RetrievalResult:
+        """Return the adapters of each prompt, with weights.
 
-        A selection without matches says why: no adapter passed the filters, or none was similar enough.
+        An empty selection has a reason: no adapter passed the filter, or none is similar enough.
 
         Raises:
-            InvalidArgumentError: a prompt cannot be embedded; its path starts at "prompts".
+            InvalidArgumentError: a prompt or an option is invalid; the field path starts with "prompts" or "options".
             FailedPreconditionError: the catalogue is too large for the strategy.
             UnavailableError: the embedder or Qdrant cannot be reached.
         """
@@ -103,21 +100,25 @@ class Retriever:
         with field_path("prompts"):
             vectors = self._embedder.embed(prompts)
         embedded = time.monotonic()
-        result = self._catalogue.search(vectors, query.wanted, query.top_k, query.strategy)
+        with field_path("options"):
+            result = self._catalogue.search(vectors, query.adapter_filter, query.top_k, query.strategy)
         if result.reason is not None:
             selections = (Selection(reason=result.reason),) * len(prompts)
         else:
             selections = tuple(select(matches, query) for matches in result.matches)
         timings = RetrievalTimings(embedded - start, time.monotonic() - embedded)
-        return Retrieval(selections, result.revision, timings, result.stale)
+        return RetrievalResult(selections, result.revision, timings, result.stale)
 
 
-def select(found: Sequence[ScoredAdapter], query: Query) -> Selection:
-    """Drop adapters below the minimum similarity, then weigh the rest. Nothing left: the base model alone."""
-    kept = [one for one in found if one.similarity >= query.min_similarity]
-    if not kept:
+def select(candidates: Sequence[ScoredAdapter], query: Query) -> Selection:
+    """Drop candidates below the minimum similarity, and weight the rest."""
+    similar = [candidate for candidate in candidates if candidate.similarity >= query.min_similarity]
+    if not similar:
         return Selection(reason=SelectionReason.BELOW_MINIMUM_SIMILARITY)
-    weights = weigh([one.similarity for one in kept], query.weighting, query.temperature)
+    weights = weigh([candidate.similarity for candidate in similar], query.weighting, query.temperature)
     return Selection(
-        tuple(Match(one.adapter, one.similarity, weight) for one, weight in zip(kept, weights, strict=True))
+        tuple(
+            Match(candidate.adapter, candidate.similarity, weight)
+            for candidate, weight in zip(similar, weights, strict=True)
+        )
     )

@@ -19,7 +19,7 @@ from infra.contract.prompt import Prompt
 from infra.contract.retrieval import CatalogueInfo
 from infra.runtime import wire
 from infra.runtime.images import ImageLimits, check_images
-from infra.runtime.server import AioGrpcServer
+from infra.runtime.server import GrpcServer
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.points import AdapterFilter
 from retrieval_service.embedders.base import Embedder
@@ -33,14 +33,14 @@ MAX_PAGE_SIZE = 1000
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What one request may hold."""
+    """Limits of one request."""
 
     max_prompts: int
     images: ImageLimits
 
 
 class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
-    """Translates between the contract and the service's parts."""
+    """Translates between protobuf messages and the parts of the service. Its methods block."""
 
     def __init__(
         self, embedder: Embedder, catalogue: Catalogue, retriever: Retriever, indexer: Indexer, limits: RequestLimits
@@ -54,7 +54,7 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
     def RetrieveAdapters(  # noqa: N802
         self, request: retrieval_service_pb2.RetrieveAdaptersRequest, context: grpc.ServicerContext
     ) -> retrieval_service_pb2.RetrieveAdaptersResponse:
-        """Return each prompt's adapters."""
+        """Return the adapters of each prompt."""
         prompts = self._prompts(request.prompts)
         with field_path("options"):
             options = wire.retrieval_options_from_proto(request.options)
@@ -70,7 +70,7 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
     def EmbedPrompts(  # noqa: N802
         self, request: retrieval_service_pb2.EmbedPromptsRequest, context: grpc.ServicerContext
     ) -> retrieval_service_pb2.EmbedPromptsResponse:
-        """Return each prompt's vector."""
+        """Return the vector of each prompt."""
         prompts = self._prompts(request.prompts)
         with field_path("prompts"):
             vectors = self._embedder.embed(prompts)
@@ -106,12 +106,12 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         self, request: retrieval_service_pb2.GetAdapterRequest, context: grpc.ServicerContext
     ) -> retrieval_service_pb2.GetAdapterResponse:
         """Return an adapter."""
-        found = self._catalogue.look_up(request.adapter_id, with_vectors=request.with_vectors)
+        stored = self._catalogue.look_up(request.adapter_id, with_vectors=request.with_vectors)
         return retrieval_service_pb2.GetAdapterResponse(
-            adapter=wire.adapter_to_proto(found.adapter),
-            vectors=[wire.vector_to_proto(vector.astype("<f4").tobytes()) for vector in found.vectors],
+            adapter=wire.adapter_to_proto(stored.adapter),
+            vectors=[wire.vector_to_proto(vector.astype("<f4").tobytes()) for vector in stored.vectors],
             embedder_fingerprint=self._catalogue.fingerprint if request.with_vectors else "",
-            stale=found.stale,
+            stale=stored.stale,
         )
 
     def GetCatalogue(  # noqa: N802
@@ -127,8 +127,8 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         self, request: retrieval_service_pb2.ListAdaptersRequest, context: grpc.ServicerContext
     ) -> retrieval_service_pb2.ListAdaptersResponse:
         """Return a page of adapters."""
-        wanted = AdapterFilter(request.base_model, request.kind, tuple(request.tags))
-        page = self._catalogue.page(wanted, _page_size(request.page_size), _after(request.page_token))
+        adapter_filter = AdapterFilter(request.base_model, request.kind, tuple(request.tags))
+        page = self._catalogue.page(adapter_filter, _page_size(request.page_size), _after(request.page_token))
         return retrieval_service_pb2.ListAdaptersResponse(
             adapters=[wire.adapter_to_proto(adapter) for adapter in page.adapters],
             next_page_token=_token(page.adapters[-1].adapter_id) if page.has_more else "",
@@ -175,15 +175,15 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
                 return None
 
 
-def add_to(server: AioGrpcServer, servicer: RetrievalServicer, executor: Executor) -> None:
+def add_to(server: GrpcServer, servicer: RetrievalServicer, executor: Executor) -> None:
     """Add the service to `server`; its methods block, and run on the executor's threads."""
     server.add(servicer, retrieval_service_pb2_grpc.add_RetrievalServiceServicer_to_server, SERVICE_NAME, executor)
 
 
-def _page_size(wanted: int) -> int:
-    if wanted < 0:
-        raise InvalidArgumentError("page_size", f"must not be negative, got {wanted}")
-    return min(wanted or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+def _page_size(requested: int) -> int:
+    if requested < 0:
+        raise InvalidArgumentError("page_size", f"must not be negative, got {requested}")
+    return min(requested or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
 def _token(adapter_id: str) -> str:
@@ -196,4 +196,4 @@ def _after(token: str) -> str:
     try:
         return check_adapter_id(base64.urlsafe_b64decode(token.encode()).decode())
     except (InvalidArgumentError, binascii.Error, UnicodeError) as error:
-        raise InvalidArgumentError("page_token", "is none of this server's; start again without one") from error
+        raise InvalidArgumentError("page_token", "was not issued by this server; start again without one") from error
