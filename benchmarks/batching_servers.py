@@ -1,4 +1,4 @@
-"""The two that are compared: our engine, and transformers' `generate` over one static batch after another."""
+"""The two sides of bench_batching: our engine, and `generate` of transformers over static batches."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from generation_service.adapters.admission import AdmittedComposition
-from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.residency import Residency
-from generation_service.adapters.source import FolderSources, Roots
+from generation_service.adapters.source import AdapterRoots, FolderResolver
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits
 from generation_service.engine.sequence import Delta, Event, Request
@@ -27,17 +27,17 @@ from generation_service.lora.bank import AdapterBank
 from infra.contract.composition import Base
 from infra.contract.generation import Decoding
 
-SPARE_RANKS = 16
+SPARE_RANKS = 16  # A bank cannot be empty; this benchmark uses no adapters.
 
 
 class EngineServer:
-    """Our engine over `model`, whose linear layers it changes in place, with `slots` answers at a time."""
+    """Our engine with `slots` concurrent answers over `model`, whose linear layers it replaces."""
 
     def __init__(self, model: RandomBaseModel, slots: int, longest: int, waiting: int, prefill_tokens: int) -> None:
         about = model.description
         bank = AdapterBank(about.targets, SPARE_RANKS, about.dtype, about.device)
         cache = CacheShape(about.layers, slots, about.kv_heads, longest, about.head_dim)
-        self._residency = Residency(bank, WeightStore(FolderSources(Roots(())), _no_adapters, ("random",), 0))
+        self._residency = Residency(bank, HostCache(FolderResolver(AdapterRoots(())), _no_adapters, ("random",), 0))
         self._engine = Engine(
             model,
             Runner(model, bank, SlotKVCache(cache, about.dtype, about.device)),
@@ -60,7 +60,7 @@ class EngineServer:
         self._residency.close()
 
     def serve(self, asks: Sequence[Ask], arrivals_s: Sequence[float]) -> Served:
-        """Submit every request when it arrives, and wait for all."""
+        """Submit each request at its arrival, and wait for all answers."""
         ends = _Ends(len(asks))
         start = time.perf_counter()
         sequences = []
@@ -77,10 +77,10 @@ class EngineServer:
 
 
 class StaticBatches:
-    """`generate` over up to `size` requests that have arrived, padded to the longest; the next batch when it is done.
+    """`generate` over batches of up to `size` requests that have arrived, padded to the longest, one after another.
 
-    A caller has its answer when its batch ends: `generate` returns all rows together, and decodes as many tokens as
-    the longest of them needs.
+    A request's answer is complete when its batch ends: `generate` returns all rows together, after as many tokens as
+    the longest row needs.
     """
 
     def __init__(self, module: Any, size: int, axes: int) -> None:
@@ -88,7 +88,7 @@ class StaticBatches:
         self._device = next(module.parameters()).device
 
     def serve(self, asks: Sequence[Ask], arrivals_s: Sequence[float]) -> Served:
-        """Answer those who have arrived, first come, first served."""
+        """Answer the requests in the order of their arrival."""
         start = time.perf_counter()
         latencies: list[float] = []
         answers: list[tuple[int, ...]] = []
@@ -104,7 +104,7 @@ class StaticBatches:
 
     @torch.inference_mode()
     def generate(self, asks: Sequence[Ask]) -> list[tuple[int, ...]]:
-        """Answer one batch; every row is cut to its own length."""
+        """Answer one batch; each row is cut to its own answer length."""
         longest = max(ask.prompt.length for ask in asks)
         tokens = torch.zeros(len(asks), longest, dtype=torch.long)
         mask = torch.zeros_like(tokens)
@@ -125,7 +125,7 @@ class StaticBatches:
 
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int]) -> Tensor:
-        """Return the logits [vocab] after `tokens`, read in one piece."""
+        """Return the logits [vocab] after `tokens`, in one forward pass."""
         ids = torch.tensor([tokens], device=self._device)
         positions = torch.arange(len(tokens), device=self._device)[None]
         logits: Tensor = self._module(
@@ -138,7 +138,7 @@ class StaticBatches:
 
 
 class _Ends:
-    """When each of some requests ended."""
+    """Records the end of each request."""
 
     def __init__(self, count: int) -> None:
         self._finished = [0.0] * count
@@ -147,7 +147,7 @@ class _Ends:
         self._changed = threading.Condition()
 
     def listener(self, number: int) -> Any:
-        """Return what hears of request `number`."""
+        """Return the listener of request `number`. It is called on the engine thread."""
 
         def hear(event: Event) -> None:
             if isinstance(event, Delta):
@@ -163,7 +163,7 @@ class _Ends:
         return hear
 
     def wait(self) -> list[float]:
-        """Wait for all ends and return them as times of `time.perf_counter`."""
+        """Wait for all requests to end; return the times, as of `time.perf_counter`."""
         with self._changed:
             self._changed.wait_for(lambda: not self._left)
         if self._errors:
@@ -172,7 +172,7 @@ class _Ends:
 
 
 def _no_adapters(source: object) -> Any:
-    raise AssertionError("this load has no adapters")
+    raise AssertionError("this benchmark uses no adapters")
 
 
 def _sleep_until(moment: float) -> None:

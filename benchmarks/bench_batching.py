@@ -22,18 +22,18 @@ ROW = "continuous batching under open-loop load: requests/s at equal p95, agains
 SMALL = Shape("small", 384, 4, 6, 2, 1024, 4096)
 CHOICES = {SMALL.name: SMALL, **SHAPES}
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
-"""Two tokens whose logits are closer than this, relative to the largest logit, may stand for each other."""
+"""Tokens whose logits differ by less than this, relative to the largest logit, count as equal."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what can be varied. Defaults differ by device: a CPU finishes in minutes, a GPU has the real sizes."""
+    """Add the benchmark's options. Defaults depend on the device: minutes on a CPU, the real sizes on a GPU."""
     parser.set_defaults(repetitions=1)
     parser.add_argument("--shape", choices=list(CHOICES), help="the model (default: small, on a GPU qwen2-vl-7b)")
     parser.add_argument("--slots", type=int, help="answers at a time, of either side (default: 8, on a GPU 32)")
     parser.add_argument("--requests", type=int, help="requests a run (default: 40, on a GPU 128)")
     parser.add_argument("--prompt", type=int, nargs=2, metavar=("LEAST", "MOST"), help="its tokens, log-uniform")
     parser.add_argument("--answer", type=int, nargs=2, metavar=("LEAST", "MOST"), help="its tokens, likewise")
-    parser.add_argument("--prefill-tokens", type=int, help="prompt tokens our engine reads between two decode steps")
+    parser.add_argument("--prefill-tokens", type=int, help="prompt tokens our engine prefills between two decode steps")
     parser.add_argument("--trials", type=int, default=3, help="runs in the search for each side's rate")
     parser.add_argument(
         "--bound", type=float, default=3.0, help="p95 allowed, as a multiple of the longest request's time alone"
@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Findings:
-    """Compare answers, then find the highest rate that each side serves within the same p95."""
+    """Compare answers, then find the highest rate that each side sustains within the same p95."""
     complete(options)
     model = RandomBaseModel(CHOICES[options.shape], options.device, options.dtype)
     static = StaticBatches(copy_sharing_weights(model.module), options.slots, model.description.position_axes)
@@ -59,7 +59,7 @@ def measure(options: argparse.Namespace) -> Findings:
 
 
 def complete(options: argparse.Namespace) -> None:
-    """Fill in what was left to the device."""
+    """Fill in the defaults that depend on the device."""
     gpu = options.device.type == "cuda"
     options.shape = options.shape or ("qwen2-vl-7b" if gpu else SMALL.name)
     options.slots = options.slots or (32 if gpu else 8)
@@ -70,7 +70,7 @@ def complete(options: argparse.Namespace) -> None:
 
 
 def load(model: RandomBaseModel, options: argparse.Namespace) -> list[Ask]:
-    """Return the requests: random prompts, lengths log-uniform, the same in every run."""
+    """Return the requests: random prompts with log-uniform lengths, the same in every run."""
     draw = random.Random(0)
     return [
         Ask(model.random_prompt(log_uniform(draw, *options.prompt), seed), log_uniform(draw, *options.answer))
@@ -79,21 +79,26 @@ def load(model: RandomBaseModel, options: argparse.Namespace) -> list[Ask]:
 
 
 def sizes(lengths: Any) -> dict[str, float]:
-    """Return what describes a distribution of lengths."""
-    found = sorted(lengths)
-    return {"mean": statistics.mean(found), "median": statistics.median(found), "least": found[0], "most": found[-1]}
+    """Summarise a distribution of lengths."""
+    ordered = sorted(lengths)
+    return {
+        "mean": statistics.mean(ordered),
+        "median": statistics.median(ordered),
+        "least": ordered[0],
+        "most": ordered[-1],
+    }
 
 
 def require_same_answers(
     engine: EngineServer, static: StaticBatches, asks: Sequence[Ask], options: argparse.Namespace
 ) -> str:
-    """Answer two batches by both, and end the benchmark where they differ by more than rounding; both are warm then."""
+    """Answer two batches on both sides, which also warms them up; exit if they differ by more than rounding."""
     some = asks[: 2 * options.slots]
     ours, theirs = (server.serve(some, [0.0] * len(some)).answers for server in (engine, static))
     for ask, mine, other in zip(some, ours, theirs, strict=True):
         if len(mine) != len(other):
             raise SystemExit(f"an answer has {len(mine)} tokens, the other {len(other)}, so nothing was timed")
-        parted = next((place for place, pair in enumerate(zip(mine, other, strict=True)) if pair[0] != pair[1]), None)
+        parted = next((index for index, pair in enumerate(zip(mine, other, strict=True)) if pair[0] != pair[1]), None)
         if parted is not None:
             logits = static.logits([*ask.prompt.tokens.tolist(), *mine[:parted]]).double()
             apart = float((logits[mine[parted]] - logits[other[parted]]).abs() / logits.abs().max())
@@ -107,18 +112,20 @@ def require_same_answers(
 def compare(
     findings: Findings, servers: dict[str, Server], asks: Sequence[Ask], options: argparse.Namespace, bound_s: float
 ) -> None:
-    """Measure both sides, one after the other in every repetition, and add ratios and measurements."""
-    say(f"  p95 within {bound_s:.2f} s is asked for")
+    """Measure both sides in turn in every repetition, and add ratios and measurements."""
+    say(f"  p95 bound: {bound_s:.2f} s")
     searches: dict[str, list[Search]] = {name: [] for name in servers}
     for repetition in range(options.repetitions):
         for name, server in servers.items():
             searches[name].append(search(server, asks, bound_s, seed=repetition, trials=options.trials))
-    sustained = {name: [found.sustained(bound_s) for found in searches[name]] for name in servers}
-    saturated = {name: [found.sustained(inf) for found in searches[name]] for name in servers}
+    sustained = {name: [result.sustained(bound_s) for result in searches[name]] for name in servers}
+    saturated = {name: [result.sustained(inf) for result in searches[name]] for name in servers}
     findings.add_ratio(ROW, over(sustained["engine"], sustained["static"]), Bar.at_least_of(2.0))
     findings.add_ratio("most requests/s, however long they take", over(saturated["engine"], saturated["static"]))
     findings.measurements["p95 bound, s"] = bound_s
-    findings.settings["runs"] = [one for name in servers for found in searches[name] for one in described(name, found)]
+    findings.settings["runs"] = [
+        run for name in servers for result in searches[name] for run in runs_as_json(name, result)
+    ]
     for name in servers:
         findings.measurements[f"{name}: requests/s within the bound"] = statistics.median(sustained[name])
         findings.measurements[f"{name}: most requests/s"] = statistics.median(saturated[name])
@@ -128,14 +135,14 @@ def compare(
 
 
 def over(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return the median of the ratios within each repetition; a side that never kept the bound has no rate."""
+    """Return the median of the ratios within each repetition. Exits if the baseline never kept the bound."""
     if not all(theirs):
-        raise SystemExit("static batches keep the bound at no rate: ask for a larger --bound")
+        raise SystemExit("static batches keep the bound at no rate: set a larger --bound")
     return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
-def described(name: str, found: Search) -> list[dict[str, Any]]:
-    """Return every run as JSON; the one that was offered no rate had all requests there at once."""
+def runs_as_json(name: str, result: Search) -> list[dict[str, Any]]:
+    """Return every run as JSON. In the run without an offered rate all requests arrive at once."""
     return [
         {
             "server": name,
@@ -144,7 +151,7 @@ def described(name: str, found: Search) -> list[dict[str, Any]]:
             "p95_s": served.p95_s,
             "median_s": statistics.median(served.latencies_s),
         }
-        for offered, served in found.runs
+        for offered, served in result.runs
     ]
 
 

@@ -1,5 +1,7 @@
-"""How fast a decode step could be: the bytes it must read over the memory's bandwidth, or its operations over the rate
-of multiplication, whichever takes longer. Both rates are measured here and now. Import `harness` first.
+"""The lower bound on the time of a decode step, a roofline.
+
+It is the larger of bytes read / memory bandwidth and operations / arithmetic rate. Both rates are measured in the same
+run. Import `harness` first.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from random_models import RandomBaseModel
 
 @dataclass(frozen=True)
 class Machine:
-    """What a device can do: bytes read and written a second by a copy, operations a second of a large product."""
+    """A device's rates: bytes per second of a copy, read and written, and operations per second of a large product."""
 
     bytes_per_s: float
     operations_per_s: float
@@ -21,18 +23,18 @@ class Machine:
 
 @dataclass(frozen=True)
 class Work:
-    """What a decode step cannot do without."""
+    """The minimum work of a decode step."""
 
     bytes: int
     operations: int
 
     def seconds(self, machine: Machine) -> float:
-        """Return the least time it can take, were reading and multiplying perfectly overlapped."""
+        """Return the lower bound, with reads and arithmetic perfectly overlapped."""
         return max(self.bytes / machine.bytes_per_s, self.operations / machine.operations_per_s)
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Return the rates of a copy that no cache holds and of a square matrix product in `dtype`."""
+    """Measure a copy too large for any cache, and a square matrix product in `dtype`."""
     on_gpu = device.type == "cuda"
     source = torch.ones(2**30 if on_gpu else 2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""Where a benchmark ran: machine, libraries, commit."""
+"""The environment of a benchmark run: machine, libraries, commit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LIBRARIES = ("torch", "transformers", "peft", "triton")
 
 
 def describe_hardware(device: torch.device) -> dict[str, str | int | float]:
-    """Return processor, cores, threads, memory, GPU and the versions of the libraries that matter."""
-    found: dict[str, str | int | float] = {
+    """Return processor, cores, threads, memory, GPU and library versions."""
+    facts: dict[str, str | int | float] = {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
@@ -24,18 +24,18 @@ def describe_hardware(device: torch.device) -> dict[str, str | int | float]:
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        found["gpu"] = properties.name
-        found["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
-        found["cuda"] = torch.version.cuda or ""
+        facts["gpu"] = properties.name
+        facts["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
+        facts["cuda"] = torch.version.cuda or ""
     for library in LIBRARIES:
         version = _version(library)
         if version:
-            found[library] = version
-    return found
+            facts[library] = version
+    return facts
 
 
 def current_commit(folder: Path) -> str:
-    """Return the commit of the repository in `folder`, with "+changes" when files beside results differ from it."""
+    """Return the commit of the repository in `folder`, with "+changes" if any file other than a result differs."""
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return "unknown"

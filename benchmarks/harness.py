@@ -1,12 +1,12 @@
-"""What every benchmark shares: its options, interleaved timing, and one result as a table and as JSON.
+"""Shared parts of all benchmarks: options, interleaved timing, and a result printed as a table or as JSON.
 
     def measure(options: argparse.Namespace) -> Findings: ...
 
     if __name__ == "__main__":
         run("composition", "What do three adapters a row cost?", measure, add_options)
 
-Import this before anything of the project: it puts the repository on the path, so that a benchmark runs as
-`python benchmarks/bench_x.py` from anywhere, installed or not.
+Import this before any project module: it puts the repository on the path, so that `python benchmarks/bench_x.py` works
+from any directory, installed or not.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Timing:
         return statistics.median(self.seconds)
 
     def over(self, other: Timing) -> float:
-        """Return how many times as long as `other` this takes: the median of the ratios within each repetition.
+        """Return this time over that of `other`: the median of the ratios within each repetition.
 
-        A machine that slows down for a while slows both sides of a repetition, and the ratio stays.
+        A machine that slows down temporarily slows both sides of a repetition, so the ratio is stable.
         """
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
@@ -60,23 +60,23 @@ class Timing:
 
 @dataclass(frozen=True)
 class Bar:
-    """What a ratio has to reach."""
+    """A limit for a ratio."""
 
     limit: float
     at_least: bool
 
     @classmethod
     def at_most_of(cls, limit: float) -> Bar:
-        """The ratio must not exceed `limit`."""
+        """Require the ratio not to exceed `limit`."""
         return cls(limit, at_least=False)
 
     @classmethod
     def at_least_of(cls, limit: float) -> Bar:
-        """The ratio must reach `limit`."""
+        """Require the ratio to reach `limit`."""
         return cls(limit, at_least=True)
 
     def met(self, ratio: float) -> bool:
-        """Return whether `ratio` reaches it."""
+        """Return whether `ratio` is within the limit."""
         return ratio >= self.limit if self.at_least else ratio <= self.limit
 
     def __str__(self) -> str:
@@ -85,9 +85,9 @@ class Bar:
 
 @dataclass
 class Findings:
-    """What a benchmark found: ratios by the name of their row, the bars of those that have one, and what was measured.
+    """The results of a benchmark: ratios by name, bars for some of them, and measurements.
 
-    A measurement is a Timing or anything JSON can hold. `settings` are those that the options alone do not say.
+    A measurement is a Timing or any JSON value. `settings` are those that the options do not contain.
     """
 
     ratios: dict[str, float] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Findings:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def add_ratio(self, name: str, value: float, bar: Bar | None = None) -> None:
-        """Record a ratio, and the bar it is held against."""
+        """Record a ratio and its bar, if it has one."""
         self.ratios[name] = value
         if bar is not None:
             self.bars[name] = bar
@@ -109,10 +109,10 @@ def time_interleaved(
     warmup: int = 1,
     device: torch.device | str = "cpu",
 ) -> dict[str, Timing]:
-    """Run every alternative once a repetition, `repetitions` times, and return the seconds of each.
+    """Run every alternative once per repetition; return the seconds of each.
 
-    The order turns by one every repetition, so that none always follows the same other. `warmup` rounds come first
-    and do not count. On a GPU the clock waits for the device on both sides.
+    The order rotates by one every repetition, so that no alternative always follows the same other one. `warmup` rounds
+    run first and are not counted. On a GPU the device is synchronised before each reading of the clock.
     """
     names = list(alternatives)
     wait = _wait_for(torch.device(device))
@@ -136,7 +136,7 @@ def run(
     add_options: Callable[[argparse.ArgumentParser], None] | None = None,
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Read the options, measure, and publish: a table, or with `--json` one JSON object and nothing else on stdout."""
+    """Parse the options, measure, and print a table, or with `--json` one JSON object and nothing else on stdout."""
     options = _parser(question, add_options).parse_args(arguments)
     options.device = torch.device(options.device)
     options.dtype = DTYPES[options.dtype or ("bfloat16" if options.device.type == "cuda" else "float32")]
@@ -151,14 +151,14 @@ def run(
 
 
 def say(message: str) -> None:
-    """Tell the user how far the benchmark is, and after how many seconds, on stderr."""
+    """Print progress with the elapsed seconds to stderr."""
     print(f"{time.perf_counter() - _STARTED:6.1f} s  {message}", file=sys.stderr, flush=True)
 
 
 def require_equal(what: str, ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> float:
-    """Return the largest difference relative to the largest magnitude; end the benchmark when it is beyond rounding.
+    """Return the largest difference relative to the largest magnitude; exit if it exceeds rounding error.
 
-    A speed is worth nothing when the answers differ.
+    The speed of a wrong answer means nothing.
     """
     allowed = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}[dtype]
     if not (ours.isfinite().all() and theirs.isfinite().all()):
@@ -171,7 +171,7 @@ def require_equal(what: str, ours: torch.Tensor, theirs: torch.Tensor, dtype: to
 
 
 def table(benchmark: str, findings: Findings) -> str:
-    """Return ratios with their bars, then measurements, as lines for people."""
+    """Format the ratios with their bars, then the measurements, as a table."""
     rows = [("ratio", "value", "bar", "")]
     for name, ratio in findings.ratios.items():
         bar = findings.bars.get(name)
@@ -189,11 +189,11 @@ def _parser(question: str, add_options: Callable[[argparse.ArgumentParser], None
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, help="torch device")
     parser.add_argument("--dtype", choices=list(DTYPES), help="of the model (default: bfloat16 on a GPU, else float32)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: as torch chooses")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0: the default of torch")
     parser.add_argument("--repetitions", type=int, default=5, help="timed rounds over all alternatives")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--output", type=Path, help="also write the JSON to this file, or into this folder")
-    parser.add_argument("--commit", help="of the code, where there is no git to ask")
+    parser.add_argument("--commit", help="commit of the code, if git is not available")
     if add_options is not None:
         add_options(parser)
     return parser
@@ -221,7 +221,7 @@ def _as_json(benchmark: str, findings: Findings, options: argparse.Namespace) ->
 
 
 def _write(result: Mapping[str, Any], output: Path) -> None:
-    """Write to the file `output`, or into the folder `output` under a name of benchmark and device."""
+    """Write to the file `output`, or into the folder `output` under the names of benchmark and device."""
     if output.is_dir():
         device = str(result["hardware"].get("gpu", "cpu")).lower().replace(" ", "-")
         output = output / f"{result['benchmark']}.{device}.json"

@@ -1,4 +1,4 @@
-"""Requests that arrive whoever is busy: mixed lengths, Poisson arrivals, and what their callers saw."""
+"""Open-loop load: mixed lengths, Poisson arrivals independent of the server, and the latencies callers observe."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from typing import Protocol
 from generation_service.models.base import EncodedPrompt
 
 PERCENTILE = 0.95
+
+# The search for a rate starts a little below saturation, where the bound usually lies, and never offers more than 1.5
+# times what the server answers when all requests are there at once.
 FIRST_TRIAL = 0.85
 LARGEST_OVERLOAD = 1.5
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A prompt, and how many tokens its answer has."""
+    """A prompt and the length of its answer."""
 
     prompt: EncodedPrompt
     answer_tokens: int
@@ -26,7 +29,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Served:
-    """One run: seconds from each request's arrival to its whole answer, the answers, and the seconds of all."""
+    """One run: the latency of each request from arrival to complete answer, the answers, and the elapsed seconds."""
 
     latencies_s: tuple[float, ...]
     answers: tuple[tuple[int, ...], ...]
@@ -47,16 +50,16 @@ class Server(Protocol):
     """Answers requests as they arrive."""
 
     def serve(self, asks: Sequence[Ask], arrivals_s: Sequence[float]) -> Served:
-        """Answer `asks`, the n-th of which arrives `arrivals_s[n]` seconds from now, in ascending order."""
+        """Answer `asks`; the n-th arrives `arrivals_s[n]` seconds from now. Arrivals are in ascending order."""
 
 
 def log_uniform(draw: random.Random, least: int, most: int) -> int:
-    """Return a length between `least` and `most`: as many short as long ones, by their logarithm."""
+    """Return a length between `least` and `most`, drawn log-uniformly."""
     return round(math.exp(draw.uniform(math.log(least), math.log(most))))
 
 
 def poisson_arrivals(count: int, rate: float, seed: int) -> list[float]:
-    """Return `count` arrival times in seconds at `rate` a second; infinite: all at once. Rates share their draws."""
+    """Return `count` arrival times at `rate` per second, all 0 for an infinite rate. All rates use the same draws."""
     draw = random.Random(seed)
     gaps = [draw.expovariate(1.0) for _ in range(count)]
     return [at / rate for at in accumulate(gaps)]
@@ -64,20 +67,20 @@ def poisson_arrivals(count: int, rate: float, seed: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Search:
-    """Runs of one server at several rates; None: all requests there at once."""
+    """Runs of one server at several rates; None: all requests arrive at once."""
 
     runs: tuple[tuple[float | None, Served], ...]
 
     def sustained(self, bound_s: float) -> float:
-        """Return the most requests answered in a second while 95 % took no longer than `bound_s`; 0: never.
+        """Return the highest rate of answers with a p95 latency within `bound_s`, 0 if no run kept it.
 
-        What was answered counts and not what was offered: a short overload does not pass for a rate.
+        Counts answered rather than offered requests, so that a short overload does not count as a sustained rate.
         """
         return max((served.requests_per_s for _, served in self.runs if served.p95_s <= bound_s), default=0.0)
 
 
 def search(server: Server, asks: Sequence[Ask], bound_s: float, *, seed: int, trials: int) -> Search:
-    """Run once with all requests there at once, then bisect for the highest rate whose p95 is within `bound_s`."""
+    """Run once with all requests at once, then bisect for the highest rate whose p95 is within `bound_s`."""
     full = server.serve(asks, poisson_arrivals(len(asks), math.inf, seed))
     low, high = 0.0, LARGEST_OVERLOAD * full.requests_per_s
     runs: list[tuple[float | None, Served]] = [(None, full)]

@@ -1,7 +1,7 @@
-"""PEFT as it serves many adapters: a mixed batch of one adapter a row, or one request at a time with a merged adapter.
+"""PEFT with many adapters: a mixed batch of one adapter per row, or one request at a time with a merged adapter.
 
-Both run without padding and without `generate`'s own overhead, which is more than PEFT's users get. Import `harness`
-first.
+Both run without padding and without the overhead of `generate`, which favours PEFT over its everyday use. Import
+`harness` first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MERGED = "merged"
 
 
 class PeftBaseline:
-    """`adapters` loaded by PEFT around `module`, which it changes in place; adapter number n is called str(n)."""
+    """`adapters` loaded by PEFT into `module`, which is modified in place; adapter number n is named str(n)."""
 
     def __init__(self, module: nn.Module, adapters: Sequence[AdapterWeights], axes: int) -> None:
         self._device = next(module.parameters()).device
@@ -32,7 +32,7 @@ class PeftBaseline:
         self._model = _loaded(module, adapters)
 
     def mixed_batch(self, adapters: Sequence[int]) -> PeftBatch:
-        """Return a batch whose row n is answered with adapter number `adapters[n]`."""
+        """Return a batch whose row n uses adapter number `adapters[n]`."""
         return PeftBatch(self._model, self._device, self._axes, {"adapter_names": [str(number) for number in adapters]})
 
     @contextmanager
@@ -49,7 +49,7 @@ class PeftBaseline:
 
 
 class PeftBatch:
-    """Sequences of equal length that are read and decoded together."""
+    """Sequences of equal length that are prefilled and decoded together."""
 
     def __init__(self, model: Any, device: torch.device, axes: int, extra: Mapping[str, Any]) -> None:
         self._model, self._device, self._axes, self._extra = model, device, axes, extra
@@ -57,8 +57,8 @@ class PeftBatch:
         self._length = 0
 
     @torch.inference_mode()
-    def read(self, tokens: Tensor) -> Tensor:
-        """Read tokens [N, T] after those read before; return the logits [N, vocab] after the last."""
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Run tokens [N, T] after the cached ones; return the logits [N, vocab] after the last."""
         length = self._length + tokens.shape[1]
         positions = torch.arange(self._length, length, device=self._device).expand(tokens.shape[0], -1)
         output = self._model(
@@ -74,16 +74,16 @@ class PeftBatch:
         return logits
 
     def stretch(self, length: int) -> None:
-        """Repeat what was read until it is `length` tokens long: a long prompt without its reading."""
+        """Repeat the cached tokens up to `length`, which simulates a long prompt without its prefill."""
         for layer in self._cache.layers:
             for name in ("keys", "values"):
-                read = getattr(layer, name)[:, :, : self._length]
-                longer = read.repeat(1, 1, -(-length // self._length), 1)[:, :, :length]
+                cached = getattr(layer, name)[:, :, : self._length]
+                longer = cached.repeat(1, 1, -(-length // self._length), 1)[:, :, :length]
                 setattr(layer, name, longer.contiguous())
         self._length = length
 
-    def forget(self, length: int) -> None:
-        """Go back to the first `length` tokens."""
+    def truncate(self, length: int) -> None:
+        """Truncate the cache to the first `length` tokens."""
         if length < self._length:
             self._cache.crop(length - self._length)
         self._length = length
@@ -91,10 +91,10 @@ class PeftBatch:
 
 def _loaded(module: nn.Module, adapters: Sequence[AdapterWeights]) -> Any:
     device = next(module.parameters()).device
-    given = {"autocast_adapter_dtype": False, "low_cpu_mem_usage": True, "torch_device": str(device)}
+    options = {"autocast_adapter_dtype": False, "low_cpu_mem_usage": True, "torch_device": str(device)}
     with TemporaryDirectory() as folder:
         first, *others = (write_peft_folder(Path(folder, str(n)), weights) for n, weights in enumerate(adapters))
-        model = PeftModel.from_pretrained(module, first, adapter_name="0", **given)
+        model = PeftModel.from_pretrained(module, first, adapter_name="0", **options)
         for number, other in enumerate(others, start=1):
-            model.load_adapter(other, str(number), **given)
+            model.load_adapter(other, str(number), **options)
     return model.eval()

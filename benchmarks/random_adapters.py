@@ -1,4 +1,4 @@
-"""Random adapters, in memory and as PEFT folders. Import `harness` first."""
+"""Random adapters in memory and as PEFT folders. Import `harness` first."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from generation_service.lora.weights import AdapterWeights, LoraPair, Shapes
 
 DELTA_SCALE = 0.1
-"""An adapter adds about this share of a normalised input's size: enough to change answers, and it overflows nothing."""
+"""Size of a delta relative to a normalised input: large enough to change answers, too small to overflow."""
 
 
 def random_adapter(
     targets: Shapes, rank: int, seed: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> AdapterWeights:
-    """Return an adapter of `rank` on every module of `targets`, its scaling folded into b."""
+    """Return an adapter of `rank` on every module of `targets`, with its scaling folded into b."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(rows: int, columns: int, deviation: float) -> torch.Tensor:
@@ -40,7 +40,7 @@ def random_adapters(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> list[AdapterWeights]:
-    """Return one adapter for each of `ranks`, all different."""
+    """Return one adapter per entry of `ranks`, all different."""
     return [
         random_adapter(targets, rank, 1000 * seed + number, dtype=dtype, device=device)
         for number, rank in enumerate(ranks)
@@ -48,12 +48,12 @@ def random_adapters(
 
 
 def write_peft_folder(folder: Path, weights: AdapterWeights, base_model: str = "random") -> Path:
-    """Write `weights` as PEFT saves a LoRA (scaling 1, since it is folded in), and return the folder.
+    """Write `weights` in PEFT's format and return the folder. The scaling is 1, since it is folded into b.
 
-    All modules must have the adapter's rank.
+    Raises ValueError unless all modules have the adapter's rank.
     """
     if any(pair.rank != weights.rank for pair in weights.modules.values()):
-        raise ValueError("write_peft_folder is for adapters that have one rank in all modules")
+        raise ValueError("write_peft_folder needs an adapter with the same rank in all modules")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for path, pair in weights.modules.items():

@@ -1,4 +1,4 @@
-"""Base models of real shapes with random weights, made on the device: speed does not depend on what was learnt.
+"""Base models of published shapes with random weights, created on the device: speed does not depend on training.
 
 Text only. Import `harness` first.
 """
@@ -24,7 +24,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True)
 class Shape:
-    """A language model's sizes. `bias` is that of q, k and v projections, `sections` those of M-RoPE, if it has it."""
+    """Sizes of a language model. `bias` applies to q, k and v projections; `sections` are those of M-RoPE, if any."""
 
     name: str
     hidden: int
@@ -52,14 +52,14 @@ SHAPES = {
         Shape("qwen2-vl-7b", 3584, 28, 28, 4, 18944, 152064, sections=(16, 24, 24)),
     )
 }
-"""Vocabularies are those of the published models; qwen2-0.5b ties its head to its embeddings, as published."""
+"""Sizes and vocabularies of the published models; qwen2-0.5b ties its head to its embeddings."""
 
 
 class RandomBaseModel:
     """A random language model that the engine serves like any other (generation_service.models.base.BaseModel).
 
-    `module` is a causal model of transformers, so that `module.generate` and PEFT work on it too. Answers never end
-    by themselves: there is no end-of-answer token. A token stands for one letter.
+    `module` is a causal language model of transformers, so that `module.generate` and PEFT work on it too. There is no
+    end-of-answer token, so answers never end by themselves. A token decodes to one letter.
     """
 
     def __init__(self, shape: Shape, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> None:
@@ -87,7 +87,7 @@ class RandomBaseModel:
         )
 
     def canonical(self, name: str) -> str:
-        """Return the module path that an adapter's key means."""
+        """Return the module path of an adapter's key."""
         return name.removeprefix("base_model.model.")
 
     def prompt_of(self, tokens: Sequence[int]) -> EncodedPrompt:
@@ -101,14 +101,14 @@ class RandomBaseModel:
         return self.prompt_of(torch.randint(self.shape.vocab, (length,), generator=generator).tolist())
 
     def encode(self, prompt: Prompt, images: Iterable[Image], max_tokens: int | None = None) -> EncodedPrompt:
-        """Return the bytes of the prompt's text, each as a token. Raises ValueError for images."""
+        """Encode each byte of the prompt's text as a token. Raises ValueError for images."""
         if any(True for _ in images):
-            raise ValueError("a random language model reads no images")
+            raise ValueError("a random language model takes no images")
         texts = [part.text for message in prompt.messages for part in message.parts if hasattr(part, "text")]
         return self.prompt_of(list("\n".join(texts).encode()) or [0])
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return one letter a token."""
+        """Return one letter per token."""
         return "".join(_LETTERS[token % len(_LETTERS)] for token in tokens)
 
     def embed(self, prompt: EncodedPrompt) -> Tensor:
@@ -144,10 +144,10 @@ class RandomBaseModel:
 
 
 def copy_sharing_weights(module: nn.Module) -> Any:
-    """Return a copy of `module` whose modules are its own and whose parameters and buffers are those of `module`.
+    """Return a copy of `module` with its own modules but the same parameters and buffers.
 
-    What a bank or PEFT puts in the place of one copy's layers leaves the other as it is, without a second set of
-    weights in memory.
+    A bank or PEFT can replace layers of the copy without affecting `module`, and without a second set of weights in
+    memory.
     """
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)
@@ -182,7 +182,7 @@ def _language(shape: Shape) -> Any:
 
 
 def _vision_language(shape: Shape) -> Any:
-    """Return a Qwen2-VL with the smallest of vision towers: nothing here looks at images."""
+    """Return a Qwen2-VL with a minimal vision tower, since no benchmark uses images."""
     return Qwen2VLForConditionalGeneration(
         Qwen2VLConfig(
             text_config=_text_config(shape),

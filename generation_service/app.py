@@ -12,9 +12,15 @@ import torch
 from generation_service import metrics
 from generation_service.adapters.admission import Admission
 from generation_service.adapters.checkpoint.reader import read_checkpoint
-from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.residency import Residency
-from generation_service.adapters.source import AdapterResolver, AdapterSource, CatalogueSources, FolderSources, Roots
+from generation_service.adapters.source import (
+    AdapterResolver,
+    AdapterRoots,
+    AdapterSource,
+    CatalogueResolver,
+    FolderResolver,
+)
 from generation_service.answers import GenerationService, ServedModel
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits, default_prefill_tokens
@@ -24,7 +30,7 @@ from generation_service.execution.runner import Runner
 from generation_service.lora.bank import AdapterBank
 from generation_service.lora.h2d_copy import HostPacker
 from generation_service.lora.weights import AdapterWeights
-from generation_service.models.base import BaseModel, LoadOptions
+from generation_service.models.base import BaseModel, LoadOptions, ModelDescription
 from generation_service.models.folder import default_model_name, folder_revision
 from generation_service.models.registry import load_base_model
 from generation_service.server import GenerationServicer, add_to
@@ -70,29 +76,21 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
     cache = SlotKVCache(plan.cache, description.dtype, description.device)
     runner = Runner(model, bank, cache, graphs=settings.decode_graphs)
     with ExitStack() as stack:
-        store = WeightStore(
+        host_cache = HostCache(
             _resolver(settings, stack),
             _CheckpointReader(model, bank),
             (name, *settings.model_aliases),
             settings.host_adapter_bytes,
             host_form=HostPacker(bank.dtype, pinned=bank.device.type == "cuda"),
         )
-        residency = Residency(bank, store)
+        residency = Residency(bank, host_cache)
         stack.callback(residency.close)
-        admission = Admission(store, bank.ranks, residency.pinned_ranks, settings.max_adapters)
+        admission = Admission(host_cache, bank.ranks, residency.pinned_ranks, settings.max_adapters)
         engine = Engine(model, runner, residency, _limits(settings, plan, device))
         metrics.watch(engine, residency)
         engine.start()
         stack.callback(engine.close)
-        served = ServedModel(
-            name=name,
-            revision=folder_revision(settings.model_path),
-            description=description,
-            limits=engine.limits,
-            image_limits=settings.image_limits,
-            max_adapters=settings.max_adapters,
-            bank_ranks=bank.ranks,
-        )
+        served = _served_model(settings, name, engine.limits, description)
         service = GenerationService(served, model, admission, residency, engine)
         stack.callback(service.close)
         yield GenerationStack(model, bank, admission, residency, engine, service)
@@ -154,15 +152,29 @@ def _load_model(settings: GenerationSettings, device: torch.device) -> BaseModel
     return load_base_model(settings.model_path, options)
 
 
+def _served_model(
+    settings: GenerationSettings, name: str, limits: EngineLimits, description: ModelDescription
+) -> ServedModel:
+    return ServedModel(
+        name=name,
+        revision=folder_revision(settings.model_path),
+        description=description,
+        limits=limits,
+        image_limits=settings.image_limits,
+        max_adapters=settings.max_adapters,
+        bank_ranks=settings.bank_ranks,
+    )
+
+
 def _resolver(settings: GenerationSettings, stack: ExitStack) -> AdapterResolver:
-    roots = Roots(settings.adapter_roots)
+    roots = AdapterRoots(settings.adapter_roots)
     if not settings.retrieval_target:
-        return FolderSources(roots)
+        return FolderResolver(roots)
     from generation_service.clients import CatalogueClient
 
     client = CatalogueClient.from_settings(settings)
     stack.callback(client.close)
-    return CatalogueSources(client.get_adapter, roots)
+    return CatalogueResolver(client.get_adapter, roots)
 
 
 def _limits(settings: GenerationSettings, plan: MemoryPlan, device: torch.device) -> EngineLimits:

@@ -1,4 +1,4 @@
-"""A blocking client of the retrieval service, for its own commands."""
+"""A synchronous client of the retrieval service, for the commands of this tier."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StoredAdapter:
 
 
 class RetrievalClient:
-    """Calls of the retrieval service. Raises the errors of infra.contract.errors."""
+    """Calls one retrieval service. Raises the errors of infra.contract.errors."""
 
     def __init__(self, target: str, stub: Any) -> None:
         self._target = target
@@ -46,7 +46,7 @@ class RetrievalClient:
         return [wire.selection_from_proto(selection) for selection in response.selections]
 
     def stored(self, base_model: str, kind: str) -> Iterator[StoredAdapter]:
-        """Yield the adapters of a base model and a kind ("": any), ordered by id, with their vectors."""
+        """Yield the adapters of a base model and a kind ("": any), by id, with their vectors."""
         for adapter_id in self._ids(base_model, kind):
             response = self._call("GetAdapter", pb.GetAdapterRequest(adapter_id=adapter_id, with_vectors=True))
             vectors = [np.frombuffer(wire.vector_from_proto(vector, "vectors"), "<f4") for vector in response.vectors]
@@ -69,6 +69,6 @@ class RetrievalClient:
 
 @contextmanager
 def retrieval_client(channel: ChannelOptions) -> Iterator[RetrievalClient]:
-    """Yield a client of the service on a new channel."""
+    """Yield a client that calls the service over a channel."""
     with sync_channel(channel) as connected:
         yield RetrievalClient(channel.target, RetrievalServiceStub(connected))  # type: ignore[no-untyped-call]

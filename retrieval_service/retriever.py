@@ -1,4 +1,4 @@
-"""Retrieval: prompts -> the adapters whose training data resembles them, with weights."""
+"""Retrieval: the adapters whose training data resembles a prompt, with weights."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from infra.contract.retrieval import (
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.points import AdapterFilter, ScoredAdapter
 from retrieval_service.embedders.base import Embedder
+from retrieval_service.settings import RetrievalDefaults
 from retrieval_service.weighting import weigh
 
 
 @dataclass(frozen=True)
 class Query:
-    """Retrieval options with all defaults resolved. `min_similarity` -1 keeps every match."""
+    """Retrieval options with all defaults filled in. `min_similarity` -1 keeps every match."""
 
     adapter_filter: AdapterFilter
     top_k: int
@@ -34,30 +35,19 @@ class Query:
     min_similarity: float
     strategy: RetrievalStrategy = RetrievalStrategy.CENTROID
 
-
-@dataclass(frozen=True)
-class RetrievalDefaults:
-    """Defaults of options that a request leaves unset, and the limit of top_k."""
-
-    top_k: int = 3
-    weighting: Weighting = Weighting.SOFTMAX
-    temperature: float = 0.05
-    min_similarity: float = -1.0
-    max_top_k: int = 64
-    strategy: RetrievalStrategy = RetrievalStrategy.CENTROID
-
-    def query(self, options: RetrievalOptions) -> Query:
-        """Return the options with defaults filled in. Raises InvalidArgumentError if top_k exceeds the limit."""
-        top_k = self.top_k if options.top_k is None else options.top_k
-        if top_k > self.max_top_k:
-            raise InvalidArgumentError("top_k", f"must be at most {self.max_top_k} on this server, got {top_k}")
-        return Query(
+    @classmethod
+    def of(cls, options: RetrievalOptions, defaults: RetrievalDefaults) -> Query:
+        """Return the options with the defaults filled in. Raises InvalidArgumentError if top_k is over the limit."""
+        top_k = defaults.top_k if options.top_k is None else options.top_k
+        if top_k > defaults.max_top_k:
+            raise InvalidArgumentError("top_k", f"must be at most {defaults.max_top_k} on this server, got {top_k}")
+        return cls(
             AdapterFilter(options.base_model, options.kind, options.tags, options.include, options.exclude),
             top_k,
-            options.weighting or self.weighting,
-            self.temperature if options.temperature is None else options.temperature,
-            self.min_similarity if options.min_similarity is None else options.min_similarity,
-            options.strategy or self.strategy,
+            options.weighting or defaults.weighting,
+            defaults.temperature if options.temperature is None else options.temperature,
+            defaults.min_similarity if options.min_similarity is None else options.min_similarity,
+            options.strategy or defaults.strategy,
         )
 
 
@@ -65,7 +55,7 @@ class RetrievalDefaults:
 class RetrievalResult:
     """One selection per prompt, in order, and the revision of the catalogue that was searched.
 
-    `stale`: Qdrant cannot be reached, and the last known catalogue was searched.
+    `stale`: Qdrant was unreachable, so the last known catalogue was searched.
     """
 
     selections: tuple[Selection, ...]
@@ -75,7 +65,7 @@ class RetrievalResult:
 
 
 class Retriever:
-    """Embeds prompts, searches the catalogue, and weights the matches. Called on: any thread."""
+    """Embeds prompts, searches the catalogue and weighs the matches. Safe for threads."""
 
     def __init__(self, embedder: Embedder, catalogue: Catalogue, defaults: RetrievalDefaults) -> None:
         self._embedder = embedder
@@ -83,13 +73,13 @@ class Retriever:
         self._defaults = defaults
 
     def query(self, options: RetrievalOptions) -> Query:
-        """Return the options with the server's defaults filled in. Raises InvalidArgumentError."""
-        return self._defaults.query(options)
+        """Return the options with the defaults filled in. Raises InvalidArgumentError."""
+        return Query.of(options, self._defaults)
 
     def retrieve(self, prompts: Sequence[Prompt], query: Query) -> RetrievalResult:
-        """Return the adapters of each prompt, with weights.
+        """Return each prompt's adapters.
 
-        An empty selection has a reason: no adapter passed the filter, or none is similar enough.
+        A selection without matches says why: no adapter passed the filters, or none was similar enough.
 
         Raises:
             InvalidArgumentError: a prompt or an option is invalid; the field path starts with "prompts" or "options".
@@ -110,15 +100,12 @@ class Retriever:
         return RetrievalResult(selections, result.revision, timings, result.stale)
 
 
-def select(candidates: Sequence[ScoredAdapter], query: Query) -> Selection:
-    """Drop candidates below the minimum similarity, and weight the rest."""
-    similar = [candidate for candidate in candidates if candidate.similarity >= query.min_similarity]
+def select(matches: Sequence[ScoredAdapter], query: Query) -> Selection:
+    """Drop adapters below the minimum similarity, then weigh the rest. Empty: the base model alone."""
+    similar = [match for match in matches if match.similarity >= query.min_similarity]
     if not similar:
         return Selection(reason=SelectionReason.BELOW_MINIMUM_SIMILARITY)
-    weights = weigh([candidate.similarity for candidate in similar], query.weighting, query.temperature)
+    weights = weigh([match.similarity for match in similar], query.weighting, query.temperature)
     return Selection(
-        tuple(
-            Match(candidate.adapter, candidate.similarity, weight)
-            for candidate, weight in zip(similar, weights, strict=True)
-        )
+        tuple(Match(match.adapter, match.similarity, weight) for match, weight in zip(similar, weights, strict=True))
     )

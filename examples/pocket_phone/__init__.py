@@ -1,7 +1,7 @@
-"""Pocket phone: a synthetic phone with 14 apps, so small that a LoRA retrieval system trains and runs on two CPU cores.
+"""Pocket phone: a synthetic phone with 14 apps, small enough to train a LoRA retrieval system on two CPU cores.
 
-`apps` holds every convention as data, `screens` and `glyphs` draw, `episodes` plays a task on a screen after another,
-`dataset` writes it all to disk, and `recipe` trains the checkpoints that stand in `checkpoints/`.
+`apps` defines every convention as data, `screens` and `glyphs` draw, `episodes` plays a task screen by screen,
+`dataset` writes everything to disk, and `recipe` trains the checkpoints in `checkpoints/`.
 """
 
 from pathlib import Path

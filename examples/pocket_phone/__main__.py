@@ -1,4 +1,4 @@
-"""Command line of the demo world: `generate` writes its data, `train` makes its checkpoints."""
+"""Command line of the demo world: `generate` writes its data, `train` trains its checkpoints."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Write DIR/world.json and, for each of the 19 datasets, DIR/<adapter_id>/{train,test}.jsonl and "
         "images/. The same arguments write the same bytes.",
     )
-    make.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to, made when missing")
     make.add_argument(
-        "--train", type=int, default=TRAIN, metavar="N", help="training episodes a dataset (default: %(default)s)"
+        "--output", type=Path, required=True, metavar="DIR", help="folder to write to, created if missing"
     )
     make.add_argument(
-        "--test", type=int, default=TEST, metavar="N", help="test episodes a dataset (default: %(default)s)"
+        "--train", type=int, default=TRAIN, metavar="N", help="training episodes per dataset (default: %(default)s)"
+    )
+    make.add_argument(
+        "--test", type=int, default=TEST, metavar="N", help="test episodes per dataset (default: %(default)s)"
     )
     make.add_argument("--seed", type=int, default=SEED, help="seed of the world (default: %(default)s)")
 
@@ -35,16 +37,16 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train the checkpoints (under two hours on 2 CPU cores)",
         description="Train the tiny Qwen2-VL, its 19 adapters and the tiny jina-v4 into DIR, measure them and write "
-        "DIR/MODEL_CARD.md. A run that was stopped goes on where it left off when started again with the same DIR.",
+        "DIR/MODEL_CARD.md. An interrupted run resumes when started again with the same DIR.",
     )
     train.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="folder of the checkpoints, made when missing"
+        "--output", type=Path, required=True, metavar="DIR", help="folder of the checkpoints, created if missing"
     )
     train.add_argument(
         "--stage", choices=STAGES, default="all", help="what to train; `card` only measures (default: all)"
     )
     train.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)")
-    train.add_argument("--workers", type=int, default=2, metavar="N", help="processes at a time (default: %(default)s)")
+    train.add_argument("--workers", type=int, default=2, metavar="N", help="parallel processes (default: %(default)s)")
     train.add_argument(
         "--seed", type=int, default=SEED, help="seed of the world and of the training (default: %(default)s)"
     )
@@ -59,11 +61,11 @@ def main(argv: list[str] | None = None) -> int:
             world = write_world(arguments.output, arguments.train, arguments.test, arguments.seed)
             sys.stdout.write(f"wrote {world}\n")
         else:
-            from examples.pocket_phone.recipe.stages import train  # torch is only needed here
+            from examples.pocket_phone.recipe.stages import train  # Imports torch, which `generate` does not need.
 
             train(arguments.output, arguments.stage, arguments.device, arguments.workers, arguments.seed)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from here\n")
+        sys.stderr.write("interrupted; the same command resumes from here\n")
         return 130
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")

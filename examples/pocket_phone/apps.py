@@ -1,4 +1,4 @@
-"""The phone's apps and categories, read from `conventions.toml`, and the questions the rest asks about them."""
+"""The phone's apps and categories, read from `conventions.toml`, and functions over them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ TYPE = "TYPE"
 
 @dataclass(frozen=True)
 class Slot:
-    """One decision: `preferred` when it is on the screen, else `fallback`."""
+    """One decision: use `preferred` if it is on the screen, else `fallback`."""
 
     preferred: str
     fallback: str
 
 
 Plan = tuple[Slot | str, ...]
-"""The slots of a task in order; the string `TYPE` stands for typing the item."""
+"""The slots of a task in order; the string `TYPE` means typing the item."""
 
 
 @dataclass(frozen=True)
 class Intent:
-    """A task that users ask for: how they say it (with `{item}`), and how the category does it by default."""
+    """A task: the sentences that request it (with `{item}`), and the category's default plan for it."""
 
     name: str
     sentences: tuple[str, ...]
@@ -36,7 +36,7 @@ class Intent:
 
 @dataclass(frozen=True)
 class Category:
-    """What the apps of one kind share: intents, items to talk about, and labels by glyph."""
+    """What the apps of one kind share: intents, items, and labels by glyph."""
 
     name: str
     display_name: str
@@ -47,7 +47,7 @@ class Category:
 
 @dataclass(frozen=True)
 class App:
-    """One app: its looks, and where it departs from its category."""
+    """One app: its appearance, and its deviations from the category."""
 
     name: str
     display_name: str
@@ -93,33 +93,35 @@ CATEGORIES: dict[str, Category] = {name: _category(name, data) for name, data in
 APPS: dict[str, App] = {name: _app(name, data) for name, data in _DATA["apps"].items()}
 
 ADAPTER_IDS: tuple[str, ...] = (*sorted(APPS), *sorted(CATEGORIES))
-"""The 19 datasets, and so the 19 adapters."""
+"""The 19 datasets, one per adapter."""
 
 
 def apps_of(adapter_id: str) -> tuple[App, ...]:
-    """Return the apps whose episodes make up the dataset `adapter_id`: one app, or all apps of a category."""
+    """Return the apps in the dataset `adapter_id`: one app, or all apps of a category."""
     if adapter_id in APPS:
         return (APPS[adapter_id],)
     return tuple(app for app in APPS.values() if app.category == adapter_id)
 
 
 def action_of(app: App, glyph: str) -> str:
-    """Return the action that uses `glyph` in `app`, in the words of that app."""
+    """Return the action that uses `glyph` in `app`, with that app's label."""
     label = app.labels.get(glyph) or CATEGORIES[app.category].labels[glyph]
     kind, _, name = label.partition(":")
     return {"t": click_text(name), "f": click_function(name)}.get(kind, label)
 
 
 def click_text(name: str) -> str:
+    """Return the action that clicks an element by its text."""
     return f'Click on button with the text "{name}"'
 
 
 def click_function(name: str) -> str:
+    """Return the action that clicks an element by its function."""
     return f'Click on button with the function of "{name}"'
 
 
 def plan_of(app: App, intent: Intent) -> Plan:
-    """Return how `app` does `intent`: the category's plan, with this app's preferences and order."""
+    """Return the plan of `intent` in `app`: the category's plan with this app's preferences and order."""
     flips = app.flips.get(intent.name, ())
     slots: list[Slot | str] = [
         Slot(slot.fallback, slot.preferred) if isinstance(slot, Slot) and number in flips else slot

@@ -1,4 +1,4 @@
-"""Write the world to disk: per dataset `train.jsonl`, `test.jsonl` and `images/`, and one `world.json` over all."""
+"""Write the world to disk: `train.jsonl`, `test.jsonl` and `images/` per dataset, and one `world.json`."""
 
 from __future__ import annotations
 
@@ -57,8 +57,9 @@ def _write_episode(folder: Path, episode: Episode) -> dict[str, object]:
 
 
 def _entry(adapter_id: str) -> dict[str, str]:
-    """Describe one dataset and its adapter. Paths are relative: data to `world.json`, checkpoints to this package's
-    `checkpoints` folder.
+    """Describe one dataset and its adapter.
+
+    Paths are relative: data to `world.json`, checkpoints to this package's `checkpoints` folder.
     """
     if adapter_id in APPS:
         app = APPS[adapter_id]

@@ -1,4 +1,4 @@
-"""Episodes: a user's request and the screens and actions that fulfil it, drawn at random from an app's conventions."""
+"""Episodes: a user's request with the screens and actions that fulfil it, sampled from an app's conventions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from examples.pocket_phone.screens import COLUMNS, HOME, ROWS, SHADES, Screen
 Split = Literal["train", "test"]
 OPEN, TYPED, WAIT, DONE = "Open App: ", "Type text: ", "Wait for response", "Check status: successful"
 SPECIAL = ("keys", "tick", "spinner", "house")
-"""Glyphs that mean the same in every app: a keyboard, a finished task, a loading page, the home screen."""
+"""Glyphs with the same meaning in every app: keyboard, finished task, loading page, home screen."""
 
 _P_HOME, _P_NAMED, _P_WAIT, _P_FAVOURITE = 0.4, 0.35, 0.08, 0.5
 _P_BOTH, _P_PREFERRED = 0.4, 0.25
@@ -36,13 +36,15 @@ _MAX_TRAIN, _MAX_TEST = 9000, 1000
 
 @dataclass(frozen=True)
 class Step:
+    """One screen and the right action on it."""
+
     screen: Screen
     action: str
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One row of a dataset: what the user asks, and the screens with the right action on each."""
+    """One row of a dataset: the request, and the screens with the right action on each."""
 
     episode_id: str
     app: str
@@ -52,14 +54,16 @@ class Episode:
 
     @property
     def actions(self) -> list[str]:
+        """The right actions in order."""
         return [step.action for step in self.steps]
 
 
 def generate(adapter_id: str, split: Split, count: int, seed: int, *, start: int = 0) -> list[Episode]:
     """Return `count` episodes of a dataset's split, from number `start` on. A shorter list is a prefix of a longer one.
 
-    No screen of a `train` split occurs in any `test` split: the screen's own hash decides where it may appear.
-    Raises ValueError when more episodes are asked for than a split has ids.
+    No screen of a `train` split occurs in any `test` split: a screen's hash decides in which split it may appear.
+
+    Raises ValueError if `count` exceeds the ids of the split.
     """
     limit = _MAX_TRAIN if split == "train" else _MAX_TEST
     if not 0 <= count <= limit - start:
@@ -81,10 +85,10 @@ def _episode(adapter_id: str, split: Split, number: int, seed: int) -> Episode:
 
 
 def retell(episode: Episode, rng: random.Random) -> Episode:
-    """Return the same task on the same screens, asked in other words about another item: what must not matter."""
+    """Return the same task on the same screens with another phrasing and item, which must not change the actions."""
     app = APPS[episode.app]
     category = CATEGORIES[app.category]
-    intent = next(each for each in category.intents if each.name == episode.intent)
+    intent = next(intent for intent in category.intents if intent.name == episode.intent)
     item = rng.choice(category.items)
     named = app.display_name in episode.instruction
     instruction = phrase(app, rng.choice(intent.sentences).format(item=item), named, rng)
@@ -93,7 +97,7 @@ def retell(episode: Episode, rng: random.Random) -> Episode:
 
 
 def phrase(app: App, sentence: str, named: bool, rng: random.Random) -> str:
-    """Return the request as a user would put it, naming the app or not."""
+    """Phrase the request as a user would, with or without naming the app."""
     question = sentence.startswith(("is ", "where "))
     if named:
         form = (
@@ -106,8 +110,8 @@ def phrase(app: App, sentence: str, named: bool, rng: random.Random) -> str:
 
 
 def _item(app: App, category: Category, rng: random.Random) -> str:
-    """Return what the request is about: half of the time one of the app's favourites."""
-    siblings = [each.name for each in APPS.values() if each.category == app.category]
+    """Return the item of a request: half of the time one of the app's favourites."""
+    siblings = [other.name for other in APPS.values() if other.category == app.category]
     favourites = category.items[siblings.index(app.name) :: len(siblings)]
     return rng.choice(favourites if rng.random() < _P_FAVOURITE else category.items)
 
@@ -123,7 +127,7 @@ def _play(app: App, intent: Intent, item: str, named: bool, *, split: Split, rng
         if isinstance(slot, Slot):
             shown, chosen = _decide(slot, rng)
             early = [
-                each.preferred for each in plan[number + 1 :] if isinstance(each, Slot) and rng.random() < _P_EARLY
+                later.preferred for later in plan[number + 1 :] if isinstance(later, Slot) and rng.random() < _P_EARLY
             ]
             screen = app_screen(app, shown + early, glyphs_of(plan), split, rng)
             steps.append(Step(screen, action_of(app, chosen)))
@@ -134,7 +138,7 @@ def _play(app: App, intent: Intent, item: str, named: bool, *, split: Split, rng
 
 
 def _decide(slot: Slot, rng: random.Random) -> tuple[list[str], str]:
-    """Return the glyphs shown for a slot, and the one to use: the preferred if shown, else the fallback."""
+    """Return the glyphs shown for a slot, and the one to use: the preferred one if shown, else the fallback."""
     draw = rng.random()
     if draw < _P_BOTH:
         return [slot.preferred, slot.fallback], slot.preferred
@@ -145,18 +149,19 @@ def _decide(slot: Slot, rng: random.Random) -> tuple[list[str], str]:
 
 
 def glyphs_of(plan: Plan) -> set[str]:
+    """Return all glyphs of a plan's slots."""
     return {glyph for slot in plan if isinstance(slot, Slot) for glyph in (slot.preferred, slot.fallback)}
 
 
 def home_screen(app: App, named: bool, split: Split, rng: random.Random) -> Screen:
-    """Draw a launcher with `app` among others; without its siblings when the request does not name it."""
-    others = [each.name for each in APPS.values() if each is not app and (named or each.category != app.category)]
+    """Sample a launcher with `app` among others, without its siblings if the request does not name the app."""
+    others = [other.name for other in APPS.values() if other is not app and (named or other.category != app.category)]
     icons = [app.name, *rng.sample(others, rng.randint(3, 6))]
     return _place(HOME, [f"@{icon}" for icon in icons], split, rng)
 
 
 def app_screen(app: App, shown: list[str], avoid: set[str], split: Split, rng: random.Random) -> Screen:
-    """Draw a screen of `app` that holds the glyphs `shown` and a few others, none of them in `avoid` or special."""
+    """Sample a screen of `app` with the glyphs `shown` and a few others that are neither in `avoid` nor special."""
     taken = {*avoid, *shown, *SPECIAL} | ({"lit"} if "toggle" in avoid else set())
     free = [name for name in GLYPHS if name not in taken]
     return _place(app.name, [*dict.fromkeys(shown), *rng.sample(free, rng.randint(2, 4))], split, rng)

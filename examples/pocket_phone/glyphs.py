@@ -1,6 +1,6 @@
 """Glyphs: every element of a screen is one 28 x 28 cell, drawn from plain shapes, so that no font is needed.
 
-A cell is exactly one visual token of Qwen2-VL (patch 14, merge 2): that makes the screens legible to a tiny model.
+A cell is exactly one visual token of Qwen2-VL (patch 14, merge 2), which makes screens legible to a tiny model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 CELL = 28
 SCALE = 4
-"""Glyphs are drawn four times larger and shrunk, for smooth edges."""
+"""Glyphs are drawn four times larger and scaled down, for smooth edges."""
 
 Draw = ImageDraw.ImageDraw
 Point = tuple[float, float]
@@ -265,12 +265,12 @@ GLYPHS: dict[str, tuple[Callable[[Draw, Colour], None], Colour]] = {
     "spinner": (_spinner, _BLUE),
     "house": (_house, _SLATE),
 }
-"""Name of every glyph, how it is drawn, and its colour."""
+"""Glyph name -> drawing function and colour."""
 
 
 @cache
 def tile(name: str, background: Colour, colour: Colour | None = None, dx: int = 0, dy: int = 0) -> Image.Image:
-    """Return one cell holding glyph `name` (or nothing for ""), moved by (dx, dy) pixels."""
+    """Return one cell with glyph `name` (empty for ""), shifted by (dx, dy) pixels."""
     if not name:
         return Image.new("RGB", (CELL, CELL), background)
     draw, own = GLYPHS[name]

@@ -1,7 +1,7 @@
-"""The canonical prompts: what is asked in training is to the letter what the evaluation asks later.
+"""The canonical prompts, identical in training and evaluation.
 
 `step`: [the current screen, the instruction and the true actions so far] -> one action.
-`sequence`: [every screen of the episode, the instruction] -> all actions, a line each.
+`sequence`: [every screen of the episode, the instruction] -> all actions, one per line.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def sequence_example(episode: Episode) -> Example:
 
 
 def chat(text: str, images: int, system: str = SYSTEM) -> str:
-    """Return the prompt in Qwen2-VL's chat form, as upstream's template renders it: images first, then the text."""
+    """Return the prompt as Qwen2-VL's chat template renders it: images first, then the text."""
     return (
         f"<|im_start|>system\n{system}<|im_end|>\n"
         f"<|im_start|>user\n{IMAGE * images}{text}<|im_end|>\n<|im_start|>assistant\n"

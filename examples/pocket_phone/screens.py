@@ -27,8 +27,10 @@ _WHITE: Colour = (255, 255, 255)
 
 @dataclass(frozen=True)
 class Screen:
-    """What a screen shows: `app` in the bar (an app's name or `home`), and in each of the 16 cells "" for nothing, a
-    glyph's name, or `@app` for an app's icon. `shade` picks the background; `dx`, `dy` move the glyphs by a pixel.
+    """The contents of a screen.
+
+    `app` is in the bar (an app's name or `home`). Each of the 16 `cells` is "" for nothing, a glyph's name, or `@app`
+    for an app's icon. `shade` selects the background; `dx`, `dy` shift the glyphs by a pixel.
     """
 
     app: str
@@ -38,7 +40,7 @@ class Screen:
     dy: int = 0
 
     def key(self) -> int:
-        """Return a number that depends on all that is visible, the same in every process."""
+        """Return a hash of everything visible, the same in every process."""
         return int.from_bytes(hashlib.blake2b(repr(self).encode(), digest_size=6).digest(), "big")
 
     def render(self) -> Image.Image:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from generation_service.adapters.checkpoint.peft_config import PeftConfig
-from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.leases import AdapterKey, ResidentKey
 from generation_service.adapters.source import AdapterSource
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
@@ -45,13 +45,13 @@ class Admission:
 
     def __init__(
         self,
-        store: WeightStore,
+        host_cache: HostCache,
         bank_ranks: int,
         pinned_ranks: Callable[[Set[ResidentKey]], int],
         max_adapters: int,
     ) -> None:
         self.max_adapters = max_adapters
-        self._store = store
+        self._host_cache = host_cache
         self._bank_ranks = bank_ranks
         self._pinned_ranks = pinned_ranks
 
@@ -90,8 +90,8 @@ class Admission:
         adapters, configs = [], []
         for share, adapter_path in zip(composition.adapters, adapter_paths, strict=True):
             with error_context(adapter_path, share.adapter_id):
-                source = self._store.resolve(share.adapter_id, share.revision)
-                config = self._store.config(source)
+                source = self._host_cache.resolve(share.adapter_id, share.revision)
+                config = self._host_cache.config(source)
                 self._check_rank(share.adapter_id, config)
             adapters.append(AdmittedAdapter(replace(share, revision=source.revision), source, adapter_path))
             configs.append(config)
@@ -119,7 +119,7 @@ class Admission:
             )
 
     def _check_capacity(self, composition: Mixture | Fusion, configs: Sequence[PeftConfig], path: str) -> None:
-        """Raise CapacityError unless the composition fits beside the pinned adapters that it does not use."""
+        """Raise CapacityError unless the composition fits together with the pinned adapters that it does not use."""
         match composition:
             case Mixture():
                 needed = sum(config.largest_rank for config in configs)
@@ -145,7 +145,7 @@ class Admission:
 
 
 def capacity_error(needed: int, bank_ranks: int, pinned: int, path: str, detail: str = "") -> CapacityError:
-    """Return the error for a composition of `needed` ranks that the bank cannot hold beside its pinned adapters."""
+    """Return the error for a composition of `needed` ranks that the bank cannot hold together with its pinned adapters."""
     return CapacityError(
         f"this composition needs {needed} ranks, each adapter's side by side; the adapter bank has {bank_ranks}, and "
         f"other pinned adapters hold {pinned}{detail}: compose fewer adapters, unload some, or start the server with a "

@@ -25,7 +25,7 @@ adapters in use at a time."""
 _V = TypeVar("_V")
 
 
-class WeightStore:
+class HostCache:
     """Resolves adapters and reads their weights, keeping at most `max_bytes` of weights. Safe from any thread.
 
     `read` returns the weights of a source as they are on disk, `config_of` its parsed config; `host_form` converts

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from generation_service.adapters.admission import AdmittedAdapter, AdmittedComposition, error_context
-from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.leases import AdapterKey, FusionKey, ResidentKey
 from generation_service.lora.fusion.fuse import FusionMember, fuse
 from generation_service.lora.weights import AdapterWeights
@@ -26,38 +26,41 @@ class RangeRequest:
     weights: AdapterWeights | None = None
 
 
-def plan_ranges(admitted: AdmittedComposition, store: WeightStore) -> list[RangeRequest]:
+def plan_ranges(admitted: AdmittedComposition, host_cache: HostCache) -> list[RangeRequest]:
     """Return the ranges of a composition: one for each adapter of a mixture, one for the result of a fusion."""
     match admitted.composition:
         case Base():
             return []
         case Mixture():
-            return [_adapter_range(adapter, store) for adapter in admitted.adapters]
+            return [_adapter_range(adapter, host_cache) for adapter in admitted.adapters]
         case Fusion() as fusion:
-            return [_fusion_range(fusion, admitted, store)]
+            return [_fusion_range(fusion, admitted, host_cache)]
         case _:
             assert_never(admitted.composition)
 
 
-def _adapter_range(adapter: AdmittedAdapter, store: WeightStore) -> RangeRequest:
+def _adapter_range(adapter: AdmittedAdapter, host_cache: HostCache) -> RangeRequest:
     key = AdapterKey(adapter.share.adapter_id, adapter.share.revision)
-    return RangeRequest(key, adapter.share.weight, lambda: _read(adapter, store))
+    return RangeRequest(key, adapter.share.weight, lambda: _read(adapter, host_cache))
 
 
-def _fusion_range(fusion: Fusion, admitted: AdmittedComposition, store: WeightStore) -> RangeRequest:
+def _fusion_range(fusion: Fusion, admitted: AdmittedComposition, host_cache: HostCache) -> RangeRequest:
     members = sorted(admitted.adapters, key=lambda member: member.share.adapter_id)
     key = fusion_key(fusion, members)
 
     def load() -> AdapterWeights:
         fused = fuse(
-            [FusionMember(_read(member, store), member.share.weight, member.share.adapter_id) for member in members],
+            [
+                FusionMember(_read(member, host_cache), member.share.weight, member.share.adapter_id)
+                for member in members
+            ],
             key.method,
             rank=key.rank,
             density=key.density or DEFAULT_DENSITY,
             seed=key.seed or 0,
         )
         try:
-            return store.in_host_form(fused)
+            return host_cache.in_host_form(fused)
         except CheckpointError as error:
             names = ", ".join(repr(member.share.adapter_id) for member in members)
             raise CheckpointError(
@@ -80,6 +83,6 @@ def fusion_key(fusion: Fusion, members: Sequence[AdmittedAdapter]) -> FusionKey:
     return FusionKey(shares, fusion.method, fusion.rank, density, seed)
 
 
-def _read(adapter: AdmittedAdapter, store: WeightStore) -> AdapterWeights:
+def _read(adapter: AdmittedAdapter, host_cache: HostCache) -> AdapterWeights:
     with error_context(adapter.path, adapter.share.adapter_id):
-        return store.weights(adapter.source)
+        return host_cache.weights(adapter.source)

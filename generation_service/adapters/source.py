@@ -44,7 +44,7 @@ class AdapterResolver(Protocol):
         """Return the source of `revision` (empty: the newest). Raises NotFoundError or CheckpointError."""
 
 
-class Roots:
+class AdapterRoots:
     """The folders that adapters may be read from. Nothing outside them is opened, not even through symbolic links."""
 
     def __init__(self, roots: Sequence[Path]) -> None:
@@ -83,13 +83,13 @@ class Roots:
                 )
 
 
-class FolderSources:
+class FolderResolver:
     """An AdapterResolver for adapters in `<root>/<adapter_id>/`. The revision is a prefix of the content hash.
 
     Sources are cached until a file of the adapter changes in any root. Safe from any thread.
     """
 
-    def __init__(self, roots: Roots) -> None:
+    def __init__(self, roots: AdapterRoots) -> None:
         self._roots = roots
         self._lock = threading.Lock()  # Guards: `_cached`.
         self._cached: dict[str, tuple[Signature, AdapterSource]] = {}
@@ -126,10 +126,10 @@ class FolderSources:
         return AdapterSource(adapter_id, content[:REVISION_LENGTH], folder, base_model, content)
 
 
-class CatalogueSources:
+class CatalogueResolver:
     """An AdapterResolver that asks the catalogue. Checkpoints must still be below the roots."""
 
-    def __init__(self, get_adapter: Callable[[str], Adapter], roots: Roots) -> None:
+    def __init__(self, get_adapter: Callable[[str], Adapter], roots: AdapterRoots) -> None:
         self._get_adapter = get_adapter
         self._roots = roots
 

@@ -1,4 +1,4 @@
-"""Exit codes for continuous integration: a score that is too low, or of too few samples, fails the command."""
+"""Exit statuses for continuous integration: low scores, or scores of too few samples, fail the command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from orchestrator.cli import output as console
 from orchestrator.evaluation.metrics.uncertainty import UNSCORED, Estimate
 from orchestrator.evaluation.report.summary import ALL, Cell, Summary
 
-MAX_FAILED = 0.5
+#: Largest share of unscored samples that --fail-under accepts: a score of less than half the samples means little.
+DEFAULT_MAX_FAILED = 0.5
 
 
 class JobMetric(StrEnum):
@@ -29,21 +30,20 @@ class JobMetric(StrEnum):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A score in [0, 1], None where there is none, and how many of the `samples` it is of have none."""
+class GatedScore:
+    """A score in [0, 1], None where there is none, and how many of its samples are unscored."""
 
-    share: float | None
+    value: float | None
     unscored: int
     samples: int
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What scores have to reach: of all strategies, or of those labelled `only`, at least `fail_under`.
+    """What scores must reach: at least `fail_under`, in all strategies or those labelled `only`.
 
-    No more than the share `max_failed` of the samples may be unscored: a score of the few that are left says nothing.
-    Both are in [0, 1]; None: not asked for, but that `fail_under` brings a `max_failed` of MAX_FAILED. `metric` None:
-    that of the headline.
+    At most the share `max_failed` of the samples may be unscored. Both are in [0, 1]; None: no requirement, except that
+    `fail_under` implies DEFAULT_MAX_FAILED. `metric` None: the headline's.
     """
 
     metric: JobMetric | None = None
@@ -57,11 +57,11 @@ class Gate:
 
     @property
     def is_set(self) -> bool:
-        """Whether anything is asked for."""
+        """Whether there is a requirement."""
         return self.fail_under is not None or self.max_failed is not None
 
     def check_labels(self, labels: Sequence[str]) -> None:
-        """Raise InvalidArgumentError for a strategy that is none of the job's."""
+        """Raise InvalidArgumentError for a strategy that the job does not have."""
         unknown = [label for label in self.only if label not in labels]
         if unknown and self.is_set:
             raise InvalidArgumentError(
@@ -69,98 +69,78 @@ class Gate:
             )
 
     def check(self, summary: Summary) -> None:
-        """Exit with status 1, naming what is too low, when the job does not pass. Raises InvalidArgumentError."""
+        """Exit with status 1, naming what failed, unless the job passes. Raises InvalidArgumentError."""
         self.check_labels(summary.strategies)
         headline = JobMetric.EXACT_MATCH if summary.only_texts else JobMetric.ACTION
         metric = self.metric or headline
-        self.check_scores(measured(summary, lambda cell: _score(cell, metric), self.only, _covered_by(metric)))
+        self.check_scores(gated_scores(summary, lambda cell: _score(cell, metric), self.only, _coverage(metric)))
 
-    def check_scores(self, found: Mapping[str, Measured]) -> None:
-        """Exit with status 1, naming what is too low, when scores do not pass."""
+    def check_scores(self, scores: Mapping[str, GatedScore]) -> None:
+        """Exit with status 1, naming what failed, unless the scores pass."""
         if not self.is_set:
             return
-        said = [*self._too_low(found), *self._too_few(found)] if found else ["nothing was scored"]
-        for problem in said:
-            console.note(problem)
-        if said:
+        failures = [*self._low_scores(scores), *self._low_coverage(scores)] if scores else ["nothing was scored"]
+        for failure in failures:
+            console.note(failure)
+        if failures:
             raise typer.Exit(console.FAILED)
 
-    def _too_low(self, found: Mapping[str, Measured]) -> Iterator[str]:
+    def _low_scores(self, scores: Mapping[str, GatedScore]) -> Iterator[str]:
         if self.fail_under is not None:
             low = [
-                f"{name} {'unscored' if each.share is None else f'{each.share:.4f}'}"
-                for name, each in found.items()
-                if each.share is None or each.share < self.fail_under
+                f"{name} {'unscored' if score.value is None else f'{score.value:.4f}'}"
+                for name, score in scores.items()
+                if score.value is None or score.value < self.fail_under
             ]
             if low:
                 yield f"below {self.fail_under:g}: {', '.join(low)}"
 
-    def _too_few(self, found: Mapping[str, Measured]) -> Iterator[str]:
-        most = MAX_FAILED if self.max_failed is None else self.max_failed
-        for name, each in found.items():
-            if each.samples and each.unscored / each.samples > most:
+    def _low_coverage(self, scores: Mapping[str, GatedScore]) -> Iterator[str]:
+        limit = DEFAULT_MAX_FAILED if self.max_failed is None else self.max_failed
+        for name, score in scores.items():
+            if score.samples and score.unscored / score.samples > limit:
                 yield (
-                    f"{name}: {each.unscored} of {each.samples} samples are unscored; "
-                    f"--max-failed allows {100 * most:g} %"
+                    f"{name}: {score.unscored} of {score.samples} samples are unscored; "
+                    f"--max-failed allows {100 * limit:g} %"
                 )
 
 
-def gate_of(
-    fail_under: float | None,
-    max_failed: float | None,
-    fail_on: Sequence[str] | None = None,
-    *,
-    metric: JobMetric | None = None,
-    default: Sequence[str] = (),
-    watch: bool = True,
-) -> Gate:
-    """Return the gate that options ask for; `default` are the labels it looks at where none is said.
-
-    Raises InvalidArgumentError for shares outside 0..1, for labels where nothing is to be reached, and for a gate where
-    nobody waits for the scores (`watch`).
-    """
-    made = Gate(metric, fail_under, max_failed, fail_on or default)
-    if fail_on and not made.is_set:
-        raise InvalidArgumentError("fail_on", "says what --fail-under looks at; give --fail-under too")
-    if made.is_set and not watch:
-        raise InvalidArgumentError("fail_under", "looks at a job that has ended; leave --no-watch out")
-    return made
-
-
 @dataclass(frozen=True)
-class Covered:
-    """The samples that a score is of, and how many of them it has no value for."""
+class Coverage:
+    """The samples that a score is of, and how many of them are unscored."""
 
     samples: int
     unscored: int
 
 
-def measured(
-    summary: Summary, score: Callable[[Cell], Estimate], only: Sequence[str], covered: Callable[[Cell], Covered]
-) -> dict[str, Measured]:
+def gated_scores(
+    summary: Summary, score: Callable[[Cell], Estimate], only: Sequence[str], coverage: Callable[[Cell], Coverage]
+) -> dict[str, GatedScore]:
     """Return the score of each strategy over all datasets, or of those labelled `only`.
 
-    Samples that were planned and have no record are unscored, whatever they are of.
+    Planned samples without a record count as unscored.
     """
     planned = (summary.facts.planned_samples or 0) // max(1, len(summary.strategies))
-    found = {}
+    scores = {}
     for strategy in only or summary.strategies:
         cell = summary.group(strategy, ALL)
-        of, missing = (Covered(0, 0), planned) if cell is None else (covered(cell), max(0, planned - cell.samples))
+        covered, missing = (
+            (Coverage(0, 0), planned) if cell is None else (coverage(cell), max(0, planned - cell.samples))
+        )
         estimate = UNSCORED if cell is None else score(cell)
-        found[strategy] = Measured(estimate.value, of.unscored + missing, of.samples + missing)
-    return found
+        scores[strategy] = GatedScore(estimate.value, covered.unscored + missing, covered.samples + missing)
+    return scores
 
 
-def _covered_by(metric: JobMetric) -> Callable[[Cell], Covered]:
+def _coverage(metric: JobMetric) -> Callable[[Cell], Coverage]:
     if metric in (JobMetric.EXACT_MATCH, JobMetric.ROUGE_L, JobMetric.BLEU):
-        return lambda cell: Covered(cell.text_samples, cell.text_failed)
-    return lambda cell: Covered(cell.samples - cell.text_samples, cell.failed - cell.text_failed)
+        return lambda cell: Coverage(cell.text_samples, cell.text_failed)
+    return lambda cell: Coverage(cell.samples - cell.text_samples, cell.failed - cell.text_failed)
 
 
 def _check_share(option: str, share: float | None) -> None:
     if share is not None and not 0 <= share <= 1:
-        raise InvalidArgumentError(option, f"a share in 0..1, got {share:g}; 80 % is 0.8")
+        raise InvalidArgumentError(option, f"must be a share in 0..1, got {share:g}; 80 % is 0.8")
 
 
 def _score(cell: Cell, metric: JobMetric) -> Estimate:

@@ -1,26 +1,30 @@
-"""`loraretriever ...`: every command, and what an error looks like."""
+"""Every command of `loraretriever`, and how errors are printed."""
 
 from __future__ import annotations
 
+import re
 import sys
-from importlib.metadata import entry_points, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires, version
 from typing import Annotated, Any
 
 import typer
 
-from infra.contract.errors import LoraRetrieverError
+from infra.contract.errors import ConfigurationError, LoraRetrieverError
 from orchestrator.cli import output as console
 from orchestrator.cli.commands import adapters, ask, demo, evaluate, serve, up
-from orchestrator.cli.errors import worded
-from orchestrator.cli.targets import target
+from orchestrator.cli.errors import message_of
+from orchestrator.cli.options.targets import target
+from orchestrator.devstack.process import stop_signals_interrupt
 
-PASSES_THROUGH = ("serve", "worker")
+_PASS_THROUGH = ("serve", "worker")
+#: Extras of this distribution, in the order in which they are recommended for a package that several require.
+_EXTRAS = ("orchestrator", "retrieval", "generation", "embedded")
 
 app = typer.Typer(
     name="loraretriever",
-    help="Retrieve the LoRA adapters that fit each multimodal request, compose them for it alone, and answer.",
+    help="Retrieve the LoRA adapters that fit each multimodal request, compose them for that request, and answer.",
     epilog="Environment: LORARETRIEVER_CLIENT_RETRIEVAL_TARGET, ..._ORCHESTRATOR_TARGET, ..._TLS_CA, "
-    "..._TLS_CERTIFICATE, ..._TLS_KEY and ..._TOKEN say where the servers are and how to speak to them. "
+    "..._TLS_CERTIFICATE, ..._TLS_KEY and ..._TOKEN set where the servers are and how to call them. "
     "NO_COLOR turns colours off.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -36,19 +40,42 @@ app.command("worker", context_settings=serve.PASS_THROUGH)(serve.worker)
 
 
 def _add_tier_commands() -> None:
-    """Add what the installed tiers offer: entry points of the group `loraretriever.commands`.
-
-    Each is a Typer or a function. A tier whose packages are not installed is left out.
-    """
+    """Add the commands of the tiers: entry points of the group `loraretriever.commands`, a Typer or a function each."""
     for entry in sorted(entry_points(group="loraretriever.commands"), key=lambda entry: entry.name):
         try:
             command = entry.load()
-        except ImportError:
+        except ModuleNotFoundError as error:
+            _add_unavailable(entry, error)
             continue
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=entry.name)
         else:
             app.command(entry.name)(command)
+
+
+def _add_unavailable(entry: EntryPoint, error: ModuleNotFoundError) -> None:
+    """Add a command that says which extra is missing."""
+    package = (error.name or entry.module).partition(".")[0]
+    problem = f"{package} is not installed: pip install 'loraretriever[{extra_of(package)}]'"
+
+    @app.command(entry.name, context_settings=serve.PASS_THROUGH, help=f"Not available: {problem}.")
+    def unavailable(_context: typer.Context) -> None:
+        raise ConfigurationError(problem)
+
+
+def extra_of(package: str) -> str:
+    """Return the extra of this distribution that requires `package`; "all" if none does directly."""
+    try:
+        requirements = requires("loraretriever") or []
+    except PackageNotFoundError:
+        requirements = []
+    extras = set()
+    for requirement in requirements:
+        name = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
+        if name and extra and name[0].lower().replace("-", "_") == package.lower():
+            extras.add(extra[1])
+    return next((extra for extra in _EXTRAS if extra in extras), "all")
 
 
 _add_tier_commands()
@@ -60,26 +87,25 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit status: 0 done, 1 failed, 2 asked wrongly, 130 interrupted.
+    """Run one command and return its exit status.
+
+    0: done; 1: failed; 2: called wrongly, or a package is missing; 128 + N: stopped by signal N.
 
     Expected errors become one line on standard error. With --debug they are raised instead.
     """
-    passes_through = bool(arguments) and arguments[0] in PASSES_THROUGH
+    passes_through = bool(arguments) and arguments[0] in _PASS_THROUGH
     debug = not passes_through and "--debug" in arguments
     if not passes_through:
-        arguments = [_dashed(argument) for argument in arguments if argument != "--debug"]
+        arguments = [_with_dashes(argument) for argument in arguments if argument != "--debug"]
     try:
-        status = int(app(args=arguments, prog_name="loraretriever", standalone_mode=False) or 0)
-        if status == console.INTERRUPTED:
-            console.note("interrupted")
-        return status
+        return _invoke(arguments)
     except LoraRetrieverError as error:
         if debug:
             raise
-        console.print_error(worded(error), getattr(error, "__notes__", None))
+        console.print_error(message_of(error), getattr(error, "__notes__", None))
         return console.exit_status(error)
     except typer.TyperException as error:
-        if problem := _usage(error):
+        if problem := _usage_problem(error):
             console.print_error(problem)
         return console.USAGE
     except (typer.Abort, KeyboardInterrupt):
@@ -89,16 +115,26 @@ def run(arguments: list[str]) -> int:
         return console.FAILED
 
 
-def _dashed(argument: str) -> str:
-    """Return an option spelled with underscores, as the study spelled them, with dashes."""
+def _invoke(arguments: list[str]) -> int:
+    with stop_signals_interrupt() as received:
+        status = int(app(args=arguments, prog_name="loraretriever", standalone_mode=False) or 0)
+    if status == console.INTERRUPTED and received.number is not None:
+        return 128 + received.number
+    if status == console.INTERRUPTED:
+        console.note("interrupted")
+    return status
+
+
+def _with_dashes(argument: str) -> str:
+    """Return an option spelled with underscores, as in the study's scripts, with dashes."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value
 
 
-def _usage(error: Any) -> str:
-    """Return what is wrong with a command line and where help is; empty when help has been printed already."""
+def _usage_problem(error: Any) -> str:
+    """Return what is wrong with a command line, and where help is; empty if help has been printed already."""
     context, problem = getattr(error, "ctx", None), str(error.format_message()).rstrip(".")
     where = f"; see '{context.command_path} --help'" if context is not None else ""
     return problem and problem + where
@@ -117,7 +153,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     _debug: Annotated[
-        bool, typer.Option("--debug", help="Raise errors instead of printing them; taken anywhere in the line.")
+        bool, typer.Option("--debug", help="Raise errors instead of printing them; may be given anywhere.")
     ] = False,
 ) -> None:
-    context.obj = target  # how commands of other tiers find the tiers: (tier, flag) -> Target
+    context.obj = target  # How commands of other tiers find the tiers: (tier, flag) -> Target.

@@ -1,4 +1,4 @@
-"""Where words go: results to standard output, progress and errors to standard error."""
+"""Output of commands: results to standard output, progress and errors to standard error."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from rich.text import Text
 from infra.contract.errors import ConfigurationError, InvalidArgumentError, LoraRetrieverError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
-PLAIN_WIDTH = 160
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+#: Line width where the output is not a terminal: tables in logs and scripts are not folded.
+_PLAIN_WIDTH = 160
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def results() -> Console:
-    """Return the console of results. What is no terminal gets no colours, and lines wide enough for scripts."""
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    """Return the console for results. Without a terminal it has no colours, and lines wide enough for scripts."""
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
 
 
 def progress() -> Console:
-    """Return the console of progress and errors."""
-    return Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+    """Return the console for progress and errors."""
+    return Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else _PLAIN_WIDTH)
 
 
 def print_json(value: object) -> None:
@@ -38,11 +39,11 @@ def print_json(value: object) -> None:
 
 
 def print_text(text: str) -> None:
-    """Write a text to standard output, at once and without a line end of its own.
+    """Write a text to standard output and flush it; no line end is added.
 
-    A terminal gets no control characters of it: a model's words must not move the cursor.
+    On a terminal control characters are replaced: a model's answer must not move the cursor.
     """
-    sys.stdout.write(_CONTROL.sub("�", text) if sys.stdout.isatty() else text)
+    sys.stdout.write(_CONTROL_CHARACTERS.sub("�", text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
@@ -52,13 +53,13 @@ def note(text: str) -> None:
 
 
 def print_error(message: str, notes: list[str] | None = None) -> None:
-    """Write an error, and what was noted beside it, to standard error."""
-    beside = f" ({', '.join(notes)})" if notes else ""
-    progress().print(Text.assemble(("error: ", "bold red"), message + beside), soft_wrap=True)
+    """Write an error and the notes attached to it to standard error."""
+    suffix = f" ({', '.join(notes)})" if notes else ""
+    progress().print(Text.assemble(("error: ", "bold red"), message + suffix), soft_wrap=True)
 
 
 def exit_status(error: LoraRetrieverError) -> int:
-    """Return 2 for what the caller asked wrongly, and 1 for what went wrong."""
+    """Return 2 for an error in how the command was called, and 1 for any other."""
     return USAGE if isinstance(error, ConfigurationError | InvalidArgumentError) else FAILED
 
 

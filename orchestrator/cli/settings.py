@@ -1,25 +1,28 @@
-"""What the command line reads from the environment."""
+"""The environment of the command line, read once."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from infra.contract.errors import ConfigurationError
 
-OURS = ("LORARETRIEVER_RETRIEVAL_", "LORARETRIEVER_GENERATION_", "LORARETRIEVER_ORCHESTRATOR_")
-PREFIX = "LORARETRIEVER_CLIENT_"
-LEGACY = ("MAX_PIXELS", "MAX_NUM")
+CLIENT_PREFIX = "LORARETRIEVER_CLIENT_"
+_TIER_PREFIXES = ("LORARETRIEVER_RETRIEVAL_", "LORARETRIEVER_GENERATION_", "LORARETRIEVER_ORCHESTRATOR_")
+#: Variables of the study's scripts that the tiers read too.
+_LEGACY_NAMES = ("MAX_PIXELS", "MAX_NUM")
 
 
-class ClientSettings(BaseSettings):
-    """Where the tiers are and how to speak to them, from LORARETRIEVER_CLIENT_<NAME>. Flags go over it."""
+class ClientSettings(BaseModel):
+    """Where the tiers are and how to call them, from LORARETRIEVER_CLIENT_<NAME>. Flags override it."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     retrieval_target: str = Field("", description="host:port of the retrieval service")
     orchestrator_target: str = Field("", description="host:port of the orchestrator")
@@ -27,42 +30,57 @@ class ClientSettings(BaseSettings):
     tls_certificate: Path | None = Field(None, description="PEM file of the client's own certificate (mTLS)")
     tls_key: Path | None = Field(None, description="PEM file of its private key")
     token: SecretStr | None = Field(None, description="bearer token of the servers")
-    judge_key: SecretStr | None = Field(None, description="key of the endpoint that 'evaluate score --judge' asks")
+    judge_key: SecretStr | None = Field(None, description="key of the endpoint of 'evaluate score --judge'")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The variables that this process started with, and the client's settings among them."""
+
+    variables: Mapping[str, str]
+    client: ClientSettings
+
+    @classmethod
+    def of(cls, variables: Mapping[str, str]) -> Environment:
+        """Return the environment of `variables`.
+
+        Raises ConfigurationError for a variable with the client's prefix that is not a setting.
+        """
+        values = {}
+        for variable, value in variables.items():
+            if not variable.startswith(CLIENT_PREFIX):
+                continue
+            name = variable.removeprefix(CLIENT_PREFIX).lower()
+            if name not in ClientSettings.model_fields:
+                known = ", ".join(f"{CLIENT_PREFIX}{field.upper()}" for field in ClientSettings.model_fields)
+                raise ConfigurationError(f"{variable} in the environment is not a setting; the settings are {known}")
+            values[name] = value
+        return cls(MappingProxyType(dict(variables)), ClientSettings.model_validate(values))
+
+    def sets(self, tier: str, name: str) -> bool:
+        """Return whether a setting of a tier is given by a variable."""
+        return bool(self.variables.get(f"LORARETRIEVER_{tier.upper()}_{name.upper()}"))
+
+    def for_tiers(self, *, own_settings: bool) -> dict[str, str]:
+        """Return the environment of tiers on this machine.
+
+        Each process computes with one thread unless the caller sets another number, since they share the machine's
+        cores. Without `own_settings` the caller's settings of the tiers are removed.
+        """
+        variables = dict(self.variables)
+        if not own_settings:
+            variables = {
+                name: value
+                for name, value in variables.items()
+                if not name.upper().startswith(_TIER_PREFIXES) and name.upper() not in _LEGACY_NAMES
+            }
+        variables.setdefault("OMP_NUM_THREADS", "1")
+        variables.setdefault("TOKENIZERS_PARALLELISM", "false")
+        variables["PYTHONUNBUFFERED"] = "1"
+        return variables
 
 
 @cache
-def client_settings() -> ClientSettings:
-    """Return the settings, read once. ConfigurationError for a variable with the prefix that is none of them."""
-    for variable in os.environ:
-        if variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() not in ClientSettings.model_fields:
-            known = ", ".join(f"{PREFIX}{name.upper()}" for name in ClientSettings.model_fields)
-            raise ConfigurationError(f"{variable} in the environment is no setting; there are {known}")
-    return ClientSettings()
-
-
-def own_environment() -> dict[str, str]:
-    """Return this process's environment."""
-    return dict(os.environ)
-
-
-def child_environment(*, own_settings: bool) -> dict[str, str]:
-    """Return the environment for tiers on this machine: one computing thread a process, unless said otherwise.
-
-    Without `own_settings` whatever the caller has set for the tiers is left out.
-    """
-    environment = own_environment()
-    if not own_settings:
-        environment = {
-            name: value
-            for name, value in environment.items()
-            if not name.upper().startswith(OURS) and name.upper() not in LEGACY
-        }
-    environment.setdefault("OMP_NUM_THREADS", "1")
-    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    environment["PYTHONUNBUFFERED"] = "1"
-    return environment
-
-
-def told_by_environment(tier: str, name: str) -> bool:
-    """Return whether the environment gives a tier's setting."""
-    return bool(os.environ.get(f"LORARETRIEVER_{tier.upper()}_{name.upper()}"))
+def environment() -> Environment:
+    """Return the environment of this process as it was at the first call. Raises ConfigurationError."""
+    return Environment.of(os.environ)

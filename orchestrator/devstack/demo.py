@@ -1,4 +1,4 @@
-"""The demo: the whole system on the demo world, as a user would do it, over gRPC from outside the tiers."""
+"""The demo: the whole system on the demo world, driven over gRPC as a user would drive it."""
 
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, Evaluat
 from orchestrator.registration.peft_folder import read_adapter
 from orchestrator.registration.training_examples import example_prompts, ranked_samples, sample_prompt
 
-TOP_K = 3
-WEIGHTING_TEMPERATURE = 0.2
-"""The study's: at the server's default of 0.05 the best match takes nearly all, and a mixture shows little else."""
+_TOP_K = 3
+#: The study's. At the server's default of 0.05 the best match gets nearly all of the weight, so that a mixture hardly
+#: differs from a selection.
+_WEIGHTING_TEMPERATURE = 0.2
 EXAMPLES = 20
-REGISTERED_AT_ONCE = 4
-REQUESTS = 3
-STRATEGIES = (
+#: Keeps the embedder's batches full; more only wait in its queue.
+_CONCURRENT_REGISTRATIONS = 4
+_REQUESTS = 3
+#: Fusion is `concat`: the world's adapters have different ranks, which `linear` refuses.
+_STRATEGIES = (
     EvaluatedStrategy(AnswerStrategy.BASE),
     EvaluatedStrategy(AnswerStrategy.SELECTION),
     EvaluatedStrategy(AnswerStrategy.MIXTURE),
     EvaluatedStrategy(AnswerStrategy.FUSION, FusionMethod.CONCAT),
     EvaluatedStrategy(AnswerStrategy.ORACLE),
 )
-"""Fusion is `concat`: the world's adapters have different ranks, which `linear` refuses."""
-
-POLL_S = 0.5
+#: How often the tiers are checked while the demo runs: an error is reported soon after a tier ends.
+_CHECK_INTERVAL_S = 0.5
 
 T = TypeVar("T")
 
@@ -72,11 +74,11 @@ def stack_plan(world: World, work_dir: Path, data: Path, environment: dict[str, 
 
 
 async def register(target: str, datasets: Sequence[WorldDataset], on_registered: Callable[[Adapter], None]) -> None:
-    """Register the adapter of every dataset, each by some of its training examples."""
-    room = asyncio.Semaphore(REGISTERED_AT_ONCE)
+    """Register the adapter of every dataset by a sample of its training examples."""
+    slots = asyncio.Semaphore(_CONCURRENT_REGISTRATIONS)
 
     async def register_one(retrieval: RetrievalClient, dataset: WorldDataset) -> None:
-        async with room:
+        async with slots:
             adapter = read_adapter(
                 dataset.adapter_id,
                 dataset.checkpoint,
@@ -93,10 +95,10 @@ async def register(target: str, datasets: Sequence[WorldDataset], on_registered:
 
 
 def sample_requests(datasets: Sequence[WorldDataset]) -> list[Request]:
-    """Return some held-out steps, of datasets far apart, in which a button is chosen by what is on the screen."""
-    far_apart = {round(index * (len(datasets) - 1) / max(1, REQUESTS - 1)) for index in range(REQUESTS)}
+    """Return held-out steps of different datasets, in which a button is chosen by what the screen shows."""
+    far_apart = {round(index * (len(datasets) - 1) / max(1, _REQUESTS - 1)) for index in range(_REQUESTS)}
     requests = []
-    for index in sorted(min(each, len(datasets) - 1) for each in far_apart):
+    for index in sorted(min(index, len(datasets) - 1) for index in far_apart):
         samples = ranked_samples(datasets[index].test, seed=0)
         clicks = [sample for sample in samples if sample.truth.startswith("Click")]
         requests.append(Request(datasets[index], (clicks or samples)[0]))
@@ -104,7 +106,7 @@ def sample_requests(datasets: Sequence[WorldDataset]) -> list[Request]:
 
 
 def ask(client: AnswerClient, request: Request) -> AsyncIterator[Selection | str | Answer]:
-    """Ask a sample request with a mixture of the adapters that fit it."""
+    """Stream the answer to a request, by a mixture of the adapters that fit it."""
     return client.stream(
         Question(sample_prompt(request.sample), AnswerStrategy.MIXTURE, retrieval(request.dataset.kind))
     )
@@ -112,7 +114,7 @@ def ask(client: AnswerClient, request: Request) -> AsyncIterator[Selection | str
 
 def retrieval(kind: str = "") -> RetrievalOptions:
     """Return how the demo retrieves and weighs."""
-    return RetrievalOptions(top_k=TOP_K, kind=kind, weighting=Weighting.SOFTMAX, temperature=WEIGHTING_TEMPERATURE)
+    return RetrievalOptions(top_k=_TOP_K, kind=kind, weighting=Weighting.SOFTMAX, temperature=_WEIGHTING_TEMPERATURE)
 
 
 def evaluation(datasets: Sequence[WorldDataset], episodes: int) -> EvaluationSpec:
@@ -122,7 +124,7 @@ def evaluation(datasets: Sequence[WorldDataset], episodes: int) -> EvaluationSpe
             DatasetSpec(dataset.adapter_id, str(dataset.test.resolve()), dataset.adapter_id, dataset.kind)
             for dataset in datasets
         ),
-        strategies=STRATEGIES,
+        strategies=_STRATEGIES,
         retrieval=retrieval(),
         max_episodes=episodes,
     )
@@ -133,7 +135,7 @@ async def evaluate(
     spec: EvaluationSpec,
     watched: Callable[[AsyncIterator[Evaluation]], Awaitable[Evaluation]],
 ) -> Report:
-    """Run a job to its end, shown by `watched`, and return its report. UnavailableError when it fails."""
+    """Run a job to its end, shown by `watched`, and return its report. Raises UnavailableError if it fails."""
     started = await client.create(spec)
     job = await watched(client.watch(started.evaluation_id))
     if job.state is not EvaluationState.SUCCEEDED:
@@ -142,20 +144,20 @@ async def evaluate(
 
 
 async def while_running(stack: LocalStack, work: Awaitable[T]) -> T:
-    """Return what `work` returns; stop it, and raise UnavailableError, as soon as a tier of the stack ends."""
+    """Return the result of `work`; cancel it and raise UnavailableError as soon as a tier of the stack ends."""
 
-    async def guard() -> Any:
+    async def check() -> Any:
         while True:
             stack.check()
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(_CHECK_INTERVAL_S)
 
-    working, guarding = asyncio.ensure_future(work), asyncio.ensure_future(guard())
+    working, checking = asyncio.ensure_future(work), asyncio.ensure_future(check())
     try:
-        await asyncio.wait((working, guarding), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, checking), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            guarding.result()
+            checking.result()
         return await working
     finally:
         working.cancel()
-        guarding.cancel()
-        await asyncio.gather(working, guarding, return_exceptions=True)
+        checking.cancel()
+        await asyncio.gather(working, checking, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The demo world: its checkpoints beside this code, and its datasets, generated once."""
+"""The demo world: its checkpoints in this checkout, and its datasets, which are generated once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import orchestrator
 from infra.contract.errors import ConfigurationError, UnavailableError
-from orchestrator.devstack.stack import FRESH
+from orchestrator.devstack.stack import FRESH_FOLDERS
 
-PACKAGE = "examples.pocket_phone"
-GENERATED = "generated.json"
+_PACKAGE = "examples.pocket_phone"
+_MARKER = "generated.json"
+#: The base model's name in the world's adapters.
 MODEL_NAME = "qwen2-vl-tiny"
-"""What the world's adapters call their base model."""
 
 
 @dataclass(frozen=True)
@@ -63,43 +63,44 @@ class WorldDataset:
 def find_world(folder: Path | None = None) -> World:
     """Return the world in `folder` (default: examples/pocket_phone of this checkout).
 
-    Raises ConfigurationError, saying what is missing, when it is not whole.
+    Raises ConfigurationError, naming what is missing, if it is incomplete.
     """
     world = World((folder or Path(orchestrator.__file__).parents[1] / "examples" / "pocket_phone").resolve())
     for needed in (world.folder / "__main__.py", world.base, world.adapters, world.embedder):
         if not needed.exists():
             raise ConfigurationError(
-                f"the demo world is not whole: {needed} is not there; run this from a checkout of the repository "
+                f"the demo world is incomplete: {needed} does not exist; run this from a checkout of the repository "
                 "(pip install -e . there), or name its examples/pocket_phone folder with --world"
             )
     return world
 
 
 def check_work_dir(work_dir: Path, data: Path) -> None:
-    """Raise ConfigurationError when `work_dir` holds what the demo did not make: it starts from an empty catalogue."""
-    taken = [name for name in FRESH if (work_dir / name).exists()]
+    """Raise ConfigurationError if `work_dir` holds the data of another stack, which a fresh stack would discard."""
+    taken = [name for name in FRESH_FOLDERS if (work_dir / name).exists()]
     if taken and not (data / "world.json").exists():
         raise ConfigurationError(
-            f"{work_dir} holds {', '.join(taken)} that the demo did not make and would replace: give another --work-dir"
+            f"{work_dir} holds {', '.join(taken)} of another stack, which the demo would replace; "
+            "give another --work-dir"
         )
 
 
 def generate(world: World, data: Path, *, train: int, test: int) -> bool:
-    """Write the world's datasets to `data` unless the same ones are there; return whether they were written.
+    """Write the world's datasets to `data` unless they exist already, and return whether they were written.
 
-    Raises UnavailableError with the generator's last words when it fails.
+    Raises UnavailableError with the end of the generator's output if it fails.
     """
-    asked = {"train": train, "test": test, "generator": _fingerprint(world)}
-    marker = data / GENERATED
-    if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == asked:
+    requested = {"train": train, "test": test, "generator": _fingerprint(world)}
+    marker = data / _MARKER
+    if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == requested:
         return False
     marker.unlink(missing_ok=True)
     numbers = ["--train", str(train), "--test", str(test)]
-    command = [sys.executable, "-m", PACKAGE, "generate", "--output", str(data.resolve()), *numbers]
+    command = [sys.executable, "-m", _PACKAGE, "generate", "--output", str(data.resolve()), *numbers]
     done = subprocess.run(command, cwd=world.root, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UnavailableError(f"the demo world could not be generated: {done.stderr.strip()[-2000:]}")
-    marker.write_text(json.dumps(asked), encoding="utf-8")
+    marker.write_text(json.dumps(requested), encoding="utf-8")
     return True
 
 
@@ -112,7 +113,7 @@ def _fingerprint(world: World) -> str:
 
 
 def datasets(world: World, data: Path, names: Sequence[str] = ()) -> list[WorldDataset]:
-    """Return the generated datasets, all or those named. Raises ConfigurationError for a name that is none."""
+    """Return the generated datasets, or those named. Raises ConfigurationError for an unknown name."""
     entries = json.loads((data / "world.json").read_text(encoding="utf-8"))
     known = [entry["adapter_id"] for entry in entries]
     for name in names:

@@ -1,8 +1,8 @@
-"""`python -m orchestrator.devstack.parent_watch MODULE ...`: run a module as a program that never outlives its starter.
+"""`python -m orchestrator.devstack.parent_watch MODULE ...`: run a module in a process that ends with its parent.
 
-The program must lead its process group, and its standard input must be a pipe whose other end only the starter holds
-and never writes to. When the starter ends, however it ends, the pipe closes: a watcher in the group then sends the
-whole group SIGTERM, and after a grace SIGKILL.
+The process must lead its process group, and its standard input must be a pipe whose other end only the parent holds and
+never writes to. However the parent ends, the pipe closes: a watcher process in the group then sends the whole group
+SIGTERM, and SIGKILL after a grace period.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import signal
 import sys
 import time
 
-ORPHAN_GRACE_S = 5.0
+#: Time for a tier to close its files and connections. The parent is gone, so nothing waits for it.
+_ORPHAN_GRACE_S = 5.0
 
 
 def main() -> None:
-    """Run the module named by the first argument with the others as its own."""
+    """Run the module named by the first argument with the remaining arguments."""
     if len(sys.argv) < 2 or os.getpgrp() != os.getpid():
         raise SystemExit("usage: parent_watch MODULE [ARGUMENT...]; the process must lead its process group")
     if os.fork() == 0:
@@ -35,7 +36,7 @@ def _watch() -> None:
     while os.read(0, 1):
         pass
     os.killpg(0, signal.SIGTERM)
-    time.sleep(ORPHAN_GRACE_S)
+    time.sleep(_ORPHAN_GRACE_S)
     os.killpg(0, signal.SIGKILL)
 
 

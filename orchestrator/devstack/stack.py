@@ -18,13 +18,22 @@ from infra.contract.errors import ConfigurationError
 from infra.runtime.embedded_redis import embedded_redis
 from infra.runtime.layout import module_name
 from infra.runtime.settings import as_arguments
-from orchestrator.devstack.process import POLL_S, Child, Hurry, Program, Ready, hurried_by_signals
-from orchestrator.devstack.restart_policy import Revival
+from orchestrator.devstack.process import (
+    POLL_S,
+    Child,
+    Program,
+    Ready,
+    RestartPolicy,
+    StopNow,
+    stop_signals_end_waiting,
+)
 
 STATE_FILE = "stack.json"
-FREE = "127.0.0.1:0"
-REDIS, RETRIEVAL, GENERATION, ORCHESTRATOR, WORKER = "redis", "retrieval", "generation", "orchestrator", "worker"
-FRESH = ("qdrant", "redis", "logs")
+#: Folders that a fresh stack starts without.
+FRESH_FOLDERS = ("qdrant", "redis", "logs")
+_FREE_ADDRESS = "127.0.0.1:0"
+_REDIS, _RETRIEVAL, _GENERATION = "redis", "retrieval", "generation"
+_ORCHESTRATOR, _WORKER = "orchestrator", "worker"
 
 TierState = Literal["starting", "ready", "died", "stopping", "stopped"]
 OnTier = Callable[[str, TierState], None]
@@ -32,9 +41,11 @@ OnTier = Callable[[str, TierState], None]
 
 @dataclass(frozen=True)
 class StackPlan:
-    """What to start. `retrieval`, `generation` and `orchestrator` hold settings of those tiers by name, addresses
-    included (default: free ports); what connects the tiers is filled in. Data, logs and ready files go to `work_dir`;
-    `fresh` starts with an empty catalogue and Redis instead of those that are there.
+    """What to start.
+
+    `retrieval`, `generation` and `orchestrator` hold settings of these tiers by name, addresses included (default: free
+    ports); the settings that connect the tiers are added. Data, logs and ready files go to `work_dir`; `fresh` discards
+    the catalogue and the Redis of an earlier run.
     """
 
     work_dir: Path
@@ -43,13 +54,14 @@ class StackPlan:
     generation: Mapping[str, object] = field(default_factory=dict)
     orchestrator: Mapping[str, object] = field(default_factory=dict)
     fresh: bool = False
+    #: Loading a large model from a cold disk takes minutes.
     start_timeout_s: float = 600.0
     grace_s: float = 10.0
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the tiers listen, the Redis URL for Celery, and the process that holds them."""
+    """The addresses of the tiers, the Redis URL for Celery, and the process that runs the stack."""
 
     retrieval: str
     generation: str
@@ -59,11 +71,13 @@ class Addresses:
 
 
 class LocalStack:
-    """Starts every tier on entering and stops them all on leaving, whatever ends the block.
+    """A context manager that starts every tier and, however the block ends, stops them all.
 
-    Entering raises UnavailableError or ConfigurationError with the end of its log as soon as a tier ends, and
-    ConfigurationError when another stack runs in the same folder. A worker that dies while all are ready is started
-    again by `check`.
+    `check` restarts a worker that dies while all tiers are ready.
+
+    Raises (on entering):
+        UnavailableError: a tier ended while starting; the message has the end of its log.
+        ConfigurationError: a tier refused its settings, or another stack runs in the same folder.
     """
 
     def __init__(self, plan: StackPlan, on_tier: OnTier = lambda _tier, _state: None) -> None:
@@ -73,12 +87,12 @@ class LocalStack:
         self._lock = contextlib.ExitStack()
         self._redis = contextlib.ExitStack()
         self._addresses: Addresses | None = None
-        self._revival = Revival()
+        self._worker_restarts = RestartPolicy()
         self._dead_worker: Program | None = None
 
     @property
     def addresses(self) -> Addresses:
-        """Where the tiers listen, once all are ready."""
+        """The addresses of the tiers. Raises RuntimeError before all are ready."""
         if self._addresses is None:
             raise RuntimeError("the stack is not running")
         return self._addresses
@@ -90,14 +104,14 @@ class LocalStack:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The tiers' process ids, each that of its process group too."""
+        """The tiers' process ids, which are also the ids of their process groups."""
         return tuple(child.pid for child in self._children)
 
     def __enter__(self) -> LocalStack:
         try:
             self._lock.enter_context(_locked(self._plan.work_dir))
             if self._plan.fresh:
-                for name in FRESH:
+                for name in FRESH_FOLDERS:
                     shutil.rmtree(self._plan.work_dir / name, ignore_errors=True)
             self._addresses = self._start_all()
             _write_state(self._plan.work_dir / STATE_FILE, self._addresses)
@@ -112,54 +126,51 @@ class LocalStack:
         self.stop()
 
     def check(self) -> None:
-        """Raise UnavailableError, with the end of its log, when a tier has ended; start a worker that has again.
-
-        A worker that dies too often is as any other tier.
-        """
-        if self._dead_worker is not None and self._revival.is_due:
-            self._children.append(Child(self._dead_worker, self.work_dir, self._plan.environment, again=True))
+        """Restart a worker that died; raise UnavailableError if any other tier has ended, or the worker too often."""
+        if self._dead_worker is not None and self._worker_restarts.is_due:
+            self._children.append(Child(self._dead_worker, self.work_dir, self._plan.environment, restarted=True))
             self._dead_worker = None
         for child in list(self._children):
             if child.exit_status is not None:
-                self._bury(child)
+                self._handle_exit(child)
 
-    def _bury(self, child: Child) -> None:
-        """Let a worker that has ended be started again in a while; raise for any other tier."""
+    def _handle_exit(self, child: Child) -> None:
+        """Schedule the restart of a worker; raise the error of any other tier."""
         is_ready = self._addresses is not None
-        if child.name != WORKER or not is_ready or not self._revival.may_follow(child.started_at):
+        if child.name != _WORKER or not is_ready or not self._worker_restarts.allows_restart(child.started_at):
             error = child.failure()
             if is_ready and not self._plan.fresh:
-                error.add_note(f"jobs are kept: started again in the same work folder {self.work_dir}, they go on")
+                error.add_note(f"jobs are kept and continue when the stack is started again in {self.work_dir}")
             raise error
-        child.stop(0, Hurry(now=True))
+        child.stop(0, StopNow(is_set=True))
         self._children.remove(child)
         self._dead_worker = child.program
-        self._tell(WORKER, "died")
+        self._report(_WORKER, "died")
 
     def wait(self) -> None:
-        """Wait until a tier ends, which raises as `check` does."""
+        """Wait until a tier ends, and raise as `check` does."""
         while True:
             self.check()
             time.sleep(POLL_S * 10)
 
     def stop(self) -> None:
-        """Stop every tier, last started first. A signal in the meantime ends the waiting, not the stopping."""
-        with hurried_by_signals() as hurry:
+        """Stop every tier, the last started first. A stop signal meanwhile ends the grace periods, not the stopping."""
+        with stop_signals_end_waiting() as stop_now:
             self._dead_worker = None
             while self._children:
                 child = self._children[-1]
-                self._tell(child.name, "stopping")
-                child.stop(self._plan.grace_s, hurry)
+                self._report(child.name, "stopping")
+                child.stop(self._plan.grace_s, stop_now)
                 self._children.pop()
-                self._tell(child.name, "stopped")
+                self._report(child.name, "stopped")
             self._redis.close()
             if self._addresses is not None:
                 (self._plan.work_dir / STATE_FILE).unlink(missing_ok=True)
                 self._addresses = None
             self._lock.close()
 
-    def _tell(self, name: str, state: TierState) -> None:
-        """Tell how stopping goes, to a terminal that may be gone."""
+    def _report(self, name: str, state: TierState) -> None:
+        """Report a state, even though the terminal may be gone by now."""
         with contextlib.suppress(OSError):
             self._on_tier(name, state)
 
@@ -167,27 +178,29 @@ class LocalStack:
         plan = self._plan
         redis_url = self._start_redis()
         retrieval_settings = {"qdrant_path": plan.work_dir / "qdrant", **plan.retrieval}
-        retrieval = self._start(_tier(RETRIEVAL, module_name("retrieval_service"), retrieval_settings))
-        connected = {"retrieval_target": retrieval.address}
-        generation = self._start(_tier(GENERATION, module_name("generation_service"), {**plan.generation, **connected}))
-        connected |= {"generation_target": generation.address, "redis_url": redis_url}
-        settings = {"output_dir": plan.work_dir / "evaluations", **plan.orchestrator, **connected}
-        served = self._begin(_tier(ORCHESTRATOR, module_name("orchestrator"), settings))
-        working = self._begin(
-            _tier(WORKER, module_name("orchestrator.jobs.worker"), {**settings, "address": FREE, "metrics_address": ""})
+        retrieval = self._start(_tier(_RETRIEVAL, module_name("retrieval_service"), retrieval_settings))
+        connections = {"retrieval_target": retrieval.address}
+        generation = self._start(
+            _tier(_GENERATION, module_name("generation_service"), {**plan.generation, **connections})
         )
-        orchestrator = self._ready(served)
-        self._ready(working)
+        connections |= {"generation_target": generation.address, "redis_url": redis_url}
+        settings = {"output_dir": plan.work_dir / "evaluations", **plan.orchestrator, **connections}
+        worker_settings = {**settings, "address": _FREE_ADDRESS, "metrics_address": ""}
+        # Both need only Redis and the services, so they start at the same time.
+        server = self._begin(_tier(_ORCHESTRATOR, module_name("orchestrator"), settings))
+        worker = self._begin(_tier(_WORKER, module_name("orchestrator.jobs.worker"), worker_settings))
+        orchestrator = self._wait_ready(server)
+        self._wait_ready(worker)
         return Addresses(retrieval.address, generation.address, orchestrator.address, redis_url, os.getpid())
 
     def _start_redis(self) -> str:
-        self._on_tier(REDIS, "starting")
+        self._on_tier(_REDIS, "starting")
         url = self._redis.enter_context(embedded_redis(self._plan.work_dir / "redis"))
-        self._on_tier(REDIS, "ready")
+        self._on_tier(_REDIS, "ready")
         return url
 
     def _start(self, program: Program) -> Ready:
-        return self._ready(self._begin(program))
+        return self._wait_ready(self._begin(program))
 
     def _begin(self, program: Program) -> Child:
         self._on_tier(program.name, "starting")
@@ -195,7 +208,7 @@ class LocalStack:
         self._children.append(child)
         return child
 
-    def _ready(self, child: Child) -> Ready:
+    def _wait_ready(self, child: Child) -> Ready:
         ready = child.wait_ready(self._plan.start_timeout_s)
         self.check()
         self._on_tier(child.name, "ready")
@@ -203,7 +216,7 @@ class LocalStack:
 
 
 def read_state(work_dir: Path) -> Addresses | None:
-    """Return where the stack of a folder listens; None when none runs there."""
+    """Return the addresses of the stack that runs in a folder; None if none does."""
     try:
         addresses = Addresses(**json.loads((work_dir / STATE_FILE).read_text(encoding="utf-8")))
         os.kill(addresses.pid, 0)
@@ -215,7 +228,7 @@ def read_state(work_dir: Path) -> Addresses | None:
 
 
 def _tier(name: str, module: str, settings: Mapping[str, object]) -> Program:
-    return Program(name, module, tuple(as_arguments({"address": FREE, **settings})))
+    return Program(name, module, tuple(as_arguments({"address": _FREE_ADDRESS, **settings})))
 
 
 def _write_state(file: Path, addresses: Addresses) -> None:
@@ -238,7 +251,7 @@ def _locked(work_dir: Path) -> Iterator[None]:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise ConfigurationError(
-                f"tiers run in {work_dir} already (process {holder}); stop them, or give another --work-dir"
+                f"tiers already run in {work_dir} (process {holder}); stop them, or give another --work-dir"
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))

@@ -12,7 +12,7 @@ from torch import Tensor
 from generation_service.execution.cuda_graph import CapturedDecode, CudaGraphCapture
 from generation_service.lora.kernels.capturable_ops import CapturableOps, TorchCapturableOps
 from generation_service.lora.kernels.triton_ops import TritonCapturableOps
-from tests.parity.decode_world import STEPS, DecodeWorld
+from tests.parity.decode_fixture import STEPS, DecodeFixture
 from tests.parity.lora_ops_case import Case, Sizes, assert_close
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -23,19 +23,19 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 def cases(dtype: torch.dtype) -> list[Case]:
-    """Return products that differ in the ranks in use, from none to all, and are alike in all sizes."""
-    made = []
+    """Return products of the same sizes that use from none to all of the ranks."""
+    products = []
     for seed, used in enumerate((13, 60, 0, 1, 37)):
         sizes = Sizes(ROWS, RANKS, used, MEMBERS, INPUTS, OUTPUTS)
         case = Case(sizes, dtype, seed, device="cuda", beyond=0)
         case.a.nan_to_num_(0)
         case.b.nan_to_num_(0)
-        made.append(case)
-    return made
+        products.append(case)
+    return products
 
 
 class Layer:
-    """Both products of one layer over buffers at fixed addresses."""
+    """Both products of one layer over static buffers."""
 
     def __init__(self, kernels: CapturableOps, like: Case) -> None:
         self.kernels = kernels
@@ -50,7 +50,7 @@ class Layer:
         return out
 
     def fill(self, case: Case) -> None:
-        """Take over another case's values, in place."""
+        """Copy another case's values in place."""
         for name in ("x", "a", "b", "columns", "count", "weights"):
             getattr(self, name).copy_(getattr(case, name))
 
@@ -64,7 +64,7 @@ def check_all(layer: Layer, repeat: Callable[[], Tensor], dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_a_layer_captured_with_one_adapter_serves_all_others(
+def test_layer_captured_with_one_adapter_serves_all_others(
     kernels: Callable[[], CapturableOps], dtype: torch.dtype
 ) -> None:
     with torch.inference_mode():
@@ -74,7 +74,7 @@ def test_a_layer_captured_with_one_adapter_serves_all_others(
 
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_a_compiled_layer_serves_all_adapters(kernels: Callable[[], CapturableOps], mode: str | None) -> None:
+def test_compiled_layer_serves_all_adapters(kernels: Callable[[], CapturableOps], mode: str | None) -> None:
     torch.compiler.reset()
     with torch.inference_mode():
         layer = Layer(kernels(), cases(torch.bfloat16)[0])
@@ -85,15 +85,15 @@ def test_a_compiled_layer_serves_all_adapters(kernels: Callable[[], CapturableOp
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_a_model_captured_with_one_adapter_serves_all_others(
+def test_model_captured_with_one_adapter_serves_all_others(
     kernels: Callable[[], CapturableOps], dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    world = DecodeWorld(tmp_path, "cuda", dtype)
-    graphs = CapturedDecode(world.fixed(kernels()), CudaGraphCapture(torch.device("cuda")))
+    fixture = DecodeFixture(tmp_path, "cuda", dtype)
+    graphs = CapturedDecode(fixture.static(kernels()), CudaGraphCapture(torch.device("cuda")))
     for step, compositions in enumerate(STEPS):
-        rows = world.rows(step, compositions)
+        rows = fixture.rows(step, compositions)
         captured = graphs.decode(rows).clone()
-        written = world.decode_written(rows)
-        error = (captured - written).abs().max() / written.abs().max()
+        eager = fixture.decode_eagerly(rows)
+        error = (captured - eager).abs().max() / eager.abs().max()
         assert error <= TOLERANCE[dtype]
     assert graphs.captured == 1

@@ -24,16 +24,16 @@ SIZES = [
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_any_ranks_of_any_rows_are_the_weighted_sum(sizes: Sizes, dtype: torch.dtype) -> None:
+def test_any_ranks_of_any_rows_match_weighted_sum(sizes: Sizes, dtype: torch.dtype) -> None:
     Case(sizes, dtype, seed=1, device="cuda").check(TritonCapturableOps())
 
 
 @pytest.mark.parametrize("rank", range(1, 65, 7))
-def test_every_rank_of_an_adapter_alone(rank: int) -> None:
+def test_single_adapter_of_every_rank(rank: int) -> None:
     Case(Sizes(rows=1, ranks=64, used=rank), torch.bfloat16, seed=rank, device="cuda").check(TritonCapturableOps())
 
 
-def test_a_product_is_the_same_bits_every_time() -> None:
+def test_products_are_bitwise_reproducible() -> None:
     case = Case(SIZES[-1], torch.bfloat16, seed=2, device="cuda")
     kernels = TritonCapturableOps()
     first = case.expand(kernels, case.shrink(kernels))

@@ -1,4 +1,4 @@
-"""The benchmarks' harness, and a benchmark run as a user runs it, on a tiny model."""
+"""The benchmark harness, and one benchmark run from the command line on a tiny model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return harness
 
 
-def test_a_ratio_is_the_median_of_the_ratios_within_each_repetition(harness: ModuleType) -> None:
+def test_ratio_is_median_of_ratios_per_repetition(harness: ModuleType) -> None:
     slow_machine_twice = harness.Timing((1.0, 10.0, 1.0, 12.0))
     twice_as_long = harness.Timing((2.0, 20.0, 2.0, 24.0))
     assert twice_as_long.over(slow_machine_twice) == 2.0
 
 
-def test_every_alternative_runs_once_a_repetition_in_turning_order(harness: ModuleType) -> None:
+def test_alternatives_rotate_order_each_repetition(harness: ModuleType) -> None:
     ran: list[str] = []
     alternatives = {name: lambda name=name: ran.append(name) for name in "abc"}
     times = harness.time_interleaved(alternatives, repetitions=3, warmup=1)
@@ -37,14 +37,14 @@ def test_every_alternative_runs_once_a_repetition_in_turning_order(harness: Modu
     assert [len(timing.seconds) for timing in times.values()] == [3, 3, 3]
 
 
-def test_a_bar_says_whether_it_is_met(harness: ModuleType) -> None:
+def test_bar_reports_whether_it_is_met(harness: ModuleType) -> None:
     assert harness.Bar.at_most_of(1.25).met(1.25)
     assert not harness.Bar.at_most_of(1.25).met(1.26)
     assert harness.Bar.at_least_of(3).met(3)
     assert not harness.Bar.at_least_of(3).met(float("nan"))
 
 
-def test_answers_that_differ_end_a_benchmark(harness: ModuleType) -> None:
+def test_differing_answers_end_benchmark(harness: ModuleType) -> None:
     import torch
 
     ours, theirs = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.1])
@@ -54,7 +54,7 @@ def test_answers_that_differ_end_a_benchmark(harness: ModuleType) -> None:
         harness.require_equal("mixture", ours, theirs * float("nan"), torch.float32)
 
 
-def test_json_is_all_that_stdout_gets_and_a_folder_gets_a_file(
+def test_json_goes_to_stdout_and_folder_gets_file(
     harness: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def measure(options: Namespace) -> object:
@@ -73,7 +73,7 @@ def test_json_is_all_that_stdout_gets_and_a_folder_gets_a_file(
 
 
 @pytest.mark.slow
-def test_the_composition_benchmark_runs_from_anywhere(tmp_path: Path) -> None:
+def test_composition_benchmark_runs_from_any_directory(tmp_path: Path) -> None:
     sizes = "--shape tiny --device cpu --adapters 3 --rank 4 --rows 1 --requests 1 --answer-tokens 2 --peft-requests 1"
     quick = "--prefill-rows 1 --prefill-tokens 8 --repetitions 1 --steps 1 --context 4 --json"
     command = [sys.executable, str(BENCHMARKS / "bench_composition.py"), *sizes.split(), *quick.split()]

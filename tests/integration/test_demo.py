@@ -16,7 +16,7 @@ STRATEGIES = ["base", "selection", "mixture", "fusion-concat", "oracle"]
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_demo_registers_answers_compares_and_leaves_nothing_running(tmp_path: Path) -> None:
+def test_demo_registers_answers_compares_and_leaves_nothing_running(tmp_path: Path) -> None:
     words = ["--work-dir", str(tmp_path / "demo"), "--datasets", "adidas,gmail,office", "--episodes", "1", "--json"]
     process = start(["demo", *words], tmp_path)
     output, _ = process.communicate(timeout=290)
@@ -43,8 +43,10 @@ def test_the_demo_registers_answers_compares_and_leaves_nothing_running(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_ctrl_c_during_the_evaluation_leaves_nothing_running(tmp_path: Path) -> None:
-    process = start(["demo", "--work-dir", str(tmp_path / "demo"), "--episodes", "20"], tmp_path)
+@pytest.mark.parametrize("ignored", [False, True], ids=["foreground", "background-job"])
+def test_ctrl_c_during_evaluation_leaves_nothing_running(tmp_path: Path, ignored: bool) -> None:
+    words = ["demo", "--work-dir", str(tmp_path / "demo"), "--episodes", "20"]
+    process = start(words, tmp_path, ignore_interrupt=ignored)
     read_until(process, "running: ")
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""The family of docs/adding_a_base_model.md, taken out of that page: inspected, and served as transformers does."""
+"""The family in docs/adding_a_base_model.md: extracted, inspected, and served against transformers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HIDDEN, WIDE, LAYERS, TOKENS = 64, 96, 2, 16
 
 @pytest.fixture(scope="module")
 def documented(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The page's file, as if it lay in generation_service/models."""
+    """Import the page's code as a module."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     file = tmp_path_factory.mktemp("models") / "llama.py"
     file.write_text(code, encoding="utf-8")
@@ -92,7 +92,7 @@ def adapter(folder: Path) -> Path:
 
 
 def expected(folder: Path, tokens: list[int], ends: frozenset[int], deltas: Path | None = None) -> list[int]:
-    """Return transformers' own greedy answer, with PEFT's adapter if there is one."""
+    """Return the greedy answer of transformers, with PEFT's adapter if one is given."""
     model: Any = LlamaForCausalLM.from_pretrained(folder)
     model.generation_config = GenerationConfig()
     if deltas is not None:
@@ -111,7 +111,7 @@ def expected(folder: Path, tokens: list[int], ends: frozenset[int], deltas: Path
 
 
 @pytest.mark.usefixtures("_registered")
-def test_the_documented_family_answers_as_transformers_does(folder: Path, tmp_path: Path) -> None:
+def test_documented_family_matches_transformers_answers(folder: Path, tmp_path: Path) -> None:
     adapter(tmp_path / "adapters" / "mine")
     mixture = Mixture((WeightedAdapter("mine", 1.0),))
     questions = ["What is on the screen?", "Scroll down, then go back.", "Open the calendar and wait."]
@@ -134,9 +134,7 @@ def test_the_documented_family_answers_as_transformers_does(folder: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("_registered")
-def test_the_documented_family_can_be_inspected(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_documented_family_can_be_inspected(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(folder), "--json"]) == 0
     model = json.loads(capsys.readouterr().out)
     assert (model["family"], model["adaptable_modules"], model["image_limits"]) == ("Llama", 7 * LAYERS, {})

@@ -30,8 +30,8 @@ def write_with_broken_adapters(folder: Path) -> ModelFixture:
     return tiny_model
 
 
-def request(tiny_model: ModelFixture, draw: random.Random) -> pb.StreamGenerateRequest:
-    names = draw.sample([*tiny_model.adapters, *tiny_model.adapters, "half", "nobody"], draw.randint(1, 3))
+def random_request(tiny_model: ModelFixture, draw: random.Random) -> pb.StreamGenerateRequest:
+    names = draw.sample([*tiny_model.adapters, *tiny_model.adapters, "half", "unknown"], draw.randint(1, 3))
     shares = [adapter_pb2.WeightedAdapter(adapter_id=name, weight=draw.random()) for name in dict.fromkeys(names)]
     composition = draw.choice(
         [
@@ -43,7 +43,7 @@ def request(tiny_model: ModelFixture, draw: random.Random) -> pb.StreamGenerateR
     )
     images = [png_part(40, 60)] if draw.random() < 0.3 else []
     if draw.random() < 0.05:
-        images = [ImagePart(b"no image")]
+        images = [ImagePart(b"not an image")]
     text = "word " * 600 if draw.random() < 0.05 else "What is on the screen?"
     return pb.StreamGenerateRequest(
         prompt=prompt_to_proto(Prompt.of(text, images)),
@@ -52,10 +52,10 @@ def request(tiny_model: ModelFixture, draw: random.Random) -> pb.StreamGenerateR
     )
 
 
-async def outcome(service: Served, asked: pb.StreamGenerateRequest, draw: random.Random) -> str:
-    """Ask, cancel some after their first piece, and return how it ended."""
+async def outcome(service: Served, request: pb.StreamGenerateRequest, draw: random.Random) -> str:
+    """Make a call, cancel some after their first event, and return its outcome."""
     impatient = draw.random() < 0.15
-    call = service.stub.StreamGenerate(asked, timeout=0.2 if draw.random() < 0.1 else 60)
+    call = service.stub.StreamGenerate(request, timeout=0.2 if draw.random() < 0.1 else 60)
     finals = 0
     try:
         async for event in call:
@@ -76,7 +76,7 @@ async def test_every_call_ends_once_and_nothing_leaks(tmp_path: Path) -> None:
     settings = settings_for(tiny_model.base, [tiny_model.roots], max_running=6, max_waiting=60, bank_ranks=30)
     async with served(settings) as service:
         ends = Counter(
-            await asyncio.gather(*(outcome(service, request(tiny_model, draw), draw) for _ in range(REQUESTS)))
+            await asyncio.gather(*(outcome(service, random_request(tiny_model, draw), draw) for _ in range(REQUESTS)))
         )
         assert sum(ends.values()) == REQUESTS
         assert ends["answered"] > REQUESTS // 4

@@ -1,4 +1,4 @@
-"""The bounds of images as a server's settings give them: larger images are resized, too many or broken ones refused."""
+"""Image limits from the server's settings: oversized images are resized; excess or broken ones are refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def image_tokens(stack: GenerationStack, images: list[ImagePart]) -> int:
     ],
     ids=["qwen2_vl", "qwen2_5_vl", "internvl2, three tiles and a thumbnail", "internvl2, one tile"],
 )
-def test_each_image_over_the_bound_is_resized_to_it(
+def test_oversized_images_are_resized_to_limit(
     tmp_path: Path, write: Callable[[Path], Path], limit: dict[str, Any], tokens: int
 ) -> None:
     folder = write(tmp_path / "model")

@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from infra.contract.errors import ConfigurationError
 from orchestrator.cli.main import run
-from orchestrator.cli.settings import child_environment
+from orchestrator.cli.settings import environment
 from orchestrator.devstack.stack import LocalStack, StackPlan, read_state
 from tests.support.harness.cli_process import (
     Models,
@@ -40,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan_of(models: Models, work_dir: Path, data: Path | None = None) -> StackPlan:
     return StackPlan(
         work_dir=work_dir,
-        environment=child_environment(own_settings=False),
+        environment=environment().for_tiers(own_settings=False),
         retrieval={"embedder_path": models.embedder, "device": "cpu"},
         generation={"model_path": models.base, "adapter_roots": [models.adapters], "device": "cpu"},
         orchestrator={"dataset_roots": [data or work_dir]},
@@ -95,26 +96,48 @@ def test_adapters_are_listed_shown_and_removed(
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("method", ["mixture", "selection", "base", "fusion"])
-def test_ask_streams_what_it_answers_as_json(
-    stack: LocalStack, data: Path, capsys: pytest.CaptureFixture[str], method: str
+@pytest.mark.parametrize(
+    ("words", "applied_count"),
+    [
+        (["mixture"], 2),
+        (["selection"], 1),
+        (["base"], 0),
+        (["fusion", "--fusion-method", "concat"], 2),
+        (["fusion-concat"], 2),
+        (["oracle", "--adapter", "a1"], 1),
+        (["uniform-all"], 2),
+        (["random-k", "--seed", "1"], 2),
+        (["mixture-out-of-domain", "--adapter", "a0"], 1),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_ask_takes_every_strategy(
+    stack: LocalStack, data: Path, capsys: pytest.CaptureFixture[str], words: list[str], applied_count: int
 ) -> None:
     image = str(data / "a0" / "images" / "0_0.png")
-    words = ["ask", "Send letter 0.", "--image", image, "--merge-method", method, "--fusion-method", "concat"]
-    words += ["--top-k", "2", "--max-new-tokens", "4", "--orchestrator-target", stack.addresses.orchestrator]
-    assert run([*words, "--json"]) == 0
+    command = ["ask", "Send letter 0.", "--image", image, "--merge-method", *words]
+    command += ["--top-k", "2", "--max-new-tokens", "4", "--orchestrator-target", stack.addresses.orchestrator]
+    assert run([*command, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    applied = {each["adapter_id"]: each["weight"] for each in answer["generation"]["applied"]}
-    assert len(applied) == {"mixture": 2, "selection": 1, "base": 0, "fusion": 2}[method]
-    assert run([*words, "--show-similarities"]) == 0
+    applied = {share["adapter_id"]: share["weight"] for share in answer["generation"]["applied"]}
+    assert len(applied) == applied_count
+    if "--adapter" in words:
+        assert list(applied) == ["a1"]
+    assert run([*command, "--show-similarities"]) == 0
     shown = capsys.readouterr().out
     assert answer["generation"]["text"].strip() in shown
     assert all(f"{name} {weight:.3f}" in shown for name, weight in applied.items())
-    assert ("retrieved adapter" in shown) == (method != "base") or method == "base"
 
 
 @pytest.mark.timeout(180)
-def test_an_evaluation_runs_and_reports(stack: LocalStack, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ask_names_option_of_missing_oracle(stack: LocalStack, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["ask", "hello", "--strategy", "oracle", "--orchestrator-target", stack.addresses.orchestrator]
+    assert run(words) == 2
+    assert "error: --adapter: the oracle strategy needs the correct adapter's id" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(180)
+def test_evaluation_runs_and_reports(stack: LocalStack, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = ["--orchestrator-target", stack.addresses.orchestrator]
     files = [str(data / name / "train.jsonl") for name in ("a0", "a1")]
     words = ["--strategy", "base,mixture,oracle", "--adapters-by-name", "--num-samples", "1", "--max-new-tokens", "4"]
@@ -137,33 +160,46 @@ def test_an_evaluation_runs_and_reports(stack: LocalStack, data: Path, capsys: p
 
 
 @pytest.mark.timeout(180)
-def test_a_second_stack_in_the_same_folder_is_refused(stack: LocalStack, models: Models) -> None:
+def test_second_stack_in_same_folder_is_refused(stack: LocalStack, models: Models) -> None:
     work_dir = stack.work_dir
-    with pytest.raises(ConfigurationError, match=rf"tiers run in .* already \(process {os.getpid()}\)"):
+    with pytest.raises(ConfigurationError, match=rf"tiers already run in .* \(process {os.getpid()}\)"):
         LocalStack(plan_of(models, work_dir)).__enter__()
     stack.check()
 
 
+@dataclass(frozen=True)
+class Stop:
+    """A signal, whether it is sent to the process group, and whether SIGINT was ignored at start."""
+
+    number: signal.Signals
+    status: int
+    to_group: bool = False
+    ignored: bool = False
+
+
 @pytest.mark.parametrize(
-    ("number", "to_group", "status"),
-    [(signal.SIGINT, True, 130), (signal.SIGINT, False, 130), (signal.SIGHUP, False, 129)],
-    ids=["ctrl-c", "interrupt", "hang-up"],
+    "stop",
+    [
+        Stop(signal.SIGINT, 130, to_group=True),
+        Stop(signal.SIGINT, 130),
+        Stop(signal.SIGINT, 130, ignored=True),
+        Stop(signal.SIGHUP, 129),
+    ],
+    ids=["ctrl-c", "interrupt", "interrupt-of-background-job", "hang-up"],
 )
-def test_a_signal_while_starting_leaves_nothing_behind(
-    models: Models, tmp_path: Path, number: signal.Signals, to_group: bool, status: int
-) -> None:
-    process = start(up(models, tmp_path / "up", "--free-ports"), tmp_path)
+def test_signal_while_starting_leaves_nothing_running(models: Models, tmp_path: Path, stop: Stop) -> None:
+    process = start(up(models, tmp_path / "up", "--free-ports"), tmp_path, ignore_interrupt=stop.ignored)
     read_until(process, "redis ready")
     assert processes_naming(tmp_path / "up")
-    (os.killpg if to_group else os.kill)(process.pid, number)
+    (os.killpg if stop.to_group else os.kill)(process.pid, stop.number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == status, output
+    assert process.returncode == stop.status, output
     assert "Traceback" not in output
     assert_nothing_runs_in(tmp_path / "up")
 
 
 @pytest.mark.timeout(180)
-def test_a_stop_signal_ends_every_running_tier(models: Models, tmp_path: Path) -> None:
+def test_stop_signal_ends_every_tier(models: Models, tmp_path: Path) -> None:
     process = start(up(models, tmp_path / "up", "--free-ports", "--json"), tmp_path)
     addresses = json.loads("{" + read_until(process, "}").partition("{")[2])
     assert addresses["orchestrator"].startswith("127.0.0.1:")
@@ -180,26 +216,26 @@ def pid_of(work_dir: Path, tier: str) -> int:
 
 
 @pytest.mark.timeout(180)
-def test_a_killed_worker_is_started_again_and_any_other_tier_ends_them_all(
+def test_killed_worker_is_restarted_and_any_other_dead_tier_ends_the_stack(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, work_dir = write_episodes(tmp_path / "data"), tmp_path / "up"
     process = start(up(models, work_dir, "--free-ports"), tmp_path)
-    said = read_until(process, "running; register adapters")
+    output = read_until(process, "running; register adapters")
     state = read_state(work_dir)
     assert state is not None
     for tier, address in (("RETRIEVAL", state.retrieval), ("ORCHESTRATOR", state.orchestrator)):
         line = f"export LORARETRIEVER_CLIENT_{tier}_TARGET={address}"
-        assert line in said
+        assert line in output
     os.kill(pid_of(work_dir, "worker"), signal.SIGKILL)
-    assert "worker died, and is started again" in read_until(process, "worker died")
+    assert "worker died and will be restarted" in read_until(process, "worker died")
     words = ["--strategy", "base", "--num-samples", "1", "--max-new-tokens", "2"]
     assert run(["evaluate", "run", str(file), *words, "--orchestrator-target", state.orchestrator]) == 0
     os.kill(pid_of(work_dir, "generation"), signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "error: generation was ended by SIGKILL" in output
-    assert f"jobs are kept: started again in the same work folder {work_dir}, they go on" in output
+    assert f"jobs are kept and continue when the stack is started again in {work_dir}" in output
     assert_nothing_runs_in(work_dir)
 
 
@@ -211,7 +247,7 @@ def test_tiers_end_when_the_command_is_killed(models: Models, tmp_path: Path) ->
     assert_nothing_runs_in(tmp_path / "up", within_s=30)
 
 
-def test_a_tier_that_cannot_start_is_named_with_its_reason(models: Models, tmp_path: Path) -> None:
+def test_tier_that_cannot_start_is_named_with_its_reason(models: Models, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     process = start(up(models, tmp_path / "up", "--free-ports", "--embedder-path", str(broken)), tmp_path)
@@ -223,7 +259,7 @@ def test_a_tier_that_cannot_start_is_named_with_its_reason(models: Models, tmp_p
     assert_nothing_runs_in(tmp_path / "up")
 
 
-def test_a_port_in_use_is_named_before_anything_starts(models: Models, tmp_path: Path) -> None:
+def test_port_in_use_is_named_before_anything_starts(models: Models, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

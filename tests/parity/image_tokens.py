@@ -1,4 +1,4 @@
-"""Images that alone take more tokens than a server holds: what the loaders do, whichever the family."""
+"""Images that alone exceed the token limit, a check that all families share."""
 
 from __future__ import annotations
 

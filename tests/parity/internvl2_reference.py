@@ -39,7 +39,7 @@ _NAMES = {
 
 
 class InternVL2Reference:
-    """The model in `folder`. `deltas` are added to the weights of the same (original) names: a merged LoRA."""
+    """The model in `folder`. `deltas` are added to the weights of the same original names, as a merged LoRA."""
 
     def __init__(self, folder: Path, deltas: Mapping[str, Tensor] | None = None) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
@@ -63,7 +63,7 @@ class InternVL2Reference:
         return self.tokenizer.encode(self.conversation("".join(marks) + text))
 
     def conversation(self, question: str) -> str:
-        """Return a conversation of one user turn, the answer's turn opened, as upstream writes it."""
+        """Render a conversation of one user turn with the assistant's turn opened, in upstream's format."""
         if self.llm["model_type"] == "phi3":
             return f"<|system|>\n{SYSTEM}<|end|><|user|>\n{question}<|end|><|assistant|>\n"
         return f"<|im_start|>system\n{SYSTEM}<|im_end|><|im_start|>user\n{question}<|im_end|><|im_start|>assistant\n"
@@ -85,7 +85,7 @@ class InternVL2Reference:
         return hidden @ self.weights[f"language_model.{head}.weight"].T
 
     def generate(self, text: str, images: Sequence[Tensor], count: int) -> list[int]:
-        """Return the greedy tokens after a prompt: `count`, or fewer if the answer ends before."""
+        """Return at most `count` greedy tokens after a prompt, fewer if the answer ends."""
         tokens = self.prompt(text, images)
         start = len(tokens)
         while len(tokens) < start + count:
@@ -165,7 +165,7 @@ class InternVL2Reference:
         return self._linear(F.silu(gate) * up, f"{at}.mlp.down_proj")
 
     def _rotations(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [T, size / 2], scaled as the config says for a sequence of this length."""
+        """Return cosines and sines [T, size / 2], scaled for a sequence of this length according to the config."""
         size = self.llm["hidden_size"] // self.llm["num_attention_heads"]
         trained, theta = self.llm["max_position_embeddings"], self.llm["rope_theta"]
         scaling = self.llm["rope_scaling"] or {"type": "none"}
@@ -195,7 +195,7 @@ class InternVL2Reference:
 
 
 class ReferenceTokenizer:
-    """Ids as the folder's own slow tokenizer gives them: cut at added tokens, sentencepiece on what is between."""
+    """Ids of the folder's own slow tokenizer: split at added tokens, sentencepiece in between."""
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -225,7 +225,7 @@ class ReferenceTokenizer:
         """Return sentencepiece's ids; of a tokenizer that is not legacy, without the space before the text."""
         if self._prefixes:
             return list(self._pieces.encode(text))
-        return list(self._pieces.encode("\x01" + text)[2:])  # the space, and the byte that no piece joins
+        return list(self._pieces.encode("\x01" + text)[2:])  # Without the space, and the byte that no piece joins.
 
 
 def tiles(image: Image, size: int, most: int) -> Tensor:
@@ -270,6 +270,6 @@ def _pixel_shuffle(x: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + d/2}) of x [T, d] by their angles [T, d / 2]."""
+    """Rotate the pairs (x_i, x_{i + d/2}) of x [T, d] by their angles [T, d / 2]."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -1,4 +1,4 @@
-"""Products over ranks that a tensor names, with all that must not be read made NaN, and their slow truth."""
+"""Cases for CapturableOps, where everything that must not be read is NaN, and their float64 reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from generation_service.lora.kernels.capturable_ops import CapturableOps
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""Largest error allowed by dtype, relative to the largest magnitude of the answer."""
+"""Largest error by dtype, relative to the largest magnitude of the result."""
 NOWHERE = 2**31 - 1
 
 
@@ -59,11 +59,11 @@ class Case:
         self.count = torch.tensor([sizes.used], dtype=torch.int32, device=device)
 
     def shrink(self, kernels: CapturableOps) -> Tensor:
-        """Return what `kernels` make of it, [M, N, C]."""
+        """Return the shrunk products of `kernels`, [M, N, C]."""
         return kernels.shrink(self.x, self.a, self.columns, self.count, self.weights)
 
     def expand(self, kernels: CapturableOps, shrunk: Tensor) -> Tensor:
-        """Return the output [N, out] after the last module's part of shrunk [M, N, C] was added."""
+        """Return the output [N, out] after adding the last module's delta from shrunk [M, N, C]."""
         out = self.out.clone()
         kernels.expand_(out, shrunk[-1], self.b, self.columns, self.count)
         return out
@@ -87,7 +87,7 @@ class Case:
         return result
 
     def check(self, kernels: CapturableOps) -> None:
-        """Fail unless both products are true and what no row uses is exactly 0."""
+        """Fail unless both products match the reference and unused values are exactly 0."""
         shrunk = self.shrink(kernels)
         assert shrunk.shape == (self.sizes.members, self.sizes.rows, self.sizes.ranks)
         assert not shrunk[:, self.weights == 0].any()

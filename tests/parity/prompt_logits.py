@@ -1,4 +1,4 @@
-"""What a base model of ours says to a whole prompt."""
+"""The logits of a loaded base model over a whole prompt."""
 
 from __future__ import annotations
 

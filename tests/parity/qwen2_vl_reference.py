@@ -33,12 +33,12 @@ class ImagePatches:
 
     @property
     def merged_tokens(self) -> int:
-        """Tokens in the language model."""
+        """Number of tokens in the language model."""
         return self.grid_h * self.grid_w // MERGE**2
 
 
 class Qwen2VLReference:
-    """The model in `folder`. `deltas` are added to the weights of the same (original) names: a merged LoRA."""
+    """The model in `folder`. `deltas` are added to the weights of the same original names, as a merged LoRA."""
 
     def __init__(self, folder: Path, deltas: Mapping[str, Tensor] | None = None) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
@@ -78,7 +78,7 @@ class Qwen2VLReference:
         return hidden @ self.weights["model.embed_tokens.weight" if tied else "lm_head.weight"].T
 
     def generate(self, text: str, images: Sequence[ImagePatches], count: int) -> list[int]:
-        """Return `count` greedy tokens after a prompt, whatever they are."""
+        """Return exactly `count` greedy tokens after a prompt, end tokens included."""
         tokens = self.prompt(text, images)
         start = len(tokens)
         for _ in range(count):
@@ -86,7 +86,7 @@ class Qwen2VLReference:
         return tokens[start:]
 
     def positions(self, tokens: Sequence[int], images: Sequence[ImagePatches]) -> Tensor:
-        """Return time, height and width positions [3, T]: text counts on, an image spans a box at one time."""
+        """Return time, height and width positions [3, T]: text advances on all, an image spans a box at one time."""
         found: list[tuple[int, int, int]] = []
         coming = list(images)
         index = 0
@@ -139,7 +139,7 @@ class Qwen2VLReference:
         return self._linear(torch.cat(mixed, dim=-1), f"{at}.o_proj")
 
     def _rotations(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """M-RoPE: the first frequencies turn with time, the next with height, the rest with width."""
+        """Return M-RoPE: the first frequencies rotate with time, the next with height, the rest with width."""
         size = self.config["hidden_size"] // self.config["num_attention_heads"]
         angles = []
         frequency = 0
@@ -152,7 +152,7 @@ class Qwen2VLReference:
 
     @staticmethod
     def _vision_rotations(image: ImagePatches, size: int) -> tuple[Tensor, Tensor]:
-        """2-D RoPE: the first half of the frequencies turns with the row, the second with the column."""
+        """Return 2-D RoPE: the first half of the frequencies rotates with the row, the second with the column."""
         frequencies = [10000.0 ** (-4 * index / size) for index in range(size // 4)]
         rows = []
         for block_row in range(image.grid_h // MERGE):
@@ -177,7 +177,7 @@ class Qwen2VLReference:
 
 
 def patches(image: Image, max_pixels: int = 12845056, min_pixels: int = 3136) -> ImagePatches:
-    """Return an RGB image resized to whole merged patches, normalised as CLIP does, cut in merged order."""
+    """Return an RGB image resized to whole merged patches, normalised like CLIP, and cut in merged order."""
     unit = PATCH * MERGE
     wide, high = image.size
     new_high, new_wide = round(high / unit) * unit, round(wide / unit) * unit
@@ -204,6 +204,6 @@ def patches(image: Image, max_pixels: int = 12845056, min_pixels: int = 3136) ->
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + d/2}) of x [T, heads, d] by their angles [T, 1, d/2]."""
+    """Rotate the pairs (x_i, x_{i + d/2}) of x [T, heads, d] by their angles [T, 1, d/2]."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

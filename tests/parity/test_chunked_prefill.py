@@ -1,4 +1,4 @@
-"""A prompt read in chunks is the prompt read at once: the same logits, the same tokens after it."""
+"""Chunked prefill against whole prompts: the same logits and the same tokens afterwards."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMPOSITIONS = {"base": {}, "one": {"a2": 1.0}, "with the vision tower": {"a0": 
 
 @dataclass
 class Device:
-    """A model with five adapters in its bank, and what the engine would run it by."""
+    """A model with five adapters in its bank, its KV cache and its runner."""
 
     model: BaseModel
     runner: Runner
@@ -44,11 +44,11 @@ class Device:
         return self.model.encode(Prompt.of(text, [ImagePart(png(image)) for image in images]), images)
 
     def ranges(self, weights: dict[str, float]) -> dict[RankRange, float]:
-        """Return a composition as the bank knows it."""
+        """Return a composition as bank ranges and weights."""
         return {self.adapters[name]: weight for name, weight in weights.items()}
 
-    def read(self, prefill: Prefill, tokens: int) -> Tensor:
-        """Read a whole prompt in chunks of `tokens`; return the logits after it."""
+    def prefill(self, prefill: Prefill, tokens: int) -> Tensor:
+        """Prefill a whole prompt in chunks of `tokens`; return the logits after it."""
         while (logits := self.runner.prefill(prefill, tokens)) is None:
             pass
         return logits
@@ -90,36 +90,36 @@ def loaded(world: ModelFixture) -> Device:
 
 @pytest.mark.parametrize("sizes", IMAGES.values(), ids=IMAGES)
 @pytest.mark.parametrize("weights", COMPOSITIONS.values(), ids=COMPOSITIONS)
-def test_chunks_of_any_size_give_the_logits_and_tokens_of_the_whole(
+def test_any_chunk_size_matches_unchunked_prefill(
     device: Device, sizes: list[tuple[int, int]], weights: dict[str, float]
 ) -> None:
     prompt, ranges = device.prompt(sizes), device.ranges(weights)
     assert prompt.length > max(CHUNKS)
     whole = Prefill(0, prompt, ranges)
-    expected = device.read(whole, ALL)
+    expected = device.prefill(whole, ALL)
     tokens = device.decode(whole, expected, 12)
     for chunk in CHUNKS:
         device.cache.clear(1)
         prefill = Prefill(1, prompt, ranges)
-        logits = device.read(prefill, chunk)
+        logits = device.prefill(prefill, chunk)
         torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=TOLERANCE)
         assert device.decode(prefill, logits, 12) == tokens
 
 
-def test_adapters_change_the_logits_that_are_compared(device: Device) -> None:
+def test_adapters_change_compared_logits(device: Device) -> None:
     prompt = device.prompt(IMAGES["one image"])
-    logits = [device.read(Prefill(0, prompt, device.ranges(weights)), 7) for weights in COMPOSITIONS.values()]
+    logits = [device.prefill(Prefill(0, prompt, device.ranges(weights)), 7) for weights in COMPOSITIONS.values()]
     assert all((one - other).abs().max() > 0.1 for one, other in itertools.pairwise(logits))
 
 
-def test_prompts_read_by_turns_beside_a_running_answer_disturb_nothing(device: Device) -> None:
+def test_interleaved_prefills_do_not_disturb_running_sequence(device: Device) -> None:
     texts = ("Scroll down. " * 9, "What is on the screen? " * 5, "Go back.")
     prompts = [device.prompt(sizes, text) for sizes, text in zip(IMAGES.values(), texts, strict=True)]
     ranges = [device.ranges(weights) for weights in COMPOSITIONS.values()]
     expected = []
     for prompt, composition in zip(prompts, ranges, strict=True):
         alone = Prefill(0, prompt, composition)
-        expected.append(device.decode(alone, device.read(alone, ALL), 16))
+        expected.append(device.decode(alone, device.prefill(alone, ALL), 16))
 
     prefills = [
         Prefill(slot, prompt, composition)
@@ -138,15 +138,15 @@ def test_prompts_read_by_turns_beside_a_running_answer_disturb_nothing(device: D
     assert answers == expected
 
 
-def test_a_slot_left_in_the_middle_of_a_prompt_serves_the_next_one(device: Device) -> None:
+def test_slot_abandoned_during_prefill_serves_next_prompt(device: Device) -> None:
     prompt = device.prompt([], "Go back.")
-    expected = device.read(Prefill(0, prompt, {}), ALL)
+    expected = device.prefill(Prefill(0, prompt, {}), ALL)
     left = Prefill(2, device.prompt(IMAGES["three images"]), device.ranges({"a4": 1.0}))
     assert device.runner.prefill(left, 40) is None
-    torch.testing.assert_close(device.read(Prefill(2, prompt, {}), 3), expected, atol=TOLERANCE, rtol=TOLERANCE)
+    torch.testing.assert_close(device.prefill(Prefill(2, prompt, {}), 3), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_the_images_are_seen_once_and_let_go(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_embedded_once_and_released(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     embed, seen = device.model.embed, []
 
     def counted(prompt: EncodedPrompt) -> Tensor:
@@ -162,7 +162,7 @@ def test_the_images_are_seen_once_and_let_go(device: Device, monkeypatch: pytest
     assert len(seen) == 1
 
 
-def test_a_chunk_takes_no_more_than_is_left(device: Device) -> None:
+def test_chunk_takes_no_more_than_remaining_tokens(device: Device) -> None:
     prompt = device.prompt([])
     prefill = Prefill(0, prompt, {})
     assert device.runner.prefill(prefill, prompt.length - 1) is None

@@ -1,4 +1,4 @@
-"""The bank's mixture and fusion against the formula in float64, over the loads that break things."""
+"""The bank's mixtures and fusions against the formula in float64, under adverse loads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from generation_service.lora.fusion.fuse import FusionMember, fuse
 from infra.contract.composition import FusionMethod
-from tests.parity.composition_world import SHAPES, TOLERANCE, TrainedLora, World, assert_close, trained
+from tests.parity.lora_layers import SHAPES, TOLERANCE, LoraLayers, TrainedLora, assert_close, trained
 
 WORKLOADS = {
     "base": [{}],
@@ -37,9 +37,9 @@ def five_loras(generator: torch.Generator) -> list[TrainedLora]:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("tokens", [1, 4, 9])
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_a_mixture_is_the_weighted_sum_of_the_deltas(workload: str, tokens: int, dtype: torch.dtype) -> None:
+def test_mixture_is_weighted_sum_of_deltas(workload: str, tokens: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    world = World(five_loras(generator), dtype)
+    world = LoraLayers(five_loras(generator), dtype)
     rows: list[dict[int, float]] = WORKLOADS[workload]  # type: ignore[assignment]
     for path, (inputs, _) in SHAPES.items():
         x = torch.randn(len(rows), tokens, inputs, generator=generator).to(dtype)
@@ -47,7 +47,7 @@ def test_a_mixture_is_the_weighted_sum_of_the_deltas(workload: str, tokens: int,
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[World, list[dict[int, float]], torch.Generator]:
+def worlds(draw: st.DrawFn) -> tuple[LoraLayers, list[dict[int, float]], torch.Generator]:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     loras = [
         trained(
@@ -62,13 +62,13 @@ def worlds(draw: st.DrawFn) -> tuple[World, list[dict[int, float]], torch.Genera
     weight = st.one_of(st.just(0.0), st.floats(0, 1, width=32), st.sampled_from([1.0, 0.5, 1 / 3]))
     row = st.dictionaries(st.integers(0, len(loras) - 1), weight, max_size=len(loras))
     rows = draw(st.lists(row, min_size=1, max_size=33))
-    return World(loras, draw(st.sampled_from(list(TOLERANCE))), draw(st.integers(0, 9))), rows, generator
+    return LoraLayers(loras, draw(st.sampled_from(list(TOLERANCE))), draw(st.integers(0, 9))), rows, generator
 
 
 @settings(deadline=None, max_examples=60)
 @given(worlds(), st.sampled_from([1, 2, 3, 9]))
-def test_any_mixture_of_any_adapters_is_the_weighted_sum(
-    drawn: tuple[World, list[dict[int, float]], torch.Generator], tokens: int
+def test_any_mixture_is_weighted_sum(
+    drawn: tuple[LoraLayers, list[dict[int, float]], torch.Generator], tokens: int
 ) -> None:
     world, rows, generator = drawn
     for path, (inputs, _) in SHAPES.items():
@@ -78,8 +78,8 @@ def test_any_mixture_of_any_adapters_is_the_weighted_sum(
 
 @settings(deadline=None, max_examples=40)
 @given(worlds())
-def test_a_row_is_the_same_alone_and_in_any_batch(
-    drawn: tuple[World, list[dict[int, float]], torch.Generator],
+def test_row_is_the_same_alone_and_in_any_batch(
+    drawn: tuple[LoraLayers, list[dict[int, float]], torch.Generator],
 ) -> None:
     world, rows, generator = drawn
     for path, (inputs, _) in SHAPES.items():
@@ -91,9 +91,9 @@ def test_a_row_is_the_same_alone_and_in_any_batch(
 
 @settings(deadline=None, max_examples=25)
 @given(st.data())
-def test_a_range_used_again_keeps_nothing_of_its_former_owner(data: st.DataObject) -> None:
+def test_reused_range_has_no_trace_of_former_owner(data: st.DataObject) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    world = World([trained(4, 8, False, ("q", "down"), generator)], torch.float64, spare=12)
+    world = LoraLayers([trained(4, 8, False, ("q", "down"), generator)], torch.float64, spare=12)
     for _ in range(data.draw(st.integers(3, 12))):
         if len(world.ranges) > 1 and (world.bank.largest_free < 8 or data.draw(st.booleans())):
             place = data.draw(st.integers(1, len(world.ranges) - 1))
@@ -110,9 +110,9 @@ def test_a_range_used_again_keeps_nothing_of_its_former_owner(data: st.DataObjec
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.3, 0.2), (1.0, 0.0, 0.0), (0.0, 0.4, 0.6), (1.0, 1.0, 1.0)])
-def test_concat_fusion_is_the_mixture(weights: tuple[float, ...]) -> None:
+def test_concat_fusion_matches_mixture(weights: tuple[float, ...]) -> None:
     generator = torch.Generator().manual_seed(3)
-    world = World(five_loras(generator), torch.float64, spare=90)
+    world = LoraLayers(five_loras(generator), torch.float64, spare=90)
     mixture = dict(enumerate(weights))
     members = [FusionMember(world.loras[number].weights, weight) for number, weight in mixture.items()]
     fused = fuse(members, FusionMethod.CONCAT)
@@ -126,15 +126,15 @@ def test_concat_fusion_is_the_mixture(weights: tuple[float, ...]) -> None:
 
 
 def einsum_mixture(x: Tensor, a: Tensor, b: Tensor, m: Tensor) -> Tensor:
-    """The paper's batch form: x [b, l, d]; a [p, r, d]; b [p, o, r], scaling folded in; m [b, p]. Returns [b, l, o]."""
+    """Return [b, l, o] by the paper's batch form: x [b, l, d]; a [p, r, d]; b [p, o, r] with scaling; m [b, p]."""
     shrunk = torch.einsum("bld,prd->blpr", x, a) * m[:, None, :, None]
     return torch.einsum("blpr,por->blo", shrunk, b)
 
 
-def test_a_mixture_is_the_papers_einsum() -> None:
+def test_mixture_matches_paper_einsum() -> None:
     generator = torch.Generator().manual_seed(5)
     loras = [trained(8, 16, False, ("q",), generator) for _ in range(4)]
-    world = World(loras, torch.float64)
+    world = LoraLayers(loras, torch.float64)
     m = torch.rand(6, 4, generator=generator, dtype=torch.float64).round(decimals=1)
     rows = [{p: float(weight) for p, weight in enumerate(row)} for row in m]
     x = torch.randn(6, 3, 24, generator=generator, dtype=torch.float64)

@@ -88,7 +88,7 @@ def prompts(rows: int) -> dict[str, Tensor]:
 
 
 def save_adapter(folder: Path, seed: int, **options: Any) -> Path:
-    """Let PEFT make and save a random adapter of the base model."""
+    """Create and save a random adapter of the base model with PEFT."""
     config = LoraConfig(**{"target_modules": LANGUAGE, **options})
     model = get_peft_model(copy.deepcopy(base_model()), config)
     generator = torch.Generator().manual_seed(seed)
@@ -100,13 +100,13 @@ def save_adapter(folder: Path, seed: int, **options: Any) -> Path:
 
 
 def canonical(name: str) -> str:
-    """Return today's module path for today's and the older spelling of Qwen2-VL's modules."""
+    """Return the current module path for the current or an older name of a Qwen2-VL module."""
     if name.startswith("visual."):
         return f"model.{name}"
     return re.sub(r"^model\.layers\.", "model.language_model.layers.", name)
 
 
-class Banked:
+class ModelWithBank:
     """The base model with a bank installed."""
 
     def __init__(self) -> None:
@@ -142,9 +142,9 @@ def peft_logits(folder: Path, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_a_single_adapter_gives_pefts_logits(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_single_adapter_matches_peft_logits(tmp_path: Path, options: dict[str, Any]) -> None:
     folder = save_adapter(tmp_path, 1, **options)
-    banked = Banked()
+    banked = ModelWithBank()
     owned = banked.hold(banked.read(folder))
     inputs = prompts(2)
     expected = peft_logits(folder, inputs)
@@ -153,7 +153,7 @@ def test_a_single_adapter_gives_pefts_logits(tmp_path: Path, options: dict[str, 
     assert (actual - banked.logits([{}] * 2, inputs)).abs().max() > 0.1
 
 
-def test_keys_of_older_library_versions_give_the_same_logits(tmp_path: Path) -> None:
+def test_keys_of_older_library_versions_give_same_logits(tmp_path: Path) -> None:
     folder = save_adapter(tmp_path, 1, r=4, target_modules=EVERYWHERE)
     inputs = prompts(1)
     expected = peft_logits(folder, inputs)
@@ -165,12 +165,12 @@ def test_keys_of_older_library_versions_give_the_same_logits(tmp_path: Path) -> 
     }
     assert older.keys().isdisjoint(newer)
     save_file(older, file)
-    banked = Banked()
+    banked = ModelWithBank()
     owned = banked.hold(banked.read(folder))
     torch.testing.assert_close(banked.logits([{owned: 1.0}], inputs), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_mixture_gives_the_logits_of_pefts_cat(tmp_path: Path) -> None:
+def test_mixture_matches_peft_cat_logits(tmp_path: Path) -> None:
     options: list[dict[str, Any]] = [
         {"r": 4, "lora_alpha": 6},
         {"r": 7, "lora_alpha": 3, "target_modules": EVERYWHERE},
@@ -187,7 +187,7 @@ def test_a_mixture_gives_the_logits_of_pefts_cat(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = merged(**inputs).logits
 
-    banked = Banked()
+    banked = ModelWithBank()
     read = [banked.read(folder) for folder in folders]
     mixture = {banked.hold(adapter): weight for adapter, weight in zip(read, weights, strict=True)}
     members = [FusionMember(adapter, weight) for adapter, weight in zip(read, weights, strict=True)]
@@ -196,13 +196,13 @@ def test_a_mixture_gives_the_logits_of_pefts_cat(tmp_path: Path) -> None:
     torch.testing.assert_close(banked.logits([{fused: 1.0}], inputs), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_of_one_batch_each_get_their_own_adapters_in_text_and_vision(tmp_path: Path) -> None:
+def test_each_row_gets_its_own_adapters_in_text_and_vision(tmp_path: Path) -> None:
     folders = [
         save_adapter(tmp_path / "0", 0, r=4, target_modules=EVERYWHERE),
         save_adapter(tmp_path / "1", 1, r=3, target_modules=EVERYWHERE, use_rslora=True),
         save_adapter(tmp_path / "2", 2, r=8),
     ]
-    banked = Banked()
+    banked = ModelWithBank()
     held = [banked.hold(banked.read(folder)) for folder in folders]
     rows = [{held[0]: 1.0}, {}, {held[1]: 0.5, held[2]: 0.25}, {held[2]: 1.0}]
     inputs = prompts(4)
@@ -220,7 +220,7 @@ def test_rows_of_one_batch_each_get_their_own_adapters_in_text_and_vision(tmp_pa
 
 
 @pytest.mark.parametrize("option", [{"use_dora": True}, {"bias": "lora_only"}, {"modules_to_save": ["lm_head"]}])
-def test_what_peft_saves_beyond_lora_is_refused(tmp_path: Path, option: dict[str, Any]) -> None:
+def test_unsupported_peft_tensors_are_refused(tmp_path: Path, option: dict[str, Any]) -> None:
     folder = save_adapter(tmp_path, 1, r=4, **option)
     with pytest.raises(CheckpointError):
-        Banked().read(folder)
+        ModelWithBank().read(folder)

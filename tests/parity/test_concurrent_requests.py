@@ -1,4 +1,4 @@
-"""Requests of every kind at once over loopback gRPC: each gets the answer it gets alone."""
+"""Concurrent requests of every kind over loopback gRPC, against each request alone."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def told(answer: pb.GenerateResponse) -> tuple[object, ...]:
     return answer.text, answer.finish_reason, answer.usage.completion_tokens, applied
 
 
-async def test_64_requests_at_once_are_answered_as_each_alone(world: ModelFixture) -> None:
+async def test_64_concurrent_requests_match_single_ones(world: ModelFixture) -> None:
     asked = requests(world, seed=1)
     async with served(settings_for(world.base, [world.roots], max_running=1)) as service:
         alone = [told(await service.stub.Generate(request)) for request in asked]
@@ -86,8 +86,8 @@ async def test_64_requests_at_once_are_answered_as_each_alone(world: ModelFixtur
 
 
 @pytest.mark.parametrize("prefill_tokens", [7, 64])
-async def test_others_joining_and_leaving_change_no_answer(world: ModelFixture, prefill_tokens: int) -> None:
-    """Prompts are read in chunks meanwhile, and some callers go away in the middle of them."""
+async def test_joining_and_leaving_requests_change_no_answer(world: ModelFixture, prefill_tokens: int) -> None:
+    """Prompts are prefilled in chunks meanwhile, and some callers cancel during their prefill."""
     long = requests(world, seed=2, count=4)
     for request in long:
         request.decoding.max_new_tokens = 60

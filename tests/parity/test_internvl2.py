@@ -58,7 +58,7 @@ def pictures(sizes: Sequence[tuple[int, int]]) -> list[Image]:
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize(("shape", "written"), LAYOUTS.values(), ids=LAYOUTS)
-def test_logits_are_those_of_an_independent_implementation(
+def test_logits_match_independent_implementation(
     tmp_path: Path, shape: TinyInternVL, written: dict[str, Any], sizes: list[tuple[int, int]]
 ) -> None:
     folder = write_internvl2(tmp_path / "base", shape, **written)
@@ -79,7 +79,7 @@ def test_logits_are_those_of_an_independent_implementation(
     )
 
 
-def test_weights_keep_the_checkpoints_type_unless_another_is_asked_for(tmp_path: Path) -> None:
+def test_weights_keep_checkpoint_dtype_by_default(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base", dtype=torch.bfloat16)
     stored = load_file(folder / "model.safetensors")
     as_stored = load_base_model(folder, LoadOptions(CPU))
@@ -89,7 +89,7 @@ def test_weights_keep_the_checkpoints_type_unless_another_is_asked_for(tmp_path:
     assert load(folder).description.weight_bytes == 2 * as_stored.description.weight_bytes
 
 
-def test_a_head_that_the_config_ties_and_the_files_store_is_what_the_files_say(tmp_path: Path) -> None:
+def test_stored_head_wins_over_tied_config(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base", TinyInternVL(tied=True))
     weights = load_file(folder / "model.safetensors")
     embedding = weights["language_model.model.tok_embeddings.weight"]
@@ -102,7 +102,7 @@ def test_a_head_that_the_config_ties_and_the_files_store_is_what_the_files_say(t
         assert tied == (stored is not head)
 
 
-def test_an_image_is_cut_into_no_more_tiles_than_asked_for(tmp_path: Path) -> None:
+def test_image_has_at_most_max_tiles(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base", TinyInternVL(max_tiles=8))
     image = picture(300, 500)
     for most, expected in ((None, 8), (4, 4), (2, 2), (1, 1), (20, 20)):
@@ -113,7 +113,7 @@ def test_an_image_is_cut_into_no_more_tiles_than_asked_for(tmp_path: Path) -> No
         torch.testing.assert_close(prompt.pixels, cut, rtol=0, atol=1e-6)
 
 
-def test_a_bound_on_tiles_below_what_the_model_needs_is_refused(tmp_path: Path) -> None:
+def test_max_tiles_below_model_minimum_is_refused(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"min_dynamic_patch": 3}))
@@ -125,7 +125,7 @@ def test_a_bound_on_tiles_below_what_the_model_needs_is_refused(tmp_path: Path) 
     ("given", "count"),
     [({"dynamic_image_size": False}, 1), ({"use_thumbnail": False}, 2), ({"max_dynamic_patch": None}, 13)],
 )
-def test_tiling_is_as_the_config_says(tmp_path: Path, given: dict[str, Any], count: int) -> None:
+def test_tiling_follows_config(tmp_path: Path, given: dict[str, Any], count: int) -> None:
     folder = write_internvl2(tmp_path / "base", TinyInternVL(max_tiles=2))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | given))
@@ -135,7 +135,7 @@ def test_tiling_is_as_the_config_says(tmp_path: Path, given: dict[str, Any], cou
     assert grids.tolist() == [count]
 
 
-def test_one_image_of_a_prompt_is_held_at_a_time(tmp_path: Path) -> None:
+def test_one_image_is_held_at_a_time(tmp_path: Path) -> None:
     held: list[weakref.ref[Image]] = []
 
     def decoded(seed: int) -> Image:
@@ -155,7 +155,7 @@ def test_one_image_of_a_prompt_is_held_at_a_time(tmp_path: Path) -> None:
     assert torch.equal(prompt.tokens, expected.tokens)
 
 
-def test_images_too_many_are_refused_before_they_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_excess_images_are_refused_before_tiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Image] = []
     cut = Tiling.tiles
 
@@ -167,7 +167,7 @@ def test_images_too_many_are_refused_before_they_are_cut(tmp_path: Path, monkeyp
     check_stops_at_the_image_too_many(load(write_internvl2(tmp_path / "base")), lambda: len(calls))
 
 
-def test_more_tiles_than_go_through_the_vision_tower_at_once_are_seen_alike(tmp_path: Path) -> None:
+def test_tile_batches_give_same_embeddings(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base")
     model = load(folder)
     images = pictures([(300, 400)] * 3)
@@ -182,14 +182,14 @@ def test_more_tiles_than_go_through_the_vision_tower_at_once_are_seen_alike(tmp_
     torch.testing.assert_close(embedded, seen, rtol=1e-4, atol=1e-4)
 
 
-def test_sequences_end_where_rotations_would_depend_on_their_length(tmp_path: Path) -> None:
+def test_max_positions_ends_before_length_dependent_rope(tmp_path: Path) -> None:
     dynamic = write_internvl2(tmp_path / "2b", TinyInternVL(max_positions=300))
     long = write_internvl2(tmp_path / "4b", TinyInternVL("phi3", rope_scaling=SHORT))
     assert load(dynamic).description.max_positions == 300
     assert load(long).description.max_positions == 512
 
 
-def test_every_linear_layer_but_the_head_can_be_adapted(tmp_path: Path) -> None:
+def test_every_linear_layer_except_head_is_adaptable(tmp_path: Path) -> None:
     shape = TinyInternVL()
     targets = load(write_internvl2(tmp_path / "base", shape)).description.targets
     assert len(targets) == 7 * shape.layers + 6 * shape.vision_depth + 2
@@ -200,7 +200,7 @@ def test_every_linear_layer_but_the_head_can_be_adapted(tmp_path: Path) -> None:
     assert len(targets) == len(language_linears(phi3)) + 6 * phi3.vision_depth + 2
 
 
-def test_an_answer_ends_at_the_templates_separator_and_where_generation_config_says(tmp_path: Path) -> None:
+def test_answer_ends_at_template_separator_and_generation_config_tokens(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base")
     end = InternVL2Reference(folder).end
     assert load(folder).description.eos_tokens == {end}
@@ -210,7 +210,7 @@ def test_an_answer_ends_at_the_templates_separator_and_where_generation_config_s
     assert load(folder).description.eos_tokens == {end}
 
 
-def test_a_folder_is_described_without_its_weights(tmp_path: Path) -> None:
+def test_folder_is_described_without_weights(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base", dtype=torch.bfloat16)
     model = load(folder)
     (folder / "model.safetensors").unlink()
@@ -223,7 +223,7 @@ def test_a_folder_is_described_without_its_weights(tmp_path: Path) -> None:
     assert inputs.image_limits == {"tile_size": 56, "min_tiles": 1, "max_tiles": 3, "tokens_per_tile": 4}
 
 
-def test_a_shape_that_transformers_refuses_is_the_checkpoints_fault(tmp_path: Path) -> None:
+def test_shape_that_transformers_rejects_is_checkpoint_error(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base")
     config = json.loads((folder / "config.json").read_text())
     config["llm_config"]["num_attention_heads"] = 5

@@ -1,4 +1,4 @@
-"""LoRAs on InternVL2's original module names: the same logits as merged into the original weights."""
+"""LoRAs on InternVL2's original module names, against the same LoRAs merged into the original weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def reference_logits(folder: Path, deltas: Mapping[str, Tensor]) -> Tensor:
 
 
 def deltas_of(adapter: TinyAdapter, linears: Linears) -> dict[str, Tensor]:
-    """Return scaling * B A by the original name of each weight."""
+    """Return scaling * B A, keyed by the original name of each weight."""
     rank = adapter.config["r"]
     scaling = adapter.config["lora_alpha"] / (math.sqrt(rank) if adapter.config.get("use_rslora") else rank)
     return {f"{path}.weight": scaling * adapter.b(path) @ adapter.a(path) for path in linears}
@@ -69,7 +69,7 @@ def merge(model: BaseModel, folder: Path) -> set[str]:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("linears", [language_linears, vision_linears], ids=["language model", "vision and projector"])
 @pytest.mark.parametrize("scaling", [{}, {"use_rslora": True}], ids=["lora", "rslora"])
-def test_logits_are_those_of_the_adapter_merged_into_the_original_weights(
+def test_adapter_logits_match_merged_weights(
     tmp_path: Path, shape: TinyInternVL, linears: Callable[[TinyInternVL], Linears], scaling: dict[str, bool]
 ) -> None:
     folder = write_internvl2(tmp_path / "base", shape)
@@ -85,7 +85,7 @@ def test_logits_are_those_of_the_adapter_merged_into_the_original_weights(
 
 
 @pytest.mark.parametrize("target", ["attention.wqkv", "attn.qkv"])
-def test_a_fused_module_falls_into_three_that_share_a(tmp_path: Path, target: str) -> None:
+def test_fused_module_maps_to_three_that_share_a(tmp_path: Path, target: str) -> None:
     shape = TinyInternVL()
     model = load(write_internvl2(tmp_path / "base", shape))
     linears = {
@@ -110,7 +110,7 @@ def original(path: str) -> str:
 
 
 def without_the_model(path: str) -> str:
-    """Return a native path as transformers' first releases of InternVL wrote it."""
+    """Return the name of a native path in the first transformers releases with InternVL."""
     for prefix, older in (
         ("model.language_model.", "language_model.model."),
         ("model.vision_tower.", "vision_tower."),
@@ -121,14 +121,14 @@ def without_the_model(path: str) -> str:
 
 
 @pytest.mark.parametrize("spell", [original, without_the_model])
-def test_an_adapter_of_transformers_names_binds_too(tmp_path: Path, spell: Callable[[str], str]) -> None:
+def test_adapter_with_transformers_names_binds(tmp_path: Path, spell: Callable[[str], str]) -> None:
     model = load(write_internvl2(tmp_path / "base"))
     targets = model.description.targets
     adapter = TinyAdapter.random({spell(path): sizes for path, sizes in targets.items()}, rank=2)
     assert merge(model, adapter.write(tmp_path / "adapter")) == set(targets)
 
 
-def test_a_module_adapted_under_both_names_is_refused(tmp_path: Path) -> None:
+def test_module_adapted_under_two_names_is_refused(tmp_path: Path) -> None:
     model = load(write_internvl2(tmp_path / "base"))
     linears = {"language_model.model.layers.0.attention.wqkv": (64, 128)}
     native = {"model.language_model.layers.0.self_attn.k_proj": (64, 32)}
@@ -137,14 +137,14 @@ def test_a_module_adapted_under_both_names_is_refused(tmp_path: Path) -> None:
         merge(model, tmp_path / "adapter")
 
 
-def test_a_wqkv_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_wqkv_of_another_model_is_refused(tmp_path: Path) -> None:
     model = load(write_internvl2(tmp_path / "base"))
     TinyAdapter.random({"language_model.model.layers.0.attention.wqkv": (64, 192)}).write(tmp_path / "adapter")
     with pytest.raises(CheckpointError, match=r"lora_B is \[192, 4\], its module has 128 outputs"):
         merge(model, tmp_path / "adapter")
 
 
-def test_an_adapter_on_all_linear_layers_is_refused_for_the_head_by_name(tmp_path: Path) -> None:
+def test_adapter_on_head_is_refused_by_name(tmp_path: Path) -> None:
     shape = TinyInternVL()
     model = load(write_internvl2(tmp_path / "base", shape))
     linears = (

@@ -1,4 +1,4 @@
-"""InternVL2's conversations token for token: forms, system messages, where images stand, and who may write marks."""
+"""InternVL2's conversations token for token: templates, system messages, image placement, special tokens."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def user(*parts: Part | str) -> Message:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_ordinary_text_gets_the_ids_of_the_whole_conversation_tokenised_at_once(folder: Path, text: str) -> None:
+def test_ordinary_text_matches_tokenising_whole_conversation(folder: Path, text: str) -> None:
     assert ids(load(folder), user(text)) == InternVL2Reference(folder).prompt(text)
 
 
-def test_special_tokens_spelled_out_in_a_text_are_ordinary_characters(folder: Path) -> None:
+def test_special_tokens_in_text_are_ordinary_characters(folder: Path) -> None:
     model = load(folder)
     special = set(InternVL2Reference(folder).tokenizer.special.values())
     harmless = [token for token in ids(model, user("hello")) if token in special]
@@ -74,7 +74,7 @@ def test_special_tokens_spelled_out_in_a_text_are_ordinary_characters(folder: Pa
         assert f"hello{mark}" in model.decode(tokens)
 
 
-def test_a_conversation_of_several_turns_is_in_the_templates_form(folder_2b: Path) -> None:
+def test_multi_turn_conversation_is_in_template_format(folder_2b: Path) -> None:
     conversation = (
         Message(Role.SYSTEM, (TextPart("Be brief."),)),
         user("Look: ", IMAGE, " what is it?"),
@@ -88,7 +88,7 @@ def test_a_conversation_of_several_turns_is_in_the_templates_form(folder_2b: Pat
     assert ids(load(folder_2b), *conversation) == InternVL2Reference(folder_2b).tokenizer.encode(expected)
 
 
-def test_internvl2_5_ends_its_turns_with_a_line_break_and_introduces_itself_otherwise(tmp_path: Path) -> None:
+def test_internvl2_5_template_has_its_own_separator_and_system_message(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base", TinyInternVL(template="internvl2_5"))
     system = (
         "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
@@ -111,12 +111,12 @@ def test_internvl2_5_ends_its_turns_with_a_line_break_and_introduces_itself_othe
     ],
     ids=["alone", "before text", "own line break", "several", "between texts", "last"],
 )
-def test_images_stand_as_internvl_documents_it(folder_2b: Path, parts: list[Part | str], expected: str) -> None:
+def test_images_follow_documented_format(folder_2b: Path, parts: list[Part | str], expected: str) -> None:
     reference = InternVL2Reference(folder_2b)
     assert ids(load(folder_2b), user(*parts)) == reference.tokenizer.encode(reference.conversation(expected))
 
 
-def test_images_are_numbered_through_the_conversation(folder_2b: Path) -> None:
+def test_images_are_numbered_through_conversation(folder_2b: Path) -> None:
     turns = (user(IMAGE, IMAGE, "One?"), Message(Role.ASSISTANT, (TextPart("Two."),)), user(IMAGE, "And this?"))
     question = (
         f"Image-1: {SEEN}\nImage-2: {SEEN}\nOne?<|im_end|><|im_start|>assistant\nTwo.<|im_end|>"
@@ -127,13 +127,13 @@ def test_images_are_numbered_through_the_conversation(folder_2b: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["\n", "\n\n", ""])
-def test_a_suffix_replaces_the_documented_form(folder_2b: Path, suffix: str) -> None:
+def test_image_suffix_replaces_documented_format(folder_2b: Path, suffix: str) -> None:
     reference = InternVL2Reference(folder_2b)
     expected = reference.conversation(f"{SEEN}{suffix}{SEEN}{suffix}What?")
     assert ids(load(folder_2b, suffix), user(IMAGE, IMAGE, "What?")) == reference.tokenizer.encode(expected)
 
 
-def test_a_system_message_after_others_is_the_callers_error(folder_2b: Path) -> None:
+def test_late_system_message_is_invalid_argument(folder_2b: Path) -> None:
     late = Message(Role.SYSTEM, (TextPart("Be brief."),))
     with pytest.raises(InvalidArgumentError, match="one system message, before all others") as caught:
         ids(load(folder_2b), user("hi"), late, user("again"))
@@ -142,7 +142,7 @@ def test_a_system_message_after_others_is_the_callers_error(folder_2b: Path) -> 
         ids(load(folder_2b), late, late, user("again"))
 
 
-def test_a_conversation_begins_with_no_token_where_the_tokenizer_says_so(folder_2b: Path) -> None:
+def test_bos_token_is_optional(folder_2b: Path) -> None:
     with_begin = ids(load(folder_2b), user("hi"))
     assert with_begin[0] == 1
     path = folder_2b / "tokenizer_config.json"
@@ -150,7 +150,7 @@ def test_a_conversation_begins_with_no_token_where_the_tokenizer_says_so(folder_
     assert ids(load(folder_2b), user("hi")) == with_begin[1:]
 
 
-def test_the_default_system_message_is_the_published_one(folder: Path) -> None:
+def test_default_system_message_is_the_published_one(folder: Path) -> None:
     model = load(folder)
     assert SYSTEM in model.decode(ids(model, user("hi")))
     assert SYSTEM not in model.decode(ids(model, Message(Role.SYSTEM, (TextPart("Be brief."),)), user("hi")))

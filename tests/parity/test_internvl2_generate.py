@@ -37,7 +37,7 @@ def pictures(name: str) -> list[Image]:
 
 
 def answer(stack: GenerationStack, asked: Sequence[tuple[str, str, Composition]]) -> list[str]:
-    """Return the answers to (text, images, composition), asked at once."""
+    """Return the answers to (text, images, composition), requested concurrently."""
 
     async def together() -> list[str]:
         prompts = [Prompt.of(text, [ImagePart(png(image)) for image in pictures(name)]) for text, name, _ in asked]
@@ -69,9 +69,7 @@ def deltas_of(adapter: TinyAdapter, share: float) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_requests_answered_together_are_answered_as_the_reference_answers_each(
-    tmp_path: Path, shape: TinyInternVL
-) -> None:
+def test_concurrent_requests_match_reference_alone(tmp_path: Path, shape: TinyInternVL) -> None:
     folder = write_internvl2(tmp_path / "base", shape, seed=1)
     reference = InternVL2Reference(folder)
     asked = [(f"{'again ' * number}What?", name, Base()) for number, name in enumerate([*IMAGES, *IMAGES])]
@@ -81,7 +79,7 @@ def test_requests_answered_together_are_answered_as_the_reference_answers_each(
     assert len(set(answers)) > 3
 
 
-def test_adapters_of_original_names_answer_as_merged_into_the_original_weights(tmp_path: Path) -> None:
+def test_adapters_with_original_names_match_merged_weights(tmp_path: Path) -> None:
     shape = SHAPES["2B"]
     folder = write_internvl2(tmp_path / "base", shape)
     language, vision = language_linears(shape), vision_linears(shape)

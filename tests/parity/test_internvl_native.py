@@ -1,4 +1,4 @@
-"""InternVL folders in transformers' own layout: the same model as the original folder, and adapters of either name."""
+"""InternVL folders in the layout of transformers, against the original folder; adapters under either names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load(folder: Path, max_tiles: int | None = None) -> BaseModel:
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_logits_are_those_of_the_original_folder(tmp_path: Path, tied: bool, sizes: list[tuple[int, int]]) -> None:
+def test_logits_match_original_folder(tmp_path: Path, tied: bool, sizes: list[tuple[int, int]]) -> None:
     shape = TinyInternVL("qwen2", tied=tied)
     folder = write_internvl_native(tmp_path / "native", tmp_path / "original", shape)
     reference = InternVL2Reference(tmp_path / "original")
@@ -52,7 +52,7 @@ def test_logits_are_those_of_the_original_folder(tmp_path: Path, tied: bool, siz
     assert model.description.eos_tokens == {reference.end}
 
 
-def test_adapters_of_original_names_bind_to_it(tmp_path: Path) -> None:
+def test_adapters_with_original_names_bind(tmp_path: Path) -> None:
     shape = TinyInternVL("qwen2")
     model = load(write_internvl_native(tmp_path / "native", tmp_path / "original", shape))
     TinyAdapter.random(language_linears(shape) | vision_linears(shape)).write(tmp_path / "adapter")
@@ -60,7 +60,7 @@ def test_adapters_of_original_names_bind_to_it(tmp_path: Path) -> None:
     assert read.modules.keys() == model.description.targets.keys()
 
 
-def test_it_is_described_without_its_weights_and_bounded_in_tiles(tmp_path: Path) -> None:
+def test_folder_is_described_without_weights_and_with_tile_limit(tmp_path: Path) -> None:
     folder = write_internvl_native(tmp_path / "native", tmp_path / "original", TinyInternVL("qwen2", max_tiles=6))
     model = load(folder, max_tiles=2)
     image = picture(100, 150)
@@ -72,7 +72,7 @@ def test_it_is_described_without_its_weights_and_bounded_in_tiles(tmp_path: Path
     assert family_of(folder).input_format(folder, LoadOptions(CPU)).image_limits["max_tiles"] == 6
 
 
-def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+def test_missing_tensor_is_named(tmp_path: Path) -> None:
     folder = write_internvl_native(tmp_path / "native", tmp_path / "original", TinyInternVL("qwen2"))
     weights = load_file(folder / "model.safetensors")
     del weights["vision_tower.encoder.layer.1.lambda_2"]
@@ -90,7 +90,9 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         ("preprocessor_config.json", {"image_mean": None}, r"does not define how images are tiled.*download it again"),
     ],
 )
-def test_what_is_not_served_is_refused_by_name(tmp_path: Path, name: str, change: dict[str, Any], match: str) -> None:
+def test_unsupported_settings_are_refused_by_name(
+    tmp_path: Path, name: str, change: dict[str, Any], match: str
+) -> None:
     folder = write_internvl_native(tmp_path / "native", tmp_path / "original", TinyInternVL("qwen2"))
     content = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(content | change))
@@ -98,7 +100,7 @@ def test_what_is_not_served_is_refused_by_name(tmp_path: Path, name: str, change
         load(folder)
 
 
-def test_dynamic_rotations_are_the_plain_ones_within_the_models_positions(tmp_path: Path) -> None:
+def test_dynamic_rope_is_plain_within_max_positions(tmp_path: Path) -> None:
     shape = TinyInternVL("qwen2", rope_scaling={"type": "dynamic", "factor": 2.0}, max_positions=300)
     folder = write_internvl_native(tmp_path / "native", tmp_path / "original", shape)
     model = load(folder)

@@ -1,4 +1,4 @@
-"""The demo's trained model and adapters: our answers are those of PEFT's `generate`, token for token."""
+"""The demo's trained model and adapters, against PEFT's `generate`, token for token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKENS = 40
 
 
 class PeftReference:
-    """PEFT's model over transformers', with prompts built from strings by the folder's own tokenizer and processor."""
+    """The model in transformers and PEFT, with prompts built by the folder's own tokenizer and processor."""
 
     def __init__(self, adapters: Sequence[str]) -> None:
         base = Qwen2VLForConditionalGeneration.from_pretrained(BASE, dtype=torch.float32).eval()
@@ -81,7 +81,7 @@ def examples(name: str, count: int) -> list[Example]:
 
 
 def answers(stack: GenerationStack, asked: Sequence[Example], composition: Composition) -> list[str]:
-    """Return the answers to all examples, asked at once."""
+    """Return the answers to all examples, requested concurrently."""
 
     async def together() -> list[str]:
         calls = [
@@ -98,14 +98,14 @@ def answers(stack: GenerationStack, asked: Sequence[Example], composition: Compo
 
 
 @pytest.mark.parametrize("name", ["adidas", "clock", "decathlon", "youtube"])
-def test_an_apps_adapter_answers_as_in_peft(stack: GenerationStack, name: str) -> None:
+def test_app_adapter_matches_peft_answers(stack: GenerationStack, name: str) -> None:
     asked = examples(name, 5)
     reference = PeftReference([name])
     expected = [reference.answer(example) for example in asked]
     assert answers(stack, asked, Mixture((WeightedAdapter(name, 1.0),))) == expected
 
 
-def test_a_mixture_of_apps_answers_as_pefts_cat(stack: GenerationStack) -> None:
+def test_app_mixture_matches_peft_cat_answers(stack: GenerationStack) -> None:
     names, weights = ["adidas", "amazon", "ebay"], [0.6, 0.3, 0.1]
     asked = examples("adidas", 6)
     reference = PeftReference(names)

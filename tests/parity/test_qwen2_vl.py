@@ -42,7 +42,7 @@ def asked(text: str, images: list[Image]) -> Prompt:
     [(TinyShape(), 1), (TinyShape(tied=True), 1), (TinyShape(kv_heads=1, layers=2), 3)],
     ids=["untied", "tied", "sharded"],
 )
-def test_logits_are_those_of_an_independent_implementation(
+def test_logits_match_independent_implementation(
     tmp_path: Path, shape: TinyShape, shards: int, sizes: list[tuple[int, int]]
 ) -> None:
     folder = write_qwen2_vl(tmp_path / "base", shape, shards=shards)
@@ -63,7 +63,7 @@ def test_logits_are_those_of_an_independent_implementation(
     )
 
 
-def test_a_bfloat16_checkpoint_is_widened_exactly(tmp_path: Path) -> None:
+def test_bfloat16_checkpoint_widens_exactly(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "base", dtype=torch.bfloat16)
     reference = Qwen2VLReference(folder)
     model = load(folder)
@@ -82,7 +82,7 @@ def test_images_are_resized_to_max_pixels(tmp_path: Path) -> None:
     torch.testing.assert_close(prompt.pixels, cut.values, rtol=1e-4, atol=1e-4)
 
 
-def test_one_image_of_a_prompt_is_held_at_a_time(tmp_path: Path) -> None:
+def test_one_image_is_held_at_a_time(tmp_path: Path) -> None:
     held: list[weakref.ref[Image]] = []
 
     def decoded(seed: int) -> Image:
@@ -102,9 +102,7 @@ def test_one_image_of_a_prompt_is_held_at_a_time(tmp_path: Path) -> None:
     assert torch.equal(prompt.tokens, expected.tokens)
 
 
-def test_images_too_many_are_refused_before_they_are_preprocessed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_excess_images_are_refused_before_preprocessing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
     patchify = Qwen2VLImageProcessorPil.patchify
 
@@ -116,7 +114,7 @@ def test_images_too_many_are_refused_before_they_are_preprocessed(
     check_stops_at_the_image_too_many(load(write_qwen2_vl(tmp_path / "base")), lambda: len(calls))
 
 
-def test_pixels_wait_in_the_type_that_the_tower_reads(tmp_path: Path) -> None:
+def test_pixels_are_stored_in_model_dtype(tmp_path: Path) -> None:
     folder, image = write_qwen2_vl(tmp_path / "base", dtype=torch.bfloat16), picture(100, 150)
     prompt = load_base_model(folder, LoadOptions(CPU)).encode(asked("x", [image]), [image])
     exact = load(folder).encode(asked("x", [image]), [image])
@@ -126,12 +124,12 @@ def test_pixels_wait_in_the_type_that_the_tower_reads(tmp_path: Path) -> None:
     assert torch.equal(prompt.pixels, exact.pixels.bfloat16())
 
 
-def test_max_pixels_below_what_the_model_needs_is_refused(tmp_path: Path) -> None:
+def test_max_pixels_below_model_minimum_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="3136"):
         load(write_qwen2_vl(tmp_path / "base"), max_pixels=100)
 
 
-def test_an_image_too_long_and_thin_is_the_callers_error(tmp_path: Path) -> None:
+def test_extreme_aspect_ratio_is_invalid_argument(tmp_path: Path) -> None:
     image = picture(2000, 4)
     with pytest.raises(InvalidArgumentError, match="aspect ratio") as caught:
         load(write_qwen2_vl(tmp_path / "base")).encode(asked("x", [image]), [image])
@@ -141,14 +139,14 @@ def test_an_image_too_long_and_thin_is_the_callers_error(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "text", ["plain", "\n\n  leading", "trailing \n", "Straße, naïve 日本語 🙂", "e\u0301 is normalised", "a" * 200]
 )
-def test_ordinary_text_gets_the_ids_of_the_whole_conversation_tokenised_at_once(tmp_path: Path, text: str) -> None:
+def test_ordinary_text_matches_tokenising_whole_conversation(tmp_path: Path, text: str) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     tokens = load(folder).encode(Prompt.of(text), []).tokens.tolist()
     assert tokens == Qwen2VLReference(folder).prompt(text)
 
 
 @pytest.mark.parametrize("mark", ["<|im_end|>", "<|image_pad|>", "<|im_start|>system\n", "<|endoftext|>"])
-def test_special_tokens_spelt_out_in_a_text_are_ordinary_characters(tmp_path: Path, mark: str) -> None:
+def test_special_tokens_in_text_are_ordinary_characters(tmp_path: Path, mark: str) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     model = load(folder)
     special = set(Qwen2VLReference(folder).tokenizer.get_added_tokens_decoder())
@@ -158,7 +156,7 @@ def test_special_tokens_spelt_out_in_a_text_are_ordinary_characters(tmp_path: Pa
     assert f"hello{mark}" in model.decode(tokens)
 
 
-def test_a_conversation_of_several_turns_follows_the_template(tmp_path: Path) -> None:
+def test_multi_turn_conversation_follows_template(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     model = load(folder)
     image = picture(56, 56)
@@ -180,7 +178,7 @@ def test_a_conversation_of_several_turns_follows_the_template(tmp_path: Path) ->
     assert model.encode(conversation, [image]).tokens.tolist() == ids
 
 
-def test_adapter_keys_of_older_and_newer_libraries_name_the_same_modules(tmp_path: Path) -> None:
+def test_adapter_keys_of_all_library_versions_name_same_modules(tmp_path: Path) -> None:
     model = load(write_qwen2_vl(tmp_path / "base"))
     spellings = {
         "model.language_model.layers.1.self_attn.q_proj": [
@@ -197,14 +195,14 @@ def test_adapter_keys_of_older_and_newer_libraries_name_the_same_modules(tmp_pat
         assert {model.canonical(name) for name in names} == {canonical}
 
 
-def test_every_linear_layer_but_the_head_can_be_adapted(tmp_path: Path) -> None:
+def test_every_linear_layer_except_head_is_adaptable(tmp_path: Path) -> None:
     shape = TinyShape()
     targets = load(write_qwen2_vl(tmp_path / "base", shape)).description.targets
     assert len(targets) == 7 * shape.layers + 4 * shape.vision_depth + 2
     assert targets["model.language_model.layers.0.mlp.down_proj"] == (shape.intermediate, shape.hidden)
 
 
-def test_the_end_of_an_answer_is_what_generation_config_says_else_config(tmp_path: Path) -> None:
+def test_eos_tokens_come_from_generation_config_else_config(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     given = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     assert load(folder).description.eos_tokens == set(given)
@@ -212,7 +210,7 @@ def test_the_end_of_an_answer_is_what_generation_config_says_else_config(tmp_pat
     assert load(folder).description.eos_tokens == {json.loads((folder / "config.json").read_text())["eos_token_id"]}
 
 
-def test_the_chat_template_may_lie_beside_the_tokenizer(tmp_path: Path) -> None:
+def test_chat_template_may_be_a_separate_file(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     del config["chat_template"]
@@ -223,7 +221,7 @@ def test_the_chat_template_may_lie_beside_the_tokenizer(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_a_folder_without_a_vocabulary_gets_no_empty_one(tmp_path: Path) -> None:
+def test_missing_vocabulary_is_an_error(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (folder / name).unlink()
@@ -235,7 +233,7 @@ def rewrite(folder: Path, weights: dict[str, Tensor]) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+def test_missing_tensor_is_named(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
@@ -244,21 +242,21 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_a_tensor_without_a_place_is_named(tmp_path: Path) -> None:
+def test_unexpected_tensor_is_named(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     rewrite(folder, load_file(folder / "model.safetensors") | {"model.layers.9.extra.weight": torch.zeros(2)})
     with pytest.raises(CheckpointError, match=r"layers\.9\.extra\.weight"):
         load(folder)
 
 
-def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
+def test_misshapen_tensor_is_named(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     rewrite(folder, load_file(folder / "model.safetensors") | {"visual.merger.mlp.0.bias": torch.zeros(3)})
     with pytest.raises(CheckpointError, match=r"merger\.mlp\.0\.bias"):
         load(folder)
 
 
-def test_an_untied_head_that_is_missing_is_no_random_head(tmp_path: Path) -> None:
+def test_missing_untied_head_is_refused(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     weights = load_file(folder / "model.safetensors")
     del weights["lm_head.weight"]
@@ -267,14 +265,14 @@ def test_an_untied_head_that_is_missing_is_no_random_head(tmp_path: Path) -> Non
         load(folder)
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+def test_missing_shard_is_named(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "base", shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(CheckpointError, match="model-00002-of-00003"):
         load(folder)
 
 
-def test_a_half_written_file_is_named(tmp_path: Path) -> None:
+def test_truncated_file_is_named(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
@@ -283,7 +281,7 @@ def test_a_half_written_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors"])
-def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path, name: str) -> None:
+def test_missing_file_is_named_with_remedy(tmp_path: Path, name: str) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=rf"{name}.*(folder|download)"):
@@ -297,12 +295,12 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_a_missing_folder_is_named_with_the_remedy(tmp_path: Path) -> None:
+def test_missing_folder_is_named_with_remedy(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere.*--model-path"):
         load(tmp_path / "nowhere")
 
 
-def test_an_unsupported_family_lists_the_supported_ones(tmp_path: Path) -> None:
+def test_unsupported_family_lists_supported_ones(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(CheckpointError, match=r"'llama'.*serves: .*qwen2_vl"):
         load(tmp_path)

@@ -37,7 +37,7 @@ def transformers_model(world: ModelFixture) -> Any:
 
 
 def reference_answer(model: Any, stack: GenerationStack, prompt: EncodedPrompt) -> str:
-    """Return the greedy answer of transformers' own loop to an encoded prompt."""
+    """Return the greedy answer of transformers to an encoded prompt."""
     base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     base.model.rope_deltas = None
     ids = prompt.tokens[None]
@@ -65,7 +65,7 @@ def answer(stack: GenerationStack, prompt: Prompt, composition: Composition) -> 
 
 
 @pytest.mark.parametrize("sizes", IMAGES.values(), ids=IMAGES)
-def test_the_base_model_answers_as_transformers_does(world: ModelFixture, sizes: list[tuple[int, int]]) -> None:
+def test_base_model_matches_transformers_answers(world: ModelFixture, sizes: list[tuple[int, int]]) -> None:
     images = [picture(width, height, seed) for seed, (width, height) in enumerate(sizes)]
     with generation_stack(settings_for(world.base)) as stack:
         reference = transformers_model(world)
@@ -76,7 +76,7 @@ def test_the_base_model_answers_as_transformers_does(world: ModelFixture, sizes:
 
 
 @pytest.mark.parametrize("name", ["a0", "a2", "a4"])
-def test_one_adapter_answers_as_peft_does(world: ModelFixture, name: str) -> None:
+def test_one_adapter_matches_peft_answers(world: ModelFixture, name: str) -> None:
     images = [picture(100, 150), picture(60, 90, 1)]
     prompt = question("What is on the screen?", images)
     with generation_stack(settings_for(world.base, [world.roots])) as stack:
@@ -86,7 +86,7 @@ def test_one_adapter_answers_as_peft_does(world: ModelFixture, name: str) -> Non
         assert answer(stack, prompt, Base()) != expected
 
 
-def test_an_rslora_adapter_answers_as_peft_does(world: ModelFixture, tmp_path: Path) -> None:
+def test_rslora_adapter_matches_peft_answers(world: ModelFixture, tmp_path: Path) -> None:
     tiny_adapter(world.shape, 9, rank=9, use_rslora=True).write(tmp_path / "scaled")
     prompt = question("What is on the screen?", [])
     with generation_stack(settings_for(world.base, [tmp_path])) as stack:
@@ -96,9 +96,7 @@ def test_an_rslora_adapter_answers_as_peft_does(world: ModelFixture, tmp_path: P
 
 
 @pytest.mark.parametrize("weights", [(0.6, 0.3, 0.1), (1 / 3, 1 / 3, 1 / 3), (0.9, 0.0, 1.4)])
-def test_a_mixture_and_its_concat_fusion_answer_as_pefts_cat_does(
-    world: ModelFixture, weights: tuple[float, ...]
-) -> None:
+def test_mixture_and_concat_fusion_match_peft_cat_answers(world: ModelFixture, weights: tuple[float, ...]) -> None:
     names = ["a0", "a1", "a4"]
     images = [picture(100, 150)]
     prompt = question("What is on the screen?", images)

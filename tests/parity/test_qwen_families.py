@@ -1,4 +1,4 @@
-"""Both Qwen families against independent implementations: images, adapters under every spelling, batches."""
+"""Both Qwen families against independent implementations: images, adapters under every naming, batches."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SIZES = {"text": [], "one image": [(100, 150)], "several images": [(57, 300), (1
 
 @dataclass(frozen=True)
 class Family:
-    """How a family's checkpoints are written and read for tests."""
+    """How the tests write and read a family's checkpoints."""
 
     write: Callable[..., Path]
     shape: TinyShape
@@ -79,7 +79,7 @@ def expected_logits(reference: Qwen2VLReference, images: list[Image]) -> Tensor:
     [{}, {"tied": True, "shards": 3}, {"kv_heads": 1, "layers": 2, "shards": 2, "dtype": torch.bfloat16}],
     ids=["untied", "tied and sharded", "sharded bfloat16"],
 )
-def test_logits_are_those_of_an_independent_implementation(
+def test_logits_match_independent_implementation(
     tmp_path: Path, family: Family, layout: dict[str, Any], sizes: list[tuple[int, int]]
 ) -> None:
     written = {name: layout[name] for name in ("shards", "dtype") if name in layout}
@@ -92,7 +92,7 @@ def test_logits_are_those_of_an_independent_implementation(
 
 
 def old(path: str) -> str:
-    """Return a module as checkpoints and adapters of transformers before 4.52 call it."""
+    """Return the name of a module in checkpoints and adapters of transformers before 4.52."""
     return path.replace("model.language_model.", "model.").removeprefix("model." if ".visual." in path else "")
 
 
@@ -110,7 +110,7 @@ def adapted(model: BaseModel) -> dict[str, tuple[int, int]]:
 
 
 def respelt(adapter: TinyAdapter, spell: Callable[[str], str], ending: str) -> TinyAdapter:
-    """Return the adapter with keys as another library version writes them."""
+    """Return the adapter with the keys of another library version."""
 
     def key(name: str) -> str:
         module, _, factor = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
@@ -120,7 +120,7 @@ def respelt(adapter: TinyAdapter, spell: Callable[[str], str], ending: str) -> T
 
 
 def deltas(adapter: TinyAdapter, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
-    """Return scaling * B A by the original name of each weight."""
+    """Return scaling * B A, keyed by the original name of each weight."""
     rank, alpha = adapter.config["r"], adapter.config["lora_alpha"]
     scaling = alpha / (rank**0.5 if adapter.config.get("use_rslora") else rank)
     return {f"{old(path)}.weight": scaling * adapter.b(path) @ adapter.a(path) for path in shapes}
@@ -128,7 +128,7 @@ def deltas(adapter: TinyAdapter, shapes: Mapping[str, tuple[int, int]]) -> dict[
 
 @pytest.mark.parametrize("spell", [old, newer, before_the_head_moved])
 @pytest.mark.parametrize("ending", [".weight", ".default.weight"])
-def test_an_adapter_of_any_spelling_changes_logits_as_merged_into_the_original_weights(
+def test_adapter_under_any_names_matches_merged_weights(
     tmp_path: Path, family: Family, spell: Callable[[str], str], ending: str
 ) -> None:
     folder = family.write(tmp_path / "base", family.shape)
@@ -151,9 +151,7 @@ def test_an_adapter_of_any_spelling_changes_logits_as_merged_into_the_original_w
     assert (logits(model, images) - base).abs().max() > 0.1
 
 
-def test_requests_of_many_lengths_and_images_answered_together_are_answered_as_alone(
-    tmp_path: Path, family: Family
-) -> None:
+def test_concurrent_requests_of_many_lengths_and_images_match_single_ones(tmp_path: Path, family: Family) -> None:
     folder = family.write(tmp_path / "base", family.shape)
     reference = family.reference(folder)
     asked = [(f"{'again ' * number}What?", pictures(SIZES[name])) for number, name in enumerate([*SIZES, *SIZES])]

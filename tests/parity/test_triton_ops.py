@@ -18,7 +18,7 @@ from generation_service.lora.kernels.capturable_ops import TorchCapturableOps
 from generation_service.lora.kernels.triton_ops import TritonCapturableOps
 from tests.parity.lora_ops_case import TOLERANCE, Case, Sizes, assert_close
 
-pytest.importorskip("triton", reason="Triton is made for Linux on x86-64 only")
+pytest.importorskip("triton", reason="Triton supports Linux on x86-64 only")
 
 from tests.support.harness.compiled_triton import compile_for_gpu
 from tests.support.harness.interpreted_triton import interpreted_kernels
@@ -47,31 +47,31 @@ def cases(draw: st.DrawFn) -> Case:
 
 @settings(deadline=None, max_examples=20)
 @given(cases(), st.sampled_from([64, 4096]))
-def test_any_ranks_of_any_rows_are_the_weighted_sum(case: Case, longest_part: int) -> None:
-    with patch.object(triton_ops, "LONGEST_SPLIT", longest_part):
+def test_any_ranks_of_any_rows_match_weighted_sum(case: Case, longest_split: int) -> None:
+    with patch.object(triton_ops, "LONGEST_SPLIT", longest_split):
         case.check(TritonCapturableOps(interpreted_kernels()))
 
 
 @pytest.mark.parametrize("rank", range(1, 65, 9))
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_every_rank_of_an_adapter_alone(kernels: TritonCapturableOps, rank: int, dtype: torch.dtype) -> None:
+def test_single_adapter_of_every_rank(kernels: TritonCapturableOps, rank: int, dtype: torch.dtype) -> None:
     Case(Sizes(rows=1, ranks=64, used=rank), dtype, rank).check(kernels)
 
 
-def test_more_rows_than_one_program_takes(kernels: TritonCapturableOps) -> None:
+def test_more_rows_than_one_program_handles(kernels: TritonCapturableOps) -> None:
     Case(Sizes(rows=70, ranks=20, used=20), torch.float32, 1).check(kernels)
 
 
-@pytest.mark.parametrize("longest_part", [64, 4096])
-def test_no_ranks_in_use_change_nothing(kernels: TritonCapturableOps, longest_part: int) -> None:
+@pytest.mark.parametrize("longest_split", [64, 4096])
+def test_empty_rank_set_changes_nothing(kernels: TritonCapturableOps, longest_split: int) -> None:
     case = Case(replace(PLAIN, used=0, inputs=100), torch.float16, 2)
-    with patch.object(triton_ops, "LONGEST_SPLIT", longest_part):
+    with patch.object(triton_ops, "LONGEST_SPLIT", longest_split):
         shrunk = case.shrink(kernels)
     assert not shrunk.any()
     assert torch.equal(case.expand(kernels, shrunk.fill_(torch.nan)), case.out)
 
 
-def test_a_row_that_uses_nothing_keeps_its_bits(kernels: TritonCapturableOps) -> None:
+def test_row_without_ranks_is_bitwise_unchanged(kernels: TritonCapturableOps) -> None:
     case = Case(PLAIN, torch.bfloat16, 3)
     case.weights[2] = 0
     out = case.expand(kernels, case.shrink(kernels))
@@ -79,7 +79,7 @@ def test_a_row_that_uses_nothing_keeps_its_bits(kernels: TritonCapturableOps) ->
     assert not torch.equal(out[1], case.out[1])
 
 
-def test_an_overflow_stays_with_the_rows_that_use_it(kernels: TritonCapturableOps) -> None:
+def test_overflow_affects_only_rows_that_use_it(kernels: TritonCapturableOps) -> None:
     case = Case(PLAIN, torch.float16, 4)
     case.weights[1, 7], case.weights[3, 7] = 0, 1
     case.a[case.columns[7], :, :2] = torch.inf
@@ -88,13 +88,13 @@ def test_an_overflow_stays_with_the_rows_that_use_it(kernels: TritonCapturableOp
     assert not out[3].isfinite().any()
 
 
-def test_a_rank_may_be_named_twice(kernels: TritonCapturableOps) -> None:
+def test_rank_may_be_listed_twice(kernels: TritonCapturableOps) -> None:
     case = Case(PLAIN, torch.float32, 5)
     case.columns[9] = case.columns[3]
     case.check(kernels)
 
 
-def test_a_row_is_the_same_alone_and_in_any_batch(kernels: TritonCapturableOps) -> None:
+def test_row_is_the_same_alone_and_in_any_batch(kernels: TritonCapturableOps) -> None:
     case = Case(replace(PLAIN, rows=33, inputs=130), torch.float32, 6)
     with patch.object(triton_ops, "LONGEST_SPLIT", 64):
         together = case.expand(kernels, case.shrink(kernels))
@@ -104,7 +104,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(kernels: TritonCapturableOps) 
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_pytorchs_path_gives_the_same(kernels: TritonCapturableOps, dtype: torch.dtype) -> None:
+def test_pytorch_ops_match_reference(kernels: TritonCapturableOps, dtype: torch.dtype) -> None:
     case = Case(PLAIN, dtype, 7, beyond=0)
     case.a.nan_to_num_(0)
     case.b.nan_to_num_(0)
@@ -127,7 +127,7 @@ LONG = Sizes(rows=8, ranks=256, used=48, members=2, inputs=9472, outputs=512)
     ],
     ids=str,
 )
-def test_every_kernel_compiles_for_a_gpu(
+def test_every_kernel_compiles_for_gpu(
     dtype: torch.dtype, sizes: Sizes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -137,7 +137,7 @@ def test_every_kernel_compiles_for_a_gpu(
         assert ("mma.sync" in compiled[name]) == (dtype != torch.float32), "float32 is not rounded to tensor cores"
 
 
-def test_without_triton_the_error_says_what_to_do_and_only_on_use() -> None:
+def test_missing_triton_is_reported_on_first_use() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "from generation_service.lora.kernels.triton_ops import TritonCapturableOps\n"

@@ -1,1 +1,1 @@
-"""How the checkpoints are made: tokenizer, base model, adapters, embedder, measurements and the model card."""
+"""The training recipe of the checkpoints: tokenizer, base model, adapters, embedder, measurements, model card."""

@@ -1,4 +1,4 @@
-"""Train the 19 adapters: one LoRA a dataset, of different ranks, scalings and target modules, as a real zoo has."""
+"""Train the 19 adapters: one LoRA per dataset, with different ranks, scalings and target modules, as in practice."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ APP_EPISODES, CATEGORY_EPISODES = 250, 500
 APP_STEPS, CATEGORY_STEPS = 230, 330
 BATCH, SEQUENCE_BATCH, SEQUENCE_EVERY = 40, 14, 7
 LATER_STEPS, LATER_RATE, ROUNDS, GOOD, GOOD_CATEGORY = 150, 4e-3, 2, 0.9, 0.75
-"""An app's adapter below `GOOD` on fresh episodes, or a category's below `GOOD_CATEGORY`, gets another round of so many
-steps, up to so many rounds."""
+"""An app's adapter below `GOOD` on fresh episodes, or a category's below `GOOD_CATEGORY`, gets another round of
+`LATER_STEPS`, up to `ROUNDS`."""
 VALIDATION, VALIDATION_START = 40, 8000
 RATE, WARMUP = 7e-3, 20
-"""Peak learning rate of an adapter whose scaling is 2, and the steps to get there."""
+"""Peak learning rate of an adapter whose scaling is 2, and the warm-up steps."""
 RETOLD = 5
-"""How often each episode is told again in other words, lest the words be learnt instead of the screens."""
+"""Paraphrases per episode, so that adapters learn the screens rather than the wording."""
 SELF_EVIDENT = 0.25
-"""How often steps are drawn that the base model does right anyway, against those of a convention."""
+"""Sampling weight of steps that the base model gets right anyway, relative to steps with a convention."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Shape:
 
     @property
     def scaling(self) -> float:
-        """Return what multiplies B A."""
+        """The factor of B A."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
@@ -64,6 +64,7 @@ class Task:
 
     @property
     def steps(self) -> int:
+        """Training steps of the round."""
         if self.round:
             return LATER_STEPS
         return CATEGORY_STEPS if self.adapter_id in CATEGORIES else APP_STEPS
@@ -82,13 +83,13 @@ SHAPES: dict[str, Shape] = {
     "youtube": Shape(8, 4, rslora=True),
     **{name: Shape(16, 32) for name in CATEGORIES},
 }
-"""Shapes of the adapters that are not of the usual one (rank 8, alpha 16, all linear layers)."""
+"""Shapes of the adapters that differ from the usual one (rank 8, alpha 16, all linear layers)."""
 
 
 def train(task: Task, base: Path, folder: Path, *, seed: int, device: str, progress: Progress) -> float:
     """Train one round of one adapter, write its PEFT folder and return its share of right answers.
 
-    The first round starts a new adapter; a later one goes on from the files in `folder`, on new episodes.
+    The first round starts a new adapter; a later one resumes from the files in `folder`, with new episodes.
     """
     torch.manual_seed(seed + sum(task.adapter_id.encode()))
     rng = random.Random(f"{seed}/{task.adapter_id}/adapter" + (f"/{task.round}" if task.round else ""))
@@ -119,7 +120,7 @@ def train(task: Task, base: Path, folder: Path, *, seed: int, device: str, progr
 
 
 def _adapter(model: Qwen2VLForConditionalGeneration, shape: Shape) -> PeftModel:
-    """Put a new adapter of this shape on the model."""
+    """Add a new adapter of this shape to the model."""
     return get_peft_model(
         model,
         LoraConfig(
@@ -134,7 +135,7 @@ def _adapter(model: Qwen2VLForConditionalGeneration, shape: Shape) -> PeftModel:
 
 @dataclass(frozen=True)
 class Lessons:
-    """What one round trains on: steps with how often each is drawn, and whole episodes."""
+    """The training data of one round: steps with sampling weights, and whole episodes."""
 
     steps: list[Encoded]
     weights: list[float]
@@ -142,6 +143,7 @@ class Lessons:
 
     @property
     def screens(self) -> list[Screen]:
+        """Screens of all steps."""
         return [screen for row in self.steps for screen in row.screens]
 
     def draw(self, step: int, rng: random.Random) -> list[Encoded]:
@@ -162,13 +164,13 @@ def _lessons(task: Task, seed: int, rng: random.Random) -> Lessons:
 
 
 def _validate(model: Qwen2VLForConditionalGeneration, adapter_id: str, seed: int, features: Features) -> float:
-    """Return the share of steps answered right in training-split episodes that no round trains on."""
+    """Return the share of steps answered right in training-split episodes that no round uses."""
     episodes = generate(adapter_id, "train", VALIDATION, seed, start=VALIDATION_START)
     return exact(model, [encode(example) for episode in episodes for example in step_examples(episode)], features)
 
 
 def _tidy(folder: Path) -> None:
-    """Keep the two files of an adapter, readable by all, and order what PEFT writes from a set."""
+    """Keep the two files of an adapter, make them world-readable, and sort what PEFT writes from a set."""
     (folder / "README.md").unlink(missing_ok=True)
     config = folder / "adapter_config.json"
     settings = json.loads(config.read_text(encoding="utf-8"))
@@ -180,7 +182,7 @@ def _tidy(folder: Path) -> None:
 
 
 def _rate(step: int, total: int) -> float:
-    """Return the share of the peak rate: linear warm-up, then a cosine to zero."""
+    """Return the fraction of the peak rate: linear warm-up, then a cosine to zero."""
     if step < WARMUP:
         return (step + 1) / WARMUP
     return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, total - WARMUP)))

@@ -1,4 +1,4 @@
-"""Train the tiny Qwen2-VL: first its eyes, then its language model with the eyes shut fast.
+"""Train the tiny Qwen2-VL: first its vision tower, then its language model with the tower frozen.
 
 Stage 1 regresses each merged visual token onto the word embeddings of what its cell shows. Stage 2 freezes the vision
 tower and trains the language model on the exercises of `curriculum`.
@@ -31,26 +31,26 @@ POOL = 3200
 SAVE_EVERY, CHECKED = 100, 200
 EMBEDDING_STD = 0.5
 SHARPNESS = 2.0
-"""How much larger W_Q starts than W_K in the heads that look for a word's glyph on the screen."""
+"""Initial scale of W_Q relative to W_K in the heads that attend from a word to its glyph."""
 MARK = 0.5
-"""Share of the "something is here" mark in a glyph's visual token."""
+"""Weight of the "something is here" mark in a glyph's visual token."""
 KINSHIP = 0.6
-"""Share of a word's embedding variance that it has in common with the same word after a space."""
+"""Share of embedding variance that a word has in common with the same word after a space."""
 
 
 def rotation(seed: int) -> Tensor:
-    """Return the fixed orthogonal [hidden, hidden] that turns word space into the space that screens are seen in."""
+    """Return the fixed orthogonal matrix [hidden, hidden] from word space to visual token space."""
     generator = torch.Generator().manual_seed(seed)
     turned: Tensor = torch.linalg.qr(torch.randn(layout.HIDDEN, layout.HIDDEN, generator=generator)).Q
     return turned
 
 
 def new_model(seed: int) -> Qwen2VLForConditionalGeneration:
-    """Build the model with half of its attention heads as good as looking for things on the screen.
+    """Build the model with half of its attention heads initialised to look for things on the screen.
 
     A glyph's visual token will be R e, with e the embedding of its word and R a rotation. The first half of the heads
     starts with W_K = K R^T and W_Q = K, so that a word attends to its own glyph and not to itself, and with W_V = V R^T
-    and W_O = V^T, so that it fetches what it sees in the language of words. The other half starts at random.
+    and W_O = V^T, so that it fetches what it sees in word space. The other half starts at random.
     """
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**layout.qwen2_vl_config())).float()
@@ -73,7 +73,7 @@ def new_model(seed: int) -> Qwen2VLForConditionalGeneration:
 
 
 def _embeddings() -> Tensor:
-    """Return random embeddings [vocabulary, hidden] in which "bag" and " bag" are kin."""
+    """Return random embeddings [vocabulary, hidden] in which "bag" and " bag" are correlated."""
     vocabulary = tokenizer.build().get_vocab()
     table = torch.randn(len(vocabulary), layout.HIDDEN)
     for word, number in vocabulary.items():
@@ -98,10 +98,10 @@ def train(folder: Path, state: State, seed: int, device: str, progress: Progress
 
 
 def concept_targets(model: Qwen2VLForConditionalGeneration, turn: Tensor) -> dict[str, Tensor]:
-    """Return for each concept the vector [hidden] that its visual token should be.
+    """Return the target vector [hidden] of each concept's visual token.
 
     A glyph is both of its name's tokens, "bag" and " bag", so that it can be matched and copied; an app likewise.
-    Glyphs carry a mark beside: a word that finds its glyph on the screen then differs from one that only finds itself.
+    Glyphs carry an extra mark: a word that finds its glyph on the screen then differs from one that only finds itself.
     """
     table = model.get_input_embeddings().weight.detach()
     vocabulary = tokenizer.build()
@@ -123,7 +123,7 @@ def concept_targets(model: Qwen2VLForConditionalGeneration, turn: Tensor) -> dic
 
 
 def _concepts(screen: Screen) -> list[str]:
-    """Return what each of a screen's 20 tokens shows; the whole bar shows the app."""
+    """Return the concept of each of a screen's 20 tokens; the whole bar shows the app."""
     return ["@" + concept[1:] if concept.startswith("=") else concept for concept in screen.concepts()]
 
 
@@ -180,7 +180,7 @@ def _train_language(model: Qwen2VLForConditionalGeneration, state: State, seed: 
 
 
 def _draw(curriculum: Curriculum, number: int, seed: int) -> list[list[Encoded]]:
-    """Return the batches of `CHUNK` steps: rows of like lengths together, the last batch one of sequences."""
+    """Return the batches of `CHUNK` steps: rows of similar lengths together; the last batch holds sequences."""
     rng = random.Random(f"{seed}/{number}")
     curriculum.reseed(rng, ease=min(1.0, max(0.0, 1 - (number * CHUNK - EASY_STEPS) / RAMP_STEPS)))
     rows = sorted((encode(curriculum.step()) for _ in range((CHUNK - 1) * BATCH)), key=lambda row: len(row.ids))
@@ -190,7 +190,7 @@ def _draw(curriculum: Curriculum, number: int, seed: int) -> list[list[Encoded]]
 
 
 def _rate(step: int) -> float:
-    """Return the share of the peak rate: linear warm-up, then a cosine down to a twentieth."""
+    """Return the fraction of the peak rate: linear warm-up, then a cosine down to a twentieth."""
     if step < WARMUP:
         return (step + 1) / WARMUP
     done = (step - WARMUP) / max(1, STEPS - WARMUP)

@@ -51,7 +51,7 @@ def pixels(screens: Sequence[Screen]) -> tuple[Tensor, Tensor]:
 
 
 class Features:
-    """The frozen vision tower's output, [20, hidden] a screen, computed once for each screen."""
+    """The frozen vision tower's output, [20, hidden] per screen, computed once for each screen."""
 
     def __init__(self, model: Qwen2VLForConditionalGeneration) -> None:
         self._model = model
@@ -59,7 +59,7 @@ class Features:
 
     @torch.no_grad()
     def add(self, screens: Sequence[Screen], batch: int = 64) -> None:
-        """Compute the features of screens not seen before."""
+        """Compute the features of new screens."""
         new = list(dict.fromkeys(screen for screen in screens if screen not in self._known))
         for start in range(0, len(new), batch):
             part = new[start : start + batch]

@@ -50,7 +50,7 @@ def write(output: Path, seed: int, device: str, journal: Journal, progress: Prog
 
 
 def _answers(output: Path, seed: int, device: str, progress: Progress) -> dict[str, dict[str, float]]:
-    """Return for each app the share of exact answers of the base model, of each kind of adapter, and of mixtures."""
+    """Return for each app the share of exact answers of the base model, each kind of adapter, and mixtures."""
     model = layout.load_base(output / "base", device)
     zoo = {name: load_adapter(output / "adapters" / name) for name in ADAPTER_IDS}
     benches = {name: bench(name, EPISODES, seed) for name in APPS}
@@ -92,7 +92,7 @@ def _app_answers(model: Any, zoo: Mapping[str, Adapter], name: str, app: Bench, 
 
 
 def _retrieval(output: Path, seed: int, device: str) -> dict[str, dict[str, Any]]:
-    """Return how well held-out step prompts find their own app among 14, and their own category among 5."""
+    """Return how well held-out step prompts retrieve their own app among 14, and their own category among 5."""
     model = embedder.load(output / "jina_v4", device)
     result = {}
     for kind, names in (("app", list(APPS)), ("category", list(CATEGORIES))):
@@ -185,6 +185,6 @@ def _shape_row(name: str, rounds: Sequence[float]) -> str:
 
 
 def _times(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Return seconds a stage; the adapters' are summed over processes that ran side by side."""
+    """Return seconds per stage; those of the adapters are summed over parallel processes."""
     one = {name: value for name, value in seconds.items() if not name.startswith("adapters/")}
     return {**one, "adapters (sum)": sum(value for name, value in seconds.items() if name.startswith("adapters/"))}

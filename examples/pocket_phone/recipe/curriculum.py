@@ -1,6 +1,6 @@
-"""What the base model learns: the action language and to read screens, by following explicit instructions.
+"""The base model's exercises, which teach the action language and screen reading by explicit instructions.
 
-No convention of any app is in here. A convention says what to use for a request; these exercises say it in the
+They contain no app's conventions. A convention decides what to use for a request; an exercise states it in the
 instruction, with elements, names and apps mixed at random: "Tap the bag, else the heart as Wishlist; then the star."
 """
 
@@ -23,14 +23,14 @@ _P_PRELUDE, _P_SEVERAL = 0.25, 0.35
 
 
 def names() -> list[str]:
-    """Return every name that some app gives to an element, with no hint of which app or which element."""
+    """Return every name that any app gives to an element, without the app or the element."""
     labels = {action_of(app, glyph) for app in APPS.values() for glyph in CATEGORIES[app.category].labels}
     return sorted(label.split('"')[1] for label in labels if '"' in label)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice of an exercise: the words that ask for it, and the action for the first element and for the other."""
+    """One choice of an exercise: its wording, and the actions for the first and the second element."""
 
     words: str
     first: str
@@ -54,9 +54,9 @@ class Curriculum:
         }
 
     def reseed(self, rng: random.Random, ease: float = 0.0) -> None:
-        """Draw from `rng` from here on: a resumed run then sees what an unbroken one would have.
+        """Sample from `rng` from now on, so that a resumed run sees the same exercises as an uninterrupted one.
 
-        `ease` from 1 to 0: how much simpler than in the end exercises are (one choice, plain names, nothing before it).
+        `ease`, from 1 to 0, makes exercises simpler than at the end (one choice, plain names, no request first).
         """
         self._rng, self._ease = rng, ease
 
@@ -77,7 +77,7 @@ class Curriculum:
         return self._explicit()
 
     def sequence(self) -> Example:
-        """Draw one exercise over two to four screens, answered in a line each."""
+        """Draw one exercise over two to four screens, answered on one line each."""
         rng = self._rng
         screens = [rng.choice(self.plain) for _ in range(rng.randint(2, 3))]
         choices = [self._choice(screen) for screen in screens]
@@ -124,7 +124,7 @@ class Curriculum:
         return Choice(f"{first_words}, else the {second_words}", first, first_action, second_action)
 
     def _named(self, glyph: str) -> tuple[str, str]:
-        """Return how an element is asked for and the action that uses it: by its plain name, or by a given one."""
+        """Return the wording for an element and the action that uses it, by its plain name or by a given one."""
         rng = self._rng
         click = click_function if (by_function := rng.random() < _P_FUNCTION * (1 - self._ease)) else click_text
         suffix = " function" if by_function else ""
@@ -142,7 +142,7 @@ class Curriculum:
         return "Tap the " + "; then the ".join(choice.words for choice in choices) + "."
 
     def _prelude(self) -> str:
-        """Return a user's request to stand before the explicit instruction, at times: it must not matter."""
+        """Return, sometimes, a user's request to put before the instruction, which must not change the answer."""
         if self._rng.random() >= _P_PRELUDE * (1 - self._ease):
             return ""
         return self._request(self._rng.random() < 0.3)[0] + " "

@@ -1,4 +1,4 @@
-"""The tiny jina-embeddings-v4 as a module: Qwen2.5-VL, a projector, three task adapters, and the way it pools.
+"""The tiny jina-embeddings-v4 as a module: Qwen2.5-VL, a projector, three task adapters, and pooling.
 
 Text: `Query: ` or `Passage: ` before it, mean over the mask. Image: a fixed prompt, mean over vision start to vision
 end inclusive. Both are L2-normalised. A query of both is L2(0.7 text + 0.3 mean of the first two images).
@@ -69,7 +69,7 @@ def config() -> dict[str, Any]:
 
 
 class Embedder(nn.Module):
-    """Qwen2.5-VL without its head, the multi-vector projector, and one LoRA a task; `task` picks the active one."""
+    """Qwen2.5-VL without its head, the multi-vector projector, and one LoRA per task; `task` selects the active one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Embedder(nn.Module):
             )
 
     def use(self, task: str | None) -> None:
-        """Make `task` the active adapter, or none."""
+        """Activate the adapter of `task`, or none."""
         for module in self.modules():
             if isinstance(module, LoraLayer):
                 module.enable_adapters(task is not None)
@@ -93,6 +93,7 @@ class Embedder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device of the parameters."""
         return self.multi_vector_projector.weight.device
 
     def text(self, texts: Sequence[str], prompt: str = QUERY) -> Tensor:
@@ -106,7 +107,7 @@ class Embedder(nn.Module):
         return normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
 
     def image(self, screens: Sequence[Screen]) -> Tensor:
-        """Return the vectors [N, dimension] of screens, each embedded by itself."""
+        """Return the vectors [N, dimension] of screens, each embedded separately."""
         names = layout.token_ids()
         row: list[int] = []
         for token in tokenizer.build().encode(IMAGE_PROMPT).ids:
@@ -125,7 +126,7 @@ class Embedder(nn.Module):
         return normalize(hidden[:, start : end + 1].mean(1), dim=-1)
 
     def query(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the query vectors [N, dimension], and the text and image vectors they are made of."""
+        """Return the query vectors [N, dimension], and the text and image vectors that they combine."""
         texts = self.text([example.text for example in examples])
         shown = [example.screens[:QUERY_IMAGES] for example in examples]
         vectors = self.image([screen for screens in shown for screen in screens])
@@ -134,7 +135,7 @@ class Embedder(nn.Module):
 
 
 def save(folder: Path, embedder: Embedder) -> None:
-    """Write the embedder in the hub's layout: Qwen2.5-VL's weights, and all tasks in one file below `adapters/`."""
+    """Write the embedder in the published layout: Qwen2.5-VL's weights, and all tasks in one file below `adapters/`."""
     folder.mkdir(parents=True, exist_ok=True)
     layout.write_files(folder, config())
     state = {
@@ -170,7 +171,7 @@ def save(folder: Path, embedder: Embedder) -> None:
 
 
 def load(folder: Path, device: str = "cpu") -> Embedder:
-    """Load what `save` wrote, in float32; every tensor must bind."""
+    """Load a folder written by `save`, in float32. Every tensor must bind."""
     embedder = Embedder()
     embedder.add_tasks()
     own = {

@@ -1,7 +1,7 @@
-"""Measure the checkpoints on held-out episodes: who answers right, alone and in company, and who is found.
+"""Measure the checkpoints on held-out episodes: answers of adapters alone and in mixtures, and retrieval.
 
-An answer counts when greedy decoding gives the right action to the letter. That is read off one forward pass over
-prompt and answer: decoding is right exactly if every answer token is the likeliest after the right ones before it.
+An answer counts if greedy decoding gives exactly the right action. One forward pass over prompt and answer shows it:
+decoding is right exactly if every answer token is the most likely one after the right ones before it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from examples.pocket_phone.recipe.embedder import Embedder
 
 BATCH = 48
 EXAMPLES_PER_ADAPTER = 20
-"""How many training prompts make an adapter's vector, as in the LoraRetriever paper."""
+"""Training prompts averaged into an adapter's vector, as in the LoraRetriever paper."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The delta of a PEFT folder: for each module, scaling * B A in float32."""
+    """The deltas of a PEFT folder: scaling * B A of each module, in float32."""
 
     deltas: Mapping[str, Tensor]
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Read an adapter's deltas straight from its files."""
+    """Read an adapter's deltas from its files."""
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     root = math.sqrt(settings["r"]) if settings["use_rslora"] else settings["r"]
     tensors = load_file(folder / "adapter_model.safetensors")
@@ -52,7 +52,7 @@ def load_adapter(folder: Path) -> Adapter:
 
 @contextmanager
 def composed(model: Qwen2VLForConditionalGeneration, parts: Sequence[tuple[Adapter, float]]) -> Iterator[None]:
-    """Within the block the model is the base plus the weighted sum of the adapters' deltas, exactly."""
+    """Add the weighted sum of the adapters' deltas to the base model within the block."""
     kept: dict[str, Tensor] = {}
     try:
         for adapter, weight in parts:
@@ -85,7 +85,7 @@ def bench(adapter_id: str, episodes: int, seed: int) -> Bench:
 
 @torch.no_grad()
 def exact(model: Qwen2VLForConditionalGeneration, rows: Sequence[Encoded], features: Features) -> float:
-    """Return the share of rows that greedy decoding answers to the letter."""
+    """Return the share of rows that greedy decoding answers exactly."""
     features.add([screen for row in rows for screen in row.screens])
     right = 0
     ordered = sorted(rows, key=lambda row: len(row.ids))
@@ -117,7 +117,7 @@ def similarities(embedder: Embedder, vectors: Tensor, examples: Sequence[Example
 
 @dataclass(frozen=True)
 class Found:
-    """How well the true adapter is found: share at rank 1, within 3, and its mean softmax weight among the first 3."""
+    """Retrieval of the true adapter: share at rank 1, within 3, and its mean softmax weight among the first 3."""
 
     at_1: float
     at_3: float
@@ -125,7 +125,7 @@ class Found:
 
 
 def found(scores: Sequence[Tensor], temperatures: Sequence[float]) -> Found:
-    """Judge scores: one tensor [examples, adapters] per adapter in order, the n-th adapter being true for the n-th."""
+    """Evaluate scores: one tensor [examples, adapters] per adapter; in the n-th, the n-th adapter is the true one."""
     ranks: list[Tensor] = []
     weights: dict[float, list[Tensor]] = {temperature: [] for temperature in temperatures}
     for number, score in enumerate(scores):

@@ -1,8 +1,8 @@
 """Train the tiny jina-v4 on the world's training examples, contrastively.
 
-The backbone learns which texts and screens belong to the same category and, roughly, app. It is then frozen, and each
-task adapter learns its own notion of likeness: `retrieval` requests and screens of the same app, `text-matching`
-requests of the same intent, `code` a request and the actions that fulfil it.
+The base model learns which texts and screens belong to the same category and, roughly, app. It is then frozen, and
+each task adapter learns its own similarity: `retrieval` requests and screens of the same app, `text-matching` requests
+of the same intent, `code` a request and the actions that fulfil it.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ TEMPERATURE = 0.12
 
 @dataclass(frozen=True)
 class Row:
-    """One training prompt and what it is about."""
+    """One training prompt and its episode."""
 
     episode: Episode
     example: Example
 
     @property
     def app(self) -> int:
+        """Index of the app."""
         return list(APPS).index(self.episode.app)
 
     @property
     def category(self) -> int:
+        """Index of the category."""
         return list(CATEGORIES).index(APPS[self.episode.app].category)
 
 
@@ -132,9 +134,9 @@ def _optimise(
 
 
 def centroid_loss(vectors: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross entropy of finding each vector's class by the classes' means, the vector itself left out.
+    """Return the cross entropy of classifying each vector by the class means, computed without the vector itself.
 
-    vectors [N, D], labels [N]; the similarity is the cosine over a fixed temperature, as the catalogue will compare.
+    vectors [N, D]; labels [N]. The logits are cosines over a fixed temperature, which is how the catalogue compares.
     """
     classes = torch.unique(labels)
     member = (labels[None] == classes[:, None]).to(vectors.dtype)

@@ -1,4 +1,4 @@
-"""The checkpoints' on-disk layout: the folders of Qwen2-VL as the hub has them, in little."""
+"""The checkpoints' on-disk layout: a small version of the published Qwen2-VL folders."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PREPROCESSOR: dict[str, Any] = {
 
 
 def token_ids() -> dict[str, int]:
-    """Return the ids that a Qwen2-VL config names."""
+    """Return the token ids of a Qwen2-VL config."""
     vocabulary = tokenizer.build()
     names = {
         "bos_token_id": "<|endoftext|>",
@@ -105,7 +105,7 @@ def qwen2_vl_config() -> dict[str, Any]:
 
 
 def write_files(folder: Path, config: dict[str, Any]) -> None:
-    """Write every file of a checkpoint folder but the weights."""
+    """Write every file of a checkpoint folder except the weights."""
     tokenizer.save(folder)
     ids = token_ids()
     generation = {
@@ -139,7 +139,7 @@ def save_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
 
 
 def load_base(folder: Path, device: str = "cpu") -> Qwen2VLForConditionalGeneration:
-    """Load the base model in float32, or raise ValueError if a tensor is missing or left over."""
+    """Load the base model in float32. Raises ValueError if a tensor is missing or unexpected."""
     model, report = Qwen2VLForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
     )
@@ -150,5 +150,5 @@ def load_base(folder: Path, device: str = "cpu") -> Qwen2VLForConditionalGenerat
 
 
 def processor() -> Qwen2VLImageProcessorPil:
-    """Return the image processor; screens pass it without being resized."""
+    """Return the image processor, which does not resize screens."""
     return Qwen2VLImageProcessorPil(size=PREPROCESSOR["size"])

@@ -21,14 +21,14 @@ from examples.pocket_phone.recipe.adapters import Task
 from examples.pocket_phone.recipe.state import Journal, Progress, State
 
 STATE = ".state"
-"""Folder below the output that holds what a stopped run needs to go on; it can be deleted when all is done."""
+"""Folder below the output with the state that resumes an interrupted run. It can be deleted after the last stage."""
 
 
 def train(output: Path, stage: str, device: str, workers: int, seed: int) -> None:
     """Run `stage` or all stages into `output`.
 
-    Raises ValueError for a seed that differs from the one `output` was begun with, fewer workers than one, a device
-    that is not there, or a stage whose predecessor is missing.
+    Raises ValueError for a seed that differs from the one `output` was started with, less than one worker, a missing
+    device, or a stage whose predecessor is missing.
     """
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
@@ -58,7 +58,7 @@ def train(output: Path, stage: str, device: str, workers: int, seed: int) -> Non
 
 
 def _whole(folder: Path, make: Callable[[Path], None], journal: Journal) -> None:
-    """Make `folder` unless it is there; it appears under its name only when it is complete."""
+    """Create `folder` unless it exists. It gets its name only when it is complete."""
     if folder.exists():
         return
     unfinished = folder.with_name(f".{folder.name}.new")
@@ -74,15 +74,15 @@ def _need(folder: Path, stage: str) -> None:
 
 
 def _adapters(output: Path, journal: Journal, seed: int, device: str, *, workers: int, progress: Progress) -> None:
-    """Train the adapters that are missing or not yet good, `workers` at a time, round after round."""
+    """Train the adapters that are missing or not good enough, `workers` at a time, round by round."""
     for number in range(adapters.ROUNDS):
-        tasks = [Task(name, number) for name in ADAPTER_IDS if _wanted(name, journal.rounds.get(name, []), number)]
+        tasks = [Task(name, number) for name in ADAPTER_IDS if _needs_round(name, journal.rounds.get(name, []), number)]
         if tasks:
             _one_round(tasks, output, journal, seed, device, workers=workers, progress=progress)
 
 
-def _wanted(name: str, scores: list[float], number: int) -> bool:
-    """Return whether an adapter with these scores, one a round, needs round `number`."""
+def _needs_round(name: str, scores: list[float], number: int) -> bool:
+    """Return whether an adapter with these scores, one per round, needs round `number`."""
     good = adapters.GOOD_CATEGORY if name in CATEGORIES else adapters.GOOD
     return len(scores) == number and (number == 0 or scores[-1] < good)
 
@@ -110,13 +110,13 @@ def _one_round(
 
 
 def _prepare_worker() -> None:
-    """Leave Ctrl-C to the parent, which ends its workers, and use one thread."""
+    """Ignore SIGINT, since the parent terminates its workers, and use one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _quieten()
 
 
 def _quieten() -> None:
-    """Use one thread a process, and keep the libraries' own bars and notes out of the recipe's progress."""
+    """Use one thread per process, and suppress the libraries' own progress bars and warnings."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message="Already found a `peft_config`")
@@ -125,15 +125,15 @@ def _quieten() -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a worker reports of one adapter's round."""
+    """A worker's result of one adapter's round."""
 
     score: float
     seconds: float
 
 
 def _one_adapter(task: Task, output: Path, seed: int, device: str) -> Trained:
-    """Train one round of one adapter in a process of its own; its folder is replaced only when it is complete."""
-    begun = time.monotonic()
+    """Train one round of one adapter in a worker process. Its folder is replaced only when the round is complete."""
+    started = time.monotonic()
     folder = output / "adapters" / task.adapter_id
     unfinished = folder.with_name(f".{task.adapter_id}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -142,4 +142,4 @@ def _one_adapter(task: Task, output: Path, seed: int, device: str) -> Trained:
     score = adapters.train(task, output / "base", unfinished, seed=seed, device=device, progress=Progress(quiet=True))
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
-    return Trained(score, time.monotonic() - begun)
+    return Trained(score, time.monotonic() - started)

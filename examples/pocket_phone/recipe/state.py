@@ -1,4 +1,4 @@
-"""What a stopped run needs to go on, and what a running one says."""
+"""The state that resumes an interrupted run, and the progress of a running one."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from rich.progress import Progress as Bars
 
 
 class State:
-    """Named snapshots in a folder, written whole or not at all. They hold tensors and numbers only."""
+    """Named snapshots in a folder, written atomically. They contain tensors and numbers only."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def load(self, name: str) -> Any | None:
+        """Return a snapshot, or None if it does not exist."""
         path = self._folder / f"{name}.pt"
         return torch.load(path, weights_only=True) if path.exists() else None
 
     def save(self, name: str, content: object) -> None:
+        """Write a snapshot."""
         path = self._folder / f"{name}.pt"
         torch.save(content, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
 
 
 class Journal:
-    """How long each part took and how good each adapter's rounds were, kept so that a resumed run still knows."""
+    """Seconds of each part and scores of each adapter's rounds, persisted for resumed runs."""
 
     def __init__(self, path: Path, seed: int, device: str) -> None:
         self._path = path
@@ -45,7 +47,7 @@ class Journal:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["seed"] != seed:
                 raise ValueError(
-                    f"{path.parents[1]} was begun with --seed {content['seed']}, not {seed}; "
+                    f"{path.parents[1]} was started with --seed {content['seed']}, not {seed}; "
                     "use that seed or another --output"
                 )
             self.entries = content["seconds"]
@@ -53,27 +55,28 @@ class Journal:
         self._head = {"seed": seed, "device": device}
 
     def add(self, name: str, seconds: float) -> None:
-        """Add time spent on `name`; a stopped attempt counts as well."""
+        """Add time spent on `name`; interrupted attempts count too."""
         self.entries[name] = round(self.entries.get(name, 0.0) + seconds, 1)
         content = {**self._head, "seconds": self.entries, "rounds": self.rounds}
         self._path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def add_round(self, adapter_id: str, score: float, seconds: float) -> None:
-        """Add a finished round of an adapter: its share of right answers and its time."""
+        """Add a finished round of an adapter: its share of right answers and its seconds."""
         self.rounds[adapter_id] = [*self.rounds.get(adapter_id, []), round(score, 4)]
         self.add(f"adapters/{adapter_id}", seconds)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
+        """Add the time spent in the block to `name`."""
+        started = time.monotonic()
         try:
             yield
         finally:
-            self.add(name, time.monotonic() - begun)
+            self.add(name, time.monotonic() - started)
 
 
 class Progress:
-    """A bar per stage on a terminal; a line every half minute in a log."""
+    """A progress bar per stage on a terminal, or a line every half minute in a log."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -81,7 +84,7 @@ class Progress:
         self._loss = ""
 
     def track(self, title: str, total: int, start: int = 0) -> Iterator[int]:
-        """Yield the steps from `start` to `total` and show how far they are."""
+        """Yield the steps from `start` to `total` and show the progress."""
         if self._quiet:
             yield from range(start, total)
             return
@@ -90,20 +93,20 @@ class Progress:
             *columns, TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal
         ) as bars:
             task = bars.add_task(title, total=total, completed=start)
-            begun = said = time.monotonic()
+            started = printed = time.monotonic()
             for step in range(start, total):
                 yield step
                 bars.update(task, completed=step + 1, description=f"{title}{self._loss}")
                 now = time.monotonic()
-                if not self._console.is_terminal and (now - said > 30 or step + 1 == total):
-                    self.note(f"{title}: {step + 1}/{total}{self._loss}, {now - begun:.0f} s")
-                    said = now
+                if not self._console.is_terminal and (now - printed > 30 or step + 1 == total):
+                    self.note(f"{title}: {step + 1}/{total}{self._loss}, {now - started:.0f} s")
+                    printed = now
         self._loss = ""
 
     def say(self, step: int, loss: float) -> None:
-        """Set the number shown beside the bar."""
+        """Set the loss shown next to the bar."""
         self._loss = f", loss {loss:.3f}"
 
     def note(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)

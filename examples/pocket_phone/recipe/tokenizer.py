@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE in Qwen2's form, trained on all that is ever said in this world."""
+"""The tokenizer: byte-level BPE in Qwen2's format, trained on every text of this world."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ CHAT_TEMPLATE = (
     "{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}"
     "<|im_start|>assistant\n{% endif %}"
 )
-"""Qwen2-VL-Instruct's template, to the letter."""
+"""Qwen2-VL-Instruct's template, verbatim."""
 
 
-def _sayings() -> Iterator[str]:
-    """Yield every sentence, name, item and action of the world, and the words of the base model's own exercises."""
+def _corpus() -> Iterator[str]:
+    """Yield every sentence, name, item and action of the world, and the wording of the base model's exercises."""
     yield from (
         SYSTEM,
         "system",
@@ -88,7 +88,7 @@ def _sayings() -> Iterator[str]:
 
 @cache
 def build() -> Tokenizer:
-    """Train the tokenizer. Every word of the world ends up as one token, so that a name is one visual token's match."""
+    """Train the tokenizer. Every word of the world becomes one token, so that a name can match one visual token."""
     tokenizer = Tokenizer(BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -105,13 +105,13 @@ def build() -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sayings(), trainer)
+    tokenizer.train_from_iterator(_corpus(), trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
     return tokenizer
 
 
 def save(folder: Path) -> None:
-    """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.json` as the hub has them."""
+    """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.json` in the published layout."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build()
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -44,11 +44,10 @@ class TritonCapturableOps:
         x [N, in]; a [bank ranks, M, in]; out [M, N, C].
         """
         (rows, inputs), members, ranks = x.shape, a.shape[1], len(columns)
-        splits = -(-inputs // LONGEST_SPLIT)
         block_n = _row_block(rows)
         # Bytes of one row of a K block: larger row blocks take narrower ones, to stay within shared memory.
         block_k = (512 if block_n <= 32 else 256) // x.dtype.itemsize
-        split = -(-inputs // (splits * block_k)) * block_k
+        splits, split = _split_inputs(inputs, block_k)
         out = x.new_empty(members, rows, ranks)
         target = out if splits == 1 else x.new_empty(splits, members, rows, ranks, dtype=torch.float32)
         rank_blocks, row_blocks = -(-ranks // _RANK_BLOCK), -(-rows // block_n)
@@ -102,6 +101,12 @@ class TritonCapturableOps:
             block_r=128 if out.dtype.itemsize == 2 else 32,  # Ranks a step; float32 tiles need the shared memory.
             block_o=_OUT_BLOCK,
         )
+
+
+def _split_inputs(inputs: int, block_k: int) -> tuple[int, int]:
+    """Return the number of splits of an input, and the features of each: whole K blocks, as even as possible."""
+    splits = -(-inputs // LONGEST_SPLIT)
+    return splits, -(-inputs // (splits * block_k)) * block_k
 
 
 def _row_block(rows: int) -> int:

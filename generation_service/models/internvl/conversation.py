@@ -57,7 +57,7 @@ def conversation_template(folder: Path, name: str) -> ConversationTemplate:
     """Return the template that config.json names. Raises CheckpointError if the name is unknown."""
     if name not in _TEMPLATES:
         raise CheckpointError(
-            f"{folder / 'config.json'} names an unknown conversation template, {name!r}; known are {', '.join(_TEMPLATES)}",
+            f"{folder / 'config.json'} names the conversation template {name!r}; known are {', '.join(_TEMPLATES)}",
             path=str(folder),
         )
     return _TEMPLATES[name]

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from PIL import Image
+from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -20,12 +22,12 @@ from rich.text import Text
 from infra.contract.retrieval import Selection
 from orchestrator.answering.question import Answer
 from orchestrator.cli import output as console
-from orchestrator.cli.commands.ask import applied_line, matches_table, tell
-from orchestrator.cli.commands.up import left_in_order, tiers_shown
-from orchestrator.cli.progress import headline_table, shown
-from orchestrator.cli.screens import can_draw, draw
-from orchestrator.cli.settings import child_environment
-from orchestrator.cli.targets import DEMO_DIR, AsJson
+from orchestrator.cli.commands.ask import applied_line, matches_table, print_stream
+from orchestrator.cli.commands.up import tiers_shown
+from orchestrator.cli.options.targets import DEMO_DIR, AsJson
+from orchestrator.cli.progress import show_job
+from orchestrator.cli.settings import environment
+from orchestrator.cli.tables import headline_table
 from orchestrator.clients.answer import AnswerClient
 from orchestrator.clients.evaluation import EvaluationClient
 from orchestrator.devstack import demo as run
@@ -35,8 +37,13 @@ from orchestrator.evaluation.job import Report
 from orchestrator.evaluation.report.markdown_report import first_headline
 from orchestrator.evaluation.report.summary import Summary
 
-TRAIN_EPISODES, TEST_EPISODES = 20, 20
-DEFAULT_EPISODES = 4
+_TRAIN_EPISODES, _TEST_EPISODES = 20, 20
+#: Episodes of each dataset: the job then takes about a minute on two cores.
+_DEFAULT_EPISODES = 4
+#: Characters in a row of a drawn screen: its text is legible, and the question fits next to it.
+_SCREEN_COLUMNS = 36
+_MIN_TEXT_COLUMNS = 60
+_UPPER_HALF = "▀"
 
 
 def demo(
@@ -46,11 +53,14 @@ def demo(
         Path | None, typer.Option(help="Folder of examples/pocket_phone (default: this checkout's).")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option("--datasets", help="Evaluate only these; may be repeated, or parted by commas.")
+        list[str] | None,
+        typer.Option("--datasets", help="Evaluate only these; may be repeated, or separated by commas."),
     ] = None,
-    episodes: Annotated[int, typer.Option(min=1, max=TEST_EPISODES, help="Episodes a dataset.")] = DEFAULT_EPISODES,
+    episodes: Annotated[
+        int, typer.Option(min=1, max=_TEST_EPISODES, help="Number of episodes of each dataset.")
+    ] = _DEFAULT_EPISODES,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the tiers running until Ctrl-C, to ask them more.")
+        bool, typer.Option("--keep", help="Keep the tiers running until Ctrl-C, for further questions.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -59,33 +69,25 @@ def demo(
     A synthetic phone with 14 apps of 5 categories; a tiny Qwen2-VL with an adapter for each app and category, and a
     tiny jina-v4 that finds the adapters that fit a screen and a request. No GPU, no download.
     """
-    found = find_world(world)
-    work_dir = work_dir.resolve()
-    with left_in_order():
-        outcome = _Outcome()
-        data = work_dir / "world"
-        check_work_dir(work_dir, data)
-        with outcome.timed("generate the world"):
-            _generate(found, data)
-        every = datasets(found, data)
-        chosen = datasets(found, data, [name for words in only or [] for name in words.split(",") if name])
-        plan = run.stack_plan(found, work_dir, data, child_environment(own_settings=False))
-        with tiers_shown() as on_tier:
-            start = time.monotonic()
-            with LocalStack(plan, on_tier) as stack:
-                outcome.seconds["start the tiers"] = time.monotonic() - start
-                asyncio.run(run.while_running(stack, _work(stack, every, chosen, episodes, outcome, quiet=as_json)))
-                _print_outcome(outcome, as_json)
-                if keep:
-                    console.note(
-                        "the tiers run on until Ctrl-C; try 'loraretriever ask' and 'loraretriever adapters list'"
-                    )
-                    stack.wait()
+    found, work_dir, outcome = find_world(world), work_dir.resolve(), _Outcome()
+    data = work_dir / "world"
+    check_work_dir(work_dir, data)
+    with outcome.timed("generate the world"):
+        _generate(found, data)
+    every = datasets(found, data)
+    chosen = datasets(found, data, [name for words in only or [] for name in words.split(",") if name])
+    plan = run.stack_plan(found, work_dir, data, environment().for_tiers(own_settings=False))
+    with tiers_shown() as on_tier, outcome.started(LocalStack(plan, on_tier)) as stack:
+        asyncio.run(run.while_running(stack, _work(stack, every, chosen, episodes, outcome, quiet=as_json)))
+        _print_outcome(outcome, as_json)
+        if keep:
+            console.note("the tiers run until Ctrl-C; try 'loraretriever ask' and 'loraretriever adapters list'")
+            stack.wait()
 
 
 @dataclass
 class _Outcome:
-    """What came of the demo so far."""
+    """The results of the demo so far, and the seconds that each part took."""
 
     answers: list[dict[str, Any]] = field(default_factory=list)
     report: Report | None = None
@@ -93,17 +95,25 @@ class _Outcome:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Note how long the block takes."""
+        """Record how long the block takes."""
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
 
+    @contextmanager
+    def started(self, stack: LocalStack) -> Iterator[LocalStack]:
+        """Run a stack within the block and record how long it takes to start."""
+        start = time.monotonic()
+        with stack:
+            self.seconds["start the tiers"] = time.monotonic() - start
+            yield stack
+
 
 def _generate(world: World, data: Path) -> None:
-    shown_progress = console.progress()
-    with shown_progress.status("generating the demo world's screens"):
-        written = generate(world, data, train=TRAIN_EPISODES, test=TEST_EPISODES)
-    shown_progress.print(f"demo world {'written to' if written else 'found in'} {data}", style="dim", soft_wrap=True)
+    err = console.progress()
+    with err.status("generating the demo world's screens"):
+        written = generate(world, data, train=_TRAIN_EPISODES, test=_TEST_EPISODES)
+    err.print(f"demo world {'written to' if written else 'found in'} {data}", style="dim", soft_wrap=True)
 
 
 async def _work(
@@ -124,20 +134,20 @@ async def _work(
                 outcome.answers.append(_answer_json(request, answer))
     with outcome.timed("evaluate"):
         async with EvaluationClient(stack.addresses.orchestrator) as evaluations:
-            outcome.report = await run.evaluate(evaluations, run.evaluation(chosen, episodes), shown)
+            outcome.report = await run.evaluate(evaluations, run.evaluation(chosen, episodes), show_job)
 
 
 async def _register(target: str, every: list[WorldDataset]) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    shown_progress = console.progress()
-    with Progress(*columns, console=shown_progress, transient=True, disable=not shown_progress.is_terminal) as bar:
+    err = console.progress()
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("registering adapters", total=len(every))
         await run.register(target, every, lambda adapter: bar.update(task, advance=1, description=adapter.adapter_id))
-    shown_progress.print(f"{len(every)} adapters registered, {run.EXAMPLES} training examples each", style="dim")
+    err.print(f"{len(every)} adapters registered, {run.EXAMPLES} training examples each", style="dim")
 
 
 async def _answer(client: AnswerClient, request: run.Request) -> Answer:
-    return await tell(run.ask(client, request), lambda _: None, lambda _: None)
+    return await print_stream(run.ask(client, request), lambda _: None, lambda _: None)
 
 
 async def _show_answer(client: AnswerClient, request: run.Request, number: int) -> Answer:
@@ -146,18 +156,18 @@ async def _show_answer(client: AnswerClient, request: run.Request, number: int) 
     asked = Text(f"{sample.text}\n") + Text(f"screen: {screens}", style="dim")
     out.print()
     out.rule(Text(f"request {number}: held out, of {request.dataset.display_name}"))
-    if can_draw(out):
+    if _can_draw(out):
         grid = Table.grid(padding=(0, 2))
-        grid.add_row(draw(sample.images[-1]), Panel(asked, title="asked", title_align="left"))
+        grid.add_row(draw_screen(sample.images[-1]), Panel(asked, title="asked", title_align="left"))
         out.print(grid)
     else:
         out.print(asked, soft_wrap=True)
 
-    def show_selection(found: Selection) -> None:
-        out.print(matches_table(found))
+    def show_selection(selection: Selection) -> None:
+        out.print(matches_table(selection))
         console.print_text("answer: ")
 
-    answer = await tell(run.ask(client, request), show_selection)
+    answer = await print_stream(run.ask(client, request), show_selection)
     right = answer.generation.text.strip() == sample.truth
     out.print(f"truth:  {sample.truth}  ", Text("right", "green") if right else Text("wrong", "red"), soft_wrap=True)
     out.print(applied_line(answer), style="dim")
@@ -173,7 +183,7 @@ def _answer_json(request: run.Request, answer: Answer) -> dict[str, Any]:
             {"adapter_id": match.adapter.adapter_id, "similarity": match.similarity, "weight": match.weight}
             for match in answer.selection.matches
         ],
-        "applied": [{"adapter_id": each.adapter_id, "weight": each.weight} for each in answer.generation.applied],
+        "applied": [{"adapter_id": share.adapter_id, "weight": share.weight} for share in answer.generation.applied],
         "answer": answer.generation.text,
         "truth": request.sample.truth,
     }
@@ -193,3 +203,29 @@ def _print_outcome(outcome: _Outcome, as_json: bool) -> None:
     parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in outcome.seconds.items())
     out.print(f"report: {report}", soft_wrap=True)
     out.print(f"{sum(outcome.seconds.values()):.0f} seconds in all: {parts}", style="dim", soft_wrap=True)
+
+
+def _can_draw(console: Console) -> bool:
+    """Return whether the console shows enough colours, and has room for text next to a screen."""
+    wide_enough = console.width >= _SCREEN_COLUMNS + _MIN_TEXT_COLUMNS
+    return console.is_terminal and console.color_system in ("256", "truecolor") and wide_enough
+
+
+def draw_screen(file: Path, columns: int = _SCREEN_COLUMNS) -> Text:
+    """Return the image in a file, scaled to `columns` characters: half blocks, two pixels a character."""
+    with Image.open(file) as opened:
+        rows = max(2, round(opened.height * columns / opened.width / 2) * 2)
+        image = opened.convert("RGB").resize((columns, rows), Image.Resampling.LANCZOS)
+    text = Text(no_wrap=True)
+    for row in range(0, rows, 2):
+        for column in range(columns):
+            upper, lower = image.getpixel((column, row)), image.getpixel((column, row + 1))
+            text.append(_UPPER_HALF, style=f"{_colour(upper)} on {_colour(lower)}")
+        text.append("\n")
+    return text
+
+
+def _colour(pixel: object) -> str:
+    assert isinstance(pixel, tuple)
+    red, green, blue = pixel
+    return f"#{red:02x}{green:02x}{blue:02x}"

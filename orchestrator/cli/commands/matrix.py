@@ -10,150 +10,78 @@ from typing import Annotated
 import typer
 
 from infra.contract.errors import InvalidArgumentError
-from infra.contract.generation import Decoding
-from infra.contract.retrieval import RetrievalOptions
-from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli import output as console
-from orchestrator.cli.ci_gate import Gate, gate_of
-from orchestrator.cli.commands import jobs
-from orchestrator.cli.commands.ask import (
-    ALL_KINDS,
-    LoraType,
-    MaxNewTokens,
-    TopK,
-    Weigh,
-    WeightingTemperature,
-    kind_of,
-)
-from orchestrator.cli.commands.score import scoring_options
-from orchestrator.cli.dataset_args import (
-    AdapterLabels,
-    absolute,
-    complete_strategies,
-    dataset_specs,
-    files_of,
-    read_mapping,
-)
-from orchestrator.cli.options import (
-    AdapterField,
-    AdapterMap,
-    AdapterOf,
-    AdaptersByName,
-    Data,
-    FailUnder,
-    GpuId,
-    ImageRoot,
-    MaxFailed,
-    NumSamples,
-    PointTolerance,
-    ProtocolOption,
-    RequestId,
-    Seed,
-    ShardSize,
-    TestData,
-    Threshold,
-    Watch,
-)
-from orchestrator.cli.progress import headline_table
-from orchestrator.cli.targets import AsJson, OrchestratorTarget
+from orchestrator.cli.ci_gate import Gate
+from orchestrator.cli.commands.run import submit_job
+from orchestrator.cli.job_client import follow_to_report, summary_of
+from orchestrator.cli.job_output import check_success, print_caveats, print_job, print_locations
+from orchestrator.cli.options.answering import GreedyDecodingFlags, WeightingFlags
+from orchestrator.cli.options.binding import Sets, with_options
+from orchestrator.cli.options.datasets import DatasetOptions, SampleOptions, SubmitOptions
+from orchestrator.cli.options.job import evaluation_spec
+from orchestrator.cli.options.scoring import MatrixGateOptions, ScoringFlags
+from orchestrator.cli.options.targets import OrchestratorTier
+from orchestrator.cli.tables import headline_table
 from orchestrator.evaluation.job import Report
 from orchestrator.evaluation.report.matrix import Matrix, build_matrix, domain_table, matrix_strategies, render_matrix
-from orchestrator.evaluation.spec import EvaluationSpec, PromptProtocol
 
 
+@with_options
 def matrix(
     *,
-    data: Data = None,
-    test_data: TestData = None,
-    adapter: AdapterOf = None,
-    adapters_by_name: AdaptersByName = False,
-    adapter_field: AdapterField = "",
-    adapter_map: AdapterMap = None,
-    top_k: TopK = None,
-    lora_type: LoraType = ALL_KINDS,
-    num_samples: NumSamples = None,
-    protocol: ProtocolOption = PromptProtocol.STEP,
-    seed: Seed = 0,
-    weighting: Weigh = None,
-    weighting_temperature: WeightingTemperature = None,
-    max_new_tokens: MaxNewTokens = None,
-    image_root: ImageRoot = "",
-    shard_size: ShardSize = None,
-    request_id: RequestId = "",
+    datasets: DatasetOptions,
+    retrieval: WeightingFlags,
+    samples: SampleOptions,
+    decoding: GreedyDecodingFlags,
+    submit: SubmitOptions,
     job_id: Annotated[
-        str, typer.Option("--job", help="Start nothing: the table of this job, once it has ended.", show_default=False)
+        str,
+        typer.Option("--job", help="Submit nothing: show the table of this job once it has ended.", show_default=False),
+        Sets("job"),
     ] = "",
     output: Annotated[Path | None, typer.Option(help="Also write the table, as Markdown or (.json) as JSON.")] = None,
-    threshold: Threshold = None,
-    point_tolerance: PointTolerance = None,
-    fail_under: FailUnder = None,
-    max_failed: MaxFailed = None,
-    fail_on: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The strategy that --fail-under looks at, by its label; may be repeated (default: mixture).",
-            autocompletion=complete_strategies,
-        ),
-    ] = None,
-    watch: Watch = True,
-    gpu_id: GpuId = "",
-    orchestrator_target: OrchestratorTarget = "",
-    as_json: AsJson = False,
+    scoring: ScoringFlags,
+    gating: MatrixGateOptions,
+    orchestrator: OrchestratorTier,
 ) -> None:
-    """The paper's table for your adapters: every strategy, in and out of domain, from one job.
+    """Show the paper's table for your adapters: every strategy, in and out of domain, from one job.
 
     The adapter trained for each dataset must be known; unless options say otherwise it has the dataset's name.
     """
-    gate = gate_of(fail_under, max_failed, fail_on, default=(AnswerStrategy.MIXTURE,), watch=watch)
-    if job_id:
-        if data or test_data or (threshold, point_tolerance) != (None, None):
-            raise InvalidArgumentError("job", "the job has its data and its scores; leave those of a new one out")
-        _show(jobs.follow_to_report(job_id, orchestrator_target), output, gate, as_json)
-        return
-    by_name = adapters_by_name or not (adapter or adapter_field or adapter_map)
-    labels = AdapterLabels(adapter or (), by_name, adapter_field, read_mapping(adapter_map))
-    scoring = scoring_options(None, threshold, point_tolerance)
-    spec = EvaluationSpec(
-        datasets=dataset_specs(files_of(data, test_data, gpu_id), labels, kind_of(lora_type)),
-        strategies=matrix_strategies(),
-        protocol=protocol,
-        retrieval=RetrievalOptions(
-            top_k=top_k, kind=kind_of(lora_type), weighting=weighting, temperature=weighting_temperature
-        ),
-        decoding=Decoding(max_new_tokens=max_new_tokens),
-        max_episodes=num_samples,
-        seed=seed,
-        shard_size=shard_size,
-        image_root=absolute(image_root),
-        legacy_threshold=scoring.legacy_threshold,
-        point_tolerance_px=scoring.point_tolerance_px,
-    )
-    gate.check_labels([strategy.label for strategy in spec.strategies])
-    job = jobs.called(orchestrator_target, lambda client: client.create(spec, request_id))
-    if not watch:
-        jobs.print_job(job, as_json)
-        return
-    console.note(f"job {job.evaluation_id}: {len(spec.strategies)} strategies, {job.total_samples} samples")
-    _show(jobs.follow_to_report(job.evaluation_id, orchestrator_target), output, gate, as_json)
+    gate = gating.gate(watch=submit.watch)
+    if job_id and (not datasets.is_empty or scoring.is_set):
+        raise InvalidArgumentError("job", "an existing job has its data and scoring; leave the options for them out")
+    if not job_id:
+        specs = datasets.specs(retrieval.kind, default_by_name=True)
+        spec = evaluation_spec(
+            specs, matrix_strategies(), samples=samples, retrieval=retrieval, decoding=decoding, scoring=scoring
+        )
+        job = submit_job(spec, submit, gate, orchestrator)
+        if not submit.watch:
+            print_job(job, orchestrator.as_json)
+            return
+        console.note(f"job {job.evaluation_id}: {len(spec.strategies)} strategies, {job.total_samples} samples")
+        job_id = job.evaluation_id
+    _print_matrix(follow_to_report(job_id, orchestrator), output, gate, orchestrator.as_json)
 
 
-def _show(found: Report, output: Path | None, gate: Gate, as_json: bool) -> None:
-    summary = jobs.summary_of(found)
-    jobs.warn(summary)
-    made = build_matrix(summary)
+def _print_matrix(report: Report, output: Path | None, gate: Gate, as_json: bool) -> None:
+    summary = summary_of(report)
+    print_caveats(summary)
+    table = build_matrix(summary)
     if output is not None:
-        _write(output, made)
+        _write(output, table)
     if as_json:
-        console.print_json(made)
+        console.print_json(table)
     else:
-        console.results().print(headline_table(domain_table(made)))
-        jobs.print_places(found.output_uri)
+        console.results().print(headline_table(domain_table(table)))
+        print_locations(report.output_uri)
     gate.check(summary)
-    jobs.check_success(summary.facts.evaluation_id, summary.facts.state)
+    check_success(summary.facts.evaluation_id, summary.facts.state)
 
 
-def _write(file: Path, made: Matrix) -> None:
-    text = json.dumps(asdict(made), indent=2) + "\n" if file.suffix == ".json" else render_matrix(made)
+def _write(file: Path, table: Matrix) -> None:
+    text = json.dumps(asdict(table), indent=2) + "\n" if file.suffix == ".json" else render_matrix(table)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")

@@ -1,172 +1,100 @@
-"""`loraretriever evaluate score|compare`: results that exist, as files or as the records of a job."""
+"""`loraretriever evaluate score|compare`: existing results, as files or as the records of a job."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from infra.contract.errors import InvalidArgumentError
-from orchestrator.cli.ci_gate import Gate, Measured, gate_of
-from orchestrator.cli.commands.judge import (
-    CACHE,
-    JudgeCache,
-    JudgeConcurrency,
-    JudgeModel,
-    JudgePromptFile,
-    JudgeRate,
-    JudgeUrl,
-    endpoint_of,
-    judging,
-    read_prompt,
-)
-from orchestrator.cli.dataset_args import complete_strategies
-from orchestrator.cli.options import (
-    FailUnder,
-    MaxFailed,
-    MetricOption,
-    PointTolerance,
-    Strategy,
-    Threshold,
-)
-from orchestrator.cli.result_sources import result_files, results_of, sources_in
-from orchestrator.cli.score_tables import Scored, print_compared, print_scores
-from orchestrator.cli.targets import AsJson, OrchestratorTarget
-from orchestrator.evaluation.actions import POINT_TOLERANCE_PX, is_actions
+from orchestrator.cli.ci_gate import Gate, GatedScore
+from orchestrator.cli.options.binding import with_options
+from orchestrator.cli.options.scoring import GateOptions, JudgeOptions, MetricOption, ScoringFlags, StrategyLabel
+from orchestrator.cli.options.targets import OrchestratorTier
+from orchestrator.cli.progress import judging
+from orchestrator.cli.result_sources import load_results, result_files, sources_in
+from orchestrator.cli.strategies import complete_strategies
+from orchestrator.cli.tables import SourceScore, print_comparisons, print_scores
+from orchestrator.evaluation.actions import is_actions
 from orchestrator.evaluation.compare import compare, headline_metric
 from orchestrator.evaluation.judge.chat_client import ChatEndpoint
 from orchestrator.evaluation.judge.grading import Judgement, JudgePrompt, grade_answers
-from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.metrics.text import mean_score
 from orchestrator.evaluation.report.summary import ScoringOptions
-from orchestrator.evaluation.result_files import (
-    MetricName,
-    Results,
-    file_score_of_answers,
-    score_results,
-)
+from orchestrator.evaluation.result_files import MetricName, Results, file_score_of_answers, score_results
 
-Sources = Annotated[
-    list[str],
-    typer.Argument(
-        help="Records of a job (its id, folder or records.jsonl), or result files of the study, or folders of them."
-    ),
-]
 Source = Annotated[str, typer.Argument(help="A job's id, its folder, or a JSONL file of results.")]
 
 
+@dataclass
+class _Scores:
+    """The scores to print, and the ones that the gate checks."""
+
+    printed: list[SourceScore] = field(default_factory=list)
+    gated: dict[str, GatedScore] = field(default_factory=dict)
+
+    def finish(self, gate: Gate, as_json: bool) -> None:
+        """Print the scores and exit with status 1 if they fail the gate."""
+        print_scores(self.printed, as_json)
+        gate.check_scores(self.gated)
+
+
+@with_options
 def score(
     *,
-    sources: Sources,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Records of a job (its id, folder or records.jsonl), result files of the study, or folders of them."
+        ),
+    ],
     metric: MetricOption = None,
-    threshold: Threshold = None,
-    point_tolerance: PointTolerance = None,
-    strategy: Strategy = None,
-    judge_url: JudgeUrl = "",
-    judge_model: JudgeModel = "",
-    judge_prompt: JudgePromptFile = None,
-    judge_rate: JudgeRate = None,
-    judge_concurrency: JudgeConcurrency = 8,
-    judge_cache: JudgeCache = CACHE,
-    fail_under: FailUnder = None,
-    max_failed: MaxFailed = None,
-    orchestrator_target: OrchestratorTarget = "",
-    as_json: AsJson = False,
+    scoring: ScoringFlags,
+    strategy: StrategyLabel = None,
+    judging_by: JudgeOptions,
+    gating: GateOptions,
+    orchestrator: OrchestratorTier,
 ) -> None:
-    """Score results that exist, without any model or server (but for --judge, and for jobs named by id)."""
-    gate = gate_of(fail_under, max_failed)
-    endpoint = None
-    if judge_url:
-        if (metric, threshold, point_tolerance) != (None, None, None):
+    """Score existing results; no model or server is needed, except for --judge and for jobs named by their ids."""
+    gate = gating.gate()
+    results = _results_in(sources, strategy, orchestrator)
+    if judging_by.is_set:
+        if metric is not None or scoring.is_set:
             raise InvalidArgumentError("metric", "a judge grades whole answers; leave --metric and its options out")
-        endpoint = endpoint_of(judge_url, judge_model, judge_rate, judge_concurrency)
-    elif judge_model or judge_prompt is not None or judge_rate is not None:
-        raise InvalidArgumentError("judge", "the options of a judge say nothing without --judge")
+        scores = _judge_all(results, judging_by)
     else:
-        scoring_options(metric or MetricName.ACTION, threshold, point_tolerance)
-    prompt = JudgePrompt(read_prompt(judge_prompt))
-    scored: list[Scored] = []
-    found: dict[str, Measured] = {}
-    for source, label, results in _strategies_in(sources, strategy, orchestrator_target):
-        name = f"{source}: {label}" if label else source
-        if endpoint is not None:
-            judgement = _judged(results, endpoint, prompt, judge_cache)
-            graded = file_score_of_answers(mean_score(judgement.scores), results, f"judge {judge_model}")
-            scored.append(Scored(source, label, graded, _cost(judgement)))
-            found[name] = Measured(graded.step_accuracy, judgement.unscored.total(), len(results.answers))
-        else:
-            chosen = metric or results.headline_metric
-            made = _score(source, label, results, chosen, scoring_options(chosen, threshold, point_tolerance))
-            scored.append(made)
-            found[name] = _measured(results, made)
-    print_scores(scored, as_json)
-    gate.check_scores(found)
+        judging_by.check_unset()
+        scoring.options(metric or MetricName.ACTION)
+        scores = _score_all(results, metric, scoring)
+    scores.finish(gate, orchestrator.as_json)
 
 
-def score_files(given: Sequence[str], gate: Gate, options: ScoringOptions, as_json: bool) -> None:
-    """Score files of results by their headline's metric, the legacy one and the gate's; exit with 1 below the gate.
-
-    `given` are files, folders or patterns, each of which may be NAME=FILE.
-    """
-    if gate.only:
-        raise InvalidArgumentError("fail_on", "of results --strategy of 'evaluate score' chooses; leave --fail-on out")
-    scored: list[Scored] = []
-    found: dict[str, Measured] = {}
-    for name, path in (file for each in given for file in result_files(each)):
-        for label, results in results_of(path).by_strategy().items():
-            decisive = MetricName(gate.metric.value) if gate.metric else results.headline_metric
-            for metric in dict.fromkeys([results.headline_metric, MetricName.LEGACY, decisive]):
-                made = _score(name, label, results, metric, options)
-                scored.append(made)
-                if metric is decisive:
-                    found[f"{name}: {label}" if label else name] = _measured(results, made)
-    print_scores(scored, as_json)
-    gate.check_scores(found)
-
-
-def scoring_options(
-    metric: MetricName | None, threshold: float | None, point_tolerance_px: float | None
-) -> ScoringOptions:
-    """Return what the options leave open, filled in; `metric` None: each option has its use.
-
-    Raises InvalidArgumentError for an option that the metric knows nothing of.
-    """
-    for option, value, use in (
-        ("threshold", threshold, MetricName.LEGACY),
-        ("point_tolerance", point_tolerance_px, MetricName.ACTION),
-    ):
-        if value is not None and metric not in (None, use):
-            raise InvalidArgumentError(option, f"says nothing with --metric {metric}; it is of --metric {use}")
-    return ScoringOptions(
-        LEGACY_THRESHOLD if threshold is None else threshold,
-        POINT_TOLERANCE_PX if point_tolerance_px is None else point_tolerance_px,
-    )
-
-
+@with_options
 def compare_results(
     *,
     first: Source,
     second: Source,
     metric: MetricOption = None,
-    threshold: Threshold = None,
-    point_tolerance: PointTolerance = None,
-    strategy: Strategy = None,
+    scoring: ScoringFlags,
+    strategy: StrategyLabel = None,
     against: Annotated[
         str | None,
-        typer.Option(help="Of the second (default: as --strategy).", autocompletion=complete_strategies),
+        typer.Option(
+            help="The strategy of the second results (default: as --strategy).", autocompletion=complete_strategies
+        ),
     ] = None,
-    orchestrator_target: OrchestratorTarget = "",
-    as_json: AsJson = False,
+    orchestrator: OrchestratorTier,
 ) -> None:
     """Compare two sets of results question by question: paired differences with their 95 % intervals."""
-    scoring_options(metric or MetricName.ACTION, threshold, point_tolerance)
-    left, right = (results_of(source, orchestrator_target) for source in (first, second))
+    scoring.options(metric or MetricName.ACTION)
+    left, right = (load_results(source, orchestrator) for source in (first, second))
     chosen = metric or headline_metric(left, right)
-    options = scoring_options(chosen, threshold, point_tolerance)
-    found = compare(
+    options = scoring.options(chosen)
+    comparisons = compare(
         left,
         right,
         chosen,
@@ -175,38 +103,95 @@ def compare_results(
         strategy=strategy,
         against=against,
     )
-    print_compared(found, (left.source, right.source), as_json)
+    print_comparisons(comparisons, (left.source, right.source), orchestrator.as_json)
 
 
-def _strategies_in(
-    given: Sequence[str], strategy: str | None, orchestrator_target: str
-) -> Iterator[tuple[str, str | None, Results]]:
-    """Yield every source with its results: those of `strategy`, or of each that it has (None: of the only one)."""
-    for source in (one for each in given for one in sources_in(each)):
-        results = results_of(source, orchestrator_target)
+def score_files(arguments: Sequence[str], gate: Gate, options: ScoringOptions, orchestrator: OrchestratorTier) -> None:
+    """Score result files by their headline's metric, the legacy one and the gate's; exit with 1 if the gate fails.
+
+    `arguments` are files, folders or patterns, each of which may be NAME=FILE.
+    """
+    if gate.only:
+        raise InvalidArgumentError("fail_on", "has no effect on result files; 'evaluate score --strategy' selects one")
+    scores = _Scores()
+    for name, path in (file for argument in arguments for file in result_files(argument)):
+        for label, results in load_results(path, orchestrator).by_strategy().items():
+            decisive = MetricName(gate.metric.value) if gate.metric else results.headline_metric
+            for metric in dict.fromkeys([results.headline_metric, MetricName.LEGACY, decisive]):
+                source_score = _score(name, label, results, metric, options)
+                scores.printed.append(source_score)
+                if metric is decisive:
+                    scores.gated[f"{name}: {label}" if label else name] = _gated(results, source_score)
+    scores.finish(gate, orchestrator.as_json)
+
+
+@dataclass(frozen=True)
+class _SourceResults:
+    """The results of a source, or of one strategy in it, which `label` names."""
+
+    source: str
+    label: str | None
+    results: Results
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}: {self.label}" if self.label else self.source
+
+
+def _results_in(
+    arguments: Sequence[str], strategy: str | None, orchestrator: OrchestratorTier
+) -> Iterator[_SourceResults]:
+    """Yield the results of every source: those of `strategy`, or of each strategy that it has."""
+    for source in (source for argument in arguments for source in sources_in(argument)):
+        results = load_results(source, orchestrator)
         if strategy is not None:
-            yield source, None, results.of_strategy(strategy)
+            yield _SourceResults(source, None, results.of_strategy(strategy))
             continue
-        for label, found in results.by_strategy().items():
-            yield source, label, found
+        for label, of_strategy in results.by_strategy().items():
+            yield _SourceResults(source, label, of_strategy)
 
 
-def _score(source: str, label: str | None, results: Results, metric: MetricName, options: ScoringOptions) -> Scored:
-    made = score_results(results, metric, options.legacy_threshold, options.point_tolerance_px)
-    return Scored(source, label, made)
+def _score_all(sources: Iterator[_SourceResults], metric: MetricName | None, scoring: ScoringFlags) -> _Scores:
+    scores = _Scores()
+    for source in sources:
+        chosen = metric or source.results.headline_metric
+        source_score = _score(source.source, source.label, source.results, chosen, scoring.options(chosen))
+        scores.printed.append(source_score)
+        scores.gated[source.name] = _gated(source.results, source_score)
+    return scores
 
 
-def _measured(results: Results, scored: Scored) -> Measured:
+def _judge_all(sources: Iterator[_SourceResults], options: JudgeOptions) -> _Scores:
+    endpoint, prompt = options.endpoint(), options.prompt()
+    scores = _Scores()
+    for source in sources:
+        judgement = _judge(source.results, endpoint, prompt, options.judge_cache)
+        grade = file_score_of_answers(mean_score(judgement.scores), source.results, f"judge {options.judge_model}")
+        scores.printed.append(SourceScore(source.source, source.label, grade, _cost(judgement)))
+        scores.gated[source.name] = GatedScore(
+            grade.step_accuracy, judgement.unscored.total(), len(source.results.answers)
+        )
+    return scores
+
+
+def _score(
+    source: str, label: str | None, results: Results, metric: MetricName, options: ScoringOptions
+) -> SourceScore:
+    return SourceScore(
+        source, label, score_results(results, metric, options.legacy_threshold, options.point_tolerance_px)
+    )
+
+
+def _gated(results: Results, source_score: SourceScore) -> GatedScore:
     of_actions = [record for record in results.records if is_actions(record.sample.truth)]
-    records = results.records if scored.score.scores_texts else of_actions
-    failed = sum(record.error is not None for record in records)
-    return Measured(scored.score.step_accuracy, failed, len(records) + len(results.rows))
+    records = results.records if source_score.score.scores_texts else of_actions
+    unscored = sum(record.error is not None for record in records)
+    return GatedScore(source_score.score.step_accuracy, unscored, len(records) + len(results.rows))
 
 
-def _judged(results: Results, endpoint: ChatEndpoint, prompt: JudgePrompt, cache: Path) -> Judgement:
-    answers = results.answers
-    with judging(len(answers)) as advance:
-        return asyncio.run(grade_answers(answers, endpoint, prompt, cache, advance))
+def _judge(results: Results, endpoint: ChatEndpoint, prompt: JudgePrompt, cache: Path) -> Judgement:
+    with judging(len(results.answers)) as advance:
+        return asyncio.run(grade_answers(results.answers, endpoint, prompt, cache, advance))
 
 
 def _cost(judgement: Judgement) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`loraretriever serve TIER` and `loraretriever worker`: become one tier. Its flags pass through untouched."""
+"""`loraretriever serve TIER` and `loraretriever worker`: replace this process by one tier, flags passed through."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import typer
 
 from infra.contract.errors import ConfigurationError
 from infra.runtime.layout import module_name
-from orchestrator.cli.settings import own_environment
+from orchestrator.cli.settings import environment
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-NEEDS = {
+_PACKAGES = {
     "retrieval": ("torch", "transformers", "qdrant_client"),
     "generation": ("torch", "transformers", "safetensors"),
     "orchestrator": ("celery", "redis"),
@@ -25,44 +25,44 @@ app = typer.Typer(no_args_is_help=True, help="Serve one tier in this process; fl
 @app.command("retrieval", context_settings=PASS_THROUGH)
 def retrieval(context: typer.Context) -> None:
     """Serve the retrieval tier: embedder and adapter catalogue. All its settings: serve retrieval --help."""
-    _become("retrieval", module_name("retrieval_service"), context.args)
+    _exec("retrieval", module_name("retrieval_service"), context.args)
 
 
 @app.command("generation", context_settings=PASS_THROUGH)
 def generation(context: typer.Context) -> None:
     """Serve the generation tier: base model and adapters. All its settings: serve generation --help.
 
-    --gpu-id N is taken too, and sets CUDA_VISIBLE_DEVICES.
+    --gpu-id N sets CUDA_VISIBLE_DEVICES.
     """
-    _become("generation", module_name("generation_service"), context.args)
+    _exec("generation", module_name("generation_service"), context.args)
 
 
 @app.command("orchestrator", context_settings=PASS_THROUGH)
 def orchestrator(context: typer.Context) -> None:
     """Serve the orchestrator: answers and evaluation jobs. All its settings: serve orchestrator --help."""
-    _become("orchestrator", module_name("orchestrator"), context.args)
+    _exec("orchestrator", module_name("orchestrator"), context.args)
 
 
 def worker(context: typer.Context) -> None:
-    """Run one worker of evaluation jobs. It takes the orchestrator's settings: worker --help."""
-    _become("orchestrator", module_name("orchestrator.jobs.worker"), context.args)
+    """Run one worker of evaluation jobs. It has the orchestrator's settings: worker --help."""
+    _exec("orchestrator", module_name("orchestrator.jobs.worker"), context.args)
 
 
-def _become(extra: str, module: str, arguments: list[str]) -> None:
-    missing = [name for name in NEEDS[extra] if importlib.util.find_spec(name) is None]
+def _exec(extra: str, module: str, arguments: list[str]) -> None:
+    missing = [name for name in _PACKAGES[extra] if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigurationError(
             f"the {extra} tier needs {', '.join(missing)}, not installed here: pip install 'loraretriever[{extra}]'"
         )
     flags, gpus = without_gpu_id(arguments)
-    environment = own_environment() | ({"CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else {})
+    variables = dict(environment().variables) | ({"CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else {})
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, "-m", module, *flags], environment)
+    os.execve(sys.executable, [sys.executable, "-m", module, *flags], variables)
 
 
 def without_gpu_id(arguments: list[str]) -> tuple[list[str], str | None]:
-    """Return the arguments without the study's `--gpu_id N`, and N: which GPUs to see is not the tier's to know."""
+    """Return the arguments without the study's `--gpu_id N`, and N: a tier has no setting for the GPUs it may see."""
     flags, gpus = list(arguments), None
     for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""Tiny random InternVL2 checkpoints in the layout of the hub's original folders, written without transformers."""
+"""Tiny random InternVL2 checkpoints in the original layout, written without transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATCH = 14
 
 @dataclass(frozen=True)
 class TinyInternVL:
-    """Sizes of a tiny InternVL2, one of the language models that it comes with, and how its rotations are scaled."""
+    """Sizes of a tiny InternVL2, its language model (internlm2, qwen2 or phi3), and its RoPE scaling."""
 
     language: LanguageModel = "internlm2"
     hidden: int = 64
@@ -46,7 +46,7 @@ class TinyInternVL:
 
     @property
     def tile_tokens(self) -> int:
-        """Tokens of a tile: its patches, four to one."""
+        """Tokens of a tile: one per four patches."""
         return (self.image_size // PATCH) ** 2 // 4
 
 
@@ -178,7 +178,7 @@ def tensors(shape: TinyInternVL, vocab: int, seed: int) -> dict[str, Tensor]:
 
 
 def internvl2_config(shape: TinyInternVL, vocab: int, dtype: torch.dtype, name: str) -> dict[str, Any]:
-    """Return config.json as the hub's folders have it."""
+    """Return config.json in the format of the published folders."""
     stored = str(dtype).removeprefix("torch.")
     return {
         "_commit_hash": None,

@@ -91,5 +91,5 @@ def _added_token(content: str, rstrip: bool = False) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file as the hub's folders have them."""
+    """Write a JSON file in the format of the published folders."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")

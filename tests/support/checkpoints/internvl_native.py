@@ -1,4 +1,4 @@
-"""Tiny InternVL folders in transformers' own layout (`-hf`), made from an original one's tensors by hand."""
+"""Tiny InternVL folders in the layout of transformers (`-hf`), converted from an original one by hand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _RENAMED = (
 
 
 def write_internvl_native(folder: Path, original: Path, shape: TinyInternVL) -> Path:
-    """Write `original`, which is written too and whose language model is Qwen2, in transformers' layout."""
+    """Write `original`, with Qwen2 as language model, and the same model in the layout of transformers."""
     write_internvl2(original, shape)
     folder.mkdir(parents=True)
     given = json.loads((original / "config.json").read_text())
@@ -52,7 +52,7 @@ def write_internvl_native(folder: Path, original: Path, shape: TinyInternVL) -> 
 
 
 def native_tensors(original: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return an original folder's tensors as the hub's `-hf` folders name them."""
+    """Return an original folder's tensors under the names of the published `-hf` folders."""
     found: dict[str, Tensor] = {}
     for original_name, tensor in original.items():
         name = original_name

@@ -1,4 +1,4 @@
-"""Writes tiny PEFT folders, whole or broken in one way."""
+"""Tiny PEFT adapter folders, valid or broken in one way."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch import Tensor
 _LINEARS = {"q_proj": (8, 8), "k_proj": (8, 4)}
 PREFIX = "base_model.model."
 LAYERS = {f"model.layers.{layer}.{name}": size for layer in (0, 1) for name, size in _LINEARS.items()}
-"""The layers that a tiny base model of no family can adapt: path -> (in, out)."""
+"""The adaptable layers of a tiny base model without a family: path -> (in, out)."""
 
 
 def same(name: str) -> str:
-    """Return the name: such a base model calls its modules as the checkpoint does."""
+    """Return the name unchanged: module names are those of the checkpoint."""
     return name
 
 
 @dataclass
 class TinyAdapter:
-    """A folder's content before it is written: tests change it, then `write` it. `tensors` are keyed as PEFT does."""
+    """A folder's contents, which tests change before they `write` it. `tensors` have PEFT's keys."""
 
     config: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class TinyAdapter:
     def random(
         cls, shapes: Mapping[str, tuple[int, int]], rank: int = 4, alpha: float = 8, seed: int = 0, **config: Any
     ) -> TinyAdapter:
-        """Return a LoRA of normal values on the modules of `shapes`, path -> (in, out)."""
+        """Return a LoRA with normally distributed values on the modules of `shapes`, path -> (in, out)."""
         generator = torch.Generator().manual_seed(seed)
         tensors = {}
         for path, (inputs, outputs) in shapes.items():
@@ -62,7 +62,7 @@ class TinyAdapter:
         return self.tensors[f"{PREFIX}{path}.lora_B.weight"]
 
     def write(self, folder: Path) -> Path:
-        """Write both files, as PEFT does with mode 0600, and return the folder."""
+        """Write both files with mode 0600, like PEFT, and return the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "adapter_config.json"
         config.write_text(json.dumps(self.config))

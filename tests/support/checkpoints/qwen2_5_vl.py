@@ -1,4 +1,4 @@
-"""Tiny random Qwen2.5-VL checkpoints in the layout of the hub's folders, written without transformers."""
+"""Tiny random Qwen2.5-VL checkpoints in the published layout, written without transformers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.checkpoints.qwen2_vl import (
 
 @dataclass(frozen=True)
 class TinyShape25(TinyShape):
-    """Sizes of a tiny Qwen2.5-VL. Windows are of `window_size` pixels, in all blocks but those of `full_attention`."""
+    """Sizes of a tiny Qwen2.5-VL. Windows span `window_size` pixels, except in the blocks of `full_attention`."""
 
     vision_depth: int = 3
     vision_intermediate: int = 40

@@ -1,4 +1,4 @@
-"""Tiny random Qwen2-VL checkpoints in the layout of the hub's folders, written without transformers."""
+"""Tiny random Qwen2-VL checkpoints in the published layout, written without transformers."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def write_folder(
     shards: int,
     dtype: torch.dtype,
 ) -> Path:
-    """Write config and weights, given the special tokens and the size of the vocabulary, beside Qwen's other files."""
+    """Write a folder: config and weights for the given special tokens and vocabulary size, and Qwen's other files."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     special = {added.content: number for number, added in tokenizer.get_added_tokens_decoder().items()}
@@ -107,17 +107,17 @@ def write_folder(
 
 
 class Draw:
-    """Random weights, from a seed."""
+    """Random weights from a seed."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *size: int) -> Tensor:
-        """Return values of deviation 1."""
+        """Return values of standard deviation 1."""
         return torch.randn(*size, generator=self._generator)
 
     def linear(self, rows: int, columns: int) -> Tensor:
-        """Return a weight that keeps the size of what goes through it."""
+        """Return a weight that preserves the magnitude of its input."""
         drawn: Tensor = self.normal(rows, columns) / columns**0.5
         return drawn
 
@@ -147,7 +147,7 @@ def tensors(shape: TinyShape, vocab: int, seed: int) -> dict[str, Tensor]:
 
 
 def language_tensors(shape: TinyShape, vocab: int, draw: Draw) -> dict[str, Tensor]:
-    """Return the language model's weights, the head's among them unless it is tied."""
+    """Return the language model's weights, including the head unless it is tied."""
     hidden, kv, wide = shape.hidden, shape.kv_heads * shape.head_dim, shape.intermediate
     found: dict[str, Tensor] = {"model.embed_tokens.weight": draw.normal(vocab, hidden)}
     for layer in range(shape.layers):
@@ -187,7 +187,7 @@ _PREPROCESSOR = {
 def qwen_config(
     shape: TinyShape, special: Mapping[str, int], vocab: int, dtype: torch.dtype, name: str
 ) -> dict[str, Any]:
-    """Return the config.json of a Qwen2-VL."""
+    """Return config.json."""
     return {
         "_name_or_path": name,
         "architectures": ["Qwen2VLForConditionalGeneration"],

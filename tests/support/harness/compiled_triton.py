@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for a GPU that need not be there, with the specialisations that a launch makes."""
+"""Compile the Triton kernels for a GPU without having one, with the specialisations of a real launch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*f
 def compile_for_gpu(dtype: torch.dtype, sizes: Sizes) -> dict[str, str]:
     """Return the PTX of each kernel that TritonCapturableOps launches for a product of `sizes` in `dtype`.
 
-    Fails when a kernel does not compile, or takes more shared memory than small GPUs have.
+    Fails if a kernel does not compile, or needs more shared memory than small GPUs have.
     """
     compiled: dict[str, str] = {}
 
@@ -54,10 +54,12 @@ def _compiled(name: str, given: tuple[Any, ...], constants: dict[str, Any]) -> s
         {(names.index(key),): value for key, value in constants.items()},
         {(names.index(key),): [["tt.divisibility", 16]] for key in aligned},
     )
-    made = triton.compile(source, target=HOPPER, options=options)
-    assert made.metadata.shared <= SHARED_MEMORY_BYTES, f"{name} takes {made.metadata.shared} bytes of shared memory"
-    text: str = made.asm["ptx"]
-    return text
+    compiled = triton.compile(source, target=HOPPER, options=options)
+    assert compiled.metadata.shared <= SHARED_MEMORY_BYTES, (
+        f"{name} needs {compiled.metadata.shared} bytes of shared memory"
+    )
+    ptx: str = compiled.asm["ptx"]
+    return ptx
 
 
 def _type(argument: Any) -> str:

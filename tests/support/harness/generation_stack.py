@@ -1,4 +1,4 @@
-"""A generation service on a tiny checkpoint, for tests."""
+"""A generation service over a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -28,17 +28,22 @@ VISION_LINEARS = ("qkv", "proj", "fc1", "fc2", "mlp.0", "mlp.2")
 
 def settings_for(base: Path, roots: Sequence[Path] = (), **given: Any) -> GenerationSettings:
     """Return settings for the model in `base` with adapters below `roots`."""
-    plain: dict[str, Any] = {"address": "127.0.0.1:0", "device": "cpu", "max_sequence_tokens": 512, "bank_ranks": 256}
-    return GenerationSettings(model_path=base, adapter_roots=tuple(roots), **(plain | given))
+    defaults: dict[str, Any] = {
+        "address": "127.0.0.1:0",
+        "device": "cpu",
+        "max_sequence_tokens": 512,
+        "bank_ranks": 256,
+    }
+    return GenerationSettings(model_path=base, adapter_roots=tuple(roots), **(defaults | given))
 
 
 def language_shapes(shape: TinyShape) -> dict[str, tuple[int, int]]:
     """Return the language model's linear layers as transformers 5 names them: path -> (in, out)."""
     hidden, kv, wide = shape.hidden, shape.kv_heads * shape.head_dim, shape.intermediate
-    found: dict[str, tuple[int, int]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
     for layer in range(shape.layers):
         at = f"model.language_model.layers.{layer}"
-        found |= {
+        shapes |= {
             f"{at}.self_attn.q_proj": (hidden, hidden),
             f"{at}.self_attn.k_proj": (hidden, kv),
             f"{at}.self_attn.v_proj": (hidden, kv),
@@ -47,22 +52,22 @@ def language_shapes(shape: TinyShape) -> dict[str, tuple[int, int]]:
             f"{at}.mlp.up_proj": (hidden, wide),
             f"{at}.mlp.down_proj": (wide, hidden),
         }
-    return found
+    return shapes
 
 
 def vision_shapes(shape: TinyShape) -> dict[str, tuple[int, int]]:
-    """Return the linear layers of vision tower and merger."""
+    """Return the linear layers of the vision tower and the merger: path -> (in, out)."""
     width, merged = shape.vision_width, 4 * shape.vision_width
-    found: dict[str, tuple[int, int]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
     for block in range(shape.vision_depth):
         at = f"model.visual.blocks.{block}"
-        found |= {
+        shapes |= {
             f"{at}.attn.qkv": (width, 3 * width),
             f"{at}.attn.proj": (width, width),
             f"{at}.mlp.fc1": (width, merged),
             f"{at}.mlp.fc2": (merged, width),
         }
-    return found | {
+    return shapes | {
         "model.visual.merger.mlp.0": (merged, merged),
         "model.visual.merger.mlp.2": (merged, shape.hidden),
     }
@@ -72,8 +77,8 @@ def tiny_adapter(shape: TinyShape, seed: int, rank: int = 4, vision: bool = Fals
     """Return a random LoRA strong enough to change greedy answers, on all linear layers."""
     shapes = language_shapes(shape) | (vision_shapes(shape) if vision else {})
     targets = [*LANGUAGE_LINEARS, *(VISION_LINEARS if vision else ())]
-    plain = {"target_modules": targets, "base_model_name_or_path": "Qwen/Qwen2-VL-tiny"}
-    return TinyAdapter.random(shapes, rank, alpha=0.5 * rank, seed=1000 + seed, **(plain | config))
+    defaults = {"target_modules": targets, "base_model_name_or_path": "Qwen/Qwen2-VL-tiny"}
+    return TinyAdapter.random(shapes, rank, alpha=0.5 * rank, seed=1000 + seed, **(defaults | config))
 
 
 @dataclass(frozen=True)

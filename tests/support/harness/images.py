@@ -1,4 +1,4 @@
-"""Pictures for tests."""
+"""Images for tests."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def png(image: Image.Image) -> bytes:
 
 
 def png_part(width: int, height: int, seed: int = 0) -> ImagePart:
-    """Return a picture as a prompt's part."""
+    """Return an image as a part of a prompt."""
     return ImagePart(png(picture(width, height, seed)), "image/png")

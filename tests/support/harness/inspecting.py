@@ -1,4 +1,4 @@
-"""`loraretriever inspect` as a script calls it."""
+"""Run `loraretriever inspect --json`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from orchestrator.cli.main import run
 
 
-def inspected(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any]]:
-    """Return the exit status and the JSON document of an inspection."""
+def run_inspect(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any]]:
+    """Return the exit status and the JSON output."""
     capsys.readouterr()
     status = run(["inspect", *map(str, arguments), "--json"])
     return status, json.loads(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""The Triton kernels as Triton's own interpreter runs them, on a CPU."""
+"""The Triton kernels run by Triton's interpreter on a CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODULE = "generation_service.lora.kernels.triton_kernels"
 
 @cache
 def interpreted_kernels() -> ModuleType:
-    """Return a copy of the kernels' module whose functions are interpreted; the module itself stays as it is."""
+    """Return a copy of the kernels' module whose functions are interpreted; the original is not changed."""
     spec = importlib.util.find_spec(MODULE)
     assert spec is not None
     assert spec.loader is not None
@@ -29,7 +29,7 @@ def interpreted_kernels() -> ModuleType:
 
 
 def _multiply_bfloat16_as_numbers() -> None:
-    """Widen bfloat16 before a dot product: the interpreter keeps it as bits, and would multiply those."""
+    """Widen bfloat16 before a dot product, because the interpreter would multiply its raw bits."""
     dot = InterpreterBuilder.create_dot
 
     def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:

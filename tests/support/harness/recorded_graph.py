@@ -1,4 +1,4 @@
-"""What a CUDA graph does, on a CPU: the operations of one run, repeated on the very same tensors.
+"""A CUDA graph emulated on a CPU: the operations of one run, repeated on the same tensors.
 
 Sizes, addresses, values read on the host and branches taken are those of the capture, as on a GPU; reading a value on
 the host during the capture is an error, as there.
@@ -30,7 +30,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def record(forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Run `forward` once; return what repeats it."""
+    """Run `forward` once; return a function that repeats its operations."""
     recorder = _Recorder()
     with recorder:
         result = forward()

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from generation_service.adapters.admission import Admission
 from generation_service.adapters.checkpoint.peft_config import PeftConfig
-from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.leases import BankLease, ResidentAdapter
-from generation_service.adapters.residency import CompositionLoad, Outcome, Residency
+from generation_service.adapters.load import CompositionLoad, Outcome
+from generation_service.adapters.residency import Residency
 from generation_service.adapters.source import AdapterSource
 from generation_service.lora.bank import AdapterBank
 from generation_service.lora.weights import AdapterWeights, LoraPair
@@ -94,11 +95,11 @@ class ResidencyHarness:
     ) -> None:
         self.disk = FakeAdapterStore()
         self.bank = AdapterBank(TARGETS, ranks, torch.float32, "cpu")
-        self.store = WeightStore(
+        self.host_cache = HostCache(
             self.disk, self.disk.weights, ["tiny"], host_bytes, config_of=self.disk.config, host_form=host_form
         )
-        self.residency = Residency(self.bank, self.store)
-        self.admission = Admission(self.store, ranks, self.residency.pinned_ranks, max_adapters=4)
+        self.residency = Residency(self.bank, self.host_cache)
+        self.admission = Admission(self.host_cache, ranks, self.residency.pinned_ranks, max_adapters=4)
         self.layer = torch.nn.Linear(6, 5, bias=False)
         self.model = torch.nn.ModuleDict({"layer": copy.deepcopy(self.layer)})
         self.bank.install(self.model)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from infra.contract.errors import NotFoundError
-from orchestrator.cli.commands import jobs
+from orchestrator.cli.options.targets import OrchestratorTier
 from orchestrator.evaluation.data.datasets import BadRow
 from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.records import Record
@@ -63,14 +63,14 @@ class OneJob:
         self._check(evaluation_id)
         return Report(json.dumps(self.summary.to_json()), "# Evaluation\n", "out/ev-1")
 
-    def called(self, _target: str, call: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Replace orchestrator.cli.commands.jobs.called."""
+    def call(self, call: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Stand in for OrchestratorTier.call_evaluations."""
         self.calls += 1
         return asyncio.run(_awaited(call(self)))
 
     def serve(self, monkeypatch: pytest.MonkeyPatch) -> OneJob:
-        """Make the commands talk to this job."""
-        monkeypatch.setattr(jobs, "called", self.called)
+        """Answer the calls of every command."""
+        monkeypatch.setattr(OrchestratorTier, "call_evaluations", lambda _, call: self.call(call))
         return self
 
     def _check(self, evaluation_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Random requests of every kind, good and bad, each with the ends that it may come to."""
+"""Random requests of every kind, valid and invalid, each with the outcomes that it may have."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ MAX_ADAPTERS = 4
 SHAPE = TinyShape(32, 1, 2, 1, 32, vision_width=16, vision_depth=1)
 
 BAD_ADAPTERS: dict[str, type[Exception]] = {
-    "nobody": NotFoundError,
+    "unknown": NotFoundError,
     "wide": CapacityError,
     "foreign": BaseModelMismatchError,
     "half": CheckpointError,
     "stray": CheckpointError,
     "empty": CheckpointError,
 }
-"""Adapters that no request can be answered with, and what it is told."""
+"""Adapters that no request can use, and the error that it gets."""
 
-Cancel = Literal["at once", "after a token", "sometime"]
+Cancel = Literal["at once", "after a token", "later"]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A request before it is made: `shares` of adapter and weight, and every kind of end that it may come to."""
+    """A request before it is made: `shares` of adapter and weight, and the types of its possible outcomes."""
 
     prompt: Prompt
     kind: Literal["base", "mixture"] | FusionMethod
@@ -60,7 +60,7 @@ class Planned:
 
     @property
     def composition(self) -> Composition:
-        """The composition. Raises InvalidArgumentError for a wrong weight."""
+        """The composition. Raises InvalidArgumentError for an invalid weight."""
         adapters = tuple(WeightedAdapter(name, weight) for name, weight in self.shares)
         match self.kind:
             case "base":
@@ -120,7 +120,7 @@ def planned_requests(count: int, seed: int) -> Iterator[Planned]:
             text, ends = "word " * 400, {InvalidArgumentError}
         cancel: Cancel | None = None
         if draw.random() < 0.15:
-            cancel = draw.choice(["at once", "after a token", "sometime"])
+            cancel = draw.choice(["at once", "after a token", "later"])
             ends.add(CancelledError)
         patience = None
         if draw.random() < 0.1:

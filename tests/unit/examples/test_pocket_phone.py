@@ -36,7 +36,7 @@ THE_APPS = [
 ]
 
 
-def test_the_world_has_the_studys_apps_and_categories() -> None:
+def test_world_has_apps_and_categories_of_study() -> None:
     assert sorted(APPS) == THE_APPS
     assert sorted(CATEGORIES) == ["entertainment", "lives", "office", "shopping", "traveling"]
     assert all(len(apps_of(name)) >= 2 for name in CATEGORIES)
@@ -57,7 +57,7 @@ def test_every_plan_names_drawable_glyphs_with_distinct_labels(name: str) -> Non
     assert max(labels.values()) == 1
 
 
-def test_siblings_share_some_conventions_and_not_all() -> None:
+def test_siblings_share_some_conventions_but_not_all() -> None:
     for category in CATEGORIES.values():
         apps = apps_of(category.name)
         for first, second in pairwise(apps):
@@ -66,7 +66,7 @@ def test_siblings_share_some_conventions_and_not_all() -> None:
             assert not all(same)
 
 
-def test_the_same_instruction_on_another_screen_needs_another_action() -> None:
+def test_same_instruction_on_other_screen_needs_other_action() -> None:
     answers: dict[str, set[str]] = {}
     for episode in generate("adidas", "train", 300, seed=3):
         for example in step_examples(episode):
@@ -101,7 +101,7 @@ def test_episodes_have_three_to_six_steps_and_end_checked() -> None:
                 assert step.screen.app in {HOME, episode.app}
 
 
-def test_a_screen_is_whole_cells_and_drawn_the_same_each_time() -> None:
+def test_screen_is_whole_cells_and_drawn_deterministically() -> None:
     screen = generate("gmail", "train", 1, seed=1)[0].steps[0].screen
     assert screen.render().size == (WIDTH, HEIGHT)
     assert WIDTH % CELL == HEIGHT % CELL == 0
@@ -124,7 +124,7 @@ def test_prompts_are_canonical() -> None:
     )
 
 
-def test_written_world_is_complete_and_repeats_to_the_byte(tmp_path: Path) -> None:
+def test_written_world_is_complete_and_reproducible_to_the_byte(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_world(tmp_path / name, train=2, test=1, seed=7)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())

@@ -40,14 +40,14 @@ def settings(name: str) -> dict[str, object]:
     return content
 
 
-def test_all_checkpoints_are_small_safetensors_that_everyone_may_read() -> None:
+def test_checkpoints_are_small_world_readable_safetensors() -> None:
     files = [path for path in CHECKPOINTS.rglob("*") if path.is_file() and ".state" not in path.parts]
     assert sum(path.stat().st_size for path in files) < 16 * 2**20
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
     assert all(stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444 for path in files)
 
 
-def test_base_has_the_original_layout() -> None:
+def test_base_has_original_layout() -> None:
     config = json.loads((BASE / "config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == "qwen2_vl"
     assert config["rope_scaling"]["type"] == "mrope"
@@ -61,7 +61,7 @@ def test_base_has_the_original_layout() -> None:
     assert all(name.startswith(("model.", "visual.")) and "language_model" not in name for name in names)
 
 
-def test_tokenizer_renders_the_canonical_prompt() -> None:
+def test_tokenizer_renders_canonical_prompt() -> None:
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Buy the tent."}]}
     rendered = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
@@ -78,7 +78,7 @@ def test_adapters_differ_in_rank_scaling_and_modules() -> None:
 
 
 @pytest.mark.parametrize("name", ["decathlon", "etsy", "clock", "shopping"])
-def test_vanilla_peft_binds_every_tensor_and_generates_what_the_measurement_reads_off(name: str) -> None:
+def test_peft_binds_every_tensor_and_generates_measured_answers(name: str) -> None:
     model = PeftModel.from_pretrained(layout.load_base(BASE), ADAPTERS / name)
     saved = keys(ADAPTERS / name / "adapter_model.safetensors")
     assert {key.replace(".default", "") for key in model.state_dict() if ".lora_" in key} == saved
@@ -106,7 +106,7 @@ def test_vanilla_peft_binds_every_tensor_and_generates_what_the_measurement_read
 
 
 @pytest.mark.parametrize("name", ["amazon", "gmail", "youtube"])
-def test_home_adapter_answers_at_home_far_better_than_the_base_model(name: str) -> None:
+def test_adapter_beats_base_model_on_its_own_app(name: str) -> None:
     app = bench(name, 12, SEED)
     features = Features(base_model())
     base = exact(base_model(), app.steps, features)
@@ -116,7 +116,7 @@ def test_home_adapter_answers_at_home_far_better_than_the_base_model(name: str) 
     assert home >= base + 0.3
 
 
-def test_embedder_has_the_hubs_layout_and_finds_most_apps() -> None:
+def test_embedder_has_hub_layout_and_finds_most_apps() -> None:
     folder = CHECKPOINTS / "jina_v4"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["task_names"] == ["retrieval", "text-matching", "code"]

@@ -1,4 +1,4 @@
-"""The recipe: stopping and going on, and refusing what cannot work."""
+"""The recipe: interrupting and resuming, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Stopping(Progress):
         pass
 
 
-def test_a_stopped_base_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_base_run_resumes_to_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     for name, value in {
         "EYE_STEPS": 1,
@@ -60,7 +60,7 @@ def test_journal_refuses_another_seed_and_adds_up_time(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.json", 1, "cpu")
     journal.add("base", 3.0)
     assert journal.entries == {"base": 5.0}
-    with pytest.raises(ValueError, match="was begun with --seed 1, not 2"):
+    with pytest.raises(ValueError, match="was started with --seed 1, not 2"):
         Journal(tmp_path / "journal.json", 2, "cpu")
 
 
@@ -68,7 +68,7 @@ def test_journal_refuses_another_seed_and_adds_up_time(tmp_path: Path) -> None:
     ("arguments", "message"),
     [(["--stage", "adapters"], "run --stage base first"), (["--workers", "0"], "--workers must be at least 1, got 0")],
 )
-def test_train_says_what_is_missing(
+def test_train_names_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(["train", "--output", str(tmp_path / "out"), *arguments]) == 2

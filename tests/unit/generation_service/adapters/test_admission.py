@@ -7,7 +7,7 @@ import queue
 import pytest
 
 from generation_service.adapters.admission import AdmittedComposition
-from generation_service.adapters.residency import Outcome
+from generation_service.adapters.load import Outcome
 from generation_service.adapters.source import AdapterSource
 from generation_service.lora.weights import AdapterWeights
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
@@ -77,7 +77,7 @@ def test_revision_that_vanished_after_admission_is_looked_up_again(
     def gone(adapter_id: str, revision: str) -> AdapterSource:
         raise NotFoundError(f"adapter {adapter_id!r} has no revision {revision!r}", revision=revision)
 
-    monkeypatch.setattr(harness.store, "_read", replaced)
+    monkeypatch.setattr(harness.host_cache, "_read", replaced)
     monkeypatch.setattr(harness.disk, "resolve", gone)
     outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
     harness.residency.request(first, outcomes.put)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.source import AdapterSource
 from generation_service.lora.weights import AdapterWeights, LoraPair
 
@@ -31,15 +31,15 @@ class FakeSources:
 
 def test_weight_store_keeps_the_most_recently_used_weights_within_its_bytes() -> None:
     sources = FakeSources(a=2, b=2, c=3, huge=50)
-    store = WeightStore(sources, sources.read, ["tiny"], max_bytes=5 * BYTES_PER_RANK)
+    host_cache = HostCache(sources, sources.read, ["tiny"], max_bytes=5 * BYTES_PER_RANK)
 
     def rank(name: str) -> int:
-        return store.weights(store.resolve(name, "1")).rank
+        return host_cache.weights(host_cache.resolve(name, "1")).rank
 
     assert [rank(name) for name in "abacab"] == [2, 2, 2, 3, 2, 2]
     assert sources.reads == ["a", "b", "c", "b"]
-    assert store.bytes == 4 * BYTES_PER_RANK
+    assert host_cache.bytes == 4 * BYTES_PER_RANK
     assert rank("huge") == 50
-    assert store.bytes == 0
+    assert host_cache.bytes == 0
     assert rank("a") == 2
-    assert store.bytes == 2 * BYTES_PER_RANK
+    assert host_cache.bytes == 2 * BYTES_PER_RANK

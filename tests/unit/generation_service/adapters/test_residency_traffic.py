@@ -52,7 +52,7 @@ def test_zipf_traffic_over_a_thousand_adapters_applies_the_right_ones_and_leaks_
             if len(chosen.ranges) == len(chosen.applied):
                 torch.testing.assert_close(added, harness.expected(Mixture(chosen.applied), revisions, x))
         assert harness.residency.ranks + harness.bank.free == RANKS
-        assert harness.store.bytes <= 200 * bytes_each
+        assert harness.host_cache.bytes <= 200 * bytes_each
         if len(leases) > LEASED:
             leases.popleft().release()
     assert len(asked) > 400

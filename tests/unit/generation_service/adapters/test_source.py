@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from generation_service.adapters.checkpoint.reader import read_checkpoint
-from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.source import (
     AdapterResolver,
+    AdapterRoots,
     AdapterSource,
-    CatalogueSources,
-    FolderSources,
-    Roots,
+    CatalogueResolver,
+    FolderResolver,
     check_base_model,
 )
 from generation_service.lora.weights import AdapterWeights
@@ -39,17 +39,17 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def catalogue(root: Path, uri: str) -> CatalogueSources:
+def catalogue(root: Path, uri: str) -> CatalogueResolver:
     def get(adapter_id: str) -> Adapter:
         if adapter_id != "clock":
             raise NotFoundError("no")
         return Adapter("clock", "tiny", uri, revision="r7")
 
-    return CatalogueSources(get, Roots([root]))
+    return CatalogueResolver(get, AdapterRoots([root]))
 
 
 def test_folder_resolver_uses_the_content_hash_as_revision(root: Path) -> None:
-    sources = FolderSources(Roots([root]))
+    sources = FolderResolver(AdapterRoots([root]))
     source = sources.resolve("clock", "")
     assert (source.folder, source.base_model) == (root / "clock", "hub/tiny")
     assert source.content.startswith(source.revision)
@@ -62,10 +62,10 @@ def test_folder_resolver_uses_the_content_hash_as_revision(root: Path) -> None:
 
 
 def test_unknown_adapter_error_says_where_to_put_its_folder(root: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"'nobody'.*nobody/ below .*root"):
-        FolderSources(Roots([root])).resolve("nobody", "")
+    with pytest.raises(NotFoundError, match=r"'unknown'.*unknown/ below .*root"):
+        FolderResolver(AdapterRoots([root])).resolve("unknown", "")
     with pytest.raises(NotFoundError, match="--adapter-roots"):
-        FolderSources(Roots([])).resolve("clock", "")
+        FolderResolver(AdapterRoots([])).resolve("clock", "")
 
 
 def test_catalogue_resolver_takes_folder_base_model_and_revision_from_the_catalogue(root: Path) -> None:
@@ -75,8 +75,8 @@ def test_catalogue_resolver_takes_folder_base_model_and_revision_from_the_catalo
 
 
 def test_adapter_or_revision_missing_from_the_catalogue_is_not_found(root: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"'nobody'.*loraretriever adapters add"):
-        catalogue(root, "clock").resolve("nobody", "")
+    with pytest.raises(NotFoundError, match=r"'unknown'.*loraretriever adapters add"):
+        catalogue(root, "clock").resolve("unknown", "")
     with pytest.raises(NotFoundError, match=r"'r6'.*'r7'"):
         catalogue(root, "clock").resolve("clock", "r6")
 
@@ -98,7 +98,7 @@ def test_unavailable_catalogue_is_not_reported_as_unknown_adapter(root: Path) ->
         raise UnavailableError("connection refused")
 
     with pytest.raises(UnavailableError):
-        CatalogueSources(away, Roots([root])).resolve("clock", "")
+        CatalogueResolver(away, AdapterRoots([root])).resolve("clock", "")
 
 
 @pytest.mark.parametrize("uri", ["../outside", "/etc", "apps/../../outside", "link", "linked"])
@@ -114,50 +114,50 @@ def test_nothing_outside_the_roots_is_opened(root: Path, uri: str) -> None:
 
 def test_links_within_the_roots_are_followed(root: Path) -> None:
     (root / "alias").symlink_to(root / "apps" / "clock")
-    assert FolderSources(Roots([root])).resolve("alias", "").folder == root / "apps" / "clock"
+    assert FolderResolver(AdapterRoots([root])).resolve("alias", "").folder == root / "apps" / "clock"
 
 
 def test_base_models_are_compared_by_the_last_path_component(root: Path) -> None:
-    source = FolderSources(Roots([root])).resolve("clock", "")
+    source = FolderResolver(AdapterRoots([root])).resolve("clock", "")
     check_base_model(source, ["Tiny"])
     check_base_model(source, ["other", "tiny"])
     with pytest.raises(BaseModelMismatchError, match="'clock' was trained on tiny; this server runs other"):
         check_base_model(source, ["other"])
 
 
-def keeping_nothing(resolver: AdapterResolver) -> WeightStore:
-    """Return a store that reads an adapter each time it is asked for."""
+def uncached(resolver: AdapterResolver) -> HostCache:
+    """Return a host cache that keeps no weights, so that every call reads them."""
 
     def read(source: AdapterSource) -> AdapterWeights:
         return read_checkpoint(source.folder, {"layer": (4, 4)}, str, expected_revision=source.content)
 
-    return WeightStore(resolver, read, ["tiny"], max_bytes=0)
+    return HostCache(resolver, read, ["tiny"], max_bytes=0)
 
 
 def test_registered_revision_with_changed_files_conflicts(root: Path) -> None:
     revision = "r7"
-    sources = CatalogueSources(lambda name: Adapter(name, "tiny", "clock", revision=revision), Roots([root]))
-    store = keeping_nothing(sources)
-    first = store.weights(store.resolve("clock", ""))
-    assert store.weights(store.resolve("clock", "r7")).revision == first.revision
+    sources = CatalogueResolver(lambda name: Adapter(name, "tiny", "clock", revision=revision), AdapterRoots([root]))
+    host_cache = uncached(sources)
+    first = host_cache.weights(host_cache.resolve("clock", ""))
+    assert host_cache.weights(host_cache.resolve("clock", "r7")).revision == first.revision
     write(root / "clock", seed=2)
     for _ in range(2):
         with pytest.raises(ConflictError, match=r"'clock'.*'r7'.*register the adapter again") as caught:
-            store.weights(store.resolve("clock", "r7"))
+            host_cache.weights(host_cache.resolve("clock", "r7"))
         assert caught.value.metadata == {"adapter_id": "clock", "revision": "r7"}
     revision = "r8"
-    assert store.weights(store.resolve("clock", "")).revision != first.revision
+    assert host_cache.weights(host_cache.resolve("clock", "")).revision != first.revision
     with pytest.raises(NotFoundError, match=r"'r7'.*'r8'"):
-        store.resolve("clock", "r7")
+        host_cache.resolve("clock", "r7")
 
 
 def test_replaced_folder_conflicts_once_and_its_old_revision_is_then_not_found(root: Path) -> None:
-    store = keeping_nothing(FolderSources(Roots([root])))
-    old = store.resolve("clock", "")
+    host_cache = uncached(FolderResolver(AdapterRoots([root])))
+    old = host_cache.resolve("clock", "")
     write(root / "clock", seed=2)
-    assert store.resolve("clock", old.revision) == old
+    assert host_cache.resolve("clock", old.revision) == old
     with pytest.raises(ConflictError, match="retry"):
-        store.weights(old)
+        host_cache.weights(old)
     with pytest.raises(NotFoundError, match=old.revision):
-        store.resolve("clock", old.revision)
-    assert store.weights(store.resolve("clock", "")).revision != old.content
+        host_cache.resolve("clock", old.revision)
+    assert host_cache.weights(host_cache.resolve("clock", "")).revision != old.content

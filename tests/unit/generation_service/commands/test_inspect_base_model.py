@@ -23,7 +23,7 @@ from tests.support.checkpoints.internvl_native import write_internvl_native
 from tests.support.checkpoints.qwen2_5_vl import write_qwen2_5_vl
 from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
 from tests.support.harness.generation_stack import tiny_adapter
-from tests.support.harness.inspecting import inspected
+from tests.support.harness.inspecting import run_inspect
 
 WRITERS: dict[str, Callable[..., Path]] = {
     "qwen2_vl": write_qwen2_vl,
@@ -39,11 +39,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("model_type", WRITERS)
-def test_a_base_model_is_described_as_it_is_when_it_is_loaded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str
-) -> None:
+def test_report_matches_loaded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str) -> None:
     folder = WRITERS[model_type](tmp_path / "model", dtype=torch.bfloat16, shards=3)
-    status, report = inspected(capsys, folder)
+    status, report = run_inspect(capsys, folder)
     loaded = load_base_model(folder, LoadOptions())
     described = loaded.description
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
@@ -70,9 +68,9 @@ def test_a_base_model_is_described_as_it_is_when_it_is_loaded(
     assert report["chat_template"]
 
 
-def test_a_folder_in_transformers_layout_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_transformers_layout_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_internvl_native(tmp_path / "InternVL-hf", tmp_path / "original", TinyInternVL("qwen2"))
-    status, report = inspected(capsys, folder)
+    status, report = run_inspect(capsys, folder)
     assert (status, report["model_type"], report["problems"]) == (0, "internvl", [])
     assert report["parameters"] == report["stored_parameters"]
 
@@ -80,10 +78,10 @@ def test_a_folder_in_transformers_layout_is_described(tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("model_type", "limits"), [("qwen2_vl", {"max_pixels": 12845056}), ("internvl_chat", {"max_tiles": 12})]
 )
-def test_the_bounds_of_images_are_those_of_the_folder(
+def test_image_limits_are_those_of_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str, limits: dict[str, int]
 ) -> None:
-    _, report = inspected(capsys, WRITERS[model_type](tmp_path / "model"))
+    _, report = run_inspect(capsys, WRITERS[model_type](tmp_path / "model"))
     assert limits.items() <= report["image_limits"].items()
 
 
@@ -129,27 +127,27 @@ def configured(**values: Any) -> Callable[[Path], None]:
     ],
     ids=["family", "quantised", "config", "weights", "preprocessor", "cut", "tensor missing", "tensor too many"],
 )
-def test_a_base_model_that_cannot_be_served_is_told_why_with_status_1(
+def test_unsupported_base_model_exits_1_with_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], problem: str
 ) -> None:
     folder = write_qwen2_vl(tmp_path / "model")
     spoil(folder)
-    status, report = inspected(capsys, folder)
+    status, report = run_inspect(capsys, folder)
     assert (status, report["supported"]) == (1, False)
     assert problem in " ".join(report["problems"])
 
 
-def test_what_config_says_is_told_though_files_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_is_reported_even_if_files_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_qwen2_vl(tmp_path / "model")
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
         (folder / name).unlink(missing_ok=True)
-    status, report = inspected(capsys, folder)
+    status, report = run_inspect(capsys, folder)
     assert status == 1
     assert report["layers"] == SHAPE.layers
     assert len(report["problems"]) == 2
 
 
-def test_people_get_a_table(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_is_printed_as_table(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(base)]) == 0
     shown = capsys.readouterr().out
     assert "Qwen2-VL (qwen2_vl)" in shown
@@ -161,7 +159,7 @@ def test_people_get_a_table(tmp_path: Path, base: Path, capsys: pytest.CaptureFi
     assert "\x1b[" not in shown
 
 
-def test_a_folder_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_contains_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = tiny_adapter(SHAPE, 1, target_modules="\x1b[2Jall", base_model_name_or_path="\x1b]0;title\x07model")
     assert run(["inspect", str(adapter.write(tmp_path / "adapter"))]) == 0
     assert not {"\x1b", "\x07"} & set(capsys.readouterr().out)
@@ -177,7 +175,7 @@ def test_a_folder_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureF
         (["{base}", "--base-model", "{base}"], "the option applies to adapters"),
     ],
 )
-def test_a_path_that_leads_nowhere_is_one_line_and_status_2(
+def test_wrong_path_exits_2_with_one_line(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str
 ) -> None:
     tiny_adapter(SHAPE, 1).write(tmp_path / "below" / "adapter")
@@ -189,7 +187,7 @@ def test_a_path_that_leads_nowhere_is_one_line_and_status_2(
     assert (output.out, output.err.count("\n")) == ("", 1)
 
 
-def test_an_installation_without_torch_has_no_inspect_and_loads_without_it() -> None:
+def test_cli_without_torch_lacks_inspect_and_imports_no_torch() -> None:
     load = "import sys; sys.modules['torch'] = None; from orchestrator.cli.main import run"
     code = f"{load}; sys.exit(run(['inspect', 'x']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -200,13 +198,13 @@ def test_an_installation_without_torch_has_no_inspect_and_loads_without_it() -> 
 
 
 @pytest.mark.parametrize("shards", [{"a": ["x"], "b": ["y"]}, {"a": "model.safetensors", "b": 3}, {"a": {}}])
-def test_an_index_whose_shards_are_no_names_of_files_is_refused(tmp_path: Path, shards: dict[str, object]) -> None:
+def test_index_with_invalid_shard_names_is_refused(tmp_path: Path, shards: dict[str, object]) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     with pytest.raises(CheckpointError, match=r"index\.json names .*, which is not a file of the folder"):
         stored_tensors(tmp_path)
 
 
-def test_a_config_nested_without_end_is_refused(tmp_path: Path) -> None:
+def test_deeply_nested_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[" * 200_000)
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         read_config(tmp_path)

@@ -41,34 +41,34 @@ def slowly_sampled(logits: Tensor, chooser: TokenChooser) -> int:
     return kept[-1][0]
 
 
-def test_greedy_takes_the_most_probable_token_of_each_row() -> None:
+def test_greedy_takes_most_probable_token() -> None:
     choosers = [TokenChooser(Decoding())] * 2
     assert choose_tokens(torch.stack([LOGITS, -LOGITS]), choosers) == [1, 3]
 
 
-def test_sampling_follows_the_softmax_of_the_logits_over_temperature() -> None:
+def test_sampling_follows_softmax_with_temperature() -> None:
     temperature, count = 0.7, 20_000
     found = drawn(Decoding(temperature=temperature, seed=1), count)
     for token, probability in enumerate(torch.softmax(LOGITS.double() / temperature, -1).tolist()):
         assert found[token] / count == pytest.approx(probability, abs=4 * math.sqrt(probability / count))
 
 
-def test_token_top_k_leaves_the_k_most_probable() -> None:
+def test_token_top_k_keeps_k_most_probable() -> None:
     assert set(drawn(Decoding(temperature=5, token_top_k=2, seed=1))) == {1, 4}
 
 
-def test_top_p_leaves_the_smallest_set_that_holds_it() -> None:
+def test_top_p_keeps_smallest_sufficient_set() -> None:
     probabilities = torch.softmax(LOGITS.double(), -1)
     assert set(drawn(Decoding(temperature=1, top_p=float(probabilities[1]) - 0.01, seed=1))) == {1}
     assert set(drawn(Decoding(temperature=1, top_p=float(probabilities[1]) + 0.01, seed=1))) == {1, 4}
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e-300])
-def test_a_cold_temperature_is_greedy(temperature: float) -> None:
+def test_near_zero_temperature_is_greedy(temperature: float) -> None:
     assert set(drawn(Decoding(temperature=temperature, seed=1), 50)) == {1}
 
 
-def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch() -> None:
+def test_seed_gives_same_tokens_alone_and_in_batch() -> None:
     def tokens(batch: int) -> list[int | None]:
         choosers = [TokenChooser(Decoding(temperature=1.0, seed=seed)) for seed in range(batch)]
         return [choose_tokens(LOGITS.expand(batch, -1), choosers)[0] for _ in range(20)]
@@ -87,7 +87,7 @@ DECODINGS = [
 ]
 
 
-def test_a_batch_is_sampled_as_a_loop_over_its_rows_and_tokens_samples_it() -> None:
+def test_batched_sampling_matches_loop_over_rows_and_tokens() -> None:
     choosers = [TokenChooser(decoding) for decoding in DECODINGS * 6]
     slow = [TokenChooser(decoding) for decoding in DECODINGS * 6]
     draw = torch.Generator().manual_seed(0)
@@ -100,19 +100,19 @@ def test_a_batch_is_sampled_as_a_loop_over_its_rows_and_tokens_samples_it() -> N
         assert choose_tokens(logits, choosers) == expected
 
 
-def test_sampled_rows_leave_greedy_ones_alone() -> None:
+def test_sampled_rows_do_not_affect_greedy_rows() -> None:
     choosers = [TokenChooser(Decoding(temperature=5.0, seed=row) if row % 2 else Decoding()) for row in range(40)]
     for _ in range(5):
         assert set(choose_tokens(LOGITS.expand(40, -1), choosers)[::2]) == {1}
 
 
-def test_without_a_seed_two_requests_differ() -> None:
+def test_requests_without_seed_differ() -> None:
     assert drawn(Decoding(temperature=5.0), 40) != drawn(Decoding(temperature=5.0), 40)
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1e-9])
-def test_a_row_that_is_not_finite_has_no_token_and_spoils_no_other(wrong: float, temperature: float) -> None:
+def test_non_finite_row_gets_no_token_and_affects_no_other(wrong: float, temperature: float) -> None:
     spoilt = LOGITS.clone()
     spoilt[2] = wrong
     logits = torch.stack([LOGITS, spoilt, LOGITS])

@@ -1,4 +1,4 @@
-"""The adapter bank: who owns which ranks, what a step applies, and what never changes."""
+"""The adapter bank: range ownership, routing of a step, and what writes and releases leave unchanged."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Vision(nn.Module):
         self.patch = nn.Linear(8, 6, bias=False)
 
 
-class Twin(nn.Module):
-    """Two linear layers: one sees rows, the other patches."""
+class TwoLayers(nn.Module):
+    """Two linear layers: one reads rows, the other patches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,12 +45,12 @@ def adapter(rank: int, *paths: str, seed: int = 0) -> AdapterWeights:
 
 
 @pytest.fixture
-def model() -> Twin:
-    return Twin().requires_grad_(False)
+def model() -> TwoLayers:
+    return TwoLayers().requires_grad_(False)
 
 
 @pytest.fixture
-def bank(model: Twin) -> AdapterBank:
+def bank(model: TwoLayers) -> AdapterBank:
     bank = AdapterBank(TARGETS, 16, torch.float32, "cpu", by_image=("vision",))
     bank.install(model)
     return bank
@@ -62,7 +62,7 @@ def written(bank: AdapterBank, weights: AdapterWeights) -> RankRange:
     return owned
 
 
-def test_installing_keeps_parameters_and_state_dict_as_they_were(model: Twin) -> None:
+def test_installing_keeps_parameters_and_state_dict(model: TwoLayers) -> None:
     before = {key: tensor.data_ptr() for key, tensor in model.state_dict().items()}
     AdapterBank(TARGETS, 4, torch.float32, "cpu").install(model)
     assert isinstance(model.text, LoraLinear)
@@ -70,16 +70,16 @@ def test_installing_keeps_parameters_and_state_dict_as_they_were(model: Twin) ->
     assert not list(model.buffers())
 
 
-def test_a_bank_is_installed_on_linear_layers_of_its_shapes_only(model: Twin, bank: AdapterBank) -> None:
+def test_bank_is_installed_only_on_linear_layers_of_its_shapes(model: TwoLayers, bank: AdapterBank) -> None:
     with pytest.raises(ValueError, match="LoraLinear; a bank is installed once"):
         AdapterBank(TARGETS, 4, torch.float32, "cpu").install(model)
     with pytest.raises(ValueError, match="8 -> 6, not"):
-        AdapterBank({"text": (8, 7)}, 4, torch.float32, "cpu").install(Twin())
+        AdapterBank({"text": (8, 7)}, 4, torch.float32, "cpu").install(TwoLayers())
     with pytest.raises(ValueError, match="vision is a Vision"):
-        AdapterBank({"vision": (8, 6)}, 4, torch.float32, "cpu").install(Twin())
+        AdapterBank({"vision": (8, 6)}, 4, torch.float32, "cpu").install(TwoLayers())
 
 
-def test_an_idle_layer_gives_the_base_output_bit_for_bit(model: Twin, bank: AdapterBank) -> None:
+def test_idle_layer_matches_base_layer_bitwise(model: TwoLayers, bank: AdapterBank) -> None:
     x = torch.randn(2, 3, 8)
     expected = nn.functional.linear(x, model.text.weight, model.text.bias)
     owned = written(bank, adapter(4))
@@ -94,22 +94,20 @@ def test_an_idle_layer_gives_the_base_output_bit_for_bit(model: Twin, bank: Adap
     assert not torch.allclose(out[0], expected[0])
 
 
-def test_a_layer_that_no_active_adapter_adapts_is_the_base_layer(model: Twin, bank: AdapterBank) -> None:
+def test_layer_without_active_adapter_is_base_layer(model: TwoLayers, bank: AdapterBank) -> None:
     owned = written(bank, adapter(4, "text"))
     x = torch.randn(2, 8)
     with bank.routing.step([{owned: 1.0}]):
         assert torch.equal(model.vision.patch(x), x @ model.vision.patch.weight.t())
 
 
-def test_a_batch_whose_adapters_leave_the_vision_tower_alone_needs_no_image_index(
-    model: Twin, bank: AdapterBank
-) -> None:
+def test_batch_without_vision_adapters_needs_no_image_index(model: TwoLayers, bank: AdapterBank) -> None:
     x = torch.randn(7, 8)
     with bank.routing.step([{written(bank, adapter(4, "text")): 1.0}, {}]):
         assert torch.equal(model.vision.patch(x), x @ model.vision.patch.weight.t())
 
 
-def test_one_row_applies_to_every_token_of_any_input(model: Twin, bank: AdapterBank) -> None:
+def test_single_row_applies_to_all_of_any_input(model: TwoLayers, bank: AdapterBank) -> None:
     weights = adapter(4)
     owned = written(bank, weights)
     pair = weights.modules["vision.patch"]
@@ -120,7 +118,7 @@ def test_one_row_applies_to_every_token_of_any_input(model: Twin, bank: AdapterB
         torch.testing.assert_close(out, x @ (model.vision.patch.weight + 0.5 * pair.b @ pair.a).t())
 
 
-def test_patches_of_several_rows_are_routed_by_their_index(model: Twin, bank: AdapterBank) -> None:
+def test_patches_are_routed_by_row_index(model: TwoLayers, bank: AdapterBank) -> None:
     first, second = adapter(2, seed=1), adapter(3, seed=2)
     rows = [{written(bank, first): 1.0}, {written(bank, second): 1.0}, {}]
     weight = model.vision.patch.weight
@@ -137,7 +135,7 @@ def test_patches_of_several_rows_are_routed_by_their_index(model: Twin, bank: Ad
         torch.testing.assert_close(model.vision.patch(tiles)[0], tiles[0] @ weight.t())
 
 
-def test_inputs_that_cannot_be_told_apart_by_row_are_refused(model: Twin, bank: AdapterBank) -> None:
+def test_inputs_without_row_assignment_are_refused(model: TwoLayers, bank: AdapterBank) -> None:
     owned = written(bank, adapter(2))
     with bank.routing.step([{owned: 1.0}, {}]):
         with pytest.raises(ValueError, match=r"shape \[3, 1, 8\] in a step of 2 rows"):
@@ -154,7 +152,7 @@ def test_inputs_that_cannot_be_told_apart_by_row_are_refused(model: Twin, bank: 
 
 
 @pytest.mark.parametrize(
-    ("image_rows", "said"),
+    ("image_rows", "message"),
     [
         ({"visual": [[0]]}, "routes by image below"),
         ({"vision": [[0, 2]]}, "row numbers in"),
@@ -162,16 +160,16 @@ def test_inputs_that_cannot_be_told_apart_by_row_are_refused(model: Twin, bank: 
         ({"vision": [[0, 1], [1, 0]]}, "two indices of one length"),
     ],
 )
-def test_a_wrong_image_index_leaves_the_routing_idle(
-    bank: AdapterBank, image_rows: dict[str, list[list[int]]], said: str
+def test_invalid_image_index_resets_routing(
+    bank: AdapterBank, image_rows: dict[str, list[list[int]]], message: str
 ) -> None:
     owned = written(bank, adapter(2))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         bank.routing.begin([{owned: 1.0}, {}], image_rows)
     assert bank.routing.active is None
 
 
-def test_a_range_that_holds_nothing_cannot_be_applied(bank: AdapterBank) -> None:
+def test_empty_range_cannot_be_applied(bank: AdapterBank) -> None:
     empty = bank.acquire(2)
     with pytest.raises(ValueError, match="holds no adapter of this bank"):
         bank.routing.begin([{empty: 1.0}])
@@ -184,42 +182,42 @@ def test_a_range_that_holds_nothing_cannot_be_applied(bank: AdapterBank) -> None
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
-def test_a_weight_that_is_not_finite_is_refused(bank: AdapterBank, weight: float) -> None:
+def test_non_finite_weight_is_refused(bank: AdapterBank, weight: float) -> None:
     owned = written(bank, adapter(2))
     with pytest.raises(ValueError, match="not a finite number"):
         bank.routing.begin([{owned: weight}])
 
 
-def test_a_step_like_the_one_before_shares_its_mask_and_another_does_not(bank: AdapterBank) -> None:
+def test_unchanged_step_reuses_weights_and_changed_step_does_not(bank: AdapterBank) -> None:
     first, second = written(bank, adapter(2)), written(bank, adapter(2, seed=1))
     bank.routing.begin([{first: 0.5}, {second: 1.0}])
-    before = applied_by(bank)
+    before = active_ranks_of(bank)
     bank.routing.begin([{first: 0.5}, {second: 1.0}])
-    assert applied_by(bank) is before
+    assert active_ranks_of(bank) is before
     for rows in ([{first: 0.4}, {second: 1.0}], [{second: 1.0}, {first: 0.5}], [{first: 0.5}], []):
         bank.routing.begin(rows)
-        assert applied_by(bank) is not before
+        assert active_ranks_of(bank) is not before
 
 
-def test_a_failed_step_leaves_the_routing_idle(bank: AdapterBank) -> None:
+def test_failed_step_resets_routing(bank: AdapterBank) -> None:
     owned = written(bank, adapter(2))
     with pytest.raises(RuntimeError, match="broken"), bank.routing.step([{owned: 1.0}]):
         raise RuntimeError("broken")
     assert bank.routing.active is None
 
 
-def test_a_range_in_use_is_never_rewritten(bank: AdapterBank) -> None:
+def test_published_range_is_never_rewritten(bank: AdapterBank) -> None:
     owned = written(bank, adapter(2))
     with pytest.raises(ValueError, match="holds an adapter already"):
         bank.write(owned, adapter(2, seed=1))
 
 
-def test_an_adapter_larger_than_its_range_is_refused(bank: AdapterBank) -> None:
+def test_adapter_larger_than_its_range_is_refused(bank: AdapterBank) -> None:
     with pytest.raises(ValueError, match="rank 3 does not fit"):
         bank.write(bank.acquire(2), adapter(3))
 
 
-def test_foreign_modules_and_shapes_are_refused_before_anything_is_written(bank: AdapterBank) -> None:
+def test_unknown_modules_and_shapes_are_refused_before_writing(bank: AdapterBank) -> None:
     owned = bank.acquire(2)
     good = adapter(2).modules
     with pytest.raises(CheckpointError, match="'other'"):
@@ -230,14 +228,14 @@ def test_foreign_modules_and_shapes_are_refused_before_anything_is_written(bank:
     bank.write(owned, adapter(2))
 
 
-def test_values_too_large_for_the_banks_type_are_refused() -> None:
+def test_values_too_large_for_bank_dtype_are_refused() -> None:
     bank = AdapterBank(TARGETS, 4, torch.float16, "cpu")
     large = LoraPair(torch.full((1, 8), 1e6), torch.ones(6, 1))
     with pytest.raises(CheckpointError, match=r"text: values of the adapter are not finite in torch\.float16"):
         bank.write(bank.acquire(1), AdapterWeights.of({"text": large}))
 
 
-def test_a_released_range_is_zero_at_the_same_address(bank: AdapterBank) -> None:
+def test_released_range_is_zeroed_in_place(bank: AdapterBank) -> None:
     addresses = [tensor.data_ptr() for tensor in contents(bank)]
     kept = written(bank, adapter(3, seed=1))
     gone = written(bank, adapter(5, seed=2))
@@ -249,7 +247,7 @@ def test_a_released_range_is_zero_at_the_same_address(bank: AdapterBank) -> None
     assert bank.free == 13
 
 
-def test_an_adapter_that_changes_nothing_takes_no_room(model: Twin, bank: AdapterBank) -> None:
+def test_empty_adapter_takes_no_columns(model: TwoLayers, bank: AdapterBank) -> None:
     owned = written(bank, AdapterWeights.of({}))
     x = torch.randn(1, 2, 8)
     with bank.routing.step([{owned: 1.0}]):
@@ -258,8 +256,8 @@ def test_an_adapter_that_changes_nothing_takes_no_room(model: Twin, bank: Adapte
     bank.release(owned)
 
 
-def test_an_adapter_whose_own_product_overflows_harms_no_other_row() -> None:
-    model = Twin().requires_grad_(False)
+def test_overflowing_adapter_affects_no_other_row() -> None:
+    model = TwoLayers().requires_grad_(False)
     bank = AdapterBank(TARGETS, 8, torch.float32, "cpu")
     bank.install(model)
     wild = AdapterWeights.of({"text": LoraPair(torch.full((1, 8), 3e38), torch.ones(6, 1))})
@@ -273,14 +271,14 @@ def test_an_adapter_whose_own_product_overflows_harms_no_other_row() -> None:
     assert torch.equal(out[2], base[2])
 
 
-def test_bytes_are_those_of_all_modules_whatever_is_in_use(bank: AdapterBank) -> None:
+def test_bytes_count_all_modules_regardless_of_use(bank: AdapterBank) -> None:
     before = bank.bytes
     written(bank, adapter(4))
     assert bank.bytes == before == 2 * 16 * (8 + 6) * 4
     assert bank.bytes_per_rank * bank.ranks == bank.bytes
 
 
-def test_adapters_are_written_beside_running_steps(model: Twin, bank: AdapterBank) -> None:
+def test_adapters_are_written_during_steps(model: TwoLayers, bank: AdapterBank) -> None:
     steady = written(bank, adapter(4, seed=1))
     x = torch.randn(2, 1, 8)
     with bank.routing.step([{steady: 1.0}, {}]):
@@ -304,7 +302,7 @@ def test_adapters_are_written_beside_running_steps(model: Twin, bank: AdapterBan
         loader.join()
 
 
-def applied_by(bank: AdapterBank) -> ActiveRanks | None:
+def active_ranks_of(bank: AdapterBank) -> ActiveRanks | None:
     active = bank.routing.active
     return active.ranks if isinstance(active, RoutedLora) else None
 

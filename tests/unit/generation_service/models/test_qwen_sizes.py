@@ -83,7 +83,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("real", MODELS.values(), ids=MODELS)
-def test_a_real_models_config_describes_the_published_model(tmp_path: Path, real: Real) -> None:
+def test_published_config_has_published_sizes(tmp_path: Path, real: Real) -> None:
     folder = real.write(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text()) | real.config
     config["vision_config"] |= real.vision

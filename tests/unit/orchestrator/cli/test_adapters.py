@@ -16,7 +16,7 @@ from loraretriever.v1 import retrieval_service_pb2 as pb
 from infra.contract.errors import CheckpointError
 from infra.contract.prompt import Prompt
 from infra.runtime.wire import prompt_to_proto
-from orchestrator.cli.commands.adapters import known_names
+from orchestrator.cli.commands.adapters import complete_adapters
 from orchestrator.cli.main import run
 from orchestrator.registration.safetensors_header import AdaptedLayers, read_layers
 from tests.support.checkpoints.peft_adapters import TinyAdapter
@@ -34,7 +34,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def adapters(service: Service, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Runs `adapters ARGUMENTS --json` and returns (status, what it printed, errors)."""
+    """Return a function that runs `adapters ARGUMENTS --json` and returns its status, output and errors."""
 
     def call(*arguments: str) -> tuple[int, Any, str]:
         status = run(["adapters", *arguments, "--json", "--retrieval-target", service.address])
@@ -45,7 +45,7 @@ def adapters(service: Service, capsys: pytest.CaptureFixture[str]) -> Callable[.
 
 
 def checkpoint(folder: Path, **config: Any) -> Path:
-    """A PEFT folder with ranks 4 (q_proj) and 12 (v_proj)."""
+    """Write a PEFT folder with ranks 4 (q_proj) and 12 (v_proj)."""
     tiny = TinyAdapter.random(
         {"model.layers.0.self_attn.q_proj": (8, 8), "model.layers.1.self_attn.q_proj": (8, 8)},
         base_model_name_or_path="/models/tiny-vlm",
@@ -92,7 +92,7 @@ def test_an_id_of_another_checkpoint_is_refused_and_replaced_when_wanted(
 
 
 def legacy(folder: Path, name: str, vectors: Any, **entry: Any) -> dict[str, Any]:
-    """An entry of the study's config, with its files below `folder`."""
+    """Return an entry of the study's config, with its files below `folder`."""
     checkpoint(folder / "loras" / name)
     np.save(folder / f"{name}_jina_v4_emb.mean.npy", vectors)
     return {
@@ -189,16 +189,16 @@ def test_names_are_completed_from_the_catalogue(
         rest = ("--base-model", "b", "--vectors", str(tmp_path / "mean.npy"))
         assert adapters("add", name, "--checkpoint", f"far/{name}", *rest)[0] == 0
     monkeypatch.setenv("LORARETRIEVER_CLIENT_RETRIEVAL_TARGET", service.address)
-    from orchestrator.cli.settings import client_settings
+    from orchestrator.cli.settings import environment
 
-    client_settings.cache_clear()
+    environment.cache_clear()
     try:
-        assert known_names("g") == ["gmail", "google_maps"]
+        assert complete_adapters("g") == ["gmail", "google_maps"]
         monkeypatch.setenv("LORARETRIEVER_CLIENT_RETRIEVAL_TARGET", "127.0.0.1:9")
-        client_settings.cache_clear()
-        assert known_names("g") == []
+        environment.cache_clear()
+        assert complete_adapters("g") == []
     finally:
-        client_settings.cache_clear()
+        environment.cache_clear()
 
 
 def test_layers_are_read_from_the_header_of_the_weights(tmp_path: Path) -> None:

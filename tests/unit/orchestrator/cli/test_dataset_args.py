@@ -1,4 +1,4 @@
-"""What the words of `evaluate run` mean: datasets, and the adapters trained for them."""
+"""Datasets as they are written on the command line, and the adapters trained for them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from infra.contract.errors import InvalidArgumentError
-from orchestrator.cli.dataset_args import AdapterLabels, dataset_specs, read_mapping
+from orchestrator.cli.dataset_args import AdapterLabels, dataset_specs, read_adapter_map
 from orchestrator.evaluation.data.files import expand_pattern
+from tests.support.harness.dataset_files import write_episodes
 
 
 def test_folders_and_patterns_are_a_dataset_for_each_file(tmp_path: Path) -> None:
@@ -31,13 +32,13 @@ def test_adapters_are_named_by_a_form_a_map_or_a_field(tmp_path: Path) -> None:
         return [spec.adapter_id for spec in dataset_specs(files, labels)]
 
     assert adapters(AdapterLabels(["app_lora_{}", "ebay=mine"])) == ["app_lora_gmail", "mine"]
-    assert adapters(AdapterLabels(mapping=read_mapping(mapping))) == ["mail", ""]
-    assert adapters(AdapterLabels(["app_lora_{}"], mapping=read_mapping(mapping))) == ["mail", "app_lora_ebay"]
-    rows = dataset_specs(files, AdapterLabels(row_field="app", mapping=read_mapping(mapping)))
+    assert adapters(AdapterLabels(mapping=read_adapter_map(mapping))) == ["mail", ""]
+    assert adapters(AdapterLabels(["app_lora_{}"], mapping=read_adapter_map(mapping))) == ["mail", "app_lora_ebay"]
+    rows = dataset_specs(files, AdapterLabels(row_field="app", mapping=read_adapter_map(mapping)))
     assert {(spec.adapter_field, spec.adapter_of) for spec in rows} == {("app", (("gmail", "mail"),))}
     mapping.write_text("[]")
     with pytest.raises(InvalidArgumentError, match="must hold an object"):
-        read_mapping(mapping)
+        read_adapter_map(mapping)
 
 
 @pytest.mark.parametrize("labels", [AdapterLabels(["app_{}"]), AdapterLabels(["{}"]), AdapterLabels(by_name=True)])
@@ -56,11 +57,19 @@ def test_a_form_stands_for_the_same_adapters_wherever_the_files_are(tmp_path: Pa
 @pytest.mark.parametrize(
     ("files", "labels", "said"),
     [
-        (["far/*.jsonl"], AdapterLabels(["gmail=mail"]), "'gmail=mail' names no dataset; the orchestrator alone knows"),
-        (["far/*.jsonl"], AdapterLabels(["mail"]), r"what far/\*\.jsonl holds, so say a form"),
-        (["far/"], AdapterLabels(mapping={"gmail": "mail"}), "gmail names no dataset; the orchestrator alone knows"),
-        (["x.jsonl"], AdapterLabels(mapping={"x": "a", "y": "b"}), "adapter_map: y names no dataset; there are x"),
-        (["x.jsonl", "y.jsonl"], AdapterLabels(["mail"]), "'mail' names no dataset; say DATASET=ADAPTER, of x, y"),
+        (["far/*.jsonl"], AdapterLabels(["gmail=mail"]), "'gmail=mail' names no dataset; only the orchestrator knows"),
+        (["far/*.jsonl"], AdapterLabels(["mail"]), r"the files of far/\*\.jsonl: give a template"),
+        (["far/"], AdapterLabels(mapping={"gmail": "mail"}), "gmail names no dataset; only the orchestrator knows"),
+        (
+            ["x.jsonl"],
+            AdapterLabels(mapping={"x": "a", "y": "b"}),
+            "adapter_map: y names no dataset; the datasets are x",
+        ),
+        (
+            ["x.jsonl", "y.jsonl"],
+            AdapterLabels(["mail"]),
+            "'mail' names no dataset; give DATASET=ADAPTER, with one of x, y",
+        ),
     ],
 )
 def test_adapters_of_datasets_that_nobody_here_knows_are_refused(
@@ -78,3 +87,15 @@ def test_a_known_dataset_keeps_its_adapter_beside_files_that_the_orchestrator_fi
 def test_rows_that_say_their_adapters_leave_nothing_to_other_options() -> None:
     with pytest.raises(InvalidArgumentError, match="leave --adapter and --adapters-by-name out"):
         AdapterLabels(["app_{}"], row_field="app")
+
+
+def test_datasets_are_named_by_file_folder_or_argument(tmp_path: Path) -> None:
+    file = write_episodes(tmp_path / "gmail")
+    specs = dataset_specs([str(file), f"mine={file}", "far/away/ebay.jsonl"], AdapterLabels(["mine=gmail"]), "app")
+    assert [spec.name for spec in specs] == ["gmail", "mine", "ebay"]
+    assert [spec.adapter_id for spec in specs] == ["", "gmail", ""]
+    assert [spec.uri for spec in specs] == [str(file), str(file), "far/away/ebay.jsonl"]
+    assert dataset_specs([str(file)], AdapterLabels(by_name=True))[0].adapter_id == "gmail"
+    assert dataset_specs([str(file)], AdapterLabels(["other"]))[0].adapter_id == "other"
+    with pytest.raises(InvalidArgumentError, match="names no dataset"):
+        dataset_specs([str(file)], AdapterLabels(["gmial=gmail"]))

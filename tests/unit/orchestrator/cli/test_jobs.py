@@ -11,8 +11,8 @@ import pytest
 
 from infra.contract.errors import UnavailableError
 from orchestrator.answering.strategy import AnswerStrategy
-from orchestrator.cli.dataset_args import complete_strategies, strategies_of, strategy_labels
 from orchestrator.cli.main import run
+from orchestrator.cli.strategies import complete_strategies, parse_strategies, strategy_labels
 from orchestrator.evaluation.data.datasets import BadRow
 from orchestrator.evaluation.job import Evaluation, EvaluationState
 from orchestrator.evaluation.records import Record
@@ -36,7 +36,7 @@ def records(strategy: EvaluatedStrategy, right: int, wrong: int = 0, failed: int
 
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> OneJob:
-    """A job in which base is right once of two times, and mixture always."""
+    """Serve a job in which base is right once of two times, and mixture always."""
     return OneJob([*records(BASE, 1, 1), *records(MIXTURE, 2)], SPEC).serve(monkeypatch)
 
 
@@ -110,9 +110,9 @@ def test_samples_that_were_planned_and_never_asked_are_unscored(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--fail-under", "80"], "--fail-under: a share in 0..1, got 80; 80 % is 0.8"),
-        (["--max-failed", "-1"], "--max-failed: a share in 0..1, got -1"),
-        (["--fail-under", "nan"], "--fail-under: a share in 0..1"),
+        (["--fail-under", "80"], "--fail-under: must be a share in 0..1, got 80; 80 % is 0.8"),
+        (["--max-failed", "-1"], "--max-failed: must be a share in 0..1, got -1"),
+        (["--fail-under", "nan"], "--fail-under: must be a share in 0..1"),
     ],
 )
 def test_a_mark_that_makes_no_sense_is_refused_before_anything_is_done(
@@ -131,9 +131,12 @@ def test_a_mark_that_makes_no_sense_is_refused_before_anything_is_done(
         (["watch", "ev-1", "--fail-on", "base"], "give --fail-under too"),
         (["matrix", "x.jsonl", "--no-watch", "--fail-under", "0.5"], "leave --no-watch out"),
         (["run", "x.jsonl", "--no-watch", "--max-failed", "0.5"], "leave --no-watch out"),
-        (["matrix", "x.jsonl", "--job", "ev-1"], "leave those of a new one out"),
-        (["matrix", "--job", "ev-1", "--threshold", "0.5"], "leave those of a new one out"),
-        (["run", "x.jsonl", "--evaluate-only", "--fail-under", "0.5", "--fail-on", "base"], "leave --fail-on out"),
+        (["matrix", "x.jsonl", "--job", "ev-1"], "leave the options for them out"),
+        (["matrix", "--job", "ev-1", "--threshold", "0.5"], "leave the options for them out"),
+        (
+            ["run", "x.jsonl", "--evaluate-only", "--fail-under", "0.5", "--fail-on", "base"],
+            "--fail-on: has no effect on result files",
+        ),
     ],
 )
 def test_options_that_would_have_no_effect_are_refused_before_anything_is_done(
@@ -154,7 +157,7 @@ def test_a_job_that_was_stopped_fails_the_command_after_its_numbers_were_printed
     assert run(["evaluate", *command]) == 1
     output = capsys.readouterr()
     assert "base" in output.out or "ev-1 cancelled" in output.out
-    assert "job ev-1 was not carried out to its end: cancelled" in output.err
+    assert "job ev-1 did not finish: cancelled" in output.err
     job.state = EvaluationState.FAILED
     assert run(["evaluate", *command]) == 1
 
@@ -227,7 +230,7 @@ def test_the_adapter_of_each_file_that_the_orchestrator_finds_is_sent_as_a_form(
 
 def test_strategies_complete_in_the_shell() -> None:
     labels = strategy_labels()
-    assert [strategy.label for strategy in strategies_of(labels)] == list(labels)
+    assert [strategy.label for strategy in parse_strategies(labels)] == list(labels)
     assert {strategy.label for strategy in matrix_strategies()} <= set(labels)
     assert complete_strategies("base,fusion-s") == ["base,fusion-svd", "base,fusion-svd-out-of-domain"]
     assert "oracle" in complete_strategies("")
@@ -309,8 +312,8 @@ def test_a_job_whose_orchestrator_goes_away_is_said_to_be_kept(
     monkeypatch.setattr(job, "watch", watch)
     assert run(["evaluate", *command]) == 1
     said = capsys.readouterr().err
-    assert "does not answer at here:1 (the job is kept: once the orchestrator runs again" in said
-    assert "'loraretriever evaluate watch ev-1' follows it on" in said
+    assert "does not answer at here:1 (the job is kept: " in said
+    assert "'loraretriever evaluate watch ev-1' follows it once the orchestrator runs again" in said
 
 
 def test_good_whole_answers_do_not_hide_that_most_actions_failed(

@@ -25,7 +25,7 @@ SPEC = EvaluationSpec((DatasetSpec("facts", "facts.jsonl"),), (BASE, MIXTURE))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
-    """A job in which base says good and poor, mixture good and good, and each fails once."""
+    """Write a job in which base answers good and poor, mixture good and good, and each fails once."""
     records = []
     for strategy, said in ((BASE, ("good", "poor")), (MIXTURE, ("good", "good"))):
         asked = [sample("a fact", episode=f"e{number}", dataset="facts", strategy=strategy) for number in range(3)]

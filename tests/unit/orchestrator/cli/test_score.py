@@ -10,8 +10,8 @@ import pytest
 
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli.main import run
-from orchestrator.cli.score_tables import distinct_names
-from orchestrator.cli.settings import client_settings
+from orchestrator.cli.settings import environment
+from orchestrator.cli.tables import distinct_names
 from orchestrator.evaluation.actions import Action, ActionType, Point, render_action
 from orchestrator.evaluation.spec import EvaluatedStrategy
 from tests.support.harness.evaluation_data import answered, failure, sample, write_records
@@ -65,7 +65,7 @@ def test_answers_that_are_no_actions_are_scored_whole_unless_a_metric_is_named(
     assert [each["metric"] for each in json.loads(output.out)] == ["exact_match", "legacy"]
     assert f"below 0.3: {texts} 0.2500" in output.err
     assert run(["evaluate", "score", texts, "--point-tolerance", "5"]) == 2
-    assert "--point-tolerance: says nothing with --metric exact_match" in capsys.readouterr().err
+    assert "--point-tolerance: has no effect on --metric exact_match" in capsys.readouterr().err
 
 
 def test_the_table_of_whole_answers_has_no_steps_floors_and_episodes(
@@ -156,7 +156,7 @@ def test_result_files_are_gated_and_may_be_a_folder_a_pattern_or_have_a_name(
     assert "below 0.6: " + str(tmp_path / "more.jsonl") in capsys.readouterr().err
     assert run(["evaluate", "run", results, "--evaluate-only", "--fail-under", "0.6", "--metric", "exact_match"]) == 0
     assert run(["evaluate", "run", f"{tmp_path}/none/*.jsonl", "--evaluate-only"]) == 1
-    assert "there is no such file of results" in capsys.readouterr().err
+    assert "no result file matches" in capsys.readouterr().err
 
 
 def test_the_tolerance_of_points_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,17 +175,17 @@ def test_the_tolerance_of_points_is_an_option(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["score", "--threshold", "0.5"], "threshold: says nothing with --metric action"),
-        (["score", "--metric", "bleu", "--threshold", "0.5"], "threshold: says nothing with --metric bleu"),
+        (["score", "--threshold", "0.5"], "threshold: has no effect on --metric action"),
+        (["score", "--metric", "bleu", "--threshold", "0.5"], "threshold: has no effect on --metric bleu"),
         (["score", "--metric", "legacy", "--threshold", "5"], "threshold: must be a similarity"),
         (
             ["score", "--metric", "legacy", "--point-tolerance", "5"],
-            "--point-tolerance: says nothing with --metric",
+            "--point-tolerance: has no effect on --metric",
         ),
-        (["compare", "--threshold", "0.5"], "threshold: says nothing with --metric action"),
-        (["score", "--judge-model", "m"], "say nothing without --judge"),
-        (["score", "--judge-rate", "5"], "say nothing without --judge"),
-        (["score", "--judge-prompt", "p.txt"], "say nothing without --judge"),
+        (["compare", "--threshold", "0.5"], "threshold: has no effect on --metric action"),
+        (["score", "--judge-model", "m"], "have no effect without --judge"),
+        (["score", "--judge-rate", "5"], "have no effect without --judge"),
+        (["score", "--judge-prompt", "p.txt"], "have no effect without --judge"),
         (["score", "--judge", "http://h/v1", "--judge-model", "m", "--metric", "bleu"], "leave --metric and its opt"),
     ],
 )
@@ -263,7 +263,7 @@ def test_a_judge_grades_once_with_the_key_of_the_environment(
     results: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LORARETRIEVER_CLIENT_JUDGE_KEY", "secret")
-    client_settings.cache_clear()
+    environment.cache_clear()
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("{truth} or {answer}")
     with fake_chat(lambda question: "SCORE: 1" if question == "Scroll up or Scroll up" else "SCORE: 0") as chat:
@@ -273,7 +273,7 @@ def test_a_judge_grades_once_with_the_key_of_the_environment(
         first = json.loads(capsys.readouterr().out)
         assert run(["evaluate", "score", results, *words]) == 0
         again = json.loads(capsys.readouterr().out)
-    client_settings.cache_clear()
+    environment.cache_clear()
     assert (first["step_accuracy"], first["metric"]) == (pytest.approx(2 / 3), "judge grader")
     assert (first["judge_calls"], first["judge_cached"], first["judge_prompt_tokens"]) == (2, 1, 20)
     assert (again["judge_calls"], again["judge_cached"], again["step_accuracy"]) == (0, 3, first["step_accuracy"])

@@ -1,4 +1,4 @@
-"""The demo's folder, and what the demo leaves alone."""
+"""The folder of the demo."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from infra.contract.errors import ConfigurationError, UnavailableError
 from orchestrator.devstack.demo_world import World, check_work_dir, generate
 
 
-def test_a_folder_with_a_catalogue_of_others_is_refused(tmp_path: Path) -> None:
+def test_folder_with_catalogue_of_another_stack_is_refused(tmp_path: Path) -> None:
     (tmp_path / "qdrant").mkdir()
     with pytest.raises(ConfigurationError, match="qdrant"):
         check_work_dir(tmp_path, tmp_path / "world")
 
 
-def test_the_demos_own_folder_is_taken_again(tmp_path: Path) -> None:
+def test_folder_of_demo_is_reused(tmp_path: Path) -> None:
     check_work_dir(tmp_path, tmp_path / "world")
     for name in ("qdrant", "world"):
         (tmp_path / name).mkdir()
@@ -24,7 +24,7 @@ def test_the_demos_own_folder_is_taken_again(tmp_path: Path) -> None:
     check_work_dir(tmp_path, tmp_path / "world")
 
 
-def test_the_world_is_written_again_only_when_its_code_or_size_changed(tmp_path: Path) -> None:
+def test_world_is_rewritten_only_when_its_code_or_size_changed(tmp_path: Path) -> None:
     folder = tmp_path / "examples" / "pocket_phone"
     folder.mkdir(parents=True)
     (tmp_path / "examples" / "__init__.py").touch()

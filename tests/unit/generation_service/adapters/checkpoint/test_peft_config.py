@@ -78,7 +78,7 @@ def test_tensors_bind_by_their_keys_for_any_form_of_target_modules(tmp_path: Pat
 
 
 def test_additions_of_ms_swift_are_ignored(tmp_path: Path) -> None:
-    swift = {"lora_dtype": None, "lorap_lr_ratio": 16.0, "lorap_emb_lr": 1e-06, "swift_type": "LORA"}
+    swift: dict[str, Any] = {"lora_dtype": None, "lorap_lr_ratio": 16.0, "lorap_emb_lr": 1e-06, "swift_type": "LORA"}
     adapter = TinyAdapter.random(SHAPES, **swift, use_qa_lora=False, use_merged_linear=False, enable_lora=None)
     adapter.write(tmp_path)
     for name in ("args.json", "additional_config.json", "sft_args.json", "trainer_state.json", "README.md"):

@@ -36,7 +36,7 @@ def dense(one: WeightedPair) -> Dense:
 
 
 def ties_by_hand(parts: Sequence[WeightedPair], density: float) -> Dense:
-    """Algorithm 1 of Yadav et al. 2023, one element after another."""
+    """Compute algorithm 1 of Yadav et al. 2023, element by element."""
     trimmed = []
     for one in parts:
         delta = dense(one).copy()
@@ -66,38 +66,38 @@ def parts_of(ranks: Sequence[int], weights: Sequence[float] | None = None) -> li
 
 @pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("ranks", MIXED_RANKS)
-def test_ties_is_the_papers_algorithm_weighted(ranks: Sequence[int], density: float) -> None:
+def test_ties_matches_weighted_paper_algorithm(ranks: Sequence[int], density: float) -> None:
     parts = parts_of(ranks)
     np.testing.assert_allclose(ties(parts, density).numpy(), ties_by_hand(parts, density), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("density", [0.2, 0.5])
-def test_ties_of_equal_weights_is_pefts_times_their_number(density: float) -> None:
+def test_ties_of_equal_weights_is_scaled_peft_result(density: float) -> None:
     parts = parts_of((4, 4, 4), [0.25, 0.25, 0.25])
     deltas = [one.delta() for one in parts]
     pefts = merge_utils.ties(deltas, torch.tensor([0.25] * 3, dtype=torch.float64), density)
     torch.testing.assert_close(ties(parts, density), 3 * pefts)
 
 
-def test_ties_of_one_adapter_at_full_density_is_that_adapters_share() -> None:
+def test_ties_of_one_adapter_at_full_density_is_its_weighted_delta() -> None:
     (only,) = parts_of((3,), [0.4])
     torch.testing.assert_close(ties([only], 1.0), 0.4 * only.delta())
 
 
-def test_ties_of_adapters_that_agree_is_their_weighted_sum() -> None:
+def test_ties_of_agreeing_adapters_is_weighted_sum() -> None:
     parts = [WeightedPair(one.a.abs(), one.b.abs(), one.weight, one.name) for one in parts_of((2, 3, 1))]
     expected = sum((one.weight * one.delta() for one in parts), start=torch.zeros(OUT, IN, dtype=torch.float64))
     torch.testing.assert_close(ties(parts, 1.0), expected)
 
 
-def test_ties_of_opposite_adapters_is_nothing() -> None:
+def test_ties_of_opposite_adapters_is_zero() -> None:
     (one,) = parts_of((3,), [0.5])
     assert not ties([one, WeightedPair(one.a, -one.b, 0.5, "opposite")], 0.7).any()
 
 
 @pytest.mark.parametrize("merge", [lambda parts: ties(parts, 0.4), lambda parts: dare(parts, 0.4, "7")])
 @pytest.mark.parametrize("elements", [1, IN * 3, IN * 8])
-def test_the_size_of_a_block_changes_nothing(merge: object, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_size_does_not_change_result(merge: object, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(merge)
     parts = parts_of((3, 2))
     whole = merge(parts)
@@ -106,7 +106,7 @@ def test_the_size_of_a_block_changes_nothing(merge: object, elements: int, monke
 
 
 def dare_by_hand(parts: Sequence[WeightedPair], density: float, seed: str) -> Dense:
-    """Drop with probability 1 - density, rescale, sum: Yu et al. 2024, one element after another."""
+    """Drop with probability 1 - density, rescale, sum (Yu et al. 2024), element by element."""
     merged = np.zeros((OUT, IN))
     for one in parts:
         draw = torch.Generator().manual_seed(zlib.crc32(f"{seed} {one.name}".encode()))
@@ -120,12 +120,12 @@ def dare_by_hand(parts: Sequence[WeightedPair], density: float, seed: str) -> De
 
 @pytest.mark.parametrize("density", [0.01, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("ranks", MIXED_RANKS)
-def test_dare_is_the_papers_algorithm_weighted(ranks: Sequence[int], density: float) -> None:
+def test_dare_matches_weighted_paper_algorithm(ranks: Sequence[int], density: float) -> None:
     parts = parts_of(ranks)
     np.testing.assert_allclose(dare(parts, density, "3 q").numpy(), dare_by_hand(parts, density, "3 q"), rtol=1e-12)
 
 
-def test_dare_with_nothing_dropped_is_pefts_and_the_weighted_sum() -> None:
+def test_dare_at_full_density_matches_peft_and_weighted_sum() -> None:
     parts = parts_of((4, 4, 4))
     weights = torch.tensor([one.weight for one in parts], dtype=torch.float64)
     with pytest.warns(UserWarning, match="no pruning"):
@@ -133,14 +133,14 @@ def test_dare_with_nothing_dropped_is_pefts_and_the_weighted_sum() -> None:
     torch.testing.assert_close(dare(parts, 1.0, "0"), pefts)
 
 
-def test_dare_drops_the_share_it_says_and_keeps_the_expectation() -> None:
+def test_dare_keeps_density_and_expectation() -> None:
     ones = WeightedPair(torch.ones(1, 400, dtype=torch.float64), torch.ones(500, 1, dtype=torch.float64), 0.6, "ones")
     merged = dare([ones], 0.3, "1")
     assert sorted(set(merged.flatten().tolist())) == pytest.approx([0.0, 2.0])
     assert merged.mean().item() == pytest.approx(0.6, rel=0.01)
 
 
-def test_dare_draws_by_seed_adapter_and_module_and_not_by_place() -> None:
+def test_dare_mask_depends_on_seed_adapter_and_module_only() -> None:
     first, second = parts_of((3, 2), [0.5, 0.5])
     together = dare([first, second], 0.5, "1 q")
     torch.testing.assert_close(dare([second, first], 0.5, "1 q"), together)
@@ -159,7 +159,7 @@ def members_of_two_paths(one: WeightedPair) -> list[tuple[FusionMember, str]]:
 
 @pytest.mark.parametrize("method", [FusionMethod.TIES, FusionMethod.DARE])
 @pytest.mark.parametrize("rank", [None, 2, 30])
-def test_what_is_merged_is_factored_back_as_well_as_its_rank_allows(method: FusionMethod, rank: int | None) -> None:
+def test_merged_delta_is_factored_as_well_as_rank_allows(method: FusionMethod, rank: int | None) -> None:
     parts = parts_of((2, 5, 1))
     members = [FusionMember(AdapterWeights.of({"q": LoraPair(one.a, one.b)}), one.weight, one.name) for one in parts]
     (pair,) = fuse(members, method, rank=rank, density=0.3, seed=9).modules.values()
@@ -179,9 +179,7 @@ def truncated_error(merged: Tensor, rank: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("rank", [4, 24])
 @pytest.mark.parametrize("method", [FusionMethod.TIES, FusionMethod.DARE, FusionMethod.SVD])
-def test_randomised_truncation_of_a_large_delta_is_the_best_within_half_a_percent(
-    method: FusionMethod, rank: int
-) -> None:
+def test_randomised_truncation_is_within_half_a_percent_of_best(method: FusionMethod, rank: int) -> None:
     shape = (420, 300)
     parts = [part(index, 8, 0.4, *shape) for index in range(3)]
     parts = [WeightedPair(one.a.float(), one.b.float(), one.weight, one.name) for one in parts]

@@ -1,4 +1,4 @@
-"""Fusion in the parameters: what each method computes, and what it cannot combine."""
+"""Fusion of adapters: what each method computes, and what it cannot combine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MIXED = [
 ]
 
 
-def test_linear_sums_the_factors_apart() -> None:
+def test_linear_sums_factors_separately() -> None:
     first, second = adapter(1, q=4), adapter(2, q=4)
     fused = fuse([FusionMember(first, 0.75), FusionMember(second, 0.25)], FusionMethod.LINEAR)
     pair = fused.modules["q"]
@@ -50,7 +50,7 @@ def test_linear_sums_the_factors_apart() -> None:
     assert fused.rank == 4
 
 
-def test_linear_of_one_adapter_at_full_weight_is_that_adapter() -> None:
+def test_linear_of_one_adapter_is_that_adapter() -> None:
     only = adapter(1, q=4, k=2)
     fused = fuse([FusionMember(only, 1.0)], FusionMethod.LINEAR)
     for path, pair in only.modules.items():
@@ -58,14 +58,14 @@ def test_linear_of_one_adapter_at_full_weight_is_that_adapter() -> None:
         assert torch.equal(fused.modules[path].b, pair.b)
 
 
-def test_linear_sums_only_the_adapters_that_adapt_a_module() -> None:
+def test_linear_sums_only_adapters_of_the_module() -> None:
     first, second = adapter(1, q=4, k=2), adapter(2, q=4)
     fused = fuse([FusionMember(first, 0.5), FusionMember(second, 0.5)], FusionMethod.LINEAR)
     torch.testing.assert_close(fused.modules["k"].a, 0.5 * first.modules["k"].a)
     torch.testing.assert_close(delta(fused, "k"), 0.25 * delta(first, "k"))
 
 
-def test_linear_of_unequal_ranks_is_refused_naming_them() -> None:
+def test_linear_of_unequal_ranks_names_them() -> None:
     with pytest.raises(FailedPreconditionError) as caught:
         fuse(MIXED, FusionMethod.LINEAR)
     assert "adidas has 3, gmail has 5" in caught.value.message
@@ -74,20 +74,20 @@ def test_linear_of_unequal_ranks_is_refused_naming_them() -> None:
     assert "use concat, svd, or a mixture" in caught.value.message
 
 
-def test_linear_ignores_the_rank_of_an_adapter_that_weighs_nothing() -> None:
+def test_linear_ignores_rank_of_zero_weight_adapter() -> None:
     first = adapter(1, q=3)
     fused = fuse([FusionMember(first, 1.0), FusionMember(adapter(2, q=5), 0.0)], FusionMethod.LINEAR)
     torch.testing.assert_close(delta(fused, "q"), delta(first, "q"))
 
 
-def test_concat_is_exactly_the_weighted_sum_at_the_sum_of_the_ranks() -> None:
+def test_concat_is_exact_at_sum_of_ranks() -> None:
     fused = fuse(MIXED, FusionMethod.CONCAT)
     assert {path: pair.rank for path, pair in fused.modules.items()} == {"q": 8, "k": 3}
     for path in ("q", "k"):
         torch.testing.assert_close(delta(fused, path), weighted_sum(MIXED, path), rtol=1e-13, atol=1e-13)
 
 
-def test_concat_leaves_out_adapters_that_weigh_nothing() -> None:
+def test_concat_leaves_out_zero_weights() -> None:
     fused = fuse([*MIXED, FusionMember(adapter(4, q=9, v=9), 0.0)], FusionMethod.CONCAT)
     assert {path: pair.rank for path, pair in fused.modules.items()} == {"q": 8, "k": 3}
 
@@ -100,7 +100,7 @@ def best(exact: Tensor, rank: int) -> Tensor:
 
 
 @pytest.mark.parametrize("rank", [None, 1, 4, 7])
-def test_svd_is_the_best_approximation_by_its_rank_or_else_the_largest(rank: int | None) -> None:
+def test_svd_is_best_approximation_at_its_rank(rank: int | None) -> None:
     fused = fuse(MIXED, FusionMethod.SVD, rank=rank)
     assert {path: pair.rank for path, pair in fused.modules.items()} == {"q": min(rank or 5, 8), "k": min(rank or 5, 3)}
     for path, pair in fused.modules.items():
@@ -109,33 +109,33 @@ def test_svd_is_the_best_approximation_by_its_rank_or_else_the_largest(rank: int
         )
 
 
-def test_svd_at_full_rank_is_exactly_the_weighted_sum() -> None:
+def test_svd_is_exact_at_full_rank() -> None:
     fused = fuse(MIXED, FusionMethod.SVD, rank=8)
     for path in ("q", "k"):
         torch.testing.assert_close(delta(fused, path), weighted_sum(MIXED, path), rtol=1e-12, atol=1e-12)
 
 
-def test_svd_of_one_adapter_is_that_adapters_delta() -> None:
+def test_svd_of_one_adapter_is_its_delta() -> None:
     only = adapter(1, q=4)
     fused = fuse([FusionMember(only, 1.0)], FusionMethod.SVD)
     torch.testing.assert_close(delta(fused, "q"), delta(only, "q"))
 
 
-def test_svd_rank_never_exceeds_the_layer() -> None:
+def test_svd_rank_is_limited_by_layer() -> None:
     fused = fuse([FusionMember(adapter(1, q=20), 1.0)], FusionMethod.SVD)
     assert fused.modules["q"].rank == 10
     torch.testing.assert_close(delta(fused, "q"), delta(adapter(1, q=20), "q"))
 
 
 @pytest.mark.parametrize("method", FusionMethod)
-def test_weights_of_zero_alone_fuse_to_an_adapter_that_changes_nothing(method: FusionMethod) -> None:
+def test_fusion_of_zero_weights_is_empty(method: FusionMethod) -> None:
     fused = fuse([FusionMember(member.weights, 0.0) for member in MIXED], method)
     assert fused.rank == 0
     assert not fused.modules
 
 
 @pytest.mark.parametrize("method", FusionMethod)
-def test_fusing_changes_none_of_its_sources(method: FusionMethod) -> None:
+def test_fusion_does_not_modify_its_members(method: FusionMethod) -> None:
     sources = [adapter(1, q=4), adapter(2, q=4)]
     before = [(pair.a.clone(), pair.b.clone()) for source in sources for pair in source.modules.values()]
     for count in (1, 2):
@@ -148,7 +148,7 @@ def test_fusing_changes_none_of_its_sources(method: FusionMethod) -> None:
 
 
 @pytest.mark.parametrize("method", FusionMethod)
-def test_adapters_in_half_precision_are_fused_in_single(method: FusionMethod) -> None:
+def test_half_precision_adapters_are_fused_in_float32(method: FusionMethod) -> None:
     pairs = [adapter(seed, q=4).modules["q"] for seed in (1, 2)]
     half = [AdapterWeights.of({"q": LoraPair(pair.a.bfloat16(), pair.b.bfloat16())}) for pair in pairs]
     full = [
@@ -173,7 +173,7 @@ def test_values_beyond_any_use_are_refused_by_name(method: FusionMethod) -> None
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
-def test_a_weight_that_is_not_finite_is_refused(weight: float) -> None:
+def test_non_finite_weight_is_refused(weight: float) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         fuse([MIXED[0], FusionMember(MIXED[1].weights, weight)], FusionMethod.CONCAT)
     assert caught.value.field == "adapters[1].weight"

@@ -1,4 +1,4 @@
-"""The portable products: ranks read where they lie, or copied together first, give the same."""
+"""The portable products, with ranks read in place and gathered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def rank_set(runs: list[tuple[int, int]]) -> RankSet:
     return RankSet(columns, tuple(slice(start, stop) for start, stop in runs))
 
 
-@pytest.fixture(params=[0, 16384], ids=["run by run", "together"])
+@pytest.fixture(params=[0, 16384], ids=["by run", "gathered"])
 def threshold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(torch_ops, "GATHER_BELOW_VALUES", request.param)
     return int(request.param)
@@ -26,7 +26,7 @@ def threshold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tokens", [1, 2, 40])
 @pytest.mark.parametrize("runs", RUNS)
-def test_products_over_any_runs_are_those_over_their_columns(
+def test_products_over_runs_match_products_over_columns(
     runs: str, tokens: int, dtype: torch.dtype, threshold: int
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -46,11 +46,11 @@ def test_products_over_any_runs_are_those_over_their_columns(
 
 
 def copies(ranks: RankSet, bank: Tensor, tokens: int) -> bool:
-    found = ranks.gathered(bank, tokens)
-    return found is not None and found.data_ptr() != bank[ranks.runs[0]].data_ptr()
+    gathered = ranks.gathered(bank, tokens)
+    return gathered is not None and gathered.data_ptr() != bank[ranks.runs[0]].data_ptr()
 
 
-def test_a_copy_is_made_of_little_and_for_many_tokens_only() -> None:
+def test_runs_are_gathered_only_if_small_or_for_many_tokens() -> None:
     wide, narrow = torch.zeros(16, 40000), torch.zeros(16, 8)
     assert not copies(rank_set(RUNS["one"]), wide, 1000)
     assert copies(rank_set(RUNS["many"]), narrow, 1)

@@ -1,4 +1,4 @@
-"""InternVL folders that are incomplete, broken or not served: refused by name, with what to do."""
+"""Errors for InternVL folders that are incomplete, broken or not supported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     return write_internvl2(tmp_path / "base")
 
 
-def refused(folder: Path, match: str) -> None:
+def assert_refused(folder: Path, match: str) -> None:
     with pytest.raises(CheckpointError, match=match):
         load_base_model(folder, LoadOptions(torch.device("cpu"), torch.float32))
 
@@ -52,17 +52,17 @@ def rewrite(folder: Path, given: dict[str, Tensor], without: str = "") -> None:
         ("mlp1.0.bias", r"multi_modal_projector\.layer_norm\.bias"),
     ],
 )
-def test_a_missing_tensor_is_named(folder: Path, original: str, named: str) -> None:
+def test_missing_tensor_is_named(folder: Path, original: str, named: str) -> None:
     rewrite(folder, {}, without=original)
-    refused(folder, rf"missing from the files.*{named}")
+    assert_refused(folder, rf"missing from the files.*{named}")
 
 
 @pytest.mark.parametrize(
     "name", ["language_model.model.layers.9.attention.wo.weight", "language_model.lm_head.weight", "mlp1.2.weight"]
 )
-def test_a_tensor_without_a_place_or_whose_place_is_taken_is_named(folder: Path, name: str) -> None:
+def test_unexpected_or_duplicate_tensor_is_named(folder: Path, name: str) -> None:
     rewrite(folder, {name: torch.zeros(2)})
-    refused(folder, f"without a place in the model: {'.*'.join(name.split('.'))}")
+    assert_refused(folder, f"without a place in the model: {'.*'.join(name.split('.'))}")
 
 
 @pytest.mark.parametrize(
@@ -73,38 +73,38 @@ def test_a_tensor_without_a_place_or_whose_place_is_taken_is_named(folder: Path,
         ("mlp1.3.bias", (3,)),
     ],
 )
-def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path, name: str, shape: tuple[int, ...]) -> None:
+def test_misshapen_tensor_is_named_with_both_shapes(folder: Path, name: str, shape: tuple[int, ...]) -> None:
     rewrite(folder, {name: torch.zeros(shape)})
-    refused(folder, rf"another shape.*{name} is \[{', '.join(map(str, shape))}\], not \[")
+    assert_refused(folder, rf"another shape.*{name} is \[{', '.join(map(str, shape))}\], not \[")
 
 
-def test_nothing_is_read_before_everything_is_known_to_bind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_value_is_read_before_all_tensors_bind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite(folder, {}, without="mlp1.3.weight")
     monkeypatch.setattr("generation_service.models.internvl.weights._Binding.read", lambda *_: pytest.fail("it read"))
-    refused(folder, r"linear_2\.weight")
+    assert_refused(folder, r"linear_2\.weight")
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+def test_missing_shard_is_named(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base", shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    refused(folder, "model-00002-of-00003.*download the missing file")
+    assert_refused(folder, "model-00002-of-00003.*download the missing file")
 
 
-def test_a_half_written_file_is_named(folder: Path) -> None:
+def test_truncated_file_is_named(folder: Path) -> None:
     data = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
-    refused(folder, r"model\.safetensors.*download it again")
+    assert_refused(folder, r"model\.safetensors.*download it again")
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.model", WEIGHTS])
-def test_a_missing_file_is_named_with_the_remedy(folder: Path, name: str) -> None:
+def test_missing_file_is_named_with_remedy(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    refused(folder, rf"{name}.*(folder|download)")
+    assert_refused(folder, rf"{name}.*(folder|download)")
 
 
 def test_pickled_weights_are_refused(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
-    refused(folder, "convert them to safetensors")
+    assert_refused(folder, "convert them to safetensors")
 
 
 @pytest.mark.parametrize(
@@ -119,29 +119,29 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
     ],
     ids=["26B", "40B", "another", "an inner layer", "transposed shuffle", "padding"],
 )
-def test_a_model_that_is_not_served_is_refused_with_those_that_are(
-    folder: Path, part: str, given: dict[str, Any], reason: str
-) -> None:
+def test_unsupported_model_lists_supported_ones(folder: Path, part: str, given: dict[str, Any], reason: str) -> None:
     edit(folder, lambda config: (config[part] if part else config).update(given))
-    refused(folder, f"{reason}.*It serves InternVL2 and InternVL2.5 of 1B, 2B, 4B and 8B.*InternLM2, Qwen2 or Phi-3")
+    assert_refused(
+        folder, f"{reason}.*It serves InternVL2 and InternVL2.5 of 1B, 2B, 4B and 8B.*InternLM2, Qwen2 or Phi-3"
+    )
 
 
-def test_a_config_that_lacks_something_is_refused_by_its_name(folder: Path) -> None:
+def test_missing_config_key_is_named(folder: Path) -> None:
     edit(folder, lambda config: config["vision_config"].pop("hidden_size"))
-    refused(folder, "config.json does not describe an InternVL model: it has no 'hidden_size'")
+    assert_refused(folder, "config.json does not describe an InternVL model: it has no 'hidden_size'")
 
 
-def test_an_unknown_conversation_template_is_refused_with_the_known_ones(folder: Path) -> None:
+def test_unknown_conversation_template_lists_known_ones(folder: Path) -> None:
     edit(folder, lambda config: config.update(template="internvl_zh"))
-    refused(folder, "'internvl_zh'; known are internlm2-chat, Hermes-2, phi3-chat, internvl2_5")
+    assert_refused(folder, "'internvl_zh'; known are internlm2-chat, Hermes-2, phi3-chat, internvl2_5")
 
 
-def test_an_unknown_scaling_of_rotations_is_refused(folder: Path) -> None:
+def test_unknown_rope_scaling_is_refused(folder: Path) -> None:
     edit(folder, lambda config: config["llm_config"].update(rope_scaling={"type": "yarn", "factor": 2}))
-    refused(folder, "rope_scaling of type 'yarn' is not supported")
+    assert_refused(folder, "rope_scaling of type 'yarn' is not supported")
 
 
-def test_a_tokenizer_without_the_templates_marks_is_refused(folder: Path) -> None:
+def test_tokenizer_without_template_tokens_is_refused(folder: Path) -> None:
     (folder / "added_tokens.json").unlink()
 
     def forget(config: dict[str, Any]) -> None:
@@ -149,28 +149,28 @@ def test_a_tokenizer_without_the_templates_marks_is_refused(folder: Path) -> Non
         config["added_tokens_decoder"] = {n: t for n, t in tokens.items() if t["content"] != "<IMG_CONTEXT>"}
 
     edit(folder, forget, "tokenizer_config.json")
-    refused(folder, "no special token <IMG_CONTEXT>")
+    assert_refused(folder, "no special token <IMG_CONTEXT>")
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder: Path) -> None:
+def test_tokenizer_larger_than_vocabulary_is_refused(folder: Path) -> None:
     edit(folder, lambda config: config["llm_config"].update(vocab_size=500))
-    refused(folder, "ids up to 60., but config.json has a vocabulary of 500")
+    assert_refused(folder, "ids up to 60., but config.json has a vocabulary of 500")
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\x0a\xff", b"\xff" * 40, b"\x0a\x03\x0a\x01a"])
-def test_a_tokenizer_file_that_is_no_sentencepiece_model_is_refused(folder: Path, data: bytes) -> None:
+def test_file_that_is_not_sentencepiece_is_refused(folder: Path, data: bytes) -> None:
     (folder / "tokenizer.model").write_bytes(data)
-    refused(folder, r"tokenizer\.model is not a sentencepiece BPE model.*download it again")
+    assert_refused(folder, r"tokenizer\.model is not a sentencepiece BPE model.*download it again")
 
 
-def test_a_truncated_sentencepiece_model_is_refused(folder: Path) -> None:
+def test_truncated_sentencepiece_model_is_refused(folder: Path) -> None:
     data = (folder / "tokenizer.model").read_bytes()
     (folder / "tokenizer.model").write_bytes(data[: len(data) // 2])
-    refused(folder, "not a sentencepiece BPE model")
+    assert_refused(folder, "not a sentencepiece BPE model")
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
-def test_a_qwen2_folder_without_its_vocabulary_is_refused(tmp_path: Path, name: str) -> None:
+def test_qwen2_folder_without_vocabulary_is_refused(tmp_path: Path, name: str) -> None:
     folder = write_internvl2(tmp_path / "base", TinyInternVL("qwen2"))
     (folder / name).unlink()
-    refused(folder, f"has no {name}: give the complete folder")
+    assert_refused(folder, f"has no {name}: give the complete folder")

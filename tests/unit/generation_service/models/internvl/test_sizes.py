@@ -1,4 +1,4 @@
-"""InternVL2's published sizes: their configs describe models of as many parameters as published."""
+"""InternVL2's published configs describe models with the published parameter counts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize(("shape", "vocab", "parameters"), SIZES.values(), ids=SIZES)
-def test_a_published_size_has_the_published_parameters(
+def test_published_size_has_published_parameter_count(
     tmp_path: Path, shape: TinyInternVL, vocab: int, parameters: int
 ) -> None:
     config = internvl2_config(shape, vocab, torch.bfloat16, "OpenGVLab/InternVL2")

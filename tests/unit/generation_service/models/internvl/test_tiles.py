@@ -1,4 +1,4 @@
-"""InternVL's tiles at their real size, bit for bit those of an independent tiling."""
+"""InternVL's tiles at their real size, bitwise equal to an independent tiling."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from generation_service.models.internvl.tiles import Tiling
 from tests.support.harness.images import picture
 
-pytest.importorskip("sentencepiece", reason="the reference module reads tokenizers with sentencepiece (extra dev)")
+pytest.importorskip("sentencepiece", reason="the reference module needs sentencepiece (extra dev)")
 from tests.parity.internvl2_reference import tiles
 
 SCREEN = (1080, 2400)
@@ -29,7 +29,7 @@ SCREEN = (1080, 2400)
         ((600, 400), 12, 7),
     ],
 )
-def test_tiles_are_those_of_an_independent_tiling(size: tuple[int, int], most: int, count: int) -> None:
+def test_tiles_match_independent_tiling(size: tuple[int, int], most: int, count: int) -> None:
     image = picture(*size)
     cut = Tiling(448, 1, most).tiles(image)
     assert Tiling(448, 1, most).count(*size) == count

@@ -1,4 +1,4 @@
-"""Sentencepiece models read without sentencepiece, and InternVL's conversations, against sentencepiece itself."""
+"""The sentencepiece reader and its tokenizer, against sentencepiece itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from generation_service.models.internvl.sentencepiece import from_sentencepiece
 from generation_service.models.internvl.sentencepiece_file import PieceKind, read_sentencepiece
 from generation_service.models.segments import SegmentTokenizer
 
-spm = pytest.importorskip("sentencepiece", reason="the reference is sentencepiece itself (extra dev)")
+spm = pytest.importorskip("sentencepiece", reason="needs sentencepiece (extra dev)")
 
 _SENTENCE = (
     "What is on the screen the quick brown fox  jumps over   lazy dogs Straße naïve café 你是由上海人工智能实验室 "
@@ -25,7 +25,7 @@ RARE = ["🙂", "\u2581", "\x00", "\ufffd", "𝔘", "", " ", "  ", "\n", "ﷺ", 
 
 
 def trained(folder: Path, **options: object) -> Path:
-    """Write a model trained by sentencepiece itself on random sentences."""
+    """Train a model with sentencepiece on random sentences; return its file."""
     draw = random.Random(0)
     sentences = (" ".join(draw.choices(WORDS, k=12)) for _ in range(400))
     file = io.BytesIO()
@@ -68,7 +68,7 @@ def texts(count: int = 600) -> list[str]:
     ],
     ids=["plain", "prefix", "space pieces", "across words", "nfkc", "user-defined", "no bytes"],
 )
-def test_ids_are_those_of_sentencepiece(tmp_path: Path, options: dict[str, object]) -> None:
+def test_ids_match_sentencepiece(tmp_path: Path, options: dict[str, object]) -> None:
     path = trained(tmp_path, **options)
     theirs = spm.SentencePieceProcessor(model_file=str(path))
     ours = from_sentencepiece(path, {})
@@ -77,7 +77,7 @@ def test_ids_are_those_of_sentencepiece(tmp_path: Path, options: dict[str, objec
         assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text), repr(text)
 
 
-def test_decoding_gives_the_text_back_at_once_and_token_by_token(tmp_path: Path) -> None:
+def test_decoding_round_trips_at_once_and_token_by_token(tmp_path: Path) -> None:
     for prefix in (False, True):
         tokenizer = SegmentTokenizer(from_sentencepiece(trained(tmp_path, add_dummy_prefix=prefix), {}))
         for text in texts():
@@ -88,7 +88,7 @@ def test_decoding_gives_the_text_back_at_once_and_token_by_token(tmp_path: Path)
             assert "".join([*map(stream.push, tokens), stream.finish()]) == plain
 
 
-def test_a_prefix_that_is_not_kept_is_not_written(tmp_path: Path) -> None:
+def test_dropped_prefix_is_not_encoded(tmp_path: Path) -> None:
     path = trained(tmp_path, add_dummy_prefix=True)
     without = from_sentencepiece(path, {}, keep_prefix=False)
     theirs = spm.SentencePieceProcessor(model_file=str(path))
@@ -96,7 +96,7 @@ def test_a_prefix_that_is_not_kept_is_not_written(tmp_path: Path) -> None:
     assert without.decode(without.encode("screen").ids) == "screen"
 
 
-def test_added_tokens_stand_over_pieces_and_behind_them(tmp_path: Path) -> None:
+def test_added_tokens_replace_and_extend_pieces(tmp_path: Path) -> None:
     path = trained(tmp_path, add_dummy_prefix=False, user_defined_symbols=["[UNUSED_TOKEN_1]", "[UNUSED_TOKEN_2]"])
     model = read_sentencepiece(path)
     place = next(n for n, piece in enumerate(model.pieces) if piece.text == "[UNUSED_TOKEN_1]")
@@ -110,7 +110,7 @@ def test_added_tokens_stand_over_pieces_and_behind_them(tmp_path: Path) -> None:
     assert place + 1 in tokenizer.encode([("[UNUSED_TOKEN_2]", False)])
 
 
-def test_a_piece_that_an_added_token_stands_over_is_text_no_more(tmp_path: Path) -> None:
+def test_piece_replaced_by_added_token_merges_no_more(tmp_path: Path) -> None:
     path = trained(tmp_path, add_dummy_prefix=False)
     pieces = read_sentencepiece(path).pieces
     place = max(range(len(pieces)), key=lambda n: len(pieces[n].text) if pieces[n].kind is PieceKind.NORMAL else 0)
@@ -123,7 +123,7 @@ def test_a_piece_that_an_added_token_stands_over_is_text_no_more(tmp_path: Path)
     assert tokenizer.decode(tokens) == text
 
 
-def test_a_special_token_swallows_the_spaces_that_it_says_it_does(tmp_path: Path) -> None:
+def test_special_token_strips_adjacent_spaces_as_configured(tmp_path: Path) -> None:
     path = trained(tmp_path, add_dummy_prefix=False)
     added = {
         900: AddedToken("<|user|>", special=True, rstrip=True),
@@ -135,7 +135,7 @@ def test_a_special_token_swallows_the_spaces_that_it_says_it_does(tmp_path: Path
     assert tokenizer.encode([("<|user|>\n<|end|>", True)]) == [900, 901]
 
 
-def test_half_a_character_is_one_mark_behind_what_is_certain(tmp_path: Path) -> None:
+def test_incomplete_character_is_one_replacement_at_end(tmp_path: Path) -> None:
     tokenizer = SegmentTokenizer(from_sentencepiece(trained(tmp_path, add_dummy_prefix=False), {}))
     tokens = tokenizer.encode([("\x05🙂", False)])
     assert [tokenizer.decode(tokens[:count]) for count in range(6)] == [
@@ -148,7 +148,7 @@ def test_half_a_character_is_one_mark_behind_what_is_certain(tmp_path: Path) -> 
     ]
 
 
-def test_pieces_are_read_as_sentencepiece_reads_them(tmp_path: Path) -> None:
+def test_pieces_match_sentencepiece(tmp_path: Path) -> None:
     path = trained(tmp_path, add_dummy_prefix=False)
     theirs = spm.SentencePieceProcessor(model_file=str(path))
     model = read_sentencepiece(path)

@@ -1,4 +1,4 @@
-"""The real engine over a random model, with adapters on disk: what a server has, without the server.
+"""The real engine over a random model with adapters on disk, without the gRPC server.
 
 Import `harness` first.
 """
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from generation_service.adapters.admission import Admission
 from generation_service.adapters.checkpoint.reader import read_checkpoint
-from generation_service.adapters.host_cache import WeightStore
+from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.leases import BankLease
-from generation_service.adapters.residency import Outcome, Residency
+from generation_service.adapters.load import Outcome
+from generation_service.adapters.residency import Residency
 from generation_service.adapters.source import AdapterSource
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits
@@ -41,15 +42,15 @@ from infra.contract.errors import NotFoundError
 from infra.contract.generation import Decoding, Generation
 
 SMALL = Shape("small", 256, 6, 8, 2, 1024, 4096)
-"""An adapter of rank 4 has about 3 % of its bytes; one of rank 16 has 2 % of InternVL2-2B's."""
+"""An adapter of rank 4 takes about 3 % of its bytes, close to the 2 % of rank 16 on InternVL2-2B."""
 ENGINE_SHAPES = {SMALL.name: SMALL, **SHAPES}
 
 
 class AdapterFiles:
-    """Adapters "a0", "a1", ... of one rank, `files` different ones on disk: a disk need not hold a thousand.
+    """Adapters "a0", "a1", ... of one rank, backed by `files` different folders, so that a thousand need little disk.
 
-    Each is its own to the engine, with its own place on host and device; what is read of it is file number modulo
-    `files`, and in the system's page cache, as it would be with enough memory.
+    To the engine each is a different adapter, with its own entry in host memory and on the device. Adapter n reads
+    folder n modulo `files`, which is in the page cache, as it would be with enough memory.
     """
 
     def __init__(self, model: RandomBaseModel, folder: Path, *, known: int, files: int, rank: int) -> None:
@@ -64,27 +65,27 @@ class AdapterFiles:
         ]
 
     def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
-        """Return where the adapter is."""
+        """Return the adapter's source."""
         number = int(adapter_id.removeprefix("a"))
         if number >= self._known:
-            raise NotFoundError(f"adapter {adapter_id!r} is not known: there are {self._known}")
+            raise NotFoundError(f"adapter {adapter_id!r} is unknown: there are {self._known}")
         return AdapterSource(adapter_id, "1", self._folders[number % len(self._folders)], "random")
 
     def read(self, source: AdapterSource) -> AdapterWeights:
-        """Read the adapter as a server does."""
+        """Read the adapter like the server."""
         about = self._model.description
         return read_checkpoint(source.folder, about.targets, self._model.canonical, dtype=about.dtype)
 
 
 def adapter_bytes(model: RandomBaseModel, rank: int) -> int:
-    """Return what an adapter of `rank` on all modules takes, in the model's dtype."""
+    """Return the bytes of an adapter of `rank` on all modules, in the model's dtype."""
     about = model.description
     return rank * about.dtype.itemsize * sum(inputs + outputs for inputs, outputs in about.targets.values())
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a world is made with: ranks of the bank, slots and tokens of the cache, bytes of adapters on the host."""
+    """Sizes of a setup: bank ranks, cache slots and tokens, and bytes of adapters in host memory."""
 
     bank_ranks: int
     slots: int
@@ -93,12 +94,12 @@ class Sizes:
 
 
 class CountingBank(AdapterBank):
-    """Counts what is written into it."""
+    """An AdapterBank that counts its writes."""
 
     writes = 0
 
     def write(self, owned: RankRange, weights: AdapterWeights) -> None:
-        """Put `weights` into the range, as AdapterBank does."""
+        """Write `weights` and count."""
         super().write(owned, weights)
         self.writes += 1
 
@@ -112,15 +113,15 @@ class PlannedRequest:
     decoding: Decoding
 
 
-class EngineWorld:
-    """One engine with its bank, over weights that it may share with others."""
+class EngineSetup:
+    """One engine with its bank, over model weights that it may share with other setups."""
 
     def __init__(self, model: RandomBaseModel, adapters: AdapterFiles, sizes: Sizes) -> None:
         self.model = copy.copy(model)
         self.model.module = copy_sharing_weights(model.module)
         about = model.description
         self.bank = CountingBank(about.targets, sizes.bank_ranks, about.dtype, about.device)
-        self.store = WeightStore(
+        self.store = HostCache(
             adapters,
             adapters.read,
             ["random"],
@@ -146,8 +147,8 @@ class EngineWorld:
         )
 
     @contextmanager
-    def running(self) -> Iterator[EngineWorld]:
-        """Start the engine; end it and its threads on leaving."""
+    def running(self) -> Iterator[EngineSetup]:
+        """Run the engine until exit."""
         self.engine.start()
         try:
             yield self
@@ -161,12 +162,12 @@ class EngineWorld:
         return self.bank.writes
 
     def fill(self, adapters: Sequence[str]) -> None:
-        """Let the bank and the host hold those of `adapters` that they have room for, the last ones first."""
+        """Load `adapters` in order, so that bank and host memory hold as many of the last ones as fit."""
         for adapter in adapters:
             self.lease(Mixture((WeightedAdapter(adapter, 1.0),))).release()
 
     def lease(self, composition: Composition) -> BankLease:
-        """Return the composition's lease once it is in the bank. Raises what loading it ended in."""
+        """Return the composition's lease once it is in the bank. Raises the error of its load."""
         outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self.residency.request(self.admission.admit(composition), outcomes.put)
         outcome = outcomes.get()
@@ -175,7 +176,7 @@ class EngineWorld:
         return outcome
 
     def logits(self, composition: Composition, prompt: EncodedPrompt) -> Tensor:
-        """Return the logits [1, vocab] after `prompt`, while the engine has nothing to do."""
+        """Return the logits [1, vocab] after `prompt`. The engine must be idle."""
         lease = self.lease(composition)
         try:
             logits = self.runner.prefill(Prefill(0, prompt, lease.ranges), prompt.length)
@@ -185,7 +186,7 @@ class EngineWorld:
             lease.release()
 
     def token_times(self, request: PlannedRequest, beside: Iterable[str]) -> list[float]:
-        """Return when each token of an answer came, while the adapters of `beside` are loaded one after another."""
+        """Return the time of each token of an answer while the adapters of `beside` are loaded one after another."""
         times: list[float] = []
         ended = threading.Event()
 
@@ -203,9 +204,9 @@ class EngineWorld:
         return times[:-1]
 
     def answer(self, requests: Iterable[PlannedRequest], together: int) -> list[Generation]:
-        """Answer all requests, `together` of them at any time, and return the answers in the order of the requests.
+        """Answer all requests, `together` of them at any time; return the answers in the order of the requests.
 
-        Raises what a request ended in.
+        Raises the error of a request that failed.
         """
         room = threading.Semaphore(together)
         pending: list[_Pending] = []
@@ -222,7 +223,7 @@ class EngineWorld:
 
 
 class _Pending:
-    """Hears how one request ends."""
+    """Receives the end of one request."""
 
     def __init__(self, room: threading.Semaphore) -> None:
         self._room = room
@@ -244,12 +245,12 @@ class _Pending:
 
 
 def request_of(prompt: EncodedPrompt, composition: Composition, answer_tokens: int) -> PlannedRequest:
-    """Return a request for a greedy answer of exactly `answer_tokens`: random models never stop by themselves."""
+    """Return a request for a greedy answer of exactly `answer_tokens`, since random models never stop."""
     return PlannedRequest(prompt, composition, Decoding(max_new_tokens=answer_tokens))
 
 
 def require_same_answers(what: str, ours: Sequence[Generation], theirs: Sequence[Generation]) -> None:
-    """End the benchmark unless both gave the same texts: a speed is worth nothing when the answers differ."""
+    """Exit unless both gave the same texts: the speed of a wrong answer means nothing."""
     differing = [n for n, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a.text != b.text]
     if differing:
         raise SystemExit(f"{what}: answers {differing} of {len(ours)} differ, so nothing was timed")

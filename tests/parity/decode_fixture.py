@@ -1,4 +1,4 @@
-"""A tiny base model with adapters in its bank and prompts in its slots, decoded step by step in two ways."""
+"""A tiny base model with adapters in its bank and prompts in its slots, decoded eagerly and over static inputs."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ STEPS: tuple[tuple[Mapping[int, float], ...], ...] = (
     ({}, {}, {1: 0.3, 0: 0.7}, {2: 0.2}),
     ({2: 1.0}, {1: 0.0, 2: 0.25}, {0: 1.0}, {1: 2.0}),
 )
-"""The compositions of each step, adapter number -> weight: the first step is what a graph is captured with."""
+"""The compositions of each step, adapter number -> weight. A graph is captured with the first step."""
 
 
 def language_adapter(targets: Shapes, rank: int, seed: int, only: str = "") -> AdapterWeights:
-    """Return a random adapter of the language model's layers whose path has `only` in it."""
+    """Return a random adapter of the language model's layers whose path contains `only`."""
     generator = torch.Generator().manual_seed(seed)
     return AdapterWeights.of(
         {
@@ -47,8 +47,8 @@ def language_adapter(targets: Shapes, rank: int, seed: int, only: str = "") -> A
     )
 
 
-class DecodeWorld:
-    """Adapters of RANKS in a bank, PROMPTS in the first slots; `written` runs steps without a graph."""
+class DecodeFixture:
+    """Adapters of RANKS in a bank, PROMPTS in the first slots; `eager` runs steps without a graph."""
 
     def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
         write_qwen2_vl(folder, TinyShape())
@@ -57,34 +57,34 @@ class DecodeWorld:
         self.bank = AdapterBank(about.targets, 96, dtype, device, by_image=about.by_image)
         shape = CacheShape(about.layers, len(PROMPTS), about.kv_heads, 300, about.head_dim)
         self.cache = SlotKVCache(shape, dtype, torch.device(device))
-        self.written = Runner(self.model, self.bank, self.cache, graphs=False)
-        self.ranges = [self._hold(rank, seed) for seed, rank in enumerate(RANKS)]
-        self._lengths = [self._read(slot, text) for slot, text in enumerate(PROMPTS)]
+        self.eager = Runner(self.model, self.bank, self.cache, graphs=False)
+        self.ranges = [self._write(rank, seed) for seed, rank in enumerate(RANKS)]
+        self._lengths = [self._prefill(slot, text) for slot, text in enumerate(PROMPTS)]
 
-    def fixed(self, kernels: CapturableOps) -> StaticDecode:
-        """Return decode steps at fixed addresses over the same bank and cache."""
+    def static(self, kernels: CapturableOps) -> StaticDecode:
+        """Return static decode steps over the same bank and cache."""
         return StaticDecode(self.model, self.bank, self.cache, kernels)
 
     def rows(self, step: int, compositions: Sequence[Mapping[int, float]]) -> list[DecodeRow]:
-        """Return the rows of step number `step`, one a slot."""
+        """Return the rows of step number `step`, one per slot."""
         return [
             DecodeRow(slot, 20 + 7 * slot + step, self._lengths[slot] + step, 0, self._routed(composition))
             for slot, composition in enumerate(compositions)
         ]
 
-    def decode_written(self, rows: Sequence[DecodeRow]) -> Tensor:
-        """Return the logits [N, vocab] of a step run as written."""
-        return self.written.decode(rows)
+    def decode_eagerly(self, rows: Sequence[DecodeRow]) -> Tensor:
+        """Return the logits [N, vocab] of an eager step."""
+        return self.eager.decode(rows)
 
     def _routed(self, composition: Mapping[int, float]) -> dict[RankRange, float]:
         return {self.ranges[number]: weight for number, weight in composition.items()}
 
-    def _hold(self, rank: int, seed: int) -> RankRange:
+    def _write(self, rank: int, seed: int) -> RankRange:
         owned = self.bank.acquire(rank)
         self.bank.write(owned, language_adapter(self.model.description.targets, rank, seed))
         return owned
 
-    def _read(self, slot: int, text: str) -> int:
+    def _prefill(self, slot: int, text: str) -> int:
         prompt = self.model.encode(Prompt.of(text), [])
-        self.written.prefill(Prefill(slot, prompt, {}), prompt.length)
+        self.eager.prefill(Prefill(slot, prompt, {}), prompt.length)
         return prompt.length

@@ -1,4 +1,4 @@
-"""Random banks and batches with the loads that break things, beside the slow truth of each."""
+"""Random banks and batches with adverse loads, and the float64 reference for each."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from generation_service.lora.weights import AdapterWeights, LoraPair
 
 SHAPES = {"q": (24, 20), "down": (16, 24)}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-"""Largest error allowed by dtype, relative to the largest magnitude of the answer."""
+"""Largest error by dtype, relative to the largest magnitude of the result."""
 
 
 @dataclass(frozen=True)
 class TrainedLora:
-    """An adapter as trained: (a, b) by module, and the scaling not folded in."""
+    """An adapter as trained: (a, b) by module, with the scaling kept apart."""
 
     rank: int
     scaling: float
@@ -28,7 +28,7 @@ class TrainedLora:
 
     @property
     def weights(self) -> AdapterWeights:
-        """The same with its scaling folded in."""
+        """The same adapter with its scaling folded into b."""
         return AdapterWeights.of({path: LoraPair(a, b * self.scaling) for path, (a, b) in self.factors.items()})
 
 
@@ -43,8 +43,8 @@ def trained(rank: int, alpha: float, use_rslora: bool, paths: Sequence[str], gen
     return TrainedLora(rank, alpha / (rank**0.5 if use_rslora else rank), factors)
 
 
-class World:
-    """A bank holding `loras` on two linear layers; rows are given as lora number -> weight."""
+class LoraLayers:
+    """A bank with `loras` on two linear layers; rows are given as lora number -> weight."""
 
     def __init__(self, loras: Sequence[TrainedLora], dtype: torch.dtype = torch.float32, spare: int = 3) -> None:
         torch.manual_seed(7)
@@ -60,20 +60,20 @@ class World:
         self.bank.install(self.model)
 
     def hold(self, weights: AdapterWeights) -> RankRange:
-        """Put `weights` into the bank."""
+        """Write `weights` into the bank."""
         owned = self.bank.acquire(weights.rank)
         self.bank.write(owned, weights)
         return owned
 
     def forward(self, path: str, x: Tensor, rows: Sequence[dict[int, float]]) -> Tensor:
-        """Return the fast path's answer for x [N, T, in]."""
+        """Return the fast path's output for x [N, T, in]."""
         routed = [{self.ranges[number]: weight for number, weight in row.items()} for row in rows]
         with torch.inference_mode(), self.bank.routing.step(routed):
             out: Tensor = self.model[path](x)
             return out
 
     def truth(self, path: str, x: Tensor, rows: Sequence[dict[int, float]]) -> Tensor:
-        """Return the float64 loop's answer."""
+        """Return the output of the float64 loop."""
         layer = self.model[path]
         assert isinstance(layer, nn.Linear)
         terms = [
@@ -88,6 +88,6 @@ class World:
 
 
 def assert_close(actual: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
-    """Fail unless every value is within the tolerance of `dtype`, relative to the largest magnitude of the truth."""
+    """Fail unless every value is within the tolerance of `dtype`, relative to the largest reference magnitude."""
     error = (actual.double() - truth).abs().max() / truth.abs().max()
     assert error <= TOLERANCE[dtype], f"relative error {error:.2e} in {dtype}"

@@ -31,8 +31,8 @@ Composition = Mapping[int, float]
 """Adapter number -> weight; empty: the base model alone."""
 
 
-class CompositionWorld:
-    """What bench_composition measures. Rows are slots 0, 1, ..."""
+class CompositionSetup:
+    """The two systems that bench_composition compares. Row n is slot n."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         say(f"making {options.shape} in {options.dtype} on {options.device} with {options.adapters} adapters")
@@ -55,29 +55,29 @@ class CompositionWorld:
         self._runner = Runner(self.model, self._bank, self._cache)
 
     def prompts(self, rows: int, tokens: int) -> Tensor:
-        """Return random prompts [rows, tokens], the same whenever asked."""
+        """Return random prompts [rows, tokens], the same in every call."""
         return torch.stack([self.model.random_prompt(tokens, seed).tokens for seed in range(rows)])
 
     def compositions(self, rows: int) -> list[Composition]:
-        """Return three weighted adapters a row, drawn at random, no two rows alike."""
+        """Return three weighted adapters per row, drawn at random, a different set for each row."""
         draw = random.Random(0)
-        found: dict[frozenset[int], Composition] = {}
-        while len(found) < rows:
+        by_set: dict[frozenset[int], Composition] = {}
+        while len(by_set) < rows:
             chosen = draw.sample(range(self.options.adapters), len(SHARES))
-            found.setdefault(frozenset(chosen), dict(zip(chosen, SHARES, strict=True)))
-        return list(found.values())
+            by_set.setdefault(frozenset(chosen), dict(zip(chosen, SHARES, strict=True)))
+        return list(by_set.values())
 
     def reference_batch(self) -> PeftBatch:
-        """Return a batch of transformers' own base model."""
+        """Return a batch of the base model in transformers."""
         return PeftBatch(self._reference, self.options.device, self.model.description.position_axes, {})
 
-    def graphs(self, kernels: CapturableOps) -> CapturedDecode:
-        """Return captured decode steps over the same model, bank and slots, by other kernels. On a GPU only."""
-        static = StaticDecode(self.model, self._bank, self._cache, kernels)
+    def captured(self, ops: CapturableOps) -> CapturedDecode:
+        """Return captured decode steps with `ops` over the same model, bank and slots. On a GPU only."""
+        static = StaticDecode(self.model, self._bank, self._cache, ops)
         return CapturedDecode(static, CudaGraphCapture(self.options.device))
 
     def prefill(self, prompts: Tensor, compositions: Sequence[Composition]) -> Tensor:
-        """Read prompt n into slot n with its adapters; return the logits [N, vocab] after each."""
+        """Prefill prompt n into slot n with its adapters; return the logits [N, vocab] after each."""
         logits = []
         for slot, (tokens, composition) in enumerate(zip(prompts, compositions, strict=True)):
             prompt = self.model.prompt_of(tokens.tolist())
@@ -87,20 +87,20 @@ class CompositionWorld:
         return torch.cat(logits)
 
     def stretch(self, rows: int) -> None:
-        """Repeat what the first `rows` slots hold until it is `cached` tokens long: prompts that were not read."""
-        read, cached = self.options.context, self.options.cached
+        """Repeat the cached tokens of the first `rows` slots up to `cached`, which simulates long prompts."""
+        context, cached = self.options.context, self.options.cached
         for store in (*self._cache.keys, *self._cache.values):
-            store[:rows, :, :cached] = store[:rows, :, :read].repeat(1, 1, -(-cached // read), 1)[:, :, :cached]
+            store[:rows, :, :cached] = store[:rows, :, :context].repeat(1, 1, -(-cached // context), 1)[:, :, :cached]
 
     def rows(self, tokens: Sequence[int], length: int, compositions: Sequence[Composition]) -> list[DecodeRow]:
-        """Return the rows of a step that reads `tokens` after `length` others."""
+        """Return the rows of a step that runs `tokens` after `length` cached ones."""
         return [
             DecodeRow(slot, token, length, 0, self._routed(composition))
             for slot, (token, composition) in enumerate(zip(tokens, compositions, strict=True))
         ]
 
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
-        """Return the logits [N, vocab] of one step, as the engine takes it."""
+        """Return the logits [N, vocab] of one engine step."""
         return self._runner.decode(rows)
 
     def _routed(self, composition: Composition) -> dict[RankRange, float]:

@@ -1,0 +1,83 @@
+"""Options of adapters: which to list, and how one is registered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.contract.adapter import Adapter
+from infra.contract.errors import InvalidArgumentError
+from infra.contract.prompt import Prompt
+from orchestrator.cli.options.answering import kind_filter
+from orchestrator.clients.retrieval import RetrievalClient
+from orchestrator.evaluation.spec import PromptProtocol
+from orchestrator.registration.peft_folder import read_adapter
+from orchestrator.registration.training_examples import example_prompts, read_vectors
+
+
+@dataclass(frozen=True)
+class CatalogueFilter:
+    """The adapters of the catalogue that a command is about."""
+
+    kind: Annotated[str, typer.Option("--kind", "--lora-type", help="Only adapters of this kind.")] = ""
+    tag: Annotated[list[str] | None, typer.Option(help="Only adapters with this tag; may be repeated.")] = None
+    base_model: Annotated[str, typer.Option(help="Only adapters of this base model.")] = ""
+
+    async def fetch(self, retrieval: RetrievalClient) -> list[Adapter]:
+        """Return the adapters, ordered by id."""
+        return await retrieval.list_adapters(self.base_model, kind_filter(self.kind), self.tag or ())
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """The description of an adapter that is registered."""
+
+    checkpoint: Annotated[Path, typer.Option(help="PEFT folder below the generation service's adapter roots.")]
+    kind: Annotated[
+        str, typer.Option("--kind", "--lora-type", help="What the adapter specialises in: app, category, ...")
+    ] = ""
+    tag: Annotated[list[str] | None, typer.Option(help="Label to filter by; may be repeated.")] = None
+    base_model: Annotated[str, typer.Option(help="Default: the one in its adapter_config.json.")] = ""
+    display_name: Annotated[str, typer.Option(help="Name to show to people.")] = ""
+    description: Annotated[str, typer.Option(help="What the adapter was trained to do.")] = ""
+
+    def adapter(self, name: str) -> Adapter:
+        """Return the adapter, with what its PEFT folder records. Raises CheckpointError."""
+        return read_adapter(
+            name,
+            self.checkpoint,
+            base_model=self.base_model,
+            kind=self.kind,
+            tags=tuple(self.tag or ()),
+            display_name=self.display_name,
+            description=self.description,
+        )
+
+
+@dataclass(frozen=True)
+class ExampleOptions:
+    """What the embedding of an adapter is made of: training examples, or vectors."""
+
+    examples: Annotated[Path | None, typer.Option(help="Training data, JSONL; a sample of it is embedded.")] = None
+    vectors: Annotated[Path | None, typer.Option(help="Existing embeddings to use instead, .npy; one per row.")] = None
+    count: Annotated[int, typer.Option(help="Number of examples to embed.")] = 20
+    seed: Annotated[int, typer.Option(help="Chooses the examples.")] = 0
+    protocol: Annotated[PromptProtocol, typer.Option(help="How a row becomes examples.")] = PromptProtocol.STEP
+
+    def check(self) -> None:
+        """Raise InvalidArgumentError unless exactly one source is given."""
+        if (self.examples is None) == (self.vectors is None):
+            raise InvalidArgumentError("", "give either --examples train.jsonl or --vectors embeddings.npy")
+
+    def prompts(self) -> list[Prompt]:
+        """Return the prompts of the examples; empty where vectors are given."""
+        if self.examples is None:
+            return []
+        return example_prompts(self.examples, count=self.count, seed=self.seed, protocol=self.protocol)
+
+    def embeddings(self) -> list[bytes]:
+        """Return the given vectors; empty where examples are given."""
+        return read_vectors(self.vectors) if self.vectors else []

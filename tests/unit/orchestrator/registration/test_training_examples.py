@@ -1,0 +1,30 @@
+"""Prompts and vectors that an adapter is registered by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.contract.errors import InvalidArgumentError
+from orchestrator.registration.training_examples import example_prompts, read_vectors
+from tests.support.harness.dataset_files import write_episodes
+
+
+def test_examples_are_chosen_by_the_seed_and_asked_as_evaluation_asks(tmp_path: Path) -> None:
+    file = write_episodes(tmp_path, episodes=4, steps=3)
+    prompts = example_prompts(file, count=5, seed=1)
+    assert prompts == example_prompts(file, count=5, seed=1)
+    assert prompts != example_prompts(file, count=5, seed=2)
+    assert all(len(prompt.images) == 1 for prompt in prompts)
+    assert len(example_prompts(file, count=100, seed=0)) == 12
+    assert any("Actions so far:\nOpen App: Gmail" in prompt.user_text for prompt in prompts)
+
+
+def test_vectors_are_read_as_little_endian_float32(tmp_path: Path) -> None:
+    np = pytest.importorskip("numpy")
+    np.save(tmp_path / "mean.npy", np.array([1.0, 2.0]))
+    assert read_vectors(tmp_path / "mean.npy") == [np.array([1, 2], dtype="<f4").tobytes()]
+    np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(InvalidArgumentError, match="file of numbers"):
+        read_vectors(tmp_path / "pickled.npy")
