@@ -708,7 +708,7 @@ async def test_failed_report_is_retried_once_cause_is_gone(served: Served, tmp_p
     job = await served.client.get(created.evaluation_id)
     assert job.state is EvaluationState.FAILED
     assert "could not be written" in job.error
-    with pytest.raises(FailedPreconditionError, match="RetryEvaluation"):
+    with pytest.raises(FailedPreconditionError, match="retry it once the cause is fixed"):
         await served.client.report(created.evaluation_id)
     blocked.unlink()
     assert (await served.client.retry(created.evaluation_id)).state is EvaluationState.RUNNING
