@@ -127,9 +127,16 @@ def test_config_of_study_is_imported_and_bad_entries_are_reported(adapters: Call
     lives = registered["category_lora_lives"]
     assert (lives["kind"], lives["example_count"], lives["rank"]) == ("category", 3, 12)
     assert [each["index"] for each in printed["failed"]] == list(range(2, 11))
-    problems = ["15 dimensions", "NaN", "no .npy file|holds", "gone.npy", "no folder here", "not an adapter id"]
+    problems = [
+        "15 dimensions",
+        "NaN",
+        "not a .npy file|has",
+        "gone.npy",
+        "not a folder on this machine",
+        "not an adapter id",
+    ]
     for problem, failed in zip(
-        [*problems, "is missing", "no object", "exists already"], printed["failed"], strict=True
+        [*problems, "is missing", "not an object", "exists already"], printed["failed"], strict=True
     ):
         assert any(part in failed["problem"] for part in problem.split("|")), (problem, failed)
         assert f"{config}[{failed['index']}]" in errors
@@ -220,11 +227,11 @@ def _pickle(file: Path) -> None:
     ("spoil", "problem"),
     [
         (_cut, "was it written to the end"),
-        (lambda file: file.write_bytes(b"\x00"), "no whole safetensors file"),
-        (lambda file: file.write_bytes(struct.pack("<Q", 2**60) + b"{}"), "reaches beyond its end"),
-        (_header(b"[]"), "no whole safetensors file"),
-        (_header(b'{"x": {"shape": 3, "data_offsets": [0, 0]}}'), "no whole safetensors file"),
-        (_header(b"{}"), "holds no lora_A"),
+        (lambda file: file.write_bytes(b"\x00"), "not a complete safetensors file"),
+        (lambda file: file.write_bytes(struct.pack("<Q", 2**60) + b"{}"), "extends beyond its end"),
+        (_header(b"[]"), "not a complete safetensors file"),
+        (_header(b'{"x": {"shape": 3, "data_offsets": [0, 0]}}'), "not a complete safetensors file"),
+        (_header(b"{}"), "has no lora_A"),
         (_pickle, "a pickle"),
     ],
 )
