@@ -23,7 +23,8 @@ from generation_service.adapters.admission import Admission
 from generation_service.adapters.checkpoint.reader import read_checkpoint
 from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.leases import BankLease
-from generation_service.adapters.residency import Outcome, Residency
+from generation_service.adapters.load import Outcome
+from generation_service.adapters.residency import Residency
 from generation_service.adapters.source import AdapterSource
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits

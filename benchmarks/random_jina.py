@@ -1,4 +1,4 @@
-"""jina-embeddings-v4 folders of any size with random weights: speed does not depend on what was learnt.
+"""Writes jina-embeddings-v4 folders of any size with random weights, which are as fast as trained ones.
 
 Import `harness` first.
 """
@@ -23,7 +23,7 @@ _RANK = 8
 
 @dataclass(frozen=True)
 class JinaShape:
-    """Sizes of the language model; the vision tower is `vision_hidden` wide and two blocks deep."""
+    """Sizes of the language model. The vision tower is `vision_hidden` wide and two blocks deep."""
 
     hidden: int
     layers: int
@@ -38,7 +38,7 @@ SHAPES = {
     "wide": JinaShape(hidden=2048, layers=2, heads=16, kv_heads=2, intermediate=4096),
     "published": JinaShape(hidden=2048, layers=36, heads=16, kv_heads=2, intermediate=11008, vision_hidden=1280),
 }
-"""`published` has the published language model's sizes; `wide` has its vectors of 2048 dimensions on few layers."""
+"""`published` has the sizes of the published language model, `wide` its vectors of 2048 dimensions with few layers."""
 
 
 def write_random_jina(folder: Path, shape: JinaShape, like: Path, seed: int = 0) -> Path:
@@ -52,7 +52,7 @@ def write_random_jina(folder: Path, shape: JinaShape, like: Path, seed: int = 0)
         model = Qwen2_5_VLModel(Qwen2_5_VLConfig.from_dict(dict(config)))
     draw = torch.Generator().manual_seed(seed)
     weights = {name: _random(tensor, draw) for name, tensor in model.state_dict().items()}
-    save_file({_on_the_hub(name): tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+    save_file({_hub_name(name): tensor for name, tensor in weights.items()}, folder / "model.safetensors")
     adapter = {}
     for name, module in model.language_model.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -88,12 +88,12 @@ def _config(config: dict[str, Any], shape: JinaShape) -> dict[str, Any]:
     }
 
 
-def _on_the_hub(name: str) -> str:
+def _hub_name(name: str) -> str:
     return name.replace("language_model.", "model.", 1) if name.startswith("language_model.") else name
 
 
 def _random(tensor: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     if tensor.ndim == 1:  # norms and biases
         return torch.ones(len(tensor), dtype=torch.bfloat16)
-    spread = float(tensor[0].numel()) ** -0.5
-    return torch.randn(tensor.shape, generator=draw).mul(spread).to(torch.bfloat16)
+    scale = float(tensor[0].numel()) ** -0.5
+    return torch.randn(tensor.shape, generator=draw).mul(scale).to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Callers who retrieve while adapters come and go, over the real service: what must never happen is counted."""
+"""Load on a real service: callers retrieve while adapters are registered and deleted. Wrong results are collected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TOP_K = 50
 
 @dataclass
 class LoadResult:
-    """What happened. `wrong` names every answer that was, and every error; it must be empty."""
+    """Counts and latencies. `wrong` describes every wrong result and every error; it must be empty."""
 
     calls: int = 0
     registered: int = 0
@@ -36,13 +36,13 @@ class LoadResult:
 
 
 class _Load:
-    """Threads of `callers` retrieve; others register an adapter, look for it, delete it, and look again."""
+    """Runs `callers` threads that retrieve, and two that register an adapter, find it, delete it and search again."""
 
     def __init__(self, address: str, base_model: str) -> None:
         self._address, self._base_model = address, base_model
         self._ids = itertools.count()
-        self._deleted: set[str] = set()  # those whose deletion was acknowledged
-        self._lock = threading.Lock()
+        self._deleted: set[str] = set()  # acknowledged deletions
+        self._lock = threading.Lock()  # Guards: _deleted, result.
         self._stop = threading.Event()
         self.result = LoadResult()
 
@@ -50,13 +50,13 @@ class _Load:
         with self._stub() as stub:
             for number, text in enumerate(CONSTANTS):
                 self._create(stub, f"constant-{number}", text)
-        threads = [*[self._retrieve] * callers, *[self._come_and_go] * 2]
+        threads = [*[self._retrieve] * callers, *[self._register_and_delete] * 2]
         with ThreadPoolExecutor(len(threads)) as pool:
             running = [pool.submit(self._guarded, work, number) for number, work in enumerate(threads)]
             self._stop.wait(seconds)
             self._stop.set()
-            for one in running:
-                one.result()
+            for future in running:
+                future.result()
         with self._stub() as stub:
             for number in range(len(CONSTANTS)):
                 stub.DeleteAdapter(pb.DeleteAdapterRequest(adapter_id=f"constant-{number}"))
@@ -77,47 +77,47 @@ class _Load:
 
     def _retrieve(self, stub: RetrievalServiceStub, caller: int) -> None:
         with self._lock:
-            gone = set(self._deleted)
+            deleted = set(self._deleted)
             turn = self.result.calls = self.result.calls + 1
         constant = turn % len(CONSTANTS)
-        # Now and then the same prompt as others at the time, mostly one that nobody asked before.
+        # One in four prompts repeats a concurrent one; the others are new.
         text = CONSTANTS[constant] if turn % 4 == 0 else f"{CONSTANTS[constant]} {caller} {turn}"
         started = time.perf_counter()
-        found = self._found(stub, text)
-        taken = time.perf_counter() - started
+        matches = self._retrieved(stub, text)
+        elapsed = time.perf_counter() - started
         with self._lock:
-            self.result.seconds.append(taken)
-        for adapter_id in gone & set(found):
+            self.result.seconds.append(elapsed)
+        for adapter_id in deleted & set(matches):
             self._wrong(f"{adapter_id} was found after its deletion was acknowledged")
-        if f"constant-{constant}" not in found:
+        if f"constant-{constant}" not in matches:
             self._wrong(f"constant-{constant} was not found")
 
-    def _come_and_go(self, stub: RetrievalServiceStub, _number: int) -> None:
+    def _register_and_delete(self, stub: RetrievalServiceStub, _number: int) -> None:
         adapter_id = f"guest-{next(self._ids)}"
         text = f"{adapter_id} wants to be found"
         self._create(stub, adapter_id, text)
-        if adapter_id not in self._found(stub, text):
+        if adapter_id not in self._retrieved(stub, text):
             self._wrong(f"{adapter_id} was not found after its registration was acknowledged")
         stub.DeleteAdapter(pb.DeleteAdapterRequest(adapter_id=adapter_id))
         with self._lock:
             self._deleted.add(adapter_id)
             self.result.registered += 1
             self.result.deleted += 1
-        if adapter_id in self._found(stub, text):
+        if adapter_id in self._retrieved(stub, text):
             self._wrong(f"{adapter_id} was found after its deletion was acknowledged")
 
     def _create(self, stub: RetrievalServiceStub, adapter_id: str, text: str) -> None:
-        card = adapter_pb2.Adapter(
+        adapter = adapter_pb2.Adapter(
             adapter_id=adapter_id, base_model=self._base_model, checkpoint_uri=f"adapters/{adapter_id}"
         )
         examples = pb.ExamplePrompts(prompts=[prompt_to_proto(Prompt.of(text))])
-        stub.CreateAdapter(pb.CreateAdapterRequest(adapter=card, examples=examples), timeout=60)
+        stub.CreateAdapter(pb.CreateAdapterRequest(adapter=adapter, examples=examples), timeout=60)
 
-    def _found(self, stub: RetrievalServiceStub, text: str) -> list[str]:
+    def _retrieved(self, stub: RetrievalServiceStub, text: str) -> list[str]:
         options = pb.RetrievalOptions(top_k=_TOP_K, base_model=self._base_model)
         request = pb.RetrieveAdaptersRequest(prompts=[prompt_to_proto(Prompt.of(text))], options=options)
-        answer = stub.RetrieveAdapters(request, timeout=60)
-        return [match.adapter.adapter_id for match in answer.selections[0].matches]
+        response = stub.RetrieveAdapters(request, timeout=60)
+        return [match.adapter.adapter_id for match in response.selections[0].matches]
 
     def _wrong(self, what: str) -> None:
         with self._lock:
@@ -125,10 +125,10 @@ class _Load:
 
 
 def run_load(address: str, *, callers: int = 16, seconds: float = 60.0, base_model: str = "load") -> LoadResult:
-    """Load the service at `address` for so long; its catalogue must hold no adapter of `base_model` before."""
+    """Load the service at `address` for `seconds`. Its catalogue must not hold adapters of `base_model`."""
     return _Load(address, base_model).run(callers, seconds)
 
 
 def percentile(seconds: list[float], share: float) -> float:
-    """Return the seconds within which `share` percent of the calls were answered."""
+    """Return the latency within which `share` percent of the calls completed."""
     return float(np.percentile(seconds, share))

@@ -30,7 +30,7 @@ from generation_service.execution.runner import Runner
 from generation_service.lora.bank import AdapterBank
 from generation_service.lora.h2d_copy import HostPacker
 from generation_service.lora.weights import AdapterWeights
-from generation_service.models.base import BaseModel, LoadOptions
+from generation_service.models.base import BaseModel, LoadOptions, ModelDescription
 from generation_service.models.folder import default_model_name, folder_revision
 from generation_service.models.registry import load_base_model
 from generation_service.server import GenerationServicer, add_to
@@ -90,15 +90,7 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
         metrics.watch(engine, residency)
         engine.start()
         stack.callback(engine.close)
-        served = ServedModel(
-            name=name,
-            revision=folder_revision(settings.model_path),
-            description=description,
-            limits=engine.limits,
-            image_limits=settings.image_limits,
-            max_adapters=settings.max_adapters,
-            bank_ranks=bank.ranks,
-        )
+        served = _served_model(settings, name, engine.limits, description)
         service = GenerationService(served, model, admission, residency, engine)
         stack.callback(service.close)
         yield GenerationStack(model, bank, admission, residency, engine, service)
@@ -158,6 +150,20 @@ def _load_model(settings: GenerationSettings, device: torch.device) -> BaseModel
         image_suffix=settings.image_suffix,
     )
     return load_base_model(settings.model_path, options)
+
+
+def _served_model(
+    settings: GenerationSettings, name: str, limits: EngineLimits, description: ModelDescription
+) -> ServedModel:
+    return ServedModel(
+        name=name,
+        revision=folder_revision(settings.model_path),
+        description=description,
+        limits=limits,
+        image_limits=settings.image_limits,
+        max_adapters=settings.max_adapters,
+        bank_ranks=settings.bank_ranks,
+    )
 
 
 def _resolver(settings: GenerationSettings, stack: ExitStack) -> AdapterResolver:

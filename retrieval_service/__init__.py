@@ -1,0 +1,1 @@
+"""Retrieval service: embeds prompts and finds the adapters whose training data resembles them."""

@@ -1,4 +1,4 @@
-"""The retrieval service, built from its settings: open the catalogue, load the embedder, serve."""
+"""Builds the retrieval service from its settings, and serves it: open Qdrant, load the embedder, serve."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from infra.runtime.server import AioGrpcServer, aio_server
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import Embedder
-from retrieval_service.embedders.batcher import BatchedEmbedder, BatchingOptions
+from retrieval_service.embedders.batcher import BatchedEmbedder
 from retrieval_service.embedders.build import build_embedder, embedder_location, image_limits
 from retrieval_service.indexing import Indexer
-from retrieval_service.retriever import RetrievalDefaults, Retriever
+from retrieval_service.retriever import Retriever
 from retrieval_service.server import RequestLimits, RetrievalServicer, add_to
-from retrieval_service.settings import RetrievalSettings
+from retrieval_service.settings import QdrantSettings, RetrievalSettings
 
 log = get_logger(__name__)
 
-_RETRY_PAUSE_S = 1.0
+_RETRY_PAUSE_S = 1.0  # between attempts to reach a Qdrant server at start
 
 
 def serve_retrieval(settings: RetrievalSettings) -> None:
@@ -46,9 +46,10 @@ async def _serve(settings: RetrievalSettings) -> None:
 
 @asynccontextmanager
 async def loaded(server: AioGrpcServer, settings: RetrievalSettings) -> AsyncIterator[None]:
-    """Load what the settings name, and add the service to `server`; close it in the end.
+    """Load the service, add it to `server`, and close it on exit.
 
-    Embedder and Qdrant block, so calls run on `settings.workers` threads.
+    Embedder and Qdrant calls block, so RPCs run on `settings.workers` threads. Qdrant's async client is no alternative:
+    in local mode it blocks the event loop.
     """
     executor = ThreadPoolExecutor(settings.workers, thread_name_prefix="retrieval")
     async with entered_on_thread(_opened(settings)) as servicer:
@@ -62,76 +63,69 @@ async def loaded(server: AioGrpcServer, settings: RetrievalSettings) -> AsyncIte
 
 @contextmanager
 def _opened(settings: RetrievalSettings) -> Iterator[RetrievalServicer]:
-    with closing(open_qdrant(settings)) as qdrant, closing(_embedder(settings)) as embedder:
+    with closing(open_qdrant(settings.qdrant)) as qdrant, closing(_embedder(settings)) as embedder:
         yield _servicer(settings, qdrant, embedder)
 
 
 def _servicer(settings: RetrievalSettings, qdrant: Qdrant, embedder: BatchedEmbedder) -> RetrievalServicer:
-    with _timed("catalogue", place=str(qdrant.location), collection=settings.collection):
+    with _timed("catalogue", location=str(qdrant.location), collection=settings.catalogue.collection):
         catalogue = _catalogue(settings, qdrant, embedder)
-    defaults = RetrievalDefaults(
-        settings.top_k,
-        settings.weighting,
-        settings.temperature,
-        settings.min_similarity,
-        settings.max_top_k,
-        settings.strategy,
-    )
+    limits = image_limits(settings.limits)
     return RetrievalServicer(
         embedder,
         catalogue,
-        Retriever(embedder, catalogue, defaults),
-        Indexer(embedder, catalogue, settings.max_examples, image_limits(settings)),
-        RequestLimits(settings.max_prompts, image_limits(settings)),
+        Retriever(embedder, catalogue, settings.defaults),
+        Indexer(embedder, catalogue, settings.limits.max_examples, limits),
+        RequestLimits(settings.limits.max_prompts, limits),
     )
 
 
 def _embedder(settings: RetrievalSettings) -> BatchedEmbedder:
-    with _timed("embedder", place=embedder_location(settings)):
+    with _timed("embedder", location=embedder_location(settings)):
         model = build_embedder(settings)
     log.info(
-        "embedder",
+        "embedder_ready",
         fingerprint=model.fingerprint,
         dim=model.dim,
-        reads="texts and images" if model.takes_images else "texts alone: images of prompts do not count",
+        inputs="texts and images" if model.supports_images else "texts; images of prompts are ignored",
         batch_size=model.batch_size,
-        cache_bytes=settings.cache_bytes,
+        cache_bytes=settings.batching.cache_bytes,
     )
-    return BatchedEmbedder(model, BatchingOptions(settings.max_queue, settings.batch_wait_s, settings.cache_bytes))
+    return BatchedEmbedder(model, settings.batching)
 
 
-def open_qdrant(settings: RetrievalSettings) -> Qdrant:
-    """Open Qdrant before the embedder is loaded: a folder in use shows within a second, not after minutes."""
-    if not settings.qdrant_url:
-        return Qdrant(QdrantFolder(settings.qdrant_path))
-    key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
-    return Qdrant(QdrantServer(settings.qdrant_url, key, settings.qdrant_timeout_s, settings.qdrant_tls_ca))
+def open_qdrant(settings: QdrantSettings) -> Qdrant:
+    """Open Qdrant. Call this before the embedder is loaded: a folder in use is reported at once, not after minutes."""
+    if not settings.url:
+        return Qdrant(QdrantFolder(settings.path))
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    return Qdrant(QdrantServer(settings.url, key, settings.timeout_s, settings.tls_ca))
 
 
 def _catalogue(settings: RetrievalSettings, qdrant: Qdrant, embedder: Embedder) -> Catalogue:
-    """Open the catalogue, waiting for a Qdrant server that is not up yet."""
-    give_up = time.monotonic() + settings.qdrant_wait_s
+    """Open the catalogue, waiting until a Qdrant server has started."""
+    give_up = time.monotonic() + settings.qdrant.wait_s
     while True:
         try:
             return Catalogue(
                 qdrant,
-                settings.collection,
+                settings.catalogue.collection,
                 dim=embedder.dim,
                 fingerprint=embedder.fingerprint,
-                memory_vectors=settings.memory_vectors,
-                stale_reads=settings.stale_reads,
-                store_examples=settings.keep_examples,
+                memory_vectors=settings.catalogue.memory_vectors,
+                stale_reads=settings.catalogue.stale_reads,
+                store_examples=settings.catalogue.keep_examples,
             )
         except UnavailableError as error:
             if not qdrant.shared or time.monotonic() > give_up:
                 raise
-            log.warning("waiting for Qdrant", problem=error.message)
+            log.warning("waiting_for_qdrant", problem=error.message)
             time.sleep(_RETRY_PAUSE_S)
 
 
 @contextmanager
 def _timed(what: str, **details: Any) -> Iterator[None]:
     started = time.monotonic()
-    log.info(f"loading {what}", **details)
+    log.info(f"loading_{what}", **details)
     yield
-    log.info(f"loaded {what}", seconds=round(time.monotonic() - started, 3))
+    log.info(f"loaded_{what}", seconds=round(time.monotonic() - started, 3))

@@ -1,4 +1,4 @@
-"""A synchronous client of the retrieval service, for its own commands."""
+"""A synchronous client of the retrieval service, for the commands of this tier."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StoredAdapter:
 
 
 class Client:
-    """Calls of one service. Errors are those of infra.contract.errors."""
+    """Calls one retrieval service. Raises the errors of infra.contract.errors."""
 
     def __init__(self, target: str, stub: Any) -> None:
         self._target = target
@@ -43,13 +43,13 @@ class Client:
             options=wire.retrieval_options_to_proto(options),
         )
         response = self._call("RetrieveAdapters", request, LONG_TIMEOUT_S)
-        return [wire.selection_from_proto(one) for one in response.selections]
+        return [wire.selection_from_proto(selection) for selection in response.selections]
 
     def stored(self, base_model: str, kind: str) -> Iterator[StoredAdapter]:
         """Yield the adapters of a base model and a kind ("": any), by id, with their vectors."""
         for adapter_id in self._ids(base_model, kind):
             response = self._call("GetAdapter", pb.GetAdapterRequest(adapter_id=adapter_id, with_vectors=True))
-            vectors = [np.frombuffer(wire.vector_from_proto(one, "vectors"), "<f4") for one in response.vectors]
+            vectors = [np.frombuffer(wire.vector_from_proto(vector, "vectors"), "<f4") for vector in response.vectors]
             yield StoredAdapter(wire.adapter_from_proto(response.adapter), np.stack(vectors))
 
     def _ids(self, base_model: str, kind: str) -> Iterator[str]:
@@ -57,7 +57,7 @@ class Client:
         while True:
             request = pb.ListAdaptersRequest(page_size=1000, page_token=token, base_model=base_model, kind=kind)
             page = self._call("ListAdapters", request)
-            yield from (one.adapter_id for one in page.adapters)
+            yield from (adapter.adapter_id for adapter in page.adapters)
             token = page.next_page_token
             if not token:
                 return
@@ -69,6 +69,6 @@ class Client:
 
 @contextmanager
 def client(channel: ChannelOptions) -> Iterator[Client]:
-    """Give a client of the service at the end of a channel."""
+    """Yield a client that calls the service over a channel."""
     with sync_channel(channel) as connected:
         yield Client(channel.target, RetrievalServiceStub(connected))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Examples of what an adapter was trained on -> vectors -> the catalogue."""
+"""Registers adapters: training examples to vectors to the catalogue."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from retrieval_service.catalogue.points import AdapterVectors
 from retrieval_service.catalogue.stored_examples import encode_prompt
 from retrieval_service.embedders.base import Embedder, FloatArray
 
-CHANGEABLE = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank", "targets")
-_GIVEN_BY_THE_CATALOGUE = ("revision", "example_count", "update_time")
+_CHANGEABLE = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank", "targets")
+_SET_BY_CATALOGUE = ("revision", "example_count", "update_time")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ExamplePrompts:
 
 @dataclass(frozen=True)
 class ExampleVectors:
-    """One vector an example, or a single ready-made mean."""
+    """One vector per example, or a single precomputed mean."""
 
     vectors: tuple[FloatArray, ...]
 
@@ -38,12 +38,12 @@ Examples = ExamplePrompts | ExampleVectors
 
 
 class Indexer:
-    """Registers and changes adapters."""
+    """Registers and changes adapters. Safe for threads."""
 
     def __init__(
         self, embedder: Embedder, catalogue: Catalogue, max_examples: int, limits: ImageLimits | None = None
     ) -> None:
-        """Take at most `max_examples` of an adapter, with images within `limits`."""
+        """Accept at most `max_examples` per adapter, with images within `limits`."""
         self._embedder = embedder
         self._catalogue = catalogue
         self._max_examples = max_examples
@@ -52,37 +52,42 @@ class Indexer:
     def create(self, adapter: Adapter, examples: Examples) -> Adapter:
         """Register an adapter; return it as stored.
 
-        Raises AlreadyExistsError, and InvalidArgumentError with the path from the request on.
+        Raises:
+            AlreadyExistsError: the id is taken.
+            InvalidArgumentError: a field or an example is invalid; the field path starts at the request.
         """
         with field_path("adapter"):
-            _check_given(adapter)
-            _check_complete(adapter)
-        with contextlib.suppress(NotFoundError):  # before the examples are embedded, which takes time
+            _check_not_set(adapter)
+            _check_base_model(adapter)
+        with contextlib.suppress(NotFoundError):  # checked before the examples are embedded, which takes time
             raise already_exists(adapter, self._catalogue.get(adapter.adapter_id))
-        return self._catalogue.create(adapter, self._vectors(examples), self._kept(examples))
+        return self._catalogue.create(adapter, self._vectors(examples), self._encoded_prompts(examples))
 
     def update(
         self, adapter: Adapter, paths: Sequence[str], examples: Examples | None, expected_revision: str
     ) -> Adapter:
-        """Change the fields named by `paths` (none: all that are set) to those of `adapter`; return it as stored.
+        """Change the fields in `paths` (empty: all that are set) to those of `adapter`; return it as stored.
 
-        Raises NotFoundError, ConflictError and InvalidArgumentError.
+        Raises:
+            NotFoundError: the adapter does not exist.
+            ConflictError: `expected_revision` is outdated.
+            InvalidArgumentError: a path, a field or an example is invalid, or nothing would change.
         """
         changes = _changes(adapter, paths)
         with field_path("adapter"):
-            _check_given(adapter)
+            _check_not_set(adapter)
             if "base_model" in changes:
-                _check_complete(adapter)
+                _check_base_model(adapter)
         if not changes and examples is None:
-            raise InvalidArgumentError("update_mask", f"nothing to change; set one of {', '.join(CHANGEABLE)}")
-        self._catalogue.get(adapter.adapter_id)  # before the examples are embedded, which takes time
+            raise InvalidArgumentError("update_mask", f"nothing to change; set one of {', '.join(_CHANGEABLE)}")
+        self._catalogue.get(adapter.adapter_id)  # checked before the examples are embedded, which takes time
         vectors = None if examples is None else self._vectors(examples)
         return self._catalogue.update(
             adapter.adapter_id,
             lambda before: replace(before, **changes),
             vectors,
             expected_revision,
-            self._kept(examples),
+            self._encoded_prompts(examples),
         )
 
     def _vectors(self, examples: Examples) -> AdapterVectors:
@@ -98,35 +103,39 @@ class Indexer:
             case _:
                 assert_never(examples)
 
-    def _kept(self, examples: Examples | None) -> list[Any]:
-        """Return the prompts as they are kept, before anything is stored: a broken image may show only here."""
-        kept: list[Any] = []
+    def _encoded_prompts(self, examples: Examples | None) -> list[Any]:
+        """Return the prompts in their stored form.
+
+        Encode them before anything is stored: it decodes every image, including those that the embedder ignores, so a
+        broken one may be noticed only here.
+        """
+        encoded: list[Any] = []
         if isinstance(examples, ExamplePrompts) and self._catalogue.stores_examples:
             for index, prompt in enumerate(examples.prompts):
                 with field_path(f"examples.prompts[{index}]"):
-                    kept.append(encode_prompt(prompt, self._limits))
-        return kept
+                    encoded.append(encode_prompt(prompt, self._limits))
+        return encoded
 
     def _check_count(self, count: int) -> None:
         if count > self._max_examples:
             raise InvalidArgumentError("", f"{count} examples are too many; send at most {self._max_examples}")
 
 
-def _check_given(adapter: Adapter) -> None:
-    for name in _GIVEN_BY_THE_CATALOGUE:
+def _check_not_set(adapter: Adapter) -> None:
+    for name in _SET_BY_CATALOGUE:
         if getattr(adapter, name):
-            raise InvalidArgumentError(name, "is given by the catalogue; leave it unset")
+            raise InvalidArgumentError(name, "is set by the catalogue; leave it unset")
 
 
-def _check_complete(adapter: Adapter) -> None:
+def _check_base_model(adapter: Adapter) -> None:
     if not adapter.base_model.strip():
         raise InvalidArgumentError("base_model", "is empty; name the base model that the adapter was trained on")
 
 
 def _changes(adapter: Adapter, paths: Sequence[str]) -> dict[str, Any]:
     for index, path in enumerate(paths):
-        if path not in CHANGEABLE:
+        if path not in _CHANGEABLE:
             raise InvalidArgumentError(
-                f"update_mask.paths[{index}]", f"{path!r} cannot be changed; these can: {', '.join(CHANGEABLE)}"
+                f"update_mask.paths[{index}]", f"{path!r} cannot be changed; these can: {', '.join(_CHANGEABLE)}"
             )
-    return {name: getattr(adapter, name) for name in (paths or CHANGEABLE) if paths or getattr(adapter, name)}
+    return {name: getattr(adapter, name) for name in (paths or _CHANGEABLE) if paths or getattr(adapter, name)}

@@ -1,4 +1,4 @@
-"""Prompts -> the adapters whose training data resembles them, with weights."""
+"""Retrieval: the adapters whose training data resembles a prompt, with weights."""
 
 from __future__ import annotations
 
@@ -20,55 +20,42 @@ from infra.contract.retrieval import (
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.points import AdapterFilter, ScoredAdapter
 from retrieval_service.embedders.base import Embedder
+from retrieval_service.settings import RetrievalDefaults
 from retrieval_service.weighting import weigh
 
 
 @dataclass(frozen=True)
 class Query:
-    """What to retrieve, nothing left open. `min_similarity` -1 keeps everything."""
+    """Retrieval options with all defaults filled in. `min_similarity` -1 keeps every match."""
 
-    wanted: AdapterFilter
+    adapter_filter: AdapterFilter
     top_k: int
     weighting: Weighting
     temperature: float
     min_similarity: float
     strategy: RetrievalStrategy = RetrievalStrategy.CENTROID
 
-
-@dataclass(frozen=True)
-class RetrievalDefaults:
-    """What callers get who do not say, and how many adapters they may ask for."""
-
-    top_k: int = 3
-    weighting: Weighting = Weighting.SOFTMAX
-    temperature: float = 0.05
-    min_similarity: float = -1.0
-    max_top_k: int = 64
-    strategy: RetrievalStrategy = RetrievalStrategy.CENTROID
-
-    def query(self, options: RetrievalOptions) -> Query:
-        """Return the options with the defaults filled in.
-
-        Raises InvalidArgumentError for a top_k over the limit.
-        """
-        top_k = self.top_k if options.top_k is None else options.top_k
-        if top_k > self.max_top_k:
-            raise InvalidArgumentError("top_k", f"must be at most {self.max_top_k} on this server, got {top_k}")
-        return Query(
+    @classmethod
+    def of(cls, options: RetrievalOptions, defaults: RetrievalDefaults) -> Query:
+        """Return the options with the defaults filled in. Raises InvalidArgumentError if top_k is over the limit."""
+        top_k = defaults.top_k if options.top_k is None else options.top_k
+        if top_k > defaults.max_top_k:
+            raise InvalidArgumentError("top_k", f"must be at most {defaults.max_top_k} on this server, got {top_k}")
+        return cls(
             AdapterFilter(options.base_model, options.kind, options.tags, options.include, options.exclude),
             top_k,
-            options.weighting or self.weighting,
-            self.temperature if options.temperature is None else options.temperature,
-            self.min_similarity if options.min_similarity is None else options.min_similarity,
-            options.strategy or self.strategy,
+            options.weighting or defaults.weighting,
+            defaults.temperature if options.temperature is None else options.temperature,
+            defaults.min_similarity if options.min_similarity is None else options.min_similarity,
+            options.strategy or defaults.strategy,
         )
 
 
 @dataclass(frozen=True)
-class Retrieval:
-    """A selection a prompt, in their order, and the revision of the catalogue that was searched.
+class RetrievalResult:
+    """One selection per prompt, in order, and the revision of the catalogue that was searched.
 
-    `stale`: Qdrant could not be reached, and the last known catalogue was searched.
+    `stale`: Qdrant was unreachable, so the last known catalogue was searched.
     """
 
     selections: tuple[Selection, ...]
@@ -78,7 +65,7 @@ class Retrieval:
 
 
 class Retriever:
-    """Embed, search, weigh."""
+    """Embeds prompts, searches the catalogue and weighs the matches. Safe for threads."""
 
     def __init__(self, embedder: Embedder, catalogue: Catalogue, defaults: RetrievalDefaults) -> None:
         self._embedder = embedder
@@ -86,10 +73,10 @@ class Retriever:
         self._defaults = defaults
 
     def query(self, options: RetrievalOptions) -> Query:
-        """Return what the options ask for. Raises InvalidArgumentError."""
-        return self._defaults.query(options)
+        """Return the options with the defaults filled in. Raises InvalidArgumentError."""
+        return Query.of(options, self._defaults)
 
-    def retrieve(self, prompts: Sequence[Prompt], query: Query) -> Retrieval:
+    def retrieve(self, prompts: Sequence[Prompt], query: Query) -> RetrievalResult:
         """Return each prompt's adapters.
 
         A selection without matches says why: no adapter passed the filters, or none was similar enough.
@@ -103,21 +90,21 @@ class Retriever:
         with field_path("prompts"):
             vectors = self._embedder.embed(prompts)
         embedded = time.monotonic()
-        result = self._catalogue.search(vectors, query.wanted, query.top_k, query.strategy)
+        result = self._catalogue.search(vectors, query.adapter_filter, query.top_k, query.strategy)
         if result.reason is not None:
             selections = (Selection(reason=result.reason),) * len(prompts)
         else:
             selections = tuple(select(matches, query) for matches in result.matches)
         timings = RetrievalTimings(embedded - start, time.monotonic() - embedded)
-        return Retrieval(selections, result.revision, timings, result.stale)
+        return RetrievalResult(selections, result.revision, timings, result.stale)
 
 
-def select(found: Sequence[ScoredAdapter], query: Query) -> Selection:
-    """Drop adapters below the minimum similarity, then weigh the rest. Nothing left: the base model alone."""
-    kept = [one for one in found if one.similarity >= query.min_similarity]
-    if not kept:
+def select(matches: Sequence[ScoredAdapter], query: Query) -> Selection:
+    """Drop adapters below the minimum similarity, then weigh the rest. Empty: the base model alone."""
+    similar = [match for match in matches if match.similarity >= query.min_similarity]
+    if not similar:
         return Selection(reason=SelectionReason.BELOW_MINIMUM_SIMILARITY)
-    weights = weigh([one.similarity for one in kept], query.weighting, query.temperature)
+    weights = weigh([match.similarity for match in similar], query.weighting, query.temperature)
     return Selection(
-        tuple(Match(one.adapter, one.similarity, weight) for one, weight in zip(kept, weights, strict=True))
+        tuple(Match(match.adapter, match.similarity, weight) for match, weight in zip(similar, weights, strict=True))
     )

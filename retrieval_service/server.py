@@ -27,20 +27,20 @@ from retrieval_service.indexing import ExamplePrompts, Examples, ExampleVectors,
 from retrieval_service.retriever import Retriever
 
 SERVICE_NAME = "loraretriever.v1.RetrievalService"
-DEFAULT_PAGE_SIZE = 100
-MAX_PAGE_SIZE = 1000
+_DEFAULT_PAGE_SIZE = 100
+_MAX_PAGE_SIZE = 1000  # documented in the contract
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What one request may hold."""
+    """Limits on what one request may contain."""
 
     max_prompts: int
     images: ImageLimits
 
 
 class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
-    """Translates between the contract and the service's parts."""
+    """Translates between protobuf messages and calls of the retrieval tier. Called on: threads of the executor."""
 
     def __init__(
         self, embedder: Embedder, catalogue: Catalogue, retriever: Retriever, indexer: Indexer, limits: RequestLimits
@@ -59,12 +59,12 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         with field_path("options"):
             options = wire.retrieval_options_from_proto(request.options)
             query = self._retriever.query(options)
-        retrieval = self._retriever.retrieve(prompts, query)
+        result = self._retriever.retrieve(prompts, query)
         return retrieval_service_pb2.RetrieveAdaptersResponse(
-            selections=[wire.selection_to_proto(selection) for selection in retrieval.selections],
-            catalogue_revision=retrieval.catalogue_revision,
-            stale=retrieval.stale,
-            timings=wire.retrieval_timings_to_proto(retrieval.timings),
+            selections=[wire.selection_to_proto(selection) for selection in result.selections],
+            catalogue_revision=result.catalogue_revision,
+            stale=result.stale,
+            timings=wire.retrieval_timings_to_proto(result.timings),
         )
 
     def EmbedPrompts(  # noqa: N802
@@ -87,7 +87,7 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
             adapter = wire.adapter_from_proto(request.adapter)
         examples = self._examples(request)
         if examples is None:
-            raise InvalidArgumentError("source", "is not set; send training examples, or their vectors")
+            raise InvalidArgumentError("source", "is not set; send training examples or their vectors")
         created = self._indexer.create(adapter, examples)
         return retrieval_service_pb2.CreateAdapterResponse(adapter=wire.adapter_to_proto(created))
 
@@ -106,12 +106,12 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         self, request: retrieval_service_pb2.GetAdapterRequest, context: grpc.ServicerContext
     ) -> retrieval_service_pb2.GetAdapterResponse:
         """Return an adapter."""
-        found = self._catalogue.look_up(request.adapter_id, with_vectors=request.with_vectors)
+        result = self._catalogue.look_up(request.adapter_id, with_vectors=request.with_vectors)
         return retrieval_service_pb2.GetAdapterResponse(
-            adapter=wire.adapter_to_proto(found.adapter),
-            vectors=[wire.vector_to_proto(vector.astype("<f4").tobytes()) for vector in found.vectors],
+            adapter=wire.adapter_to_proto(result.adapter),
+            vectors=[wire.vector_to_proto(vector.astype("<f4").tobytes()) for vector in result.vectors],
             embedder_fingerprint=self._catalogue.fingerprint if request.with_vectors else "",
-            stale=found.stale,
+            stale=result.stale,
         )
 
     def GetCatalogue(  # noqa: N802
@@ -127,8 +127,8 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         self, request: retrieval_service_pb2.ListAdaptersRequest, context: grpc.ServicerContext
     ) -> retrieval_service_pb2.ListAdaptersResponse:
         """Return a page of adapters."""
-        wanted = AdapterFilter(request.base_model, request.kind, tuple(request.tags))
-        page = self._catalogue.page(wanted, _page_size(request.page_size), _after(request.page_token))
+        adapter_filter = AdapterFilter(request.base_model, request.kind, tuple(request.tags))
+        page = self._catalogue.page(adapter_filter, _page_size(request.page_size), _after(request.page_token))
         return retrieval_service_pb2.ListAdaptersResponse(
             adapters=[wire.adapter_to_proto(adapter) for adapter in page.adapters],
             next_page_token=_token(page.adapters[-1].adapter_id) if page.has_more else "",
@@ -140,14 +140,14 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
     def DeleteAdapter(  # noqa: N802
         self, request: retrieval_service_pb2.DeleteAdapterRequest, context: grpc.ServicerContext
     ) -> retrieval_service_pb2.DeleteAdapterResponse:
-        """Remove an adapter."""
+        """Delete an adapter."""
         self._catalogue.delete(request.adapter_id)
         return retrieval_service_pb2.DeleteAdapterResponse()
 
     def _prompts(self, messages: Sequence[prompt_pb2.Prompt]) -> tuple[Prompt, ...]:
         if len(messages) > self._limits.max_prompts:
             raise InvalidArgumentError(
-                "prompts", f"{len(messages)} prompts are too many; send at most {self._limits.max_prompts} a request"
+                "prompts", f"{len(messages)} prompts are too many; send at most {self._limits.max_prompts} per request"
             )
         return self._checked(wire.prompts_from_proto(messages))
 
@@ -159,7 +159,7 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         return checked
 
     def _examples(self, request: Any) -> Examples | None:
-        """Return the examples of a create or update request."""
+        """Return the examples of a create or update request, or None."""
         match request.WhichOneof("source"):
             case "examples":
                 with field_path("examples"):
@@ -180,10 +180,10 @@ def add_to(server: AioGrpcServer, servicer: RetrievalServicer, executor: Executo
     server.add(servicer, retrieval_service_pb2_grpc.add_RetrievalServiceServicer_to_server, SERVICE_NAME, executor)
 
 
-def _page_size(wanted: int) -> int:
-    if wanted < 0:
-        raise InvalidArgumentError("page_size", f"must not be negative, got {wanted}")
-    return min(wanted or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+def _page_size(requested: int) -> int:
+    if requested < 0:
+        raise InvalidArgumentError("page_size", f"must not be negative, got {requested}")
+    return min(requested or _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE)
 
 
 def _token(adapter_id: str) -> str:
@@ -196,4 +196,4 @@ def _after(token: str) -> str:
     try:
         return check_adapter_id(base64.urlsafe_b64decode(token.encode()).decode())
     except (InvalidArgumentError, binascii.Error, UnicodeError) as error:
-        raise InvalidArgumentError("page_token", "is none of this server's; start again without one") from error
+        raise InvalidArgumentError("page_token", "was not issued by this server; start again without one") from error

@@ -1,38 +1,35 @@
-"""What the retrieval service can be told."""
+"""Settings of the retrieval service, grouped by concern. Flags and environment variables are flat."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from infra.contract.retrieval import RetrievalStrategy, Weighting
+from infra.runtime.setting_groups import SettingName, SettingsGroup
 from infra.runtime.settings import ServerOptions, TierSettings
 
 
-class RetrievalSettings(TierSettings):
-    """Retrieval service: embeds prompts, finds the adapters that fit them, keeps the catalogue of adapters."""
+class EmbedderSettings(SettingsGroup):
+    """The embedding model, and how it reads texts and images."""
 
-    model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_RETRIEVAL_")
-
-    server: ServerOptions = ServerOptions(address="127.0.0.1:50051")
-    workers: int = Field(16, ge=1, le=256, description="calls that are worked on at once")
-
-    embedder: Literal["auto", "jina-v4", "http", "sentence-transformers"] = Field(
+    kind: Annotated[Literal["auto", "jina-v4", "http", "sentence-transformers"], SettingName("embedder")] = Field(
         "auto",
         description="what embeds prompts: a jina-embeddings-v4 folder (text and images), an OpenAI-compatible endpoint "
-        "(text), or a sentence-transformers folder (text); auto is http with --embedder-url, else what the folder is",
+        "(text), or a sentence-transformers folder (text); auto is http with --embedder-url, else detected from the "
+        "folder",
     )
-    embedder_path: Path | None = Field(
-        None, description="folder of the model, in the layout of the hub; needed unless the embedder is http"
+    path: Annotated[Path | None, SettingName("embedder_path")] = Field(
+        None, description="folder of the model, in the layout of the hub; required unless the embedder is http"
     )
-    embedder_task: Literal["retrieval", "text-matching", "code"] = Field(
+    task: Annotated[Literal["retrieval", "text-matching", "code"], SettingName("embedder_task")] = Field(
         "retrieval", description="task whose adapter the embedder applies"
     )
     text_prefix: Literal["query", "passage"] = Field(
-        "query", description="what texts are announced as to the embedder, requests and training examples alike"
+        "query", description="prefix of texts, for requests and training examples alike"
     )
     text_prompt: str | None = Field(
         None,
@@ -40,9 +37,9 @@ class RetrievalSettings(TierSettings):
     )
     text_weight: float = Field(0.7, ge=0, description="weight of a prompt's text in its vector")
     image_weight: float = Field(0.3, ge=0, description="weight of the mean of a prompt's images in its vector")
-    max_query_images: int = Field(2, ge=0, description="images of a prompt that count, from the first on")
+    max_query_images: int = Field(2, ge=0, description="images of a prompt that are embedded, starting with the first")
     max_image_pixels: int = Field(100_000, ge=784, description="pixels of an image after resizing for the embedder")
-    max_text_tokens: int = Field(8192, ge=8, description="tokens of a text that count, from the first on")
+    max_text_tokens: int = Field(8192, ge=8, description="tokens of a text that are embedded, starting with the first")
     truncate_dim: int | None = Field(
         None,
         ge=1,
@@ -54,67 +51,101 @@ class RetrievalSettings(TierSettings):
         "auto", description="precision of the embedder; auto is float32 on the CPU, bfloat16 elsewhere"
     )
     torch_threads: int | None = Field(None, ge=1, description="CPU threads of a forward pass; unset is torch's choice")
+
+
+class EndpointSettings(SettingsGroup):
+    """The embeddings endpoint of an http embedder."""
+
+    prefix: ClassVar[str] = "embedder_"
+
+    url: str = Field("", description="base URL of the embeddings endpoint, such as http://127.0.0.1:8000/v1")
+    model: str = Field("", description="model that the endpoint embeds with")
+    api_key: SecretStr | None = Field(
+        None, min_length=1, description="key of the endpoint; better given by the environment"
+    )
+    timeout_s: float = Field(30, gt=0, description="seconds that one request to the endpoint may take")
+    retries: int = Field(4, ge=0, le=20, description="retries after 429, 5xx or no response")
+    wait_s: float = Field(60, ge=0, description="seconds to wait for the endpoint at start")
+    parallel: int = Field(4, ge=1, le=64, description="concurrent requests to the endpoint")
+    encoding: Literal["float", "base64"] = Field(
+        "float", description="encoding of vectors that is requested; either is understood"
+    )
+    images: bool = Field(
+        False,
+        description='the endpoint accepts images, as {"image": base64} among the inputs; else only texts are embedded',
+    )
+
+
+class BatchingOptions(SettingsGroup):
+    """How concurrent calls share forward passes of the embedder."""
+
     batch_size: int = Field(16, ge=1, description="texts or images in one forward pass, or one request to the endpoint")
     batch_tokens: int = Field(
-        16_384, ge=1, description="tokens of one forward pass of jina-v4, with padding; what is longer goes alone"
+        16_384, ge=1, description="tokens of one forward pass of jina-v4, with padding; longer inputs go alone"
     )
-    batch_wait_s: float = Field(
-        0.005, ge=0, le=1, description="seconds that a forward pass may wait for callers who are about to join it"
+    # Waits of 0, 5 and 20 ms gave no clear order in calls per second; at 5 ms most passes of 16 callers are full
+    # (lab log, 2026-11-22).
+    max_wait_s: Annotated[float, SettingName("batch_wait_s")] = Field(
+        0.005, ge=0, le=1, description="seconds that a forward pass may wait for callers that are about to join it"
     )
     max_queue: int = Field(
         1024, ge=1, description="texts and images that may wait to be embedded before calls get RESOURCE_EXHAUSTED"
     )
     cache_bytes: int = Field(
-        256 * 2**20, ge=0, description="memory for the vectors of texts and images seen before; 0 keeps none"
+        256 * 2**20, ge=0, description="memory for the vectors of texts and images seen before; 0 disables the cache"
     )
 
-    embedder_url: str = Field("", description="base URL of the embeddings endpoint, such as http://127.0.0.1:8000/v1")
-    embedder_model: str = Field("", description="model that the endpoint embeds with")
-    embedder_api_key: SecretStr | None = Field(
-        None, min_length=1, description="key of the endpoint; better given by the environment"
-    )
-    embedder_timeout_s: float = Field(30, gt=0, description="seconds that one request to the endpoint may take")
-    embedder_retries: int = Field(4, ge=0, le=20, description="tries after a first one that met 429, 5xx or no answer")
-    embedder_wait_s: float = Field(60, ge=0, description="seconds to wait for the endpoint at start")
-    embedder_parallel: int = Field(4, ge=1, le=64, description="requests to the endpoint under way at once")
-    embedder_encoding: Literal["float", "base64"] = Field(
-        "float", description="how the endpoint is asked to write vectors; either is understood"
-    )
-    embedder_images: bool = Field(
-        False, description='the endpoint reads images, as {"image": base64} among the inputs; else texts alone count'
-    )
 
-    qdrant_path: Path = Field(
+class QdrantSettings(SettingsGroup):
+    """Where the catalogue is stored."""
+
+    prefix: ClassVar[str] = "qdrant_"
+
+    path: Path = Field(
         Path(".loraretriever/qdrant"), description="folder of the catalogue, used by one process at a time"
     )
-    qdrant_url: str = Field("", description="Qdrant server such as http://qdrant:6333, instead of the folder")
-    qdrant_api_key: SecretStr | None = Field(None, description="key of the Qdrant server")
-    qdrant_tls_ca: Path | None = Field(None, description="PEM file of the CA of an https Qdrant server's certificate")
-    qdrant_timeout_s: int = Field(10, ge=1, description="seconds that Qdrant may take to answer")
-    qdrant_wait_s: float = Field(60, ge=0, description="seconds to wait for the Qdrant server at start")
+    url: str = Field("", description="Qdrant server such as http://qdrant:6333, instead of the folder")
+    api_key: SecretStr | None = Field(None, description="key of the Qdrant server")
+    tls_ca: Path | None = Field(None, description="PEM file of the CA of an https Qdrant server's certificate")
+    timeout_s: int = Field(10, ge=1, description="seconds that Qdrant may take to respond")
+    wait_s: float = Field(60, ge=0, description="seconds to wait for the Qdrant server at start")
+
+
+class CatalogueSettings(SettingsGroup):
+    """What the catalogue holds and how it is read."""
+
     collection: str = Field("adapters", min_length=1, description="name of the catalogue in Qdrant")
     memory_vectors: int = Field(
         50_000, ge=0, description="example vectors up to which the catalogue is searched in memory, by any strategy"
     )
     keep_examples: bool = Field(
-        True, description="keep the examples that adapters are registered by, so that another embedder can embed them"
+        True,
+        description="store the examples that adapters are registered with, so that another embedder can embed them",
     )
     stale_reads: bool = Field(
-        False, description="answer by the last known catalogue, saying so, while Qdrant cannot be reached"
+        False, description="answer from the last known catalogue, marked as stale, while Qdrant cannot be reached"
     )
 
+
+class RetrievalDefaults(SettingsGroup):
+    """Values for requests that leave an option unset, and the limit on top_k."""
+
     strategy: RetrievalStrategy = Field(
-        RetrievalStrategy.CENTROID, description="how adapters are compared when a request does not say"
+        RetrievalStrategy.CENTROID, description="how adapters are compared if a request does not say"
     )
-    top_k: int = Field(3, ge=1, description="adapters retrieved when a request does not say")
+    top_k: int = Field(3, ge=1, description="adapters retrieved if a request does not say")
     max_top_k: int = Field(64, ge=1, description="adapters that a request may ask for")
-    weighting: Weighting = Field(Weighting.SOFTMAX, description="weights when a request does not say")
+    weighting: Weighting = Field(Weighting.SOFTMAX, description="weighting if a request does not say")
     temperature: float = Field(
-        0.05, gt=0, description="temperature of softmax weights when a request does not say; the study used 0.2"
+        0.05, gt=0, description="temperature of softmax weights if a request does not say; the study used 0.2"
     )
     min_similarity: float = Field(
-        -1, ge=-1, le=1, description="least cosine similarity of a match when a request does not say; -1 keeps all"
+        -1, ge=-1, le=1, description="least cosine similarity of a match if a request does not say; -1 keeps all"
     )
+
+
+class LimitSettings(SettingsGroup):
+    """Limits on what one request may contain."""
 
     max_prompts: int = Field(256, ge=1, description="prompts in one request")
     max_examples: int = Field(256, ge=1, le=512, description="training examples of one adapter")
@@ -122,14 +153,30 @@ class RetrievalSettings(TierSettings):
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="bytes of one encoded image")
     max_decoded_pixels: int = Field(50_000_000, ge=1, description="pixels of one image as sent")
 
+
+class RetrievalSettings(TierSettings):
+    """Retrieval service: embeds prompts, finds the adapters that fit them, and stores the catalogue of adapters."""
+
+    model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_RETRIEVAL_")
+
+    server: ServerOptions = ServerOptions(address="127.0.0.1:50051")
+    workers: int = Field(16, ge=1, le=256, description="calls that are worked on at once")
+    embedder: EmbedderSettings = EmbedderSettings()
+    endpoint: EndpointSettings = EndpointSettings()
+    batching: BatchingOptions = BatchingOptions()
+    qdrant: QdrantSettings = QdrantSettings()
+    catalogue: CatalogueSettings = CatalogueSettings()
+    defaults: RetrievalDefaults = RetrievalDefaults()
+    limits: LimitSettings = LimitSettings()
+
     @model_validator(mode="after")
-    def _embedder_is_whole(self) -> RetrievalSettings:
-        if self.embedder == "http" or (self.embedder == "auto" and self.embedder_url):
-            if not self.embedder_url or not self.embedder_model:
+    def _check_embedder(self) -> RetrievalSettings:
+        if self.embedder.kind == "http" or (self.embedder.kind == "auto" and self.endpoint.url):
+            if not self.endpoint.url or not self.endpoint.model:
                 raise ValueError("an http embedder needs --embedder-url and --embedder-model")
-            if self.embedder == "auto" and self.embedder_path is not None:
+            if self.embedder.kind == "auto" and self.embedder.path is not None:
                 raise ValueError("--embedder-path and --embedder-url are both given; choose with --embedder")
-        elif self.embedder_path is None:
+        elif self.embedder.path is None:
             raise ValueError(
                 "--embedder-path is missing; name the folder of a model, or an endpoint with --embedder-url"
             )

@@ -1,4 +1,4 @@
-"""Similarities -> weights of a composition. Pure functions; none renormalises afterwards."""
+"""Weightings: pure functions from similarities to the weights of a composition. Nothing renormalises them later."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import assert_never
 
 from infra.contract.retrieval import Weighting
 
-CLEAR = 0.9
+CLEAR = 0.9  # the docs and the contract promise this value
 
 
 def weigh(similarities: Sequence[float], weighting: Weighting, temperature: float) -> list[float]:
-    """Return the weight of each match, in the same order. `temperature` is that of softmax and clear_best."""
+    """Return the weight of each match, in the same order. `temperature` applies to softmax and clear_best."""
     match weighting:
         case Weighting.UNIFORM:
             return uniform(len(similarities))
@@ -42,9 +42,9 @@ def softmax(similarities: Sequence[float], temperature: float) -> list[float]:
 
 
 def clear_best(similarities: Sequence[float], temperature: float) -> list[float]:
-    """Return the softmax weights, or all weight on the best where its softmax weight is at least CLEAR.
+    """Return the softmax weights, or all weight on the best match if its softmax weight is at least CLEAR.
 
-    Of two adapters, the better is clear by a margin of T ln(9) in similarity.
+    With two adapters, that takes a margin of T ln(9) in similarity.
     """
     weights = softmax(similarities, temperature)
     if not weights or max(weights) < CLEAR:
@@ -56,8 +56,8 @@ def clear_best(similarities: Sequence[float], temperature: float) -> list[float]
 def proportional(similarities: Sequence[float]) -> list[float]:
     """Return max(s_j, 0) / sum_i max(s_i, 0).
 
-    When no similarity is above 0, every weight is 0: nothing resembles the prompt, and by the equation of the mixture
-    that is the base model alone.
+    If no similarity is above 0, every weight is 0: nothing resembles the prompt, and a mixture of weights 0 is the base
+    model alone.
     """
     clipped = [max(similarity, 0.0) for similarity in similarities]
     total = math.fsum(clipped)

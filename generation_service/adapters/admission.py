@@ -119,7 +119,7 @@ class Admission:
             )
 
     def _check_capacity(self, composition: Mixture | Fusion, configs: Sequence[PeftConfig], path: str) -> None:
-        """Raise CapacityError unless the composition fits beside the pinned adapters that it does not use."""
+        """Raise CapacityError unless the composition fits together with the pinned adapters that it does not use."""
         match composition:
             case Mixture():
                 needed = sum(config.largest_rank for config in configs)
@@ -145,7 +145,7 @@ class Admission:
 
 
 def capacity_error(needed: int, bank_ranks: int, pinned: int, path: str, detail: str = "") -> CapacityError:
-    """Return the error for a composition of `needed` ranks that the bank cannot hold beside its pinned adapters."""
+    """Return the error for a composition of `needed` ranks that the bank cannot hold together with its pinned adapters."""
     return CapacityError(
         f"this composition needs {needed} ranks, each adapter's side by side; the adapter bank has {bank_ranks}, and "
         f"other pinned adapters hold {pinned}{detail}: compose fewer adapters, unload some, or start the server with a "

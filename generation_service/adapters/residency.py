@@ -7,14 +7,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import Enum, auto
 
 from generation_service.adapters.admission import AdmittedComposition
 from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.leases import AdapterKey, BankLease, Resident, ResidentAdapter, ResidentKey
+from generation_service.adapters.load import ENDED_STATES, CompositionLoad, LoadState, OnReady, Outcome
 from generation_service.adapters.placement import Deferred, Placement
-from generation_service.adapters.ranges import RangeRequest, plan_ranges
+from generation_service.adapters.ranges import plan_ranges
 from generation_service.lora.bank import AdapterBank
 from infra.contract.errors import LoraRetrieverError, UnavailableError
 from infra.runtime.logs import get_logger
@@ -27,54 +26,7 @@ It bounds host memory beyond the host cache; more would not be placed sooner, as
 _READERS = 4
 """Reader threads. They wait for disks and copy outside the interpreter lock, so more of them read faster."""
 
-Outcome = BankLease | Exception
-OnReady = Callable[[Outcome], None]
-
 log = get_logger(__name__)
-
-
-class LoadState(Enum):
-    """Where a load is. It moves down this list, except that losing a range to eviction moves it back to be read."""
-
-    QUEUED = auto()
-    """Waits until it may hold weights on the host."""
-    READING = auto()
-    """On a reader thread, or about to be."""
-    READY_TO_PLACE = auto()
-    """Has everything that is not resident on the host; waits for the placer, and then for room."""
-    LEASED = auto()
-    """Ended: its lease was handed over."""
-    FAILED = auto()
-    """Ended with an error."""
-    CANCELLED = auto()
-    """Ended by its caller. The thread that works on it, if any, frees its weights when it notices."""
-
-
-_ENDED = (LoadState.LEASED, LoadState.FAILED, LoadState.CANCELLED)
-
-
-@dataclass(eq=False)
-class CompositionLoad:
-    """A composition on its way into the bank.
-
-    `state` and `on_ready` are guarded by the residency's lock; `on_ready` is None once the load has ended. `ranges` and
-    `lost_range` belong to the one thread that works on the load. `lost_range`: a range was evicted while it waited, so
-    it reads all ranges the next time, which nothing can evict, and is placed before the others.
-    """
-
-    composition: AdmittedComposition
-    ranges: list[RangeRequest]
-    on_ready: OnReady | None
-    on_cancel: Callable[[CompositionLoad], None]
-    state: LoadState = LoadState.QUEUED
-    lost_range: bool = False
-
-    def cancel(self) -> None:
-        """Cancel the load. Safe from any thread, at any time; does nothing once it has ended.
-
-        A lease that is being handed over at this moment is the receiver's to release.
-        """
-        self.on_cancel(self)
 
 
 class Residency:
@@ -226,7 +178,7 @@ class Residency:
 
     def _submit_to_placer(self, load: CompositionLoad) -> None:
         with self._lock:
-            if load.state not in _ENDED:
+            if load.state not in ENDED_STATES:
                 load.state = LoadState.READY_TO_PLACE
         self._submit(self._placer, self._add_ready, load)
 
@@ -271,7 +223,7 @@ class Residency:
         load.lost_range = True
         with self._lock:
             holds_weights = load in self._ahead
-            if holds_weights and load.state not in _ENDED:
+            if holds_weights and load.state not in ENDED_STATES:
                 load.state = LoadState.READING
         if holds_weights:
             self._submit(self._readers, self._read, load)
@@ -308,7 +260,7 @@ class Residency:
     def _cancel(self, load: CompositionLoad) -> None:
         """Cancel a load. A queued one is freed here, any other by the thread that works on it."""
         with self._lock:
-            if load.state in _ENDED:
+            if load.state in ENDED_STATES:
                 return
             queued = load in self._queued
             self._queued.pop(load, None)

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-if find_spec("torch") is None or find_spec("transformers") is None:
-    raise ImportError("loraretriever inspect needs the packages of the generation tier")
+for _package in ("torch", "transformers"):  # imported by the commands themselves, when they run
+    if find_spec(_package) is None:
+        raise ModuleNotFoundError(f"loraretriever inspect needs {_package}", name=_package)
 
 
 def inspect(

@@ -75,7 +75,7 @@ def embedded_redis(directory: Path, *, patience_s: float = STOP_TIMEOUT_S) -> It
     socket_file = socket_path(directory.resolve(), SOCKET_NAME)
     supervisor = subprocess.Popen(
         [
-            *(sys.executable, "-m", "infra.runtime.embedded_redis"),
+            *(sys.executable, "-m", __name__),
             *(str(directory.resolve()), str(socket_file), str(patience_s)),
         ],
         stdin=subprocess.PIPE,

@@ -20,6 +20,8 @@ from pathlib import Path
 TIERS = ("generation_service", "orchestrator", "retrieval_service", "infra")
 LONG_FUNCTION, TOO_LONG_FUNCTION = 40, 60
 SMALL_MODULE = 70
+_TIER_SETTINGS = {"TierSettings", "SettingsGroup"}
+_SETTINGS_GROUP = re.compile(r"(Settings|Options|Defaults)$")
 _PRAGMA = re.compile(r"#\s*(noqa|type:|pragma|hadolint|fmt:|ruff:)")
 
 
@@ -220,10 +222,11 @@ def _is_comment(token: tokenize.TokenInfo) -> bool:
 
 
 def _settings_fields(node: ast.ClassDef) -> int:
-    """Return the fields of a pydantic settings class, recognised by its name."""
-    if not node.name.endswith("Settings"):
+    """Return the settings of a tier, or of a group of them, that a class declares; a group itself is none."""
+    if not _TIER_SETTINGS & {node.name, *map(ast.unparse, node.bases)}:
         return 0
-    return sum(isinstance(statement, ast.AnnAssign) for statement in node.body)
+    fields = [statement for statement in node.body if isinstance(statement, ast.AnnAssign)]
+    return sum(not _SETTINGS_GROUP.search(ast.unparse(statement.annotation)) for statement in fields)
 
 
 def _is_cli_parameter(node: ast.AST) -> bool:

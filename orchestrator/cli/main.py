@@ -18,7 +18,7 @@ from orchestrator.devstack.process import stop_signals_interrupt
 
 _PASS_THROUGH = ("serve", "worker")
 #: Extras of this distribution, in the order in which they are recommended for a package that several require.
-_EXTRAS = ("orchestrator", "retrieval", "generation", "embedded")
+_EXTRAS = ("orchestrator", "generation", "retrieval", "embedded")
 
 app = typer.Typer(
     name="loraretriever",
@@ -44,7 +44,7 @@ def _add_tier_commands() -> None:
     for entry in sorted(entry_points(group="loraretriever.commands"), key=lambda entry: entry.name):
         try:
             command = entry.load()
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             _add_unavailable(entry, error)
             continue
         if isinstance(command, typer.Typer):
@@ -53,10 +53,10 @@ def _add_tier_commands() -> None:
             app.command(entry.name)(command)
 
 
-def _add_unavailable(entry: EntryPoint, error: ModuleNotFoundError) -> None:
+def _add_unavailable(entry: EntryPoint, error: ImportError) -> None:
     """Add a command that says which extra is missing."""
-    package = (error.name or entry.module).partition(".")[0]
-    problem = f"{package} is not installed: pip install 'loraretriever[{extra_of(package)}]'"
+    package = (error.name or "").partition(".")[0]
+    problem = f"{package} is not installed: pip install 'loraretriever[{extra_of(package)}]'" if package else str(error)
 
     @app.command(entry.name, context_settings=serve.PASS_THROUGH, help=f"Not available: {problem}.")
     def unavailable(_context: typer.Context) -> None:

@@ -190,7 +190,7 @@ class EvaluationSpec:
                     raise InvalidArgumentError(
                         f"datasets[{index}].adapter_id",
                         f"strategy {strategy.label!r} needs the adapter trained for dataset {dataset.name!r}; "
-                        "give adapter_id (or adapter_field where rows differ), or leave the strategy out",
+                        "name it for the dataset, or for each row where rows differ, or leave the strategy out",
                     )
 
     def to_json(self) -> dict[str, Any]:

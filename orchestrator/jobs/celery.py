@@ -36,7 +36,7 @@ CONNECT_TIMEOUT_S = 5
 _UNACKED_RESTORE_INTERVAL_S = 2
 _UNACKED_RESTORE_THROTTLE = 1
 
-_CONSUMER_PAUSE_S = 1.0  # Before the consumer starts again; as short as a failover of Redis is long.
+_CONSUMER_PAUSE_S = 1.0  # Before the consumer starts again: a failover takes seconds, a tight loop would fill the log.
 _CHATTY_LOGGERS = ("celery.worker.strategy", "celery.app.trace")  # They log every message at level info.
 
 

@@ -172,10 +172,14 @@ def _check_has_ended_well(job: Evaluation) -> None:
     if not job.state.ended:
         raise FailedPreconditionError(
             f"evaluation {job.evaluation_id} is {job.state.value} ({job.done_samples} of {job.total_samples} samples); "
-            "its report is written when it ends: follow it with WatchEvaluation"
+            "its report is written when it ends",
+            evaluation_id=job.evaluation_id,
+            state=job.state.value,
         )
     if job.state is EvaluationState.FAILED:
         raise FailedPreconditionError(
             f"evaluation {job.evaluation_id} failed and has no report: {job.error}. Its records are kept: "
-            "RetryEvaluation writes the report once the cause is gone"
+            "retry it once the cause is fixed",
+            evaluation_id=job.evaluation_id,
+            state=job.state.value,
         )

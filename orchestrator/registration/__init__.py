@@ -1,1 +1,1 @@
-"""What an adapter is registered from: its PEFT folder, its training examples, and lists of adapters."""
+"""Read what an adapter is registered from: its PEFT folder, its training examples, or a list of adapters."""

@@ -1,4 +1,4 @@
-"""A PEFT folder as an adapter of the catalogue."""
+"""Read a PEFT adapter folder as an adapter of the catalogue."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ def read_adapter(
     display_name: str = "",
     description: str = "",
 ) -> Adapter:
-    """Return the adapter in a PEFT folder: its base model, and of its tensors the largest rank and the layers adapted.
+    """Return the adapter in a PEFT folder, with its base model, its largest rank and the layers it adapts.
 
-    A folder that is not on this machine is named as given, and needs `base_model`. Raises CheckpointError for a folder
-    without a readable adapter_config.json, or whose adapter_model.safetensors is broken.
+    A folder that is not on this machine is registered as given and needs `base_model`. Raises CheckpointError if
+    adapter_config.json is unreadable or adapter_model.safetensors is damaged.
     """
     local = checkpoint.is_dir()
     config = _config(checkpoint) if local else {}
     layers = read_layers(checkpoint) if local else AdaptedLayers()
     if not local and not base_model:
-        raise CheckpointError(f"--checkpoint {checkpoint} is no folder here; give the PEFT folder, or add --base-model")
-    named = str(config.get("base_model_name_or_path") or "").rstrip("/")
-    if not base_model and not named:
-        raise CheckpointError(f"{checkpoint}/adapter_config.json names no base model; give --base-model")
+        raise CheckpointError(
+            f"--checkpoint {checkpoint} is not a folder on this machine; give the PEFT folder, or add --base-model"
+        )
+    base_model_path = str(config.get("base_model_name_or_path") or "").rstrip("/")
+    if not base_model and not base_model_path:
+        raise CheckpointError(f"{checkpoint}/adapter_config.json has no base model; give --base-model")
     return Adapter(
         adapter_id=name,
-        base_model=base_model or Path(named).name,
+        base_model=base_model or Path(base_model_path).name,
         checkpoint_uri=str(checkpoint.resolve()) if local else str(checkpoint),
         kind=kind,
         display_name=display_name,
@@ -48,15 +50,15 @@ def read_adapter(
 
 
 def _targets(config: dict[str, Any]) -> tuple[str, ...]:
-    named = config.get("target_modules")
-    return tuple(sorted(map(str, named))) if isinstance(named, list) else ()
+    modules = config.get("target_modules")
+    return tuple(sorted(map(str, modules))) if isinstance(modules, list) else ()
 
 
 def _largest_rank(config: dict[str, Any], folder: Path) -> int:
     try:
         return max([int(config.get("r") or 0), *map(int, dict(config.get("rank_pattern") or {}).values())])
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}/adapter_config.json: r and rank_pattern must hold ranks ({error})") from error
+        raise CheckpointError(f"{folder}/adapter_config.json: r and rank_pattern must be ranks ({error})") from error
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -66,5 +68,5 @@ def _config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}); give a PEFT adapter folder") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{file} is no JSON object; give a PEFT adapter folder")
+        raise CheckpointError(f"{file} is not a JSON object; give a PEFT adapter folder")
     return config

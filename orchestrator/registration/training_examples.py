@@ -1,4 +1,4 @@
-"""What an adapter's embedding is made from: prompts of its training data, or vectors made before."""
+"""The inputs of an adapter's embedding: prompts from its training data, or existing vectors."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, Evaluat
 def example_prompts(
     file: Path, *, count: int, seed: int, protocol: PromptProtocol = PromptProtocol.STEP
 ) -> list[Prompt]:
-    """Return `count` prompts of a JSONL dataset (all, when it has fewer), as evaluation would ask them.
+    """Return at most `count` prompts of a JSONL dataset, identical to those of an evaluation.
 
-    Those with the smallest SHA-256 of seed and sample are taken, so the choice does not depend on the order of rows.
-    Raises NotFoundError without a file, and InvalidArgumentError when no row of it can be read.
+    Takes the samples with the smallest SHA-256 of seed and sample key, so the choice does not depend on the order of
+    rows. Raises NotFoundError if the file cannot be read, InvalidArgumentError if none of its rows can.
     """
     if count < 1:
         raise InvalidArgumentError("count", f"must be at least 1, got {count}")
@@ -28,17 +28,17 @@ def example_prompts(
 
 
 def ranked_samples(file: Path, *, seed: int, protocol: PromptProtocol = PromptProtocol.STEP) -> list[Sample]:
-    """Return every sample of a JSONL dataset in the order of their SHA-256 with the seed."""
+    """Return all samples of a JSONL dataset, ordered by the SHA-256 of seed and sample key."""
     return sorted(_samples(file, protocol), key=lambda sample: _rank(sample, seed))
 
 
 def sample_prompt(sample: Sample) -> Prompt:
-    """Return the prompt that a sample asks."""
+    """Return the prompt of a sample."""
     return Prompt.of(sample.text, [load_image(image) for image in sample.images])
 
 
 def load_image(file: Path) -> ImagePart:
-    """Return the image in a file. Raises InvalidArgumentError when it cannot be read."""
+    """Return the image in a file. Raises InvalidArgumentError if it cannot be read."""
     try:
         return ImagePart(file.read_bytes())
     except OSError as error:
@@ -52,9 +52,9 @@ def read_vectors(file: Path) -> list[bytes]:
     try:
         loaded = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise InvalidArgumentError("vectors", f"{file} is no .npy file of numbers: {error}") from error
+        raise InvalidArgumentError("vectors", f"{file} is not a .npy file of numbers: {error}") from error
     if loaded.ndim not in (1, 2) or loaded.size == 0 or loaded.dtype.kind not in "fiu":
-        raise InvalidArgumentError("vectors", f"{file} holds {loaded.dtype} {loaded.shape}; give [d] or [m, d] numbers")
+        raise InvalidArgumentError("vectors", f"{file} has {loaded.dtype} {loaded.shape}; give [d] or [m, d] numbers")
     return [row.astype("<f4").tobytes() for row in np.atleast_2d(loaded)]
 
 

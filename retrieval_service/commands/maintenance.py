@@ -57,19 +57,25 @@ def reindex(
     from infra.runtime.settings import load_settings
     from retrieval_service.app import open_qdrant
     from retrieval_service.catalogue import reindexing
-    from retrieval_service.embedders.batcher import BatchedEmbedder, BatchingOptions
+    from retrieval_service.embedders.batcher import BatchedEmbedder
     from retrieval_service.embedders.build import build_embedder
     from retrieval_service.settings import RetrievalSettings
 
     settings = load_settings(RetrievalSettings, context.args)
-    with closing(open_qdrant(settings)) as qdrant, Progress(console=stderr_console(), transient=True) as progress:
+    collection = settings.catalogue.collection
+    with (
+        closing(open_qdrant(settings.qdrant)) as qdrant,
+        Progress(console=stderr_console(), transient=True) as progress,
+    ):
         task = progress.add_task("loading the embedder", total=None)
-        options = BatchingOptions(settings.max_queue, settings.batch_wait_s, settings.cache_bytes)
-        with closing(BatchedEmbedder(build_embedder(settings), options)) as embedder, qdrant.session() as client:
-            _check_exists(client, settings.collection)
+        with (
+            closing(BatchedEmbedder(build_embedder(settings), settings.batching)) as embedder,
+            qdrant.session() as client,
+        ):
+            _check_exists(client, collection)
             result = reindexing.reindex(
                 client,
-                settings.collection,
+                collection,
                 embedder,
                 indexed=qdrant.shared,
                 skip_without_examples=leave_out,

@@ -1,1 +1,1 @@
-"""What turns prompts into vectors."""
+"""Embedders: prompts to vectors, batched across concurrent calls."""

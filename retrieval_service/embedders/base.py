@@ -1,4 +1,4 @@
-"""What every embedder offers, and how the vectors of a prompt's text and images become one."""
+"""The embedder protocol, and late fusion: one vector from those of a prompt's text and images."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class Embedder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights and every setting that changes a vector: equal fingerprints, comparable vectors."""
+        """Identifies the weights and every setting that changes a vector: equal fingerprints, comparable vectors."""
         ...
 
     def embed(self, prompts: Sequence[Prompt]) -> FloatArray:
-        """Return one vector a prompt, [len(prompts), dim].
+        """Return one vector per prompt, [len(prompts), dim].
 
-        Raises InvalidArgumentError, with the path from `[i]` of the prompt on, for a prompt that cannot be embedded.
+        Raises InvalidArgumentError if a prompt cannot be embedded; the field path starts at `[i]` of the prompt.
         """
         ...
 
 
 @dataclass(frozen=True)
 class LateFusion:
-    """A prompt's vector from those of its parts: normalise(text_weight * text + image_weight * mean(images)).
+    """Combines the vectors of a prompt's parts: normalise(text_weight * text + image_weight * mean(images)).
 
-    Of the images, the first `max_images` count. A prompt without text is its images alone, and the other way round.
+    Only the first `max_images` images are used. A prompt without text is represented by its images, and vice versa.
     """
 
     text_weight: float = 0.7
@@ -50,13 +50,14 @@ class LateFusion:
     def __post_init__(self) -> None:
         if min(self.text_weight, self.image_weight) < 0 or self.text_weight + self.image_weight <= 0:
             raise ConfigurationError(
-                f"text_weight {self.text_weight} and image_weight {self.image_weight} must not be negative, nor both 0"
+                f"text_weight {self.text_weight} and image_weight {self.image_weight} must not be negative and "
+                "not both 0"
             )
         if self.max_images < 0:
             raise ConfigurationError(f"max_query_images must not be negative, got {self.max_images}")
 
     def combine(self, text: FloatArray | None, images: FloatArray | None) -> FloatArray:
-        """Return the vector, [dim], of length 1. `text` [dim], `images` [count, dim], at least one of them given."""
+        """Return the vector, [dim], of length 1, of `text` [dim] and `images` [count, dim], at least one of them."""
         parts = []
         if text is not None:
             parts.append((self.text_weight, text.astype(np.float64)))

@@ -1,8 +1,8 @@
-"""Many callers' texts and images -> few forward passes.
+"""Batches the texts and images of concurrent calls into few forward passes.
 
-A caller reads its own parts (tokens, pixels) in its own thread, puts them in one bounded queue, and waits. Threads of
-the embedder take what waits: the part that is due, and those of like size beside it. The same part is embedded once,
-however many callers ask for it at a time, and its vector is kept.
+A caller's thread preprocesses its own parts (tokens, pixels), puts them into one bounded queue and waits. The threads
+of the embedder take the part that is due together with waiting parts of similar size. Identical parts of concurrent
+calls are embedded once, and their vectors are cached.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -35,35 +34,29 @@ from retrieval_service.embedders.part_embedder import (
     embed_prompts,
 )
 from retrieval_service.embedders.vector_cache import VectorCache
+from retrieval_service.settings import BatchingOptions
 
 log = get_logger(__name__)
 
-_PROMPTS_AT_ONCE = 32  # of one call: bounds the pixels that it holds in memory
-_LAST_PASS_S = 2.0
-_OF_THE_EMBEDDER = (UnavailableError, OverloadedError, DeadlineError, FailedPreconditionError)
-
-
-@dataclass(frozen=True)
-class BatchingOptions:
-    """`max_queue` parts may wait; a pass starts up to `max_wait_s` late for callers who are about to join it."""
-
-    max_queue: int = 1024
-    max_wait_s: float = 0.005
-    cache_bytes: int = 256 * 2**20
+_PROMPTS_PER_WINDOW = 32  # prompts of one call that are preprocessed together; bounds the pixels held in memory
+_CLOSE_TIMEOUT_S = 2.0  # a pass that runs longer ends with the process: the threads are daemons
+# Errors of the embedder itself, as opposed to errors that one part of a batch causes: repeating the parts cannot help.
+_EMBEDDER_ERRORS = (UnavailableError, OverloadedError, DeadlineError, FailedPreconditionError)
 
 
 class BatchedEmbedder:
-    """An embedder for many threads, whose calls share forward passes, work under way, and a cache."""
+    """An embedder for many threads, whose calls share forward passes, pending work and a cache."""
 
     def __init__(self, model: PartEmbedder, options: BatchingOptions | None = None) -> None:
         self._model = model
         self._fingerprint = model.fingerprint
         self._options = options or BatchingOptions()
+        # Guards: all fields below, and the callers of every PendingPart. Notified when parts are queued and on close.
+        self._changed = threading.Condition()
         self._cache = VectorCache(self._options.cache_bytes)
-        self._changed = threading.Condition()  # guards all below
         self._in_flight: dict[bytes, PendingPart] = {}
         self._queue: list[PendingPart] = []
-        self._reading = 0
+        self._preparing = 0  # calls that are preprocessing their parts
         self._passes = 0
         self._callers_of_last_pass = 0
         self._closed = False
@@ -81,73 +74,90 @@ class BatchedEmbedder:
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights and every setting that changes a vector."""
+        """Identifies the weights and every setting that changes a vector."""
         return self._fingerprint
 
-    def embed(self, prompts: Sequence[Prompt]) -> FloatArray:
-        """Return one vector a prompt, [len(prompts), dim].
+    @property
+    def queue_length(self) -> int:
+        """Parts that are waiting for a forward pass."""
+        with self._changed:
+            return len(self._queue)
 
-        Raises InvalidArgumentError, its path from `[i]` of the prompt on; OverloadedError when too much waits already;
-        DeadlineError when the call that is being served ends before.
+    @property
+    def num_preparing(self) -> int:
+        """Calls that are preprocessing their parts."""
+        with self._changed:
+            return self._preparing
+
+    def embed(self, prompts: Sequence[Prompt]) -> FloatArray:
+        """Return one vector per prompt, [len(prompts), dim].
+
+        Called on: the thread that serves the call, whose deadline applies.
+
+        Raises:
+            InvalidArgumentError: a prompt cannot be embedded; the field path starts at `[i]` of the prompt.
+            OverloadedError: the queue is full.
+            DeadlineError: the deadline of the call passed first.
         """
         vectors = np.empty((len(prompts), self.dim), np.float32)
-        for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
-            window = prompts[start : start + _PROMPTS_AT_ONCE]
+        for start in range(0, len(prompts), _PROMPTS_PER_WINDOW):
+            window = prompts[start : start + _PROMPTS_PER_WINDOW]
             vectors[start : start + len(window)] = embed_prompts(self._model, window, self._vectors, start)
         return vectors
 
     def close(self) -> None:
-        """Refuse what waits; a pass under way may end, but is not waited for long."""
+        """Refuse waiting parts. A running pass may finish, but is not waited for long."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join(_LAST_PASS_S)
+            thread.join(_CLOSE_TIMEOUT_S)
 
     def _vectors(self, parts: Sequence[EmbedPart]) -> Sequence[FloatArray]:
-        left_s = remaining_s()
-        caller = Caller(math.inf if left_s is None else time.monotonic() + left_s)
+        time_left = remaining_s()
+        caller = Caller(math.inf if time_left is None else time.monotonic() + time_left)
         digests = [part.digest(self._fingerprint) for part in parts]
-        found, unread = self._claim(parts, digests, caller)
+        claimed, unprepared = self._claim(parts, digests, caller)
         try:
-            failed = [(one, part) for one, part in unread if not one.read(self._model, part)]
-            self._put([one for one, _ in unread], caller, complete=not failed)
-            for one, part in failed:
-                one.result(part, caller)
+            failed = [(pending, part) for pending, part in unprepared if not pending.prepare(self._model, part)]
+            self._enqueue([pending for pending, _ in unprepared], caller, complete=not failed)
+            for pending, part in failed:
+                pending.result(part, caller)  # raises
             return [
-                one.result(part, caller) if isinstance(one, PendingPart) else one
-                for one, part in zip(found, parts, strict=True)
+                entry.result(part, caller) if isinstance(entry, PendingPart) else entry
+                for entry, part in zip(claimed, parts, strict=True)
             ]
         finally:
             with self._changed:
-                for waited in found:
-                    if isinstance(waited, PendingPart):
-                        waited.callers.discard(caller)
+                for entry in claimed:
+                    if isinstance(entry, PendingPart):
+                        entry.callers.discard(caller)
 
     def _claim(
         self, parts: Sequence[EmbedPart], digests: Sequence[bytes], caller: Caller
     ) -> tuple[list[FloatArray | PendingPart], list[tuple[PendingPart, EmbedPart]]]:
-        """Return each part's vector, or who gets it; and those that this caller must read, since nobody did."""
-        unread: list[tuple[PendingPart, EmbedPart]] = []
-        found: list[FloatArray | PendingPart] = []
+        """Return each part's vector or pending work, and the new pending parts, which this caller must preprocess."""
+        unprepared: list[tuple[PendingPart, EmbedPart]] = []
+        claimed: list[FloatArray | PendingPart] = []
         with self._changed:
             self._check_room(digests, caller)
             for part, digest in zip(parts, digests, strict=True):
                 vector = self._cache.get(digest)
-                wanted = self._in_flight.get(digest)
-                source = "cache" if vector is not None else "model" if wanted is None else "in_flight"
+                pending = self._in_flight.get(digest)
+                source = "cache" if vector is not None else "model" if pending is None else "in_flight"
                 metrics.parts_total.labels(part.kind, source).inc()
                 if vector is not None:
-                    found.append(vector)
+                    claimed.append(vector)
                     continue
-                if wanted is None:
-                    turn = self._passes + len(unread) // self._model.batch_size  # a long call lets others between
-                    wanted = self._in_flight[digest] = PendingPart(digest, turn)
-                    unread.append((wanted, part))
-                wanted.callers.add(caller)
-                found.append(wanted)
-            self._reading += bool(unread)
-        return found, unread
+                if pending is None:
+                    # A later turn for every further batch of this call, so that other calls run in between.
+                    turn = self._passes + len(unprepared) // self._model.batch_size
+                    pending = self._in_flight[digest] = PendingPart(digest, turn)
+                    unprepared.append((pending, part))
+                pending.callers.add(caller)
+                claimed.append(pending)
+            self._preparing += bool(unprepared)
+        return claimed, unprepared
 
     def _check_room(self, digests: Sequence[bytes], caller: Caller) -> None:
         if self._closed:
@@ -156,116 +166,116 @@ class BatchedEmbedder:
             raise deadline_passed()
         waiting, limit = len(self._queue), self._options.max_queue
         new = sum(digest not in self._in_flight and self._cache.get(digest) is None for digest in set(digests))
+        # An empty queue accepts a call of any size: otherwise a call larger than the queue could never succeed.
         if waiting and new and waiting + new > limit:
             metrics.refused_total.inc()
             raise OverloadedError(
-                f"{waiting} texts and images wait for the embedder already, and {new} more are over the limit of "
-                f"{limit}; try again in a moment",
+                f"{waiting} texts and images are waiting for the embedder, and {new} more exceed the limit of {limit}; "
+                "try again in a moment",
                 queue_length=str(waiting),
             )
 
-    def _put(self, read: Sequence[PendingPart], caller: Caller, *, complete: bool) -> None:
-        """Queue what was read. A caller whose part could not be read fails: it waits for none of the others."""
-        if not read:
+    def _enqueue(self, prepared: Sequence[PendingPart], caller: Caller, *, complete: bool) -> None:
+        """Queue preprocessed parts. If any part of the call failed, its caller waits for none of the others."""
+        if not prepared:
             return
         with self._changed:
-            self._reading -= 1
-            for one in read:
+            self._preparing -= 1
+            for pending in prepared:
                 if not complete:
-                    one.callers.discard(caller)
-                if one.future.done():
-                    del self._in_flight[one.digest]
+                    pending.callers.discard(caller)
+                if pending.future.done():
+                    del self._in_flight[pending.digest]
                 elif self._closed:
-                    self._settle(one, server_stopping())
+                    self._resolve(pending, server_stopping())
                 else:
-                    self._queue.append(one)
+                    self._queue.append(pending)
             metrics.queue_length.set(len(self._queue))
             self._changed.notify_all()
 
     def _work(self) -> None:
-        while batch := self._next():
+        """Run passes until closed. Called on: an embedder thread."""
+        while batch := self._next_batch():
             self._embed(batch)
 
-    def _next(self) -> list[PendingPart]:
-        """Wait for work, and return what shares the next pass; nothing when closed."""
+    def _next_batch(self) -> list[PendingPart]:
+        """Wait for parts and return those of the next pass; an empty list once closed."""
         with self._changed:
             wait_until = math.inf
             while not self._closed:
-                self._drop_the_dead()
+                self._drop_expired()
                 now = time.monotonic()
                 wait_until = min(wait_until, now + self._options.max_wait_s) if self._queue else math.inf
-                if self._queue and (now >= wait_until or not self._more_are_coming()):
-                    return self._take()
+                if self._queue and (now >= wait_until or not self._more_expected()):
+                    return self._take_batch()
                 self._changed.wait(None if math.isinf(wait_until) else wait_until - now)
-            for one in self._queue:
-                self._settle(one, server_stopping())
+            for pending in self._queue:
+                self._resolve(pending, server_stopping())
             self._queue.clear()
         return []
 
-    def _more_are_coming(self) -> bool:
-        """Whether a pass would miss callers: some are reading, or those of the last pass are on their way back."""
+    def _more_expected(self) -> bool:
+        """Return whether waiting may fill the pass: calls are preprocessing, or those of the last pass may return."""
         if len(self._queue) >= self._model.batch_size:
             return False
-        callers = set().union(*(one.callers for one in self._queue))
-        return self._reading > 0 or len(callers) < self._callers_of_last_pass
+        callers = set().union(*(pending.callers for pending in self._queue))
+        return self._preparing > 0 or len(callers) < self._callers_of_last_pass
 
-    def _take(self) -> list[PendingPart]:
-        due = min(self._queue, key=lambda one: one.turn)
-        alike = [one for one in self._queue if one.row.kind is due.row.kind]
-        alike.sort(key=lambda one: one.row.size)
-        places = batch_around([one.row.size for one in alike], alike.index(due), self._model)
-        batch = [alike[place] for place in places]
+    def _take_batch(self) -> list[PendingPart]:
+        due = min(self._queue, key=lambda pending: pending.turn)
+        candidates = [pending for pending in self._queue if pending.model_input.kind is due.model_input.kind]
+        candidates.sort(key=lambda pending: pending.model_input.size)
+        chosen = batch_around([pending.model_input.size for pending in candidates], candidates.index(due), self._model)
+        batch = [candidates[index] for index in chosen]
         taken = set(map(id, batch))
-        self._queue = [one for one in self._queue if id(one) not in taken]
+        self._queue = [pending for pending in self._queue if id(pending) not in taken]
         self._passes += 1
-        self._callers_of_last_pass = len(set().union(*(one.callers for one in batch)))
+        self._callers_of_last_pass = len(set().union(*(pending.callers for pending in batch)))
         metrics.queue_length.set(len(self._queue))
         return batch
 
-    def _drop_the_dead(self) -> None:
+    def _drop_expired(self) -> None:
         now = time.monotonic()
-        dead = [one for one in self._queue if one.ends_at <= now]
-        if dead:
-            metrics.dropped_total.inc(len(dead))
-            self._queue = [one for one in self._queue if one.ends_at > now]
-            for one in dead:
-                self._settle(one, deadline_passed())
+        expired = [pending for pending in self._queue if pending.ends_at <= now]
+        if expired:
+            metrics.dropped_total.inc(len(expired))
+            self._queue = [pending for pending in self._queue if pending.ends_at > now]
+            for pending in expired:
+                self._resolve(pending, deadline_passed())
 
     def _embed(self, batch: Sequence[PendingPart]) -> None:
-        """Run one pass. When it fails, each part of it has one of its own: only the culprit's callers fail."""
-        kind = batch[0].row.kind
+        """Run one pass. If it fails, repeat it part by part, so that only callers of the failing part get the error."""
+        kind = batch[0].model_input.kind
 
-        def left_s() -> float:
+        def time_left() -> float:
             with self._changed:
-                return max(one.ends_at for one in batch) - time.monotonic()
+                return max(pending.ends_at for pending in batch) - time.monotonic()
 
         outcomes: Sequence[FloatArray | BaseException] = []
         try:
             with metrics.batch_seconds.labels(kind).time():
-                vectors = self._model.run([one.row for one in batch], left_s)
+                vectors = self._model.forward([pending.model_input for pending in batch], time_left)
             outcomes = list(check_vectors(vectors, len(batch), self.dim))
-        except BaseException as error:  # whatever it is, callers wait for it
-            if len(batch) == 1 or isinstance(error, _OF_THE_EMBEDDER):
+        except BaseException as error:  # callers wait for the outcome, whatever it is
+            if len(batch) == 1 or isinstance(error, _EMBEDDER_ERRORS):
                 outcomes = [error] * len(batch)
             else:
-                log.warning(
-                    "a batch failed; embedding its parts one by one", size=len(batch), error=type(error).__name__
-                )
-        if not outcomes:  # by now the error has let go of the pass's memory
-            for one in batch:
-                self._embed([one])
+                log.warning("batch_failed", size=len(batch), error=type(error).__name__)
+        if not outcomes:  # outside the except block, so that the error no longer holds the pass's memory
+            for pending in batch:
+                self._embed([pending])
             return
         metrics.batch_size.labels(kind).observe(len(batch))
         with self._changed:
-            for one, outcome in zip(batch, outcomes, strict=True):
-                self._settle(one, outcome)
+            for pending, outcome in zip(batch, outcomes, strict=True):
+                self._resolve(pending, outcome)
             metrics.cache_bytes.set(self._cache.used_bytes)
 
-    def _settle(self, wanted: PendingPart, outcome: FloatArray | BaseException) -> None:
-        """Give all who wait for a part its vector, or the error."""
-        self._in_flight.pop(wanted.digest, None)
+    def _resolve(self, pending: PendingPart, outcome: FloatArray | BaseException) -> None:
+        """Give all callers of a part its vector or the error. The lock is held."""
+        self._in_flight.pop(pending.digest, None)
         if isinstance(outcome, BaseException):
-            wanted.future.set_exception(outcome)
+            pending.future.set_exception(outcome)
         else:
-            self._cache.put(wanted.digest, outcome)
-            wanted.future.set_result(outcome)
+            self._cache.put(pending.digest, outcome)
+            pending.future.set_result(outcome)

@@ -1,4 +1,4 @@
-"""Settings -> the embedder that they ask for."""
+"""Builds the embedder that the settings describe."""
 
 from __future__ import annotations
 
@@ -10,127 +10,138 @@ from infra.contract.errors import ConfigurationError
 from infra.runtime.images import ImageLimits
 from retrieval_service.embedders.base import LateFusion
 from retrieval_service.embedders.part_embedder import PartEmbedder
-from retrieval_service.settings import RetrievalSettings
+from retrieval_service.settings import EmbedderSettings, EndpointSettings, LimitSettings, RetrievalSettings
 
 if TYPE_CHECKING:
     from retrieval_service.embedders.http_client import Endpoint
 
-Kind = Literal["jina-v4", "http", "sentence-transformers"]
+EmbedderKind = Literal["jina-v4", "http", "sentence-transformers"]
+
+# The embedders are imported inside the functions: torch and transformers take seconds to import, and errors in the
+# settings should be reported before that.
 
 
 def build_embedder(settings: RetrievalSettings) -> PartEmbedder:
-    """Load the embedder. Raises CheckpointError for its folder, ConfigurationError for settings that do not fit it."""
-    # Imported late: torch and transformers take seconds, and what is wrong in the settings should show before.
-    fusion = LateFusion(settings.text_weight, settings.image_weight, settings.max_query_images)
+    """Load the embedder.
+
+    Raises CheckpointError if its folder is invalid, ConfigurationError if the settings do not fit it.
+    """
+    embedder = settings.embedder
+    late_fusion = LateFusion(embedder.text_weight, embedder.image_weight, embedder.max_query_images)
     match embedder_kind(settings):
         case "http":
-            return _http(settings, fusion)
+            return _build_http(settings, late_fusion)
         case "jina-v4":
-            return _jina(settings, _folder(settings), fusion)
+            return _build_jina(settings, late_fusion)
         case "sentence-transformers":
-            return _sentence_transformers(settings, _folder(settings))
+            return _build_sentence_transformers(settings)
 
 
-def embedder_kind(settings: RetrievalSettings) -> Kind:
-    """Return which embedder the settings mean: the one named, or what the folder looks like."""
-    if settings.embedder != "auto":
-        return settings.embedder
-    if settings.embedder_url:
+def embedder_kind(settings: RetrievalSettings) -> EmbedderKind:
+    """Return the embedder that the settings name, or else detect it from the folder."""
+    if settings.embedder.kind != "auto":
+        return settings.embedder.kind
+    if settings.endpoint.url:
         return "http"
-    folder = _folder(settings)
-    # jina-embeddings-v4 has modules.json too, with code of its own behind it.
+    folder = _folder(settings.embedder)
+    # jina-embeddings-v4 also has a modules.json, which refers to code of its own.
     is_jina = (folder / "adapters").exists() or "JinaEmbeddingsV4Model" in _architectures(folder / "config.json")
     return "sentence-transformers" if (folder / "modules.json").exists() and not is_jina else "jina-v4"
 
 
 def embedder_location(settings: RetrievalSettings) -> str:
-    """Return the folder or the address of the embedder, without what may be secret. Raises ConfigurationError."""
-    return _endpoint(settings).shown if embedder_kind(settings) == "http" else str(_folder(settings))
+    """Return the folder or the address of the embedder, without secrets. Raises ConfigurationError."""
+    if embedder_kind(settings) == "http":
+        return _endpoint(settings.endpoint).shown
+    return str(_folder(settings.embedder))
 
 
-def image_limits(settings: RetrievalSettings) -> ImageLimits:
-    """Return what images of requests may be."""
-    return ImageLimits(settings.max_images, settings.max_image_bytes, settings.max_decoded_pixels)
+def image_limits(limits: LimitSettings) -> ImageLimits:
+    """Return the limits on images in requests."""
+    return ImageLimits(limits.max_images, limits.max_image_bytes, limits.max_decoded_pixels)
 
 
-def _folder(settings: RetrievalSettings) -> Path:
-    if settings.embedder_path is None:
+def _folder(embedder: EmbedderSettings) -> Path:
+    if embedder.path is None:
         raise ConfigurationError("--embedder-path is missing; name the folder of a model")
-    return settings.embedder_path
+    return embedder.path
 
 
 def _architectures(path: Path) -> list[str]:
     try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("architectures")
+        architectures = json.loads(path.read_text(encoding="utf-8")).get("architectures")
     except (OSError, ValueError, AttributeError):
-        return []  # the loader says what is wrong with it
-    return named if isinstance(named, list) else []
+        return []  # the embedder's loader reports the problem
+    return architectures if isinstance(architectures, list) else []
 
 
-def _endpoint(settings: RetrievalSettings) -> Endpoint:
+def _endpoint(endpoint: EndpointSettings) -> Endpoint:
     from retrieval_service.embedders.http_client import Endpoint
 
-    key = settings.embedder_api_key
+    key = endpoint.api_key
     return Endpoint(
-        url=settings.embedder_url,
-        model=settings.embedder_model,
+        url=endpoint.url,
+        model=endpoint.model,
         api_key=None if key is None else key.get_secret_value(),
-        timeout_s=settings.embedder_timeout_s,
-        retries=settings.embedder_retries,
+        timeout_s=endpoint.timeout_s,
+        retries=endpoint.retries,
     )
 
 
-def _http(settings: RetrievalSettings, fusion: LateFusion) -> PartEmbedder:
+def _build_http(settings: RetrievalSettings, late_fusion: LateFusion) -> PartEmbedder:
     from retrieval_service.embedders.http import HttpEmbedder, HttpOptions
 
+    embedder, endpoint = settings.embedder, settings.endpoint
     options = HttpOptions(
-        dim=settings.truncate_dim,
-        prompt=settings.text_prompt or "",
-        images=settings.embedder_images,
-        encoding=settings.embedder_encoding,
-        late_fusion=fusion,
-        limits=image_limits(settings),
-        batch_size=settings.batch_size,
-        parallel=settings.embedder_parallel,
-        wait_s=settings.embedder_wait_s,
+        dim=embedder.truncate_dim,
+        prompt=embedder.text_prompt or "",
+        images=endpoint.images,
+        encoding=endpoint.encoding,
+        late_fusion=late_fusion,
+        limits=image_limits(settings.limits),
+        batch_size=settings.batching.batch_size,
+        parallel=endpoint.parallel,
+        wait_s=endpoint.wait_s,
     )
-    return HttpEmbedder(_endpoint(settings), options)
+    return HttpEmbedder(_endpoint(endpoint), options)
 
 
-def _jina(settings: RetrievalSettings, folder: Path, fusion: LateFusion) -> PartEmbedder:
+def _build_jina(settings: RetrievalSettings, late_fusion: LateFusion) -> PartEmbedder:
     from retrieval_service.embedders.jina_files import read_json
 
-    read_json(folder / "config.json", folder)
+    embedder, folder = settings.embedder, _folder(settings.embedder)
+    read_json(folder / "config.json", folder)  # a wrong folder is reported before torch is imported
     from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options, Task, TextPrefix
 
     options = JinaV4Options(
-        task=Task(settings.embedder_task),
-        prefix=TextPrefix(settings.text_prefix),
-        dim=settings.truncate_dim,
-        max_image_pixels=settings.max_image_pixels,
-        max_text_tokens=settings.max_text_tokens,
-        late_fusion=fusion,
-        limits=image_limits(settings),
-        batch_size=settings.batch_size,
-        batch_tokens=settings.batch_tokens,
-        device=settings.device,
-        dtype=settings.dtype,
-        threads=settings.torch_threads,
+        task=Task(embedder.task),
+        prefix=TextPrefix(embedder.text_prefix),
+        dim=embedder.truncate_dim,
+        max_image_pixels=embedder.max_image_pixels,
+        max_text_tokens=embedder.max_text_tokens,
+        late_fusion=late_fusion,
+        limits=image_limits(settings.limits),
+        batch_size=settings.batching.batch_size,
+        batch_tokens=settings.batching.batch_tokens,
+        device=embedder.device,
+        dtype=embedder.dtype,
+        threads=embedder.torch_threads,
     )
     return JinaV4Embedder(folder, options)
 
 
-def _sentence_transformers(settings: RetrievalSettings, folder: Path) -> PartEmbedder:
+def _build_sentence_transformers(settings: RetrievalSettings) -> PartEmbedder:
     from retrieval_service.embedders.sentence_transformers import SentenceOptions, SentenceTransformersEmbedder
 
+    embedder = settings.embedder
     options = SentenceOptions(
-        prefix=settings.text_prefix,
-        prompt=settings.text_prompt,
-        dim=settings.truncate_dim,
-        max_text_tokens=settings.max_text_tokens,
-        batch_size=settings.batch_size,
-        device=settings.device,
-        dtype=settings.dtype,
-        threads=settings.torch_threads,
+        prefix=embedder.text_prefix,
+        prompt=embedder.text_prompt,
+        dim=embedder.truncate_dim,
+        max_text_tokens=embedder.max_text_tokens,
+        batch_size=settings.batching.batch_size,
+        device=embedder.device,
+        dtype=embedder.dtype,
+        threads=embedder.torch_threads,
     )
-    return SentenceTransformersEmbedder(folder, options)
+    return SentenceTransformersEmbedder(_folder(embedder), options)

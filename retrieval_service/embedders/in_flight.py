@@ -1,4 +1,4 @@
-"""Parts that are being embedded, and the calls that wait for them.
+"""Parts that are waiting to be embedded, and the calls that wait for them.
 
 This is not infra.runtime.single_flight: a part is queued, batched with other parts, dropped once the deadlines of all
 its callers have passed, and embedded by a thread of the embedder rather than by its first caller.
@@ -18,42 +18,45 @@ from retrieval_service.embedders.part_embedder import EmbedPart, ModelInput, Par
 
 @dataclass(eq=False)
 class Caller:
-    """One call; it stops waiting at `ends_at`, time.monotonic()."""
+    """One call. It stops waiting at `ends_at`, in time.monotonic()."""
 
     ends_at: float
 
     @property
-    def left_s(self) -> float | None:
-        """Seconds until then, None without an end."""
+    def remaining_s(self) -> float | None:
+        """Seconds until `ends_at`; None without a deadline."""
         return None if math.isinf(self.ends_at) else max(self.ends_at - time.monotonic(), 0.0)
 
 
 @dataclass(eq=False)
 class PendingPart:
-    """A part that callers wait for. `turn` is when it is due, counted in forward passes."""
+    """A part that callers wait for. `turn` is the forward pass in which it is due.
+
+    One caller preprocesses it (`prepare`), an embedder thread resolves `future`, and every caller waits in `result`.
+    """
 
     digest: bytes
     turn: int
-    callers: set[Caller] = field(default_factory=set)
+    callers: set[Caller] = field(default_factory=set)  # guarded by the embedder's lock
     future: Future[FloatArray] = field(default_factory=Future)
-    _row: ModelInput | None = None
+    _model_input: ModelInput | None = None
 
     @property
     def ends_at(self) -> float:
-        """When the last of its callers stops waiting; -inf when all are gone."""
+        """When the last caller stops waiting; -inf if none is left."""
         return max((caller.ends_at for caller in self.callers), default=-math.inf)
 
     @property
-    def row(self) -> ModelInput:
-        """The part as it was read."""
-        assert self._row is not None  # only what was read is queued
-        return self._row
+    def model_input(self) -> ModelInput:
+        """The preprocessed part."""
+        assert self._model_input is not None  # only preprocessed parts are queued
+        return self._model_input
 
-    def read(self, model: PartEmbedder, part: EmbedPart) -> bool:
-        """Read the part; return whether that went well. If not, all who wait for it get the error."""
+    def prepare(self, model: PartEmbedder, part: EmbedPart) -> bool:
+        """Preprocess the part; return whether it succeeded. If not, every caller of the part gets the error."""
         try:
-            self._row = model.row(part)
-        except BaseException as error:  # whatever it is, others may wait for this part
+            self._model_input = model.prepare(part)
+        except BaseException as error:  # whatever the error, other callers may be waiting
             self.future.set_exception(error)
             return False
         return True
@@ -61,22 +64,23 @@ class PendingPart:
     def result(self, part: EmbedPart, caller: Caller) -> FloatArray:
         """Wait for the vector, [dim].
 
-        Raises DeadlineError when the caller's time is up, and what the embedder raised, with the part's own path.
+        Raises DeadlineError if the caller's deadline passes, and the embedder's errors with the caller's own field
+        path: callers share a pending part, but it has another path in each of their requests.
         """
         try:
             with field_path(part.path):
-                return self.future.result(caller.left_s)
+                return self.future.result(caller.remaining_s)
         except TimeoutError as error:
-            if self.future.done():
+            if self.future.done():  # the embedder raised TimeoutError itself
                 raise
             raise deadline_passed() from error
 
 
 def deadline_passed() -> DeadlineError:
-    """Return the error of callers whose time is up."""
+    """Return the error of a caller whose deadline passed."""
     return DeadlineError("the deadline passed before the prompt was embedded; allow more time, or send fewer prompts")
 
 
 def server_stopping() -> UnavailableError:
-    """Return the error of callers of an embedder that is closed."""
-    return UnavailableError("the server is stopping; try another one, or this one in a moment")
+    """Return the error of a caller of a closed embedder."""
+    return UnavailableError("the server is stopping; retry on another one, or here in a moment")

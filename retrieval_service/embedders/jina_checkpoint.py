@@ -1,9 +1,9 @@
-"""A jina-embeddings-v4 folder, in the layout of the hub, -> transformers' Qwen2.5-VL with one task's LoRA merged.
+"""Loads a jina-embeddings-v4 folder, in the layout of the hub, as transformers' Qwen2.5-VL with one task's LoRA merged.
 
 The folder holds Qwen2.5-VL weights (`model.*` and `visual.*`, or the newer `model.language_model.*` and
 `model.visual.*`), a multi-vector projector, and in `adapters/` one PEFT file with the LoRA of every task
 (`...lora_A.<task>.weight`). No code of the folder is run. The projector (late interaction) and a language-model head
-are not part of a dense embedding and are left out by name; every other tensor binds exactly once, or the load fails.
+do not contribute to a dense embedding and are skipped by name; every other tensor must bind exactly once.
 """
 
 from __future__ import annotations
@@ -21,14 +21,21 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 from transformers.initialization import no_init_weights
 
 from infra.contract.errors import CheckpointError
-from retrieval_service.embedders.jina_files import LEFT_OUT, canonical, listed, opened, raise_for, read_json
+from retrieval_service.embedders.jina_files import (
+    UNUSED_PREFIXES,
+    canonical_name,
+    open_safetensors,
+    raise_if_any,
+    read_json,
+    summarise,
+)
 from retrieval_service.embedders.jina_lora import LoraPair, read_lora
-from retrieval_service.embedders.weights import weights_digest
+from retrieval_service.embedders.torch_model import weights_digest
 
 
 @dataclass(frozen=True)
 class JinaCheckpoint:
-    """A loaded model: `config` is the file's own dictionary, `digest` names the weights in 12 hexadecimal digits."""
+    """A loaded model: `config` is the content of config.json, `digest` 12 hexadecimal digits of the weights."""
 
     model: Qwen2_5_VLModel
     config: Mapping[str, Any]
@@ -38,10 +45,10 @@ class JinaCheckpoint:
 def load_checkpoint(folder: Path, task: str, dtype: torch.dtype, device: torch.device) -> JinaCheckpoint:
     """Load the folder's model with the LoRA of `task` merged: W + scaling * B A, summed in float32.
 
-    Raises CheckpointError naming the folder, the file or the tensors at fault.
+    Raises CheckpointError that names the folder, the file or the invalid tensors.
     """
     config = read_json(folder / "config.json", folder)
-    transformers.logging.set_verbosity_error()  # what matters of a checkpoint is checked, and said, here
+    transformers.logging.set_verbosity_error()  # every problem of a checkpoint is checked and reported here
     with no_init_weights():
         model = Qwen2_5_VLModel(_model_config(config, folder)).eval()
     targets = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -66,30 +73,30 @@ def _model_config(config: Mapping[str, Any], folder: Path) -> Qwen2_5_VLConfig:
 
 
 def _read_base(folder: Path, targets: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return every tensor of the base model under transformers' name, as stored."""
+    """Return every tensor of the base model by its name in transformers, in its stored precision."""
     problems: list[str] = []
     weights: dict[str, Tensor] = {}
     for path, keys in _shards(folder):
-        with opened(path) as file:
+        with open_safetensors(path) as file:
             for key in sorted(file.keys()) if keys is None else keys:
-                if key.startswith(LEFT_OUT):
+                if key.startswith(UNUSED_PREFIXES):
                     continue
-                name = canonical(key)
+                name = canonical_name(key)
                 if name is None or name not in targets:
-                    problems.append(f"{key} is no tensor of the model")
+                    problems.append(f"{key} is not a tensor of the model")
                 elif name in weights:
-                    problems.append(f"{key} is there twice")
+                    problems.append(f"{key} appears twice")
                 else:
                     weights[name] = file.get_tensor(key)
                     if tuple(weights[name].shape) != targets[name]:
                         problems.append(f"{key} has shape {list(weights[name].shape)}, not {list(targets[name])}")
     problems += [f"{name} is missing" for name in targets if name not in weights]
-    raise_for(folder, problems)
+    raise_if_any(folder, problems)
     return weights
 
 
 def _shards(folder: Path) -> Iterator[tuple[Path, list[str] | None]]:
-    """Yield the weight files with the keys that the index promises in each (None: all that are there)."""
+    """Yield the weight files, each with the keys that the index lists for it (None: no index)."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         yield folder / "model.safetensors", None
@@ -100,17 +107,17 @@ def _shards(folder: Path) -> Iterator[tuple[Path, list[str] | None]]:
     for file, keys in sorted(by_file.items()):
         path = folder / file
         if path.parent != folder:
-            raise CheckpointError(f"{index} names {file!r}, which is not in the folder itself")
-        with opened(path) as shard:
-            there = set(shard.keys())
-        if there != set(keys):
-            wrong = sorted(there ^ set(keys))
-            raise CheckpointError(f"{path} and the index do not name the same tensors: {listed(wrong)}")
+            raise CheckpointError(f"{index} names {file!r}, which is outside the folder")
+        with open_safetensors(path) as shard:
+            present = set(shard.keys())
+        if present != set(keys):
+            differing = sorted(present ^ set(keys))
+            raise CheckpointError(f"{path} and the index do not contain the same tensors: {summarise(differing)}")
         yield path, keys
 
 
 def _digest(weights: Mapping[str, Tensor], lora: Mapping[str, LoraPair]) -> str:
-    """Return a name for the weights."""
+    """Return a digest of the base weights and the LoRA factors."""
     factors = (
         (f"{module}.{side}", getattr(pair, side)) for module, pair in sorted(lora.items()) for side in ("a", "b")
     )

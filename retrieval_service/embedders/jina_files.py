@@ -1,4 +1,4 @@
-"""What the files of a jina-embeddings-v4 folder are called, how they are opened, and how their problems are told."""
+"""Reads the files of a jina-embeddings-v4 folder, maps their tensor names, and reports problems with them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from safetensors import SafetensorError, safe_open
 
 from infra.contract.errors import CheckpointError
 
-LEFT_OUT = ("multi_vector_projector.", "lm_head.")
-_SPELLINGS = (  # (in the file, in transformers' Qwen2_5_VLModel), the most specific first
+UNUSED_PREFIXES = ("multi_vector_projector.", "lm_head.")
+_SPELLINGS = (  # (in the file, in transformers' Qwen2_5_VLModel), the longest prefix first
     ("model.language_model.", "language_model."),
     ("model.visual.", "visual."),
     ("visual.", "visual."),
     ("model.", "language_model."),
 )
-_SHOWN_PROBLEMS = 12
+_MAX_LISTED = 12
 
 
 def read_json(path: Path, folder: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`. Raises CheckpointError with the remedy when there is none."""
+    """Return the JSON object in `path`. Raises CheckpointError with a remedy, if there is none."""
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no folder {str(folder)!r}; download jina-embeddings-v4 and point --embedder-path at its folder"
@@ -41,16 +41,16 @@ def read_json(path: Path, folder: Path) -> dict[str, Any]:
     return content
 
 
-def canonical(key: str) -> str | None:
-    """Return the name in transformers' Qwen2_5_VLModel of a tensor or module, or None when it can have none."""
-    for stored, ours in _SPELLINGS:
+def canonical_name(key: str) -> str | None:
+    """Return the name of a tensor or module in transformers' Qwen2_5_VLModel, or None if it has none."""
+    for stored, canonical in _SPELLINGS:
         if key.startswith(stored):
-            return ours + key.removeprefix(stored)
+            return canonical + key.removeprefix(stored)
     return None
 
 
-def opened(path: Path) -> Any:
-    """Return an open safetensors file. Raises CheckpointError when it is missing or cut off."""
+def open_safetensors(path: Path) -> Any:
+    """Return an open safetensors file. Raises CheckpointError if it is missing or truncated."""
     try:
         return safe_open(str(path), framework="pt")
     except FileNotFoundError:
@@ -58,16 +58,16 @@ def opened(path: Path) -> Any:
             f"{str(path.parent)!r} is not complete: {path.name!r} is missing; download the model again"
         ) from None
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no complete safetensors file ({error}); download it again") from error
+        raise CheckpointError(f"{path} is not a complete safetensors file ({error}); download it again") from error
 
 
-def raise_for(place: Path, problems: list[str]) -> None:
-    """Raise CheckpointError that lists the tensors at fault, if there are any."""
+def raise_if_any(folder: Path, problems: list[str]) -> None:
+    """Raise CheckpointError that lists the problems, if there are any."""
     if problems:
-        raise CheckpointError(f"{place}: {len(problems)} tensor(s) do not bind: {listed(problems)}")
+        raise CheckpointError(f"{folder}: {len(problems)} tensor(s) do not bind: {summarise(problems)}")
 
 
-def listed(items: list[str]) -> str:
-    """Return the first items, and how many more there are."""
-    shown = "; ".join(items[:_SHOWN_PROBLEMS])
-    return shown if len(items) <= _SHOWN_PROBLEMS else f"{shown}; and {len(items) - _SHOWN_PROBLEMS} more"
+def summarise(items: list[str]) -> str:
+    """Return the first items and the number of others."""
+    shown = "; ".join(items[:_MAX_LISTED])
+    return shown if len(items) <= _MAX_LISTED else f"{shown}; and {len(items) - _MAX_LISTED} more"

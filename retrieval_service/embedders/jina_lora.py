@@ -1,4 +1,4 @@
-"""The LoRA of one task from the PEFT file that holds those of all tasks."""
+"""Reads the LoRA of one task from the PEFT file that contains those of all tasks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from infra.contract.errors import CheckpointError
-from retrieval_service.embedders.jina_files import LEFT_OUT, canonical, opened, raise_for, read_json
+from retrieval_service.embedders.jina_files import (
+    UNUSED_PREFIXES,
+    canonical_name,
+    open_safetensors,
+    raise_if_any,
+    read_json,
+)
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.(?:default\.)?(?P<task>[^.]+)\.weight")
 _LAYER = re.compile(r"(?P<stack>.+\.(?:layers|blocks))\.(?P<layer>\d+)\.(?P<linear>.+)")
@@ -36,19 +42,19 @@ Factors = dict[tuple[str, str, str], str]  # (module, "A" or "B", task) -> key i
 
 
 def read_lora(folder: Path, task: str, model: nn.Module) -> dict[str, LoraPair]:
-    """Return the LoRA of `task` by module. Other tasks' tensors are checked as well, but not loaded.
+    """Return the LoRA of `task` by module. The tensors of other tasks are checked but not loaded.
 
-    Raises CheckpointError naming the file, the setting or the tensors at fault.
+    Raises CheckpointError that names the file, the setting or the invalid tensors.
     """
     config = read_json(folder / "adapter_config.json", folder.parent)
     _refuse_unsupported(config, folder)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     path = folder / "adapter_model.safetensors"
-    with opened(path) as file:
+    with open_safetensors(path) as file:
         shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
         factors, problems = _bind(shapes, linears, config)
-        raise_for(path, problems + list(_incomplete(factors, linears)))
-        tasks = {found for _, _, found in factors}
+        raise_if_any(path, problems + list(_incomplete(factors, linears)))
+        tasks = {name for _, _, name in factors}
         if task not in tasks:
             raise CheckpointError(f"{path} has no task {str(task)!r}; it has {', '.join(sorted(tasks)) or 'none'}")
         return {
@@ -64,33 +70,33 @@ def read_lora(folder: Path, task: str, model: nn.Module) -> dict[str, LoraPair]:
 def _bind(
     shapes: Mapping[str, list[int]], linears: Mapping[str, nn.Linear], config: Mapping[str, Any]
 ) -> tuple[Factors, list[str]]:
-    """Return the factors by (module, side, task), and what is wrong with the tensors that do not bind."""
+    """Return the factors by (module, side, task), and the problems of tensors that do not bind."""
     factors: Factors = {}
     problems: list[str] = []
     for key, shape in sorted(shapes.items()):
         match = _KEY.fullmatch(key)
         if match is None:
-            problems.append(f"{key} is no LoRA factor of a task")
+            problems.append(f"{key} is not a LoRA factor of a task")
             continue
-        if f"{match['module']}.".startswith(LEFT_OUT):
+        if f"{match['module']}.".startswith(UNUSED_PREFIXES):
             continue
-        module = canonical(match["module"])
+        module = canonical_name(match["module"])
         if module is None or module not in linears:
-            problems.append(f"{key} adapts no linear layer of the model")
+            problems.append(f"{key} does not adapt a linear layer of the model")
             continue
         rank, linear = _rank(config, module), linears[module]
-        wanted = [rank, linear.in_features] if match["factor"] == "A" else [linear.out_features, rank]
-        if shape != wanted:
-            problems.append(f"{key} has shape {shape}, not {wanted}")
-        place = (module, match["factor"], match["task"])
-        if place in factors:
-            problems.append(f"{key} is there twice")
-        factors[place] = key
+        expected = [rank, linear.in_features] if match["factor"] == "A" else [linear.out_features, rank]
+        if shape != expected:
+            problems.append(f"{key} has shape {shape}, not {expected}")
+        factor = (module, match["factor"], match["task"])
+        if factor in factors:
+            problems.append(f"{key} appears twice")
+        factors[factor] = key
     return factors, problems
 
 
 def _incomplete(factors: Factors, linears: Mapping[str, nn.Linear]) -> Iterator[str]:
-    """Name factors that a task lacks, and layers that lack what other layers of their stack have."""
+    """Yield the factors that a task lacks, and the layers without a LoRA that other layers of their stack have."""
     modules = {module for module, _, _ in factors}
     for task in sorted({task for _, _, task in factors}):
         for module in sorted(modules):
@@ -101,14 +107,14 @@ def _incomplete(factors: Factors, linears: Mapping[str, nn.Linear]) -> Iterator[
         adapted[match["stack"]].add(match["linear"])
     for match in filter(None, map(_LAYER.fullmatch, linears)):
         if match["linear"] in adapted[match["stack"]] and match[0] not in modules:
-            yield f"{match[0]} has no LoRA, other layers do"
+            yield f"{match[0]} has no LoRA, but other layers have one"
 
 
 def _refuse_unsupported(config: Mapping[str, Any], folder: Path) -> None:
     if config.get("peft_type", "LORA") != "LORA":
         raise CheckpointError(f"{folder} holds an adapter of peft_type {config['peft_type']}; only LORA is supported")
-    for key, harmless in (("use_dora", False), ("fan_in_fan_out", False), ("bias", "none"), ("modules_to_save", None)):
-        if config.get(key, harmless) not in (harmless, None, []):
+    for key, supported in (("use_dora", False), ("fan_in_fan_out", False), ("bias", "none"), ("modules_to_save", None)):
+        if config.get(key, supported) not in (supported, None, []):
             raise CheckpointError(f"{folder}: {key}={config[key]!r} is not supported in the adapters of an embedder")
     for key in ("r", "lora_alpha"):
         if not isinstance(config.get(key), int | float) or config[key] <= 0:

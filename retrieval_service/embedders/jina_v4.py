@@ -1,7 +1,7 @@
 """jina-embeddings-v4 (Guenther et al., 2025): dense vectors of text and of images, from one Qwen2.5-VL with task LoRAs.
 
-Text is `Query: ` or `Passage: ` before it, averaged over all tokens. An image is the token sequence of `IMAGE_PROMPT`,
-averaged from the start to the end of the vision tokens, both included. Either is cut to `dim` and brought to length 1.
+A text is prefixed by `Query: ` or `Passage: ` and pooled by the mean over all tokens. An image is the token sequence of
+`IMAGE_PROMPT`, pooled by the mean from vision start to vision end, inclusive. Both are truncated, then normalised.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from retrieval_service.embedders.part_embedder import ModelInput, PartEmbedder, 
 from retrieval_service.embedders.torch_model import resolve_device, resolve_dim, resolve_dtype
 
 IMAGE_PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>\n"
-_CHARACTERS_PER_TOKEN = 64  # a bound on the tokenizer's work: no token of ordinary text is longer
+_CHARACTERS_PER_TOKEN = 64  # bounds the work of the tokenizer; no token of ordinary text is longer
 
 
 class Task(StrEnum):
@@ -42,7 +42,7 @@ class Task(StrEnum):
 
 
 class TextPrefix(StrEnum):
-    """What a text is announced as."""
+    """Prefix of texts."""
 
     QUERY = "query"
     PASSAGE = "passage"
@@ -50,11 +50,11 @@ class TextPrefix(StrEnum):
 
 @dataclass(frozen=True)
 class JinaV4Options:
-    """How prompts are embedded. `dim` None is the model's own; `device` and `dtype` "auto" pick what is there.
+    """How prompts are embedded. `dim` None is the model's own; `device` and `dtype` "auto" choose by hardware.
 
-    `max_image_pixels` is after resizing; `limits` bound images before they are decoded. `batch_size` is rows a forward,
-    `batch_tokens` their tokens with padding; `threads` are the CPU threads of this process's torch, None is its own
-    choice.
+    `max_image_pixels` applies after resizing; `limits` bound images before they are decoded. A forward pass takes at
+    most `batch_size` inputs of at most `batch_tokens` tokens with padding. `threads` sets torch's CPU threads for the
+    whole process; None leaves torch's choice.
     """
 
     task: Task = Task.RETRIEVAL
@@ -73,17 +73,17 @@ class JinaV4Options:
 
 @dataclass(frozen=True)
 class _Pixels:
-    """An image's patches [n, patch], and its grid [1, 3] of frames, rows and columns of patches."""
+    """An image's patches [n, patch] and its grid [1, 3]: frames, rows and columns of patches."""
 
     patches: Tensor
     grid: Tensor
 
 
 class JinaV4Embedder(PartEmbedder):
-    """The embedder of a folder in the hub's layout. One forward pass runs at a time."""
+    """Embeds with a model folder in the hub's layout. One forward pass runs at a time."""
 
     def __init__(self, folder: Path, options: JinaV4Options) -> None:
-        """Load the folder. Raises CheckpointError for the folder, ConfigurationError for options that do not fit it."""
+        """Load the folder. Raises CheckpointError if it is invalid, ConfigurationError if the options do not fit it."""
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._options = options
@@ -98,10 +98,12 @@ class JinaV4Embedder(PartEmbedder):
         self._tokenizer = _tokenizer(folder)
         self._images = _image_processor(folder, options.max_image_pixels)
         self._image_prompt = self._encode_image_prompt(folder)
-        self._tokenizer.encode_special_tokens = True  # from here on texts are the callers', never markup
+        # From here on texts come from callers: "<|im_start|>" in them must not become a special token.
+        self._tokenizer.encode_special_tokens = True
         self._full_dim = self._model.config.text_config.hidden_size
         self._dim = resolve_dim(options.dim, self._full_dim, checkpoint.config.get("matryoshka_dims"))
         self._digest = checkpoint.digest
+        # Guards: the model, whose modules keep per-pass state (rope_deltas).
         self._forward_lock = threading.Lock()
 
     @property
@@ -111,7 +113,7 @@ class JinaV4Embedder(PartEmbedder):
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights and every setting that changes a vector."""
+        """Identifies the weights and every setting that changes a vector."""
         options, late_fusion = self._options, self._options.late_fusion
         return (
             f"jina-embeddings-v4 weights={self._digest} task={options.task} prefix={self._prefix.strip(': ').lower()}"
@@ -120,37 +122,37 @@ class JinaV4Embedder(PartEmbedder):
             f" max_query_images={late_fusion.max_images}"
         )
 
-    def text_row(self, text: str) -> ModelInput:
-        """Return the token ids of a text behind its prefix, cut to `max_text_tokens`."""
+    def prepare_text(self, text: str) -> ModelInput:
+        """Return the token ids of the prefix and the text, truncated to `max_text_tokens`."""
         limit = self._options.max_text_tokens
         ids = self._tokenizer.encode(self._prefix + text[: limit * _CHARACTERS_PER_TOKEN]).ids[:limit]
         return ModelInput(PartKind.TEXT, len(ids), ids)
 
-    def image_row(self, image: ImagePart) -> ModelInput:
-        """Return the patches of an image. Raises InvalidArgumentError when it is broken, too large or too thin."""
-        return self._row(decode_image(image, self._options.limits))
+    def prepare_image(self, image: ImagePart) -> ModelInput:
+        """Return the patches of an image. Raises InvalidArgumentError if it is broken, too large or too thin."""
+        return self._preprocess(decode_image(image, self._options.limits))
 
     def embed_images(self, images: Sequence[Image.Image]) -> FloatArray:
         """Return the vector of each RGB image, [len(images), dim]."""
-        return self.run_all([self._row(image) for image in images])
+        return self.forward_all([self._preprocess(image) for image in images])
 
-    def run(self, rows: Sequence[ModelInput], left_s: RemainingTime = no_deadline) -> FloatArray:
-        """Return the vectors of rows of one kind, [len(rows), dim], from one forward pass."""
-        contents = [row.content for row in rows]
-        return self._run_texts(contents) if rows[0].kind is PartKind.TEXT else self._run_images(contents)
+    def forward(self, inputs: Sequence[ModelInput], remaining_s: RemainingTime = no_deadline) -> FloatArray:
+        """Return the vectors of inputs of one kind, [len(inputs), dim], from one forward pass."""
+        contents = [model_input.content for model_input in inputs]
+        return self._forward_texts(contents) if inputs[0].kind is PartKind.TEXT else self._forward_images(contents)
 
-    def _run_texts(self, texts: Sequence[Sequence[int]]) -> FloatArray:
-        with self._forward():
+    def _forward_texts(self, texts: Sequence[Sequence[int]]) -> FloatArray:
+        with self._exclusive():
             ids, mask = (tensor.to(self._device) for tensor in _padded(texts))
             hidden = self._model.language_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             return self._pooled(hidden, mask)
 
-    def _run_images(self, images: Sequence[_Pixels]) -> FloatArray:
-        """Embed images one a row: pooling needs each in its own."""
+    def _forward_images(self, images: Sequence[_Pixels]) -> FloatArray:
+        """Embed one image per row: pooling takes the mean between the vision tokens of a row."""
         config = self._model.config
-        with self._forward():
-            ids, mask = (tensor.to(self._device) for tensor in _padded([self._image_ids(one) for one in images]))
-            grids = torch.cat([one.grid for one in images]).to(self._device)
+        with self._exclusive():
+            ids, mask = (tensor.to(self._device) for tensor in _padded([self._image_ids(image) for image in images]))
+            grids = torch.cat([image.grid for image in images]).to(self._device)
             positions, _ = self._model.get_rope_index(
                 ids, mm_token_type_ids=(ids == config.image_token_id).int(), image_grid_thw=grids, attention_mask=mask
             )
@@ -158,7 +160,7 @@ class JinaV4Embedder(PartEmbedder):
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                pixel_values=torch.cat([one.patches for one in images]).to(self._device),
+                pixel_values=torch.cat([image.patches for image in images]).to(self._device),
                 image_grid_thw=grids,
                 use_cache=False,
             ).last_hidden_state
@@ -173,14 +175,14 @@ class JinaV4Embedder(PartEmbedder):
         return "Query: " if self._options.prefix is TextPrefix.QUERY else "Passage: "
 
     def _pooled(self, hidden: Tensor, mask: Tensor) -> FloatArray:
-        """Mean of `hidden` [N, T, D] where `mask` [N, T], cut to `dim`, of length 1."""
-        chosen = mask.unsqueeze(-1).to(torch.float32)
-        mean = (hidden.float() * chosen).sum(1) / chosen.sum(1)
+        """Return the mean of `hidden` [N, T, D] over `mask` [N, T], truncated to `dim`, then normalised, [N, dim]."""
+        weights = mask.unsqueeze(-1).to(torch.float32)
+        mean = (hidden.float() * weights).sum(1) / weights.sum(1)
         if not mean.isfinite().all():
-            raise InternalError("the embedder's numbers overflow; run it with --dtype bfloat16 or float32")
+            raise InternalError("the embedder's activations overflow; run it with --dtype bfloat16 or float32")
         return normalise(mean[:, : self.dim].cpu().numpy())
 
-    def _row(self, image: Image.Image) -> ModelInput:
+    def _preprocess(self, image: Image.Image) -> ModelInput:
         try:
             batch = self._images(images=[image], return_tensors="pt")
         except ValueError as error:  # an aspect ratio over 200
@@ -197,7 +199,7 @@ class JinaV4Embedder(PartEmbedder):
         return len(image.patches) // int(self._images.merge_size) ** 2
 
     @contextmanager
-    def _forward(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         with self._forward_lock, torch.inference_mode():
             yield
 
@@ -208,13 +210,13 @@ class JinaV4Embedder(PartEmbedder):
             if ids.count(getattr(config, name)) != 1:
                 raise CheckpointError(
                     f"{folder}: tokenizer.json does not encode {IMAGE_PROMPT!r} with one {name}"
-                    f" ({getattr(config, name)} in config.json); the two files are not of one model"
+                    f" ({getattr(config, name)} in config.json); the two files do not belong to one model"
                 )
         return ids
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return token ids and mask, [N, T], padded on the right: the causal mask keeps padding out of every real token."""
+    """Return token ids and mask, [N, T], padded on the right, where the causal mask hides padding from real tokens."""
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
@@ -227,7 +229,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{path} is no tokenizer: {error}") from error
+        raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

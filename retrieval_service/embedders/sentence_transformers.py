@@ -1,6 +1,6 @@
-"""Any text model in a sentence-transformers folder: a transformer, pooling, and what follows, as `modules.json` lists.
+"""Embeds text with any sentence-transformers folder, running the modules that its `modules.json` lists.
 
-The library itself runs it; it is an extra of its own. Nothing of the folder is executed and no pickle is read.
+The sentence-transformers library, an optional extra, runs it. No code of the folder is executed and no pickle is read.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ from retrieval_service.embedders.part_embedder import (
     check_vectors,
     no_deadline,
 )
-from retrieval_service.embedders.torch_model import resolve_device, resolve_dtype
-from retrieval_service.embedders.weights import weights_digest
+from retrieval_service.embedders.torch_model import resolve_device, resolve_dtype, weights_digest
 
 log = get_logger(__name__)
 
 _MODULES = ("Transformer", "Pooling", "Normalize", "Dense", "LayerNorm")
-_UNUSED = "pooler."  # random where a folder has none: sentence-transformers pools by itself
-_CHARACTERS_PER_TOKEN = 64
+_UNUSED = "pooler."  # prefix of weights that transformers adds at random if the folder has none; not used here
+_CHARACTERS_PER_TOKEN = 64  # bounds the work of the tokenizer; no token of ordinary text is longer
 _PROMPT_NAMES = {"query": ("query",), "passage": ("passage", "document")}
 
 
@@ -43,7 +42,8 @@ _PROMPT_NAMES = {"query": ("query",), "passage": ("passage", "document")}
 class SentenceOptions:
     """How texts are embedded. `prompt` is put before them; None is the folder's own for `prefix`, query or passage.
 
-    `dim` cuts vectors, None is all of them; `threads` are the CPU threads of this process's torch, None is its choice.
+    `dim` truncates vectors; None keeps all dimensions. `threads` sets torch's CPU threads for the whole process; None
+    leaves torch's choice.
     """
 
     prefix: str = "query"
@@ -57,20 +57,20 @@ class SentenceOptions:
 
 
 class SentenceTransformersEmbedder(PartEmbedder):
-    """The embedder of a sentence-transformers folder, for text alone. One forward pass runs at a time."""
+    """Embeds texts with a sentence-transformers folder. One forward pass runs at a time."""
 
-    takes_images = False
+    supports_images = False
     late_fusion = LateFusion()
 
     def __init__(self, folder: Path, options: SentenceOptions) -> None:
-        """Load the folder. Raises CheckpointError for the folder, ConfigurationError for what does not fit it."""
+        """Load the folder. Raises CheckpointError if it is invalid, ConfigurationError if the options do not fit it."""
         library = _library()
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._options = options
         self.batch_size = options.batch_size
         device = resolve_device(options.device)
-        transformers.logging.set_verbosity_error()  # what matters of a checkpoint is checked, and said, here
+        transformers.logging.set_verbosity_error()  # every problem of a checkpoint is checked and reported here
         transformers.logging.disable_progress_bar()
         _check_folder(folder)
         try:
@@ -82,15 +82,15 @@ class SentenceTransformersEmbedder(PartEmbedder):
                 truncate_dim=options.dim,
                 model_kwargs={"dtype": resolve_dtype(options.dtype, device), "use_safetensors": True},
             ).eval()
-        except Exception as error:  # of whichever of its libraries
+        except Exception as error:  # raised by any of its libraries
             raise CheckpointError(
-                f"{folder} does not load as a sentence-transformers folder: {_first(error)}"
+                f"{folder} does not load as a sentence-transformers folder: {_first_line(error)}"
             ) from error
         limit = self._model.max_seq_length
         self._model.max_seq_length = min(limit or options.max_text_tokens, options.max_text_tokens)
         self._prompt = self._prompt_of(options)
         self._digest = _digest(folder, self._model)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # Guards: the model; its tokenizer is not safe for threads.
         self._dim = int(self._encode(["dimensions"]).shape[1])
         if options.dim not in (None, self._dim):
             raise ConfigurationError(f"truncate_dim {options.dim} is more than this model's {self._dim} dimensions")
@@ -102,25 +102,25 @@ class SentenceTransformersEmbedder(PartEmbedder):
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights and every setting that changes a vector."""
+        """Identifies the weights and every setting that changes a vector."""
         return (
             f"sentence-transformers weights={self._digest} dim={self.dim} prompt={self._prompt!r}"
             f" max_text_tokens={self._model.max_seq_length}"
         )
 
-    def text_row(self, text: str) -> ModelInput:
-        """Return a text, cut to what tokens can matter of it."""
-        cut = text[: self._options.max_text_tokens * _CHARACTERS_PER_TOKEN]
-        return ModelInput(PartKind.TEXT, len(cut), cut)
+    def prepare_text(self, text: str) -> ModelInput:
+        """Return a text, truncated to what `max_text_tokens` can cover."""
+        truncated = text[: self._options.max_text_tokens * _CHARACTERS_PER_TOKEN]
+        return ModelInput(PartKind.TEXT, len(truncated), truncated)
 
-    def image_row(self, image: ImagePart) -> ModelInput:
-        """Never called: this embedder takes no images."""
-        raise NotImplementedError("a sentence-transformers folder embeds text alone")
+    def prepare_image(self, image: ImagePart) -> ModelInput:
+        """Raise NotImplementedError: `supports_images` is False."""
+        raise NotImplementedError("a sentence-transformers folder embeds only text")
 
-    def run(self, rows: Sequence[ModelInput], left_s: RemainingTime = no_deadline) -> FloatArray:
-        """Return the vectors of texts, [len(rows), dim], from one forward pass."""
-        vectors = self._encode([row.content for row in rows])
-        return normalise(check_vectors(vectors, len(rows), self.dim))
+    def forward(self, inputs: Sequence[ModelInput], remaining_s: RemainingTime = no_deadline) -> FloatArray:
+        """Return the vectors of texts, [len(inputs), dim], from one forward pass."""
+        vectors = self._encode([model_input.content for model_input in inputs])
+        return normalise(check_vectors(vectors, len(inputs), self.dim))
 
     def _encode(self, texts: Sequence[str]) -> FloatArray:
         with self._lock:
@@ -149,21 +149,21 @@ def _library() -> Any:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise CheckpointError unless the library may load the folder: its own modules, safetensors, all weights there."""
+    """Raise CheckpointError unless the folder has only supported modules, safetensors and all weights."""
     modules = _modules(folder)
     for module in modules:
         kind, path = str(module.get("type", "")), str(module.get("path", ""))
         if not kind.startswith("sentence_transformers.") or kind.rpartition(".")[2] not in _MODULES:
             raise CheckpointError(
                 f"{folder / 'modules.json'} names a module {kind!r}; supported are {', '.join(_MODULES)} of "
-                "sentence-transformers, and no code of the folder's own"
+                "sentence-transformers, not code in the folder"
             )
-        place = (folder / path).resolve()
-        if not place.is_relative_to(folder.resolve()):
-            raise CheckpointError(f"{folder / 'modules.json'} leads out of the folder: {path!r}")
-        pickled = [*place.glob("*.bin"), *place.glob("*.pt")]
-        if pickled and not any(place.glob("*.safetensors")):
-            raise CheckpointError(f"{pickled[0]} is a pickle, which is not read; save the model as safetensors")
+        module_folder = (folder / path).resolve()
+        if not module_folder.is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{folder / 'modules.json'} points outside the folder: {path!r}")
+        pickled = [*module_folder.glob("*.bin"), *module_folder.glob("*.pt")]
+        if pickled and not any(module_folder.glob("*.safetensors")):
+            raise CheckpointError(f"{pickled[0]} is a pickle, which is not supported; save the model as safetensors")
     _check_transformer(folder / str(modules[0].get("path", "")))
 
 
@@ -175,7 +175,8 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
         modules = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{str(folder)!r} is no sentence-transformers folder: 'modules.json' is missing; download the model again"
+            f"{str(folder)!r} is not a sentence-transformers folder: 'modules.json' is missing; "
+            "download the model again"
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
@@ -185,24 +186,24 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
 
 
 def _check_transformer(folder: Path) -> None:
-    """Raise CheckpointError when weights are missing: the library would start with random ones instead."""
+    """Raise CheckpointError if weights are missing: the library would initialise them at random instead."""
     try:
         model, report = transformers.AutoModel.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
-    except Exception as error:  # of whichever of its libraries
-        raise CheckpointError(f"{folder} does not load as a transformer: {_first(error)}") from error
+    except Exception as error:  # raised by any of its libraries
+        raise CheckpointError(f"{folder} does not load as a transformer: {_first_line(error)}") from error
     del model
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(_UNUSED))
     if missing:
         shown = ", ".join(missing[:8])
         raise CheckpointError(f"{folder}: {len(missing)} tensor(s) are missing: {shown}; download the model again")
     if report["unexpected_keys"]:
-        log.info("tensors that the embedder does not use", names=sorted(report["unexpected_keys"])[:8])
+        log.info("unused_tensors", names=sorted(report["unexpected_keys"])[:8])
 
 
 def _digest(folder: Path, model: torch.nn.Module) -> str:
-    """Return a name for the weights and for the files that say how they are used."""
+    """Return a digest of the weights and of the files that configure them."""
     used = [(name, tensor) for name, tensor in model.state_dict().items() if f".{_UNUSED}" not in name]
     digest = hashlib.sha256(weights_digest(used).encode())
     for path in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".txt", ".model")):
@@ -210,5 +211,5 @@ def _digest(folder: Path, model: torch.nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def _first(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -12,7 +12,7 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class Outcome:
-    """One prompt: the adapter it belongs to, that adapter's rank starting at 1, and the retrieved adapters with weights.
+    """One prompt: its true adapter, that adapter's rank starting at 1, and the retrieved adapters with weights.
 
     `rank` is None if the adapter was not retrieved.
     """

@@ -1,1 +1,1 @@
-"""Ways to compare a vector with adapters: pure functions of their examples, in numpy."""
+"""Strategies: how a vector is compared with adapters. Pure functions of their examples, in numpy."""

@@ -1,11 +1,12 @@
 """Cosine with the centroid after whitening by the scatter within adapters.
 
-Examples of one adapter differ in ways that say nothing about the adapter: how long the instruction is, how busy the
-screen. Directions in which they differ much count less. With A = sum_i r_i r_i' the scatter of the residuals r_i of
-examples from their adapters' means, df its degrees of freedom and S = A / df, the covariance within adapters is
-estimated by (1 - l) S + l tr(S)/dim I, and the cosine is taken in the metric of its inverse, up to a factor
-M = I - V diag(a / (a + k)) V', with A = V diag(a) V' and k = l/(1 - l) tr(A)/dim. The shrinkage l is the oracle
-approximating one (Chen, Wiesel, Eldar, Hero 2010, eq. 23): in closed form, 1 for no scatter at all (the plain cosine).
+Examples of one adapter differ in ways that say nothing about the adapter, such as the length of the instruction or the
+number of elements on the screen. Directions in which they differ much count less. With A = sum_i r_i r_i' the scatter
+of the residuals r_i of examples from their adapters' means, df its degrees of freedom and S = A / df, the covariance
+within adapters is estimated by (1 - l) S + l tr(S)/dim I. The cosine is taken in the metric of its inverse, up to a
+factor M = I - V diag(a / (a + k)) V', with A = V diag(a) V' and k = l/(1 - l) tr(A)/dim. The shrinkage l is the oracle
+approximating shrinkage (Chen, Wiesel, Eldar, Hero 2010, eq. 23). It has a closed form, and is 1 without any scatter,
+which gives the plain cosine.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from retrieval_service.embedders.base import FloatArray, normalise
 from retrieval_service.strategies.examples import BoolArray, ExampleSet, Float64Array, IntArray
 from retrieval_service.strategies.scatter import KindScatter, Residuals, nested_kinds, residuals, scatters
 
-_RANK_TOLERANCE = 1e-10
-_NO_LENGTH = 1e-24
+_RANK_TOLERANCE = 1e-10  # relative; smaller eigenvalues are rounding error
+_MIN_SQUARED_LENGTH = 1e-24  # avoids division by zero for zero vectors
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """A scatter: its directions V [dim, r], its eigenvalues a [r] above 0, and its degrees of freedom."""
+    """A scatter matrix: directions V [dim, r], eigenvalues a [r] above 0, and degrees of freedom."""
 
     directions: Float64Array
     values: Float64Array
@@ -36,12 +37,12 @@ class Spectrum:
         return len(self.directions)
 
     def with_freedom(self, freedom: int) -> Spectrum:
-        """Return the same with other degrees of freedom."""
+        """Return the spectrum with other degrees of freedom."""
         return Spectrum(self.directions, self.values, freedom)
 
 
 class Calibrated:
-    """Whitened centroids."""
+    """Compares with whitened centroids."""
 
     def __init__(self, examples: ExampleSet, kind: str = "") -> None:
         """Fit on the examples. `kind` is the kind of adapters to tell apart; "" is all of them."""
@@ -59,7 +60,7 @@ class Calibrated:
 
     @property
     def own_scale(self) -> BoolArray:
-        """All adapters."""
+        """Every adapter."""
         return np.ones(len(self.examples.ids), bool)
 
     def cosines(self, queries: FloatArray) -> Float64Array:
@@ -67,27 +68,27 @@ class Calibrated:
         return np.asarray(normalise(self._whiten(queries)) @ self._centroids.T, np.float64)
 
     def left_out(self, rows: IntArray) -> Float64Array:
-        """Return the cosines of examples, each with a metric and a mean in which it has no part, in closed form.
+        """Return the cosines of examples, each with a metric and a mean that exclude it, in closed form.
 
-        Without example i of an adapter of n, A becomes A - n/(n-1) r_i r_i', whose inverse follows from the
-        eigenvalues of A (Sherman and Morrison), whatever its shrinkage.
+        Without example i of an adapter with n examples, A becomes A - n/(n-1) r_i r_i', whose inverse follows from the
+        eigenvalues of A (Sherman and Morrison) for any shrinkage.
         """
-        found = np.empty((len(rows), len(self.examples.ids)))
-        places = self._residuals.places[rows]
+        cosines = np.empty((len(rows), len(self.examples.ids)))
+        positions = self._residuals.positions[rows]
         residual_rows = np.zeros((len(rows), self.examples.dim))
-        residual_rows[places >= 0] = self._residuals.vectors[places[places >= 0]]
-        products = _Products(self.examples, self._spectrum.directions, rows, residual_rows)
+        residual_rows[positions >= 0] = self._residuals.vectors[positions[positions >= 0]]
+        products = _ProductTable(self.examples, self._spectrum.directions, rows, residual_rows)
         for index, row in enumerate(rows):
             if nested_kinds(self._scatters_without(row), self._kind) != self._kinds:
                 refitted = Calibrated(self.examples.without(row), self._kind)
-                found[index] = refitted.cosines(self.examples.vectors[[row]])[0]
+                cosines[index] = refitted.cosines(self.examples.vectors[[row]])[0]
             else:
-                count = self._residuals.counts[places[index]] if places[index] >= 0 else 0
-                found[index] = self._downdated(products.of(index), count)
-        return found
+                count = self._residuals.counts[positions[index]] if positions[index] >= 0 else 0
+                cosines[index] = self._downdated(products.of(index), count)
+        return cosines
 
-    def _downdated(self, inner: _Inner, count: int) -> Float64Array:
-        """Return the cosines in the metric without one of `count` residuals; 0 where the example was not fitted on."""
+    def _downdated(self, inner: _InnerProducts, count: int) -> Float64Array:
+        """Return the cosines without one of `count` residuals in the metric; 0 if the example was not fitted on."""
         values, freedom = self._spectrum.values, self._spectrum.freedom
         factor = count / (count - 1) if count else 0.0
         squares = factor * inner.residual_residual
@@ -104,7 +105,7 @@ class Calibrated:
         numerators = to_query + gain * query_residual * to_residual
         squared = inner.means_means - inner.means_squared @ shrunk + gain * to_residual**2
         query_squared = inner.query_query - float(inner.query**2 @ shrunk) + gain * query_residual**2
-        cosines = numerators / np.sqrt(np.maximum(squared * query_squared, _NO_LENGTH))
+        cosines = numerators / np.sqrt(np.maximum(squared * query_squared, _MIN_SQUARED_LENGTH))
         cosines[inner.owner] = cosines[-1]
         return np.asarray(cosines[:-1], np.float64)
 
@@ -123,10 +124,10 @@ class Calibrated:
 
 
 @dataclass(frozen=True, eq=False)
-class _Inner:
-    """Of one example and its residual: products with each other and with all means, and coordinates along V.
+class _InnerProducts:
+    """Inner products of one example and its residual with each other and all means, and their coordinates along V.
 
-    The last of the means is that of the example's adapter without it.
+    The last mean is that of the example's adapter without the example.
     """
 
     owner: int
@@ -142,8 +143,8 @@ class _Inner:
     means_means: Float64Array
 
 
-class _Products:
-    """The products of many examples, taken together; `of` reuses the arrays of the means."""
+class _ProductTable:
+    """The inner products of many examples, computed together. `of` reuses the arrays of the means."""
 
     def __init__(
         self, examples: ExampleSet, directions: Float64Array, rows: IntArray, residual_rows: Float64Array
@@ -156,14 +157,14 @@ class _Products:
         self._along_squared = self._along**2
         self._squares = np.append((examples.means**2).sum(axis=1), 0.0)
 
-    def of(self, index: int) -> _Inner:
-        """Return those of one example, valid until the next call."""
+    def of(self, index: int) -> _InnerProducts:
+        """Return the products of one example, valid until the next call."""
         query, residual = self._queries[index], self._residuals[index]
         own = self._examples.mean_without(self._rows[index])
         self._along[-1] = own @ self._directions
         self._along_squared[-1] = self._along[-1] ** 2
         self._squares[-1] = own @ own
-        return _Inner(
+        return _InnerProducts(
             int(self._examples.owners[self._rows[index]]),
             self._queries_along[index],
             self._residuals_along[index],
@@ -178,21 +179,21 @@ class _Products:
         )
 
 
-def spectrum(found: Residuals) -> Spectrum:
+def spectrum(fitted: Residuals) -> Spectrum:
     """Return the eigenvalues and directions of the scatter, from the smaller of its two Gram matrices."""
-    vectors = found.vectors
+    vectors = fitted.vectors
     count, dim = vectors.shape
-    if not count or not found.freedom:
+    if not count or not fitted.freedom:
         return Spectrum(np.zeros((dim, 0)), np.zeros(0), 0)
     if count < dim:
         values, sides = np.linalg.eigh(vectors @ vectors.T)
-        kept = values > _RANK_TOLERANCE * max(values[-1], _RANK_TOLERANCE)
-        directions = (vectors.T @ sides[:, kept]) / np.sqrt(values[kept])
+        significant = values > _RANK_TOLERANCE * max(values[-1], _RANK_TOLERANCE)
+        directions = (vectors.T @ sides[:, significant]) / np.sqrt(values[significant])
     else:
         values, directions = np.linalg.eigh(vectors.T @ vectors)
-        kept = values > _RANK_TOLERANCE * max(values[-1], _RANK_TOLERANCE)
-        directions = directions[:, kept]
-    return Spectrum(directions, values[kept], found.freedom)
+        significant = values > _RANK_TOLERANCE * max(values[-1], _RANK_TOLERANCE)
+        directions = directions[:, significant]
+    return Spectrum(directions, values[significant], fitted.freedom)
 
 
 def ridge_of(first: float, second: float, of: Spectrum) -> float:

@@ -9,7 +9,7 @@ from retrieval_service.strategies.examples import BoolArray, ExampleSet, Float64
 
 
 class Centroid:
-    """One mean an adapter."""
+    """Compares with one mean per adapter."""
 
     def __init__(self, examples: ExampleSet) -> None:
         self.examples = examples
@@ -17,7 +17,7 @@ class Centroid:
 
     @property
     def own_scale(self) -> BoolArray:
-        """None: this is the scale."""
+        """No adapter: the centroid is the common scale."""
         return np.zeros(len(self.examples.ids), bool)
 
     def cosines(self, queries: FloatArray) -> Float64Array:
@@ -25,9 +25,9 @@ class Centroid:
         return np.asarray(queries @ self._centroids.T, np.float64)
 
     def left_out(self, rows: IntArray) -> Float64Array:
-        """Return the cosines of examples, each adapter's mean taken without the example."""
-        found = self.cosines(self.examples.vectors[rows])
+        """Return the cosines of examples, each with its adapter's mean taken without it."""
+        cosines = self.cosines(self.examples.vectors[rows])
         for index, row in enumerate(rows):
             mean = self.examples.mean_without(row)
-            found[index, self.examples.owners[row]] = self.examples.vectors[row] @ mean / lengths(mean)
-        return found
+            cosines[index, self.examples.owners[row]] = self.examples.vectors[row] @ mean / lengths(mean)
+        return cosines

@@ -1,4 +1,4 @@
-"""The example vectors of many adapters as one array: what every strategy is fitted on."""
+"""The example vectors of many adapters as one array. Every strategy is fitted on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BoolArray = NDArray[np.bool_]
 class ExampleSet:
     """Adapters by id, sorted, and their examples: `vectors` [n, dim] of length 1, grouped by `owners` [n].
 
-    `owners` holds positions in `ids` and never falls; every adapter has an example. `kinds` is one a adapter.
+    `owners` holds ascending positions in `ids`; every adapter has an example. `kinds` has one entry per adapter.
     """
 
     ids: tuple[str, ...]
@@ -31,12 +31,12 @@ class ExampleSet:
 
     @classmethod
     def of(cls, examples: Mapping[str, FloatArray], kinds: Mapping[str, str] | None = None) -> ExampleSet:
-        """Return the set of `examples`, an array [n, dim] an adapter, each vector brought to length 1."""
+        """Return the set of `examples`, one array [n, dim] per adapter, each vector normalised to length 1."""
         ids = tuple(sorted(examples))
-        arrays = [examples[one] for one in ids]
+        arrays = [examples[adapter_id] for adapter_id in ids]
         owners = np.repeat(np.arange(len(ids)), [len(array) for array in arrays])
         vectors = normalise(np.concatenate(arrays)) if arrays else np.zeros((0, 0), np.float32)
-        return cls(ids, tuple((kinds or {}).get(one, "") for one in ids), vectors, owners)
+        return cls(ids, tuple((kinds or {}).get(adapter_id, "") for adapter_id in ids), vectors, owners)
 
     @cached_property
     def counts(self) -> IntArray:
@@ -67,8 +67,8 @@ class ExampleSet:
 
     def without(self, row: int) -> ExampleSet:
         """Return the set without one example, whose adapter must have others."""
-        kept = np.delete(np.arange(len(self.owners)), row)
-        return ExampleSet(self.ids, self.kinds, self.vectors[kept], self.owners[kept])
+        rows = np.delete(np.arange(len(self.owners)), row)
+        return ExampleSet(self.ids, self.kinds, self.vectors[rows], self.owners[rows])
 
     def mean_without(self, row: int) -> Float64Array:
         """Return the mean of the adapter's other examples, [dim]; it must have others."""
@@ -77,7 +77,7 @@ class ExampleSet:
         return np.asarray((count * self.means[owner] - self.vectors[row]) / (count - 1), np.float64)
 
     def testable(self, at_most: int | None = None) -> IntArray:
-        """Return the rows that can be left out, their adapter having others; evenly chosen when there are too many."""
+        """Return the rows whose adapters have other examples, evenly thinned to `at_most`."""
         rows = np.flatnonzero(self.counts[self.owners] > 1)
         if at_most is not None and len(rows) > at_most:
             rows = rows[np.arange(at_most) * len(rows) // at_most]
@@ -91,5 +91,5 @@ def chunks(count: int, size: int = 256) -> Sequence[slice]:
 
 def lengths(vectors: NDArray[Any]) -> Float64Array:
     """Return the Euclidean length of each vector of [..., dim], 1 for a zero vector."""
-    exact = np.linalg.norm(vectors.astype(np.float64), axis=-1)
-    return np.where(exact > 0, exact, 1.0)
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=-1)
+    return np.where(norms > 0, norms, 1.0)

@@ -1,4 +1,4 @@
-"""Mean cosine with the few examples of an adapter that are nearest to the query."""
+"""Mean cosine with the three examples of an adapter that are nearest to the query."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NEIGHBOURS = 3
 
 
 class NearestExamples:
-    """The three nearest examples of each adapter; all of them where there are fewer."""
+    """Compares with the three nearest examples of each adapter, or with all if it has fewer."""
 
     def __init__(self, examples: ExampleSet) -> None:
         self.examples = examples
@@ -22,29 +22,29 @@ class NearestExamples:
 
     @property
     def own_scale(self) -> BoolArray:
-        """The adapters with more than a ready-made mean."""
+        """The adapters with more than one vector."""
         return self.examples.counts > 1
 
     def cosines(self, queries: FloatArray) -> Float64Array:
         """Return the mean of the three largest q · x_i over the examples x_i of each adapter, [queries, adapters]."""
-        found = np.empty((len(queries), len(self.examples.ids)))
+        cosines = np.empty((len(queries), len(self.examples.ids)))
         for part in chunks(len(queries), 64):
-            found[part] = self._grouped(queries[part] @ self.examples.vectors.T)
-        return found
+            cosines[part] = self._mean_of_nearest(queries[part] @ self.examples.vectors.T)
+        return cosines
 
     def left_out(self, rows: IntArray) -> Float64Array:
-        """Return the cosines of examples, none of which is its own neighbour."""
-        found = np.empty((len(rows), len(self.examples.ids)))
+        """Return the cosines of examples, each excluded from its own neighbours."""
+        result = np.empty((len(rows), len(self.examples.ids)))
         for part in chunks(len(rows), 64):
             cosines = self.examples.vectors[rows[part]] @ self.examples.vectors.T
             cosines[np.arange(len(cosines)), rows[part]] = -np.inf
-            found[part] = self._grouped(cosines)
-        return found
+            result[part] = self._mean_of_nearest(cosines)
+        return result
 
-    def _grouped(self, cosines: FloatArray) -> Float64Array:
+    def _mean_of_nearest(self, cosines: FloatArray) -> Float64Array:
         by_adapter = cosines[:, self._places].astype(np.float64)
         by_adapter[:, self._outside] = -np.inf
         if self._width > NEIGHBOURS:
             by_adapter = np.partition(by_adapter, -NEIGHBOURS, axis=2)[:, :, -NEIGHBOURS:]
-        there = np.isfinite(by_adapter)
-        return np.asarray(np.where(there, by_adapter, 0).sum(axis=2) / np.maximum(there.sum(axis=2), 1), np.float64)
+        present = np.isfinite(by_adapter)
+        return np.asarray(np.where(present, by_adapter, 0).sum(axis=2) / np.maximum(present.sum(axis=2), 1), np.float64)

@@ -1,51 +1,73 @@
-"""One scale for the similarities of all strategies: that of the cosine with the centroid.
+"""Maps the similarities of all strategies to one scale: that of the cosine with the centroid.
 
-Strategies spread their cosines differently: one may find 0.91 for the right adapter and 0.82 for others where another
-finds 0.86 and 0.74. A minimum similarity or a temperature would mean something else under each. So every strategy's
-cosines s are mapped, strictly increasing and piecewise linearly, through (-1, -1), (o, o'), (r, r'), (1, 1): o and r
-are their means over wrong and right pairs of the catalogue's own examples, each left out of its adapter, o' and r'
-those of the centroid.
+Strategies spread their cosines differently: where one finds 0.91 for the right adapter and 0.82 for others, another
+finds 0.86 and 0.74. A minimum similarity or a temperature would mean something else under each. Every strategy's
+cosines are therefore mapped by a strictly increasing, piecewise linear function through (-1, -1), (o, o'), (r, r') and
+(1, 1). Here o and r are their means over wrong and right pairs of the catalogue's own examples, each left out of its
+adapter, and o' and r' those of the centroid.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from infra.contract.retrieval import RetrievalStrategy
 from retrieval_service.embedders.base import FloatArray
-from retrieval_service.strategies.base import FittedStrategy
 from retrieval_service.strategies.calibrated import Calibrated
 from retrieval_service.strategies.centroid import Centroid
 from retrieval_service.strategies.examples import BoolArray, ExampleSet, Float64Array, IntArray
 from retrieval_service.strategies.multi_centroid import MultiCentroid
 from retrieval_service.strategies.nearest_examples import NearestExamples
 
-_SCALE_EXAMPLES = 256
+_SCALE_EXAMPLES = 256  # bounds the leave-one-out pass of each fit
+
+
+class FittedStrategy(Protocol):
+    """Compares vectors with the adapters of one ExampleSet. Immutable, hence safe for threads."""
+
+    examples: ExampleSet
+
+    @property
+    def own_scale(self) -> BoolArray:
+        """Adapters whose cosines are not those with the centroid and need mapping to the common scale, [adapters]."""
+        ...
+
+    def cosines(self, queries: FloatArray) -> Float64Array:
+        """Return the strategy's cosines in [-1, 1] of each query with each adapter, [queries, adapters]."""
+        ...
+
+    def left_out(self, rows: IntArray) -> Float64Array:
+        """Return the cosines of examples, each as if it had not been part of the fit.
+
+        `rows` are rows of the set whose adapters have other examples.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The points through which cosines are mapped; without inner points nothing changes."""
+    """The points of the mapping. The default is the identity."""
 
-    given: tuple[float, ...] = (-1.0, 1.0)
-    wanted: tuple[float, ...] = (-1.0, 1.0)
+    cosines: tuple[float, ...] = (-1.0, 1.0)
+    similarities: tuple[float, ...] = (-1.0, 1.0)
 
     @classmethod
-    def through(cls, given: tuple[float, float], wanted: tuple[float, float]) -> Scale:
-        """Return the scale through (wrong, right) means; the plain one where they are not in order."""
-        if all(-1 < low < high < 1 for low, high in (given, wanted)):
-            return cls((-1.0, *given, 1.0), (-1.0, *wanted, 1.0))
+    def through(cls, cosines: tuple[float, float], similarities: tuple[float, float]) -> Scale:
+        """Return the mapping of (wrong, right) means; the identity if they are not in ascending order."""
+        if all(-1 < low < high < 1 for low, high in (cosines, similarities)):
+            return cls((-1.0, *cosines, 1.0), (-1.0, *similarities, 1.0))
         return cls()
 
     def apply(self, cosines: Float64Array) -> Float64Array:
         """Return the similarities of cosines, both in [-1, 1]."""
-        return np.interp(cosines, self.given, self.wanted)
+        return np.interp(cosines, self.cosines, self.similarities)
 
 
 class Similarities:
-    """A strategy whose similarities are on the common scale. Immutable, so safe for threads."""
+    """A fitted strategy with similarities on the common scale. Immutable, hence safe for threads."""
 
     def __init__(self, strategy: RetrievalStrategy, examples: ExampleSet, kind: str = "") -> None:
         """Fit the strategy. `kind` is the kind of adapters to tell apart; "" is all of them."""
@@ -58,20 +80,20 @@ class Similarities:
     def of(self, queries: FloatArray) -> Float64Array:
         """Return the similarity in [-1, 1] of each query of [n, dim] with each adapter, [n, adapters].
 
-        Adapters of which only a ready-made mean is known are compared with it, whatever the strategy.
+        Adapters with only a precomputed mean are compared with that mean under every strategy.
         """
         return self._scaled(self._fitted.cosines(queries))
 
     def left_out(self, rows: IntArray) -> Float64Array:
-        """Return the same for examples of the set, each as if it had not been there when the strategy was fitted.
+        """Return the similarities of examples of the set, each as if it had not been part of the fit.
 
-        Only the means that make the scale have seen it; no strategy's order of adapters with examples hangs on those.
+        Only the means that define the scale include it; the order of adapters with examples does not depend on them.
         """
         return self._scaled(self._fitted.left_out(rows))
 
     def _scaled(self, cosines: Float64Array) -> Float64Array:
-        found = np.where(self._own_scale, self._scale.apply(cosines), cosines)
-        return np.clip(found, -1, 1)
+        similarities = np.where(self._own_scale, self._scale.apply(cosines), cosines)
+        return np.clip(similarities, -1, 1)
 
 
 def _fitted(strategy: RetrievalStrategy, examples: ExampleSet, kind: str) -> FittedStrategy:

@@ -60,7 +60,7 @@ async def served() -> AsyncIterator[Served]:
         yield Served(tiers, await stack.enter_async_context(AnswerClient(server.address)))
 
 
-async def test_answer_says_which_adapters_made_it_and_with_what_weights(served: Served) -> None:
+async def test_answer_names_applied_adapters_and_weights(served: Served) -> None:
     answer = await served.client.answer(Question(PROMPT, retrieval=RetrievalOptions(top_k=2)))
     assert answer.generation.text.startswith("mixture(gmail*0.50+")
     assert answer.selection.matches[0].adapter.adapter_id == "gmail"
@@ -70,7 +70,7 @@ async def test_answer_says_which_adapters_made_it_and_with_what_weights(served: 
     assert answer.generation.timings.decode_s == pytest.approx(0.003)
 
 
-async def test_answer_says_where_the_time_of_its_retrieval_went_and_whether_the_catalogue_was_stale(
+async def test_answer_has_retrieval_timings_and_staleness(
     served: Served,
 ) -> None:
     answer = await served.client.answer(Question(PROMPT))
@@ -84,7 +84,7 @@ async def test_answer_says_where_the_time_of_its_retrieval_went_and_whether_the_
     assert (base.retrieval_timings, base.stale) == (None, False)
 
 
-async def test_strategy_that_is_not_said_is_mixture(served: Served) -> None:
+async def test_unset_strategy_is_mixture(served: Served) -> None:
     async with grpc.aio.insecure_channel(served.client.target) as channel:
         request = pb.AnswerRequest()
         request.prompt.messages.add().parts.add().text = "open gmail"
@@ -100,19 +100,19 @@ async def test_strategy_that_is_not_said_is_mixture(served: Served) -> None:
         (AnswerStrategy.FUSION, "fusion(gmail*0.33+"),
     ],
 )
-async def test_each_strategy_composes_as_it_says(served: Served, strategy: AnswerStrategy, said: str) -> None:
+async def test_each_strategy_composes_as_named(served: Served, strategy: AnswerStrategy, said: str) -> None:
     prompt = Prompt.of("open gmail", [ImagePart(b"png")])
     answer = await served.client.answer(Question(prompt, strategy, fusion_method=FusionMethod.CONCAT))
     assert answer.generation.text.startswith(said)
 
 
-async def test_base_strategy_asks_the_retrieval_service_nothing(served: Served) -> None:
+async def test_base_strategy_does_not_call_retrieval(served: Served) -> None:
     answer = await served.client.answer(Question(PROMPT, AnswerStrategy.BASE))
     assert served.tiers.retrieval.asked == []
     assert answer.selection == Selection()
 
 
-async def test_below_the_minimum_similarity_the_base_model_answers_and_says_so(served: Served) -> None:
+async def test_base_model_answers_below_minimum_similarity(served: Served) -> None:
     question = Question(Prompt.of("something else"), retrieval=RetrievalOptions(min_similarity=0.8))
     answer = await served.client.answer(question)
     assert answer.selection.matches == ()
@@ -120,7 +120,7 @@ async def test_below_the_minimum_similarity_the_base_model_answers_and_says_so(s
     assert answer.generation.text.startswith("base()")
 
 
-async def test_filters_reach_the_retrieval_service_with_the_base_model_filled_in(served: Served) -> None:
+async def test_filters_reach_retrieval_with_base_model_filled_in(served: Served) -> None:
     options = RetrievalOptions(top_k=1, kind="app", exclude=("gmail",), temperature=0.1)
     await served.client.answer(Question(PROMPT, retrieval=options))
     assert served.tiers.retrieval.asked == [
@@ -128,7 +128,7 @@ async def test_filters_reach_the_retrieval_service_with_the_base_model_filled_in
     ]
 
 
-async def test_stream_is_selection_then_deltas_then_the_whole_answer(served: Served) -> None:
+async def test_stream_is_selection_then_deltas_then_complete_answer(served: Served) -> None:
     question = Question(PROMPT, AnswerStrategy.SELECTION)
     events = [event async for event in served.client.stream(question)]
     assert isinstance(events[0], Selection)
@@ -140,7 +140,7 @@ async def test_stream_is_selection_then_deltas_then_the_whole_answer(served: Ser
     assert final.selection == events[0]
 
 
-async def test_empty_prompt_is_refused_by_name_and_the_next_call_works(served: Served) -> None:
+async def test_empty_prompt_is_refused_and_next_call_works(served: Served) -> None:
     async with grpc.aio.insecure_channel(served.client.target) as channel:
         stub = STUB(channel)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -150,7 +150,7 @@ async def test_empty_prompt_is_refused_by_name_and_the_next_call_works(served: S
     assert (await served.client.answer(Question(PROMPT))).generation.text
 
 
-async def test_oracle_applies_the_named_adapter(served: Served) -> None:
+async def test_oracle_applies_named_adapter(served: Served) -> None:
     answer = await served.client.answer(Question(PROMPT, AnswerStrategy.ORACLE, oracle=ADAPTERS[-1].adapter_id))
     assert [share.adapter_id for share in answer.generation.applied] == [ADAPTERS[-1].adapter_id]
     with pytest.raises(InvalidArgumentError, match="needs the correct adapter's id") as raised:
@@ -158,7 +158,7 @@ async def test_oracle_applies_the_named_adapter(served: Served) -> None:
     assert raised.value.field == "adapter_id"
 
 
-async def test_uniform_all_applies_the_whole_catalogue(served: Served) -> None:
+async def test_uniform_all_applies_whole_catalogue(served: Served) -> None:
     answer = await served.client.answer(Question(PROMPT, AnswerStrategy.UNIFORM_ALL))
     own = [adapter.adapter_id for adapter in ADAPTERS if adapter.base_model == BASE_MODEL]
     assert {share.adapter_id: share.weight for share in answer.generation.applied} == pytest.approx(
@@ -166,7 +166,7 @@ async def test_uniform_all_applies_the_whole_catalogue(served: Served) -> None:
     )
 
 
-async def test_random_k_draws_by_the_decoding_seed(served: Served) -> None:
+async def test_random_k_draws_by_decoding_seed(served: Served) -> None:
     async def drawn(seed: int | None) -> tuple[str, ...]:
         question = Question(
             PROMPT, AnswerStrategy.RANDOM_K, RetrievalOptions(top_k=1), decoding=Decoding(temperature=1.0, seed=seed)
@@ -194,7 +194,7 @@ async def test_adapters_of_another_base_model_are_refused(served: Served) -> Non
         await served.client.answer(Question(PROMPT, retrieval=RetrievalOptions(base_model="InternVL2-2B")))
 
 
-async def test_error_of_the_retrieval_service_is_named_by_the_callers_own_fields(served: Served) -> None:
+async def test_error_of_retrieval_names_fields_of_callers_request(served: Served) -> None:
     served.tiers.retrieval.failure = InvalidArgumentError("prompts[0].messages[0].parts[0].image", "broken")
     with pytest.raises(InvalidArgumentError, match="broken") as raised:
         await served.client.answer(Question(PROMPT))
@@ -205,7 +205,7 @@ async def test_error_of_the_retrieval_service_is_named_by_the_callers_own_fields
     assert raised.value.field == "retrieval.top_k"
 
 
-async def test_full_generation_service_is_the_callers_to_retry(served: Served) -> None:
+async def test_full_generation_service_is_reported_as_overloaded(served: Served) -> None:
     served.tiers.generation.failures["gmail"] = OverloadedError("256 requests wait already")
     with pytest.raises(OverloadedError, match="wait already"):
         await served.client.answer(Question(PROMPT))
@@ -213,7 +213,7 @@ async def test_full_generation_service_is_the_callers_to_retry(served: Served) -
     assert (await served.client.answer(Question(PROMPT))).generation.text
 
 
-async def test_stream_that_fails_in_generation_still_carries_its_error(served: Served) -> None:
+async def test_stream_that_fails_in_generation_carries_its_error(served: Served) -> None:
     served.tiers.generation.failures["gmail"] = OverloadedError("256 requests wait already")
     events = served.client.stream(Question(PROMPT))
     assert isinstance(await anext(events), Selection)
@@ -221,7 +221,7 @@ async def test_stream_that_fails_in_generation_still_carries_its_error(served: S
         await anext(events)
 
 
-async def test_deadline_of_the_caller_ends_the_call_below(served: Served) -> None:
+async def test_deadline_of_caller_ends_call_to_service(served: Served) -> None:
     ended = asyncio.Event()
 
     async def never_answers(_prompt: Prompt, _peer: str) -> None:
@@ -236,7 +236,7 @@ async def test_deadline_of_the_caller_ends_the_call_below(served: Served) -> Non
     await asyncio.wait_for(ended.wait(), 10)
 
 
-async def test_service_that_is_not_there_is_unavailable_and_named() -> None:
+async def test_unreachable_service_is_named() -> None:
     async with AnswerClient("127.0.0.1:1") as client:
         with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1"):
             await client.answer(Question(PROMPT), timeout_s=10)

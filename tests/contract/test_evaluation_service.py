@@ -511,7 +511,9 @@ async def test_rows_without_screens_are_asked_whole_and_scored_as_text(served: S
 
 async def test_rows_without_screens_are_refused_under_step_protocol(served: Served) -> None:
     file = write_rows(served.data / "facts.jsonl", [episode("e1", ["The capital is Paris."], [])])
-    with pytest.raises(InvalidArgumentError, match=r"1 actions for 0 images.*the sequence protocol asks for a whole"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"1 actions for 0 images.*the sequence protocol takes one whole answer"
+    ):
         await served.client.create(spec_of(file))
 
 
@@ -528,7 +530,7 @@ async def test_report_states_system_that_ran_at_creation(served: Served) -> None
         "embedder": "embedder-1",
     }
     assert facts["version"] == version("loraretriever")
-    assert "- its files' digest: weights-1" in report.summary_markdown
+    assert "- digest of its files: weights-1" in report.summary_markdown
     assert "The catalogue of adapters changed" not in report.summary_markdown
 
 
@@ -555,7 +557,7 @@ async def test_stale_or_changed_catalogue_is_a_caveat(served: Served) -> None:
     page = Path(report.output_uri, "report.html").read_text(encoding="utf-8")
     for caveat in (
         "The catalogue of adapters changed while the job ran",
-        "For 2 samples the catalogue could not be reached",
+        "For 2 samples the catalogue was unreachable",
     ):
         assert caveat in report.summary_markdown
         assert caveat in page
@@ -567,7 +569,7 @@ async def test_scoring_options_of_spec_are_used(served: Served) -> None:
     await served.work()
     report = await served.client.report(created.evaluation_id)
     assert json.loads(report.summary_json)["scoring"] == {"legacy_threshold": 0.25, "point_tolerance_px": 7.5}
-    assert "points may be 7.5 pixels apart" in report.summary_markdown
+    assert "points may differ by 7.5 pixels" in " ".join(report.summary_markdown.split())
 
 
 async def test_report_before_end_is_refused_with_progress(served: Served) -> None:
@@ -706,7 +708,7 @@ async def test_failed_report_is_retried_once_cause_is_gone(served: Served, tmp_p
     job = await served.client.get(created.evaluation_id)
     assert job.state is EvaluationState.FAILED
     assert "could not be written" in job.error
-    with pytest.raises(FailedPreconditionError, match="RetryEvaluation"):
+    with pytest.raises(FailedPreconditionError, match="retry it once the cause is fixed"):
         await served.client.report(created.evaluation_id)
     blocked.unlink()
     assert (await served.client.retry(created.evaluation_id)).state is EvaluationState.RUNNING

@@ -46,7 +46,7 @@ class Catalogue(RetrievalServiceServicer):
 
 @contextmanager
 def unheard() -> Iterator[str]:
-    """Yield an address that nobody listens on, and that nobody else can take meanwhile."""
+    """Yield an address without a listener, reserved so that no other process can bind it."""
     with socket.socket() as kept:
         kept.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{kept.getsockname()[1]}"

@@ -378,13 +378,13 @@ async def test_unusable_adapter_fails_only_its_requests(
     root.mkdir()
     composition = make(tiny_model, root)
     async with served(settings_for(tiny_model.base, [root])) as service:
-        beside = asyncio.ensure_future(service.stub.Generate(request(composition=mixture(("a0", 1.0)))))
+        concurrent = asyncio.ensure_future(service.stub.Generate(request(composition=mixture(("a0", 1.0)))))
         found, error = await refused(service.stub.Generate(request(composition=composition)))
         assert found is code
         assert error.reason == reason
         for word in words:
             assert word in error.message
-        assert (await beside).usage.completion_tokens > 0
+        assert (await concurrent).usage.completion_tokens > 0
         await still_works(service)
 
 

@@ -17,7 +17,7 @@ from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import prompt_to_proto
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options
-from retrieval_service.settings import RetrievalSettings
+from retrieval_service.settings import EmbedderSettings, QdrantSettings, RetrievalSettings
 from tests.support.checkpoints.jina_v4 import tiny_jina
 from tests.support.harness.images import png_part
 from tests.support.servers.retrieval_server import serving_settings
@@ -33,7 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def address(folder: Path, tmp_path: Path) -> Iterator[str]:
     settings = RetrievalSettings(
-        embedder_path=folder, qdrant_path=tmp_path / "qdrant", server=ServerOptions(shutdown_grace_s=0)
+        embedder=EmbedderSettings(path=folder),
+        qdrant=QdrantSettings(path=tmp_path / "qdrant"),
+        server=ServerOptions(shutdown_grace_s=0),
     )
     with serving_settings(settings) as server:
         yield server.address

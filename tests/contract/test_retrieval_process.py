@@ -83,7 +83,7 @@ def test_killed_service_leaves_its_catalogue_whole_and_free_for_next(jina: Path,
     ("flags", "said"),
     [
         (["--embedder-path", "nowhere"], "there is no folder 'nowhere'"),
-        (["--text-weight", "0", "--image-weight", "0"], "nor both 0"),
+        (["--text-weight", "0", "--image-weight", "0"], "not both 0"),
         (["--top-q", "3"], "did you mean --top-k"),
     ],
 )

@@ -36,8 +36,9 @@ from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder
 from retrieval_service.embedders.base import FloatArray
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options
 from retrieval_service.indexing import Indexer
-from retrieval_service.retriever import RetrievalDefaults, Retriever
+from retrieval_service.retriever import Retriever
 from retrieval_service.server import RequestLimits, RetrievalServicer
+from retrieval_service.settings import RetrievalDefaults
 from tests.support.checkpoints.jina_v4 import HIDDEN, tiny_jina
 from tests.support.harness.images import png_part
 from tests.support.servers.retrieval_server import serving_retrieval
@@ -69,7 +70,7 @@ def stub(embedder: JinaV4Embedder, tmp_path: Path) -> Iterator[RetrievalServiceS
 
 @pytest.fixture
 def failing(stub: RetrievalServiceStub) -> Failing:
-    """Calls a method that must fail; returns the error, after a call that must succeed."""
+    """Call a method that must fail and return its error, after checking that another call still succeeds."""
 
     def call(method: str, request: Any) -> LoraRetrieverError:
         with pytest.raises(grpc.RpcError) as caught:
@@ -451,8 +452,8 @@ def test_bad_examples_are_named_and_nothing_is_registered(
         ({"adapter_id": "../up"}, "adapter.adapter_id", "is not an adapter id"),
         ({"base_model": " "}, "adapter.base_model", "is empty"),
         ({"rank": -1}, "adapter.rank", "negative"),
-        ({"revision": "mine"}, "adapter.revision", "given by the catalogue"),
-        ({"example_count": 3}, "adapter.example_count", "given by the catalogue"),
+        ({"revision": "mine"}, "adapter.revision", "set by the catalogue"),
+        ({"example_count": 3}, "adapter.example_count", "set by the catalogue"),
     ],
 )
 def test_bad_adapters_are_named(failing: Failing, fields: dict[str, Any], field: str, problem: str) -> None:

@@ -10,6 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from infra.contract.errors import UnavailableError
 from infra.contract.prompt import Prompt
 from orchestrator.answering.strategy import AnswerStrategy
@@ -17,6 +19,9 @@ from orchestrator.evaluation.job import EvaluationState
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec
 from orchestrator.jobs.ledger.store import RedisStore
 from tests.support.harness.job_processes import Cluster, Process, cluster, records_of, until, write_dataset
+
+# Each test starts several processes; on a busy machine one start alone takes many seconds.
+pytestmark = pytest.mark.timeout(600)
 
 
 def spec_of(file: Path, shard_size: int) -> EvaluationSpec:

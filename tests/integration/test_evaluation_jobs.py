@@ -10,6 +10,8 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import pytest
+
 from infra.contract.errors import InvalidArgumentError, OverloadedError
 from infra.contract.prompt import Prompt
 from infra.runtime.embedded_redis import embedded_redis
@@ -20,6 +22,9 @@ from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, Evaluat
 from orchestrator.jobs.celery import QUEUE, make_app
 from orchestrator.jobs.ledger.store import RedisStore
 from tests.support.harness.job_processes import Cluster, Gate, Process, cluster, records_of, until, write_dataset
+
+# Each test starts several processes; on a busy machine one start alone takes many seconds.
+pytestmark = pytest.mark.timeout(600)
 
 
 def spec_of(*files: Path, strategies: tuple[AnswerStrategy, ...], shard_size: int = 4) -> EvaluationSpec:
@@ -90,7 +95,7 @@ async def test_shard_of_killed_worker_is_finished_by_another_within_seconds(runn
     killed = time.monotonic()
     gate.open()
     job = await running.ended(created.evaluation_id)
-    assert time.monotonic() - killed < 15
+    assert time.monotonic() - killed < 60  # The visibility timeout of its message is 1,800 s.
     assert job.state is EvaluationState.SUCCEEDED
     assert (job.done_samples, job.failed_samples) == (32, 0)
     assert_every_sample_once(job.output_uri, 32)
@@ -215,7 +220,7 @@ async def test_stopped_worker_leaves_slow_sample_to_another(running: Cluster) ->
     assert await worker.stop() == 0
     gate.open()
     await running.start_worker()
-    job = await running.ended(created.evaluation_id, timeout_s=20)
+    job = await running.ended(created.evaluation_id)
     assert (job.done_samples, job.failed_samples) == (4, 0)
     assert_every_sample_once(job.output_uri, 4)
 
@@ -232,8 +237,8 @@ async def test_stopped_worker_exits_within_its_grace_while_redis_is_away(tmp_pat
             await asyncio.to_thread(redis.close)
             stopped = time.monotonic()
             assert await worker.stop() == 0
-            # The retries of one call alone would take 30 s.
-            assert time.monotonic() - stopped < 20
+            # The retries of one call alone would take more than 30 s.
+            assert time.monotonic() - stopped < 28
 
 
 async def test_job_continues_after_orchestrator_was_killed_and_restarted(running: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""report.html in a real browser: it opens without a word, filters, pages, fits a phone, and foreign text is inert."""
+"""report.html in a real browser: no console output, filters, paging, narrow screens, and inert foreign text."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH; i
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     assert CHROMIUM is not None
-    with browser(CHROMIUM, tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
+    with browser(CHROMIUM, tmp_path_factory.mktemp("profile")) as chromium:
+        yield chromium
 
 
 @pytest.fixture(autouse=True)
-def _nothing_said_before(page: Page) -> None:
+def _no_earlier_problems(page: Page) -> None:
     page.problems.clear()
     page.requests.clear()
 
@@ -45,20 +45,20 @@ def written(folder: Path, *, hostile: bool = False, size: int = 60) -> Path:
 
 
 def shown(page: Page) -> list[str]:
-    """Return the headings of the samples on the screen."""
+    """Return the headings of the samples that are shown."""
     headings: list[str] = page.value("[...document.querySelectorAll('.card h3')].map((node) => node.textContent)")
     return headings
 
 
 def choose(page: Page, control: str, value: str) -> None:
-    """Set a filter as a reader would."""
+    """Set a filter like a user."""
     page.value(
         f"(() => {{ const node = document.getElementById('{control}'); node.value = '{value}';"
         " node.dispatchEvent(new Event('input')); })()"
     )
 
 
-def test_a_page_opens_without_network_or_a_word_on_the_console(page: Page, tmp_path: Path) -> None:
+def test_page_opens_without_network_or_console_output(page: Page, tmp_path: Path) -> None:
     file = written(tmp_path)
     page.open(file)
     assert page.problems == []
@@ -67,7 +67,7 @@ def test_a_page_opens_without_network_or_a_word_on_the_console(page: Page, tmp_p
     assert page.value("[...document.images].length > 0 && [...document.images].every((one) => one.naturalWidth > 0)")
 
 
-def test_filters_narrow_the_list_and_pages_turn(page: Page, tmp_path: Path) -> None:
+def test_filters_narrow_list_and_pages_turn(page: Page, tmp_path: Path) -> None:
     page.open(written(tmp_path))
     assert page.value("document.getElementById('count').textContent") == "120 of 120 samples, page 1 of 6"
     first = shown(page)
@@ -86,7 +86,7 @@ def test_filters_narrow_the_list_and_pages_turn(page: Page, tmp_path: Path) -> N
     assert page.problems == []
 
 
-def test_failed_samples_are_neither_right_nor_wrong(page: Page, tmp_path: Path) -> None:
+def test_failed_samples_are_neither_correct_nor_wrong(page: Page, tmp_path: Path) -> None:
     page.open(written(tmp_path, hostile=True))
     choose(page, "outcome", "wrong")
     assert shown(page) == []
@@ -104,7 +104,7 @@ def test_failed_samples_are_neither_right_nor_wrong(page: Page, tmp_path: Path) 
     assert page.problems == []
 
 
-def test_a_sequence_is_headed_as_a_whole_episode(page: Page, tmp_path: Path) -> None:
+def test_sequence_is_titled_whole_episode(page: Page, tmp_path: Path) -> None:
     asked = sample("Scroll up\nScroll down", step_count=2, protocol=PromptProtocol.SEQUENCE)
     records = [answered(asked, "Scroll up\nScroll down")]
     file = tmp_path / "report.html"
@@ -113,7 +113,7 @@ def test_a_sequence_is_headed_as_a_whole_episode(page: Page, tmp_path: Path) -> 
     assert [heading.rpartition(" · ")[2] for heading in shown(page)] == ["whole episode"]
 
 
-def test_a_whole_answer_shows_its_scores_and_is_not_among_the_wrong_ones(page: Page, tmp_path: Path) -> None:
+def test_whole_answer_shows_scores_and_is_not_filtered_as_wrong(page: Page, tmp_path: Path) -> None:
     whole = answered(sample("Paris", protocol=PromptProtocol.SEQUENCE), "It is Paris")
     records = [whole, answered(sample("Wait for response", episode="e2"), "Scroll up")]
     summary = summarize(records, JobFacts(SPEC))
@@ -131,13 +131,13 @@ def test_a_whole_answer_shows_its_scores_and_is_not_among_the_wrong_ones(page: P
 
 
 @pytest.mark.parametrize("width", [320, 375])
-def test_a_phone_needs_no_sideways_scrolling(page: Page, tmp_path: Path, width: int) -> None:
+def test_phone_needs_no_horizontal_scrolling(page: Page, tmp_path: Path, width: int) -> None:
     page.open(written(tmp_path, hostile=True), width=width)
     assert page.value("innerWidth") == width
     assert page.value("document.documentElement.scrollWidth") <= width
 
 
-def test_a_table_that_goes_on_sideways_has_a_shadow_at_its_edge(page: Page, tmp_path: Path) -> None:
+def test_wide_table_has_shadow_at_its_edge(page: Page, tmp_path: Path) -> None:
     page.open(written(tmp_path), width=375)
     scrolls = "[...document.querySelectorAll('section > .scroll')].filter((box) => box.scrollWidth > box.clientWidth)"
     layers = page.value(f"getComputedStyle({scrolls}[0]).backgroundAttachment")
@@ -153,7 +153,7 @@ def test_foreign_text_stays_text(page: Page, tmp_path: Path) -> None:
     assert page.problems == []
 
 
-def test_the_policy_forbids_the_network(page: Page, tmp_path: Path) -> None:
+def test_policy_forbids_network(page: Page, tmp_path: Path) -> None:
     page.open(written(tmp_path))
     page.value("fetch('http://127.0.0.1:9/').catch(() => { globalThis.refused = true; }); undefined")
     page.value("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x.png'}))")

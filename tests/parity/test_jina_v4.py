@@ -51,7 +51,7 @@ def embedder(folder: Path) -> JinaV4Embedder:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("prefix", TextPrefix)
-def test_texts_equal_the_reference_for_each_task_and_prefix(
+def test_texts_equal_reference_for_each_task_and_prefix(
     tiny: TinyJina, folder: Path, task: str, prefix: TextPrefix
 ) -> None:
     embedder = JinaV4Embedder(folder, JinaV4Options(task=Task(task), prefix=prefix))
@@ -63,7 +63,7 @@ def test_texts_equal_the_reference_for_each_task_and_prefix(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_images_of_any_shape_equal_the_reference_for_each_task(tiny: TinyJina, folder: Path, task: str) -> None:
+def test_images_of_any_shape_equal_reference_for_each_task(tiny: TinyJina, folder: Path, task: str) -> None:
     embedder = JinaV4Embedder(folder, JinaV4Options(task=Task(task), batch_size=3))
     reference = ReferenceJina(tiny, task, MAX_PIXELS)
     images = [picture(size, seed) for seed, size in enumerate(SIZES)]
@@ -71,7 +71,7 @@ def test_images_of_any_shape_equal_the_reference_for_each_task(tiny: TinyJina, f
     np.testing.assert_allclose(embedder.embed_images(images), expected, atol=2e-5)
 
 
-def test_the_reference_tells_tasks_texts_and_images_apart(tiny: TinyJina) -> None:
+def test_reference_distinguishes_tasks_texts_and_images(tiny: TinyJina) -> None:
     """What the comparisons above rest on: a wrong task, window or position would show."""
     reference, other = ReferenceJina(tiny, "retrieval", MAX_PIXELS), ReferenceJina(tiny, "code", MAX_PIXELS)
     image = picture((140, 140))
@@ -81,7 +81,7 @@ def test_the_reference_tells_tasks_texts_and_images_apart(tiny: TinyJina) -> Non
 
 
 @pytest.mark.parametrize("dim", [8, 16])
-def test_a_shorter_vector_is_the_start_of_the_longer_one_at_length_one(
+def test_truncated_vector_is_normalised_prefix(
     tiny: TinyJina, folder: Path, embedder: JinaV4Embedder, dim: int
 ) -> None:
     short = JinaV4Embedder(folder, JinaV4Options(dim=dim))
@@ -93,7 +93,7 @@ def test_a_shorter_vector_is_the_start_of_the_longer_one_at_length_one(
     np.testing.assert_allclose(short.embed_texts(["hello"])[0], start / np.linalg.norm(start), atol=1e-6)
 
 
-def test_a_prompt_is_the_weighted_sum_of_its_text_and_its_first_images(tiny: TinyJina, folder: Path) -> None:
+def test_prompt_vector_is_weighted_sum_of_text_and_first_images(tiny: TinyJina, folder: Path) -> None:
     late_fusion = LateFusion(text_weight=0.6, image_weight=0.5, max_images=2)
     embedder = JinaV4Embedder(folder, JinaV4Options(late_fusion=late_fusion))
     reference = ReferenceJina(tiny, "retrieval", MAX_PIXELS)
@@ -110,7 +110,7 @@ def test_a_prompt_is_the_weighted_sum_of_its_text_and_its_first_images(tiny: Tin
     np.testing.assert_allclose(vectors[2], expected / np.linalg.norm(expected), atol=2e-5)
 
 
-def test_rslora_and_patterns_scale_as_peft_does(tmp_path: Path) -> None:
+def test_rslora_and_patterns_scale_like_peft(tmp_path: Path) -> None:
     tiny = tiny_jina(3, rank=4, alpha=5, use_rslora=True)
     embedder = JinaV4Embedder(tiny.write(tmp_path / "rs"), JinaV4Options())
     expected = ReferenceJina(tiny, "retrieval", MAX_PIXELS).text("hi").numpy()
@@ -122,7 +122,7 @@ def test_rslora_and_patterns_scale_as_peft_does(tmp_path: Path) -> None:
     np.testing.assert_allclose(vector, ReferenceJina(plain, "retrieval", 1).text("hi").numpy(), atol=2e-6)
 
 
-def test_both_spellings_and_shards_load_to_the_same_vectors(
+def test_both_key_spellings_and_shards_give_same_vectors(
     tiny: TinyJina, embedder: JinaV4Embedder, tmp_path: Path
 ) -> None:
     image = picture((140, 140))
@@ -139,9 +139,7 @@ def test_both_spellings_and_shards_load_to_the_same_vectors(
         assert other.fingerprint == embedder.fingerprint
 
 
-def test_the_projector_for_late_interaction_changes_nothing(
-    tiny: TinyJina, embedder: JinaV4Embedder, tmp_path: Path
-) -> None:
+def test_late_interaction_projector_is_ignored(tiny: TinyJina, embedder: JinaV4Embedder, tmp_path: Path) -> None:
     base = {key: value for key, value in tiny.base.items() if not key.startswith("multi_vector_projector")}
     adapter = {key: value for key, value in tiny.adapter.items() if "multi_vector_projector" not in key}
     assert len(base) < len(tiny.base)
@@ -152,14 +150,14 @@ def test_the_projector_for_late_interaction_changes_nothing(
     assert other.fingerprint == embedder.fingerprint
 
 
-def test_texts_over_the_limit_are_cut(folder: Path, embedder: JinaV4Embedder) -> None:
+def test_texts_are_truncated_at_limit(folder: Path, embedder: JinaV4Embedder) -> None:
     short = JinaV4Embedder(folder, JinaV4Options(max_text_tokens=12, batch_tokens=20))
     left = 12 - len("Query: ")
     expected = embedder.embed_texts(["abcdefghij"[:left], "ab", "x"])
     np.testing.assert_allclose(short.embed_texts(["abcdefghij", "ab", "x"]), expected, atol=2e-6)
 
 
-def test_a_vector_does_not_depend_on_what_it_is_batched_with(embedder: JinaV4Embedder) -> None:
+def test_vector_does_not_depend_on_what_it_is_batched_with(embedder: JinaV4Embedder) -> None:
     prompts = [Prompt.of(text, [png(picture(SIZES[i]))] if i % 2 else []) for i, text in enumerate(TEXTS)]
     alone = np.concatenate([embedder.embed([prompt]) for prompt in prompts])
     np.testing.assert_allclose(embedder.embed(prompts), alone, atol=2e-6)
@@ -167,7 +165,7 @@ def test_a_vector_does_not_depend_on_what_it_is_batched_with(embedder: JinaV4Emb
     assert embedder.embed([]).shape == (0, embedder.dim)
 
 
-def test_the_fingerprint_names_weights_and_settings(tiny: TinyJina, folder: Path, tmp_path: Path) -> None:
+def test_fingerprint_names_weights_and_settings(tiny: TinyJina, folder: Path, tmp_path: Path) -> None:
     def fingerprint(where: Path, options: JinaV4Options) -> str:
         return JinaV4Embedder(where, options).fingerprint
 
@@ -187,14 +185,14 @@ def test_the_fingerprint_names_weights_and_settings(tiny: TinyJina, folder: Path
     assert len(others) == 6
 
 
-def test_bfloat16_stays_close(folder: Path, embedder: JinaV4Embedder) -> None:
+def test_bfloat16_is_close_to_float32(folder: Path, embedder: JinaV4Embedder) -> None:
     half = JinaV4Embedder(folder, JinaV4Options(dtype="bfloat16"))
     cosines = (half.embed_texts(TEXTS) * embedder.embed_texts(TEXTS)).sum(-1)
     assert cosines.min() > 0.999
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_vectors_of_the_cpu(folder: Path, embedder: JinaV4Embedder) -> None:
+def test_gpu_and_cpu_vectors_agree(folder: Path, embedder: JinaV4Embedder) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     images = [picture(size) for size in SIZES]
@@ -204,7 +202,7 @@ def test_a_gpu_gives_the_vectors_of_the_cpu(folder: Path, embedder: JinaV4Embedd
         np.testing.assert_allclose(on_gpu.embed_images(images), embedder.embed_images(images), atol=tolerance)
 
 
-def test_numbers_that_overflow_are_an_error_and_never_a_vector(tiny: TinyJina, tmp_path: Path) -> None:
+def test_overflow_is_error(tiny: TinyJina, tmp_path: Path) -> None:
     base = {**tiny.base, "model.norm.weight": tiny.base["model.norm.weight"] * 1e5}
     TinyJina(tiny.config, base, tiny.adapter, tiny.adapter_config, tiny.tokenizer).write(tmp_path)
     with pytest.raises(InternalError, match="overflow; run it with --dtype bfloat16 or float32"):
@@ -216,10 +214,10 @@ def test_numbers_that_overflow_are_an_error_and_never_a_vector(tiny: TinyJina, t
     [
         ("model.norm.weight", None, "language_model.norm.weight is missing"),
         ("visual.merger.mlp.2.bias", None, "visual.merger.mlp.2.bias is missing"),
-        ("model.layers.0.self_attn.q_proj.scale", torch.ones(1), "q_proj.scale is no tensor of the model"),
-        ("lonely.weight", torch.ones(1), "lonely.weight is no tensor of the model"),
+        ("model.layers.0.self_attn.q_proj.scale", torch.ones(1), "q_proj.scale is not a tensor of the model"),
+        ("lonely.weight", torch.ones(1), "lonely.weight is not a tensor of the model"),
         ("model.layers.1.mlp.up_proj.weight", torch.ones(2, 2), "up_proj.weight has shape [2, 2], not [48, 32]"),
-        ("model.language_model.norm.weight", torch.ones(32), "is there twice"),
+        ("model.language_model.norm.weight", torch.ones(32), "appears twice"),
     ],
 )
 def test_base_tensors_that_do_not_bind_are_refused_by_name(
@@ -251,10 +249,10 @@ PREFIX = "base_model.model.model.language_model.layers"
             {},
             "layers.0.mlp.down_proj has no LoRA",
         ),
-        ([], {f"{PREFIX}.7.mlp.up_proj.lora_A.code.weight": torch.ones(4, 32)}, "adapts no linear layer"),
+        ([], {f"{PREFIX}.7.mlp.up_proj.lora_A.code.weight": torch.ones(4, 32)}, "does not adapt a linear layer"),
         ([], {f"{PREFIX}.0.mlp.up_proj.lora_A.code.weight": torch.ones(3, 32)}, "has shape [3, 32], not [4, 32]"),
-        ([], {f"{PREFIX}.0.mlp.up_proj.lora_magnitude_vector.code": torch.ones(3)}, "is no LoRA factor"),
-        ([], {"base_model.model.model.layers.0.mlp.up_proj.lora_A.code.weight": torch.ones(4, 32)}, "is there twice"),
+        ([], {f"{PREFIX}.0.mlp.up_proj.lora_magnitude_vector.code": torch.ones(3)}, "is not a LoRA factor"),
+        ([], {"base_model.model.model.layers.0.mlp.up_proj.lora_A.code.weight": torch.ones(4, 32)}, "appears twice"),
     ],
 )
 def test_adapter_tensors_that_do_not_bind_are_refused_by_name(
@@ -267,7 +265,7 @@ def test_adapter_tensors_that_do_not_bind_are_refused_by_name(
     assert named in str(caught.value)
 
 
-def test_an_adapter_without_the_task_names_those_it_has(tiny: TinyJina, tmp_path: Path) -> None:
+def test_adapter_without_task_names_those_it_has(tiny: TinyJina, tmp_path: Path) -> None:
     adapter = {key: tensor for key, tensor in tiny.adapter.items() if ".code." not in key}
     TinyJina(tiny.config, tiny.base, adapter, tiny.adapter_config, tiny.tokenizer).write(tmp_path)
     with pytest.raises(CheckpointError, match=r"has no task 'code'; it has retrieval, text-matching"):
@@ -293,7 +291,7 @@ def test_adapters_of_other_kinds_are_refused(tiny: TinyJina, tmp_path: Path, cha
         "adapters/adapter_model.safetensors",
     ],
 )
-def test_a_missing_or_cut_off_file_is_named(tiny: TinyJina, tmp_path: Path, name: str) -> None:
+def test_missing_or_truncated_file_is_named(tiny: TinyJina, tmp_path: Path, name: str) -> None:
     path = tiny.write(tmp_path) / name
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(CheckpointError, match=path.name):
@@ -303,12 +301,12 @@ def test_a_missing_or_cut_off_file_is_named(tiny: TinyJina, tmp_path: Path, name
         JinaV4Embedder(tmp_path, JinaV4Options())
 
 
-def test_a_missing_folder_is_named_with_the_remedy(tmp_path: Path) -> None:
+def test_missing_folder_is_named_with_remedy(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no folder .*nowhere'; download jina-embeddings-v4 .*--embedder-path"):
         JinaV4Embedder(tmp_path / "nowhere", JinaV4Options())
 
 
-def test_a_missing_or_half_written_shard_is_named(tiny: TinyJina, tmp_path: Path) -> None:
+def test_missing_or_truncated_shard_is_named(tiny: TinyJina, tmp_path: Path) -> None:
     tiny.write(tmp_path, shards=3)
     index = tmp_path / "model.safetensors.index.json"
     content = json.loads(index.read_text())
@@ -324,10 +322,10 @@ def test_a_missing_or_half_written_shard_is_named(tiny: TinyJina, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (JinaV4Options(dim=7), "truncate_dim 7 is none of this model's: 8, 16, 32"),
+        (JinaV4Options(dim=7), "truncate_dim 7 is not one of this model's dimensions: 8, 16, 32"),
         (JinaV4Options(max_image_pixels=3000), "max_image_pixels 3000 is below"),
         (JinaV4Options(dtype="int8"), "dtype 'int8'"),
-        (JinaV4Options(device="cuda:77"), "device 'cuda:77' is not there"),
+        (JinaV4Options(device="cuda:77"), "device 'cuda:77' is not available"),
     ],
 )
 def test_options_that_do_not_fit_are_configuration_errors(folder: Path, options: JinaV4Options, named: str) -> None:
@@ -336,7 +334,7 @@ def test_options_that_do_not_fit_are_configuration_errors(folder: Path, options:
     assert named in str(caught.value)
 
 
-def test_a_prompt_that_cannot_be_embedded_is_named_by_its_place(embedder: JinaV4Embedder) -> None:
+def test_invalid_prompt_is_named_by_field_path(embedder: JinaV4Embedder) -> None:
     good, thin = Prompt.of("hi"), Prompt.of("x", [png(picture((1, 300)))])
     broken = Prompt((Message(Role.USER, (TextPart("x"), ImagePart(png(picture((90, 90))).data[:200]))),))
     for prompt, path in ((broken, "[1].messages[0].parts[1].image"), (thin, "[1].messages[0].parts[0].image")):

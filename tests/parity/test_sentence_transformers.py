@@ -60,14 +60,14 @@ def embedder(folder: Path) -> SentenceTransformersEmbedder:
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
 @pytest.mark.parametrize("dense", [False, True])
-def test_vectors_are_pooled_as_the_folder_says(tmp_path: Path, pooling: str, dense: bool) -> None:
+def test_pooling_follows_folder(tmp_path: Path, pooling: str, dense: bool) -> None:
     folder = write_sentence_model(tmp_path, pooling=pooling, dense=dense)
     vectors = SentenceTransformersEmbedder(folder, SentenceOptions(batch_size=3)).embed_texts(TEXTS)
     assert vectors.shape == (len(TEXTS), DENSE if dense else HIDDEN)
     np.testing.assert_allclose(vectors, expected(folder, TEXTS, pooling), atol=2e-6)
 
 
-def test_the_folders_prompt_is_read_for_queries_and_passages(tmp_path: Path) -> None:
+def test_prompts_of_folder_are_used_for_queries_and_passages(tmp_path: Path) -> None:
     folder = write_sentence_model(tmp_path, prompts={"query": "query: ", "document": "doc: "})
     for options, prompt in (
         (SentenceOptions(), "query: "),
@@ -79,7 +79,7 @@ def test_the_folders_prompt_is_read_for_queries_and_passages(tmp_path: Path) -> 
         np.testing.assert_allclose(vectors, expected(folder, TEXTS[:2], "mean", prompt), atol=2e-6)
 
 
-def test_vectors_are_cut_and_brought_to_length_one(folder: Path, embedder: SentenceTransformersEmbedder) -> None:
+def test_vectors_are_truncated_and_normalised(folder: Path, embedder: SentenceTransformersEmbedder) -> None:
     short = SentenceTransformersEmbedder(folder, SentenceOptions(dim=5)).embed_texts(TEXTS)
     start = embedder.embed_texts(TEXTS)[:, :5]
     np.testing.assert_allclose(short, start / np.linalg.norm(start, axis=1, keepdims=True), atol=1e-6)
@@ -87,12 +87,12 @@ def test_vectors_are_cut_and_brought_to_length_one(folder: Path, embedder: Sente
         SentenceTransformersEmbedder(folder, SentenceOptions(dim=99))
 
 
-def test_long_texts_are_cut_at_the_limit(folder: Path, embedder: SentenceTransformersEmbedder) -> None:
+def test_long_texts_are_truncated(folder: Path, embedder: SentenceTransformersEmbedder) -> None:
     short = SentenceTransformersEmbedder(folder, SentenceOptions(max_text_tokens=6))
     np.testing.assert_allclose(short.embed_texts(["a b c d e f g"]), embedder.embed_texts(["a b c d"]), atol=1e-6)
 
 
-def test_a_vector_does_not_depend_on_what_it_is_batched_with(embedder: SentenceTransformersEmbedder) -> None:
+def test_vector_does_not_depend_on_what_it_is_batched_with(embedder: SentenceTransformersEmbedder) -> None:
     alone = np.concatenate([embedder.embed([Prompt.of(text)]) for text in TEXTS])
     np.testing.assert_allclose(embedder.embed_texts(TEXTS), alone, atol=2e-6)
     with closing(BatchedEmbedder(embedder)) as batched, ThreadPoolExecutor(8) as pool:
@@ -100,14 +100,14 @@ def test_a_vector_does_not_depend_on_what_it_is_batched_with(embedder: SentenceT
     np.testing.assert_allclose(together, np.tile(alone, (4, 1)), atol=2e-6)
 
 
-def test_images_do_not_count_and_alone_are_refused(embedder: SentenceTransformersEmbedder) -> None:
+def test_images_are_ignored_and_refused_alone(embedder: SentenceTransformersEmbedder) -> None:
     with_image = embedder.embed([Prompt.of("<image>a", [png_part(30, 30)])])
     np.testing.assert_allclose(with_image, embedder.embed([Prompt.of("a")]), atol=1e-6)
     with pytest.raises(InvalidArgumentError, match="only images"):
         embedder.embed([Prompt.of("<image>", [png_part(30, 30)])])
 
 
-def test_the_fingerprint_names_weights_and_settings(
+def test_fingerprint_names_weights_and_settings(
     folder: Path, embedder: SentenceTransformersEmbedder, tmp_path: Path
 ) -> None:
     def fingerprint(where: Path, options: SentenceOptions) -> str:
@@ -124,7 +124,7 @@ def test_the_fingerprint_names_weights_and_settings(
     assert len(others) == 4
 
 
-def test_bfloat16_stays_close(folder: Path, embedder: SentenceTransformersEmbedder) -> None:
+def test_bfloat16_is_close_to_float32(folder: Path, embedder: SentenceTransformersEmbedder) -> None:
     half = SentenceTransformersEmbedder(folder, SentenceOptions(dtype="bfloat16")).embed_texts(TEXTS)
     assert (half * embedder.embed_texts(TEXTS)).sum(-1).min() > 0.99
 
@@ -169,17 +169,15 @@ def _modules(change: Callable[[list[dict[str, str]]], object]) -> Callable[[Path
         (lambda folder: (folder / "modules.json").unlink(), r"'modules.json' is missing; download the model again"),
         (lambda folder: (folder / "modules.json").write_text("{"), "modules.json cannot be read"),
         (lambda folder: (folder / "modules.json").write_text("[]"), "must list the modules"),
-        (_modules(lambda all_: all_[0].update(type="custom_st.Transformer")), "no code of the folder's own"),
+        (_modules(lambda all_: all_[0].update(type="custom_st.Transformer")), "not code in the folder"),
         (
             _modules(lambda all_: all_[1].update(type="sentence_transformers.models.Router")),
             "module 'sentence_.*Router'",
         ),
-        (_modules(lambda all_: all_[1].update(path="../elsewhere")), "leads out of the folder"),
+        (_modules(lambda all_: all_[1].update(path="../elsewhere")), "points outside the folder"),
     ],
 )
-def test_a_folder_that_is_not_whole_or_not_safe_is_refused(
-    tmp_path: Path, spoil: Callable[[Path], object], said: str
-) -> None:
+def test_incomplete_or_unsafe_folder_is_refused(tmp_path: Path, spoil: Callable[[Path], object], said: str) -> None:
     folder = write_sentence_model(tmp_path / "model")
     (tmp_path / "elsewhere").mkdir()
     (folder / "custom_st.py").write_text("raise SystemExit('this code must never run')")
@@ -188,12 +186,12 @@ def test_a_folder_that_is_not_whole_or_not_safe_is_refused(
         SentenceTransformersEmbedder(folder, SentenceOptions())
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no folder .*nowhere'; point --embedder-path"):
         SentenceTransformersEmbedder(tmp_path / "nowhere", SentenceOptions())
 
 
-def test_without_the_library_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_error_names_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'loraretriever\[sentence-transformers\]'"):
         SentenceTransformersEmbedder(folder, SentenceOptions())

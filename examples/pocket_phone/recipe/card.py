@@ -111,41 +111,55 @@ def _retrieval(output: Path, seed: int, device: str) -> dict[str, dict[str, Any]
 
 
 def render(numbers: Mapping[str, Any]) -> str:
-    """Return the model card."""
+    """Return the model card as Markdown."""
+    parts = (_introduction, _answers_section, _retrieval_section, _adapters_section, _time_section)
+    return "\n".join(line for part in parts for line in part(numbers))
+
+
+def _introduction(numbers: Mapping[str, Any]) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
+    return [
+        "# Pocket phone checkpoints",
+        "",
+        "Written by `python -m examples.pocket_phone train`. Trained from scratch on the synthetic phone of this "
+        "folder, for demonstration and tests only.",
+        "",
+        f"- `base/`: a Qwen2-VL with {layout.LAYERS} layers and hidden size {layout.HIDDEN}, in the original Qwen2-VL "
+        "layout, float16.",
+        "- `adapters/`: 19 PEFT adapters, one per app and one per category.",
+        f"- `jina_v4/`: a jina-embeddings-v4 with {embedder.LAYERS} layers and {embedder.DIMENSION} dimensions, in the "
+        "hub's layout, with three task adapters.",
+        "",
+        f"Seed {numbers['seed']}; {numbers['machine']}; {versions}.",
+        "",
+    ]
+
+
+def _answers_section(numbers: Mapping[str, Any]) -> list[str]:
     answers = numbers["answers"]
     columns = [column for column in next(iter(answers.values())) if column != "steps"]
     means = {column: mean(row[column] for row in answers.values()) for column in columns}
     rows = [*answers.items(), ("**mean**", means)]
-    lines = [
-        "# Pocket phone checkpoints",
-        "",
-        "Written by `python -m examples.pocket_phone train`; trained from scratch on the synthetic phone of this "
-        "folder, for demonstration and tests only.",
-        "",
-        "- `base/`: a Qwen2-VL of "
-        f"{layout.LAYERS} layers, hidden size {layout.HIDDEN}, in the original Qwen2-VL layout, float16.",
-        "- `adapters/`: 19 PEFT adapters, one an app and one a category.",
-        "- `jina_v4/`: a jina-embeddings-v4 of "
-        f"{embedder.LAYERS} layers, {embedder.DIMENSION} dimensions, in the hub's layout, with three task adapters.",
-        "",
-        f"Seed {numbers['seed']}; {numbers['machine']}; "
-        + ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
-        + ".",
-        "",
+    return [
         "## Answers",
         "",
-        f"Share of held-out steps answered to the letter, greedy, float32, {numbers['episodes_per_dataset']} test "
-        "episodes an app, protocol `step` with the true history. `best sibling` is the best other app's adapter of the "
-        "same category, `stranger` an adapter of another category. Mixtures are exact weighted sums of deltas: home, a "
-        "sibling, a stranger. `home, sequence`: whole episodes answered in one go, every action right.",
+        f"Share of held-out steps answered exactly: greedy, float32, {numbers['episodes_per_dataset']} test episodes "
+        "per app, protocol `step` with the true history. `best sibling` is the best adapter of another app of the same "
+        "category, `stranger` an adapter of another category. Mixtures are exact weighted sums of the deltas of home, "
+        "a sibling and a stranger. `home, sequence`: whole episodes in one answer, with every action correct.",
         "",
         "| app | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",
         *("| " + " | ".join([name, *(f"{row[column]:.1%}" for column in columns)]) + " |" for name, row in rows),
         "",
+    ]
+
+
+def _retrieval_section(numbers: Mapping[str, Any]) -> list[str]:
+    return [
         "## Retrieval",
         "",
-        "Held-out step prompts against the mean vector of 20 training prompts an adapter; `weight at T` is the mean "
+        "Held-out step prompts against the mean vector of 20 training prompts per adapter. `weight at T` is the mean "
         "weight that softmax(cosine / T) over the first three gives to the true adapter.",
         "",
         "| search | @1 | @3 | " + " | ".join(f"weight at {temperature}" for temperature in TEMPERATURES) + " |",
@@ -157,15 +171,26 @@ def render(numbers: Mapping[str, Any]) -> str:
             for name, row in numbers["retrieval"].items()
         ),
         "",
+    ]
+
+
+def _adapters_section(numbers: Mapping[str, Any]) -> list[str]:
+    return [
         "## Adapters",
         "",
-        f"An app's adapter that is below {adapters.GOOD:.0%} on fresh training-split episodes after a round gets a "
-        f"second, a category's below {adapters.GOOD_CATEGORY:.0%}; the last column is what each round reached there.",
+        f"An app's adapter that scores below {adapters.GOOD:.0%} on new episodes of the training split gets another "
+        f"round of training, a category's below {adapters.GOOD_CATEGORY:.0%}. The last column is the score after each "
+        "round.",
         "",
         "| adapter | rank | alpha | scaling | target modules | rounds |",
         "|---|---|---|---|---|---|",
         *(_shape_row(name, numbers["rounds"].get(name, [])) for name in ADAPTER_IDS),
         "",
+    ]
+
+
+def _time_section(numbers: Mapping[str, Any]) -> list[str]:
+    return [
         "## Time",
         "",
         "| part | seconds |",
@@ -173,7 +198,6 @@ def render(numbers: Mapping[str, Any]) -> str:
         *(f"| {name} | {seconds:.0f} |" for name, seconds in _times(numbers["seconds"]).items()),
         "",
     ]
-    return "\n".join(lines)
 
 
 def _shape_row(name: str, rounds: Sequence[float]) -> str:

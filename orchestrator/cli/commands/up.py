@@ -34,7 +34,8 @@ def up(
     """Run all tiers and a worker on this machine, with an embedded Qdrant and Redis, until Ctrl-C.
 
     Without model folders the demo's tiny checkpoints are served. 'loraretriever serve TIER --help' lists the other
-    settings of a tier; pass them as --retrieval-setting top-k=5, or as LORARETRIEVER_* variables.
+    settings of a tier; pass them as --retrieval-setting top-k=5, or as LORARETRIEVER_* variables. SIGINT, SIGTERM and
+    SIGHUP stop everything; under nohup SIGHUP does not.
     """
     plan = _plan(models, dataset_roots or [Path()], work_dir.resolve(), addresses, settings)
     for tier in (plan.retrieval, plan.generation, plan.orchestrator):

@@ -186,6 +186,5 @@ async def _parsed(fields: Mapping[str, str]) -> Evaluation:
 
 def _not_found(evaluation_id: str) -> NotFoundError:
     return NotFoundError(
-        f"there is no evaluation {evaluation_id!r}; ListEvaluations names those that exist",
-        evaluation_id=evaluation_id,
+        f"there is no evaluation {evaluation_id!r}; it may have been deleted", evaluation_id=evaluation_id
     )

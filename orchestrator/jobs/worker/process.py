@@ -44,6 +44,8 @@ class WorkerProcess:
         self._stop_requested = False
         self._dispatcher = dispatcher
         self._stop_grace_s = settings.server.shutdown_grace_s
+        # Celery's threads block in `work`; whatever waits for Redis, a service or a time runs on this one loop, so that
+        # leases, isolation and clients need no locks.
         self._loop = EventLoopThread()
         self._resources = AsyncExitStack()
         self._stopping = asyncio.Event()
@@ -73,6 +75,7 @@ class WorkerProcess:
         Called on: Celery's threads.
         """
         done = self._loop.run(self._work())
+        # After the loop's part: sending a message blocks.
         if done.wake_another:
             self._dispatcher.wake(1)
         return done.description

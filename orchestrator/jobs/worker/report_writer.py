@@ -97,6 +97,7 @@ class ReportWriter:
 
     async def _write_within_grace(self, claim: Claim, stopping: asyncio.Event) -> EvaluationState:
         """Write the files; return how the job ends. Raises _StoppedError when the grace of a stop is over."""
+        # A first attempt that ended its worker may do so again, and must not take samples along.
         alone = claim.attempts > 1
         writing = asyncio.create_task(self._write_in_time(claim.evaluation_id, stopping, alone=alone))
         grace = asyncio.create_task(self._grace_over(stopping))

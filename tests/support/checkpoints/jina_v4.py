@@ -1,4 +1,4 @@
-"""Writes tiny random jina-embeddings-v4 folders in the layout of the hub."""
+"""Writes tiny random jina-embeddings-v4 folders in the hub's layout."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ LINEARS = {  # path below a layer -> (out, in)
 
 @dataclass
 class TinyJina:
-    """A folder's content before it is written: tests change it, then `write` it.
+    """The content of a folder. Tests change it, then `write` it.
 
-    `base` and `adapter` are keyed as the hub keys them: `model.layers.N.*` and `visual.*`;
+    `base` and `adapter` have the hub's keys: `model.layers.N.*` and `visual.*`;
     `base_model.model.model.language_model.layers.N.*.lora_{A,B}.<task>.weight`.
     """
 
@@ -56,7 +56,7 @@ class TinyJina:
     )
 
     def write(self, folder: Path, *, shards: int = 1) -> Path:
-        """Write all files; more than one shard comes with an index. Returns the folder."""
+        """Write all files, with an index if there are several shards; return the folder."""
         (folder / "adapters").mkdir(parents=True, exist_ok=True)
         _write_json(folder / "config.json", self.config)
         _write_json(folder / "preprocessor_config.json", self.preprocessor)
@@ -76,7 +76,7 @@ class TinyJina:
         return folder
 
     def newer_spelling(self) -> TinyJina:
-        """Return the same content as newer versions of the libraries save it: other names, a nested text config."""
+        """Return the content as newer library versions save it: with other names and a nested text config."""
 
         def renamed(key: str) -> str:
             if key.startswith("visual."):
@@ -95,7 +95,7 @@ class TinyJina:
 
 
 def tiny_jina(seed: int = 0, *, rank: int = 4, alpha: float = 6, use_rslora: bool = False) -> TinyJina:
-    """Return a model of random weights, large enough that every part of it moves the vectors."""
+    """Return a model with random weights large enough that every part of it affects the vectors."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int, scale: float = 0.3) -> Tensor:

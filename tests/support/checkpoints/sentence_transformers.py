@@ -1,4 +1,4 @@
-"""Writes tiny random sentence-transformers folders in the layout of the hub."""
+"""Writes tiny random sentence-transformers folders in the hub's layout."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PREFIX = "sentence_transformers.models"
 def write_sentence_model(
     folder: Path, *, pooling: str = "mean", dense: bool = False, prompts: dict[str, str] | None = None, seed: int = 0
 ) -> Path:
-    """Write a BERT of two layers with pooling ("mean", "cls" or "lasttoken"), and normalisation behind it.
+    """Write a BERT of two layers with pooling ("mean", "cls" or "lasttoken") and normalisation; return the folder.
 
-    `dense` puts a linear layer of DENSE outputs before the normalisation. Returns the folder.
+    `dense` adds a linear layer of DENSE outputs before the normalisation.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
@@ -67,17 +67,17 @@ def write_sentence_model(
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of letters and digits, with BERT's marks around a text."""
-    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    """Return a tokenizer of letters and digits that adds BERT's special tokens."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     characters = "abcdefghijklmnopqrstuvwxyz0123456789:.,"
-    vocabulary = {token: index for index, token in enumerate([*marks, *characters, *(f"##{c}" for c in characters)])}
+    vocabulary = {token: index for index, token in enumerate([*special, *characters, *(f"##{c}" for c in characters)])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), marks, strict=True))
+    named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=48, **named)
 
 

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, spoken to over its debugging pipe: JSON messages, each ended by a zero byte."""
+"""Drive a headless Chromium over its debugging pipe: JSON messages, each terminated by a zero byte."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+_PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 _OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--mute-audio")
 
 
 def find_chromium() -> str | None:
-    """Return the program to start, None where there is none."""
-    return next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+    """Return the path of a Chromium; None: none is installed."""
+    return next((program for name in _PROGRAMS if (program := shutil.which(name))), None)
 
 
 class Page:
-    """A page of the browser. `problems` are what it said to its console, exceptions and policy violations."""
+    """A page of the browser. `problems` are its console output, exceptions and policy violations."""
 
     def __init__(self, read: int, write: int) -> None:
         self.problems: list[str] = []
@@ -38,7 +38,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Return the browser's reply to a command."""
+        """Send a command and return the browser's reply."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
         if self._session is not None:
@@ -54,24 +54,24 @@ class Page:
             self._note(reply)
 
     def open(self, file: Path, width: int = 1000, height: int = 800) -> None:
-        """Load a file in a window of this many CSS pixels, and wait until its list is there."""
+        """Load a file in a window of this size in CSS pixels, and wait until its list of samples is shown."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=True)
         self.call("Page.navigate", url=file.as_uri())
         for _ in range(500):
             if self.value("document.readyState === 'complete' && !!document.getElementById('count')?.textContent"):
                 return
             time.sleep(0.02)
-        raise AssertionError(f"{file} did not show its list; the page said {self.problems}")
+        raise AssertionError(f"{file} did not show its list; problems: {self.problems}")
 
     def value(self, expression: str) -> Any:
-        """Return what a JavaScript expression is."""
+        """Evaluate a JavaScript expression."""
         reply = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         if "exceptionDetails" in reply:
             raise AssertionError(f"{expression}: {reply['exceptionDetails']}")
         return reply["result"].get("value")
 
     def close(self) -> None:
-        """Close our end of the browser's replies."""
+        """Close the pipe of the browser's replies."""
         self._reader.close()
 
     def _next(self) -> dict[str, Any]:
@@ -93,10 +93,11 @@ class Page:
 
 @contextmanager
 def browser(program: str, profile: Path) -> Iterator[Page]:
-    """Run a browser with an empty profile; it ends with the block."""
-    there, ours = os.pipe()
-    back, theirs = os.pipe()
-    inherited = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 20) for descriptor in (there, theirs)]
+    """Run a browser with an empty profile until the block ends."""
+    command_read, command_write = os.pipe()
+    reply_read, reply_write = os.pipe()
+    # Chromium reads commands from descriptor 3 and writes replies to descriptor 4; 20 and up avoid both.
+    inherited = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 20) for descriptor in (command_read, reply_write)]
     script = f'exec "$@" 3<&{inherited[0]} 4>&{inherited[1]}'
     command = [program, *_OPTIONS, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
     process = subprocess.Popen(
@@ -106,13 +107,13 @@ def browser(program: str, profile: Path) -> Iterator[Page]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    for descriptor in (there, theirs, *inherited):
+    for descriptor in (command_read, reply_write, *inherited):
         os.close(descriptor)
     try:
-        page = Page(back, ours)
+        page = Page(reply_read, command_write)
         yield page
         page.close()
     finally:
-        os.close(ours)
+        os.close(command_write)
         process.terminate()
         process.wait(timeout=20)

@@ -1,4 +1,4 @@
-"""Small datasets of random screens for tests."""
+"""Write small datasets of random screens for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ACTIONS = ("Open App: Gmail", 'Click on button with the text "Send"', "Check sta
 
 
 def write_episodes(folder: Path, episodes: int = 2, steps: int = 2) -> Path:
-    """Write `train.jsonl` of some episodes and their screens below `folder`; return the file."""
+    """Write `train.jsonl` and its screens below `folder`; return the file."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for episode in range(episodes):

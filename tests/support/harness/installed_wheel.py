@@ -34,7 +34,7 @@ class InstalledWheel:
         """The folder that holds what the wheel installed, and nothing else but the list of dependencies."""
         return next(self.folder.glob("lib/python*/site-packages"))
 
-    def run(self, arguments: Sequence[str | Path], timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, arguments: Sequence[str | Path], timeout_s: float = 280) -> subprocess.CompletedProcess[str]:
         """Run a program outside the checkout, without its packages on the path."""
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         return subprocess.run(

@@ -21,7 +21,7 @@ from orchestrator.evaluation.records import Record, read_records
 from orchestrator.settings import OrchestratorSettings
 from tests.support.servers.tiers import FakeTiers, fake_tiers
 
-START_TIMEOUT_S = 100.0
+START_TIMEOUT_S = 300.0
 
 
 def write_dataset(folder: Path, name: str, episodes: int, steps: int = 2, bad_rows: int = 0) -> Path:
@@ -86,7 +86,7 @@ class Process:
         """Stop the process with SIGTERM; return its exit status."""
         if self.exit_status is None:
             self._process.send_signal(signal.SIGTERM)
-        return await asyncio.to_thread(self._process.wait, 30)
+        return await asyncio.to_thread(self._process.wait, 60)
 
 
 class Gate:
@@ -136,7 +136,7 @@ class Cluster:
         self.stack.callback(process.kill)
         return process
 
-    async def ended(self, evaluation_id: str, timeout_s: float = 60) -> Any:
+    async def ended(self, evaluation_id: str, timeout_s: float = 300) -> Any:
         """Return a job once it has ended."""
         async with asyncio.timeout(timeout_s):
             async for job in self.client.watch(evaluation_id):

@@ -1,4 +1,4 @@
-"""An embedder whose passes a test can watch, hold and break; a text's vector is a function of the text."""
+"""An embedder whose passes a test can record, hold and break. A text's vector is a function of the text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DIM = 8
 
 
 class FakePartEmbedder(PartEmbedder):
-    """Texts cost their characters, images their bytes. Texts and images in `broken` fail their pass.
+    """The size of a text is its characters, of an image its bytes. Texts and images in `broken` fail their pass.
 
     While `gate` is cleared, passes wait after they are recorded in `passes`.
     """
@@ -31,8 +31,8 @@ class FakePartEmbedder(PartEmbedder):
         self.unreadable: set[str] = set()
         self.gate = threading.Event()
         self.gate.set()
-        self.reading = threading.Event()
-        self.reading.set()
+        self.preparing = threading.Event()
+        self.preparing.set()
 
     @property
     def dim(self) -> int:
@@ -42,23 +42,23 @@ class FakePartEmbedder(PartEmbedder):
     def fingerprint(self) -> str:
         return "fake"
 
-    def text_row(self, text: str) -> ModelInput:
-        self.reading.wait(10)
+    def prepare_text(self, text: str) -> ModelInput:
+        self.preparing.wait(10)
         if text in self.unreadable:
             raise InvalidArgumentError("", f"{text!r} cannot be read")
         return ModelInput(PartKind.TEXT, len(text), text)
 
-    def image_row(self, image: ImagePart) -> ModelInput:
+    def prepare_image(self, image: ImagePart) -> ModelInput:
         name = image.data.decode()
         if name in self.unreadable:
             raise InvalidArgumentError("image.data", "the image is broken")
         return ModelInput(PartKind.IMAGE, len(image.data), name)
 
-    def run(self, rows: Sequence[ModelInput], left_s: RemainingTime = no_deadline) -> FloatArray:
-        names = [row.content for row in rows]
-        assert len({row.kind for row in rows}) == 1
+    def forward(self, inputs: Sequence[ModelInput], remaining_s: RemainingTime = no_deadline) -> FloatArray:
+        names = [model_input.content for model_input in inputs]
+        assert len({model_input.kind for model_input in inputs}) == 1
         self.passes.append(names)
-        self.times.append(left_s())
+        self.times.append(remaining_s())
         self.gate.wait(10)
         for name in names:
             if name in self.broken:
@@ -67,7 +67,7 @@ class FakePartEmbedder(PartEmbedder):
 
     @property
     def embedded(self) -> list[str]:
-        """All that was embedded, in order."""
+        """Everything that was embedded, in order."""
         return [name for names in self.passes for name in names]
 
 

@@ -1,4 +1,4 @@
-"""Records as a page of results needs them: with pictures, adapters, wrong answers and hostile text."""
+"""Records for tests of reports: with images, adapters, wrong answers and hostile text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPEC = EvaluationSpec(
 
 
 def many_records(folder: Path, questions: int) -> list[Record]:
-    """Return the answers of two strategies to `questions`; every third is wrong under mixture, the others are right."""
+    """Return the answers of two strategies to `questions`; every third answer of mixture is wrong."""
     screen = folder / "screen.png"
     screen.write_bytes(png(picture(60, 100)))
     records = []
@@ -39,8 +39,19 @@ def many_records(folder: Path, questions: int) -> list[Record]:
     return records
 
 
+def strategy_records(strategy: EvaluatedStrategy, correct: list[bool]) -> list[Record]:
+    """Return answers of one strategy, two steps per episode, each correct or wrong."""
+    return [
+        answered(
+            sample("Scroll up", episode=str(index // 2), step=index % 2, step_count=2, strategy=strategy),
+            "Scroll up" if is_correct else "Scroll down",
+        )
+        for index, is_correct in enumerate(correct)
+    ]
+
+
 def full(record: Record) -> Record:
-    """Return the record with everything that a job measures."""
+    """Return the record with all measurements of a job."""
     return replace(
         record,
         matches=(RetrievedAdapter("clock", 0.9, 0.7), RetrievedAdapter("gmail", 0.4, 0.3)),
@@ -51,11 +62,11 @@ def full(record: Record) -> Record:
 
 
 def hostile_records(folder: Path) -> list[Record]:
-    """Return an answer, an error and a long word that would leave the page, were they let."""
+    """Return records whose texts would break out of the page if they were not escaped or wrapped."""
     asked = sample(HOSTILE, episode=HOSTILE)
     asked = replace(asked, text=HOSTILE + "w" * 3000, images=(folder / "gone.png",), adapter_id=HOSTILE)
-    said = replace(
+    answer = replace(
         full(answered(asked, HOSTILE)), matches=(RetrievedAdapter(HOSTILE, 0.9, 1.0), RetrievedAdapter("x" * 500, 0, 0))
     )
     broken = failure(replace(sample("Scroll up", episode="failed"), adapter_id=HOSTILE), message=HOSTILE)
-    return [said, broken]
+    return [answer, broken]

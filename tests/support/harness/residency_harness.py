@@ -17,7 +17,8 @@ from generation_service.adapters.admission import Admission
 from generation_service.adapters.checkpoint.peft_config import PeftConfig
 from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.leases import BankLease, ResidentAdapter
-from generation_service.adapters.residency import CompositionLoad, Outcome, Residency
+from generation_service.adapters.load import CompositionLoad, Outcome
+from generation_service.adapters.residency import Residency
 from generation_service.adapters.source import AdapterSource
 from generation_service.lora.bank import AdapterBank
 from generation_service.lora.weights import AdapterWeights, LoraPair

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from generation_service.adapters.admission import AdmittedComposition
 from generation_service.adapters.leases import BankLease
-from generation_service.adapters.residency import OnReady, Outcome
+from generation_service.adapters.load import OnReady, Outcome
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits
 from generation_service.engine.sequence import Delta, Event, Request

@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks OpenAI's embeddings API, or whatever a test wants it to say instead."""
+"""A real HTTP server with OpenAI's embeddings API, whose responses a test can replace."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.support.harness.part_embedder import vector_of
 
 
 class EmbeddingsServer:
-    """Answers with a vector a text, three times its unit length. `script` says what the next requests get instead.
+    """Responds with one vector per text, of length 3. `script` replaces the next responses, one entry per request.
 
-    An entry is a status, (status, headers), bytes that are the whole answer with status 200, seconds to wait before a
-    right answer, or a function from the request to the JSON of the answer.
+    An entry is a status, (status, headers), bytes as the whole body with status 200, seconds to wait before a correct
+    response, or a function from the request to the JSON of the response.
     """
 
     def __init__(self) -> None:
@@ -33,8 +33,8 @@ class EmbeddingsServer:
 
     @property
     def inputs(self) -> list[Any]:
-        """All that was asked, in order."""
-        return [one for request in self.requests for one in request["input"]]
+        """All inputs that were received, in order."""
+        return [item for request in self.requests for item in request["input"]]
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -47,16 +47,16 @@ class EmbeddingsServer:
         self._server.server_close()
 
 
-def answer_to(request: dict[str, Any]) -> dict[str, Any]:
-    """Return the right answer, its vectors in reverse order."""
+def correct_response(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the correct response, with its vectors in reverse order."""
     data = []
     for index, content in enumerate(request["input"]):
         name = content if isinstance(content, str) else next(iter(content.values()))
         vector = (3 * vector_of(name))[: request.get("dimensions")]
-        written = vector.tolist()
+        encoded = vector.tolist()
         if request.get("encoding_format") == "base64":
-            written = base64.b64encode(vector.astype("<f4").tobytes()).decode()
-        data.append({"object": "embedding", "index": index, "embedding": written})
+            encoded = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        data.append({"object": "embedding", "index": index, "embedding": encoded})
     return {"object": "list", "data": data[::-1], "model": request["model"]}
 
 
@@ -70,7 +70,7 @@ def _handler(server: EmbeddingsServer) -> type[BaseHTTPRequestHandler]:
             server.headers.append(dict(self.headers))
             step = server.script.pop(0) if server.script else None
             headers: dict[str, str] = {}
-            answer: Any = answer_to
+            answer: Any = correct_response
             status = 200
             match step:
                 case int():
@@ -83,7 +83,7 @@ def _handler(server: EmbeddingsServer) -> type[BaseHTTPRequestHandler]:
                     answer = step
                 case Callable():
                     answer = step
-            if server.refused & {str(one) for one in request["input"]}:
+            if server.refused & {str(item) for item in request["input"]}:
                 status = 400
             self._send(status, headers, answer if isinstance(answer, bytes) else _json(status, answer, request))
 
@@ -95,10 +95,10 @@ def _handler(server: EmbeddingsServer) -> type[BaseHTTPRequestHandler]:
                 self.end_headers()
                 self.wfile.write(body)
             except (BrokenPipeError, ConnectionResetError):
-                pass  # the caller did not wait
+                pass  # the caller has closed the connection
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
+            """Write no log."""
 
     return Handler
 
@@ -106,5 +106,5 @@ def _handler(server: EmbeddingsServer) -> type[BaseHTTPRequestHandler]:
 def _json(status: int, answer: Callable[[dict[str, Any]], Any], request: dict[str, Any]) -> bytes:
     if status == 200:
         return json.dumps(answer(request)).encode()
-    # Some endpoints repeat the key that they were given.
+    # Some endpoints repeat the key of the request.
     return json.dumps({"error": {"message": f"status {status} for key sk-secret"}}).encode()

@@ -1,6 +1,6 @@
-"""The part of Qdrant's REST interface that the catalogue uses, answered by Qdrant's own local mode.
+"""The part of Qdrant's REST interface that the catalogue uses, implemented by qdrant-client's local mode.
 
-It runs our server-mode path (HTTP client, JSON, no lock of ours) where no Qdrant server can be installed.
+It exercises the server-mode path (HTTP client, JSON, no lock) where no Qdrant server can be installed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from qdrant_client import QdrantClient, models
 Body = dict[str, Any]
 
 
-class _Answers:
-    """Answers requests one at a time, as local mode is not safe for threads."""
+class _Routes:
+    """Handles requests one at a time, because local mode is not safe for threads."""
 
     def __init__(self) -> None:
         self._client = QdrantClient(":memory:", force_disable_check_same_thread=True)
@@ -43,25 +43,25 @@ class _Answers:
             ("POST", "/points/query/batch"): self._query,
         }
 
-    def answer(self, method: str, path: str, body: Body) -> tuple[int, Any]:
+    def respond(self, method: str, path: str, body: Body) -> tuple[int, Any]:
         """Return the status and the JSON of a request."""
         with self._lock:
-            known = self._of_all(method, path, body)
-        if known is not None:
-            return 200, {"result": to_jsonable_python(known), "status": "ok", "time": 0.0}
+            result = self._global(method, path, body)
+        if result is not None:
+            return 200, {"result": to_jsonable_python(result), "status": "ok", "time": 0.0}
         matched = re.fullmatch(r"/collections/([^/?]+)([^?]*)(?:\?.*)?", path)
         route = self._routes.get((method, matched[2])) if matched else None
         if matched is None or route is None:
             return 404, {"status": {"error": f"no route {method} {path}"}}
         with self._lock:
-            there = self._client.collection_exists(matched[1])
-            if not there and (method, matched[2]) not in {("GET", "/exists"), ("PUT", ""), ("DELETE", "")}:
+            exists = self._client.collection_exists(matched[1])
+            if not exists and (method, matched[2]) not in {("GET", "/exists"), ("PUT", ""), ("DELETE", "")}:
                 return 404, {"status": {"error": "Not found: Collection doesn't exist"}}
-            if there and (method, matched[2]) == ("PUT", ""):
+            if exists and (method, matched[2]) == ("PUT", ""):
                 return 409, {"status": {"error": "Wrong input: Collection already exists"}}
             return 200, {"result": to_jsonable_python(route(matched[1], body)), "status": "ok", "time": 0.0}
 
-    def _of_all(self, method: str, path: str, body: Body) -> Any:
+    def _global(self, method: str, path: str, body: Body) -> Any:
         match method, path.partition("?")[0]:
             case "GET", "/aliases":
                 return self._client.get_aliases()
@@ -84,23 +84,23 @@ class _Answers:
         )
 
     def _retrieve(self, name: str, body: Body) -> Any:
-        asked = models.PointRequest.model_validate(body)
+        request = models.PointRequest.model_validate(body)
         return self._client.retrieve(
-            name, asked.ids, with_payload=asked.with_payload or False, with_vectors=asked.with_vector or False
+            name, request.ids, with_payload=request.with_payload or False, with_vectors=request.with_vector or False
         )
 
     def _delete(self, name: str, body: Body) -> Any:
         return self._client.delete(name, models.PointIdsList.model_validate(body))
 
     def _scroll(self, name: str, body: Body) -> Any:
-        asked = models.ScrollRequest.model_validate(body)
+        request = models.ScrollRequest.model_validate(body)
         points, offset = self._client.scroll(
             name,
-            scroll_filter=asked.filter,
-            limit=asked.limit or 10,
-            offset=asked.offset,
-            with_payload=asked.with_payload or False,
-            with_vectors=asked.with_vector or False,
+            scroll_filter=request.filter,
+            limit=request.limit or 10,
+            offset=request.offset,
+            with_payload=request.with_payload or False,
+            with_vectors=request.with_vector or False,
         )
         return {"points": points, "next_page_offset": offset}
 
@@ -111,7 +111,7 @@ class _Answers:
 
 @dataclass
 class FakeQdrant:
-    """What a test can do to the server. While `broken` every request is answered 503; while `slow_s`, that late."""
+    """The running server. While `broken`, every request gets 503; `slow_s` delays every response."""
 
     url: str = ""
     broken: bool = False
@@ -121,15 +121,15 @@ class FakeQdrant:
 
 @contextmanager
 def fake_qdrant_url(api_key: str | None = None, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Serve on a free loopback port; give the URL."""
+    """Serve on a free loopback port; yield the URL."""
     with fake_qdrant(api_key, tls) as server:
         yield server.url
 
 
 @contextmanager
 def fake_qdrant(api_key: str | None = None, tls: ssl.SSLContext | None = None) -> Iterator[FakeQdrant]:
-    """Serve on a free loopback port; refuse callers without the key, if there is one."""
-    answers, control = _Answers(), FakeQdrant()
+    """Serve on a free loopback port; with a key, refuse requests without it."""
+    routes, control = _Routes(), FakeQdrant()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -148,7 +148,7 @@ def fake_qdrant(api_key: str | None = None, tls: ssl.SSLContext | None = None) -
             elif api_key is not None and self.headers.get("api-key") != api_key:
                 status, content = 401, {"status": {"error": "Must provide an API key"}}
             else:
-                status, content = answers.answer(self.command, self.path, body)
+                status, content = routes.respond(self.command, self.path, body)
             data = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")

@@ -21,9 +21,9 @@ from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import FloatArray, normalise
 from retrieval_service.indexing import Indexer
-from retrieval_service.retriever import RetrievalDefaults, Retriever
+from retrieval_service.retriever import Retriever
 from retrieval_service.server import SERVICE_NAME, RequestLimits, RetrievalServicer
-from retrieval_service.settings import RetrievalSettings
+from retrieval_service.settings import RetrievalDefaults, RetrievalSettings
 from tests.support.servers.background import on_event_loop, serving_blocking
 
 DIM = 16

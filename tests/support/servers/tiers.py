@@ -88,16 +88,16 @@ def select(prompt: Prompt, options: RetrievalOptions) -> Selection:
 
 
 def answer_text(prompt: Prompt, composition: Composition) -> str:
-    """Return what the fake model says: who made it, how many images it saw, and the last line it was told."""
+    """Return the fake model's answer: the composition, the number of images, and the last line of the prompt."""
     kind = type(composition).__name__.lower()
     shares: tuple[WeightedAdapter, ...] = () if isinstance(composition, Base) else composition.adapters
-    made_by = "+".join(f"{share.adapter_id}*{share.weight:.2f}" for share in shares)
-    return f"{kind}({made_by}) saw {len(prompt.images)}: {prompt.user_text.splitlines()[-1]}"
+    shares_text = "+".join(f"{share.adapter_id}*{share.weight:.2f}" for share in shares)
+    return f"{kind}({shares_text}) saw {len(prompt.images)}: {prompt.user_text.splitlines()[-1]}"
 
 
 @dataclass
 class FakeRetrieval(retrieval_service_pb2_grpc.RetrievalServiceServicer):
-    """Selects by `select`. `asked` holds the options of every call; every method raises `failure`, where given."""
+    """Retrieves with `select`. `asked` holds the options of every call; every method raises `failure` if it is set."""
 
     failure: LoraRetrieverError | None = None
     catalogue_revision: str = "catalogue-1"
@@ -134,7 +134,7 @@ class FakeRetrieval(retrieval_service_pb2_grpc.RetrievalServiceServicer):
             if request.base_model in ("", adapter.base_model) and request.kind in ("", adapter.kind)
         ]
         return retrieval_service_pb2.ListAdaptersResponse(
-            adapters=[adapter_to_proto(each) for each in listed], catalogue_revision=self.catalogue_revision
+            adapters=[adapter_to_proto(adapter) for adapter in listed], catalogue_revision=self.catalogue_revision
         )
 
     def _fail(self) -> None:
@@ -144,7 +144,7 @@ class FakeRetrieval(retrieval_service_pb2_grpc.RetrievalServiceServicer):
 
 @dataclass
 class FakeGeneration(generation_service_pb2_grpc.GenerationServiceServicer):
-    """Says `answer_text`. `before` is awaited first, with prompt and peer; `failures` by a word of the prompt."""
+    """Answers with `answer_text`. `before` is awaited first; `failures` are raised by a word of the prompt."""
 
     before: Hook = _nothing
     failures: dict[str, LoraRetrieverError] = field(default_factory=dict)
@@ -193,7 +193,7 @@ class FakeGeneration(generation_service_pb2_grpc.GenerationServiceServicer):
 
 @dataclass(frozen=True)
 class FakeTiers:
-    """Both services and where they listen."""
+    """Both services and their addresses."""
 
     retrieval: FakeRetrieval
     generation: FakeGeneration

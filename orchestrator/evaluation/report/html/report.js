@@ -31,16 +31,16 @@
     return searchable.get(sample);
   };
 
-  const found = () => {
+  const filtered = () => {
     const strategy = control("strategy").value;
     const dataset = control("dataset").value;
     const words = control("words").value.trim().toLowerCase();
-    const wanted = control("outcome").value;
+    const wantedOutcome = control("outcome").value;
     return data.samples.filter(
       (sample) =>
         (!strategy || sample.strategy === strategy) &&
         (!dataset || sample.dataset === dataset) &&
-        (!wanted || outcome(sample) === wanted) &&
+        (!wantedOutcome || outcome(sample) === wantedOutcome) &&
         (!words || textOf(sample).includes(words))
     );
   };
@@ -80,9 +80,9 @@
   };
 
   const scored = (sample) => {
-    const said = Object.entries(sample.scores).map(([name, score]) => `${name} ${score}`);
-    if (sample.grade !== null) said.push(`judge's grade ${sample.grade}`);
-    return said.join(" · ");
+    const parts = Object.entries(sample.scores).map(([name, score]) => `${name} ${score}`);
+    if (sample.grade !== null) parts.push(`judge's grade ${sample.grade}`);
+    return parts.join(" · ");
   };
 
   const card = (sample) => {
@@ -93,7 +93,7 @@
     box.append(make("span", `mark ${mark}`, sample.scores ? scored(sample) : MARKS[mark]));
     box.append(pictures(sample));
     const asked = make("details");
-    asked.append(make("summary", "", "What was asked"), make("pre", "", sample.text));
+    asked.append(make("summary", "", "Prompt"), make("pre", "", sample.text));
     box.append(asked);
     if (sample.error) box.append(make("p", "error", sample.error));
     const marks = (right) => (right === null ? ["", sample.scores ? "" : "unscored"] : right ? ["right", MARKS.right] : ["wrong", MARKS.wrong]);
@@ -101,8 +101,8 @@
       table(
         ["step", "truth", "answer", ""],
         sample.actions.map(([truth, answer, right], index) => {
-          const [className, said] = marks(right);
-          return [className, [String(sample.actions.length > 1 ? index + 1 : sample.step), shown(truth), shown(answer), said]];
+          const [className, verdict] = marks(right);
+          return [className, [String(sample.actions.length > 1 ? index + 1 : sample.step), shown(truth), shown(answer), verdict]];
         })
       )
     );
@@ -126,7 +126,7 @@
   };
 
   const show = () => {
-    const samples = found();
+    const samples = filtered();
     const pages = Math.max(1, Math.ceil(samples.length / PAGE));
     page = Math.min(Math.max(page, 0), pages - 1);
     const first = page * PAGE;

@@ -7,7 +7,7 @@ import queue
 import pytest
 
 from generation_service.adapters.admission import AdmittedComposition
-from generation_service.adapters.residency import Outcome
+from generation_service.adapters.load import Outcome
 from generation_service.adapters.source import AdapterSource
 from generation_service.lora.weights import AdapterWeights
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter

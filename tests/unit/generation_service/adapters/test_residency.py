@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from generation_service.adapters.leases import BankLease
-from generation_service.adapters.residency import READ_AHEAD, CompositionLoad, LoadState, Outcome
+from generation_service.adapters.load import CompositionLoad, LoadState, Outcome
+from generation_service.adapters.residency import READ_AHEAD
 from generation_service.lora.ranks import RankRange
 from generation_service.lora.weights import AdapterWeights
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter

@@ -10,7 +10,7 @@ from infra.tools.code_metrics import Metrics, as_text, cycles, measure, package_
 
 TREE = {
     "app/__init__.py": "",
-    "app/settings.py": "class AppSettings:\n    port: int = 1\n    host: str = ''\n    prefix = 'x'\n",
+    "app/settings.py": "class App(TierSettings):\n    port: int = 1\n    host: str = ''\n    server: ServerOptions\n",
     "app/front/__init__.py": '"""Front."""\n',
     "app/front/page.py": "from app.back.store import load\n\n# A reason.\nx = 1  # noqa: E501\n",
     "app/front/flags.py": "import typer\n\na = typer.Option(help='a')\nb = typer.Argument()\n",

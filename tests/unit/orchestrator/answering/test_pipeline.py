@@ -31,7 +31,7 @@ SELECTION = Selection(
 
 
 @dataclass
-class StandInRetrieval:
+class FakeRetrieval:
     selection: Selection = SELECTION
     asked: list[RetrievalOptions] = field(default_factory=list)
 
@@ -43,7 +43,7 @@ class StandInRetrieval:
 
 
 @dataclass
-class StandInGeneration:
+class FakeGeneration:
     name: str = "tiny"
     max_adapters: int = 0
     lookups: int = 0
@@ -71,11 +71,11 @@ class StandInGeneration:
         yield await self.generate(prompt, composition, decoding, timeout_s)
 
 
-def test_selection_is_the_best_adapter_alone_with_weight_one() -> None:
+def test_selection_is_best_adapter_with_weight_one() -> None:
     assert compose(AnswerStrategy.SELECTION, SELECTION) == Mixture((WeightedAdapter("gmail", 1.0, "gmail-1"),))
 
 
-def test_mixture_takes_the_weights_of_retrieval_as_they_are() -> None:
+def test_mixture_uses_weights_of_retrieval() -> None:
     assert compose(AnswerStrategy.MIXTURE, SELECTION) == Mixture(
         (
             WeightedAdapter("gmail", 0.6, "gmail-1"),
@@ -90,30 +90,30 @@ def test_fusion_carries_its_method() -> None:
     assert composition == Fusion(SELECTION.weighted, FusionMethod.CONCAT)
 
 
-def test_oracle_is_the_given_adapter_with_weight_one() -> None:
+def test_oracle_is_named_adapter_with_weight_one() -> None:
     assert compose(AnswerStrategy.ORACLE, Selection(), oracle="ebay") == Mixture((WeightedAdapter("ebay", 1.0),))
 
 
-def test_oracle_without_an_adapter_is_refused() -> None:
+def test_oracle_without_adapter_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="needs the correct adapter"):
         compose(AnswerStrategy.ORACLE, Selection())
 
 
 @pytest.mark.parametrize("strategy", [AnswerStrategy.SELECTION, AnswerStrategy.MIXTURE, AnswerStrategy.FUSION])
-def test_nothing_retrieved_means_the_base_model_alone(strategy: AnswerStrategy) -> None:
+def test_empty_selection_composes_base_model_alone(strategy: AnswerStrategy) -> None:
     assert compose(strategy, Selection()) == Base()
 
 
-async def test_answer_names_what_was_retrieved_and_applied() -> None:
-    answer = await Pipeline(StandInRetrieval(), StandInGeneration()).answer(Question(PROMPT))
+async def test_answer_names_retrieved_and_applied_adapters() -> None:
+    answer = await Pipeline(FakeRetrieval(), FakeGeneration()).answer(Question(PROMPT))
     assert answer.selection == SELECTION
     assert answer.generation.applied == SELECTION.weighted
     assert answer.catalogue_revision == "catalogue-7"
     assert 0 <= answer.retrieval_s <= answer.total_s
 
 
-async def test_empty_selection_is_answered_by_the_base_model_and_says_so() -> None:
-    answer = await Pipeline(StandInRetrieval(Selection()), StandInGeneration()).answer(Question(PROMPT))
+async def test_empty_selection_is_answered_by_base_model() -> None:
+    answer = await Pipeline(FakeRetrieval(Selection()), FakeGeneration()).answer(Question(PROMPT))
     assert answer.selection.matches == ()
     assert answer.generation.applied == ()
     assert answer.generation.text == "done"
@@ -121,13 +121,13 @@ async def test_empty_selection_is_answered_by_the_base_model_and_says_so() -> No
 
 @pytest.mark.parametrize("strategy", [AnswerStrategy.BASE, AnswerStrategy.ORACLE])
 async def test_base_and_oracle_retrieve_nothing(strategy: AnswerStrategy) -> None:
-    retrieval = StandInRetrieval()
-    await Pipeline(retrieval, StandInGeneration()).answer(Question(PROMPT, strategy, oracle="ebay"))
+    retrieval = FakeRetrieval()
+    await Pipeline(retrieval, FakeGeneration()).answer(Question(PROMPT, strategy, oracle="ebay"))
     assert retrieval.asked == []
 
 
-async def test_base_model_is_filled_in_and_asked_for_once() -> None:
-    retrieval, generation = StandInRetrieval(), StandInGeneration()
+async def test_base_model_is_filled_in_and_looked_up_once() -> None:
+    retrieval, generation = FakeRetrieval(), FakeGeneration()
     pipeline = Pipeline(retrieval, generation)
     for _ in range(3):
         await pipeline.answer(Question(PROMPT, retrieval=RetrievalOptions(top_k=2)))
@@ -135,8 +135,8 @@ async def test_base_model_is_filled_in_and_asked_for_once() -> None:
     assert generation.lookups == 1
 
 
-async def test_base_model_is_asked_for_again_after_the_service_went_away() -> None:
-    retrieval, generation = StandInRetrieval(), StandInGeneration()
+async def test_base_model_is_looked_up_again_after_service_went_away() -> None:
+    retrieval, generation = FakeRetrieval(), FakeGeneration()
     pipeline = Pipeline(retrieval, generation)
     await pipeline.answer(Question(PROMPT))
     generation.failures.append(UnavailableError("restarting"))
@@ -150,11 +150,11 @@ async def test_base_model_is_asked_for_again_after_the_service_went_away() -> No
 async def test_adapters_of_another_base_model_are_refused() -> None:
     question = Question(PROMPT, retrieval=RetrievalOptions(base_model="InternVL2-2B"))
     with pytest.raises(BaseModelMismatchError, match=r"InternVL2-2B.*'tiny'"):
-        await Pipeline(StandInRetrieval(), StandInGeneration()).answer(question)
+        await Pipeline(FakeRetrieval(), FakeGeneration()).answer(question)
 
 
-async def test_stream_is_selection_then_deltas_then_the_whole_answer() -> None:
-    pipeline = Pipeline(StandInRetrieval(), StandInGeneration())
+async def test_stream_is_selection_then_deltas_then_complete_answer() -> None:
+    pipeline = Pipeline(FakeRetrieval(), FakeGeneration())
     events = [event async for event in pipeline.stream(Question(PROMPT))]
     assert events[0] == SELECTION
     assert events[1:3] == ["do", "ne"]
@@ -163,30 +163,30 @@ async def test_stream_is_selection_then_deltas_then_the_whole_answer() -> None:
     assert len(events) == 4
 
 
-async def test_time_spent_in_retrieval_counts_against_the_deadline() -> None:
+async def test_retrieval_counts_against_deadline() -> None:
     with pytest.raises(DeadlineError):
-        await Pipeline(StandInRetrieval(), StandInGeneration()).answer(Question(PROMPT), timeout_s=1e-9)
+        await Pipeline(FakeRetrieval(), FakeGeneration()).answer(Question(PROMPT), timeout_s=1e-9)
 
 
-async def test_the_base_model_answers_alone_where_no_adapter_is_its_own() -> None:
-    class Foreign(StandInRetrieval):
+async def test_base_model_answers_alone_without_adapters_of_its_own() -> None:
+    class Foreign(FakeRetrieval):
         async def retrieve(
             self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None
         ) -> RetrievalResult:
             return RetrievalResult(Selection(reason=SelectionReason.NO_ADAPTERS_OF_MODEL), "catalogue-1")
 
-    generation = StandInGeneration()
+    generation = FakeGeneration()
     answer = await Pipeline(Foreign(), generation).answer(Question(PROMPT))
     assert generation.compositions == [Base()]
     assert answer.selection == Selection(reason=SelectionReason.NO_ADAPTERS_OF_MODEL)
 
 
-async def test_too_many_adapters_for_uniform_all_say_what_to_do() -> None:
-    class Catalogue(StandInRetrieval):
+async def test_too_many_adapters_for_uniform_all_name_remedy() -> None:
+    class Catalogue(FakeRetrieval):
         async def list_adapters(self, *_: Any, **__: Any) -> list[Adapter]:
             return [match.adapter for match in SELECTION.matches]
 
-    generation = StandInGeneration(max_adapters=2)
+    generation = FakeGeneration(max_adapters=2)
     with pytest.raises(InvalidArgumentError, match=r"all 3 adapters of the catalogue.*at most 2.*--max-adapters"):
         await Pipeline(Catalogue(), generation).answer(Question(PROMPT, AnswerStrategy.UNIFORM_ALL))
     assert generation.lookups == 2, "a service may have restarted with a higher limit"
@@ -196,9 +196,9 @@ async def test_too_many_adapters_for_uniform_all_say_what_to_do() -> None:
     assert [(each.adapter_id, each.weight) for each in answer.generation.applied] == [("gmail", 0.5), ("clock", 0.5)]
 
 
-async def test_questions_share_retrieval_of_the_same_prompt_and_options_only() -> None:
-    retrieval = StandInRetrieval()
-    pipeline = Pipeline(retrieval, StandInGeneration())
+async def test_questions_share_retrieval_of_same_prompt_and_options_only() -> None:
+    retrieval = FakeRetrieval()
+    pipeline = Pipeline(retrieval, FakeGeneration())
     again = Question(PROMPT, AnswerStrategy.SELECTION, shared_by="job-1")
     others = [
         Question(PROMPT, shared_by="job-2"),
@@ -213,7 +213,7 @@ async def test_questions_share_retrieval_of_the_same_prompt_and_options_only() -
     assert len(retrieval.asked) == 5
 
 
-async def test_shared_call_that_failed_is_made_again_and_the_oldest_is_forgotten() -> None:
+async def test_failed_shared_call_is_repeated_and_oldest_result_is_evicted() -> None:
     calls: SharedCalls[int] = SharedCalls(size=2)
     made: list[str] = []
 
@@ -230,7 +230,7 @@ async def test_shared_call_that_failed_is_made_again_and_the_oldest_is_forgotten
     assert made == ["a", "a", "b", "c", "b"]
 
 
-async def test_waiting_for_a_shared_call_ends_with_the_callers_time() -> None:
+async def test_wait_for_shared_call_ends_at_deadline_of_caller() -> None:
     calls: SharedCalls[None] = SharedCalls()
     end = asyncio.Event()
 

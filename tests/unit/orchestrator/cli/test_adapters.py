@@ -56,7 +56,7 @@ def checkpoint(folder: Path, **config: Any) -> Path:
     return tiny.write(folder)
 
 
-def test_add_reads_the_checkpoint_and_embeds_examples_of_the_seed(
+def test_add_reads_checkpoint_and_embeds_examples_of_seed(
     adapters: Callable[..., Any], service: Service, tmp_path: Path
 ) -> None:
     folder, data = checkpoint(tmp_path / "gmail"), write_episodes(tmp_path / "data", episodes=5, steps=3)
@@ -74,9 +74,7 @@ def test_add_reads_the_checkpoint_and_embeds_examples_of_the_seed(
     assert [match.adapter.adapter_id for match in found] == ["gmail"]
 
 
-def test_an_id_of_another_checkpoint_is_refused_and_replaced_when_wanted(
-    adapters: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_existing_id_is_refused_unless_replaced(adapters: Callable[..., Any], tmp_path: Path) -> None:
     first, second = checkpoint(tmp_path / "first"), checkpoint(tmp_path / "second")
     np.save(tmp_path / "mean.npy", np.ones(DIM, np.float32))
     rest = ("--vectors", str(tmp_path / "mean.npy"))
@@ -103,9 +101,7 @@ def legacy(folder: Path, name: str, vectors: Any, **entry: Any) -> dict[str, Any
     } | entry
 
 
-def test_the_studys_config_is_imported_and_what_cannot_be_read_is_reported(
-    adapters: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_config_of_study_is_imported_and_bad_entries_are_reported(adapters: Callable[..., Any], tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     entries = [
         legacy(tmp_path, "app_lora_adidas", generator.normal(size=DIM)),
@@ -131,9 +127,16 @@ def test_the_studys_config_is_imported_and_what_cannot_be_read_is_reported(
     lives = registered["category_lora_lives"]
     assert (lives["kind"], lives["example_count"], lives["rank"]) == ("category", 3, 12)
     assert [each["index"] for each in printed["failed"]] == list(range(2, 11))
-    problems = ["15 dimensions", "NaN", "no .npy file|holds", "gone.npy", "no folder here", "not an adapter id"]
+    problems = [
+        "15 dimensions",
+        "NaN",
+        "not a .npy file|has",
+        "gone.npy",
+        "not a folder on this machine",
+        "not an adapter id",
+    ]
     for problem, failed in zip(
-        [*problems, "is missing", "no object", "exists already"], printed["failed"], strict=True
+        [*problems, "is missing", "not an object", "exists already"], printed["failed"], strict=True
     ):
         assert any(part in failed["problem"] for part in problem.split("|")), (problem, failed)
         assert f"{config}[{failed['index']}]" in errors
@@ -142,7 +145,9 @@ def test_the_studys_config_is_imported_and_what_cannot_be_read_is_reported(
 
 
 @pytest.mark.parametrize("content", ["{", '{"lora_name": "x"}', None])
-def test_a_file_that_is_no_config_is_said(adapters: Callable[..., Any], tmp_path: Path, content: str | None) -> None:
+def test_file_that_is_not_a_config_is_refused(
+    adapters: Callable[..., Any], tmp_path: Path, content: str | None
+) -> None:
     config = tmp_path / "config.json"
     if content is not None:
         config.write_text(content)
@@ -151,7 +156,7 @@ def test_a_file_that_is_no_config_is_said(adapters: Callable[..., Any], tmp_path
     assert str(config) in error
 
 
-def test_an_export_is_imported_whole_into_another_catalogue(
+def test_export_is_imported_into_another_catalogue(
     adapters: Callable[..., Any], service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_episodes(tmp_path / "data", episodes=3, steps=2)
@@ -181,7 +186,7 @@ def test_vectors_of_another_embedder_are_not_imported(
         assert "made by [words 16], the service embeds with [other 16]" in error
 
 
-def test_names_are_completed_from_the_catalogue(
+def test_names_complete_from_catalogue(
     adapters: Callable[..., Any], service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "mean.npy", np.ones(DIM, np.float32))
@@ -201,7 +206,7 @@ def test_names_are_completed_from_the_catalogue(
         environment.cache_clear()
 
 
-def test_layers_are_read_from_the_header_of_the_weights(tmp_path: Path) -> None:
+def test_layers_are_read_from_header_of_weights(tmp_path: Path) -> None:
     assert read_layers(checkpoint(tmp_path / "whole")) == AdaptedLayers(12, ("q_proj", "v_proj"))
     assert read_layers(tmp_path) == AdaptedLayers()
 
@@ -222,11 +227,11 @@ def _pickle(file: Path) -> None:
     ("spoil", "problem"),
     [
         (_cut, "was it written to the end"),
-        (lambda file: file.write_bytes(b"\x00"), "no whole safetensors file"),
-        (lambda file: file.write_bytes(struct.pack("<Q", 2**60) + b"{}"), "reaches beyond its end"),
-        (_header(b"[]"), "no whole safetensors file"),
-        (_header(b'{"x": {"shape": 3, "data_offsets": [0, 0]}}'), "no whole safetensors file"),
-        (_header(b"{}"), "holds no lora_A"),
+        (lambda file: file.write_bytes(b"\x00"), "not a complete safetensors file"),
+        (lambda file: file.write_bytes(struct.pack("<Q", 2**60) + b"{}"), "extends beyond its end"),
+        (_header(b"[]"), "not a complete safetensors file"),
+        (_header(b'{"x": {"shape": 3, "data_offsets": [0, 0]}}'), "not a complete safetensors file"),
+        (_header(b"{}"), "has no lora_A"),
         (_pickle, "a pickle"),
     ],
 )

@@ -13,7 +13,7 @@ from orchestrator.evaluation.data.files import expand_pattern
 from tests.support.harness.dataset_files import write_episodes
 
 
-def test_folders_and_patterns_are_a_dataset_for_each_file(tmp_path: Path) -> None:
+def test_folders_and_patterns_are_one_dataset_per_file(tmp_path: Path) -> None:
     for name in ("apps/gmail.jsonl", "apps/ebay.jsonl", "split/clock/test.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -23,7 +23,7 @@ def test_folders_and_patterns_are_a_dataset_for_each_file(tmp_path: Path) -> Non
     assert (far.name, far.uri) == ("", "far/away/*.jsonl")
 
 
-def test_adapters_are_named_by_a_form_a_map_or_a_field(tmp_path: Path) -> None:
+def test_adapters_are_labelled_by_template_map_or_field(tmp_path: Path) -> None:
     files = [str(tmp_path / f"{name}.jsonl") for name in ("gmail", "ebay")]
     mapping = tmp_path / "map.json"
     mapping.write_text('{"gmail": "mail"}')
@@ -42,7 +42,7 @@ def test_adapters_are_named_by_a_form_a_map_or_a_field(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [AdapterLabels(["app_{}"]), AdapterLabels(["{}"]), AdapterLabels(by_name=True)])
-def test_a_form_stands_for_the_same_adapters_wherever_the_files_are(tmp_path: Path, labels: AdapterLabels) -> None:
+def test_template_labels_local_and_remote_files_alike(tmp_path: Path, labels: AdapterLabels) -> None:
     for name in ("gmail", "ebay"):
         (tmp_path / f"{name}.jsonl").touch()
     for pattern in ("*.jsonl", "./", "more=*.jsonl"):
@@ -72,19 +72,17 @@ def test_a_form_stands_for_the_same_adapters_wherever_the_files_are(tmp_path: Pa
         ),
     ],
 )
-def test_adapters_of_datasets_that_nobody_here_knows_are_refused(
-    files: list[str], labels: AdapterLabels, said: str
-) -> None:
+def test_labels_of_unknown_datasets_are_refused(files: list[str], labels: AdapterLabels, said: str) -> None:
     with pytest.raises(InvalidArgumentError, match=said):
         dataset_specs(files, labels)
 
 
-def test_a_known_dataset_keeps_its_adapter_beside_files_that_the_orchestrator_finds() -> None:
+def test_local_dataset_keeps_its_adapter_next_to_remote_files() -> None:
     specs = dataset_specs(["x.jsonl", "far/*.jsonl"], AdapterLabels(["app_{}", "x=mine"], mapping={"x": "other"}))
     assert [spec.adapter_id for spec in specs] == ["mine", "app_{}"]
 
 
-def test_rows_that_say_their_adapters_leave_nothing_to_other_options() -> None:
+def test_adapter_field_excludes_other_labels() -> None:
     with pytest.raises(InvalidArgumentError, match="leave --adapter and --adapters-by-name out"):
         AdapterLabels(["app_{}"], row_field="app")
 

@@ -52,7 +52,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> OneJob:
         (["--fail-under", "0.5", "--fail-on", "oracle"], (2, "oracle is none of the job's strategies")),
     ],
 )
-def test_a_job_below_the_mark_fails_the_command(
+def test_job_below_gate_fails_command(
     job: OneJob, capsys: pytest.CaptureFixture[str], command: list[str], words: list[str], outcome: tuple[int, str]
 ) -> None:
     options = ["--strategy", "base,mixture"] if command[0] == "run" else []
@@ -72,7 +72,7 @@ def test_a_job_below_the_mark_fails_the_command(
         ([], 0),
     ],
 )
-def test_a_score_of_the_few_samples_that_did_not_fail_passes_no_gate(
+def test_score_of_few_samples_fails_gate(
     job: OneJob, capsys: pytest.CaptureFixture[str], words: list[str], status: int
 ) -> None:
     job.records = [*records(BASE, 2, failed=80), *records(MIXTURE, 82)]
@@ -80,15 +80,13 @@ def test_a_score_of_the_few_samples_that_did_not_fail_passes_no_gate(
     assert ("base: 80 of 82 samples are unscored; --max-failed allows" in capsys.readouterr().err) == (status == 1)
 
 
-def test_half_of_the_samples_may_fail_and_no_more(job: OneJob) -> None:
+def test_half_of_samples_may_fail_and_no_more(job: OneJob) -> None:
     for failed, status in ((2, 0), (3, 1)):
         job.records = [*records(BASE, 2, failed=failed), *records(MIXTURE, 2 + failed)]
         assert run(["evaluate", "watch", "ev-1", "--fail-under", "0.5"]) == status
 
 
-def test_samples_that_were_planned_and_never_asked_are_unscored(
-    job: OneJob, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_planned_samples_without_record_are_unscored(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
     job.state, job.planned = EvaluationState.CANCELLED, 20
     assert run(["evaluate", "report", "ev-1"]) == 0
     assert run(["evaluate", "report", "ev-1", "--fail-under", "0.5"]) == 1
@@ -115,7 +113,7 @@ def test_samples_that_were_planned_and_never_asked_are_unscored(
         (["--fail-under", "nan"], "--fail-under: must be a share in 0..1"),
     ],
 )
-def test_a_mark_that_makes_no_sense_is_refused_before_anything_is_done(
+def test_invalid_gate_is_refused_before_any_call(
     job: OneJob, capsys: pytest.CaptureFixture[str], command: list[str], words: list[str], said: str
 ) -> None:
     assert run(["evaluate", *command, *words]) == 2
@@ -139,7 +137,7 @@ def test_a_mark_that_makes_no_sense_is_refused_before_anything_is_done(
         ),
     ],
 )
-def test_options_that_would_have_no_effect_are_refused_before_anything_is_done(
+def test_options_without_effect_are_refused_before_any_call(
     job: OneJob, capsys: pytest.CaptureFixture[str], command: list[str], said: str
 ) -> None:
     assert run(["evaluate", *command]) == 2
@@ -150,7 +148,7 @@ def test_options_that_would_have_no_effect_are_refused_before_anything_is_done(
 @pytest.mark.parametrize(
     "command", [["watch", "ev-1"], ["run", "x.jsonl"], ["matrix", "x.jsonl"], ["status", "ev-1", "--watch"]]
 )
-def test_a_job_that_was_stopped_fails_the_command_after_its_numbers_were_printed(
+def test_stopped_job_fails_command_after_its_numbers_are_printed(
     job: OneJob, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     job.state = EvaluationState.CANCELLED
@@ -162,7 +160,7 @@ def test_a_job_that_was_stopped_fails_the_command_after_its_numbers_were_printed
     assert run(["evaluate", *command]) == 1
 
 
-def test_rows_that_could_not_be_read_are_said_in_the_terminal(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_rows_are_printed(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
     job.bad_rows = (BadRow("clock.jsonl", 3, "query is empty"), BadRow("clock.jsonl", 5, "query is empty"))
     for command in (["watch", "ev-1"], ["matrix", "--job", "ev-1"]):
         assert run(["evaluate", *command]) == 0
@@ -170,9 +168,7 @@ def test_rows_that_could_not_be_read_are_said_in_the_terminal(job: OneJob, capsy
         assert "2 rows of the datasets could not be read, the first: clock.jsonl:3: query is empty." in said
 
 
-def test_a_job_of_actions_and_whole_answers_ends_in_both_tables(
-    job: OneJob, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_job_of_actions_and_whole_answers_prints_both_tables(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
     texts = [answered(sample("Paris", episode="f", strategy=each), "Paris") for each in (BASE, MIXTURE)]
     for more, titles in (([], (True, False)), (texts, (True, True))):
         job.records = [*records(BASE, 1, 1), *records(MIXTURE, 2), *more]
@@ -182,7 +178,7 @@ def test_a_job_of_actions_and_whole_answers_ends_in_both_tables(
         assert ("all steps" in said) == titles[1]
 
 
-def test_the_places_of_the_report_are_printed(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
+def test_locations_of_report_are_printed(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["watch", "ev-1"], ["matrix", "--job", "ev-1"]):
         assert run(["evaluate", *command]) == 0
         said = capsys.readouterr().out
@@ -190,7 +186,7 @@ def test_the_places_of_the_report_are_printed(job: OneJob, capsys: pytest.Captur
         assert "out/ev-1/report.html" in said
 
 
-def test_the_matrix_fails_on_mixture_unless_another_is_named(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
+def test_matrix_gates_mixture_unless_another_is_named(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
     job.records = [*records(BASE, 1, 3), *records(MIXTURE, 3, 1)]
     for words, status in (([], 0), (["--fail-on", "base"], 1), (["--fail-on", "base", "--max-failed", "0"], 1)):
         assert run(["evaluate", "matrix", "--job", "ev-1", "--fail-under", "0.7", *words]) == status
@@ -200,7 +196,7 @@ def test_the_matrix_fails_on_mixture_unless_another_is_named(job: OneJob, capsys
 
 
 @pytest.mark.parametrize("command", ["run", "matrix"])
-def test_threshold_and_tolerance_are_part_of_the_job(job: OneJob, command: str) -> None:
+def test_threshold_and_tolerance_are_part_of_job(job: OneJob, command: str) -> None:
     words = ["--threshold", "0.25", "--point-tolerance", "10"]
     assert run(["evaluate", command, "x.jsonl", *words, "--no-watch"]) == 0
     assert run(["evaluate", command, "x.jsonl", "--no-watch"]) == 0
@@ -208,7 +204,9 @@ def test_threshold_and_tolerance_are_part_of_the_job(job: OneJob, command: str) 
     assert run(["evaluate", command, "x.jsonl", "--threshold", "60"]) == 2
 
 
-def test_an_image_root_that_is_here_is_sent_whole(job: OneJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_image_root_is_sent_as_absolute_path(
+    job: OneJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "screens").mkdir()
     monkeypatch.chdir(tmp_path)
     for command in ("run", "matrix"):
@@ -217,7 +215,7 @@ def test_an_image_root_that_is_here_is_sent_whole(job: OneJob, tmp_path: Path, m
     assert [spec.image_root for spec in job.specs] == [str(tmp_path / "screens"), "elsewhere", ""] * 2
 
 
-def test_the_adapter_of_each_file_that_the_orchestrator_finds_is_sent_as_a_form(job: OneJob) -> None:
+def test_adapters_of_remote_files_are_sent_as_template(job: OneJob) -> None:
     for words in (
         ["run", "--adapters-by-name"],
         ["run", "--adapter", "app_lora_{}"],
@@ -228,7 +226,7 @@ def test_the_adapter_of_each_file_that_the_orchestrator_finds_is_sent_as_a_form(
     assert [spec.datasets[0].adapter_id for spec in job.specs] == ["{}", "app_lora_{}", "{}", "{}"]
 
 
-def test_strategies_complete_in_the_shell() -> None:
+def test_strategies_complete_in_shell() -> None:
     labels = strategy_labels()
     assert [strategy.label for strategy in parse_strategies(labels)] == list(labels)
     assert {strategy.label for strategy in matrix_strategies()} <= set(labels)
@@ -236,7 +234,7 @@ def test_strategies_complete_in_the_shell() -> None:
     assert "oracle" in complete_strategies("")
 
 
-def test_watching_a_job_prints_all_of_its_numbers_as_json(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
+def test_watched_job_prints_all_numbers_as_json(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", "watch", "ev-1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == job.summary.to_json()
     job.spec = replace(SPEC, seed=1)
@@ -244,7 +242,7 @@ def test_watching_a_job_prints_all_of_its_numbers_as_json(job: OneJob, capsys: p
     assert json.loads(capsys.readouterr().out)["spec"]["seed"] == 1
 
 
-def test_a_job_is_retried_and_forgotten_by_name(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
+def test_job_is_retried_and_forgotten_by_id(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", "retry", "ev-1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["evaluation_id"] == "ev-1"
     assert run(["evaluate", "delete", "ev-1", "ev-1", "--json"]) == 0
@@ -255,7 +253,7 @@ def test_a_job_is_retried_and_forgotten_by_name(job: OneJob, capsys: pytest.Capt
     assert "ev-2" in output
 
 
-def test_jobs_say_what_they_are_of_and_promise_no_folder_before_they_end(
+def test_status_names_datasets_and_strategies_and_no_folder_before_the_end(
     job: OneJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["gmail", "ebay", *(f"app{number}" for number in range(12))]
@@ -276,9 +274,7 @@ def test_jobs_say_what_they_are_of_and_promise_no_folder_before_they_end(
     assert all(word in shown for word in ("gmail, ebay and 12 more", "base, mixture", "step"))
 
 
-def test_the_gate_of_answers_that_are_no_actions_looks_at_whole_answers(
-    job: OneJob, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gate_without_actions_applies_to_whole_answers(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
     asked = [
         sample("It is blue.", episode=str(number), strategy=strategy)
         for strategy in (BASE, MIXTURE)
@@ -290,9 +286,7 @@ def test_the_gate_of_answers_that_are_no_actions_looks_at_whole_answers(
     assert "below 0.6: base 0.5000" in capsys.readouterr().err
 
 
-def test_a_report_is_read_from_the_folder_of_its_job(
-    job: OneJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_is_read_from_folder_of_job(job: OneJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_report(str(tmp_path), job.summary, job.records, ThumbnailBudget(()))
     assert run(["evaluate", "report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == (tmp_path / "summary.md").read_text()
@@ -302,7 +296,7 @@ def test_a_report_is_read_from_the_folder_of_its_job(
 
 
 @pytest.mark.parametrize("command", [["run", "x.jsonl"], ["watch", "ev-1"], ["status", "ev-1", "--watch"]])
-def test_a_job_whose_orchestrator_goes_away_is_said_to_be_kept(
+def test_error_of_lost_orchestrator_says_that_job_is_kept(
     job: OneJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     async def watch(_evaluation_id: str) -> AsyncIterator[Evaluation]:
@@ -316,7 +310,7 @@ def test_a_job_whose_orchestrator_goes_away_is_said_to_be_kept(
     assert "'loraretriever evaluate watch ev-1' follows it once the orchestrator runs again" in said
 
 
-def test_good_whole_answers_do_not_hide_that_most_actions_failed(
+def test_good_whole_answers_do_not_hide_failed_actions(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = [answered(sample("Paris", episode=f"t{number}", strategy=BASE), "Paris") for number in range(90)]

@@ -55,9 +55,7 @@ def means(summary: dict[str, Any]) -> dict[str, Any]:
     return {cell["strategy"]: cell["judge"]["value"] for cell in summary["groups"]}
 
 
-def test_grades_are_in_every_file_of_the_report(
-    folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_grades_are_in_every_file_of_report(folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str]) -> None:
     before = json.loads(Path(folder, "summary.json").read_text())
     assert judge(folder, chat) == 0
     said = capsys.readouterr()
@@ -81,7 +79,7 @@ def test_grades_are_in_every_file_of_the_report(
     }  # fmt: skip
 
 
-def test_every_sample_has_a_line_with_what_the_judge_said_or_why_it_said_nothing(folder: str, chat: FakeChat) -> None:
+def test_every_sample_has_a_line_with_reply_of_judge_or_reason(folder: str, chat: FakeChat) -> None:
     chat.reply = lambda question: "SCORE: 1" if question.endswith("good") else "who knows"
     assert judge(folder, chat) == 0
     lines = [json.loads(line) for line in Path(folder, "judge.jsonl").read_text().splitlines()]
@@ -93,7 +91,7 @@ def test_every_sample_has_a_line_with_what_the_judge_said_or_why_it_said_nothing
     assert len(lines) == 6
 
 
-def test_grades_stand_beside_how_many_have_none_and_are_compared_on_the_same_questions(
+def test_grades_come_with_unscored_counts_and_paired_differences(
     folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert judge(folder, chat) == 0
@@ -114,7 +112,7 @@ def test_grades_stand_beside_how_many_have_none_and_are_compared_on_the_same_que
     assert (found["unscored"], found["differences"]["base"]["value"]) == (1, 0.375)
 
 
-def test_the_second_run_is_free(folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str]) -> None:
+def test_second_run_uses_cached_replies(folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str]) -> None:
     assert judge(folder, chat) == 0
     asked = len(chat.questions)
     capsys.readouterr()
@@ -132,16 +130,14 @@ def test_the_second_run_is_free(folder: str, chat: FakeChat, capsys: pytest.Capt
         (["--fail-under", "0.6", "--max-failed", "0.2"], "mixture: 1 of 3 samples are unscored"),
     ],
 )
-def test_grades_below_the_mark_or_too_few_fail_the_command(
+def test_low_or_too_few_grades_fail_command(
     folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     assert judge(folder, chat, *words) == bool(said)
     assert said in capsys.readouterr().err
 
 
-def test_answers_that_the_judge_grades_not_are_counted_against_the_gate(
-    folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ungraded_answers_count_against_gate(folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str]) -> None:
     chat.reply = lambda question: "SCORE: 1" if question.endswith("good") else "who knows"
     assert judge(folder, chat, "--fail-under", "0.6") == 1
     assert "base: 2 of 3 samples are unscored" in capsys.readouterr().err
@@ -151,7 +147,7 @@ def test_answers_that_the_judge_grades_not_are_counted_against_the_gate(
     assert f"{folder}: 2 of 3 samples are unscored" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_jobs_is_named(tmp_path: Path, chat: FakeChat, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_without_job_is_named(tmp_path: Path, chat: FakeChat, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert judge(str(empty), chat) == 1

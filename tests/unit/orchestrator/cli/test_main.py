@@ -48,7 +48,7 @@ def free_address() -> str:
         (["up", "--model-path", "no-m", "--embedder-path", "no-e"], "--model-path no-m is not a folder"),
     ],
 )
-def test_what_is_asked_wrongly_is_one_line_and_status_2(
+def test_usage_error_is_one_line_and_status_2(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(arguments) == 2
@@ -67,7 +67,7 @@ def test_what_is_asked_wrongly_is_one_line_and_status_2(
         (["adapters", "list", "--retrieval-target"], "retrieval"),
     ],
 )
-def test_a_tier_that_is_not_there_is_named_with_its_address_and_the_remedy(
+def test_unreachable_tier_is_named_with_address_and_remedy(
     arguments: list[str], tier: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = free_address()
@@ -87,7 +87,7 @@ def test_options_may_be_spelled_with_underscores(capsys: pytest.CaptureFixture[s
     assert f"does not answer at {address}" in capsys.readouterr().err
 
 
-def test_the_studys_options_of_an_evaluation_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_study_are_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, address = write_episodes(tmp_path / "gmail"), free_address()
     words = f"--test_data {file} --top_k 3 --merge_method mixture --lora_type all --num_samples 5 --gpu_id 0 --debug"
     assert run([*f"evaluate run {words}".replace("--debug", "").split(), "--orchestrator-target", address]) == 1
@@ -115,7 +115,7 @@ def test_version_and_help_exit_with_0(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--num-samples" in capsys.readouterr().out
 
 
-def test_serve_help_is_the_tiers_own() -> None:
+def test_serve_help_is_that_of_tier() -> None:
     command = [sys.executable, "-m", "orchestrator.cli", "serve", "orchestrator", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--retrieval-target" in done.stdout
@@ -128,7 +128,7 @@ def test_serve_passes_flags_and_exit_status_through() -> None:
     assert "did you mean --shard-size?" in done.stderr
 
 
-def test_output_that_is_no_terminal_has_no_colours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_without_terminal_has_no_colours(capsys: pytest.CaptureFixture[str]) -> None:
     run(["evaluate", "run", "--help"])
     run(["upp"])
     output = capsys.readouterr()

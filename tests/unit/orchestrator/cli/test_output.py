@@ -7,7 +7,7 @@ import pytest
 from orchestrator.cli.output import print_text
 
 
-def test_control_characters_of_an_answer_reach_no_terminal(
+def test_control_characters_of_answer_do_not_reach_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     print_text("a\x1b[2Jb\n")

@@ -48,7 +48,7 @@ TEXT_ROWS = [
 ]
 
 
-def test_answers_that_are_no_actions_are_scored_whole_unless_a_metric_is_named(
+def test_answers_without_actions_are_scored_whole_unless_metric_is_named(
     results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = write(tmp_path / "texts.jsonl", TEXT_ROWS)
@@ -68,7 +68,7 @@ def test_answers_that_are_no_actions_are_scored_whole_unless_a_metric_is_named(
     assert "--point-tolerance: has no effect on --metric exact_match" in capsys.readouterr().err
 
 
-def test_the_table_of_whole_answers_has_no_steps_floors_and_episodes(
+def test_table_of_whole_answers_has_no_steps_floors_and_episodes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["evaluate", "score", write(tmp_path / "texts.jsonl", TEXT_ROWS)]) == 0
@@ -78,9 +78,7 @@ def test_the_table_of_whole_answers_has_no_steps_floors_and_episodes(
     assert not any(word in shown for word in ("steps", "floor", "episodes", "unscored"))
 
 
-def test_every_strategy_of_a_job_is_scored_in_a_row_of_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_strategy_of_job_has_its_own_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = EvaluatedStrategy(AnswerStrategy.BASE)
     asked = [sample("Scroll up"), sample("Scroll up", strategy=base)]
     write_records(tmp_path / "records.jsonl", map(answered, asked, ["Scroll up", "Scroll down"]))
@@ -97,7 +95,7 @@ def test_every_strategy_of_a_job_is_scored_in_a_row_of_its_own(
     assert {each["strategy"] for each in json.loads(capsys.readouterr().out)} == {"mixture", "base"}
 
 
-def test_a_folder_of_result_files_is_scored_file_by_file(
+def test_folder_of_result_files_is_scored_file_by_file(
     results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = write(tmp_path / "more.jsonl", ROWS[:1])
@@ -110,7 +108,7 @@ def test_a_folder_of_result_files_is_scored_file_by_file(
 
 
 @pytest.mark.parametrize(("fail_under", "status"), [("0.6", 0), ("0.7", 1)])
-def test_a_score_below_the_mark_fails_the_command_after_it_was_printed(
+def test_score_below_gate_fails_command_after_it_is_printed(
     results: str, fail_under: str, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["evaluate", "score", results, "--fail-under", fail_under, "--json"]) == status
@@ -119,7 +117,7 @@ def test_a_score_below_the_mark_fails_the_command_after_it_was_printed(
     assert ("below 0.7" in output.err) == (status == 1)
 
 
-def test_failed_records_are_counted_against_a_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_records_count_against_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = [sample("Scroll up", episode=str(number)) for number in range(9)]
     write_records(
         tmp_path / "r.jsonl", [*(answered(each, "Scroll up") for each in asked[:4]), *map(failure, asked[4:])]
@@ -134,7 +132,7 @@ def test_failed_records_are_counted_against_a_score(tmp_path: Path, capsys: pyte
     assert "r.jsonl: 5 of 9 samples are unscored" in capsys.readouterr().err
 
 
-def test_result_files_are_gated_and_may_be_a_folder_a_pattern_or_have_a_name(
+def test_result_files_are_gated_and_may_be_folder_pattern_or_named(
     results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "more.jsonl", ROWS[:1])
@@ -159,7 +157,7 @@ def test_result_files_are_gated_and_may_be_a_folder_a_pattern_or_have_a_name(
     assert "no result file matches" in capsys.readouterr().err
 
 
-def test_the_tolerance_of_points_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_point_tolerance_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth, near = (
         render_action(Action(ActionType.CLICK, Point(10, 10))),
         render_action(Action(ActionType.CLICK, Point(10, 40))),
@@ -199,7 +197,7 @@ def test_options_that_would_be_ignored_are_refused(
     assert output.out == ""
 
 
-def test_compare_prints_the_paired_difference(results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_prints_paired_difference(results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     better = write(tmp_path / "better.jsonl", [{**ROWS[0], "predictions": ROWS[0]["ground_truths"]}, ROWS[1]])
     assert run(["evaluate", "compare", results, better, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
@@ -209,7 +207,7 @@ def test_compare_prints_the_paired_difference(results: str, tmp_path: Path, caps
     assert "+33.3 [" in capsys.readouterr().out
 
 
-def test_tables_name_files_by_what_tells_them_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_leave_out_shared_folders_of_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / ("long" * 40)
     files = []
     for name in ("first", "second"):
@@ -226,9 +224,7 @@ def test_tables_name_files_by_what_tells_them_apart(tmp_path: Path, capsys: pyte
     assert distinct_names(["/a/b"]) == ["/a/b"]
 
 
-def test_compare_says_how_many_questions_it_left_out(
-    results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compare_counts_left_out_questions(results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write(tmp_path / "other.jsonl", [ROWS[0], {**ROWS[1], "ground_truths": ["Scroll down"]}])
     assert run(["evaluate", "compare", results, other, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["left_out"] == 1
@@ -238,7 +234,7 @@ def test_compare_says_how_many_questions_it_left_out(
     assert "Left out: questions with the same name" in output.err
 
 
-def test_compare_says_what_one_side_alone_has(results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_counts_questions_of_one_side(results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = write(tmp_path / "few.jsonl", ROWS[1:])
     assert run(["evaluate", "compare", results, few, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
@@ -249,7 +245,7 @@ def test_compare_says_what_one_side_alone_has(results: str, tmp_path: Path, caps
     assert "Scores cover only the questions that both have a score for" in output.err
 
 
-def test_the_table_of_scores_has_the_parts_of_actions(results: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_of_scores_has_parts_of_actions(results: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", "score", results]) == 0
     shown = capsys.readouterr().out
     assert "type right" in shown
@@ -259,7 +255,7 @@ def test_the_table_of_scores_has_the_parts_of_actions(results: str, capsys: pyte
     assert "argument right" not in capsys.readouterr().out
 
 
-def test_a_judge_grades_once_with_the_key_of_the_environment(
+def test_judge_grades_once_with_key_of_environment(
     results: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LORARETRIEVER_CLIENT_JUDGE_KEY", "secret")
@@ -280,7 +276,7 @@ def test_a_judge_grades_once_with_the_key_of_the_environment(
     assert chat.keys == {"Bearer secret"}
 
 
-def test_a_judge_without_a_model_or_a_prompt_is_asked_wrongly(
+def test_judge_without_model_or_prompt_is_refused(
     results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["evaluate", "score", results, "--judge", "http://127.0.0.1:9/v1"]) == 2

@@ -1,4 +1,4 @@
-"""The action language: what is read, what is refused, and that rendering and reading are inverses."""
+"""The action language: parsing, rendering, and that they are inverses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize(("text", "action"), SPELLINGS)
-def test_every_action_of_the_language_is_read_and_rendered(text: str, action: Action) -> None:
+def test_every_action_is_parsed_and_rendered(text: str, action: Action) -> None:
     assert parse_action(text) == action
     assert render_action(action) == text
 
@@ -63,7 +63,7 @@ def test_every_action_of_the_language_is_read_and_rendered(text: str, action: Ac
         ("Type text:", Action(ActionType.TYPE_TEXT, "")),
     ],
 )
-def test_case_and_blanks_do_not_matter(text: str, action: Action) -> None:
+def test_case_and_whitespace_are_ignored(text: str, action: Action) -> None:
     assert parse_action(text) == action
 
 
@@ -82,7 +82,7 @@ def test_case_and_blanks_do_not_matter(text: str, action: Action) -> None:
         "Wait for response.",
     ],
 )
-def test_anything_else_is_unknown_and_keeps_its_text(text: str) -> None:
+def test_other_text_is_unknown_action_with_text(text: str) -> None:
     assert parse_action(text) == Action(ActionType.UNKNOWN, text)
 
 
@@ -108,12 +108,12 @@ def test_labels_with_newlines_and_quotes_are_one_action() -> None:
     assert "\n".join(split_actions(response)) == response
 
 
-def test_an_unfinished_label_costs_its_own_action_only() -> None:
+def test_unclosed_label_invalidates_only_its_own_action() -> None:
     actions = parse_actions('Click on button with the text "Timer\nScroll down')
     assert [action.type for action in actions] == [ActionType.UNKNOWN, ActionType.SCROLL]
 
 
-def test_a_label_goes_on_over_lines_that_look_like_actions() -> None:
+def test_label_may_span_lines_that_look_like_actions() -> None:
     press = 'Click on button with the text "Reminder\nWait for response\nScroll up\nx"'
     assert parse_action(press) == Action(
         ActionType.CLICK, Label(LabelKind.TEXT, "Reminder\nWait for response\nScroll up\nx")
@@ -136,7 +136,7 @@ def test_a_label_goes_on_over_lines_that_look_like_actions() -> None:
         "Type text: say hi",
     ],
 )
-def test_an_unfinished_label_takes_nothing_from_later_actions(later: str) -> None:
+def test_unclosed_label_leaves_later_actions_intact(later: str) -> None:
     open_label = 'Click on button with the text "Timer'
     assert split_actions(f"{open_label}\nScroll down\n{later}") == [open_label, "Scroll down", later]
 
@@ -165,7 +165,7 @@ def least_cpu_seconds(text: str) -> float:
     return min(seconds)
 
 
-def test_stray_lines_stand_alone() -> None:
+def test_stray_lines_are_separate_pieces() -> None:
     answer = 'Let me see.\n\nClick on button with the text "OK"\nthat was it\nScroll up\nbye'
     assert split_actions(answer) == [
         "Let me see.",
@@ -200,7 +200,7 @@ def test_carriage_returns_are_line_ends() -> None:
         ("what it says", "something else", False),
     ],
 )
-def test_actions_are_the_same_when_type_and_argument_are(left: str, right: str, same: bool) -> None:
+def test_actions_are_equal_if_type_and_argument_are(left: str, right: str, same: bool) -> None:
     assert parse_action(left).same_as(parse_action(right), point_tolerance_px=5) is same
     assert parse_action(right).same_as(parse_action(left), point_tolerance_px=5) is same
 
@@ -224,13 +224,13 @@ ACTIONS = st.one_of(
 
 @settings(deadline=None)
 @given(st.lists(ACTIONS, max_size=6))
-def test_a_rendered_answer_is_read_back_as_it_was(actions: list[Action]) -> None:
+def test_rendered_answer_round_trips(actions: list[Action]) -> None:
     assert parse_actions("\n".join(map(render_action, actions))) == actions
 
 
 @settings(deadline=None)
 @given(st.text())
-def test_no_text_raises_and_nothing_but_blanks_is_lost(text: str) -> None:
+def test_parser_never_raises_and_loses_only_whitespace(text: str) -> None:
     pieces = split_actions(text)
     assert all(isinstance(action, Action) for action in map(parse_action, pieces))
     assert "".join("".join(pieces).split()) == "".join(text.split())

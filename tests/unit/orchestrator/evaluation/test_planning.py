@@ -1,4 +1,4 @@
-"""Planning: the canonical prompts, keys that stay the same, and shards that do not mix."""
+"""Planning: canonical prompts, stable keys, and shards of one dataset each."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def planned(folder: Path, *strategies: AnswerStrategy, **options: Any) -> tuple[
     return spec, plan_samples(spec, contents)
 
 
-def test_a_step_is_asked_with_its_screen_and_the_true_actions_before_it(tmp_path: Path) -> None:
+def test_step_prompt_has_screen_and_earlier_true_actions(tmp_path: Path) -> None:
     _, samples = planned(tmp_path)
     first, second, third = samples[:3]
     assert (first.text, first.truth, first.images) == ("Do 0.", ACTIONS[0], (tmp_path / "clock0_0.png",))
@@ -52,7 +52,7 @@ def test_a_step_is_asked_with_its_screen_and_the_true_actions_before_it(tmp_path
     assert (first.adapter_id, first.kind, first.protocol) == ("app_clock", "app", PromptProtocol.STEP)
 
 
-def test_a_sequence_is_asked_with_all_screens_at_once(tmp_path: Path) -> None:
+def test_sequence_prompt_has_all_screens(tmp_path: Path) -> None:
     _, samples = planned(tmp_path, protocol=PromptProtocol.SEQUENCE)
     assert len(samples) == 6
     assert samples[0].text == "Do 0."
@@ -61,7 +61,7 @@ def test_a_sequence_is_asked_with_all_screens_at_once(tmp_path: Path) -> None:
     assert (samples[0].step, samples[0].step_count) == (0, 3)
 
 
-def test_an_episode_is_planned_without_its_history_and_stays_in_one_shard(tmp_path: Path) -> None:
+def test_episode_is_planned_without_history_and_in_one_shard(tmp_path: Path) -> None:
     _, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE, protocol=PromptProtocol.EPISODE)
     assert {sample.text for sample in samples} == {"Do 0.", "Do 1.", "Do 2."}
     assert [(sample.strategy.label, sample.step) for sample in samples[:6]] == [
@@ -75,7 +75,7 @@ def test_an_episode_is_planned_without_its_history_and_stays_in_one_shard(tmp_pa
         assert all([sample.step for sample in steps] == [0, 1, 2] for shard in cut for steps in sample_chains(shard))
 
 
-def test_strategies_that_put_the_same_question_travel_together(tmp_path: Path) -> None:
+def test_strategies_of_same_question_are_adjacent(tmp_path: Path) -> None:
     _, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE, AnswerStrategy.FUSION)
     assert [sample.key for sample in samples[:4]] == [
         "base/clock/clock%2F0/0", "mixture/clock/clock%2F0/0", "fusion-linear/clock/clock%2F0/0",
@@ -84,12 +84,12 @@ def test_strategies_that_put_the_same_question_travel_together(tmp_path: Path) -
     assert all(len(steps) == 1 for steps in sample_chains(samples))
 
 
-def test_samples_name_the_content_of_their_images(tmp_path: Path) -> None:
+def test_samples_have_sha256_of_images(tmp_path: Path) -> None:
     _, samples = planned(tmp_path)
     assert samples[0].image_sha256 == (hashlib.sha256(b"").hexdigest(),)
 
 
-def test_rows_may_name_their_own_adapter(tmp_path: Path) -> None:
+def test_rows_may_have_their_own_adapter(tmp_path: Path) -> None:
     rows = [{**row(str(n), "Do.", ["Scroll up"], ["a.png"]), "app": app} for n, app in enumerate(["Clock", "Gmail"])]
     rows.append({**rows[0], "episode_id": "2", "app": "Maps"})
     file = write_dataset(tmp_path, "mixed", [*rows, row("3", "Do.", ["Scroll up"], ["a.png"])])
@@ -115,7 +115,7 @@ def test_keys_are_unique_stable_and_unambiguous(tmp_path: Path) -> None:
     assert keys[-1] == "fusion-linear/gmail/gmail%2F2/2"
 
 
-def test_an_episode_has_one_cluster_in_every_dataset_and_strategy_and_shares_it_with_no_other(tmp_path: Path) -> None:
+def test_episode_has_same_unique_cluster_in_every_dataset_and_strategy(tmp_path: Path) -> None:
     same, other = row("1", "Do.", ["Scroll up"], ["a.png"]), row("1", "Do not.", ["Scroll up"], ["a.png"])
     for name, fields in (("app", same), ("category", same), ("third", other)):
         write_dataset(tmp_path, name, [fields])
@@ -130,7 +130,7 @@ def test_an_episode_has_one_cluster_in_every_dataset_and_strategy_and_shares_it_
     assert clusters[0] == clusters[1] != clusters[2]
 
 
-def test_every_strategy_answers_the_same_chosen_episodes(tmp_path: Path) -> None:
+def test_every_strategy_answers_same_chosen_episodes(tmp_path: Path) -> None:
     _, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE, max_episodes=2, seed=5)
     chosen = {
         label: [sample.key.partition("/")[2] for sample in samples if sample.strategy.label == label]
@@ -140,7 +140,7 @@ def test_every_strategy_answers_the_same_chosen_episodes(tmp_path: Path) -> None
     assert len(chosen["base"]) == 2 * 2 * 3
 
 
-def test_a_choice_depends_on_the_seed_alone_and_a_smaller_one_is_part_of_it(tmp_path: Path) -> None:
+def test_episode_choice_depends_on_seed_and_smaller_choice_is_subset(tmp_path: Path) -> None:
     world(tmp_path, episodes=30)
     dataset = DatasetSpec("clock", str(tmp_path / "clock.jsonl"))
     (content,) = read_datasets([dataset], protocol=PromptProtocol.STEP, roots=[tmp_path])
@@ -152,7 +152,7 @@ def test_a_choice_depends_on_the_seed_alone_and_a_smaller_one_is_part_of_it(tmp_
     assert choose_episodes(content.episodes, None, seed=1) == list(content.episodes)
 
 
-def test_shards_keep_datasets_apart_and_lose_nothing(tmp_path: Path) -> None:
+def test_shards_separate_datasets_and_keep_every_sample(tmp_path: Path) -> None:
     _, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE)
     cut = split_into_shards(samples, 4)
     assert [len(shard) for shard in cut] == [4, 4, 4, 4, 2] * 2
@@ -162,7 +162,7 @@ def test_shards_keep_datasets_apart_and_lose_nothing(tmp_path: Path) -> None:
         split_into_shards(samples, 0)
 
 
-def test_a_job_without_one_good_row_is_refused_with_the_first_problem(tmp_path: Path) -> None:
+def test_job_without_readable_row_is_refused_with_first_problem(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("\n{oops\n")
     spec = EvaluationSpec((DatasetSpec("bad", str(tmp_path / "bad.jsonl")),), (EvaluatedStrategy(AnswerStrategy.BASE),))
     contents = read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path])
@@ -173,7 +173,7 @@ def test_a_job_without_one_good_row_is_refused_with_the_first_problem(tmp_path: 
         plan_samples(spec, empty)
 
 
-def test_a_job_of_too_many_samples_is_refused_before_any_is_made_with_their_number_and_what_to_do(
+def test_job_with_too_many_samples_is_refused_with_number_and_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE, max_episodes=2)
@@ -192,7 +192,7 @@ def test_a_job_of_too_many_samples_is_refused_before_any_is_made_with_their_numb
         plan_samples(whole, contents, max_samples=7)
 
 
-def test_a_job_whose_questions_are_too_long_together_is_refused(tmp_path: Path) -> None:
+def test_job_with_too_much_text_is_refused(tmp_path: Path) -> None:
     actions = ["Scroll up " * 10] * 200
     write_dataset(tmp_path, "long", [row("1", "Do.", actions, ["a.png"] * 200)])
     spec = EvaluationSpec(
@@ -206,7 +206,7 @@ def test_a_job_whose_questions_are_too_long_together_is_refused(tmp_path: Path) 
     assert len(plan_samples(replace(spec, protocol=PromptProtocol.EPISODE), contents, max_samples=200)) == 200
 
 
-def test_specs_and_samples_survive_json(tmp_path: Path) -> None:
+def test_specs_and_samples_round_trip_through_json(tmp_path: Path) -> None:
     spec, samples = planned(
         tmp_path,
         *AnswerStrategy,
@@ -241,12 +241,12 @@ BASE = EvaluatedStrategy(AnswerStrategy.BASE)
         ),
     ],
 )
-def test_a_job_that_makes_no_sense_is_refused(fields: dict[str, Any], problem: str) -> None:
+def test_invalid_spec_is_refused(fields: dict[str, Any], problem: str) -> None:
     with pytest.raises(InvalidArgumentError, match=problem):
         EvaluationSpec(**{"datasets": (DATASET,), "strategies": (BASE,), **fields})
 
 
-def test_names_and_strategies_that_make_no_sense_are_refused() -> None:
+def test_invalid_names_and_strategies_are_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="is not a valid name"):
         DatasetSpec("a/b", "x.jsonl")
     with pytest.raises(InvalidArgumentError, match="has no file"):
@@ -259,7 +259,7 @@ def test_names_and_strategies_that_make_no_sense_are_refused() -> None:
         EvaluatedStrategy(AnswerStrategy.BASE, exclude_own_adapter=True)
 
 
-def test_strategies_are_labelled_by_what_they_do() -> None:
+def test_strategy_labels_are_derived() -> None:
     labels = [
         EvaluatedStrategy(AnswerStrategy.SELECTION).label,
         EvaluatedStrategy(AnswerStrategy.FUSION, FusionMethod.CONCAT).label,

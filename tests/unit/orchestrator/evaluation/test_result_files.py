@@ -1,4 +1,4 @@
-"""Scoring of files that exist already, in both formats."""
+"""Scoring of result files in both formats."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def test_result_rows_are_scored_by_both_metrics(tmp_path: Path) -> None:
     assert {"step_accuracy", "episode_accuracy", "step_count", "episode_count", "floor"} <= action.to_json().keys()
 
 
-def test_the_threshold_decides(tmp_path: Path) -> None:
+def test_threshold_decides(tmp_path: Path) -> None:
     file = write(tmp_path / "results.jsonl", [study_row(["Scroll up"], ["Scroll down"])])
     assert score_file(file, MetricName.LEGACY, threshold=0.33).step_accuracy == 1
     assert score_file(file, MetricName.LEGACY, threshold=0.34).step_accuracy == 0
 
 
-def test_records_score_as_the_rows_that_say_the_same(tmp_path: Path) -> None:
+def test_records_and_equivalent_rows_score_alike(tmp_path: Path) -> None:
     rows = [fields for fields in ROWS if len(fields["predictions"]) == len(fields["ground_truths"])]
     records = [
         answered(
@@ -86,7 +86,7 @@ def test_failed_records_are_unscored_and_counted(tmp_path: Path) -> None:
     assert score_file(tmp_path / "f.jsonl").step_accuracy is None
 
 
-def test_one_strategy_of_several_is_chosen_by_name(tmp_path: Path) -> None:
+def test_strategy_is_chosen_by_label(tmp_path: Path) -> None:
     base = EvaluatedStrategy(AnswerStrategy.BASE)
     write_records(tmp_path / "r.jsonl", [answered(sample(OPEN), OPEN), answered(sample(OPEN, strategy=base), DONE)])
     with pytest.raises(InvalidArgumentError, match=r"has several strategies \(mixture, base\); choose one"):
@@ -109,14 +109,14 @@ def test_one_strategy_of_several_is_chosen_by_name(tmp_path: Path) -> None:
         ('{"ground_truths": ["Scroll up"], "predictions": [null]}', "predictions must be a list of strings"),
     ],
 )
-def test_a_broken_line_is_named(tmp_path: Path, text: str, problem: str) -> None:
+def test_broken_line_is_reported(tmp_path: Path, text: str, problem: str) -> None:
     file = tmp_path / "results.jsonl"
     file.write_text(json.dumps(ROWS[0]) + "\n" + text + "\n")
     with pytest.raises(InvalidArgumentError, match=problem):
         score_file(file)
 
 
-def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:
+def test_missing_or_empty_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"gone\.jsonl cannot be read"):
         score_file(tmp_path / "gone.jsonl")
     (tmp_path / "empty.jsonl").touch()

@@ -1,4 +1,4 @@
-"""What a job may be asked to do."""
+"""Validation of job specs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPEC = EvaluationSpec((DatasetSpec("clock", "clock.jsonl"),), (EvaluatedStrategy
 
 
 @pytest.mark.parametrize("uri", ["apps/", "apps/*.jsonl", "apps/*/test.jsonl"])
-def test_the_adapters_of_a_folder_or_pattern_may_be_a_form(tmp_path: Path, uri: str) -> None:
+def test_folder_or_pattern_may_have_adapter_template(tmp_path: Path, uri: str) -> None:
     file = tmp_path / ("apps/gmail/test.jsonl" if "test" in uri else "apps/gmail.jsonl")
     file.parent.mkdir(parents=True)
     file.touch()
@@ -28,12 +28,12 @@ def test_the_adapters_of_a_folder_or_pattern_may_be_a_form(tmp_path: Path, uri: 
 
 
 @pytest.mark.parametrize("adapter_id", ["app_lora_{}", "{}"])
-def test_a_single_file_has_an_adapter_and_no_form(adapter_id: str) -> None:
+def test_single_file_has_adapter_without_template(adapter_id: str) -> None:
     with pytest.raises(InvalidArgumentError, match="adapter_id"):
         DatasetSpec("clock", "clock.jsonl", adapter_id)
 
 
-def test_a_form_must_make_adapter_ids() -> None:
+def test_adapter_template_must_give_valid_ids() -> None:
     for form in ("app lora {}", "{}/x", "{name}"):
         with pytest.raises(InvalidArgumentError, match="adapter_id"):
             DatasetSpec("", "apps/", form)
@@ -50,12 +50,12 @@ def test_a_form_must_make_adapter_ids() -> None:
         ("point_tolerance_px", float("nan")),
     ],
 )
-def test_scoring_options_that_make_no_sense_are_refused_by_name(field: str, value: float) -> None:
+def test_invalid_scoring_options_are_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(InvalidArgumentError, match=f"{field}: "):
         replace(SPEC, **{field: value})
 
 
-def test_a_spec_of_a_time_without_scoring_options_has_the_defaults() -> None:
+def test_spec_without_scoring_options_has_defaults() -> None:
     old = {
         name: value for name, value in SPEC.to_json().items() if name not in ("legacy_threshold", "point_tolerance_px")
     }

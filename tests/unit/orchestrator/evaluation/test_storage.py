@@ -1,4 +1,4 @@
-"""Where records and reports go."""
+"""Atomic writes, and errors of local and remote storage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infra.contract.errors import ConfigurationError, FailedPreconditionError, N
 from orchestrator.evaluation.storage import absolute_uri, check_uri, read_text, write_text
 
 
-def test_folder_is_made_and_the_last_content_stays_alone(tmp_path: Path) -> None:
+def test_folder_is_created_and_only_last_content_remains(tmp_path: Path) -> None:
     folder = str(tmp_path / "evaluations" / "job-1")
     write_text(folder, "summary.md", "first")
     write_text(folder, "summary.md", "zweite, schön")
@@ -23,23 +23,23 @@ def test_folder_is_made_and_the_last_content_stays_alone(tmp_path: Path) -> None
     assert [file.name for file in Path(folder).iterdir()] == ["summary.md"]
 
 
-def test_any_fsspec_uri_will_do() -> None:
+def test_fsspec_uri_is_supported() -> None:
     write_text("memory://evaluations/job-1", "summary.md", "in memory")
     assert read_text("memory://evaluations/job-1", "summary.md") == "in memory"
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"job-1/summary\.md"):
         read_text(str(tmp_path / "job-1"), "summary.md")
 
 
-def test_local_folder_means_the_same_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folder_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute_uri("evaluations") == str(tmp_path / "evaluations")
     assert absolute_uri("s3://bucket/evaluations") == "s3://bucket/evaluations"
 
 
-def test_a_local_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_the_call_returns(
+def test_local_file_is_synced_before_rename_and_folder_before_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "evaluations" / "job-1"
@@ -54,7 +54,7 @@ def test_a_local_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_
     assert [inode for inode, _ in synced[1:]] == [folder.stat().st_ino]
 
 
-def test_a_file_system_that_cannot_sync_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_without_folder_sync_is_supported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fsync = os.fsync
 
     def for_files_only(descriptor: int) -> None:
@@ -67,7 +67,7 @@ def test_a_file_system_that_cannot_sync_folders_will_do(tmp_path: Path, monkeypa
     assert read_text(str(tmp_path), "summary.md") == "done"
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_only_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(str(tmp_path), "summary.md", "old")
 
     def full(_descriptor: int) -> None:
@@ -79,7 +79,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkey
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 
 
-def test_a_folder_that_cannot_be_made_or_read_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_cannot_be_created_or_read_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UnavailableError, match=r"file/job-1/summary\.md cannot be written"):
         write_text(str(tmp_path / "file" / "job-1"), "summary.md", "done")
@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_made_or_read_is_unavailable(tmp_path: Path, mon
         write_text(str(tmp_path / "theirs"), "summary.md", "done")
 
 
-def test_what_an_object_store_raises_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_object_store_errors_are_translated(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoCredentialsError(Exception):
         pass
 
@@ -112,7 +112,7 @@ def test_what_an_object_store_raises_is_named(monkeypatch: pytest.MonkeyPatch) -
         read_text("memory://bucket", "x")
 
 
-def test_storage_that_can_only_be_read_can_never_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_storage_is_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match=r"data://x/summary\.md cannot be written: Read only"):
         write_text("data://x", "summary.md", "done")
 
@@ -124,15 +124,13 @@ def test_storage_that_can_only_be_read_can_never_work(monkeypatch: pytest.Monkey
         write_text("memory://x", "summary.md", "done")
 
 
-def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_reported(tmp_path: Path) -> None:
     (tmp_path / "summary.md").write_bytes(b"\xff")
     with pytest.raises(FailedPreconditionError, match="is not UTF-8"):
         read_text(str(tmp_path), "summary.md")
 
 
-def test_a_uri_that_can_never_work_is_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unusable_uri_is_refused_before_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for uri in ("memory://bucket/evaluations", "simplecache::memory://bucket", str(tmp_path / "new"), "evaluations"):
         check_uri(uri)
     for uri in ("foo://x", "simplecache::foo://x"):

@@ -1,4 +1,4 @@
-"""Questions that no actions answer: how their rows are read, and where their scores are reported."""
+"""Questions without a true action: how their rows are read and where their scores are reported."""
 
 from __future__ import annotations
 
@@ -54,28 +54,24 @@ WHOLE = (
 
 
 @pytest.mark.parametrize(("response", "actions"), [("Paris", 1), ("It rains\nin April.", 2), (ACTIONS, 2)])
-def test_a_row_without_images_is_a_question_of_the_sequence_protocol(
-    tmp_path: Path, response: str, actions: int
-) -> None:
+def test_row_without_images_is_sequence_question(tmp_path: Path, response: str, actions: int) -> None:
     (episode,) = read(tmp_path, response, []).episodes
     assert (episode.images, episode.response, len(episode.actions)) == ((), response, actions)
 
 
 @pytest.mark.parametrize("images", [[], ["1.png", "2.png"]])
-def test_a_whole_answer_needs_no_action_for_each_image(tmp_path: Path, images: list[str]) -> None:
+def test_whole_answer_may_have_any_number_of_actions(tmp_path: Path, images: list[str]) -> None:
     assert read(tmp_path, "Paris", images).bad_rows == ()
 
 
 @pytest.mark.parametrize("protocol", [PromptProtocol.STEP, PromptProtocol.EPISODE])
-def test_a_row_without_images_is_refused_step_by_step_with_the_way_out(
-    tmp_path: Path, protocol: PromptProtocol
-) -> None:
+def test_step_protocols_refuse_row_without_images_with_remedy(tmp_path: Path, protocol: PromptProtocol) -> None:
     (bad,) = read(tmp_path, "Paris", [], protocol).bad_rows
     assert f"1 actions for 0 images; the {protocol.value} protocol needs one each" in bad.problem
     assert "the sequence protocol takes one whole answer with any number of images" in bad.problem
 
 
-def test_a_row_may_leave_images_out(tmp_path: Path) -> None:
+def test_images_may_be_absent_from_row(tmp_path: Path) -> None:
     file = tmp_path / "facts.jsonl"
     file.write_text('{"query": "Where?", "response": "Paris", "episode_id": 1}')
     content = read_dataset(DatasetSpec("facts", str(file)), protocol=PromptProtocol.SEQUENCE, roots=[tmp_path])
@@ -92,7 +88,7 @@ def test_whole_answers_are_scored_as_texts_and_actions_as_actions() -> None:
     assert record_scores(WHOLE[3], metrics) is None
 
 
-def test_the_scores_of_whole_answers_are_those_of_the_samples_without_actions() -> None:
+def test_whole_answer_scores_cover_samples_without_actions() -> None:
     cell = summary_of(*WHOLE, told(ACTIONS, ACTIONS, "e3")).group("mixture", "all")
     assert cell is not None
     assert (cell.texts.exact_match.value, cell.texts.exact_match.count) == (0.5, 2)
@@ -105,7 +101,7 @@ def test_the_scores_of_whole_answers_are_those_of_the_samples_without_actions() 
     assert actions.texts.exact_match == UNSCORED
 
 
-def test_the_headline_of_whole_answers_is_their_scores() -> None:
+def test_headline_of_whole_answers_has_their_scores() -> None:
     summary = summary_of(*WHOLE)
     assert summary.only_texts
     table = first_headline(summary)
@@ -136,7 +132,7 @@ def test_whole_answers_are_in_no_score_of_steps() -> None:
     assert (only.action.steps, only.legacy.episodes, only.action.step_floor) == (UNSCORED, UNSCORED, None)
 
 
-def test_an_episode_with_a_step_whose_truth_is_a_text_is_unscored() -> None:
+def test_episode_with_text_truth_is_unscored() -> None:
     truths = ("Scroll up", "tap the thing")
     asked = [sample(truth, step=step, step_count=2) for step, truth in enumerate(truths)]
     (episode,) = answered_episodes(map(answered, asked, truths))
@@ -146,7 +142,7 @@ def test_an_episode_with_a_step_whose_truth_is_a_text_is_unscored() -> None:
     assert [answer.truth for answer in whole_answers(map(answered, asked, truths))] == ["tap the thing"]
 
 
-def test_steps_and_whole_answers_are_compared_apart() -> None:
+def test_steps_and_whole_answers_are_compared_separately() -> None:
     (found,) = summary_of(*MIXED).differences
     assert (found.strategy, found.reference) == ("mixture", "base")
     assert (found.steps.value, found.steps.count) == (0.5, 2)
@@ -156,7 +152,7 @@ def test_steps_and_whole_answers_are_compared_apart() -> None:
     assert "| mixture | base | +50.0 | 0.0 [" in text.replace("+0.0 [", "0.0 [")
 
 
-def test_a_job_of_both_kinds_has_both_headlines_and_calls_neither_all() -> None:
+def test_job_of_both_kinds_has_two_headlines_without_all() -> None:
     summary = summary_of(*MIXED)
     assert [(table.title, table.columns[1]) for table in headline_tables(summary)] == [
         ("Step accuracy, %", "all steps"),
@@ -170,7 +166,7 @@ def test_a_job_of_both_kinds_has_both_headlines_and_calls_neither_all() -> None:
     assert "By dataset: exact match" in page
 
 
-def test_a_dataset_of_one_kind_is_in_the_tables_of_that_kind_only() -> None:
+def test_dataset_is_only_in_tables_of_its_kind() -> None:
     spec = EvaluationSpec((DatasetSpec("facts", "f"), DatasetSpec("clock", "c"), DatasetSpec("gone", "g")), (MIXTURE,))
     records = [
         answered(sample("Paris", dataset="facts"), "Paris"),
@@ -181,7 +177,7 @@ def test_a_dataset_of_one_kind_is_in_the_tables_of_that_kind_only() -> None:
     assert datasets_with_score(summary, TEXTS) == ["facts", "gone"]
 
 
-def test_a_report_of_whole_answers_says_nothing_twice_and_nothing_of_actions() -> None:
+def test_report_of_whole_answers_omits_actions_and_repetition() -> None:
     text = render_markdown(summary_of(*WHOLE))
     assert text.count("Whole answers, %") == 1
     for word in ("legacy**", "`legacy`", "Floor", "floor", "Right step", "Right episode", "Step accuracy"):
@@ -190,13 +186,13 @@ def test_a_report_of_whole_answers_says_nothing_twice_and_nothing_of_actions() -
     assert "## Whole answers" not in render_markdown(summary_of(told(ACTIONS, ACTIONS, "e3")))
 
 
-def test_the_page_shows_whole_answers_in_place_of_steps_that_there_are_none_of() -> None:
+def test_page_shows_whole_answers_in_place_of_absent_steps() -> None:
     page = render_html(summary_of(*WHOLE), WHOLE)
     assert "Whole answers, %" in page
     assert "Step accuracy" not in page
 
 
-def test_a_whole_answer_in_the_page_has_its_scores_and_is_neither_right_nor_wrong() -> None:
+def test_page_shows_scores_of_whole_answer_without_verdict() -> None:
     asked = (WHOLE[1], WHOLE[3], MIXED[0])
     text, failed, actions = samples_json(asked, ThumbnailBudget(), 0, {WHOLE[1].sample.key: 0.25})["samples"]
     assert text["scores"] == {"exact match": 0, "ROUGE-L": 0.75, "BLEU": pytest.approx(0.54, abs=0.2)}
@@ -204,7 +200,7 @@ def test_a_whole_answer_in_the_page_has_its_scores_and_is_neither_right_nor_wron
     assert (failed["scores"], actions["scores"]) == (None, None)
 
 
-def test_another_catalogue_than_at_the_start_is_a_caveat_and_the_same_is_none() -> None:
+def test_changed_catalogue_is_caveat() -> None:
     def said(at_start: str, *answered_by: str) -> bool:
         records = [
             replace(told("a", "a", f"e{number}"), catalogue_revision=revision)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from orchestrator.jobs.event_loop import EventLoopThread, in_background
+from orchestrator.jobs.event_loop import EventLoopThread, ThreadNotStartedError, in_background, on_own_thread
 
 
 async def test_task_that_loses_a_cancellation_is_cancelled_again() -> None:
@@ -86,3 +86,41 @@ def test_close_cancels_running_tasks() -> None:
     loop.close()
     assert ended.is_set()
     assert task.cancelled()
+
+
+async def test_call_on_own_thread_returns_its_result() -> None:
+    assert await on_own_thread(threading.current_thread) is not threading.current_thread()
+
+
+async def test_call_on_own_thread_raises_its_error() -> None:
+    def fail() -> None:
+        raise ValueError("the call failed")
+
+    with pytest.raises(ValueError, match="the call failed"):
+        await on_own_thread(fail)
+
+
+async def test_call_on_own_thread_outlives_its_cancelled_waiter() -> None:
+    begun, end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def call() -> None:
+        begun.set()
+        end.wait(60)
+        ended.set()
+
+    waiter = asyncio.create_task(on_own_thread(call))
+    await asyncio.to_thread(begun.wait, 60)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    end.set()
+    assert await asyncio.to_thread(ended.wait, 60)
+
+
+async def test_thread_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(ThreadNotStartedError, match="can't start"):
+        await on_own_thread(lambda: None)

@@ -33,7 +33,7 @@ def folder_of(path: Path, *names: str, **config: Any) -> Path:
     return path
 
 
-def test_folder_is_told_by_what_is_in_it(tmp_path: Path) -> None:
+def test_embedder_kind_is_detected_from_folder(tmp_path: Path) -> None:
     jina = folder_of(tmp_path / "jina", "adapters/adapter_config.json", "modules.json")
     bare = folder_of(tmp_path / "bare", "modules.json", architectures=["JinaEmbeddingsV4Model"])
     sentence = folder_of(tmp_path / "st", "modules.json", architectures=["BertModel"])
@@ -50,7 +50,7 @@ def test_folder_is_told_by_what_is_in_it(tmp_path: Path) -> None:
     assert embedder_kind(settings("--embedder-path", str(sentence), "--embedder", "jina-v4")) == "jina-v4"
 
 
-def test_url_means_http() -> None:
+def test_embedder_url_selects_http() -> None:
     assert embedder_kind(settings(*URL)) == "http"
     assert embedder_kind(settings(*URL, "--embedder", "http", "--embedder-path", "unused")) == "http"
 
@@ -67,13 +67,13 @@ def test_url_means_http() -> None:
         ([*URL, "--batch-wait-s", "5"], "--batch-wait-s"),
     ],
 )
-def test_settings_that_mean_no_embedder_say_what_is_missing(flags: list[str], said: str) -> None:
+def test_settings_without_embedder_name_missing_option(flags: list[str], said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         settings(*flags)
     assert said in str(caught.value)
 
 
-def test_key_shows_in_no_error_or_setting() -> None:
+def test_key_is_not_shown_in_errors_or_settings() -> None:
     shown = settings(*URL, "--embedder-api-key", "sk-secret")
     assert "sk-secret" not in repr(shown)
     with pytest.raises(ConfigurationError) as caught:
@@ -81,7 +81,7 @@ def test_key_shows_in_no_error_or_setting() -> None:
     assert "sk-secret" not in str(caught.value)
 
 
-def test_help_tells_what_embeds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_embedder_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         settings("--help")
     shown = capsys.readouterr().out
@@ -101,13 +101,13 @@ def test_settings_reach_embedder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with EmbeddingsServer() as server:
         flags = ["--embedder-url", server.url, "--embedder-model", "m", "--text-prompt", "q: ", "--truncate-dim", "4"]
         made = build_embedder(settings(*flags, "--embedder-parallel", "2", "--embedder-encoding", "base64"))
-        assert (made.dim, made.parallel, made.takes_images) == (4, 2, False)
+        assert (made.dim, made.parallel, made.supports_images) == (4, 2, False)
         made.embed_texts(["x"])
         assert server.requests[0]["input"] == ["q: x"]
         assert server.requests[0]["encoding_format"] == "base64"
 
 
-def test_start_says_what_embeds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_start_logs_embedder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     jina = tiny_jina().write(tmp_path / "jina")
     flags = ["--embedder-path", str(jina), "--qdrant-path", str(tmp_path / "q"), "--address", "127.0.0.1:0"]
     chosen = settings(*flags, "--shutdown-grace-s", "0")
@@ -119,12 +119,12 @@ def test_start_says_what_embeds(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "texts and images" in said
 
 
-def test_password_in_address_of_embedder_is_refused_before_it_is_logged(
+def test_password_in_embedder_url_is_refused_before_it_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--embedder-url", "http://me:hidden@127.0.0.1:9/v1", "--embedder-model", "m", "--address", "127.0.0.1:0"]
     chosen = settings(*flags, "--qdrant-path", str(tmp_path / "q"))
     caplog.set_level(logging.INFO)
-    with pytest.raises(ConfigurationError, match="--embedder-url holds a password"), serving_settings(chosen):
+    with pytest.raises(ConfigurationError, match="--embedder-url contains a password"), serving_settings(chosen):
         pass
     assert "hidden" not in caplog.text + "".join(capsys.readouterr())

@@ -1,4 +1,4 @@
-"""Datasets: what a row means, where its images may be, and that a bad row costs nothing but itself."""
+"""Datasets: rows, image paths, and bad rows that do not affect other rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def changed(**fields: Any) -> bytes:
     return json.dumps({name: value for name, value in {**GOOD, **fields}.items() if value is not ...}).encode()
 
 
-def test_a_row_becomes_an_episode(tmp_path: Path) -> None:
+def test_row_becomes_episode(tmp_path: Path) -> None:
     file = write_dataset(tmp_path, "clock", [GOOD])
     content = read(file, tmp_path)
     (episode,) = content.episodes
@@ -51,14 +51,14 @@ def test_labels_with_newlines_make_one_action_for_each_image(tmp_path: Path) -> 
     assert read(file, tmp_path).episodes[0].actions == tuple(actions)
 
 
-def test_byte_order_mark_carriage_returns_and_blank_lines_do_no_harm(tmp_path: Path) -> None:
+def test_byte_order_mark_carriage_returns_and_blank_lines_are_accepted(tmp_path: Path) -> None:
     second = changed(episode_id="e2", query="<image>\n<image>\nZeile\u2028zwei")
     content = read_lines(tmp_path, [b"\xef\xbb\xbf" + changed(), b"", b"  \r", second + b"\r", b""])
     assert [(episode.episode_id, episode.line) for episode in content.episodes] == [("e1", 1), ("e2", 4)]
     assert content.bad_rows == ()
 
 
-def test_a_number_is_an_episode_id(tmp_path: Path) -> None:
+def test_number_is_episode_id(tmp_path: Path) -> None:
     assert read_lines(tmp_path, [changed(episode_id=58)]).episodes[0].episode_id == "58"
 
 
@@ -94,7 +94,7 @@ def test_a_number_is_an_episode_id(tmp_path: Path) -> None:
         (changed(), "episode_id 'e1' is already used in line 1"),
     ],
 )
-def test_a_bad_row_is_named_and_the_rows_around_it_are_read(tmp_path: Path, line: bytes, problem: str) -> None:
+def test_bad_row_is_reported_and_other_rows_are_read(tmp_path: Path, line: bytes, problem: str) -> None:
     content = read_lines(tmp_path, [changed(), line, changed(episode_id="e3")])
     assert [episode.episode_id for episode in content.episodes] == ["e1", "e3"]
     (bad,) = content.bad_rows
@@ -102,13 +102,13 @@ def test_a_bad_row_is_named_and_the_rows_around_it_are_read(tmp_path: Path, line
     assert problem in bad.problem
 
 
-def test_a_sequence_may_have_more_actions_than_images(tmp_path: Path) -> None:
+def test_sequence_may_have_more_actions_than_images(tmp_path: Path) -> None:
     line = changed(response="Scroll up\nScroll up\nScroll up")
     assert read_lines(tmp_path, [line], PromptProtocol.SEQUENCE).bad_rows == ()
     assert read_lines(tmp_path, [line], PromptProtocol.STEP).episodes == ()
 
 
-def test_images_are_found_beside_the_file_in_the_working_folder_and_below_the_image_root(
+def test_images_are_found_beside_file_in_working_folder_and_below_image_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "work").mkdir()
@@ -127,7 +127,7 @@ def test_images_are_found_beside_the_file_in_the_working_folder_and_below_the_im
     assert found == ["data/beside.png", "data/both.png", "work/here.png", "media/root.png", "up.png", "media/root.png"]
 
 
-def test_nothing_outside_the_roots_is_read(tmp_path: Path) -> None:
+def test_nothing_outside_roots_is_read(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     secret = tmp_path / "secret.png"
@@ -141,14 +141,14 @@ def test_nothing_outside_the_roots_is_read(tmp_path: Path) -> None:
         assert "not below the dataset roots" in content.bad_rows[0].problem
 
 
-def test_a_link_that_stays_below_the_roots_is_followed(tmp_path: Path) -> None:
+def test_symlink_below_roots_is_followed(tmp_path: Path) -> None:
     file = write_dataset(tmp_path, "clock", [row("e1", "Look.", ["Scroll up"], ["real.png"])])
     (tmp_path / "link.png").symlink_to(tmp_path / "real.png")
     file.write_text(file.read_text().replace("real.png", "link.png"))
     assert read(file, tmp_path).episodes[0].images == (tmp_path / "real.png",)
 
 
-def test_a_dataset_that_is_missing_or_outside_the_roots_is_refused_by_name(tmp_path: Path) -> None:
+def test_dataset_missing_or_outside_roots_is_refused_by_name(tmp_path: Path) -> None:
     outside = write_dataset(tmp_path / "outside", "clock", [GOOD])
     root = tmp_path / "root"
     root.mkdir()
@@ -159,7 +159,7 @@ def test_a_dataset_that_is_missing_or_outside_the_roots_is_refused_by_name(tmp_p
         read_dataset(DatasetSpec("clock", str(outside)), protocol=PromptProtocol.STEP, roots=[])
 
 
-def test_an_image_root_outside_the_roots_is_refused(tmp_path: Path) -> None:
+def test_image_root_outside_roots_is_refused(tmp_path: Path) -> None:
     file = write_dataset(tmp_path / "root", "clock", [GOOD])
     dataset = DatasetSpec("clock", str(file))
     for image_root in ("/", "gone", str(tmp_path), "a\0b", "x" * 5000):
@@ -167,7 +167,7 @@ def test_an_image_root_outside_the_roots_is_refused(tmp_path: Path) -> None:
             read_datasets([dataset], protocol=PromptProtocol.STEP, roots=[tmp_path / "root"], image_root=image_root)
 
 
-def test_files_of_too_many_bytes_together_are_refused(tmp_path: Path) -> None:
+def test_files_with_too_many_bytes_in_total_are_refused(tmp_path: Path) -> None:
     files = [write_dataset(tmp_path, name, [GOOD]) for name in ("clock", "again")]
     specs = [DatasetSpec(file.stem, str(file)) for file in files]
     byte_size = sum(file.stat().st_size for file in files)
@@ -176,7 +176,7 @@ def test_files_of_too_many_bytes_together_are_refused(tmp_path: Path) -> None:
         read_datasets(specs, protocol=PromptProtocol.STEP, roots=[tmp_path], max_bytes=byte_size - 1)
 
 
-def test_a_line_without_an_end_is_read_no_further_than_allowed(tmp_path: Path) -> None:
+def test_endless_line_is_read_up_to_limit(tmp_path: Path) -> None:
     file = tmp_path / "endless.jsonl"
     with file.open("wb") as hole:
         hole.truncate(1 << 40)
@@ -186,7 +186,7 @@ def test_a_line_without_an_end_is_read_no_further_than_allowed(tmp_path: Path) -
         )
 
 
-def test_a_file_of_bad_rows_alone_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_with_too_many_bad_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "MAX_BAD_ROWS", 3)
     file = tmp_path / "bad.jsonl"
     file.write_text("{}\n" * 4)
@@ -194,7 +194,7 @@ def test_a_file_of_bad_rows_alone_is_given_up(tmp_path: Path, monkeypatch: pytes
         read_datasets([DatasetSpec("bad", str(file))], protocol=PromptProtocol.STEP, roots=[tmp_path])
 
 
-def test_an_image_that_fits_no_message_makes_a_bad_row_and_is_not_read(tmp_path: Path) -> None:
+def test_too_large_image_makes_bad_row_and_is_not_read(tmp_path: Path) -> None:
     file = write_dataset(tmp_path, "clock", [GOOD])
     with (tmp_path / "1.png").open("wb") as hole:
         hole.truncate(1 << 40)
@@ -202,7 +202,7 @@ def test_an_image_that_fits_no_message_makes_a_bad_row_and_is_not_read(tmp_path:
     assert bad.problem == "image '1.png' has more than 64 MiB and cannot be sent"
 
 
-def test_a_folder_with_a_test_file_stands_for_that_file_alone(tmp_path: Path) -> None:
+def test_folder_with_test_file_means_that_file(tmp_path: Path) -> None:
     for name in ("train", "test"):
         write_dataset(tmp_path / "gmail", name, [GOOD])
     (found,) = expand_pattern(DatasetSpec("", f"{tmp_path}/gmail/"), [tmp_path])

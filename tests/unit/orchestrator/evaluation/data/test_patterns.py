@@ -1,4 +1,4 @@
-"""Patterns: which files they name, that nothing outside the roots is looked at, and that the search ends."""
+"""Patterns: which files they match, that nothing outside the roots is examined, and that the search ends."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("x" * 300 + "/*.jsonl", []),
     ],
 )
-def test_a_pattern_names_these_files(root: Path, pattern: str, expected: list[str]) -> None:
+def test_pattern_matches_expected_files(root: Path, pattern: str, expected: list[str]) -> None:
     assert names(PatternSearch([root]).files(pattern), root) == expected
     assert names(PatternSearch([Path("/")]).files(str(root / pattern)), root) == expected
 
 
-def test_a_relative_pattern_is_tried_in_the_working_folder_and_then_in_each_root(
+def test_relative_pattern_is_tried_in_working_folder_then_each_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = tree(tmp_path / "first"), tree(tmp_path / "second")
@@ -99,7 +99,7 @@ def test_a_relative_pattern_is_tried_in_the_working_folder_and_then_in_each_root
 @pytest.mark.parametrize(
     "pattern", ["/**/*.jsonl", "{outside}/**/*.jsonl", "../**/*.jsonl", "link/*.jsonl", "l*/*.jsonl"]
 )
-def test_no_folder_outside_the_roots_is_looked_into(
+def test_folders_outside_roots_are_not_listed(
     tmp_path: Path, root: Path, pattern: str, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outside = tree(tmp_path / "outside")
@@ -109,7 +109,7 @@ def test_no_folder_outside_the_roots_is_looked_into(
     assert [folder for folder in looked_at if not Path(folder).is_relative_to(root)] == []
 
 
-def test_a_file_that_is_a_link_out_of_the_roots_is_not_named(tmp_path: Path, root: Path) -> None:
+def test_symlink_out_of_roots_is_not_matched(tmp_path: Path, root: Path) -> None:
     (tmp_path / "secret.jsonl").touch()
     (root / "apps/link.jsonl").symlink_to(tmp_path / "secret.jsonl")
     (root / "apps/same.jsonl").symlink_to(root / "apps/clock.jsonl")
@@ -117,7 +117,7 @@ def test_a_file_that_is_a_link_out_of_the_roots_is_not_named(tmp_path: Path, roo
     assert names(PatternSearch([root]).files("apps/*.jsonl"), root) == ["apps/clock.jsonl", "apps/gmail.jsonl"]
 
 
-def test_links_between_folders_are_followed_where_they_are_named_and_never_in_circles(root: Path) -> None:
+def test_folder_symlinks_are_followed_if_matched_and_never_in_cycles(root: Path) -> None:
     (root / "more").symlink_to(root / "apps")
     (root / "apps/maps/up").symlink_to(root)
     assert names(PatternSearch([root]).files("more/c*.jsonl"), root) == ["apps/clock.jsonl"]
@@ -126,13 +126,13 @@ def test_links_between_folders_are_followed_where_they_are_named_and_never_in_ci
     assert names(search.files("**/test.jsonl"), root) == ["apps/maps/old/test.jsonl", "apps/maps/test.jsonl"]
 
 
-def test_two_dots_behind_a_wildcard_are_refused(root: Path) -> None:
+def test_parent_folder_after_wildcard_is_refused(root: Path) -> None:
     for pattern in ("apps/*/../*.jsonl", "**/../../*.jsonl"):
         with pytest.raises(InvalidArgumentError, match="after a wildcard"):
             PatternSearch([root]).files(pattern)
 
 
-def test_a_search_that_would_look_at_too_much_ends(root: Path) -> None:
+def test_search_ends_at_entry_limit(root: Path) -> None:
     search = PatternSearch([root], max_entries=20)
     for _ in range(3):
         search.files("apps/*.jsonl")
@@ -144,15 +144,13 @@ def test_a_search_that_would_look_at_too_much_ends(root: Path) -> None:
         PatternSearch([root], max_entries=20).files("**/*.jsonl")
 
 
-def test_more_files_than_a_job_may_have_are_refused(root: Path) -> None:
+def test_more_matches_than_limit_are_refused(root: Path) -> None:
     assert len(PatternSearch([root], max_files=2).files("apps/*.jsonl")) == 2
     with pytest.raises(InvalidArgumentError, match="more than 1 files match"):
         PatternSearch([root], max_files=1).files("apps/*.jsonl")
 
 
-def test_all_patterns_of_a_job_share_one_limit_and_the_one_at_which_it_is_reached_is_named(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_patterns_of_job_share_limit_and_exceeding_one_is_reported(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset_files, "PatternSearch", partial(PatternSearch, max_files=3))
     patterns = tuple(DatasetSpec(name, "apps/*.jsonl") for name in ("first", "second"))
     spec = EvaluationSpec(patterns, (EvaluatedStrategy(AnswerStrategy.BASE),))
@@ -160,7 +158,7 @@ def test_all_patterns_of_a_job_share_one_limit_and_the_one_at_which_it_is_reache
         resolve_datasets(spec, [root])
 
 
-def test_files_that_are_too_large_together_are_refused_before_they_are_hashed(root: Path) -> None:
+def test_files_too_large_in_total_are_refused_before_hashing(root: Path) -> None:
     with (root / "apps/clock.jsonl").open("wb") as hole:
         hole.truncate(1 << 40)
     spec = EvaluationSpec((DatasetSpec("", "apps/*.jsonl"),), (EvaluatedStrategy(AnswerStrategy.BASE),))
@@ -168,7 +166,7 @@ def test_files_that_are_too_large_together_are_refused_before_they_are_hashed(ro
         resolve_datasets(spec, [root])
 
 
-def test_a_job_whose_description_is_too_long_is_refused(root: Path) -> None:
+def test_job_with_too_long_spec_is_refused(root: Path) -> None:
     labels = tuple((f"com.example.app{number}", f"app_lora_{number}") for number in range(30_000))
     spec = EvaluationSpec(
         (DatasetSpec("", "apps/*.jsonl", adapter_field="app", adapter_of=labels),),
@@ -185,7 +183,7 @@ def test_a_job_whose_description_is_too_long_is_refused(root: Path) -> None:
         resolve_datasets(spec, [root])
 
 
-def test_a_folder_stands_for_its_files_or_for_the_test_split_of_each_folder_in_it(root: Path) -> None:
+def test_folder_means_its_files_or_test_split_of_each_subfolder(root: Path) -> None:
     assert [each.name for each in expand_pattern(DatasetSpec("", "apps/"), [root])] == ["clock", "gmail"]
     (root / "apps/clock.jsonl").unlink()
     (root / "apps/gmail.jsonl").unlink()
@@ -194,7 +192,7 @@ def test_a_folder_stands_for_its_files_or_for_the_test_split_of_each_folder_in_i
         expand_pattern(DatasetSpec("", "/**/*.jsonl"), [root])
 
 
-def test_the_command_line_finds_files_on_this_machine_from_their_own_folder(
+def test_command_line_expands_files_of_this_machine(
     tmp_path: Path, root: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root)

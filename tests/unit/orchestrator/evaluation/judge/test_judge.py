@@ -1,4 +1,4 @@
-"""The judge against a real HTTP server: graded once, paid for once, and never zero for want of a grade."""
+"""The judge against a real HTTP server: every answer is graded and paid for once, and failures are unscored."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def judged(answers: list[AnsweredText], endpoint: ChatEndpoint, cache: Path) -> 
     return asyncio.run(grade_answers(answers, endpoint, PROMPT, cache))
 
 
-def test_every_answer_is_graded_and_what_it_cost_is_counted(chat: FakeChat, tmp_path: Path) -> None:
+def test_every_answer_is_graded_and_cost_is_counted(chat: FakeChat, tmp_path: Path) -> None:
     found = judged(ANSWERS, replace(endpoint_of(chat), key="secret"), tmp_path)
     assert {key: graded.score for key, graded in found.scores.items()} == {0: 0.5, 1: 1, 2: 1, 3: 1}
     assert found.scores[0].cluster == "e0"
@@ -54,14 +54,14 @@ def test_every_answer_is_graded_and_what_it_cost_is_counted(chat: FakeChat, tmp_
     assert chat.keys == {"Bearer secret"}
 
 
-def test_the_key_is_neither_shown_nor_kept(chat: FakeChat, tmp_path: Path) -> None:
+def test_key_is_neither_shown_nor_stored(chat: FakeChat, tmp_path: Path) -> None:
     endpoint = replace(endpoint_of(chat), key="secret")
     judged(ANSWERS[:1], endpoint, tmp_path)
     assert "secret" not in repr(endpoint)
     assert all("secret" not in file.read_text() for file in tmp_path.rglob("*.json"))
 
 
-def test_a_second_run_asks_nothing_and_a_longer_one_asks_the_rest(chat: FakeChat, tmp_path: Path) -> None:
+def test_repeated_run_uses_cache_and_longer_run_requests_rest(chat: FakeChat, tmp_path: Path) -> None:
     judged(ANSWERS[:3], endpoint_of(chat), tmp_path)
     again = judged(ANSWERS, endpoint_of(chat), tmp_path)
     assert (again.calls, again.cached, again.prompt_tokens) == (1, 3, 10)
@@ -70,7 +70,7 @@ def test_a_second_run_asks_nothing_and_a_longer_one_asks_the_rest(chat: FakeChat
     assert judged(ANSWERS[:1], replace(endpoint_of(chat), model="other"), tmp_path).calls == 1
 
 
-def test_a_broken_cache_file_is_asked_again(chat: FakeChat, tmp_path: Path) -> None:
+def test_damaged_cache_file_is_requested_again(chat: FakeChat, tmp_path: Path) -> None:
     judged(ANSWERS[:1], endpoint_of(chat), tmp_path)
     (file,) = tmp_path.rglob("*.json")
     file.write_text("{half")
@@ -78,13 +78,13 @@ def test_a_broken_cache_file_is_asked_again(chat: FakeChat, tmp_path: Path) -> N
     assert judged(ANSWERS[:1], endpoint_of(chat), tmp_path).cached == 1
 
 
-def test_a_full_or_broken_endpoint_is_asked_again(chat: FakeChat, tmp_path: Path) -> None:
+def test_overloaded_or_failing_endpoint_is_retried(chat: FakeChat, tmp_path: Path) -> None:
     chat.failures += [(429, {"Retry-After": "0"}), (503, {})]
     assert len(judged(ANSWERS, endpoint_of(chat), tmp_path).scores) == 4
     assert chat.failures == []
 
 
-def test_what_cannot_be_graded_is_unscored_with_its_reason(chat: FakeChat, tmp_path: Path) -> None:
+def test_ungradable_answer_is_unscored_with_reason(chat: FakeChat, tmp_path: Path) -> None:
     chat.reply = lambda question: "I cannot say." if question.endswith("answer 0") else "SCORE: 7"
     missing = replace(ANSWERS[1], answer=None)
     found = judged([ANSWERS[0], missing, ANSWERS[2]], endpoint_of(chat), tmp_path)
@@ -97,7 +97,7 @@ def test_what_cannot_be_graded_is_unscored_with_its_reason(chat: FakeChat, tmp_p
     }
 
 
-def test_one_answer_without_a_reply_leaves_the_others_their_grades(chat: FakeChat, tmp_path: Path) -> None:
+def test_failed_request_does_not_affect_other_grades(chat: FakeChat, tmp_path: Path) -> None:
     chat.failures += [(500, {})] * 3
     found = judged(ANSWERS, replace(endpoint_of(chat), concurrency=1), tmp_path)
     assert len(found.scores) == 3
@@ -121,7 +121,7 @@ def test_one_answer_without_a_reply_leaves_the_others_their_grades(chat: FakeCha
         ),
     ],
 )
-def test_a_question_that_the_endpoint_refuses_is_unscored_and_the_others_are_graded(
+def test_refused_question_is_unscored_and_others_are_graded(
     chat: FakeChat, tmp_path: Path, status: int, body: dict[str, object], said: str
 ) -> None:
     chat.refusals["truth 2"] = (status, body)
@@ -134,27 +134,27 @@ def test_a_question_that_the_endpoint_refuses_is_unscored_and_the_others_are_gra
     assert len(chat.questions) == 3
 
 
-def test_a_cache_that_cannot_be_written_is_named_before_anything_is_asked(chat: FakeChat, tmp_path: Path) -> None:
+def test_unwritable_cache_is_reported_before_any_request(chat: FakeChat, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(InvalidArgumentError, match=r"judge_cache: .*cache cannot be written to: File exists"):
         judged(ANSWERS, endpoint_of(chat), tmp_path / "cache")
     assert not chat.questions
 
 
-def test_a_cache_that_takes_no_reply_is_named(chat: FakeChat, tmp_path: Path) -> None:
+def test_cache_that_stores_no_reply_is_reported(chat: FakeChat, tmp_path: Path) -> None:
     for number in range(256):
         (tmp_path / f"{number:02x}").write_text("a file where a folder of replies would be")
     with pytest.raises(InvalidArgumentError, match=r"judge_cache: .* cannot be written to"):
         judged(ANSWERS, endpoint_of(chat), tmp_path)
 
 
-def test_an_endpoint_that_refuses_every_question_is_named(chat: FakeChat, tmp_path: Path) -> None:
+def test_endpoint_refusing_every_question_is_reported(chat: FakeChat, tmp_path: Path) -> None:
     chat.refusals["truth"] = (400, {"error": "no such model"})
     with pytest.raises(UnavailableError, match=r"graded nothing: .*no such model.*; are address and model right\?"):
         judged(ANSWERS, endpoint_of(chat), tmp_path)
 
 
-def test_many_reasons_are_counted_together(chat: FakeChat, tmp_path: Path) -> None:
+def test_rare_reasons_are_counted_together(chat: FakeChat, tmp_path: Path) -> None:
     answers = [AnsweredText(number, "e", f"<{number}>", "a") for number in range(MAX_REASONS + 5)]
     chat.refusals |= {f"<{number}>": (400, {"request": number}) for number in range(1, MAX_REASONS + 5)}
     found = judged(answers, endpoint_of(chat), tmp_path)
@@ -162,7 +162,7 @@ def test_many_reasons_are_counted_together(chat: FakeChat, tmp_path: Path) -> No
     assert (len(found.unscored), found.unscored["other reasons"]) == (MAX_REASONS + 1, 4)
 
 
-def test_an_endpoint_that_is_away_is_named(tmp_path: Path) -> None:
+def test_unreachable_endpoint_is_reported(tmp_path: Path) -> None:
     with fake_chat(grade) as chat:
         away = endpoint_of(chat)
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1.* graded nothing: .* in 3 attempts \(ConnectError"):
@@ -177,7 +177,7 @@ def test_an_endpoint_that_is_away_is_named(tmp_path: Path) -> None:
         (404, FailedPreconditionError, "model's name"),
     ],
 )
-def test_a_call_that_is_refused_ends_the_run_at_once(
+def test_refused_key_or_model_ends_run_at_once(
     chat: FakeChat, tmp_path: Path, status: int, error: type[Exception], said: str
 ) -> None:
     chat.failures += [(status, {})] * 10
@@ -186,12 +186,12 @@ def test_a_call_that_is_refused_ends_the_run_at_once(
     assert len(chat.failures) >= 8
 
 
-def test_an_address_that_is_no_chat_endpoint_is_named(chat: FakeChat, tmp_path: Path) -> None:
+def test_address_without_chat_endpoint_is_reported(chat: FakeChat, tmp_path: Path) -> None:
     with pytest.raises(FailedPreconditionError, match="HTTP 404"):
         judged(ANSWERS, replace(endpoint_of(chat), base_url=chat.base_url + "/v2"), tmp_path)
 
 
-def test_the_rate_limit_spaces_calls(chat: FakeChat, tmp_path: Path) -> None:
+def test_rate_limit_spaces_calls(chat: FakeChat, tmp_path: Path) -> None:
     start = time.monotonic()
     judged(ANSWERS, replace(endpoint_of(chat), requests_per_minute=1200), tmp_path)
     assert time.monotonic() - start >= 3 * 60 / 1200
@@ -223,11 +223,11 @@ def test_the_rate_limit_spaces_calls(chat: FakeChat, tmp_path: Path) -> None:
         ("SCORE:\n1", None),
     ],
 )
-def test_the_last_line_that_is_a_score_counts_and_no_other_is_guessed_at(reply: str, score: float | None) -> None:
+def test_only_last_score_line_counts(reply: str, score: float | None) -> None:
     assert parse_score(reply) == score
 
 
-def test_a_template_must_show_truth_and_answer_and_braces_in_them_do_no_harm() -> None:
+def test_template_needs_truth_and_answer_and_ignores_braces_in_them() -> None:
     with pytest.raises(InvalidArgumentError, match=r"no \{answer\}"):
         JudgePrompt("{truth}")
     odd = AnsweredText(1, "e", "{answer}", "{truth} {x}", "{}")
@@ -237,6 +237,6 @@ def test_a_template_must_show_truth_and_answer_and_braces_in_them_do_no_harm() -
 @pytest.mark.parametrize(
     "wrong", [{"base_url": "localhost"}, {"model": ""}, {"requests_per_minute": 0}, {"concurrency": 0}]
 )
-def test_an_endpoint_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
+def test_invalid_endpoint_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidArgumentError, match="judge"):
         replace(ChatEndpoint("http://here/v1", "grader"), **wrong)

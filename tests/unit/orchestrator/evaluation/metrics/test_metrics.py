@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand, and against independent implementations."""
+"""Metrics against values computed by hand and against independent implementations."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_clustered_error_by_hand() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=2, max_size=60))
 @settings(deadline=None)
-def test_clustered_error_is_the_sandwich_estimator_of_a_constant(rows: list[tuple[int, int]]) -> None:
+def test_clustered_error_is_sandwich_estimator_of_constant(rows: list[tuple[int, int]]) -> None:
     values, groups = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     assume(len(set(groups)) > 1)
     design = np.ones((len(values), 1))
@@ -56,13 +56,13 @@ def test_clustered_error_is_the_sandwich_estimator_of_a_constant(rows: list[tupl
     assert estimate.standard_error == pytest.approx(math.sqrt(variance[0, 0]), abs=1e-12)
 
 
-def test_clustered_error_of_single_values_is_the_textbook_one() -> None:
+def test_clustered_error_of_single_values_is_textbook_one() -> None:
     values = [0.0, 1.0, 1.0, 0.0, 1.0]
     estimate = clustered_mean(values, list("abcde"))
     assert estimate.standard_error == pytest.approx(np.std(values, ddof=1) / math.sqrt(5))
 
 
-def test_one_cluster_has_a_mean_and_no_error_and_nothing_is_unscored() -> None:
+def test_one_cluster_has_mean_without_error_and_no_values_are_unscored() -> None:
     assert clustered_mean([1, 0], ["a", "a"]) == Estimate(0.5, None, 2, 1)
     assert clustered_mean([], []) == UNSCORED == Estimate(None, None, 0, 0)
 
@@ -75,7 +75,7 @@ TEXTS = st.one_of(WORDS.map(" ".join), st.text(max_size=20))
 
 @given(TEXTS, TEXTS)
 @settings(deadline=None)
-def test_legacy_similarity_is_that_of_scikit_learn(truth: str, answer: str) -> None:
+def test_legacy_similarity_matches_scikit_learn(truth: str, answer: str) -> None:
     try:
         matrix = TfidfVectorizer().fit_transform([truth, answer])
     except ValueError:  # neither string has a token
@@ -96,7 +96,7 @@ def test_labels_of_one_character_do_not_count_for_legacy() -> None:
     assert not ACTION.accepts('Click on button with the text "1"', 'Click on button with the text "0"')
 
 
-def test_legacy_demands_strictly_more_than_the_threshold() -> None:
+def test_legacy_demands_strictly_more_than_threshold() -> None:
     # 3 * 1 + 1 * 3 over (10^0.5)^2 is 0.6 exactly.
     truth, answer = "aa aa aa bb", "aa bb bb bb"
     assert legacy_similarity(truth, answer) == pytest.approx(0.6)
@@ -108,12 +108,12 @@ def test_legacy_demands_strictly_more_than_the_threshold() -> None:
     ("truth", "answer", "similarity"),
     [("7", "7", 1.0), (" 7", "7\n", 1.0), ("7", "8", 0.0), ("", "", 1.0), ("7", "seven", 0.0), ("seven", "", 0.0)],
 )
-def test_texts_without_tokens_are_like_their_equals_alone(truth: str, answer: str, similarity: float) -> None:
+def test_texts_without_tokens_match_only_equal_texts(truth: str, answer: str, similarity: float) -> None:
     assert legacy_similarity(truth, answer) == similarity
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, 60, math.nan])
-def test_a_threshold_that_is_no_similarity_is_refused(threshold: float) -> None:
+def test_threshold_outside_0_to_1_is_refused(threshold: float) -> None:
     with pytest.raises(InvalidArgumentError, match="threshold"):
         LegacyMetric(threshold)
 
@@ -135,7 +135,7 @@ def test_a_threshold_that_is_no_similarity_is_refused(threshold: float) -> None:
         ("not of the language", "Not of  the language", True),
     ],
 )
-def test_an_answer_is_right_when_it_is_that_action_and_nothing_else(truth: str, answer: str, right: bool) -> None:
+def test_answer_is_correct_if_exactly_true_action(truth: str, answer: str, right: bool) -> None:
     assert ActionMetric(point_tolerance_px=62.5).accepts(truth, answer) is right
 
 
@@ -160,13 +160,13 @@ def test_steps_and_episodes_by_hand() -> None:
 
 
 @pytest.mark.parametrize("answers", [[OPEN], [OPEN, DONE, UP], []])
-def test_an_episode_with_another_number_of_answers_is_wrong(answers: list[str]) -> None:
+def test_episode_with_another_number_of_answers_is_wrong(answers: list[str]) -> None:
     score = score_episodes([episode([OPEN, DONE], answers)], ACTION)
     assert score.steps == Estimate(len(answers[:2]) / 2, None, 2, 1)
     assert score.episodes.value == 0
 
 
-def test_an_unscored_step_is_in_no_share_and_unscores_its_episode() -> None:
+def test_unscored_step_is_in_no_share_and_leaves_episode_unscored() -> None:
     score = score_episodes(
         [episode([OPEN, TAP_A], [OPEN, None], "e1"), episode([OPEN, TAP_B], [OPEN, TAP_B], "e2")], ACTION
     )
@@ -176,7 +176,7 @@ def test_an_unscored_step_is_in_no_share_and_unscores_its_episode() -> None:
     assert score_episodes([episode([OPEN], [None])], ACTION).steps == UNSCORED
 
 
-def test_the_same_episode_in_two_datasets_is_one_cluster() -> None:
+def test_episode_in_two_datasets_is_one_cluster() -> None:
     episodes = [episode([OPEN], [answer], cluster, data) for answer, cluster, data in [
         (OPEN, "e1", "app"), (OPEN, "e1", "category"), (UP, "e2", "app"), (UP, "e2", "category")]]  # fmt: skip
     assert score_episodes(episodes, ACTION).steps.clusters == 2
@@ -187,19 +187,19 @@ def test_the_same_episode_in_two_datasets_is_one_cluster() -> None:
 # Floor
 
 
-def test_the_floor_takes_the_commonest_action_at_each_position() -> None:
+def test_floor_takes_most_common_action_at_each_position() -> None:
     truths = [(OPEN, TAP_A, DONE), (OPEN, TAP_B, DONE), (OPEN, TAP_A, UP, DONE), (TAP_A, TAP_A, DONE)]
     # 3 of 4 OPEN, 3 of 4 TAP_A, 3 of 4 DONE, the one DONE at the end; no episode twice.
     assert floor_of(tuple(truths), ACTION) == Floor(10, 13, 1, 4)
     assert floor_of((), ACTION).step_share is None
 
 
-def test_the_floor_counts_what_the_metric_accepts_not_what_is_equal() -> None:
+def test_floor_counts_what_metric_accepts() -> None:
     points = [(f"Click on point ({x},0)",) for x in (0, 40, 80, 500)]
     assert floor_of(tuple(points), ActionMetric(point_tolerance_px=50)) == Floor(3, 4, 3, 4)
 
 
-def test_an_emptied_label_lifts_the_legacy_floor() -> None:
+def test_empty_label_raises_legacy_floor() -> None:
     labels = ["one two three four", "five six seven", "eight nine ten"]
     truths = [(f'Click on button with the text "{label}"',) for label in labels]
     assert not any(LegacyMetric().accepts(truth, other) for (truth,) in truths for (other,) in truths if truth != other)
@@ -207,7 +207,7 @@ def test_an_emptied_label_lifts_the_legacy_floor() -> None:
     assert floor_of(tuple(truths), ACTION).correct_steps == 1
 
 
-def test_the_floor_of_a_group_pools_those_of_its_datasets() -> None:
+def test_group_floor_pools_dataset_floors() -> None:
     episodes = [
         episode([TAP_A], [OPEN], "e1", "x"),
         episode([TAP_A], [OPEN], "e2", "x"),
@@ -218,7 +218,7 @@ def test_the_floor_of_a_group_pools_those_of_its_datasets() -> None:
     assert score_episodes(together, ACTION).step_floor == pytest.approx(2 / 3)
 
 
-def test_a_sequence_of_unscored_and_scored_steps_has_a_floor_of_the_scored() -> None:
+def test_floor_covers_only_scored_steps() -> None:
     assert floor_of(((None, TAP_A), (OPEN, TAP_B)), ACTION) == Floor(2, 3, 1, 1)
 
 
@@ -234,7 +234,7 @@ def test_retrieval_by_hand() -> None:
     assert score.at_1.clusters == 5
 
 
-def test_the_share_at_three_is_unscored_when_fewer_were_asked_for() -> None:
+def test_share_at_three_is_unscored_with_smaller_top_k() -> None:
     score = score_retrieval([RankedAdapters("e", "a", ("a", "b"))], top_k=2)
     assert score.at_3 == UNSCORED
     assert score.at_1.value == 1

@@ -26,19 +26,19 @@ from orchestrator.evaluation.spec import PromptProtocol
 from tests.support.harness.evaluation_data import answered, failure, sample, write_records
 
 
-def test_exact_match_minds_neither_case_nor_blanks() -> None:
+def test_exact_match_ignores_case_and_whitespace() -> None:
     assert exact_match("A red\n car ", "a Red car") == 1
     assert exact_match("a red car", "a red cart") == 0
 
 
-def test_rouge_l_is_the_f_measure_of_the_common_subsequence() -> None:
+def test_rouge_l_is_f_measure_of_common_subsequence() -> None:
     # "the cat on the mat" is common: precision 5/5, recall 5/6.
     assert rouge_l("the cat sat on the mat", "the cat on the mat") == pytest.approx(2 * 5 / 11)
     assert rouge_l("the cat", "") == 0
 
 
 @pytest.mark.parametrize("text", ["Привет, мир", "今日は良い天気", "हिन्दी में", "안녕하세요", "…", "42", ""])
-def test_rouge_l_of_the_same_text_is_one_in_any_script(text: str) -> None:
+def test_rouge_l_of_equal_texts_is_one_in_any_script(text: str) -> None:
     assert rouge_l(text, text) == 1
     assert rouge_l(text, f"  {text.upper()}") == 1
 
@@ -47,18 +47,18 @@ def test_rouge_l_of_the_same_text_is_one_in_any_script(text: str) -> None:
     ("truth", "answer"),
     [("Открой Gmail", "Закрой Gmail"), ("की Gmail", "कि Gmail"), ("Gmail 好", "Gmail 坏"), ("ok 👍", "ok 👎")],
 )
-def test_rouge_l_of_other_words_around_the_same_ascii_is_below_one(truth: str, answer: str) -> None:
+def test_rouge_l_is_below_one_for_different_words_around_same_ascii(truth: str, answer: str) -> None:
     assert rouge_l(truth, answer) == pytest.approx(1 / 2)
 
 
-def test_rouge_l_takes_chinese_characters_one_by_one() -> None:
+def test_rouge_l_counts_each_chinese_character_as_word() -> None:
     # 4 of 6 characters are common, in order.
     assert rouge_l("今天天气很好", "今天天气不错") == pytest.approx(4 / 6)
     assert rouge_l("!", "?") == 0
 
 
 @given(st.text(st.characters(max_codepoint=127)))
-def test_words_of_ascii_text_are_those_of_rouge_score(text: str) -> None:
+def test_words_of_ascii_text_match_rouge_score(text: str) -> None:
     assert words(text) == tokenize(text, None)
 
 
@@ -69,7 +69,7 @@ def test_bleu_is_in_0_to_1() -> None:
     assert bleu("the cat", "") == 0
 
 
-def test_answers_that_there_are_none_of_are_unscored() -> None:
+def test_absent_answers_are_unscored() -> None:
     graded = score_answers([AnsweredText(1, "a", "x", "x"), AnsweredText(2, "b", "x", None)], exact_match)
     assert list(graded) == [1]
     assert mean_score(graded).value == 1
@@ -89,7 +89,7 @@ def test_records_and_rows_are_scored_by_whole_answers(tmp_path: Path) -> None:
     assert score_file(tmp_path / "s.jsonl", MetricName.BLEU).step_accuracy == pytest.approx(0.5)
 
 
-def test_type_and_argument_are_scored_apart() -> None:
+def test_type_and_argument_are_scored_separately() -> None:
     tap = 'Click on button with the text "{}"'
     episode = AnsweredEpisode(
         "d",
@@ -103,7 +103,7 @@ def test_type_and_argument_are_scored_apart() -> None:
     assert not ActionTypeMetric().accepts("nonsense", "other nonsense")
 
 
-def test_a_step_whose_truth_is_no_action_is_unscored_by_type() -> None:
+def test_step_without_true_action_is_unscored_by_type() -> None:
     episodes = [
         AnsweredEpisode("d", "e1", ("nonsense", "Scroll up"), ("nonsense", "Scroll down")),
         AnsweredEpisode("d", "e2", ("Scroll up",), ("Wait for response",)),
@@ -114,7 +114,7 @@ def test_a_step_whose_truth_is_no_action_is_unscored_by_type() -> None:
     assert (found.episodes.value, found.episodes.count, found.step_floor) == (0, 1, 1)
 
 
-def test_parts_are_in_the_score_of_a_file(tmp_path: Path) -> None:
+def test_file_score_has_parts(tmp_path: Path) -> None:
     row = {"episode_id": "1", "ground_truths": ["Scroll up", "Scroll up"], "predictions": ["Scroll down", "Scroll up"]}
     (tmp_path / "s.jsonl").write_text(json.dumps(row))
     found = score_file(tmp_path / "s.jsonl")

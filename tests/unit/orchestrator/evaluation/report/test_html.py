@@ -1,4 +1,4 @@
-"""The page of a report: nothing escapes, nothing is shown that may not be, old records make a page too."""
+"""report.html: escaping, image access, and minimal records."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def data_of(page: str) -> Any:
     return json.loads(found[1])
 
 
-def test_hostile_text_stays_in_its_place(tmp_path: Path) -> None:
+def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     page = page_of(hostile_records(tmp_path))
     assert "<img" not in page
     assert page.count("<script") == 2
@@ -48,14 +48,14 @@ def test_hostile_text_stays_in_its_place(tmp_path: Path) -> None:
     assert "<script" not in table([HOSTILE], [[HOSTILE, HOSTILE]])
 
 
-def test_the_page_says_what_is_incomplete_and_what_changed() -> None:
+def test_page_reports_incomplete_and_changed_data() -> None:
     facts = JobFacts(SPEC, state="cancelled", planned_samples=20)
     page = render_html(replace(summarize([], facts), changed_datasets=("clock",)), [])
     assert "Incomplete (cancelled): 0 of 20 planned samples have a record." in page
     assert "These datasets changed while the job ran; their samples are the planned ones: clock." in page
 
 
-def test_the_page_has_every_score_that_the_text_report_has(tmp_path: Path) -> None:
+def test_page_has_every_score_that_text_report_has(tmp_path: Path) -> None:
     page = page_of(many_records(tmp_path, 8))
     for title in ("All datasets, every metric, %", "Was the right adapter retrieved?"):
         assert f"<h2>{title}</h2>" in page
@@ -64,13 +64,13 @@ def test_the_page_has_every_score_that_the_text_report_has(tmp_path: Path) -> No
     assert '<td class="short">0.750 ± 0.164</td>' in page
 
 
-def test_the_page_names_no_address_it_could_load(tmp_path: Path) -> None:
+def test_page_has_no_loadable_address(tmp_path: Path) -> None:
     page = page_of(many_records(tmp_path, 8), ThumbnailBudget((tmp_path,)))
     assert "default-src 'none'" in page
     assert not re.search(r"""(?:src|href)=|url\(|@import|https?://""", page)
 
 
-def test_records_with_nothing_but_an_answer_make_a_page() -> None:
+def test_minimal_records_make_page() -> None:
     old: dict[str, Any] = {"sample": sample("Scroll up").to_json(), "answer": "Scroll up"}
     del old["sample"]["image_sha256"], old["sample"]["adapter_id"]
     page = page_of([Record.from_json(old), failure(sample("Scroll up", episode="e2"))])
@@ -84,13 +84,13 @@ def test_records_with_nothing_but_an_answer_make_a_page() -> None:
     assert "0 of 0 samples" in page_of([])
 
 
-def test_phases_that_were_not_recorded_are_named(tmp_path: Path) -> None:
+def test_unrecorded_phases_are_listed(tmp_path: Path) -> None:
     page = page_of([answered(sample("Scroll up"), "Scroll up")])
     assert "Not recorded in this job: embed, search, queue, prefill." in page
     assert "Not recorded" not in page_of(many_records(tmp_path, 2))
 
 
-def test_a_sequence_is_compared_step_by_step() -> None:
+def test_sequence_is_compared_step_by_step() -> None:
     asked = sample("Scroll up\nScroll down", step_count=2, protocol=PromptProtocol.SEQUENCE)
     data = samples_json([answered(asked, "Scroll up\nScroll left\nWait for response")], ThumbnailBudget(), 0)
     assert data["samples"][0]["whole"]
@@ -101,7 +101,7 @@ def test_a_sequence_is_compared_step_by_step() -> None:
     ]
 
 
-def test_some_of_many_are_chosen_evenly_with_every_strategy(tmp_path: Path) -> None:
+def test_samples_are_chosen_evenly_with_every_strategy(tmp_path: Path) -> None:
     records = many_records(tmp_path, 400)
     chosen = choose_samples(records, 80)
     assert Counter((record.sample.dataset, record.sample.strategy.label) for record in chosen) == {
@@ -111,13 +111,13 @@ def test_some_of_many_are_chosen_evenly_with_every_strategy(tmp_path: Path) -> N
     assert "80 of 800 samples are on this page" in page_of(records, most=80)
 
 
-def test_a_repeated_record_is_listed_once_as_it_is_counted() -> None:
+def test_page_lists_repeated_record_once() -> None:
     record = answered(sample("Scroll up"), "Scroll up")
     later = replace(record, answer="Scroll down")
     assert [each["actions"][0][1] for each in data_of(page_of([record, later]))["samples"]] == ["Scroll up"]
 
 
-def test_pictures_are_small_below_the_roots_and_within_the_budget(tmp_path: Path) -> None:
+def test_thumbnails_are_small_below_roots_and_within_budget(tmp_path: Path) -> None:
     inside, outside = tmp_path / "in", tmp_path / "out"
     for folder in (inside, outside):
         folder.mkdir()
@@ -138,7 +138,7 @@ def test_pictures_are_small_below_the_roots_and_within_the_budget(tmp_path: Path
     assert samples_json([record], ThumbnailBudget(), 0)["pictures"] == [None] * 6
 
 
-def test_measures_leave_failed_samples_out(tmp_path: Path) -> None:
+def test_strategy_usage_excludes_failed_samples(tmp_path: Path) -> None:
     records = many_records(tmp_path, 4)
     base = EvaluatedStrategy(AnswerStrategy.BASE)
     measured = strategy_usage([*records, failure(sample("Scroll up", strategy=base))])
@@ -171,14 +171,14 @@ def test_charts_put_values_on_one_scale() -> None:
     assert "a → b: 1 of 4" in squares
 
 
-def test_a_chart_says_what_each_number_is_and_cuts_no_name_that_has_room() -> None:
+def test_chart_labels_numbers_and_truncates_only_long_names() -> None:
     name = "a-dataset-with-quite-a-long-name-of-44-chars"
     drawn = bar_chart({name: [Bar("0.0 to 0.1", 0.5, text="9"), Bar("unscored", None)]}, low=0, high=1, title="t")
     for text in (name, "0.0 to 0.1: 9", "unscored"):
         assert f">{text}</text>" in drawn
 
 
-def test_a_strategy_has_one_colour_in_every_chart(tmp_path: Path) -> None:
+def test_strategy_has_same_colour_in_every_chart(tmp_path: Path) -> None:
     base = EvaluatedStrategy(AnswerStrategy.BASE)
     spec = replace(SPEC, strategies=(base, *SPEC.strategies))
     records = [failure(sample("Scroll up", strategy=base)), *many_records(tmp_path, 4)]
@@ -188,12 +188,12 @@ def test_a_strategy_has_one_colour_in_every_chart(tmp_path: Path) -> None:
         assert set(re.findall(r'class="(c\d)"', chart)) == {"c1", "c2"}
 
 
-def test_counts_stand_on_squares_that_are_never_too_dark_for_them() -> None:
+def test_heatmap_squares_are_light_enough_for_counts() -> None:
     squares = heatmap({"a": {"a": 9, "b": 1}}, ["a", "b"], "t")
     assert [float(found) for found in re.findall(r'fill-opacity="([\d.]+)"', squares)] == [0.46, 0.14]
 
 
-def test_a_job_of_both_domains_has_the_papers_table_and_many_bars_are_folded() -> None:
+def test_job_of_both_domains_has_matrix_and_collapses_many_bars() -> None:
     hidden = EvaluatedStrategy(AnswerStrategy.MIXTURE, exclude_own_adapter=True)
     mixture = EvaluatedStrategy(AnswerStrategy.MIXTURE)
     datasets = [f"app{number}" for number in range(40)]

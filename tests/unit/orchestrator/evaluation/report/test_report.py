@@ -1,4 +1,4 @@
-"""From records to summary and report: nothing lost, nothing counted twice, nothing unmeasured shown as zero."""
+"""From records to summary and report: completeness, repeated records, and unscored values."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ RECORDS = [
 ]
 
 
-def test_a_cell_holds_each_strategy_on_each_dataset_and_group() -> None:
+def test_summary_has_cell_for_each_strategy_dataset_and_group() -> None:
     summary = summarize(RECORDS, JobFacts(SPEC))
     assert summary.group_names == ("app", "category", "all")
     cell = summary.dataset("base", "clock")
@@ -88,7 +88,7 @@ def test_a_cell_holds_each_strategy_on_each_dataset_and_group() -> None:
     assert summary.dataset("mixture-out-of-domain", "office") is None
 
 
-def test_a_failed_sample_is_unscored_and_reported_apart() -> None:
+def test_failed_sample_is_unscored_and_reported_separately() -> None:
     summary = summarize(RECORDS, JobFacts(SPEC))
     cell = summary.dataset("mixture", "clock")
     assert cell is not None
@@ -100,7 +100,7 @@ def test_a_failed_sample_is_unscored_and_reported_apart() -> None:
     assert summary.failures[0].message == "nobody listens"
 
 
-def test_retrieval_is_scored_where_the_true_adapter_is_known_and_could_be_found() -> None:
+def test_retrieval_is_scored_if_true_adapter_is_known_and_not_hidden() -> None:
     summary = summarize(RECORDS, JobFacts(SPEC))
     scores = {
         strategy: cell.retrieval
@@ -123,24 +123,24 @@ def test_empty_retrieval_is_wrong_and_failed_retrieval_is_unscored() -> None:
     assert (cell.retrieval.at_1.value, cell.retrieval.at_1.count) == (0, 1)
 
 
-def test_a_repeated_record_is_counted_once_and_named() -> None:
+def test_repeated_record_is_counted_once_and_reported() -> None:
     summary = summarize([*RECORDS, RECORDS[0], RECORDS[3]], JobFacts(SPEC))
     assert summary.repeated_records == 2
     assert summary.recorded_samples == len(RECORDS)
     assert summary.groups == summarize(RECORDS, JobFacts(SPEC)).groups
 
 
-def test_the_order_of_records_does_not_matter() -> None:
+def test_order_of_records_does_not_matter() -> None:
     assert summarize(RECORDS[::-1], JobFacts(SPEC)).groups == summarize(RECORDS, JobFacts(SPEC)).groups
 
 
-def test_a_step_without_a_record_unscores_its_episode_only() -> None:
+def test_missing_step_leaves_only_episode_unscored() -> None:
     (episode,) = answered_episodes(RECORDS[:1])
     assert episode.answers == (OPEN, None)
     assert not episode.is_complete
 
 
-def test_a_sequence_answer_is_cut_into_actions() -> None:
+def test_sequence_answer_is_split_into_actions() -> None:
     truth = f'{OPEN}\nClick on button with the text "a\nb"\n{DONE}'
     asked = sample(truth, step_count=3, protocol=PromptProtocol.SEQUENCE)
     record = answered(asked, f'{OPEN}\nClick on button with the text "a\nb"')
@@ -157,7 +157,7 @@ def test_a_sequence_answer_is_cut_into_actions() -> None:
     assert step_scores(failure(asked), [ActionMetric()]) is None
 
 
-def test_timings_are_means_of_what_was_measured() -> None:
+def test_timings_are_means_of_measured_values() -> None:
     records = [
         answered(sample(OPEN, episode=str(number)), OPEN, total_s=total_s) for number, total_s in enumerate([0.1, 0.3])
     ]
@@ -167,7 +167,7 @@ def test_timings_are_means_of_what_was_measured() -> None:
     assert cell.timings.retrieval_s is None
 
 
-def test_a_summary_survives_json() -> None:
+def test_summary_round_trips_through_json() -> None:
     facts = JobFacts(
         SPEC, "ev-1", "cancelled", 20, (DatasetFile("clock", "app", "c", "f" * 64, 2, 1),), (BadRow("c", 3, "x"),)
     )
@@ -177,7 +177,7 @@ def test_a_summary_survives_json() -> None:
     assert Summary.from_json(data) == summary
 
 
-def test_the_headline_shows_every_strategy_the_floor_and_what_failed() -> None:
+def test_headline_shows_strategies_floor_and_failures() -> None:
     table = first_headline(summarize(RECORDS, JobFacts(SPEC)))
     assert table.columns == ("strategy", "apps", "categories", "all")
     assert table.rows == (
@@ -194,7 +194,7 @@ def test_datasets_of_one_kind_need_no_groups() -> None:
     assert first_headline(summarize(RECORDS, JobFacts(spec))).columns == ("strategy", "all")
 
 
-def test_the_report_says_what_is_wrong_and_how_it_was_measured() -> None:
+def test_report_has_caveats_and_methodology() -> None:
     facts = JobFacts(
         SPEC, "ev-1", "cancelled", 20, bad_rows=(BadRow("data/clock.jsonl", 7, "query is empty"),), base_model="tiny"
     )
@@ -218,7 +218,7 @@ def test_the_report_says_what_is_wrong_and_how_it_was_measured() -> None:
     assert "mixture-out-of-domain: the retrieved adapters" in text
 
 
-def test_the_report_shows_intervals_and_paired_differences() -> None:
+def test_report_shows_intervals_and_paired_differences() -> None:
     selection = EvaluatedStrategy(AnswerStrategy.SELECTION)
     spec = EvaluationSpec((DatasetSpec("clock", "clock.jsonl", "clock", "app"),), (BASE, selection))
     pairs = [(BASE, "e1", [OPEN, UP]), (BASE, "e2", [UP, DONE]), (BASE, "e3", [UP, UP])]
@@ -232,7 +232,7 @@ def test_the_report_shows_intervals_and_paired_differences() -> None:
     assert "an interval that contains zero does not show a difference" in text
 
 
-def test_where_most_samples_failed_the_report_says_so_and_shows_no_score() -> None:
+def test_report_shows_no_score_if_most_samples_failed() -> None:
     selection = EvaluatedStrategy(AnswerStrategy.SELECTION)
     spec = EvaluationSpec((DatasetSpec("clock", "clock.jsonl", "clock", "app"),), (BASE, selection))
     records = [
@@ -256,7 +256,7 @@ def test_where_most_samples_failed_the_report_says_so_and_shows_no_score() -> No
     assert "Strategies compared" not in page
 
 
-def test_whole_answers_are_reported_without_the_tables_of_actions() -> None:
+def test_report_of_whole_answers_has_no_action_tables() -> None:
     spec = EvaluationSpec((DatasetSpec("clock", "chat.jsonl"),), (BASE, MIXTURE))
     records = [answered(sample("four", episode=str(n), strategy=BASE), "four" if n else "five") for n in range(2)]
     records += [failure(sample("four", episode=str(n))) for n in range(2)]
@@ -274,12 +274,12 @@ def test_whole_answers_are_reported_without_the_tables_of_actions() -> None:
         assert title not in page
 
 
-def test_the_report_names_datasets_that_changed() -> None:
+def test_report_lists_changed_datasets() -> None:
     text = render_markdown(replace(summarize(RECORDS, JobFacts(SPEC)), changed_datasets=("clock",)))
     assert "**These datasets changed while the job ran; their samples are the planned ones: clock.**" in text
 
 
-def test_rows_that_could_not_be_read_are_said_first_and_listed() -> None:
+def test_unreadable_rows_are_caveat_and_listed() -> None:
     bad = tuple(BadRow("clock.jsonl", line, f"query {line} is <empty>") for line in range(1, 19))
     summary = summarize(RECORDS, JobFacts(SPEC, bad_rows=bad), bad_row_count=40)
     said = "40 rows of the datasets could not be read, the first: clock.jsonl:1: query 1 is <empty>."
@@ -292,7 +292,7 @@ def test_rows_that_could_not_be_read_are_said_first_and_listed() -> None:
     assert "could not be read" not in render_markdown(summarize(RECORDS, JobFacts(SPEC)))
 
 
-def test_the_headline_of_the_report_has_intervals_and_says_so() -> None:
+def test_report_headline_has_intervals() -> None:
     summary = summarize(RECORDS, JobFacts(SPEC))
     (table,), short = headline_tables(summary), first_headline(summary)
     assert table.rows[0] == ("base", "25.0 [0.0, 100.0]", "50.0", "33.3 [0.0, 100.0]")
@@ -301,7 +301,7 @@ def test_the_headline_of_the_report_has_intervals_and_says_so() -> None:
     assert [row[0] for row in table.rows] == [row[0] for row in short.rows]
 
 
-def test_foreign_text_cannot_break_the_report() -> None:
+def test_foreign_text_cannot_break_report() -> None:
     asked = sample(OPEN, strategy=BASE)
     summary = summarize([failure(asked, message="a|b\n# <script>`x` " + "y" * 1000)], JobFacts(SPEC))
     (line,) = [line for line in render_markdown(summary).splitlines() if "base/clock/e1/0" in line]
@@ -309,13 +309,13 @@ def test_foreign_text_cannot_break_the_report() -> None:
     assert len(line) < 450
 
 
-def test_a_report_of_nothing_shows_dashes() -> None:
+def test_report_without_records_shows_dashes() -> None:
     table = first_headline(summarize([], JobFacts(SPEC)))
     assert {cell for row in table.rows for cell in row[1:]} == {"—"}
     assert "—" in render_markdown(summarize([], JobFacts(SPEC)))
 
 
-def test_records_survive_their_file(tmp_path: Path) -> None:
+def test_records_round_trip_through_file(tmp_path: Path) -> None:
     full = Record(
         sample("Type text: Zeile\u2028zwei\nü", strategy=HIDDEN),
         answer="",
@@ -335,7 +335,7 @@ def test_records_survive_their_file(tmp_path: Path) -> None:
         read_records(tmp_path / "records.jsonl")
 
 
-def test_a_record_is_an_answer_or_an_error() -> None:
+def test_record_has_answer_or_error() -> None:
     with pytest.raises(InvalidArgumentError, match="an answer or an error"):
         Record(sample(OPEN))
     with pytest.raises(InvalidArgumentError, match="an answer or an error"):

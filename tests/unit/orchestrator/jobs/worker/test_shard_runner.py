@@ -124,9 +124,9 @@ async def test_exhausted_shard_ends_as_failed_samples(store: RedisStore) -> None
     ledger = Ledger(store, LedgerLimits(unit_attempts=0))
     evaluation_id = await ledger.jobs.publish(NewEvaluation(SPEC, [[SAMPLE, replace(SAMPLE, key="b")]], "out"))
     await ledger.record(shard_of(evaluation_id), Record(SAMPLE, answer="done before"))
-    taken = await claimed(ledger)
-    assert taken.exhausted
-    assert await runner_of(ledger, SlowPipeline()).run(taken, asyncio.Event()) is Outcome.LAST
+    claim = await claimed(ledger)
+    assert claim.exhausted
+    assert await runner_of(ledger, SlowPipeline()).run(claim, asyncio.Event()) is Outcome.LAST
     first, second = await ledger.samples.in_order(evaluation_id)
     assert first.answer == "done before"
     assert second.error is not None

@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 
 from infra.contract.retrieval import RetrievalStrategy
 from retrieval_service.embedders.base import normalise
-from retrieval_service.strategies.base import FittedStrategy
 from retrieval_service.strategies.calibrated import Calibrated
 from retrieval_service.strategies.centroid import Centroid
 from retrieval_service.strategies.examples import ExampleSet, Float64Array
 from retrieval_service.strategies.multi_centroid import MultiCentroid, find_exemplars
 from retrieval_service.strategies.nearest_examples import NearestExamples
 from retrieval_service.strategies.ranking import ranking
-from retrieval_service.strategies.scale import Scale, Similarities
+from retrieval_service.strategies.scale import FittedStrategy, Scale, Similarities
 from retrieval_service.strategies.scatter import FITTED_EXAMPLES, nested_kinds, residuals, scatters
 from tests.support.harness.example_sets import clouds
 
@@ -29,7 +28,7 @@ def queries(dim: int, count: int = 9, seed: int = 5) -> np.ndarray[tuple[int, in
 
 
 def brute_force(found: FittedStrategy, row: int) -> Float64Array:
-    """The strategy fitted anew without the example."""
+    """Fit the strategy again without the example."""
     without = found.examples.without(row)
     refitted: FittedStrategy = type(found)(without)  # type: ignore[call-arg]
     cosines: Float64Array = refitted.cosines(found.examples.vectors[[row]])[0]
@@ -38,7 +37,7 @@ def brute_force(found: FittedStrategy, row: int) -> Float64Array:
 
 @pytest.mark.parametrize("strategy", FITTED)
 @pytest.mark.parametrize("dim", [6, 16, 80])
-def test_left_out_example_has_no_part_in_fit(strategy: type[FittedStrategy], dim: int) -> None:
+def test_left_out_example_does_not_affect_fit(strategy: type[FittedStrategy], dim: int) -> None:
     examples = clouds(UNEVEN, dim=dim, seed=dim)
     fitted = strategy(examples)  # type: ignore[call-arg]
     rows = examples.testable()
@@ -47,7 +46,7 @@ def test_left_out_example_has_no_part_in_fit(strategy: type[FittedStrategy], dim
     np.testing.assert_allclose(fitted.left_out(rows), refitted, atol=2e-5)
 
 
-def test_left_out_examples_of_mixed_kinds_agree_with_refitting_too() -> None:
+def test_left_out_examples_of_mixed_kinds_agree_with_refitting() -> None:
     kinds = {"a": "app", "b": "app", "c": "app", "d": "category", "e": "category", "f": "app"}
     examples = clouds(UNEVEN, dim=12, seed=3, kinds=kinds)
     for kind in ("", "app", "category"):
@@ -61,13 +60,13 @@ def test_calibrated_is_cosine_in_metric_of_shrunk_covariance() -> None:
     """Against dim x dim matrices written out, with the shrinkage as its paper prints it."""
     examples = clouds({"a": 5, "b": 6, "c": 9}, dim=10)
     parts = [examples.vectors[examples.rows_of(index)].astype(np.float64) for index in range(3)]
-    freedom, dim = sum(len(one) - 1 for one in parts), 10
-    covariance = sum((one - one.mean(0)).T @ (one - one.mean(0)) for one in parts) / freedom
+    freedom, dim = sum(len(part) - 1 for part in parts), 10
+    covariance = sum((part - part.mean(0)).T @ (part - part.mean(0)) for part in parts) / freedom
     trace, squared = np.trace(covariance), np.trace(covariance @ covariance)
     shrinkage = ((1 - 2 / dim) * squared + trace**2) / ((freedom + 1 - 2 / dim) * (squared - trace**2 / dim))
     assert 0 < shrinkage < 1
     metric = np.linalg.inv((1 - shrinkage) * covariance + shrinkage * trace / dim * np.eye(dim))
-    means, asked = np.stack([one.mean(0) for one in parts]), queries(dim).astype(np.float64)
+    means, asked = np.stack([part.mean(0) for part in parts]), queries(dim).astype(np.float64)
     lengths = np.sqrt(np.outer(np.einsum("id,de,ie->i", asked, metric, asked), np.diag(means @ metric @ means.T)))
     expected = asked @ metric @ means.T / lengths
     np.testing.assert_allclose(Calibrated(examples).cosines(queries(dim)), expected, atol=1e-5)
@@ -82,7 +81,7 @@ def test_nearest_examples_is_mean_of_three_nearest() -> None:
         np.testing.assert_allclose(found[:, index], cosines[:, :3].mean(axis=1), atol=1e-6)
 
 
-def test_k_means_finds_groups_that_are_there_and_always_same() -> None:
+def test_k_means_finds_groups_deterministically() -> None:
     generator = np.random.default_rng(1)
     centres = normalise(np.eye(8)[:3])
     vectors = normalise(np.repeat(centres, 7, axis=0) + 0.05 * generator.normal(size=(21, 8)))
@@ -105,21 +104,21 @@ def test_equal_examples_make_one_exemplar() -> None:
 
 
 @pytest.mark.parametrize("strategy", RetrievalStrategy)
-def test_adapters_known_by_their_means_alone_are_compared_by_centroid(strategy: RetrievalStrategy) -> None:
+def test_adapters_with_only_mean_are_compared_by_centroid(strategy: RetrievalStrategy) -> None:
     examples = clouds(dict.fromkeys("abcd", 1))
     expected = queries(16) @ examples.vectors.T
     np.testing.assert_allclose(Similarities(strategy, examples).of(queries(16)), expected, atol=1e-6)
 
 
-def test_mean_beside_examples_gains_nothing_by_being_mean() -> None:
+def test_adapter_with_only_mean_has_no_advantage() -> None:
     """Means lie nearer to everything than examples do; on one scale that does not make them win."""
     full = clouds({f"a{index}": 20 for index in range(10)}, noise=1.2, seed=8)
-    half = {one: full.vectors[full.rows_of(index)] for index, one in enumerate(full.ids)}
-    stored = {one: vectors[:10] for one, vectors in half.items()}
-    for one in full.ids[::2]:
-        stored[one] = stored[one].mean(axis=0, keepdims=True)
+    half = {name: full.vectors[full.rows_of(index)] for index, name in enumerate(full.ids)}
+    stored = {name: vectors[:10] for name, vectors in half.items()}
+    for name in full.ids[::2]:
+        stored[name] = stored[name].mean(axis=0, keepdims=True)
     known = ExampleSet.of(stored)
-    asked = np.concatenate([half[one][10:] for one in full.ids])
+    asked = np.concatenate([half[name][10:] for name in full.ids])
     truth = np.repeat(np.arange(10), 10)
     scaled = Similarities(RetrievalStrategy.NEAREST_EXAMPLES, known).of(asked).argmax(axis=1)
     raw = NearestExamples(known).cosines(asked).argmax(axis=1)
@@ -127,13 +126,13 @@ def test_mean_beside_examples_gains_nothing_by_being_mean() -> None:
     assert (scaled == truth).mean() >= (raw == truth).mean()
 
 
-def test_examples_without_scatter_leave_cosine_as_it_is() -> None:
+def test_without_scatter_calibrated_equals_cosine() -> None:
     same = ExampleSet.of({name: np.repeat(queries(8, 1, seed), 4, axis=0) for seed, name in enumerate("abc")})
     np.testing.assert_allclose(Calibrated(same).cosines(queries(8)), Centroid(same).cosines(queries(8)), atol=1e-6)
 
 
 @pytest.mark.parametrize("examples_an_adapter", [2, 3, 5, 20])
-def test_calibrated_looks_past_noise_that_adapters_share(examples_an_adapter: int) -> None:
+def test_calibrated_discounts_noise_common_to_adapters(examples_an_adapter: int) -> None:
     """At least as good as the centroid with few examples, and clearly better with twenty."""
     names = [f"a{index}" for index in range(12)]
     right = {}
@@ -158,7 +157,7 @@ def test_calibrated_looks_past_noise_that_adapters_share(examples_an_adapter: in
     seed=st.integers(0, 1000),
     strategy=st.sampled_from(RetrievalStrategy),
 )
-def test_similarities_are_finite_in_range_and_do_not_hang_on_order_or_company(
+def test_similarities_are_finite_and_independent_of_order_and_batch(
     counts: list[int], dim: int, seed: int, strategy: RetrievalStrategy
 ) -> None:
     names = {f"a{index}": count for index, count in enumerate(counts)}
@@ -178,7 +177,7 @@ def test_similarities_are_finite_in_range_and_do_not_hang_on_order_or_company(
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), strategy=st.sampled_from(RetrievalStrategy))
-def test_turning_space_changes_no_similarity(seed: int, strategy: RetrievalStrategy) -> None:
+def test_rotation_does_not_change_similarities(seed: int, strategy: RetrievalStrategy) -> None:
     examples = clouds({"a": 4, "b": 11, "c": 6}, dim=12, seed=seed)
     turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(12, 12)))
     turned = ExampleSet.of(
@@ -189,7 +188,7 @@ def test_turning_space_changes_no_similarity(seed: int, strategy: RetrievalStrat
 
 
 @pytest.mark.parametrize("strategy", RetrievalStrategy)
-def test_of_twins_first_by_id_comes_first(strategy: RetrievalStrategy) -> None:
+def test_identical_adapters_are_ordered_by_id(strategy: RetrievalStrategy) -> None:
     examples = clouds({f"a{index}": 12 for index in range(9)}, dim=33)
     arrays = {one: examples.vectors[examples.rows_of(index)] for index, one in enumerate(examples.ids)}
     found = Similarities(strategy, ExampleSet.of(arrays | {"zz": arrays["a3"]})).of(queries(33, 100))
@@ -197,7 +196,7 @@ def test_of_twins_first_by_id_comes_first(strategy: RetrievalStrategy) -> None:
     np.testing.assert_array_equal(places[:, 3] + 1, places[:, -1])
 
 
-def test_order_falls_but_for_rounding() -> None:
+def test_ranking_falls_up_to_rounding() -> None:
     similarities = np.array([[0.1, 0.5, 0.5 + 1e-7, 0.5 - 1e-7, 0.9], [-1.0, -1.0, 1.0, 0.0, 0.0]])
     assert ranking(similarities).tolist() == [[4, 1, 2, 3, 0], [2, 3, 4, 0, 1]]
     steps = np.array([[0.0, 1.5e-6, 3e-6, 4.5e-6]])
@@ -206,7 +205,7 @@ def test_order_falls_but_for_rounding() -> None:
 
 
 @pytest.mark.parametrize("strategy", RetrievalStrategy)
-def test_right_and_wrong_pairs_have_same_mean_similarity_under_every_strategy(strategy: RetrievalStrategy) -> None:
+def test_mean_similarity_of_right_and_wrong_pairs_is_equal_under_all_strategies(strategy: RetrievalStrategy) -> None:
     examples = clouds({f"a{index}": 15 for index in range(6)}, dim=32)
     rows = examples.testable()
     right = np.zeros((len(rows), 6), bool)
@@ -225,7 +224,7 @@ def test_scale_keeps_order(cosines: list[float], points: tuple[float, float, flo
     assert scale.apply(np.array([-1.0, 1.0])).tolist() == [-1, 1]
 
 
-def test_scale_is_plain_where_right_is_not_above_wrong() -> None:
+def test_scale_is_identity_unless_right_is_above_wrong() -> None:
     assert Scale.through((0.5, 0.4), (0.1, 0.2)) == Scale()
     assert Scale.through((0.1, 0.2), (0.5, 0.5)) == Scale()
     assert Scale.through((0.1, 0.3), (0.5, 0.9)).apply(np.array([0.2])) == pytest.approx([0.7])
@@ -237,10 +236,10 @@ def categories() -> ExampleSet:
     arrays = {one: apps.vectors[apps.rows_of(index)] for index, one in enumerate(apps.ids)}
     for index in range(2):
         arrays[f"category{index}"] = np.concatenate([arrays[f"app{3 * index + one}"][:5] for one in range(3)])
-    return ExampleSet.of(arrays, {one: one.rstrip("0123456789") for one in arrays})
+    return ExampleSet.of(arrays, {name: name.rstrip("0123456789") for name in arrays})
 
 
-def test_differences_between_apps_of_category_are_not_looked_past_when_apps_are_told_apart() -> None:
+def test_differences_between_apps_of_category_count_when_apps_are_told_apart() -> None:
     examples = categories()
     found = scatters(examples)
     assert found["category"].width > found["app"].width
@@ -248,7 +247,7 @@ def test_differences_between_apps_of_category_are_not_looked_past_when_apps_are_
     assert nested_kinds(found, "category") == {"app", "category"}
 
 
-def test_kind_of_few_examples_does_not_decide_what_is_looked_past() -> None:
+def test_kind_with_few_examples_does_not_decide_discounting() -> None:
     generous = clouds({"a": 20, "b": 20, "twin": 2}, kinds={"a": "app", "b": "app", "twin": "odd"})
     arrays = {one: generous.vectors[generous.rows_of(index)] for index, one in enumerate(generous.ids)}
     arrays["twin"] = arrays["twin"][:1].repeat(2, axis=0)
@@ -256,7 +255,7 @@ def test_kind_of_few_examples_does_not_decide_what_is_looked_past() -> None:
     assert nested_kinds(scatters(examples), "") == {"app", "odd"}
 
 
-def test_among_kinds_none_of_which_decides_all_are_looked_past() -> None:
+def test_without_deciding_kind_all_scatter_is_discounted() -> None:
     counts = {f"a{index}": 4 for index in range(12)} | {"single": 1}
     kinds = {name: name for name in counts}
     found = scatters(clouds(counts, kinds=kinds))
@@ -279,14 +278,16 @@ def test_scatter_is_sum_of_squares_within_adapters() -> None:
         assert found.squares == pytest.approx(sum(((part - part.mean(0)) ** 2).sum() for part in parts), rel=1e-5)
 
 
-def test_fitting_is_bounded_however_large_catalogue_is() -> None:
+def test_number_of_fitted_examples_is_bounded() -> None:
     examples = clouds({f"a{index}": 20 for index in range(1000)}, dim=48)
     found = residuals(examples, frozenset({""}))
     assert len(found.vectors) <= FITTED_EXAMPLES
-    assert found.freedom == len(found.vectors) - len(np.unique(examples.owners[found.places >= 0]))
-    row = int(np.flatnonzero(found.places >= 0)[7])
-    mean = examples.vectors[examples.rows_of(int(examples.owners[row]))[: found.counts[found.places[row]]]].mean(axis=0)
-    np.testing.assert_allclose(found.vectors[found.places[row]], examples.vectors[row] - mean, atol=1e-6)
+    assert found.freedom == len(found.vectors) - len(np.unique(examples.owners[found.positions >= 0]))
+    row = int(np.flatnonzero(found.positions >= 0)[7])
+    mean = examples.vectors[examples.rows_of(int(examples.owners[row]))[: found.counts[found.positions[row]]]].mean(
+        axis=0
+    )
+    np.testing.assert_allclose(found.vectors[found.positions[row]], examples.vectors[row] - mean, atol=1e-6)
     fitted = Calibrated(examples)
     assert (fitted.cosines(examples.vectors).argmax(axis=1) == examples.owners).mean() > 0.9
     assert fitted.left_out(examples.testable(20)).shape == (20, 1000)
@@ -300,7 +301,7 @@ def test_no_adapters_give_no_similarities(strategy: RetrievalStrategy) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=12), st.integers(1, 12))
-def test_best_few_are_first_of_all(steps: list[int], top_k: int) -> None:
+def test_top_k_is_prefix_of_full_ranking(steps: list[int], top_k: int) -> None:
     similarities = np.array([[step * 0.7e-6 for step in steps], [step * 0.1 for step in steps]])
     order = ranking(similarities)
     assert sorted(order[0]) == list(range(len(steps)))

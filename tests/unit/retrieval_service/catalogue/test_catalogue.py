@@ -1,4 +1,4 @@
-"""The catalogue over Qdrant: a local folder, local mode behind HTTP, and a server when QDRANT_URL names one."""
+"""One catalogue, in a folder and on a server, searched in memory and by Qdrant."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
-from qdrant_client.http.exceptions import UnexpectedResponse
 
 from infra.contract.adapter import Adapter
 from infra.contract.errors import (
@@ -23,18 +20,15 @@ from infra.contract.errors import (
     ConfigurationError,
     ConflictError,
     FailedPreconditionError,
-    InternalError,
-    InvalidArgumentError,
     LoraRetrieverError,
     NotFoundError,
-    UnavailableError,
 )
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.collections import collection_info
 from retrieval_service.catalogue.points import AdapterFilter, AdapterVectors
-from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
+from retrieval_service.catalogue.qdrant import Qdrant, QdrantServer
 from tests.support.servers.fake_qdrant import fake_qdrant_url
-from tests.support.servers.qdrant_locations import LOCATIONS, QDRANT_URL, Location, qdrant_location
+from tests.support.servers.qdrant_locations import Location
 
 DIM = 8
 
@@ -53,17 +47,9 @@ def adapter(adapter_id: str, **fields: Any) -> Adapter:
     return Adapter(adapter_id, **{"base_model": "tiny", "checkpoint_uri": f"adapters/{adapter_id}", **fields})
 
 
-@pytest.fixture(params=LOCATIONS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Location]:
-    if request.param == "server" and not QDRANT_URL:
-        pytest.skip("QDRANT_URL names no Qdrant server")
-    with qdrant_location(request.param, tmp_path / "qdrant") as given:
-        yield given
-
-
 @pytest.fixture(params=["memory", "qdrant"])
-def opened(place: Location, request: pytest.FixtureRequest) -> Iterator[Callable[..., Catalogue]]:
-    """Opens the test's catalogue, each time anew; one at a time. It searches in memory, or lets Qdrant search."""
+def opened(location: Location, request: pytest.FixtureRequest) -> Iterator[Callable[..., Catalogue]]:
+    """Open the test's catalogue again, closing it first. It is searched in memory, or by Qdrant."""
     limit = 50_000 if request.param == "memory" else 0
     collection = f"test-{uuid.uuid4().hex}"
     catalogues: list[Catalogue] = []
@@ -72,7 +58,7 @@ def opened(place: Location, request: pytest.FixtureRequest) -> Iterator[Callable
         for catalogue in catalogues:
             catalogue.close()
         catalogues.clear()
-        qdrant = Qdrant(place)
+        qdrant = Qdrant(location)
         try:
             catalogues.append(Catalogue(qdrant, collection, dim=dim, fingerprint=fingerprint, memory_vectors=limit))
         except LoraRetrieverError:
@@ -83,7 +69,7 @@ def opened(place: Location, request: pytest.FixtureRequest) -> Iterator[Callable
     yield open_catalogue
     for catalogue in catalogues:
         catalogue.close()
-    with closing(Qdrant(place)) as qdrant, qdrant.session() as client:
+    with closing(Qdrant(location)) as qdrant, qdrant.session() as client:
         for one in client.get_collections().collections:
             if one.name.startswith(collection):
                 client.delete_collection(one.name)
@@ -96,10 +82,10 @@ def catalogue(opened: Callable[..., Catalogue]) -> Catalogue:
 
 def names(catalogue: Catalogue, query: Any, wanted: AdapterFilter | None = None, top_k: int = 10) -> list[str]:
     found = catalogue.search(np.stack([query]), wanted or AdapterFilter(), top_k).matches[0]
-    return [one.adapter.adapter_id for one in found]
+    return [match.adapter.adapter_id for match in found]
 
 
-def test_stored_adapter_is_returned_whole_with_its_revision_and_time(catalogue: Catalogue) -> None:
+def test_stored_adapter_is_returned_with_revision_and_time(catalogue: Catalogue) -> None:
     wanted = adapter("one", kind="app", display_name="One", description="first", tags=("x", "y"), rank=8)
     stored = catalogue.create(wanted, vectors(0, 1, 2))
     assert stored.revision
@@ -108,13 +94,13 @@ def test_stored_adapter_is_returned_whole_with_its_revision_and_time(catalogue: 
     assert catalogue.get("one") == stored
 
 
-def test_centroid_is_mean_of_examples_at_length_one(catalogue: Catalogue) -> None:
+def test_centroid_is_normalised_mean_of_examples(catalogue: Catalogue) -> None:
     catalogue.create(adapter("one"), AdapterVectors.of([basis(0), basis(1) * 100], DIM))
     found = catalogue.search(np.stack([basis(0), basis(0, 1), -basis(0, 1)]), AdapterFilter(), 1).matches
-    assert [one[0].similarity for one in found] == pytest.approx([2**-0.5, 1, -1])
+    assert [match[0].similarity for match in found] == pytest.approx([2**-0.5, 1, -1])
 
 
-def test_matches_come_most_similar_first_and_at_most_top_k(catalogue: Catalogue) -> None:
+def test_matches_are_ordered_by_similarity_and_limited_to_top_k(catalogue: Catalogue) -> None:
     for index in range(4):
         catalogue.create(adapter(f"a{index}"), vectors(index))
     query = basis(2) * 3 + basis(0) * 2 + basis(3)
@@ -137,26 +123,24 @@ def test_matches_come_most_similar_first_and_at_most_top_k(catalogue: Catalogue)
         (AdapterFilter(kind="app", base_model="tiny", exclude=("a",)), set()),
     ],
 )
-def test_filters_hold_for_search_and_for_listing(
-    catalogue: Catalogue, wanted: AdapterFilter, expected: set[str]
-) -> None:
+def test_filters_apply_to_search_and_listing(catalogue: Catalogue, wanted: AdapterFilter, expected: set[str]) -> None:
     catalogue.create(adapter("a", kind="app", tags=("x",)), vectors(0))
     catalogue.create(adapter("b", kind="category", tags=("y", "x")), vectors(1))
     catalogue.create(adapter("c", kind="app", base_model="other"), vectors(2))
     assert set(names(catalogue, basis(0, 1, 2), wanted)) == expected
     page = catalogue.page(wanted, 10)
-    assert {one.adapter_id for one in page.adapters} == expected
+    assert {item.adapter_id for item in page.adapters} == expected
     assert page.total == len(expected)
 
 
-def test_id_is_taken_once(catalogue: Catalogue) -> None:
+def test_duplicate_id_is_refused(catalogue: Catalogue) -> None:
     first = catalogue.create(adapter("one"), vectors(0))
     with pytest.raises(AlreadyExistsError, match="'one' exists already"):
         catalogue.create(adapter("one", kind="other"), vectors(1))
     assert catalogue.get("one") == first
 
 
-def test_of_many_who_create_same_id_one_succeeds(catalogue: Catalogue) -> None:
+def test_concurrent_creation_of_same_id_succeeds_once(catalogue: Catalogue) -> None:
     barrier = threading.Barrier(8)
 
     def create(index: int) -> Adapter | None:
@@ -171,7 +155,7 @@ def test_of_many_who_create_same_id_one_succeeds(catalogue: Catalogue) -> None:
     assert created == [catalogue.get("same")]
 
 
-def test_deleted_adapter_is_in_no_answer_and_its_id_is_free_again(catalogue: Catalogue) -> None:
+def test_deleted_adapter_is_not_found_and_its_id_is_free(catalogue: Catalogue) -> None:
     before = catalogue.create(adapter("one"), vectors(0))
     catalogue.delete("one")
     assert names(catalogue, basis(0)) == []
@@ -190,14 +174,14 @@ def test_pages_follow_each_other_by_id(catalogue: Catalogue) -> None:
     seen: list[str] = []
     while True:
         page = catalogue.page(AdapterFilter(), 3, seen[-1] if seen else "")
-        seen += [one.adapter_id for one in page.adapters]
+        seen += [item.adapter_id for item in page.adapters]
         assert page.total == 7
         if not page.has_more:
             break
     assert seen == ids
 
 
-def test_every_change_gives_catalogue_new_revision_and_reading_none(catalogue: Catalogue) -> None:
+def test_every_change_bumps_revision_and_reading_does_not(catalogue: Catalogue) -> None:
     def revision() -> str:
         searched = catalogue.search(np.stack([basis(0)]), AdapterFilter(), 1).revision
         assert searched == catalogue.page(AdapterFilter(), 1).revision
@@ -216,7 +200,7 @@ def test_every_change_gives_catalogue_new_revision_and_reading_none(catalogue: C
     assert len(set(seen)) == len(seen)
 
 
-def test_update_changes_fields_keeps_vectors_and_gives_new_revision(catalogue: Catalogue) -> None:
+def test_update_changes_fields_and_revision_and_keeps_vectors(catalogue: Catalogue) -> None:
     first = catalogue.create(adapter("one", kind="app"), vectors(0, 1))
     second = catalogue.update("one", lambda one: replace(one, kind="category"))
     assert (second.kind, second.example_count) == ("category", 2)
@@ -231,7 +215,7 @@ def test_update_changes_fields_keeps_vectors_and_gives_new_revision(catalogue: C
     assert found.similarity == pytest.approx(1)
 
 
-def test_update_of_revision_that_is_gone_is_conflict(catalogue: Catalogue) -> None:
+def test_update_of_outdated_revision_is_conflict(catalogue: Catalogue) -> None:
     first = catalogue.create(adapter("one"), vectors(0))
     second = catalogue.update("one", lambda one: replace(one, kind="app"), expected_revision=first.revision)
     with pytest.raises(ConflictError, match="changed by another caller"):
@@ -241,7 +225,7 @@ def test_update_of_revision_that_is_gone_is_conflict(catalogue: Catalogue) -> No
         catalogue.update("two", lambda one: one)
 
 
-def test_catalogue_outlives_its_process(opened: Callable[..., Catalogue]) -> None:
+def test_catalogue_survives_restart(opened: Callable[..., Catalogue]) -> None:
     first = opened()
     kept = first.create(adapter("kept"), vectors(0))
     first.create(adapter("gone"), vectors(1))
@@ -265,9 +249,9 @@ def test_catalogue_of_another_embedder_is_refused_with_remedy(
     assert opened().get("one").adapter_id == "one"
 
 
-def test_collection_of_someone_else_is_refused(place: Location) -> None:
+def test_foreign_collection_is_refused(location: Location) -> None:
     collection = f"test-{uuid.uuid4().hex}"
-    with closing(Qdrant(place)) as qdrant:
+    with closing(Qdrant(location)) as qdrant:
         with qdrant.session() as client:
             client.create_collection(collection, vectors_config={})
         with pytest.raises(ConfigurationError, match="not created by this version of the service"):
@@ -276,7 +260,7 @@ def test_collection_of_someone_else_is_refused(place: Location) -> None:
             client.delete_collection(collection)
 
 
-def test_eight_threads_that_create_search_update_and_delete_meet_no_error(catalogue: Catalogue) -> None:
+def test_eight_threads_create_search_update_and_delete_without_errors(catalogue: Catalogue) -> None:
     catalogue.create(adapter("constant"), vectors(7))
 
     def work(thread: int) -> None:
@@ -312,117 +296,10 @@ def test_replicas_that_start_together_on_one_server_share_one_catalogue() -> Non
             replica.close()
 
 
-def test_catalogue_that_vanishes_is_said(tmp_path: Path) -> None:
+def test_vanished_catalogue_is_reported(tmp_path: Path) -> None:
     with fake_qdrant_url() as url, closing(Qdrant(QdrantServer(url))) as qdrant:
         catalogue = Catalogue(qdrant, "adapters", dim=DIM, fingerprint="embedder one")
         with qdrant.session() as client:
             client.delete_collection(collection_info(client, "adapters").collection)
         with pytest.raises(FailedPreconditionError, match="no longer exists in Qdrant"):
             catalogue.get("one")
-
-
-def test_folder_in_use_is_configuration_error(tmp_path: Path) -> None:
-    with (
-        closing(Qdrant(QdrantFolder(tmp_path))),
-        pytest.raises(ConfigurationError, match=r"in use by another process.*--qdrant-path.*--qdrant-url"),
-    ):
-        Qdrant(QdrantFolder(tmp_path))
-
-
-def test_folder_that_cannot_be_made_is_configuration_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigurationError, match="cannot be opened as a catalogue"):
-        Qdrant(QdrantFolder(tmp_path / "file" / "below"))
-
-
-def test_folder_with_broken_content_is_configuration_error(tmp_path: Path) -> None:
-    (tmp_path / "meta.json").write_text("{")
-    with pytest.raises(ConfigurationError, match="cannot be opened as a catalogue"):
-        Qdrant(QdrantFolder(tmp_path))
-
-
-def test_server_that_is_not_there_is_unavailable() -> None:
-    with (
-        closing(Qdrant(QdrantServer("http://127.0.0.1:9", timeout_s=1))) as qdrant,
-        pytest.raises(UnavailableError, match=r"http://127.0.0.1:9 does not answer.*retry"),
-    ):
-        Catalogue(qdrant, "adapters", dim=DIM, fingerprint="embedder one")
-
-
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        (401, FailedPreconditionError),
-        (403, FailedPreconditionError),
-        (404, FailedPreconditionError),
-        (400, InternalError),
-        (413, InvalidArgumentError),
-        (429, UnavailableError),
-        (500, UnavailableError),
-        (503, UnavailableError),
-    ],
-)
-def test_each_refusal_of_server_has_its_error(status: int, expected: type[LoraRetrieverError]) -> None:
-    qdrant = Qdrant(QdrantServer("https://127.0.0.1:9", api_key="secret"))
-    with pytest.raises(expected) as caught, qdrant.session():
-        raise UnexpectedResponse(status, "Reason", b"internals", httpx.Headers())
-    assert "internals" not in str(caught.value)
-    assert "secret" not in repr(qdrant.location)
-
-
-@pytest.mark.parametrize(
-    "url", ["http://me:hidden@127.0.0.1:9", "me:hidden@qdrant:6333", "https://hidden@127.0.0.1:9/path"]
-)
-def test_password_in_address_of_server_is_refused_and_not_shown(url: str) -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"--qdrant-url contains a user or password.*--qdrant-api-key"
-    ) as caught:
-        Qdrant(QdrantServer(url))
-    assert "hidden" not in str(caught.value)
-
-
-@pytest.mark.parametrize("retry_after", ["3", "Sun, 22 Nov 2026 10:00:00 GMT"])
-def test_server_with_too_much_to_do_is_unavailable(retry_after: str) -> None:
-    class Busy(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(429)
-            self.send_header("Retry-After", retry_after)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Busy)
-    thread = threading.Thread(target=server.handle_request, daemon=True)
-    thread.start()
-    with (
-        server,
-        closing(Qdrant(QdrantServer(f"http://127.0.0.1:{server.server_port}"))) as qdrant,
-        pytest.raises(UnavailableError, match=r"429.*retry"),
-        qdrant.session() as client,
-    ):
-        client.get_collections()
-    thread.join()
-
-
-@pytest.mark.parametrize(
-    ("given", "problem"),
-    [
-        ([], "is empty"),
-        ([basis(0), basis(0)[:4]], r"\[1\]: has 4 dimensions; this server's embedder has 8"),
-        ([basis(0) * np.nan], r"\[0\]: contains NaN"),
-        ([basis(0), basis(1) + np.inf], r"\[1\]: contains NaN or infinite"),
-        ([basis(0) * 0], r"\[0\]: is all zeros"),
-        ([basis(0), -basis(0)], "cancel each other out"),
-    ],
-)
-def test_vectors_without_direction_are_refused(given: list[Any], problem: str) -> None:
-    with np.errstate(invalid="ignore"), pytest.raises(InvalidArgumentError, match=problem):
-        AdapterVectors.of(given, DIM)
-
-
-def test_extreme_but_finite_vectors_keep_their_direction() -> None:
-    tiny, huge = basis(0) * np.float32(1e-40), basis(1) * np.float32(3e38)
-    both = AdapterVectors.of([tiny, huge], DIM)
-    np.testing.assert_allclose(both.examples, [basis(0), basis(1)], atol=1e-6)
-    np.testing.assert_allclose(both.centroid, basis(0, 1) / 2**0.5, atol=1e-6)

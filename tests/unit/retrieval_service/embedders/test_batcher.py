@@ -25,9 +25,10 @@ from infra.contract.errors import (
 from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.deadline import bind_deadline
 from retrieval_service.embedders.base import FloatArray, normalise
-from retrieval_service.embedders.batcher import BatchedEmbedder, BatchingOptions
+from retrieval_service.embedders.batcher import BatchedEmbedder
 from retrieval_service.embedders.part_embedder import batch_around
 from retrieval_service.embedders.vector_cache import VectorCache
+from retrieval_service.settings import BatchingOptions
 from tests.support.harness.part_embedder import DIM, FakePartEmbedder, vector_of
 
 UNCACHED = BatchingOptions(cache_bytes=0)
@@ -67,7 +68,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def queued(embedder: BatchedEmbedder) -> int:
-    return len(embedder._queue)
+    return embedder.queue_length
 
 
 def within(seconds: float | None, call: Callable[[], FloatArray]) -> FloatArray:
@@ -81,7 +82,7 @@ def within(seconds: float | None, call: Callable[[], FloatArray]) -> FloatArray:
 def held(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor, *prompts: Prompt
 ) -> list[Future[FloatArray]]:
-    """Let one call occupy the embedder, and the prompts, a call each, wait behind it."""
+    """Hold the embedder with one call, and queue one call per prompt behind it."""
     model.gate.clear()
     calls = [pool.submit(batched.embed, texts("first"))]
     until(lambda: model.passes == [["first"]])
@@ -91,7 +92,7 @@ def held(
     return calls
 
 
-def test_prompt_is_its_parts_fused(batched: BatchedEmbedder) -> None:
+def test_prompt_vector_is_weighted_sum_of_its_parts(batched: BatchedEmbedder) -> None:
     vectors = batched.embed([Prompt.of("a", [image("x"), image("y"), image("z")]), Prompt.of("b")])
     images = (vector_of("x").astype(np.float64) + vector_of("y")) / 2
     np.testing.assert_allclose(vectors[0], normalise(0.7 * vector_of("a").astype(np.float64) + 0.3 * images), atol=1e-7)
@@ -100,15 +101,15 @@ def test_prompt_is_its_parts_fused(batched: BatchedEmbedder) -> None:
 
 
 def test_idle_embedder_starts_at_once(model: FakePartEmbedder) -> None:
-    with closing(BatchedEmbedder(model, BatchingOptions(max_wait_s=5.0, cache_bytes=0))) as batched:
+    with closing(BatchedEmbedder(model, BatchingOptions.model_construct(max_wait_s=60.0, cache_bytes=0))) as batched:
         started = time.monotonic()
         for turn in range(3):
             batched.embed(texts(f"t{turn}"))
-        assert time.monotonic() - started < 5.0
+        assert time.monotonic() - started < 60.0
     assert model.passes == [["t0"], ["t1"], ["t2"]]
 
 
-def test_what_waits_shares_pass_with_its_like(
+def test_waiting_parts_of_similar_size_share_pass(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     waiting = ["s" * 3, "l" * 90, "m" * 4, "n" * 80, "o" * 5, "p" * 70, "q" * 60]
@@ -129,20 +130,22 @@ def test_texts_and_images_never_share_pass(
     assert sorted(map(sorted, model.passes[1:])) == [["a", "b"], ["i"]]
 
 
-def test_pass_waits_moment_for_caller_that_is_still_reading(model: FakePartEmbedder, pool: ThreadPoolExecutor) -> None:
-    with closing(BatchedEmbedder(model, BatchingOptions(max_wait_s=5.0))) as batched:
-        model.reading.clear()
+def test_pass_waits_briefly_for_caller_that_is_still_preprocessing(
+    model: FakePartEmbedder, pool: ThreadPoolExecutor
+) -> None:
+    with closing(BatchedEmbedder(model, BatchingOptions.model_construct(max_wait_s=60.0))) as batched:
+        model.preparing.clear()
         slow = pool.submit(batched.embed, texts("slow to read"))
-        until(lambda: batched._reading == 1)
+        until(lambda: batched.num_preparing == 1)
         quick = pool.submit(batched.embed, [Prompt.of("", [image("quick")])])
         until(lambda: queued(batched) == 1)
         assert model.passes == []
-        model.reading.set()
+        model.preparing.set()
         slow.result()
         quick.result()
 
 
-def test_long_call_lets_others_between(
+def test_long_call_does_not_delay_short_ones(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     model.gate.clear()
@@ -169,7 +172,7 @@ def test_equal_parts_in_flight_are_embedded_once(
         np.testing.assert_array_equal(vector, vectors[0])
 
 
-def test_known_screenshot_with_another_text_costs_text_alone(model: FakePartEmbedder, batched: BatchedEmbedder) -> None:
+def test_known_screenshot_with_new_text_embeds_only_text(model: FakePartEmbedder, batched: BatchedEmbedder) -> None:
     before = REGISTRY.get_sample_value("loraretriever_retrieval_parts_total", {"kind": "image", "source": "cache"}) or 0
     for text in ("one", "two", "one"):
         batched.embed([Prompt.of(text, [image("screen")])])
@@ -178,12 +181,12 @@ def test_known_screenshot_with_another_text_costs_text_alone(model: FakePartEmbe
     assert hits == before + 2
 
 
-def test_text_is_not_taken_for_image_of_same_bytes(model: FakePartEmbedder, batched: BatchedEmbedder) -> None:
+def test_text_and_image_of_same_bytes_have_different_digests(model: FakePartEmbedder, batched: BatchedEmbedder) -> None:
     batched.embed([Prompt.of("same"), Prompt.of("", [image("same")])])
     assert model.embedded == ["same", "same"]
 
 
-def test_only_culprit_of_failed_batch_fails(
+def test_only_failing_part_of_batch_gets_error(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     model.broken["bad"] = RuntimeError("no such number")
@@ -200,7 +203,7 @@ def test_only_culprit_of_failed_batch_fails(
         batched.embed(texts("bad"))
 
 
-def test_embedder_that_is_away_fails_its_batch_at_once(
+def test_unavailable_embedder_fails_batch_without_repetition(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     model.broken["bad"] = UnavailableError("away")
@@ -213,16 +216,16 @@ def test_embedder_that_is_away_fails_its_batch_at_once(
 
 
 @pytest.mark.parametrize("wrong", [np.full((1, DIM), np.nan, np.float32), np.ones((1, DIM + 1), np.float32)])
-def test_vectors_that_are_none_are_refused(wrong: FloatArray) -> None:
+def test_invalid_vectors_are_refused(wrong: FloatArray) -> None:
     class Wrong(FakePartEmbedder):
-        def run(self, rows: object, left_s: object = None) -> FloatArray:
+        def forward(self, inputs: object, remaining_s: object = None) -> FloatArray:
             return wrong
 
-    with closing(BatchedEmbedder(Wrong())) as batched, pytest.raises(InternalError, match="the embedder gave"):
+    with closing(BatchedEmbedder(Wrong())) as batched, pytest.raises(InternalError, match="the embedder returned"):
         batched.embed(texts("a"))
 
 
-def test_unreadable_image_fails_its_prompt_by_path_and_nobody_elses(
+def test_unreadable_image_fails_only_its_own_call_with_field_path(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     model.unreadable.add("broken")
@@ -239,16 +242,16 @@ def test_unreadable_image_fails_its_prompt_by_path_and_nobody_elses(
     assert sorted(model.embedded) == ["first", "other"]  # the readable rest of the failed call cost nobody anything
 
 
-def test_unreadable_part_fails_all_who_wait_for_it_each_by_its_own_path(
+def test_unreadable_part_fails_every_waiting_call_with_its_own_path(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     model.unreadable.add("odd")
-    model.reading.clear()
+    model.preparing.clear()
     first = pool.submit(batched.embed, texts("odd"))
     until(lambda: len(batched._in_flight) == 1)
     second = pool.submit(batched.embed, texts("x", "odd"))
     until(lambda: any(len(one.callers) == 2 for one in batched._in_flight.values()))
-    model.reading.set()
+    model.preparing.set()
     for call, path in ((first, "[0].messages"), (second, "[1].messages")):
         with pytest.raises(InvalidArgumentError) as caught:
             call.result()
@@ -256,7 +259,7 @@ def test_unreadable_part_fails_all_who_wait_for_it_each_by_its_own_path(
     until(lambda: not batched._in_flight)
 
 
-def test_caller_whose_time_is_up_is_dropped_before_work(
+def test_expired_part_is_dropped_before_it_is_embedded(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     calls = held(model, batched, pool, Prompt.of("stays"))
@@ -272,7 +275,7 @@ def test_caller_whose_time_is_up_is_dropped_before_work(
         within(0, lambda: batched.embed(texts("never")))
 
 
-def test_part_outlives_its_first_caller_while_another_waits(
+def test_part_stays_queued_while_any_caller_waits(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     held(model, batched, pool)
@@ -285,17 +288,17 @@ def test_part_outlives_its_first_caller_while_another_waits(
     np.testing.assert_allclose(patient.result()[0], vector_of("shared"), atol=1e-7)
 
 
-def test_pass_is_told_how_long_its_most_patient_caller_waits(model: FakePartEmbedder, batched: BatchedEmbedder) -> None:
+def test_pass_gets_longest_remaining_time_of_its_callers(model: FakePartEmbedder, batched: BatchedEmbedder) -> None:
     batched.embed(texts("a"))
     within(60, lambda: batched.embed(texts("b")))
     assert model.times[0] == math.inf
     assert 50 < model.times[1] <= 60
 
 
-def test_full_queue_refuses_with_its_length(model: FakePartEmbedder, pool: ThreadPoolExecutor) -> None:
+def test_full_queue_refuses_calls_and_reports_its_length(model: FakePartEmbedder, pool: ThreadPoolExecutor) -> None:
     with closing(BatchedEmbedder(model, BatchingOptions(max_queue=3))) as batched:
         calls = held(model, batched, pool, *texts("a", "b", "c"))
-        with pytest.raises(OverloadedError, match="3 texts and images wait") as caught:
+        with pytest.raises(OverloadedError, match="3 texts and images are waiting") as caught:
             batched.embed(texts("d"))
         assert caught.value.metadata == {"queue_length": "3"}
         joined = pool.submit(batched.embed, texts("a"))  # what waits already costs no place
@@ -305,7 +308,7 @@ def test_full_queue_refuses_with_its_length(model: FakePartEmbedder, pool: Threa
         assert batched.embed(texts("d", "e", "f", "g", "h")).shape == (5, DIM)  # a queue that is empty takes any call
 
 
-def test_closing_refuses_what_waits(model: FakePartEmbedder, pool: ThreadPoolExecutor) -> None:
+def test_close_refuses_waiting_parts(model: FakePartEmbedder, pool: ThreadPoolExecutor) -> None:
     batched = BatchedEmbedder(model)
     calls = held(model, batched, pool, Prompt.of("waits"))
     closing_it = pool.submit(batched.close)
@@ -319,7 +322,7 @@ def test_closing_refuses_what_waits(model: FakePartEmbedder, pool: ThreadPoolExe
         batched.embed(texts("more"))
 
 
-def test_sixteen_threads_get_each_their_own_vectors_whatever_fails_beside_them() -> None:
+def test_sixteen_threads_get_their_own_vectors_despite_failures_of_others() -> None:
     model = FakePartEmbedder(parallel=3)
     model.broken = {f"text {index}": RuntimeError(f"text {index}") for index in range(0, 40, 7)}
     model.unreadable = {f"text {index}" for index in range(3, 40, 11)}
@@ -345,12 +348,12 @@ def test_sixteen_threads_get_each_their_own_vectors_whatever_fails_beside_them()
         assert errors
         assert all(errors)
         until(lambda: not batched._in_flight)
-        assert batched._reading == 0
+        assert batched.num_preparing == 0
         assert batched._cache.used_bytes <= cache_of_ten.cache_bytes
     assert threading.active_count() < 20
 
 
-def test_cache_forgets_least_recently_used() -> None:
+def test_cache_evicts_least_recently_used() -> None:
     cache = VectorCache(3 * (DIM * 4 + 300))
     for name in "abc":
         cache.put(name.encode(), vector_of(name))
@@ -369,7 +372,7 @@ def test_cache_forgets_least_recently_used() -> None:
     assert nothing.used_bytes == 0
 
 
-def test_neighbours_are_least_padding_within_limits() -> None:
+def test_batch_has_least_padding_within_limits() -> None:
     sizes = [1, 2, 3, 50, 51, 52, 53, 400]
     assert list(batch_around(sizes, 0, FakePartEmbedder(3))) == [0, 1, 2]
     assert list(batch_around(sizes, 3, FakePartEmbedder(4))) == [3, 4, 5, 6]
