@@ -17,7 +17,7 @@ from infra.contract.composition import Composition
 from infra.contract.errors import field_path
 from infra.contract.generation import Decoding
 from infra.contract.prompt import Prompt
-from infra.runtime.server import AioGrpcServer
+from infra.runtime.server import GrpcServer
 from infra.runtime.wire import composition_from_proto, decoding_from_proto, generation_to_proto, prompt_from_proto
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GenerationService"].full_name
@@ -79,7 +79,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         return pb.UnloadAdapterResponse()
 
 
-def add_to(server: AioGrpcServer, servicer: GenerationServicer) -> None:
+def add_to(server: GrpcServer, servicer: GenerationServicer) -> None:
     """Register `servicer` with `server`."""
     server.add(servicer, generation_service_pb2_grpc.add_GenerationServiceServicer_to_server, SERVICE_NAME)
 

@@ -1,0 +1,1 @@
+"""What all tiers share: the contract, the runtime of servers and clients, and tools."""

@@ -10,7 +10,7 @@ from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
 
 from infra.contract.errors import field_path
 from infra.contract.retrieval import Selection
-from infra.runtime.server import AioGrpcServer
+from infra.runtime.server import GrpcServer
 from infra.runtime.wire import selection_to_proto
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.answering.question import Answer
@@ -111,7 +111,7 @@ class EvaluationServicer(pb_grpc.EvaluationServiceServicer):
         return pb.DeleteEvaluationResponse()
 
 
-def add_services(server: AioGrpcServer, pipeline: Pipeline, jobs: EvaluationJobs, answer_timeout_s: float) -> None:
+def add_services(server: GrpcServer, pipeline: Pipeline, jobs: EvaluationJobs, answer_timeout_s: float) -> None:
     """Add both services to a server."""
     answer_servicer = AnswerServicer(pipeline, answer_timeout_s)
     server.add(answer_servicer, pb_grpc.add_AnswerServiceServicer_to_server, ANSWER_SERVICE)

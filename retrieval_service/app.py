@@ -12,7 +12,7 @@ from typing import Any
 from infra.contract.errors import UnavailableError
 from infra.runtime.lifecycle import entered_on_thread
 from infra.runtime.logs import get_logger
-from infra.runtime.server import AioGrpcServer, aio_server
+from infra.runtime.server import GrpcServer, aio_server
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import Embedder
@@ -45,7 +45,7 @@ async def _serve(settings: RetrievalSettings) -> None:
 
 
 @asynccontextmanager
-async def loaded(server: AioGrpcServer, settings: RetrievalSettings) -> AsyncIterator[None]:
+async def loaded(server: GrpcServer, settings: RetrievalSettings) -> AsyncIterator[None]:
     """Load the service, add it to `server`, and close it on exit.
 
     Embedder and Qdrant calls block, so RPCs run on `settings.workers` threads. Qdrant's async client is no alternative:

@@ -29,7 +29,7 @@ class StoredAdapter:
     vectors: FloatArray
 
 
-class Client:
+class RetrievalClient:
     """Calls one retrieval service. Raises the errors of infra.contract.errors."""
 
     def __init__(self, target: str, stub: Any) -> None:
@@ -68,7 +68,7 @@ class Client:
 
 
 @contextmanager
-def client(channel: ChannelOptions) -> Iterator[Client]:
+def retrieval_client(channel: ChannelOptions) -> Iterator[RetrievalClient]:
     """Yield a client that calls the service over a channel."""
     with sync_channel(channel) as connected:
-        yield Client(channel.target, RetrievalServiceStub(connected))  # type: ignore[no-untyped-call]
+        yield RetrievalClient(channel.target, RetrievalServiceStub(connected))  # type: ignore[no-untyped-call]

@@ -82,7 +82,7 @@ class Retriever:
         A selection without matches says why: no adapter passed the filters, or none was similar enough.
 
         Raises:
-            InvalidArgumentError: a prompt cannot be embedded; its path starts at "prompts".
+            InvalidArgumentError: a prompt or an option is invalid; the field path starts with "prompts" or "options".
             FailedPreconditionError: the catalogue is too large for the strategy.
             UnavailableError: the embedder or Qdrant cannot be reached.
         """
@@ -90,7 +90,8 @@ class Retriever:
         with field_path("prompts"):
             vectors = self._embedder.embed(prompts)
         embedded = time.monotonic()
-        result = self._catalogue.search(vectors, query.adapter_filter, query.top_k, query.strategy)
+        with field_path("options"):
+            result = self._catalogue.search(vectors, query.adapter_filter, query.top_k, query.strategy)
         if result.reason is not None:
             selections = (Selection(reason=result.reason),) * len(prompts)
         else:

@@ -19,7 +19,7 @@ from infra.contract.prompt import Prompt
 from infra.contract.retrieval import CatalogueInfo
 from infra.runtime import wire
 from infra.runtime.images import ImageLimits, check_images
-from infra.runtime.server import AioGrpcServer
+from infra.runtime.server import GrpcServer
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.points import AdapterFilter
 from retrieval_service.embedders.base import Embedder
@@ -175,7 +175,7 @@ class RetrievalServicer(retrieval_service_pb2_grpc.RetrievalServiceServicer):
                 return None
 
 
-def add_to(server: AioGrpcServer, servicer: RetrievalServicer, executor: Executor) -> None:
+def add_to(server: GrpcServer, servicer: RetrievalServicer, executor: Executor) -> None:
     """Add the service to `server`; its methods block, and run on the executor's threads."""
     server.add(servicer, retrieval_service_pb2_grpc.add_RetrievalServiceServicer_to_server, SERVICE_NAME, executor)
 

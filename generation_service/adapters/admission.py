@@ -145,7 +145,7 @@ class Admission:
 
 
 def capacity_error(needed: int, bank_ranks: int, pinned: int, path: str, detail: str = "") -> CapacityError:
-    """Return the error for a composition of `needed` ranks that the bank cannot hold together with its pinned adapters."""
+    """Return the error for a composition of `needed` ranks that do not fit together with the pinned adapters."""
     return CapacityError(
         f"this composition needs {needed} ranks, each adapter's side by side; the adapter bank has {bank_ranks}, and "
         f"other pinned adapters hold {pinned}{detail}: compose fewer adapters, unload some, or start the server with a "

@@ -1,1 +1,1 @@
-"""What crosses the tiers, as plain dataclasses: the Python twin of proto/loraretriever/v1, free of gRPC and torch."""
+"""Data that crosses the tiers, as plain dataclasses: the twin of proto/loraretriever/v1, without gRPC or torch."""

@@ -1,4 +1,4 @@
-"""One LoRA adapter as the catalogue knows it."""
+"""One LoRA adapter, as registered in the catalogue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ADAPTER_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def check_adapter_id(adapter_id: str, field: str = "adapter_id") -> str:
-    """Return `adapter_id`, or raise InvalidArgumentError when it is not a valid name."""
+    """Return `adapter_id`, or raise InvalidArgumentError if it is not a valid name."""
     if not ADAPTER_ID_PATTERN.fullmatch(adapter_id):
         shown = adapter_id[:40]
         raise InvalidArgumentError(
@@ -24,10 +24,10 @@ def check_adapter_id(adapter_id: str, field: str = "adapter_id") -> str:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter: its name, what it is for, where its checkpoint is, and which version of it this is.
+    """An adapter: its id, its purpose, the location of its checkpoint, and its revision.
 
-    `rank` is 0 and `targets` (kinds of layers, such as "q_proj") empty when not known; `revision`, `example_count` and
-    `update_time` are given by the catalogue.
+    `rank` is 0 and `targets` (kinds of layers, such as "q_proj") empty if unknown. The catalogue sets `revision`,
+    `example_count` and `update_time`.
     """
 
     adapter_id: str

@@ -13,7 +13,7 @@ from infra.contract.errors import InvalidArgumentError, field_path
 
 @dataclass(frozen=True)
 class WeightedAdapter:
-    """An adapter's share in a composition. `weight` is finite and not negative; an empty revision is the newest."""
+    """An adapter's share in a composition. `weight` is finite and non-negative; an empty revision is the newest."""
 
     adapter_id: str
     weight: float
@@ -26,7 +26,7 @@ class WeightedAdapter:
 
 
 class FusionMethod(StrEnum):
-    """How the parameters of several adapters become one adapter's."""
+    """How the parameters of several adapters are merged into one adapter."""
 
     LINEAR = "linear"
     CONCAT = "concat"
@@ -63,10 +63,10 @@ class Mixture:
 class Fusion:
     """Adapters merged in their parameters before decoding.
 
-    `rank` bounds the result's (svd, ties, dare; None: the largest of its members'). `density` is the share of each
-    delta's elements that is kept, in (0, 1] (ties, dare; None: DEFAULT_DENSITY). `seed` chooses them, an unsigned 64
-    bit number (dare; None: derived from the members, so that equal fusions are equal). What a method has no use for
-    must be None.
+    `rank` limits the rank of the result (svd, ties, dare; None: the largest rank of its members). `density` is the
+    fraction of each delta's elements that is kept, in (0, 1] (ties, dare; None: DEFAULT_DENSITY). `seed` selects those
+    elements, an unsigned 64-bit number (dare; None: derived from the members, so that equal fusions are equal). Options
+    that the method does not use must be None.
     """
 
     adapters: tuple[WeightedAdapter, ...]
@@ -81,7 +81,7 @@ class Fusion:
             if getattr(self, name) is not None and self.method not in used_by:
                 methods = ", ".join(used_by)
                 raise InvalidArgumentError(
-                    name, f"{self.method} fusion has no use for it: leave it out, or use {methods}"
+                    name, f"{self.method} fusion does not use it: leave it out, or use {methods}"
                 )
         if self.rank is not None and self.rank < 1:
             raise InvalidArgumentError("rank", f"must be at least 1, got {self.rank}")
@@ -96,10 +96,12 @@ Composition = Base | Mixture | Fusion
 
 def _check_adapters(adapters: Sequence[WeightedAdapter]) -> None:
     if not adapters:
-        raise InvalidArgumentError("adapters", "a mixture or fusion needs at least one adapter; leave it out for base")
+        raise InvalidArgumentError(
+            "adapters", "a mixture or fusion needs at least one adapter; leave it out for the base model"
+        )
     seen: set[str] = set()
     for index, adapter in enumerate(adapters):
         with field_path(f"adapters[{index}]"):
             if adapter.adapter_id in seen:
-                raise InvalidArgumentError("adapter_id", f"{adapter.adapter_id!r} is named twice; add its weights up")
+                raise InvalidArgumentError("adapter_id", f"{adapter.adapter_id!r} is named twice; add up its weights")
         seen.add(adapter.adapter_id)

@@ -1,4 +1,4 @@
-"""The exceptions a caller may see. `infra.runtime.error_table` gives each its gRPC status."""
+"""The exceptions that callers may see. `infra.runtime.error_table` maps each to its gRPC status."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import ClassVar
 
 
 class LoraRetrieverError(Exception):
-    """Base of every error that is the caller's to read: its message names what, which, and what to do.
+    """Base of every error shown to callers. The message says what failed, for which input, and what to do.
 
-    `reason` is the stable UPPER_SNAKE_CASE name that programs compare; `metadata` names the things involved.
+    `reason` is a stable UPPER_SNAKE_CASE name for programs to compare; `metadata` names the resources involved.
     """
 
     reason: ClassVar[str] = "INTERNAL"
@@ -22,7 +22,7 @@ class LoraRetrieverError(Exception):
 
 
 class InvalidArgumentError(LoraRetrieverError):
-    """The request itself is wrong. `field` is the path of the field, such as "prompt.messages[0].parts[1].image"."""
+    """The request is invalid. `field` is the path of the field, such as "prompt.messages[0].parts[1].image"."""
 
     reason = "INVALID_ARGUMENT"
 
@@ -32,43 +32,43 @@ class InvalidArgumentError(LoraRetrieverError):
         super().__init__(f"{field}: {description}" if field else description, **metadata)
 
     def below(self, parent: str) -> InvalidArgumentError:
-        """Return the same error with its field path below `parent`."""
+        """Return the same error with `parent` prepended to its field path."""
         separator = "" if not self.field or self.field.startswith("[") else "."
         return type(self)(f"{parent}{separator}{self.field}", self.description, **self.metadata)
 
 
 class NotFoundError(LoraRetrieverError):
-    """A named thing does not exist."""
+    """A named resource does not exist."""
 
     reason = "NOT_FOUND"
 
 
 class AlreadyExistsError(LoraRetrieverError):
-    """A thing of that name exists already."""
+    """A resource of that name already exists."""
 
     reason = "ALREADY_EXISTS"
 
 
 class ConflictError(LoraRetrieverError):
-    """Someone else changed the thing in the meantime: read it again and retry."""
+    """The resource was changed concurrently: read it again and retry."""
 
     reason = "REVISION_CONFLICT"
 
 
 class FailedPreconditionError(LoraRetrieverError):
-    """The request is well formed, but the system is not in a state in which it can be served."""
+    """The request is well-formed, but the system is not in a state to serve it."""
 
     reason = "FAILED_PRECONDITION"
 
 
 class BaseModelMismatchError(FailedPreconditionError):
-    """An adapter was trained on another base model than the one that runs."""
+    """An adapter was trained on a different base model from the one that runs."""
 
     reason = "BASE_MODEL_MISMATCH"
 
 
 class CheckpointError(FailedPreconditionError):
-    """A model or adapter folder is missing, incomplete or not supported."""
+    """A model or adapter folder is missing, incomplete or unsupported."""
 
     reason = "CHECKPOINT_INVALID"
 
@@ -86,7 +86,7 @@ class OverloadedError(LoraRetrieverError):
 
 
 class UnavailableError(LoraRetrieverError):
-    """Something this server needs is not there now: retry."""
+    """Something that this server needs is temporarily not available: retry."""
 
     reason = "UNAVAILABLE"
 
@@ -106,19 +106,19 @@ class UnreachableError(UnavailableError):
 
 
 class DeadlineError(LoraRetrieverError):
-    """The caller's deadline passed before the work was done."""
+    """The caller's deadline passed before the work was finished."""
 
     reason = "DEADLINE_EXCEEDED"
 
 
 class CancelledError(LoraRetrieverError):
-    """The caller went away, or the work was cancelled."""
+    """The caller disconnected, or the work was cancelled."""
 
     reason = "CANCELLED"
 
 
 class UnimplementedError(LoraRetrieverError):
-    """The contract knows it, this version does not do it yet."""
+    """The contract has this method, but the server does not offer it."""
 
     reason = "UNIMPLEMENTED"
 
@@ -136,14 +136,14 @@ class ConfigurationError(LoraRetrieverError):
 
 
 class InternalError(LoraRetrieverError):
-    """A fault of ours that was caught and named. Anything unforeseen is answered as this, without its internals."""
+    """A bug in the server. Every unexpected exception is reported as this, without its details."""
 
     reason = "INTERNAL"
 
 
 @contextmanager
 def field_path(path: str) -> Iterator[None]:
-    """Put `path` before the field path of an InvalidArgumentError raised within."""
+    """Prepend `path` to the field path of an InvalidArgumentError raised within."""
     try:
         yield
     except InvalidArgumentError as error:

@@ -1,4 +1,4 @@
-"""How an answer is decoded, and what an answer is."""
+"""Decoding options, and the answers of the generation service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_SEED = 2**64 - 1
 class Decoding:
     """How tokens are chosen and when to stop.
 
-    `max_new_tokens` None is the server's default; `temperature` 0 is greedy; `token_top_k` 0 keeps all tokens.
+    `max_new_tokens` None: the server's default. `temperature` 0: greedy. `token_top_k` 0: all tokens.
     """
 
     max_new_tokens: int | None = None
@@ -45,7 +45,7 @@ class Decoding:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most probable token is always taken."""
+        """Whether the most probable token is always chosen."""
         return self.temperature == 0
 
 
@@ -58,7 +58,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of the prompt (image tokens included), of its images, and of the answer."""
+    """Number of tokens of the prompt (including image tokens), of its images, and of the answer."""
 
     prompt_tokens: int
     image_tokens: int
@@ -67,7 +67,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds waiting for a place in the batch, from there to the first token, and from there to the last."""
+    """Seconds in the queue, from admission to the first token, and from the first token to the last."""
 
     queue_s: float
     prefill_s: float
@@ -76,7 +76,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Generation:
-    """An answer, and the adapters that made it (none: the base model alone)."""
+    """An answer, and the adapters that were applied (none: the base model alone)."""
 
     text: str
     finish_reason: FinishReason

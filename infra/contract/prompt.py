@@ -12,7 +12,7 @@ IMAGE_PLACEHOLDER = "<image>"
 
 
 class Role(StrEnum):
-    """Who speaks in a turn."""
+    """The speaker of a turn."""
 
     SYSTEM = "system"
     USER = "user"
@@ -28,7 +28,7 @@ class TextPart:
 
 @dataclass(frozen=True)
 class ImagePart:
-    """An encoded image: the bytes of a file, and its media type (may be empty)."""
+    """An encoded image: the bytes of its file, and its media type (may be empty)."""
 
     data: bytes
     mime_type: str = ""
@@ -46,7 +46,7 @@ Part = TextPart | ImagePart
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: who speaks, and text and images in reading order."""
+    """One turn: its speaker, and its text and images in order."""
 
     role: Role
     parts: tuple[Part, ...]
@@ -58,7 +58,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation, oldest turn first, whose last turn is the user's and says something."""
+    """A conversation, oldest turn first. The last turn is the user's, and not empty."""
 
     messages: tuple[Message, ...]
 
@@ -80,12 +80,12 @@ class Prompt:
 
     @property
     def images(self) -> tuple[ImagePart, ...]:
-        """All images, in reading order."""
+        """All images, in order."""
         return tuple(p for m in self.messages for p in m.parts if isinstance(p, ImagePart))
 
     @property
     def user_text(self) -> str:
-        """The text of the user's turns, one a line, `<image>` placeholders stripped."""
+        """The text of the user's turns, one turn per line, without `<image>` placeholders."""
         texts = (p.text for m in self.messages if m.role is Role.USER for p in m.parts if isinstance(p, TextPart))
         stripped = (text.replace(IMAGE_PLACEHOLDER, "").strip() for text in texts)
         return "\n".join(text for text in stripped if text)

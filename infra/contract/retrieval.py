@@ -1,4 +1,4 @@
-"""What to retrieve for a prompt, and what was retrieved."""
+"""Options and results of retrieval."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Weighting(StrEnum):
 
 @dataclass(frozen=True)
 class RetrievalOptions:
-    """Which adapters to look for and how to weigh them. None is the server's default; empty filters nothing."""
+    """Which adapters to retrieve and how to weight them. None: the server's default; empty: no filter."""
 
     top_k: int | None = None
     base_model: str = ""
@@ -67,7 +67,7 @@ class Match:
 
 @dataclass(frozen=True)
 class RetrievalTimings:
-    """Seconds from prompts to vectors (waiting for the embedder included), and from vectors to adapters."""
+    """Seconds from prompts to vectors (including the wait for the embedder), and from vectors to adapters."""
 
     embed_s: float
     search_s: float

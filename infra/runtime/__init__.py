@@ -1,0 +1,1 @@
+"""The runtime of servers and clients: gRPC, errors, settings, logs and metrics."""

@@ -1,4 +1,4 @@
-"""One table between exceptions and gRPC statuses, used by every server and every client."""
+"""The mapping between exceptions and gRPC statuses, used by every server and every client."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ DOMAIN = "loraretriever"
 DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"
 
-# A status travels in HTTP/2 trailers, of which other languages' clients accept 8 KiB by default. The message is in
-# them three times, once percent-encoded and twice in base64.
+# A status is sent in HTTP/2 trailers, which clients in other languages limit to 8 KiB by default. They contain the
+# message three times, once percent-encoded and twice in base64.
 MAX_MESSAGE_BYTES = 1500
 MAX_METADATA_VALUE_BYTES = 200
 MAX_METADATA_ENTRIES = 8
@@ -84,12 +84,12 @@ _CLASS_OF_CODE: Mapping[grpc.StatusCode, type[LoraRetrieverError]] = {
 
 
 def status_code(error: LoraRetrieverError) -> grpc.StatusCode:
-    """Return the status of an error: its class's, or that of its nearest ancestor in the table."""
+    """Return the status code of an error: that of its class, or of the nearest ancestor in the table."""
     return next(STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF)
 
 
 def to_status(error: LoraRetrieverError, request_id: str) -> status_pb2.Status:
-    """Return the status of an error: an ErrorInfo always, a RequestInfo, and for invalid arguments a BadRequest."""
+    """Return an error as a status with an ErrorInfo, a RequestInfo, and a BadRequest if an argument is invalid."""
     message = _cut(error.message, MAX_MESSAGE_BYTES)
     status = status_pb2.Status(code=status_code(error).value[0], message=message)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
@@ -106,10 +106,11 @@ def to_status(error: LoraRetrieverError, request_id: str) -> status_pb2.Status:
 
 
 def as_contract_error(error: BaseException, method: str, request_id: str) -> LoraRetrieverError:
-    """Return what a caller may see of anything that a handler raised.
+    """Return what a caller may see of an exception that a handler raised.
 
-    Errors of the contract pass; a failed call to another service becomes the error it carried; what was cancelled
-    without the caller's doing becomes CancelledError; everything else is an InternalError that says nothing of it.
+    Errors of the contract are returned unchanged. A failed call to another service becomes the error it carried.
+    Cancellation that the caller did not cause becomes CancelledError. Everything else becomes an InternalError without
+    details.
     """
     if isinstance(error, LoraRetrieverError):
         return error
@@ -123,9 +124,8 @@ def as_contract_error(error: BaseException, method: str, request_id: str) -> Lor
 def from_rpc_error(error: grpc.RpcError, target: str = "") -> LoraRetrieverError:
     """Return the exception that the server raised: its class, message, field path and metadata.
 
-    A status that did not come from a server of ours (a connection that failed, a deadline that passed, a message over
-    the limit) becomes the nearest class, with a message that names `target` and the remedy. The request id, where
-    known, is added as a note.
+    A status without details of this project (a failed connection, a passed deadline, an oversized message) becomes the
+    closest class, with a message that names `target` and the remedy. The request id, if known, is added as a note.
     """
     code: grpc.StatusCode = error.code() or grpc.StatusCode.UNKNOWN
     text = error.details() or ""
@@ -135,31 +135,31 @@ def from_rpc_error(error: grpc.RpcError, target: str = "") -> LoraRetrieverError
     bad_request = error_details_pb2.BadRequest()
     if status is not None:
         for detail in status.details:
-            for known in (info, request, bad_request):
-                if detail.Is(known.DESCRIPTOR):
-                    detail.Unpack(known)
+            for message in (info, request, bad_request):
+                if detail.Is(message.DESCRIPTOR):
+                    detail.Unpack(message)
     if info.domain == DOMAIN:
-        made = _rebuild(code, text, info, bad_request)
+        rebuilt = _rebuild(code, text, info, bad_request)
     else:
-        made = _without_details(code, text, target or "the server")
+        rebuilt = _without_details(code, text, target or "the server")
     if request.request_id:
-        made.add_note(f"request id {request.request_id}")
-    return made
+        rebuilt.add_note(f"request id {request.request_id}")
+    return rebuilt
 
 
 def request_id_of(error: grpc.RpcError) -> str:
     """Return the request id that a failed call carried, or ""."""
     status = _status_of(error)
-    found = error_details_pb2.RequestInfo()
+    request = error_details_pb2.RequestInfo()
     for detail in status.details if status is not None else ():
-        if detail.Is(found.DESCRIPTOR):
-            detail.Unpack(found)
-    return str(found.request_id)
+        if detail.Is(request.DESCRIPTOR):
+            detail.Unpack(request)
+    return str(request.request_id)
 
 
 @contextmanager
 def translated(target: str = "") -> Iterator[None]:
-    """Turn a grpc.RpcError raised within into the LoraRetrieverError it stands for. For sync and aio calls alike."""
+    """Convert a grpc.RpcError raised within to its LoraRetrieverError. Works for sync and aio calls."""
     try:
         yield
     except grpc.RpcError as error:
@@ -175,29 +175,30 @@ def _rebuild(
     metadata = dict(info.metadata)
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         violation = next(iter(bad_request.field_violations), None)
-        made: LoraRetrieverError = (
+        rebuilt: LoraRetrieverError = (
             InvalidArgumentError("", text)
             if violation is None
             else InvalidArgumentError(violation.field, violation.description)
         )
     else:
-        made = (_CLASS_OF_REASON.get(info.reason) or _CLASS_OF_CODE.get(code) or InternalError)(text)
-    made.metadata = metadata
-    if info.reason and info.reason != made.reason:
-        made.reason = info.reason  # type: ignore[misc]
-    return made
+        rebuilt = (_CLASS_OF_REASON.get(info.reason) or _CLASS_OF_CODE.get(code) or InternalError)(text)
+    rebuilt.metadata = metadata
+    if info.reason and info.reason != rebuilt.reason:
+        # A server's own subclass, which this process does not know: the nearest class here, with the original reason.
+        rebuilt.reason = info.reason  # type: ignore[misc]
+    return rebuilt
 
 
 def _without_details(code: grpc.StatusCode, text: str, target: str) -> LoraRetrieverError:
-    said = f": {text}" if text else ""
+    details = f": {text}" if text else ""
     match code:
         case grpc.StatusCode.UNAVAILABLE:
             return UnreachableError(
-                f"{target} cannot be reached; see that it runs, that it is ready, and that the address is right{said}",
+                f"{target} cannot be reached; check that it runs and is ready, and that the address is right{details}",
                 target=target,
             )
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineError(f"{target} did not answer before the deadline; allow more time, or try again{said}")
+            return DeadlineError(f"{target} did not answer before the deadline; allow more time, or try again{details}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in text:
             return InvalidArgumentError(
                 "",
@@ -207,10 +208,9 @@ def _without_details(code: grpc.StatusCode, text: str, target: str) -> LoraRetri
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
             return InvalidArgumentError("", text or f"{target} refused the request as invalid")
         case grpc.StatusCode.UNIMPLEMENTED:
-            return UnimplementedError(f"{target} does not offer this method; is it the right service?{said}")
+            return UnimplementedError(f"{target} does not offer this method; is it the right service?{details}")
         case _:
-            made = _CLASS_OF_CODE.get(code, InternalError)
-            return made(f"{target} answered {code.name}{said}")
+            return _CLASS_OF_CODE.get(code, InternalError)(f"{target} answered {code.name}{details}")
 
 
 def _status_of(error: grpc.RpcError) -> status_pb2.Status | None:

@@ -16,12 +16,14 @@ TIMEOUT_S = 3.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return 0 when the server answers SERVING, 1 when it does not, with the reason on stderr."""
+    """Return 0 if the server answers SERVING, else 1, with the reason on stderr."""
     parser = argparse.ArgumentParser(prog="healthcheck", description=__doc__)
     parser.add_argument("target", help="host:port of the server")
     parser.add_argument("--service", default="", help="full name of one service; default: the server as a whole")
     parser.add_argument("--tls-ca", type=Path, help="PEM file of the CA of the server's certificate; turns TLS on")
-    parser.add_argument("--tls-certificate", type=Path, help="PEM file of our certificate, if the server asks for one")
+    parser.add_argument(
+        "--tls-certificate", type=Path, help="PEM file of the client certificate, if the server requires one"
+    )
     parser.add_argument("--tls-key", type=Path, help="PEM file of its private key")
     arguments = parser.parse_args(argv)
     options = ChannelOptions(

@@ -1,4 +1,4 @@
-"""Images from outside: bounded by their headers before anything is decoded, then decoded to upright RGB."""
+"""Untrusted images: limits are checked on their headers before decoding; decoding returns upright RGB."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ORIENTATIONS = {
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is accepted: images a prompt, bytes of one encoded image, pixels of one image."""
+    """Limits: images per prompt, bytes of one encoded image, pixels of one image."""
 
     max_images: int = 16
     max_bytes: int = 20 * 2**20
@@ -43,7 +43,7 @@ class ImageLimits:
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image's header says: its format (one of FORMATS), and its size in pixels as stored."""
+    """The header of an image: its format (one of FORMATS), and its size in pixels as stored."""
 
     format: str
     width: int
@@ -51,9 +51,9 @@ class ImageHeader:
 
 
 def check_images(prompt: Prompt, limits: ImageLimits) -> None:
-    """Raise InvalidArgumentError, field path included, unless every image of the prompt is within the limits.
+    """Raise InvalidArgumentError, with the field path, unless every image of the prompt is within the limits.
 
-    Reads headers only: a broken body shows when the image is decoded.
+    Only headers are read: a broken body is detected when the image is decoded.
     """
     count = len(prompt.images)
     if count > limits.max_images:
@@ -66,21 +66,21 @@ def check_images(prompt: Prompt, limits: ImageLimits) -> None:
 
 
 def read_header(part: ImagePart, limits: ImageLimits) -> ImageHeader:
-    """Return what the header of an image says, or raise InvalidArgumentError when it is over the limits."""
+    """Return the header of an image. Raises InvalidArgumentError if it exceeds the limits."""
     header, _ = _open(part, limits)
     return header
 
 
 def decode_image(part: ImagePart, limits: ImageLimits | None = None) -> Image.Image:
-    """Return the image as RGB, the right way up; transparent pixels are laid on white, of an animation the first frame.
+    """Return the image as upright RGB: transparent pixels on white, the first frame of an animation.
 
-    Raises InvalidArgumentError when it is over the limits, truncated or broken.
+    Raises InvalidArgumentError if it exceeds the limits, or is truncated or broken.
     """
     _, image = _open(part, limits or ImageLimits())
     try:
         image.load()
         return _to_rgb(_upright(image))
-    # Decoders meet hostile bytes here and raise whatever they stumble over; each is the sender's error, never ours.
+    # Decoders raise many kinds of exceptions on malformed bytes. All of them are errors of the sender.
     except Exception as error:
         raise InvalidArgumentError(
             "image.data", f"the image is broken or cut off ({_reason(error)}); send the whole file"
@@ -93,7 +93,7 @@ def _open(part: ImagePart, limits: ImageLimits) -> tuple[ImageHeader, Image.Imag
             "image.data", f"{len(part.data)} bytes are too many; at most {limits.max_bytes} an image"
         )
     if _is_webp(part.data):
-        # Pillow's WebP reader allocates the whole canvas when it opens a file.
+        # Pillow's WebP reader allocates the whole canvas on open, so its size is checked first.
         _check_pixels(*_webp_size(part.data), limits)
     try:
         image = Image.open(io.BytesIO(part.data), formats=FORMATS)
@@ -127,7 +127,7 @@ def _is_webp(data: bytes) -> bool:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Return the canvas of a WebP file by its first chunk (RFC 9649, section 2); 0 x 0 when there is none."""
+    """Return the canvas size in the first chunk of a WebP file (RFC 9649, section 2); 0 x 0 if it has none."""
     kind, body = data[12:16], data[20:30]
     if len(body) < 10:
         return 0, 0
@@ -143,7 +143,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # Broken metadata says nothing of the pixels.
+    except Exception:  # Broken metadata does not mean that the pixels are broken.
         return image
     turn = _ORIENTATIONS.get(orientation)
     return image if turn is None else image.transpose(turn)
@@ -151,7 +151,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # 16 bits a sample; convert() would clip everything above 255 to white.
+        # 16 bits per sample: convert() would clip every value above 255 to white.
         return image.convert("F").point(lambda value: value / 256 + 0).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

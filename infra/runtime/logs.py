@@ -1,4 +1,4 @@
-"""Structured logs to stderr, each line with the id of the request it belongs to."""
+"""Structured logs to stderr, each line with the id of its request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 try:
     import structlog
-except ModuleNotFoundError:  # Where only the engine runs, as in a benchmark, its few messages go out as plain lines.
+except ModuleNotFoundError:  # A benchmark that runs only the engine logs plain lines.
     structlog = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
@@ -27,17 +27,17 @@ _current_request_id: ContextVar[str] = ContextVar("loraretriever_request_id", de
 
 
 def request_id() -> str:
-    """Return the id of the request that is being served, or "" outside of one."""
+    """Return the id of the request being served, or "" outside of requests."""
     return _current_request_id.get()
 
 
 def bind_request_id(value: str) -> None:
-    """Make `value` the request id of this thread or task, and of all that it starts from here; "" unbinds."""
+    """Set the request id of this thread or task, and of the tasks that it starts from now on; "" unsets it."""
     _current_request_id.set(value)
 
 
 def new_request_id() -> str:
-    """Return an id that no other request has."""
+    """Return a unique id."""
     return uuid.uuid4().hex
 
 
@@ -55,16 +55,16 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 
 def configure_logging(service: str, level: LogLevel = "info", fmt: LogFormat = "console") -> None:
-    """Send this process's logs, libraries' included, to stderr: lines for people, or one JSON object a line.
+    """Send the logs of this process and its libraries to stderr: readable lines, or one JSON object per line.
 
-    Raises ConfigurationError where structlog is not installed.
+    Raises ConfigurationError if structlog is not installed.
     """
     if structlog is None:
         raise ConfigurationError("a server needs structlog for its logs: pip install structlog")
     renderer: Processor
     if fmt == "json":
         renderer = structlog.processors.JSONRenderer()
-        # Locals would put prompts, images and tokens into the log.
+        # Local variables would put prompts, images and tokens into the log.
         transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         finishing: list[Processor] = [structlog.processors.ExceptionRenderer(transformer)]
     else:
@@ -97,7 +97,7 @@ def configure_logging(service: str, level: LogLevel = "info", fmt: LogFormat = "
 
 
 class _PlainLogger:
-    """What the code calls of a structlog logger, on the standard library's."""
+    """The methods of a structlog logger that the code uses, on top of the standard library's logger."""
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""How the process of every tier starts and ends."""
+"""Start and exit of every tier's process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from infra.runtime.settings import TierSettings, load_settings, service_name
 
 EXIT_UNUSABLE = 2
 EXIT_FAILED = 1
-LINGER_S = 5.0
+
+#: How long threads may take to end after the tier has stopped, before the process exits without them. A handler that
+#: outlived the grace period would otherwise keep the process alive until an orchestrator of containers kills it.
+_LINGER_S = 5.0
 
 log = get_logger(__name__)
 
@@ -27,8 +30,8 @@ _S = TypeVar("_S", bound=TierSettings)
 def run_tier(serve: Callable[[_S], None], settings_class: type[_S], argv: Sequence[str] | None = None) -> NoReturn:
     """Load the settings, set up logs, signals and metrics, call `serve(settings)`, and exit the process.
 
-    Exit codes: 0 after a stop signal; 2 with one line on stderr when a setting, a checkpoint or an address is wrong;
-    1 when something needed is not there, with one line, or for the unforeseen, with its traceback.
+    Exit codes: 0 after a stop signal; 2, with one line on stderr, if a setting, a checkpoint or an address is wrong; 1,
+    with one line, if a dependency is not available; 1, with a traceback, after an unexpected exception.
     """
     name = service_name(settings_class)
     code: int | str | None = 0
@@ -41,12 +44,12 @@ def run_tier(serve: Callable[[_S], None], settings_class: type[_S], argv: Sequen
     except LoraRetrieverError as error:
         sys.stderr.write(f"loraretriever {name}: {' '.join(error.message.split())}\n")
         code = EXIT_UNUSABLE if isinstance(error, ConfigurationError | FailedPreconditionError) else EXIT_FAILED
-    except SystemExit as leaving:
-        code = leaving.code
+    except SystemExit as requested:
+        code = requested.code
     except Exception:
-        log.exception("the tier failed")
+        log.exception("tier_failed")
         code = EXIT_FAILED
-    _leave_even_if_stuck(code if isinstance(code, int) else 0)
+    _exit_even_if_stuck(code if isinstance(code, int) else 0)
     sys.exit(code)
 
 
@@ -63,14 +66,14 @@ def _serve_metrics(settings: TierSettings) -> None:
     log.info("metrics", address=server.address)
 
 
-def _leave_even_if_stuck(code: int) -> None:
-    """End the process soon even when a handler that outlived the grace period still holds a thread."""
+def _exit_even_if_stuck(code: int) -> None:
+    """Exit the process soon, even if a handler that outlived the grace period still occupies a thread."""
 
-    def leave() -> None:
-        log.warning("threads are stuck; leaving without them")
+    def exit_now() -> None:
+        log.warning("threads_stuck_at_exit", waited_s=_LINGER_S)
         logging.shutdown()
         os._exit(code)
 
-    timer = threading.Timer(LINGER_S, leave)
+    timer = threading.Timer(_LINGER_S, exit_now)
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the process: every gRPC call by method and status, and whatever a tier adds."""
+"""Prometheus metrics of the process: gRPC calls by method and status, and the metrics that a tier adds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ call_seconds = Histogram(
     ["method"],
     buckets=SECONDS_BUCKETS,
 )
-calls_running = Gauge("loraretriever_grpc_calls_running", "gRPC calls under way, by method.", ["method"])
+calls_running = Gauge("loraretriever_grpc_calls_running", "gRPC calls being served, by method.", ["method"])
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class MetricsServer:
     _server: WSGIServer
 
     def close(self) -> None:
-        """Stop it."""
+        """Stop the endpoint."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -54,7 +54,7 @@ def serve_metrics(
     client_ca: Path | None = None,
     registry: CollectorRegistry = REGISTRY,
 ) -> MetricsServer:
-    """Serve `/metrics` on host:port (port 0: a free one) from a thread, under the tier's own token and TLS files."""
+    """Serve `/metrics` on host:port (port 0: a free port) from a thread, with the tier's own token and TLS files."""
     host, port = split_address(address, "metrics_address")
     app: WSGIApplication = make_wsgi_app(registry)
     if token is not None:

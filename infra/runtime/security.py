@@ -15,7 +15,7 @@ AUTHORIZATION_KEY = "authorization"
 
 
 def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
-    """Return TLS credentials; with `client_ca` a client without a certificate of that CA is refused (mTLS)."""
+    """Return TLS credentials. With `client_ca`, clients need a certificate of that CA (mTLS)."""
     _check_pair(certificate, key)
     return grpc.ssl_server_credentials(
         [(_read(key, "TLS key"), _read(certificate, "TLS certificate"))],
@@ -25,7 +25,7 @@ def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> 
 
 
 def channel_credentials(ca: Path | None, certificate: Path | None, key: Path | None) -> grpc.ChannelCredentials:
-    """Return TLS credentials of a client: servers must have a certificate of `ca` (None: the system's CAs)."""
+    """Return TLS credentials of a client. Servers need a certificate of `ca` (None: the system's CAs)."""
     if (certificate is None) != (key is None):
         raise ConfigurationError("a client's TLS certificate and key go together; give both or neither")
     if certificate is not None and key is not None:
@@ -38,13 +38,13 @@ def channel_credentials(ca: Path | None, certificate: Path | None, key: Path | N
 
 
 def check_configured_token(token: str | None) -> None:
-    """Raise ConfigurationError unless a token can travel in a header."""
+    """Raise ConfigurationError unless a token can be sent in a header."""
     if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
         raise ConfigurationError("a bearer token is one or more printable ASCII characters without spaces")
 
 
 def check_token(metadata: Iterable[tuple[str, str | bytes]], token: str) -> None:
-    """Raise UnauthenticatedError unless the call's metadata carries the token. Takes the same time for every guess."""
+    """Raise UnauthenticatedError unless the call's metadata contains the token. Takes constant time."""
     values = [value for key, value in metadata if key == AUTHORIZATION_KEY]
     given = values[0] if len(values) == 1 else b""
     if not token_matches(given.encode() if isinstance(given, str) else given, token):
@@ -77,7 +77,7 @@ def _read_ca(path: Path | None) -> bytes | None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except ssl.SSLError as error:
-        raise ConfigurationError(f"TLS CA {path} holds no certificate ({error}); give a PEM file") from error
+        raise ConfigurationError(f"TLS CA {path} contains no certificate ({error}); give a PEM file") from error
     return content
 
 

@@ -1,6 +1,6 @@
 """The gRPC server of every tier: bound, guarded, with health and reflection, and a graceful stop.
 
-server = AioGrpcServer(settings.server)
+server = GrpcServer(settings.server)
 await server.start()               # health answers NOT_SERVING, all else UNAVAILABLE: the model can load now
 server.add(servicer, add_GenerationServiceServicer_to_server, "loraretriever.v1.GenerationService")
 await server.serve()               # SERVING, ready file; returns after a stop signal, when running calls have ended
@@ -42,7 +42,7 @@ _POLL_S = 0.02
 _TURN_AWAY_S = 0.25
 
 
-class AioGrpcServer:
+class GrpcServer:
     """A server on the running event loop. As an async context manager it serves within."""
 
     def __init__(self, options: ServerOptions) -> None:
@@ -121,9 +121,9 @@ class AioGrpcServer:
         await self.stop()
 
 
-def aio_server(options: ServerOptions) -> AioGrpcServer:
+def aio_server(options: ServerOptions) -> GrpcServer:
     """Return a bound server whose handlers run on the event loop that calls this."""
-    return AioGrpcServer(options)
+    return GrpcServer(options)
 
 
 class _Drain:

@@ -128,10 +128,10 @@ _S = TypeVar("_S", bound=TierSettings)
 
 
 def load_settings(cls: type[_S], argv: Sequence[str] | None = None) -> _S:
-    """Return the settings given by flags (`--model-path X`; default: the process's), environment and defaults.
+    """Return the settings given by flags (`--model-path X`; default: those of the process), environment and defaults.
 
-    `--help` prints every setting and exits. Raises ConfigurationError, naming the flag and its environment variable,
-    for a value that does not fit, and for a flag or a variable with the tier's prefix that is no setting.
+    `--help` prints every setting and exits. Raises ConfigurationError, with flag and environment variable, for an
+    invalid value, for an unknown flag, and for an unknown variable with the tier's prefix.
     """
     parser = _parser(cls)
     given = [_dashed(argument) for argument in (sys.argv[1:] if argv is None else argv)]
@@ -147,17 +147,17 @@ def load_settings(cls: type[_S], argv: Sequence[str] | None = None) -> _S:
 
 
 def environment_names(cls: type[TierSettings], name: str) -> tuple[str, ...]:
-    """Return the environment variables that a setting is read from, the first one first."""
+    """Return the environment variables that a setting is read from, in order of precedence."""
     return _variables(cls, settings_of(cls)[name])
 
 
 def service_name(cls: type[TierSettings]) -> str:
-    """Return what a tier is called, by its environment prefix: "retrieval" for LORARETRIEVER_RETRIEVAL_."""
+    """Return the name of a tier, from its environment prefix: "retrieval" for LORARETRIEVER_RETRIEVAL_."""
     return _prefix(cls).removeprefix("LORARETRIEVER_").rstrip("_").lower() or "loraretriever"
 
 
 def as_arguments(settings: Mapping[str, object]) -> list[str]:
-    """Return flags that give a tier these settings: {"top_k": 3} becomes ["--top-k", "3"]. None is left out."""
+    """Return the flags for these settings: {"top_k": 3} becomes ["--top-k", "3"]. None is left out."""
     arguments: list[str] = []
     for name, value in settings.items():
         flag = _flag(name)
@@ -182,7 +182,7 @@ def _parser(cls: type[TierSettings]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=service_name(cls),
         description=(cls.__doc__ or "").strip(),
-        epilog="A flag goes over the environment variable in brackets.",
+        epilog="A flag overrides the environment variable in brackets.",
         allow_abbrev=False,
     )
     for name, setting in settings_of(cls).items():

@@ -140,8 +140,8 @@ def _usage_problem(error: Any) -> str:
     return problem and problem + where
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         console.results().print(f"loraretriever {version('loraretriever')}")
         raise typer.Exit
 

@@ -29,9 +29,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class PromptProtocol(StrEnum):
     """How an episode becomes samples.
 
-    step: one sample a step, whose prompt holds the true actions before it.
-    sequence: one sample an episode, whose answer holds all actions.
-    episode: one sample a step, whose prompt holds the model's own answers to the steps before it.
+    step: one sample per step, whose prompt has the true actions before it.
+    sequence: one sample per episode, whose answer has all actions.
+    episode: one sample per step, whose prompt has the model's own answers to the steps before it.
     """
 
     STEP = "step"

@@ -15,7 +15,7 @@ from infra.contract.errors import InvalidArgumentError, UnavailableError, Unreac
 from infra.contract.retrieval import RetrievalOptions, RetrievalStrategy, Weighting
 
 if TYPE_CHECKING:
-    from retrieval_service.clients import Client
+    from retrieval_service.clients import RetrievalClient
     from retrieval_service.commands.report import StrategyReport
     from retrieval_service.evaluation.labelled_prompts import LabelledPrompts
     from retrieval_service.evaluation.outcomes import Outcome
@@ -171,7 +171,7 @@ def _evaluate_examples(
 
 
 def _query_service(
-    service: Client, prompts: LabelledPrompts, plan: _Plan, options: RetrievalOptions
+    service: RetrievalClient, prompts: LabelledPrompts, plan: _Plan, options: RetrievalOptions
 ) -> dict[RetrievalStrategy, dict[Weighting, list[Outcome]]]:
     """Send every prompt twice: once for the rank among as many adapters as allowed, once for the weights of `top_k`."""
     from retrieval_service.evaluation.labelled_prompts import outcome_of
@@ -190,23 +190,23 @@ def _query_service(
 
 
 @contextmanager
-def _connected(context: typer.Context, flag: str) -> Iterator[Client]:
+def _connected(context: typer.Context, flag: str) -> Iterator[RetrievalClient]:
     """Yield a client of the service at `flag`, or at the address that the enclosing command line resolves.
 
     The command line stores a function `(tier, flag) -> Target` in the root context. If nothing listens at the target,
     the error says how to start the service.
     """
     from infra.runtime.channel import ChannelOptions
-    from retrieval_service.clients import client
+    from retrieval_service.clients import retrieval_client
 
     resolve = context.find_root().obj
     if resolve is None:
-        with client(ChannelOptions(flag or _DEFAULT_TARGET)) as service:
+        with retrieval_client(ChannelOptions(flag or _DEFAULT_TARGET)) as service:
             yield service
         return
     target = resolve("retrieval", flag)
     try:
-        with client(target.channel) as service:
+        with retrieval_client(target.channel) as service:
             yield service
     except UnreachableError as error:
         if error.target == target.address:

@@ -312,7 +312,7 @@ def test_bad_prompts_are_named_by_every_method_that_takes_prompts(
         ({"min_similarity": 1.5}, "options.min_similarity", "in [-1, 1]"),
         ({"min_similarity": float("nan")}, "options.min_similarity", "in [-1, 1]"),
         ({"include": ["fine", "not fine"]}, "options.include[1]", "is not an adapter id"),
-        ({"weighting": 77}, "options.weighting", "77 is no Weighting"),
+        ({"weighting": 77}, "options.weighting", "77 is not a Weighting"),
     ],
 )
 def test_bad_options_are_named(failing: Failing, options: dict[str, Any], field: str, problem: str) -> None:
@@ -363,7 +363,7 @@ def reason_of(stub: RetrievalServiceStub, **options: Any) -> str:
     return pb.SelectionReason.Name(selection.reason).removeprefix("SELECTION_REASON_")
 
 
-def test_empty_selection_says_why(stub: RetrievalServiceStub) -> None:
+def test_empty_selection_has_reason(stub: RetrievalServiceStub) -> None:
     assert reason_of(stub) == "EMPTY_CATALOGUE"
     assert reason_of(stub, base_model="unknown") == "EMPTY_CATALOGUE"
     create(stub, "one", "x")
@@ -376,7 +376,9 @@ def test_empty_selection_says_why(stub: RetrievalServiceStub) -> None:
     assert reason_of(stub, include=["two"], min_similarity=1.0) == "BELOW_MINIMUM_SIMILARITY"
 
 
-def test_catalogue_is_described_as_a_whole(stub: RetrievalServiceStub, embedder: JinaV4Embedder) -> None:
+def test_get_catalogue_describes_revision_size_and_embedder(
+    stub: RetrievalServiceStub, embedder: JinaV4Embedder
+) -> None:
     empty = stub.GetCatalogue(pb.GetCatalogueRequest())
     assert (empty.embedder_fingerprint, empty.dimension) == (embedder.fingerprint, HIDDEN)
     assert (empty.adapter_count, empty.stale) == (0, False)

@@ -63,14 +63,14 @@ class Raise:
             raise error
 
 
-def test_every_error_of_the_contract_has_a_status() -> None:
+def test_every_contract_error_has_a_status() -> None:
     missing = [error for error in contract_errors() if type(error) not in STATUS_OF]
     assert not missing
     assert len({type(error).reason for error in contract_errors()}) == len(contract_errors())
 
 
 @pytest.mark.parametrize("client", KINDS)
-def test_errors_reach_the_client_as_they_were_raised(client: Kind) -> None:
+def test_errors_arrive_as_raised(client: Kind) -> None:
     errors = contract_errors()
     act = Raise(None)
     with serving(act) as running:
@@ -92,7 +92,7 @@ def test_errors_reach_the_client_as_they_were_raised(client: Kind) -> None:
 
 
 @pytest.mark.parametrize("client", KINDS)
-def test_unforeseen_errors_say_the_request_id_and_nothing_else(client: Kind, caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_error_shows_request_id_only(client: Kind, caplog: pytest.LogCaptureFixture) -> None:
     with (
         serving(Raise(RuntimeError("the password is hunter2"))) as running,
         caplog.at_level(logging.ERROR),
@@ -109,7 +109,7 @@ def test_unforeseen_errors_say_the_request_id_and_nothing_else(client: Kind, cap
     assert "hunter2" in caplog.text, "the server's log has the reason"
 
 
-def test_a_status_carries_error_info_request_info_and_field_violations() -> None:
+def test_status_carries_error_info_request_info_and_field_violations() -> None:
     error = InvalidArgumentError("prompt", "is empty", limit="1")
     with serving(Raise(error)) as running, pytest.raises(grpc.RpcError) as caught:
         generate("sync", ChannelOptions(running.address), metadata=(("x-request-id", "r1"),))
@@ -124,7 +124,7 @@ def test_a_status_carries_error_info_request_info_and_field_violations() -> None
     assert [(v.field, v.description) for v in bad.field_violations] == [("prompt", "is empty")]
 
 
-def test_a_call_is_retried_until_the_server_is_available() -> None:
+def test_call_is_retried_until_server_is_available() -> None:
     act = Raise(UnavailableError("not yet"), UnavailableError("not yet"), None)
     with serving(act) as running:
         assert generate("sync", ChannelOptions(running.address)) == "ab"
@@ -134,14 +134,14 @@ def test_a_call_is_retried_until_the_server_is_available() -> None:
         assert act.calls == 2
 
 
-def test_errors_of_another_kind_are_not_retried() -> None:
+def test_only_unavailable_is_retried() -> None:
     act = Raise(OverloadedError("the queue is full"))
     with serving(act) as running, pytest.raises(OverloadedError), translated():
         generate("sync", ChannelOptions(running.address))
     assert act.calls == 1
 
 
-def test_a_method_that_nobody_wrote_says_so() -> None:
+def test_method_without_implementation_is_unimplemented() -> None:
     with serving() as running, sync_channel(ChannelOptions(running.address)) as channel:
         with pytest.raises(UnimplementedError, match="does not offer it"), translated():
             stub_of(channel).GetModel(pb.GetModelRequest())
@@ -149,9 +149,9 @@ def test_a_method_that_nobody_wrote_says_so() -> None:
             raw_call(running.address, "/no.Such/Method", b"")
 
 
-def test_bytes_that_are_no_message_are_an_invalid_argument() -> None:
+def test_malformed_message_is_an_invalid_argument() -> None:
     with serving() as running:
-        with pytest.raises(InvalidArgumentError, match="no message of this method"), translated():
+        with pytest.raises(InvalidArgumentError, match="not a message of this method"), translated():
             raw_call(running.address, GENERATE, b"\xff\xff\xff")
         assert generate("sync", ChannelOptions(running.address)) == "ab", "the next request works"
 
@@ -166,7 +166,7 @@ def test_work_cancelled_on_server_is_reported_as_cancelled(cancelled: BaseExcept
         generate("sync", ChannelOptions(running.address))
 
 
-def test_an_error_of_a_service_behind_keeps_its_class() -> None:
+def test_error_of_next_service_keeps_its_class() -> None:
     with serving(Raise(NotFoundError("no adapter 'x'"))) as behind:
 
         def call_behind(_context: Any) -> None:
@@ -181,9 +181,9 @@ def test_an_error_of_a_service_behind_keeps_its_class() -> None:
 
 
 @pytest.mark.parametrize("client", KINDS)
-def test_an_unreachable_server_is_named_with_the_remedy(client: Kind) -> None:
+def test_unreachable_server_is_named_with_remedy(client: Kind) -> None:
     options = ChannelOptions("127.0.0.1:1", max_attempts=1)
-    message = r"retrieval at 127\.0\.0\.1:1 cannot be reached; see that it runs"
+    message = r"retrieval at 127\.0\.0\.1:1 cannot be reached; check that it runs"
     with pytest.raises(UnreachableError, match=message) as raised, translated("retrieval at 127.0.0.1:1"):
         generate(client, options)
     assert raised.value.target == "retrieval at 127.0.0.1:1"
@@ -198,7 +198,7 @@ def test_server_that_reports_another_one_unreachable_is_not_taken_for_it() -> No
 
 
 @pytest.mark.parametrize("client", KINDS)
-def test_a_missed_deadline_is_named_with_the_remedy(client: Kind) -> None:
+def test_missed_deadline_is_named_with_remedy(client: Kind) -> None:
     release = threading.Event()
 
     def wait(_context: Any) -> None:
@@ -214,7 +214,7 @@ def test_a_missed_deadline_is_named_with_the_remedy(client: Kind) -> None:
 
 
 @pytest.mark.parametrize("client", KINDS)
-def test_an_oversized_message_names_the_limit_on_either_side(client: Kind) -> None:
+def test_oversized_message_names_limit_on_either_side(client: Kind) -> None:
     with serving(options=ServerOptions(max_message_bytes=8192)) as running:
         for client_limit in (64 * 2**20, 8192):
             options = ChannelOptions(running.address, max_message_bytes=client_limit)
@@ -238,14 +238,14 @@ def _generate_large(client: Kind, options: ChannelOptions, size: int) -> None:
     asyncio.run(call())
 
 
-def test_a_large_request_is_retried_like_a_small_one() -> None:
+def test_large_request_is_retried() -> None:
     act = Raise(UnavailableError("not yet"), None)
     with serving(act) as running:
         _generate_large("sync", ChannelOptions(running.address), size=3_000_000)
     assert act.calls == 2
 
 
-def test_a_very_long_message_is_cut_and_still_arrives() -> None:
+def test_very_long_error_message_is_truncated() -> None:
     names = ", ".join(f"layers.{index}.attention.wqkv.lora_A" for index in range(5000))
     with (
         serving(Raise(NotFoundError(f"ünbound: {names}", **{f"k{i}": "v" * 999 for i in range(50)}))) as running,
@@ -258,7 +258,7 @@ def test_a_very_long_message_is_cut_and_still_arrives() -> None:
     assert status.ByteSize() < 6000
 
 
-def test_calls_over_the_limit_are_refused_as_overload() -> None:
+def test_calls_over_limit_are_refused_as_overload() -> None:
     entered, release = threading.Event(), threading.Event()
 
     def finish() -> pb.GenerateResponse:

@@ -142,22 +142,22 @@ def test_stop_signal_while_model_loads_ends_tier_at_once(behave: str) -> None:
         ("unavailable", 1, "loraretriever probe: Qdrant does not answer\n"),
     ],
 )
-def test_a_tier_that_cannot_start_says_why_in_one_line(behave: str, code: int, line: str) -> None:
+def test_tier_that_cannot_start_gives_reason_in_one_line(behave: str, code: int, line: str) -> None:
     with tier("--behave", behave) as process:
         assert ended(process) == (code, line)
 
 
-def test_a_bug_ends_a_tier_with_its_traceback() -> None:
+def test_bug_ends_tier_with_traceback() -> None:
     with tier("--behave", "bug", LORARETRIEVER_PROBE_LOG_FORMAT="json") as process:
         code, errors = ended(process)
     assert code == 1
     event = json.loads(errors)
-    assert event["event"] == "the tier failed"
+    assert event["event"] == "tier_failed"
     assert event["service"] == "probe"
     assert "a bug" in json.dumps(event["exception"])
 
 
-def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_port_in_use_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     path = tmp_path / "ready.json"
     with tier("--address", "127.0.0.1:0", "--ready-file", str(path)) as first:
         address = ready(path, first)["address"]
@@ -171,7 +171,7 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         assert generate("sync", ChannelOptions(address)) == "ab", "the first one is not disturbed"
 
 
-def test_a_wrong_setting_is_one_line_and_exit_code_2() -> None:
+def test_wrong_setting_is_one_line_and_exit_code_2() -> None:
     with tier("--behaviour", "serve") as process:
         assert ended(process) == (
             2,
@@ -190,7 +190,7 @@ def test_help_is_printed_and_nothing_starts() -> None:
     assert "--ready-file PATH" in output
 
 
-def test_a_server_that_fell_silent_is_noticed(tmp_path: Path) -> None:
+def test_unresponsive_server_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "ready.json"
     with tier("--address", "127.0.0.1:0", "--ready-file", str(path)) as process:
         options = ChannelOptions(

@@ -45,7 +45,7 @@ def listening(away: Away) -> Iterator[str]:
     ("method", "calls"),
     [("RetrieveAdapters", 2), ("GetAdapter", 2), ("CreateAdapter", 1), ("DeleteAdapter", 1)],
 )
-def test_calls_are_sent_again_unless_they_create_or_delete_an_adapter(method: str, calls: int) -> None:
+def test_calls_are_retried_unless_they_create_or_delete_adapters(method: str, calls: int) -> None:
     away = Away()
     with listening(away) as address:
         options = ChannelOptions(address, max_attempts=2, health_check=False)

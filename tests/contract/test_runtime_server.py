@@ -82,7 +82,7 @@ def reflected(options: ChannelOptions) -> set[str]:
     return {service.name for service in response.list_services_response.service}
 
 
-async def test_health_is_not_serving_until_the_server_serves_and_calls_are_unavailable() -> None:
+async def test_health_is_not_serving_and_calls_unavailable_until_server_serves() -> None:
     server = aio_server(ServerOptions())
     await server.start()
     try:
@@ -102,7 +102,7 @@ async def test_health_is_not_serving_until_the_server_serves_and_calls_are_unava
         await server.stop()
 
 
-def test_health_watchers_are_told_and_do_not_hold_up_a_stop() -> None:
+def test_health_watchers_are_notified_and_do_not_delay_stop() -> None:
     firsts = [threading.Event(), threading.Event()]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         with serving(options=ServerOptions(shutdown_grace_s=30)) as server:
@@ -114,7 +114,7 @@ def test_health_watchers_are_told_and_do_not_hold_up_a_stop() -> None:
         assert [watch.result(10) for watch in watches] == [[SERVING, NOT_SERVING]] * 2
 
 
-def test_a_watcher_that_leaves_does_not_deafen_the_others() -> None:
+def test_watcher_that_disconnects_does_not_affect_others() -> None:
     first = threading.Event()
     with concurrent.futures.ThreadPoolExecutor() as pool:
         with serving() as server, sync_channel(unwatched(server.address)) as channel:
@@ -131,20 +131,20 @@ async def test_channel_sends_no_call_to_server_that_is_not_serving(client: Kind)
     server = aio_server(ServerOptions())
     await server.start()
     try:
-        with pytest.raises(UnavailableError, match="that it is ready"), translated():
+        with pytest.raises(UnavailableError, match="runs and is ready"), translated():
             await asyncio.to_thread(generate, client, ChannelOptions(server.address, max_attempts=1))
     finally:
         await server.stop()
 
 
-def test_reflection_lists_the_services() -> None:
+def test_reflection_lists_services() -> None:
     with serving() as server:
         names = reflected(ChannelOptions(server.address))
     assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
 @pytest.mark.parametrize("client", KINDS)
-def test_only_calls_with_the_token_are_served_and_health_is_open(client: Kind) -> None:
+def test_only_calls_with_token_are_served_except_health(client: Kind) -> None:
     with serving(options=ServerOptions(auth_token="s3cret")) as server:
         with pytest.raises(UnauthenticatedError, match="carries no bearer token; send metadata"), translated():
             generate(client, ChannelOptions(server.address))
@@ -162,7 +162,7 @@ def test_only_calls_with_the_token_are_served_and_health_is_open(client: Kind) -
             reflected(ChannelOptions(server.address))
 
 
-def test_a_request_is_not_parsed_before_its_token_is_known() -> None:
+def test_request_is_not_parsed_before_authentication() -> None:
     with (
         serving(options=ServerOptions(auth_token="s3cret")) as server,
         pytest.raises(UnauthenticatedError),
@@ -172,18 +172,18 @@ def test_a_request_is_not_parsed_before_its_token_is_known() -> None:
 
 
 @pytest.mark.parametrize("token", ["", "two words", "ünïcode", "line\nbreak"])
-def test_a_token_that_fits_no_header_is_a_configuration_error(token: str) -> None:
+def test_token_unfit_for_header_is_a_configuration_error(token: str) -> None:
     with pytest.raises(ConfigurationError, match="printable ASCII"):
         ServerOptions(auth_token=token)
     with pytest.raises(ConfigurationError, match="printable ASCII"):
         ChannelOptions("127.0.0.1:1", token=token)
 
 
-def test_a_token_is_in_no_representation_of_the_options() -> None:
+def test_token_is_not_in_repr_of_options() -> None:
     assert "s3cret" not in repr(ServerOptions(auth_token="s3cret")) + repr(ChannelOptions("x:1", token="s3cret"))
 
 
-def test_a_callers_request_id_is_echoed_and_an_unsafe_one_replaced() -> None:
+def test_request_id_of_caller_is_echoed_and_unsafe_one_replaced() -> None:
     seen: list[str] = []
     with (
         serving(lambda _: seen.append(request_id())) as server,
@@ -200,7 +200,7 @@ def test_a_callers_request_id_is_echoed_and_an_unsafe_one_replaced() -> None:
             assert all(0 < len(name) <= 64 for name in echoed)
 
 
-def test_the_request_id_and_the_deadline_travel_to_the_service_behind() -> None:
+def test_request_id_and_deadline_propagate_to_next_service() -> None:
     ids: list[str] = []
     left: list[float | None] = []
 
@@ -225,7 +225,7 @@ def test_the_request_id_and_the_deadline_travel_to_the_service_behind() -> None:
     assert request_id() == ""
 
 
-async def test_a_call_longer_than_the_server_allows_ends_with_a_deadline_error() -> None:
+async def test_call_over_servers_limit_ends_with_deadline_error() -> None:
     ended = asyncio.Event()
 
     class Slow(stubs.GenerationServiceServicer):
@@ -252,7 +252,7 @@ async def test_a_call_longer_than_the_server_allows_ends_with_a_deadline_error()
             await call.read()
 
 
-async def test_a_caller_that_leaves_ends_the_aio_handler_at_once() -> None:
+async def test_handler_is_cancelled_when_its_caller_disconnects() -> None:
     ended = asyncio.Event()
 
     class Endless(stubs.GenerationServiceServicer):
@@ -364,7 +364,7 @@ def test_call_that_ends_while_queued_never_runs() -> None:
         assert probe.calls == 2, "the call that ended while it was queued did not run"
 
 
-def test_blocking_call_over_the_servers_limit_ends_before_its_method() -> None:
+def test_blocking_call_over_servers_limit_ends_before_its_method() -> None:
     release = threading.Event()
     probe = BlockingProbe(lambda: release.wait(20) and None)
     options = ServerOptions(max_call_s=0.2, shutdown_grace_s=0)
@@ -383,7 +383,7 @@ async def test_streaming_method_cannot_run_on_executor() -> None:
         server.add(Probe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE, executor)
 
 
-def test_a_graceful_stop_finishes_the_running_call() -> None:
+def test_graceful_stop_finishes_running_call() -> None:
     entered = threading.Event()
     release = threading.Event()
 
@@ -447,13 +447,13 @@ async def test_port_in_use_is_one_clear_error() -> None:
             "choose another --address, or port 0 for a free one"
         )
     for wrong in ("127.0.0.1", ":50051", "127.0.0.1:99999", "localhost:http"):
-        with pytest.raises(ConfigurationError, match="is no host:port"):
+        with pytest.raises(ConfigurationError, match="is not host:port"):
             aio_server(ServerOptions(address=wrong))
     with pytest.raises(ConfigurationError, match=r"cannot listen on no-such-host\.invalid:1"):
         aio_server(ServerOptions(address="no-such-host.invalid:1"))
 
 
-def test_a_server_listens_on_a_unix_socket(tmp_path: Path) -> None:
+def test_server_listens_on_unix_socket(tmp_path: Path) -> None:
     address = f"unix:{os.path.relpath(tmp_path / 's.sock')}"
     with serving(options=ServerOptions(address=address)) as server:
         assert server.address == address
@@ -511,7 +511,7 @@ def test_calls_are_spread_over_all_targets_and_stopping_one_costs_none() -> None
         asyncio.run(run(f"{one.address},{two.address}", second.close))
 
 
-def test_asking_clients_to_reconnect_costs_no_call() -> None:
+def test_reconnecting_clients_lose_no_call() -> None:
     async def call_for(seconds: float, address: str) -> None:
         async with aio_channel(ChannelOptions(address)) as channel:
             stub = stub_of(channel)
@@ -523,8 +523,8 @@ def test_asking_clients_to_reconnect_costs_no_call() -> None:
         asyncio.run(call_for(1.5, server.address))
 
 
-def test_a_list_of_names_is_refused_as_target() -> None:
-    with pytest.raises(ConfigurationError, match=r"'localhost:2' is none"):
+def test_list_of_names_is_refused_as_target() -> None:
+    with pytest.raises(ConfigurationError, match=r"which 'localhost:2' is not"):
         sync_channel(ChannelOptions("127.0.0.1:1,localhost:2"))
     with pytest.raises(ConfigurationError, match="target of a channel is empty"):
         sync_channel(ChannelOptions(" "))

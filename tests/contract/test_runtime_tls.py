@@ -85,7 +85,7 @@ def server_pair(authority: Authority) -> Pair:
 
 
 @pytest.mark.parametrize("client", KINDS)
-def test_calls_go_over_tls_to_a_server_of_the_right_authority_only(
+def test_tls_calls_reach_server_of_right_authority_only(
     client: Kind, authority: Authority, server_pair: Pair, tmp_path: Path
 ) -> None:
     options = ServerOptions(tls_certificate=server_pair.certificate, tls_key=server_pair.key, auth_token="s3cret")
@@ -100,7 +100,7 @@ def test_calls_go_over_tls_to_a_server_of_the_right_authority_only(
                 generate(client, channel)
 
 
-def test_with_a_client_authority_only_its_certificates_are_let_in(authority: Authority, server_pair: Pair) -> None:
+def test_client_authority_admits_its_certificates_only(authority: Authority, server_pair: Pair) -> None:
     ours = authority.issue("client")
     options = ServerOptions(
         tls_certificate=server_pair.certificate, tls_key=server_pair.key, tls_client_ca=authority.ca
@@ -117,7 +117,7 @@ def test_with_a_client_authority_only_its_certificates_are_let_in(authority: Aut
         assert healthcheck.main(trusting) == 1
 
 
-def test_the_generation_service_shows_the_catalogue_its_certificate(authority: Authority, server_pair: Pair) -> None:
+def test_generation_service_presents_its_certificate_to_catalogue(authority: Authority, server_pair: Pair) -> None:
     ours = authority.issue("generation")
     options = ServerOptions(
         tls_certificate=server_pair.certificate, tls_key=server_pair.key, tls_client_ca=authority.ca
@@ -136,7 +136,7 @@ def test_the_generation_service_shows_the_catalogue_its_certificate(authority: A
         client.close()
 
 
-async def test_tls_files_that_do_not_fit_are_named(authority: Authority, server_pair: Pair, tmp_path: Path) -> None:
+async def test_mismatched_tls_files_are_named(authority: Authority, server_pair: Pair, tmp_path: Path) -> None:
     other = authority.issue("other")
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("no certificate")
@@ -150,15 +150,15 @@ async def test_tls_files_that_do_not_fit_are_named(authority: Authority, server_
         build(server_pair.certificate, other.key)
     with pytest.raises(ConfigurationError, match="do not load together"):
         build(nonsense, server_pair.key)
-    with pytest.raises(ConfigurationError, match="holds no certificate"):
+    with pytest.raises(ConfigurationError, match="contains no certificate"):
         build(server_pair.certificate, server_pair.key, nonsense)
-    with pytest.raises(ConfigurationError, match="holds no certificate"):
+    with pytest.raises(ConfigurationError, match="contains no certificate"):
         sync_channel(ChannelOptions("127.0.0.1:1", tls_ca=nonsense))
     with pytest.raises(ConfigurationError, match="go together"):
         sync_channel(ChannelOptions("127.0.0.1:1", tls_key=other.key))
 
 
-def test_the_metrics_endpoint_keeps_tls_and_token(authority: Authority, server_pair: Pair) -> None:
+def test_metrics_endpoint_requires_tls_and_token(authority: Authority, server_pair: Pair) -> None:
     server = serve_metrics("127.0.0.1:0", token="s3cret", certificate=server_pair.certificate, key=server_pair.key)
     try:
         trust = ssl.create_default_context(cafile=str(authority.ca))

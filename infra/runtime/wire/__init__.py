@@ -1,8 +1,8 @@
-"""Protobuf messages to the plain dataclasses of infra.contract, and back.
+"""Conversion between protobuf messages and the plain dataclasses of infra.contract.
 
-Every `*_from_proto` raises InvalidArgumentError with a field path relative to the message it was given; callers put
-the rest in front: `with field("prompt"): prompt_from_proto(request.prompt)`. An unset enum, and 0 where the contract
-says so, is None: the server's default.
+Every `*_from_proto` raises InvalidArgumentError with a field path relative to the given message; callers prepend the
+rest: `with field_path("prompt"): prompt_from_proto(request.prompt)`. An unset enum, and 0 where the contract says so,
+becomes None: the server's default.
 """
 
 from infra.runtime.wire.adapter import (

@@ -1,4 +1,4 @@
-"""adapter.proto."""
+"""Conversion of adapter.proto."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def weighted_adapter_to_proto(adapter: WeightedAdapter) -> adapter_pb2.WeightedA
 def weighted_adapters_from_proto(
     messages: Iterable[adapter_pb2.WeightedAdapter], name: str = "adapters"
 ) -> tuple[WeightedAdapter, ...]:
-    """Return shares; errors are below "adapters[i]", or `name` in place of adapters."""
+    """Return the shares. Field paths of errors start with "adapters[i]", or with `name` instead of "adapters"."""
     shares = []
     for index, message in enumerate(messages):
         with field_path(f"{name}[{index}]"):

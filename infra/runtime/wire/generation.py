@@ -1,4 +1,4 @@
-"""generation_service.proto: compositions, decoding, answers."""
+"""Conversion of generation_service.proto: compositions, decoding, answers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _fusion_to_proto(fusion: Fusion) -> generation_service_pb2.Fusion:
 
 
 def fusion_method_from_proto(value: int, name: str = "method") -> FusionMethod | None:
-    """Return a fusion method; None when it is unspecified."""
+    """Return a fusion method; None if it is unspecified."""
     return enum_from_proto(FusionMethod, generation_service_pb2.FusionMethod, value, name)
 
 
@@ -73,7 +73,7 @@ def fusion_method_to_proto(method: FusionMethod | None) -> generation_service_pb
 
 
 def decoding_from_proto(message: generation_service_pb2.Decoding) -> Decoding:
-    """Return how to decode."""
+    """Return the decoding options."""
     return Decoding(
         max_new_tokens=message.max_new_tokens or None,
         temperature=message.temperature if message.HasField("temperature") else 0.0,
@@ -85,7 +85,7 @@ def decoding_from_proto(message: generation_service_pb2.Decoding) -> Decoding:
 
 
 def decoding_to_proto(decoding: Decoding) -> generation_service_pb2.Decoding:
-    """Return how to decode as its message."""
+    """Return decoding options as their message."""
     return generation_service_pb2.Decoding(
         max_new_tokens=decoding.max_new_tokens or 0,
         temperature=decoding.temperature,
@@ -100,7 +100,7 @@ def generation_from_proto(message: generation_service_pb2.GenerateResponse) -> G
     """Return an answer."""
     reason = enum_from_proto(FinishReason, generation_service_pb2.FinishReason, message.finish_reason, "finish_reason")
     if reason is None:
-        raise InvalidArgumentError("finish_reason", "the answer does not say why it ended")
+        raise InvalidArgumentError("finish_reason", "the answer has no finish reason")
     usage, timings = message.usage, message.timings
     return Generation(
         text=message.text,

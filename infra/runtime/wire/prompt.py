@@ -1,4 +1,4 @@
-"""prompt.proto."""
+"""Conversion of prompt.proto."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def part_to_proto(part: Part) -> prompt_pb2.Part:
 
 
 def message_from_proto(message: prompt_pb2.Message) -> Message:
-    """Return one turn; a role that is not said is the user's."""
+    """Return one turn; an unset role is the user's."""
     role = enum_from_proto(Role, prompt_pb2.Role, message.role, "role") or Role.USER
     parts = []
     for index, part in enumerate(message.parts):
@@ -65,11 +65,11 @@ def prompt_to_proto(prompt: Prompt) -> prompt_pb2.Prompt:
 
 
 def prompts_from_proto(messages: Iterable[prompt_pb2.Prompt]) -> tuple[Prompt, ...]:
-    """Return prompts; errors are below "prompts[i]", and none at all is an error of "prompts"."""
+    """Return the prompts. Field paths of errors start with "prompts[i]"; an empty list is an error of "prompts"."""
     prompts = []
     for index, message in enumerate(messages):
         with field_path(f"prompts[{index}]"):
             prompts.append(prompt_from_proto(message))
     if not prompts:
-        raise InvalidArgumentError("prompts", "there is none; send at least one prompt")
+        raise InvalidArgumentError("prompts", "the list is empty; send at least one prompt")
     return tuple(prompts)

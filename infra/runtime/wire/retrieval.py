@@ -1,4 +1,4 @@
-"""retrieval_service.proto: options, matches, selections."""
+"""Conversion of retrieval_service.proto: options, matches, selections, the catalogue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from infra.runtime.wire.values import duration_from_seconds, enum_from_proto, en
 
 
 def retrieval_options_from_proto(message: retrieval_service_pb2.RetrievalOptions) -> RetrievalOptions:
-    """Return which adapters to look for."""
+    """Return retrieval options."""
     return RetrievalOptions(
         top_k=message.top_k or None,
         base_model=message.base_model,
@@ -38,7 +38,7 @@ def retrieval_options_from_proto(message: retrieval_service_pb2.RetrievalOptions
 
 
 def retrieval_options_to_proto(options: RetrievalOptions) -> retrieval_service_pb2.RetrievalOptions:
-    """Return which adapters to look for as its message."""
+    """Return retrieval options as their message."""
     return retrieval_service_pb2.RetrievalOptions(
         top_k=options.top_k or 0,
         base_model=options.base_model,
@@ -108,12 +108,12 @@ def catalogue_to_proto(catalogue: CatalogueInfo) -> retrieval_service_pb2.GetCat
 
 
 def retrieval_timings_from_proto(message: retrieval_service_pb2.RetrievalTimings) -> RetrievalTimings:
-    """Return where the time of a retrieval went."""
+    """Return the timings of a retrieval."""
     return RetrievalTimings(seconds_from_duration(message.embed), seconds_from_duration(message.search))
 
 
 def retrieval_timings_to_proto(timings: RetrievalTimings) -> retrieval_service_pb2.RetrievalTimings:
-    """Return where the time of a retrieval went as its message."""
+    """Return the timings of a retrieval as their message."""
     return retrieval_service_pb2.RetrievalTimings(
         embed=duration_from_seconds(timings.embed_s), search=duration_from_seconds(timings.search_s)
     )

@@ -1,4 +1,4 @@
-"""Enums, durations, timestamps and vectors: what the messages are built of."""
+"""Conversion of the values in messages: enums, durations, timestamps and vectors."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _E = TypeVar("_E", bound=StrEnum)
 
 
 def enum_from_proto(cls: type[_E], wrapper: Any, value: int, name: str) -> _E | None:
-    """Return the member of `cls` that a protobuf enum value stands for; None when it is unspecified.
+    """Return the member of `cls` for a protobuf enum value; None if it is unspecified.
 
-    `wrapper` is the protobuf enum, whose names are the members' with a common prefix; `name` is the field's.
+    `wrapper` is the protobuf enum: its names are those of the members with a common prefix. `name` is the field path.
     """
     if value == 0:
         return None
     prefix = wrapper.Name(0).removesuffix("UNSPECIFIED")
-    known = {member.name: member for member in cls}
+    members = {member.name: member for member in cls}
     if value not in wrapper.values():
-        raise InvalidArgumentError(name, f"{value} is no {cls.__name__}; use one of {', '.join(known)}")
-    return known[wrapper.Name(value).removeprefix(prefix)]
+        raise InvalidArgumentError(name, f"{value} is not a {cls.__name__}; use one of {', '.join(members)}")
+    return members[wrapper.Name(value).removeprefix(prefix)]
 
 
 def enum_to_proto(wrapper: Any, member: StrEnum | None) -> Any:
@@ -60,14 +60,15 @@ def timestamp_from_datetime(moment: datetime) -> Timestamp:
 
 
 def vector_from_proto(message: retrieval_service_pb2.Vector, path: str) -> bytes:
-    """Return a vector's little-endian float32 bytes: at least one value, and whole ones.
+    """Return a vector's little-endian float32 bytes: at least one value, and only whole values.
 
-    Dimension and finiteness are for whoever knows the embedder. `path` is the vector's own, such as "vectors[0]".
+    Dimension and finiteness are checked by the retrieval service, which knows the embedder. `path` is the vector's own,
+    such as "vectors[0]".
     """
     data: bytes = message.float32
     if not data or len(data) % 4:
         raise InvalidArgumentError(
-            f"{path}.float32", f"{len(data)} bytes are no float32 vector; send 4 little-endian bytes a dimension"
+            f"{path}.float32", f"{len(data)} bytes are not a float32 vector; send 4 little-endian bytes per dimension"
         )
     return data
 

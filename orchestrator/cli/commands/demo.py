@@ -69,16 +69,16 @@ def demo(
     A synthetic phone with 14 apps of 5 categories; a tiny Qwen2-VL with an adapter for each app and category, and a
     tiny jina-v4 that finds the adapters that fit a screen and a request. No GPU, no download.
     """
-    found, work_dir, outcome = find_world(world), work_dir.resolve(), _Outcome()
+    checkout, work_dir, outcome = find_world(world), work_dir.resolve(), _Outcome()
     data = work_dir / "world"
     check_work_dir(work_dir, data)
     with outcome.timed("generate the world"):
-        _generate(found, data)
-    every = datasets(found, data)
-    chosen = datasets(found, data, [name for words in only or [] for name in words.split(",") if name])
-    plan = run.stack_plan(found, work_dir, data, environment().for_tiers(own_settings=False))
+        _generate(checkout, data)
+    all_datasets = datasets(checkout, data)
+    chosen = datasets(checkout, data, [name for words in only or [] for name in words.split(",") if name])
+    plan = run.stack_plan(checkout, work_dir, data, environment().for_tiers(own_settings=False))
     with tiers_shown() as on_tier, outcome.started(LocalStack(plan, on_tier)) as stack:
-        asyncio.run(run.while_running(stack, _work(stack, every, chosen, episodes, outcome, quiet=as_json)))
+        asyncio.run(run.while_running(stack, _work(stack, all_datasets, chosen, episodes, outcome, quiet=as_json)))
         _print_outcome(outcome, as_json)
         if keep:
             console.note("the tiers run until Ctrl-C; try 'loraretriever ask' and 'loraretriever adapters list'")
@@ -118,7 +118,7 @@ def _generate(world: World, data: Path) -> None:
 
 async def _work(
     stack: LocalStack,
-    every: list[WorldDataset],
+    all_datasets: list[WorldDataset],
     chosen: list[WorldDataset],
     episodes: int,
     outcome: _Outcome,
@@ -126,7 +126,7 @@ async def _work(
     quiet: bool,
 ) -> None:
     with outcome.timed("register the adapters"):
-        await _register(stack.addresses.retrieval, every)
+        await _register(stack.addresses.retrieval, all_datasets)
     with outcome.timed("answer three requests"):
         async with AnswerClient(stack.addresses.orchestrator) as client:
             for number, request in enumerate(run.sample_requests(chosen), start=1):
@@ -137,13 +137,15 @@ async def _work(
             outcome.report = await run.evaluate(evaluations, run.evaluation(chosen, episodes), show_job)
 
 
-async def _register(target: str, every: list[WorldDataset]) -> None:
+async def _register(target: str, all_datasets: list[WorldDataset]) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     err = console.progress()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task("registering adapters", total=len(every))
-        await run.register(target, every, lambda adapter: bar.update(task, advance=1, description=adapter.adapter_id))
-    err.print(f"{len(every)} adapters registered, {run.EXAMPLES} training examples each", style="dim")
+        task = bar.add_task("registering adapters", total=len(all_datasets))
+        await run.register(
+            target, all_datasets, lambda adapter: bar.update(task, advance=1, description=adapter.adapter_id)
+        )
+    err.print(f"{len(all_datasets)} adapters registered, {run.EXAMPLES} training examples each", style="dim")
 
 
 async def _answer(client: AnswerClient, request: run.Request) -> Answer:
@@ -153,23 +155,23 @@ async def _answer(client: AnswerClient, request: run.Request) -> Answer:
 async def _show_answer(client: AnswerClient, request: run.Request, number: int) -> Answer:
     out, sample = console.results(), request.sample
     screens = "\n".join(str(image) for image in sample.images)
-    asked = Text(f"{sample.text}\n") + Text(f"screen: {screens}", style="dim")
+    question = Text(f"{sample.text}\n") + Text(f"screen: {screens}", style="dim")
     out.print()
     out.rule(Text(f"request {number}: held out, of {request.dataset.display_name}"))
     if _can_draw(out):
         grid = Table.grid(padding=(0, 2))
-        grid.add_row(draw_screen(sample.images[-1]), Panel(asked, title="asked", title_align="left"))
+        grid.add_row(draw_screen(sample.images[-1]), Panel(question, title="asked", title_align="left"))
         out.print(grid)
     else:
-        out.print(asked, soft_wrap=True)
+        out.print(question, soft_wrap=True)
 
     def show_selection(selection: Selection) -> None:
         out.print(matches_table(selection))
         console.print_text("answer: ")
 
     answer = await print_stream(run.ask(client, request), show_selection)
-    right = answer.generation.text.strip() == sample.truth
-    out.print(f"truth:  {sample.truth}  ", Text("right", "green") if right else Text("wrong", "red"), soft_wrap=True)
+    is_right = answer.generation.text.strip() == sample.truth
+    out.print(f"truth:  {sample.truth}  ", Text("right", "green") if is_right else Text("wrong", "red"), soft_wrap=True)
     out.print(applied_line(answer), style="dim")
     return answer
 

@@ -87,11 +87,11 @@ def tiers_shown() -> Iterator[OnTier]:
 
 def exports(addresses: Addresses) -> list[str]:
     """Return the shell lines that point commands to the tiers; none if commands find them by default."""
-    found = {"retrieval": addresses.retrieval, "orchestrator": addresses.orchestrator}
+    by_tier = {"retrieval": addresses.retrieval, "orchestrator": addresses.orchestrator}
     tiers: tuple[Tier, ...] = ("retrieval", "orchestrator")
-    if all(found[tier] == DEFAULTS[tier] == target(tier).address for tier in tiers):
+    if all(by_tier[tier] == DEFAULTS[tier] == target(tier).address for tier in tiers):
         return []
-    return [f"export {CLIENT_PREFIX}{tier.upper()}_TARGET={found[tier]}" for tier in tiers]
+    return [f"export {CLIENT_PREFIX}{tier.upper()}_TARGET={by_tier[tier]}" for tier in tiers]
 
 
 def _print_addresses(addresses: Addresses, work_dir: Path) -> None:

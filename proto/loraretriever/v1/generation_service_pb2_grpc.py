@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GenerationServiceStub(object):
-    """Answers prompts with the base model and a composition of adapters that holds for that prompt alone.
+    """Answers prompts with the base model and a composition of adapters chosen per prompt.
     """
 
     def __init__(self, channel):
@@ -63,7 +63,7 @@ class GenerationServiceStub(object):
 
 
 class GenerationServiceServicer(object):
-    """Answers prompts with the base model and a composition of adapters that holds for that prompt alone.
+    """Answers prompts with the base model and a composition of adapters chosen per prompt.
     """
 
     def Generate(self, request, context):
@@ -74,28 +74,28 @@ class GenerationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamGenerate(self, request, context):
-        """Answers one prompt piece by piece.
+        """Answers one prompt, streaming the text as it is decoded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Says which base model runs, its limits, and the adapters on the device.
+        """Returns the base model that runs, its limits, and the adapters on the device.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadAdapter(self, request, context):
-        """Loads an adapter before it is asked for, and keeps it loaded.
+        """Loads an adapter ahead of its first use, and pins it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadAdapter(self, request, context):
-        """Releases an adapter that was kept loaded.
+        """Unpins an adapter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +138,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService(object):
-    """Answers prompts with the base model and a composition of adapters that holds for that prompt alone.
+    """Answers prompts with the base model and a composition of adapters chosen per prompt.
     """
 
     @staticmethod

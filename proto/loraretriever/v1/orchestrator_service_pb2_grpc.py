@@ -59,7 +59,7 @@ class AnswerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamAnswer(self, request, context):
-        """The same, piece by piece.
+        """The same, streaming the text as it is decoded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -202,7 +202,7 @@ class EvaluationServiceServicer(object):
     """
 
     def CreateEvaluation(self, request, context):
-        """Starts a job. The same request_id with the same job returns the job that runs already.
+        """Starts a job. Repeating a request_id with the same job returns the existing job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -223,14 +223,14 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvaluation(self, request, context):
-        """Sends the job now and whenever it moves, until it ends.
+        """Sends the job now and whenever it makes progress, until it ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelEvaluation(self, request, context):
-        """Stops a job: samples that are under way end, the others are never started.
+        """Cancels a job: running samples finish, the others are never started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -244,15 +244,15 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetryEvaluation(self, request, context):
-        """Writes the report of a job that failed anew, or of one whose report was put off at once: the records are kept until
-        then.
+        """Retries the report of a job that failed, or writes a deferred report at once: the records are kept until the report
+        is stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteEvaluation(self, request, context):
-        """Forgets a job that has ended; the files it wrote stay.
+        """Deletes a job that has ended; the files it wrote remain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RetrievalServiceStub(object):
-    """Finds the adapters whose training data resembles a prompt, and keeps the catalogue of adapters.
+    """Finds the adapters whose training data resembles a prompt, and maintains the catalogue of adapters.
     """
 
     def __init__(self, channel):
@@ -78,11 +78,11 @@ class RetrievalServiceStub(object):
 
 
 class RetrievalServiceServicer(object):
-    """Finds the adapters whose training data resembles a prompt, and keeps the catalogue of adapters.
+    """Finds the adapters whose training data resembles a prompt, and maintains the catalogue of adapters.
     """
 
     def RetrieveAdapters(self, request, context):
-        """Returns for each prompt its most similar adapters, with weights.
+        """Returns the most similar adapters of each prompt, with weights.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,7 +96,7 @@ class RetrievalServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateAdapter(self, request, context):
-        """Registers an adapter with the mean of its training examples' embeddings. ALREADY_EXISTS when the id is taken.
+        """Registers an adapter with the mean of its training examples' embeddings. ALREADY_EXISTS if the id is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,7 +110,7 @@ class RetrievalServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetAdapter(self, request, context):
-        """Returns one adapter. NOT_FOUND when there is none of that id.
+        """Returns one adapter. NOT_FOUND if no adapter has that id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,14 +124,14 @@ class RetrievalServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """Lists adapters by id, a page at a time.
+        """Lists adapters ordered by id, page by page.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAdapter(self, request, context):
-        """Removes an adapter: once this returns, no answer names it.
+        """Removes an adapter. After this returns, no response contains it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -189,7 +189,7 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RetrievalService(object):
-    """Finds the adapters whose training data resembles a prompt, and keeps the catalogue of adapters.
+    """Finds the adapters whose training data resembles a prompt, and maintains the catalogue of adapters.
     """
 
     @staticmethod

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from typing import Any, TypeVar
 
 from infra.runtime.methods import Adder
-from infra.runtime.server import AioGrpcServer, aio_server
+from infra.runtime.server import GrpcServer, aio_server
 from infra.runtime.settings import ServerOptions
 
 T = TypeVar("T")
@@ -52,11 +52,11 @@ def on_event_loop(open_it: Callable[[], AbstractAsyncContextManager[T]]) -> Iter
 @contextmanager
 def serving_blocking(
     servicer: Any, adder: Adder, name: str, *, options: ServerOptions | None = None, threads: int = 8
-) -> Iterator[AioGrpcServer]:
+) -> Iterator[GrpcServer]:
     """Serve a servicer whose methods are plain functions."""
 
     @asynccontextmanager
-    async def serve() -> AsyncIterator[AioGrpcServer]:
+    async def serve() -> AsyncIterator[GrpcServer]:
         with ThreadPoolExecutor(threads) as executor:
             server = aio_server(options or ServerOptions(shutdown_grace_s=0))
             server.add(servicer, adder, name, executor)

@@ -15,7 +15,7 @@ from loraretriever.v1.retrieval_service_pb2_grpc import RetrievalServiceStub
 from infra.contract.prompt import Prompt
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.images import ImageLimits
-from infra.runtime.server import AioGrpcServer, aio_server
+from infra.runtime.server import GrpcServer, aio_server
 from retrieval_service.app import loaded
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
@@ -61,7 +61,7 @@ class Service:
 
 
 @contextmanager
-def serving_retrieval(servicer: RetrievalServicer) -> Iterator[AioGrpcServer]:
+def serving_retrieval(servicer: RetrievalServicer) -> Iterator[GrpcServer]:
     """Serve a servicer without a grace period."""
     adder = retrieval_service_pb2_grpc.add_RetrievalServiceServicer_to_server
     with serving_blocking(servicer, adder, SERVICE_NAME) as server:
@@ -69,11 +69,11 @@ def serving_retrieval(servicer: RetrievalServicer) -> Iterator[AioGrpcServer]:
 
 
 @contextmanager
-def serving_settings(settings: RetrievalSettings) -> Iterator[AioGrpcServer]:
+def serving_settings(settings: RetrievalSettings) -> Iterator[GrpcServer]:
     """Serve what the settings name, as `python -m retrieval_service` does."""
 
     @asynccontextmanager
-    async def serve() -> AsyncIterator[AioGrpcServer]:
+    async def serve() -> AsyncIterator[GrpcServer]:
         server = aio_server(settings.server)
         async with loaded(server, settings), server:
             yield server

@@ -11,7 +11,7 @@ from loraretriever.v1 import generation_service_pb2 as pb
 from loraretriever.v1 import generation_service_pb2_grpc as stubs
 
 from infra.runtime.channel import ChannelOptions, aio_channel, sync_channel
-from infra.runtime.server import AioGrpcServer, aio_server
+from infra.runtime.server import GrpcServer, aio_server
 from infra.runtime.settings import ServerOptions
 from tests.support.servers.background import on_event_loop
 
@@ -50,11 +50,11 @@ def nothing(_context: Any) -> None:
 
 
 @contextmanager
-def serving(act: Act = nothing, options: ServerOptions | None = None, servicer: Any = None) -> Iterator[AioGrpcServer]:
+def serving(act: Act = nothing, options: ServerOptions | None = None, servicer: Any = None) -> Iterator[GrpcServer]:
     """Serve a probe, or `servicer`, on the event loop of a thread, and yield its server."""
 
     @asynccontextmanager
-    async def serve() -> AsyncIterator[AioGrpcServer]:
+    async def serve() -> AsyncIterator[GrpcServer]:
         server = aio_server(options or ServerOptions())
         server.add(servicer or Probe(act), stubs.add_GenerationServiceServicer_to_server, SERVICE)
         async with server:

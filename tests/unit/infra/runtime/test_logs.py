@@ -32,7 +32,7 @@ def restored_logging() -> Iterator[None]:
     bind_request_id("")
 
 
-def test_json_logs_are_one_object_a_line_with_service_and_request_id(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_logs_are_one_object_per_line_with_service_and_request_id(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("retrieval", "info", "json")
     bind_request_id("ticket-42")
     get_logger("a.module").info("searched", matches=3)
@@ -52,7 +52,7 @@ def test_json_logs_are_one_object_a_line_with_service_and_request_id(capsys: pyt
 
 
 @pytest.mark.parametrize("fmt", ["json", "console"])
-def test_a_traceback_shows_no_locals(fmt: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_traceback_shows_no_locals(fmt: str, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("retrieval", "info", "json" if fmt == "json" else "console")
     token = "s3" + "cret"
     try:
@@ -64,7 +64,7 @@ def test_a_traceback_shows_no_locals(fmt: str, capsys: pytest.CaptureFixture[str
     assert "s3cret" not in printed
 
 
-async def test_tasks_do_not_share_a_request_id() -> None:
+async def test_tasks_do_not_share_request_ids() -> None:
     async def handle(name: str) -> str:
         bind_request_id(name)
         await asyncio.sleep(0)
@@ -88,7 +88,7 @@ def test_new_request_ids_are_valid_and_differ() -> None:
     assert all(map(valid_request_id, made))
 
 
-def test_timeouts_are_cut_to_what_the_call_has_left() -> None:
+def test_timeouts_are_clipped_to_remaining_time() -> None:
     assert (remaining_s(), clipped(5), clipped(None)) == (None, 5, None)
     try:
         bind_deadline(2)
@@ -106,7 +106,7 @@ def test_timeouts_are_cut_to_what_the_call_has_left() -> None:
         bind_deadline(None)
 
 
-def test_the_engine_runs_and_logs_where_structlog_is_not_installed() -> None:
+def test_engine_runs_and_logs_without_structlog() -> None:
     code = (
         "import sys; sys.modules['structlog'] = None\n"
         "import logging; logging.basicConfig(format='%(levelname)s %(message)s')\n"

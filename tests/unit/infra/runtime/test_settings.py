@@ -64,7 +64,7 @@ def refused(*argv: str, cls: type[TierSettings] = SampleSettings) -> str:
     return caught.value.message
 
 
-def test_flags_go_over_the_environment_and_that_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_override_environment_and_environment_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings(SampleSettings, []).top_k == 3
     monkeypatch.setenv(f"{PREFIX}TOP_K", "5")
     assert load_settings(SampleSettings, []).top_k == 5
@@ -87,7 +87,7 @@ def test_every_kind_of_value_is_read_from_flags_and_environment(monkeypatch: pyt
     assert not load_settings(SampleSettings, ["--no-eager"]).eager
 
 
-def test_a_legacy_variable_is_read_below_flag_and_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_legacy_variable_yields_to_flag_and_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAX_PIXELS", "602112")
     assert load_settings(SampleSettings, []).max_pixels == 602112
     monkeypatch.setenv(f"{PREFIX}MAX_PIXELS", "1000")
@@ -98,7 +98,7 @@ def test_a_legacy_variable_is_read_below_flag_and_own_variable(monkeypatch: pyte
     assert "--max-pixels" in refused()
 
 
-def test_an_unknown_variable_with_the_prefix_is_refused_naming_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_variable_with_prefix_is_refused_naming_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{PREFIX}TOPK", "5")
     assert refused() == f"unknown setting {PREFIX}TOPK in the environment; did you mean {PREFIX}TOP_K?"
     monkeypatch.delenv(f"{PREFIX}TOPK")
@@ -118,7 +118,7 @@ def test_an_unknown_variable_with_the_prefix_is_refused_naming_the_nearest(monke
         (["--tls-client-ca", "ca.pem"], "tls_client_ca needs tls_certificate and tls_key"),
     ],
 )
-def test_a_wrong_flag_is_named_with_what_would_be_right(argv: list[str], said: str) -> None:
+def test_wrong_flag_is_named_with_remedy(argv: list[str], said: str) -> None:
     assert said in refused(*argv)
 
 
@@ -128,12 +128,12 @@ def test_all_wrong_settings_are_named_at_once() -> None:
     assert "--shutdown-grace-s" in said
 
 
-def test_a_missing_setting_is_named_with_flag_and_variable() -> None:
+def test_missing_setting_is_named_with_flag_and_variable() -> None:
     said = refused(cls=RequiringSettings)
     assert said == "--model-path (LORARETRIEVER_REQUIRING_MODEL_PATH): field required"
 
 
-def test_a_token_is_never_shown() -> None:
+def test_token_is_never_shown() -> None:
     assert "s3cret" not in repr(load_settings(SampleSettings, ["--auth-token", "s3cret"]))
     said = refused("--auth-token", "s3cret", "--top-k", "0")
     assert "s3cret" not in said
@@ -172,7 +172,7 @@ def test_help_lists_every_setting_with_description_default_and_variable(
         assert all(variable in text for variable in environment_names(cls, name))
 
 
-def test_every_time_and_size_says_its_unit() -> None:
+def test_times_and_sizes_name_their_unit() -> None:
     for name, setting in settings_of(TierSettings).items():
         info = setting.info
         if info.annotation in (float, float | None):
@@ -181,7 +181,7 @@ def test_every_time_and_size_says_its_unit() -> None:
     assert "in bytes" in (settings_of(TierSettings)["max_message_bytes"].info.description or "")
 
 
-def test_arguments_made_of_settings_give_the_same_settings() -> None:
+def test_as_arguments_round_trips() -> None:
     given = {"top_k": 7, "roots": (Path("a"), Path("b")), "eager": True, "ready_file": None, "auth_token": "t"}
     arguments = as_arguments(given)
     assert arguments == ["--top-k", "7", "--roots", "a,b", "--eager", "--auth-token", "t"]
@@ -224,5 +224,5 @@ def test_two_settings_of_one_name_are_a_mistake() -> None:
         settings_of(Twice)
 
 
-def test_a_tier_is_called_after_its_prefix() -> None:
+def test_tier_is_named_after_prefix() -> None:
     assert service_name(SampleSettings) == "sample"

@@ -123,25 +123,25 @@ def round_trip(value: Any, to_proto: Callable[[Any], Any], from_proto: Callable[
 
 @unhurried
 @given(prompts)
-def test_prompts_come_back(prompt: Prompt) -> None:
+def test_prompts_round_trip(prompt: Prompt) -> None:
     assert round_trip(prompt, wire.prompt_to_proto, wire.prompt_from_proto) == prompt
 
 
 @unhurried
 @given(compositions)
-def test_compositions_come_back(composition: Composition) -> None:
+def test_compositions_round_trip(composition: Composition) -> None:
     assert round_trip(composition, wire.composition_to_proto, wire.composition_from_proto) == composition
 
 
 @unhurried
 @given(decodings)
-def test_decodings_come_back(decoding: Decoding) -> None:
+def test_decodings_round_trip(decoding: Decoding) -> None:
     assert round_trip(decoding, wire.decoding_to_proto, wire.decoding_from_proto) == decoding
 
 
 @unhurried
 @given(generations)
-def test_generations_come_back_with_times_to_the_nanosecond(generation: Generation) -> None:
+def test_generations_round_trip_with_times_to_the_nanosecond(generation: Generation) -> None:
     back = round_trip(generation, wire.generation_to_proto, wire.generation_from_proto)
     times = [(t.queue_s, t.prefill_s, t.decode_s) for t in (generation.timings, back.timings)]
     assert times[1] == pytest.approx(times[0], abs=1e-9)
@@ -156,7 +156,7 @@ def test_generations_come_back_with_times_to_the_nanosecond(generation: Generati
 
 @unhurried
 @given(catalogues)
-def test_catalogues_come_back(catalogue: CatalogueInfo) -> None:
+def test_catalogues_round_trip(catalogue: CatalogueInfo) -> None:
     assert round_trip(catalogue, wire.catalogue_to_proto, wire.catalogue_from_proto) == catalogue
 
 
@@ -168,7 +168,7 @@ def test_selection_with_matches_has_no_reason() -> None:
 
 @unhurried
 @given(adapters)
-def test_adapters_come_back(adapter: Adapter) -> None:
+def test_adapters_round_trip(adapter: Adapter) -> None:
     assert round_trip(adapter, wire.adapter_to_proto, wire.adapter_from_proto) == adapter
 
 
@@ -185,7 +185,7 @@ def test_selections_come_back(selection: Selection) -> None:
     assert round_trip(selection, wire.selection_to_proto, wire.selection_from_proto) == selection
 
 
-def test_unset_messages_are_the_servers_defaults() -> None:
+def test_unset_messages_mean_server_defaults() -> None:
     assert wire.composition_from_proto(generation_service_pb2.Composition()) == Base()
     assert wire.decoding_from_proto(generation_service_pb2.Decoding()) == Decoding()
     assert wire.retrieval_options_from_proto(retrieval_service_pb2.RetrievalOptions()) == RetrievalOptions()
@@ -201,7 +201,7 @@ def test_unset_messages_are_the_servers_defaults() -> None:
         (Weighting, retrieval_service_pb2.Weighting),
     ],
 )
-def test_every_enum_has_the_same_members_on_both_sides(cls: type[StrEnum], wrapper: Any) -> None:
+def test_enums_have_same_members_on_both_sides(cls: type[StrEnum], wrapper: Any) -> None:
     assert len(cls) == len(wrapper.values()) - 1
     for member in cls:
         assert wire.enum_from_proto(cls, wrapper, wire.enum_to_proto(wrapper, member), "x") is member
@@ -227,24 +227,24 @@ TEXT = prompt_pb2.Part(text="tap the bag")
         ([prompt_pb2.Message(role=17, parts=[TEXT])], "prompt.messages[0].role"),  # type: ignore[arg-type]
     ],
 )
-def test_a_malformed_prompt_is_named_by_its_path(messages: list[prompt_pb2.Message], path: str) -> None:
+def test_malformed_prompt_is_named_by_path(messages: list[prompt_pb2.Message], path: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught, field_path("prompt"):
         wire.prompt_from_proto(prompt_pb2.Prompt(messages=messages))
     assert caught.value.field == path
     assert caught.value.message.startswith(f"{path}: ")
 
 
-def test_a_role_that_is_not_said_is_the_users() -> None:
+def test_unset_role_is_user() -> None:
     prompt = wire.prompt_from_proto(prompt_pb2.Prompt(messages=[prompt_pb2.Message(parts=[TEXT])]))
     assert prompt.messages[0].role is Role.USER
 
 
-def test_prompts_are_numbered_and_none_is_an_error() -> None:
+def test_prompt_errors_have_index_and_empty_list_is_an_error() -> None:
     good = prompt_pb2.Prompt(messages=[user(TEXT)])
     assert len(wire.prompts_from_proto([good, good])) == 2
     with pytest.raises(InvalidArgumentError, match=r"^prompts\[1\]\.messages: the prompt is empty"):
         wire.prompts_from_proto([good, prompt_pb2.Prompt()])
-    with pytest.raises(InvalidArgumentError, match=r"^prompts: there is none"):
+    with pytest.raises(InvalidArgumentError, match=r"^prompts: the list is empty"):
         wire.prompts_from_proto([])
 
 
@@ -276,14 +276,14 @@ def share(adapter_id: str = "adidas", weight: float = 0.5) -> adapter_pb2.Weight
         ({"fusion": {"adapters": [share()], "method": TIES, "seed": 3}}, "composition.fusion.seed"),
     ],
 )
-def test_a_malformed_composition_is_named_by_its_path(composition: dict[str, Any], path: str) -> None:
+def test_malformed_composition_is_named_by_path(composition: dict[str, Any], path: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught, field_path("composition"):
         wire.composition_from_proto(generation_service_pb2.Composition(**composition))
     assert caught.value.field == path
 
 
-def test_an_option_that_a_fusion_has_no_use_for_says_which_methods_have() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"density: svd fusion has no use for it.*ties, dare"):
+def test_unused_fusion_option_names_methods_that_use_it() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"density: svd fusion does not use it.*ties, dare"):
         Fusion((WeightedAdapter("adidas", 1.0),), FusionMethod.SVD, density=0.5)
     with pytest.raises(InvalidArgumentError, match="seed: must be an unsigned 64 bit number"):
         Fusion((WeightedAdapter("adidas", 1.0),), FusionMethod.DARE, seed=-1)
@@ -332,12 +332,12 @@ def test_vectors_are_whole_float32_values() -> None:
         assert caught.value.field == "vectors[3].float32"
 
 
-def test_an_answer_that_does_not_say_why_it_ended_is_refused() -> None:
+def test_answer_without_finish_reason_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="finish_reason"):
         wire.generation_from_proto(generation_service_pb2.GenerateResponse())
 
 
-def test_an_unknown_enum_value_names_the_known_ones() -> None:
+def test_unknown_enum_value_names_known_ones() -> None:
     with pytest.raises(InvalidArgumentError, match="use one of UNIFORM, SOFTMAX, SIMILARITY"):
         wire.enum_from_proto(Weighting, retrieval_service_pb2.Weighting, 99, "weighting")
     assert orchestrator_service_pb2.AnswerStrategy.Name(0).endswith("UNSPECIFIED"), (

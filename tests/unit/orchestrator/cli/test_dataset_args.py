@@ -55,7 +55,7 @@ def test_template_labels_local_and_remote_files_alike(tmp_path: Path, labels: Ad
 
 
 @pytest.mark.parametrize(
-    ("files", "labels", "said"),
+    ("files", "labels", "message"),
     [
         (["far/*.jsonl"], AdapterLabels(["gmail=mail"]), "'gmail=mail' names no dataset; only the orchestrator knows"),
         (["far/*.jsonl"], AdapterLabels(["mail"]), r"the files of far/\*\.jsonl: give a template"),
@@ -72,8 +72,8 @@ def test_template_labels_local_and_remote_files_alike(tmp_path: Path, labels: Ad
         ),
     ],
 )
-def test_labels_of_unknown_datasets_are_refused(files: list[str], labels: AdapterLabels, said: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=said):
+def test_labels_of_unknown_datasets_are_refused(files: list[str], labels: AdapterLabels, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
         dataset_specs(files, labels)
 
 

@@ -30,8 +30,8 @@ SPEC = EvaluationSpec((DatasetSpec("clock", "clock.jsonl", "clock"),), (BASE, MI
 
 def records(strategy: EvaluatedStrategy, right: int, wrong: int = 0, failed: int = 0) -> list[Record]:
     asked = [sample(RIGHT, episode=f"e{number}", strategy=strategy) for number in range(right + wrong + failed)]
-    said = [RIGHT] * right + [WRONG] * wrong
-    return [*map(answered, asked, said), *map(failure, asked[right + wrong :])]
+    answers = [RIGHT] * right + [WRONG] * wrong
+    return [*map(answered, asked, answers), *map(failure, asked[right + wrong :])]
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def test_job_below_gate_fails_command(
     job: OneJob, capsys: pytest.CaptureFixture[str], command: list[str], words: list[str], outcome: tuple[int, str]
 ) -> None:
     options = ["--strategy", "base,mixture"] if command[0] == "run" else []
-    status, said = outcome
+    status, message = outcome
     assert run(["evaluate", *command, *options, *words]) == status
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert job.calls > 0 or status == 2
 
 
@@ -106,7 +106,7 @@ def test_planned_samples_without_record_are_unscored(job: OneJob, capsys: pytest
     ],
 )
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--fail-under", "80"], "--fail-under: must be a share in 0..1, got 80; 80 % is 0.8"),
         (["--max-failed", "-1"], "--max-failed: must be a share in 0..1, got -1"),
@@ -114,16 +114,16 @@ def test_planned_samples_without_record_are_unscored(job: OneJob, capsys: pytest
     ],
 )
 def test_invalid_gate_is_refused_before_any_call(
-    job: OneJob, capsys: pytest.CaptureFixture[str], command: list[str], words: list[str], said: str
+    job: OneJob, capsys: pytest.CaptureFixture[str], command: list[str], words: list[str], message: str
 ) -> None:
     assert run(["evaluate", *command, *words]) == 2
     output = capsys.readouterr()
-    assert said in output.err
+    assert message in output.err
     assert (output.out, job.calls) == ("", 0)
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         (["matrix", "x.jsonl", "--fail-on", "base"], "give --fail-under too"),
         (["watch", "ev-1", "--fail-on", "base"], "give --fail-under too"),
@@ -138,10 +138,10 @@ def test_invalid_gate_is_refused_before_any_call(
     ],
 )
 def test_options_without_effect_are_refused_before_any_call(
-    job: OneJob, capsys: pytest.CaptureFixture[str], command: list[str], said: str
+    job: OneJob, capsys: pytest.CaptureFixture[str], command: list[str], message: str
 ) -> None:
     assert run(["evaluate", *command]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert job.calls == 0
 
 
@@ -164,8 +164,8 @@ def test_bad_rows_are_printed(job: OneJob, capsys: pytest.CaptureFixture[str]) -
     job.bad_rows = (BadRow("clock.jsonl", 3, "query is empty"), BadRow("clock.jsonl", 5, "query is empty"))
     for command in (["watch", "ev-1"], ["matrix", "--job", "ev-1"]):
         assert run(["evaluate", *command]) == 0
-        said = capsys.readouterr().err
-        assert "2 rows of the datasets could not be read, the first: clock.jsonl:3: query is empty." in said
+        message = capsys.readouterr().err
+        assert "2 rows of the datasets could not be read, the first: clock.jsonl:3: query is empty." in message
 
 
 def test_job_of_actions_and_whole_answers_prints_both_tables(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,17 +173,17 @@ def test_job_of_actions_and_whole_answers_prints_both_tables(job: OneJob, capsys
     for more, titles in (([], (True, False)), (texts, (True, True))):
         job.records = [*records(BASE, 1, 1), *records(MIXTURE, 2), *more]
         assert run(["evaluate", "watch", "ev-1"]) == 0
-        said = capsys.readouterr().out
-        assert tuple(title in said for title in ("Step accuracy, %", "Whole answers, %")) == titles
-        assert ("all steps" in said) == titles[1]
+        output = capsys.readouterr().out
+        assert tuple(title in output for title in ("Step accuracy, %", "Whole answers, %")) == titles
+        assert ("all steps" in output) == titles[1]
 
 
 def test_locations_of_report_are_printed(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["watch", "ev-1"], ["matrix", "--job", "ev-1"]):
         assert run(["evaluate", *command]) == 0
-        said = capsys.readouterr().out
-        assert "out/ev-1/summary.md" in said
-        assert "out/ev-1/report.html" in said
+        output = capsys.readouterr().out
+        assert "out/ev-1/summary.md" in output
+        assert "out/ev-1/report.html" in output
 
 
 def test_matrix_gates_mixture_unless_another_is_named(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,9 +305,9 @@ def test_error_of_lost_orchestrator_says_that_job_is_kept(
 
     monkeypatch.setattr(job, "watch", watch)
     assert run(["evaluate", *command]) == 1
-    said = capsys.readouterr().err
-    assert "does not answer at here:1 (the job is kept: " in said
-    assert "'loraretriever evaluate watch ev-1' follows it once the orchestrator runs again" in said
+    message = capsys.readouterr().err
+    assert "does not answer at here:1 (the job is kept: " in message
+    assert "'loraretriever evaluate watch ev-1' follows it once the orchestrator runs again" in message
 
 
 def test_good_whole_answers_do_not_hide_failed_actions(

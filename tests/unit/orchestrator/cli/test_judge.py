@@ -27,9 +27,9 @@ SPEC = EvaluationSpec((DatasetSpec("facts", "facts.jsonl"),), (BASE, MIXTURE))
 def folder(tmp_path: Path) -> str:
     """Write a job in which base answers good and poor, mixture good and good, and each fails once."""
     records = []
-    for strategy, said in ((BASE, ("good", "poor")), (MIXTURE, ("good", "good"))):
+    for strategy, answers in ((BASE, ("good", "poor")), (MIXTURE, ("good", "good"))):
         asked = [sample("a fact", episode=f"e{number}", dataset="facts", strategy=strategy) for number in range(3)]
-        records += [*map(answered, asked, said), failure(asked[2])]
+        records += [*map(answered, asked, answers), failure(asked[2])]
     summary = summarize(records, JobFacts(SPEC, "ev-1"))
     job = str(tmp_path / "ev-1")
     write_records(job, records, summary.scoring)
@@ -58,10 +58,10 @@ def means(summary: dict[str, Any]) -> dict[str, Any]:
 def test_grades_are_in_every_file_of_report(folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str]) -> None:
     before = json.loads(Path(folder, "summary.json").read_text())
     assert judge(folder, chat) == 0
-    said = capsys.readouterr()
-    assert "62.5 [" in said.out
-    assert f"{folder}/report.html" in said.out
-    assert "Unscored: 2 (no answer)" in said.err
+    output = capsys.readouterr()
+    assert "62.5 [" in output.out
+    assert f"{folder}/report.html" in output.out
+    assert "Unscored: 2 (no answer)" in output.err
     summary = json.loads(Path(folder, "summary.json").read_text())
     assert means(before) == {"base": None, "mixture": None}
     assert means(summary) == {"base": 0.625, "mixture": 1}
@@ -123,7 +123,7 @@ def test_second_run_uses_cached_replies(folder: str, chat: FakeChat, capsys: pyt
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--fail-under", "0.6"], ""),
         (["--fail-under", "0.7"], "below 0.7: base 0.6250"),
@@ -131,10 +131,10 @@ def test_second_run_uses_cached_replies(folder: str, chat: FakeChat, capsys: pyt
     ],
 )
 def test_low_or_too_few_grades_fail_command(
-    folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+    folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    assert judge(folder, chat, *words) == bool(said)
-    assert said in capsys.readouterr().err
+    assert judge(folder, chat, *words) == bool(message)
+    assert message in capsys.readouterr().err
 
 
 def test_ungraded_answers_count_against_gate(folder: str, chat: FakeChat, capsys: pytest.CaptureFixture[str]) -> None:

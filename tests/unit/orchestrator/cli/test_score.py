@@ -171,7 +171,7 @@ def test_point_tolerance_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["score", "--threshold", "0.5"], "threshold: has no effect on --metric action"),
         (["score", "--metric", "bleu", "--threshold", "0.5"], "threshold: has no effect on --metric bleu"),
@@ -188,12 +188,12 @@ def test_point_tolerance_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixt
     ],
 )
 def test_options_that_would_be_ignored_are_refused(
-    results: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    results: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sources = [results, results] if words[0] == "compare" else [results]
     assert run(["evaluate", words[0], *sources, *words[1:]]) == 2
     output = capsys.readouterr()
-    assert said in output.err
+    assert message in output.err
     assert output.out == ""
 
 
