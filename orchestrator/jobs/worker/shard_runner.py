@@ -11,8 +11,8 @@ from pathlib import Path
 from infra.contract.errors import InternalError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation.data.files import changed_datasets
-from orchestrator.evaluation.planning import sample_chains
 from orchestrator.evaluation.records import Record, Sample
+from orchestrator.evaluation.sample_plan import sample_chains
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.jobs import metrics as job_metrics
 from orchestrator.jobs.ledger.ledger import Ledger

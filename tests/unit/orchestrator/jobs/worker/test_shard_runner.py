@@ -107,9 +107,7 @@ async def test_try_is_unclaimed_once_redis_is_back(store: RedisStore, monkeypatc
     assert await ledger.samples.begun(evaluation_id, ["a"]) == set()
 
 
-async def test_sample_begun_while_worker_stops_is_not_asked(
-    store: RedisStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_sample_begun_while_worker_stops_is_not_asked(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, pipeline, stopping = Ledger(store), SlowPipeline(), asyncio.Event()
     evaluation_id = await ledger.jobs.publish(NewEvaluation(SPEC, [[SAMPLE]], "out"))
     begin_sample = ledger.begin_sample
