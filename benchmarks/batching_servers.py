@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from open_loop import Ask, Served
+from open_loop import LoadRequest, Served
 from random_models import RandomBaseModel
 from torch import Tensor
 from transformers import GenerationConfig
@@ -59,15 +59,17 @@ class EngineServer:
         self._engine.close()
         self._residency.close()
 
-    def serve(self, asks: Sequence[Ask], arrivals_s: Sequence[float]) -> Served:
+    def serve(self, requests: Sequence[LoadRequest], arrivals_s: Sequence[float]) -> Served:
         """Submit each request at its arrival, and wait for all answers."""
-        ends = _Ends(len(asks))
+        ends = _Ends(len(requests))
         start = time.perf_counter()
         sequences = []
-        for number, (ask, arrival) in enumerate(zip(asks, arrivals_s, strict=True)):
+        for number, (request, arrival) in enumerate(zip(requests, arrivals_s, strict=True)):
             _sleep_until(start + arrival)
-            request = Request(ask.prompt, AdmittedComposition(Base()), Decoding(max_new_tokens=ask.answer_tokens))
-            sequences.append(self._engine.submit(request, ends.listener(number)))
+            engine_request = Request(
+                request.prompt, AdmittedComposition(Base()), Decoding(max_new_tokens=request.answer_tokens)
+            )
+            sequences.append(self._engine.submit(engine_request, ends.listener(number)))
         finished = ends.wait()
         return Served(
             tuple(end - start - arrival for end, arrival in zip(finished, arrivals_s, strict=True)),
@@ -87,41 +89,41 @@ class StaticBatches:
         self._module, self._size, self._axes = module, size, axes
         self._device = next(module.parameters()).device
 
-    def serve(self, asks: Sequence[Ask], arrivals_s: Sequence[float]) -> Served:
+    def serve(self, requests: Sequence[LoadRequest], arrivals_s: Sequence[float]) -> Served:
         """Answer the requests in the order of their arrival."""
         start = time.perf_counter()
         latencies: list[float] = []
         answers: list[tuple[int, ...]] = []
-        while len(answers) < len(asks):
+        while len(answers) < len(requests):
             first = len(answers)
             _sleep_until(start + arrivals_s[first])
             now = time.perf_counter() - start
-            batch = [n for n in range(first, min(first + self._size, len(asks))) if arrivals_s[n] <= now]
-            answers += self.generate([asks[number] for number in batch])
+            batch = [n for n in range(first, min(first + self._size, len(requests))) if arrivals_s[n] <= now]
+            answers += self.generate([requests[number] for number in batch])
             now = time.perf_counter() - start
             latencies += [now - arrivals_s[number] for number in batch]
         return Served(tuple(latencies), tuple(answers), time.perf_counter() - start - arrivals_s[0])
 
     @torch.inference_mode()
-    def generate(self, asks: Sequence[Ask]) -> list[tuple[int, ...]]:
+    def generate(self, requests: Sequence[LoadRequest]) -> list[tuple[int, ...]]:
         """Answer one batch; each row is cut to its own answer length."""
-        longest = max(ask.prompt.length for ask in asks)
-        tokens = torch.zeros(len(asks), longest, dtype=torch.long)
+        longest = max(request.prompt.length for request in requests)
+        tokens = torch.zeros(len(requests), longest, dtype=torch.long)
         mask = torch.zeros_like(tokens)
-        for row, ask in enumerate(asks):
-            tokens[row, longest - ask.prompt.length :] = ask.prompt.tokens
-            mask[row, longest - ask.prompt.length :] = 1
+        for row, request in enumerate(requests):
+            tokens[row, longest - request.prompt.length :] = request.prompt.tokens
+            mask[row, longest - request.prompt.length :] = 1
         extra = {"mm_token_type_ids": torch.zeros_like(tokens).to(self._device)} if self._axes > 1 else {}
         output = self._module.generate(
             input_ids=tokens.to(self._device),
             attention_mask=mask.to(self._device),
             generation_config=GenerationConfig(
-                do_sample=False, max_new_tokens=max(ask.answer_tokens for ask in asks), pad_token_id=0
+                do_sample=False, max_new_tokens=max(request.answer_tokens for request in requests), pad_token_id=0
             ),
             **extra,
         )
         rows = output[:, longest:].tolist()
-        return [tuple(row[: ask.answer_tokens]) for row, ask in zip(rows, asks, strict=True)]
+        return [tuple(row[: request.answer_tokens]) for row, request in zip(rows, requests, strict=True)]
 
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int]) -> Tensor:

@@ -121,7 +121,7 @@ def measure_traffic(
 
 def measure_steps_beside_loads(options: argparse.Namespace, setup: EngineSetup, findings: Findings) -> None:
     """Time the steps of one answer, with and without concurrent adapter loads."""
-    say("steps of one answer, beside loads and alone")
+    say("steps of one answer, alone and during loads")
     absent = cycle(range(options.bank, options.many))
     steps: dict[str, list[float]] = {"alone": [], "beside_loads": []}
     loaded = setup.loads

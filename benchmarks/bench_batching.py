@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from batching_servers import EngineServer, StaticBatches
 from harness import Bar, Findings, run, say  # isort: split  # It puts the repository on the path.
-from open_loop import Ask, Search, Server, log_uniform, search
+from open_loop import LoadRequest, Search, Server, log_uniform, search
 from random_models import SHAPES, RandomBaseModel, Shape, copy_sharing_weights
 
 from generation_service.engine.limits import default_prefill_tokens
@@ -45,16 +45,16 @@ def measure(options: argparse.Namespace) -> Findings:
     complete(options)
     model = RandomBaseModel(CHOICES[options.shape], options.device, options.dtype)
     static = StaticBatches(copy_sharing_weights(model.module), options.slots, model.description.position_axes)
-    asks = load(model, options)
+    requests = load(model, options)
     longest = -(-(options.prompt[1] + options.answer[1] + 1) // 64) * 64
-    engine = EngineServer(model, options.slots, longest, len(asks), options.prefill_tokens)
+    engine = EngineServer(model, options.slots, longest, len(requests), options.prefill_tokens)
     with engine, torch.inference_mode():
-        findings = Findings(settings={"prompt_tokens": sizes(ask.prompt.length for ask in asks)})
-        findings.settings["answer_tokens"] = sizes(ask.answer_tokens for ask in asks)
-        findings.measurements["answers equal"] = require_same_answers(engine, static, asks, options)
-        alone = max(asks, key=lambda ask: ask.answer_tokens)
+        findings = Findings(settings={"prompt_tokens": sizes(request.prompt.length for request in requests)})
+        findings.settings["answer_tokens"] = sizes(request.answer_tokens for request in requests)
+        findings.measurements["answers equal"] = require_same_answers(engine, static, requests, options)
+        alone = max(requests, key=lambda request: request.answer_tokens)
         findings.measurements["longest request alone, generate"] = (alone_s := static.serve([alone], [0.0]).elapsed_s)
-        compare(findings, {"engine": engine, "static": static}, asks, options, options.bound * alone_s)
+        compare(findings, {"engine": engine, "static": static}, requests, options, options.bound * alone_s)
     return findings
 
 
@@ -69,11 +69,11 @@ def complete(options: argparse.Namespace) -> None:
     options.prefill_tokens = options.prefill_tokens or default_prefill_tokens(options.device.type)
 
 
-def load(model: RandomBaseModel, options: argparse.Namespace) -> list[Ask]:
+def load(model: RandomBaseModel, options: argparse.Namespace) -> list[LoadRequest]:
     """Return the requests: random prompts with log-uniform lengths, the same in every run."""
     draw = random.Random(0)
     return [
-        Ask(model.random_prompt(log_uniform(draw, *options.prompt), seed), log_uniform(draw, *options.answer))
+        LoadRequest(model.random_prompt(log_uniform(draw, *options.prompt), seed), log_uniform(draw, *options.answer))
         for seed in range(options.requests)
     ]
 
@@ -90,17 +90,17 @@ def sizes(lengths: Any) -> dict[str, float]:
 
 
 def require_same_answers(
-    engine: EngineServer, static: StaticBatches, asks: Sequence[Ask], options: argparse.Namespace
+    engine: EngineServer, static: StaticBatches, requests: Sequence[LoadRequest], options: argparse.Namespace
 ) -> str:
     """Answer two batches on both sides, which also warms them up; exit if they differ by more than rounding."""
-    some = asks[: 2 * options.slots]
+    some = requests[: 2 * options.slots]
     ours, theirs = (server.serve(some, [0.0] * len(some)).answers for server in (engine, static))
-    for ask, mine, other in zip(some, ours, theirs, strict=True):
+    for request, mine, other in zip(some, ours, theirs, strict=True):
         if len(mine) != len(other):
             raise SystemExit(f"an answer has {len(mine)} tokens, the other {len(other)}, so nothing was timed")
         parted = next((index for index, pair in enumerate(zip(mine, other, strict=True)) if pair[0] != pair[1]), None)
         if parted is not None:
-            logits = static.logits([*ask.prompt.tokens.tolist(), *mine[:parted]]).double()
+            logits = static.logits([*request.prompt.tokens.tolist(), *mine[:parted]]).double()
             apart = float((logits[mine[parted]] - logits[other[parted]]).abs() / logits.abs().max())
             if apart > ALLOWED[options.dtype]:
                 raise SystemExit(f"answers differ at token {parted} by {apart:.1e} of a logit, so nothing was timed")
@@ -110,14 +110,18 @@ def require_same_answers(
 
 
 def compare(
-    findings: Findings, servers: dict[str, Server], asks: Sequence[Ask], options: argparse.Namespace, bound_s: float
+    findings: Findings,
+    servers: dict[str, Server],
+    requests: Sequence[LoadRequest],
+    options: argparse.Namespace,
+    bound_s: float,
 ) -> None:
     """Measure both sides in turn in every repetition, and add ratios and measurements."""
     say(f"  p95 bound: {bound_s:.2f} s")
     searches: dict[str, list[Search]] = {name: [] for name in servers}
     for repetition in range(options.repetitions):
         for name, server in servers.items():
-            searches[name].append(search(server, asks, bound_s, seed=repetition, trials=options.trials))
+            searches[name].append(search(server, requests, bound_s, seed=repetition, trials=options.trials))
     sustained = {name: [result.sustained(bound_s) for result in searches[name]] for name in servers}
     saturated = {name: [result.sustained(inf) for result in searches[name]] for name in servers}
     findings.add_ratio(ROW, over(sustained["engine"], sustained["static"]), Bar.at_least_of(2.0))

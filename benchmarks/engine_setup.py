@@ -185,8 +185,8 @@ class EngineSetup:
         finally:
             lease.release()
 
-    def token_times(self, request: PlannedRequest, beside: Iterable[str]) -> list[float]:
-        """Return the time of each token of an answer while the adapters of `beside` are loaded one after another."""
+    def token_times(self, request: PlannedRequest, loading: Iterable[str]) -> list[float]:
+        """Return the time of each token of an answer while the adapters of `loading` are loaded one after another."""
         times: list[float] = []
         ended = threading.Event()
 
@@ -196,7 +196,7 @@ class EngineSetup:
                 ended.set()
 
         self._submit(request, hear)
-        for adapter in beside:
+        for adapter in loading:
             if ended.is_set():
                 break
             self.fill([adapter])

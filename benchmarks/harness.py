@@ -200,7 +200,7 @@ def _parser(question: str, add_options: Callable[[argparse.ArgumentParser], None
 
 
 def _as_json(benchmark: str, findings: Findings, options: argparse.Namespace) -> dict[str, Any]:
-    given = {name: value for name, value in vars(options).items() if name not in ("json", "output", "commit")}
+    chosen = {name: value for name, value in vars(options).items() if name not in ("json", "output", "commit")}
     measurements = {
         name: value.as_json() if isinstance(value, Timing) else value for name, value in findings.measurements.items()
     }
@@ -213,7 +213,7 @@ def _as_json(benchmark: str, findings: Findings, options: argparse.Namespace) ->
         "hardware": describe_hardware(options.device),
         "commit": options.commit or current_commit(ROOT),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": {name: _plain(value) for name, value in (given | findings.settings).items()},
+        "settings": {name: _plain(value) for name, value in (chosen | findings.settings).items()},
         "ratios": findings.ratios,
         "bars": bars,
         "measurements": measurements,

@@ -20,7 +20,7 @@ LARGEST_OVERLOAD = 1.5
 
 
 @dataclass(frozen=True)
-class Ask:
+class LoadRequest:
     """A prompt and the length of its answer."""
 
     prompt: EncodedPrompt
@@ -49,8 +49,8 @@ class Served:
 class Server(Protocol):
     """Answers requests as they arrive."""
 
-    def serve(self, asks: Sequence[Ask], arrivals_s: Sequence[float]) -> Served:
-        """Answer `asks`; the n-th arrives `arrivals_s[n]` seconds from now. Arrivals are in ascending order."""
+    def serve(self, requests: Sequence[LoadRequest], arrivals_s: Sequence[float]) -> Served:
+        """Answer `requests`; the n-th arrives `arrivals_s[n]` seconds from now. Arrivals are in ascending order."""
 
 
 def log_uniform(draw: random.Random, least: int, most: int) -> int:
@@ -79,14 +79,14 @@ class Search:
         return max((served.requests_per_s for _, served in self.runs if served.p95_s <= bound_s), default=0.0)
 
 
-def search(server: Server, asks: Sequence[Ask], bound_s: float, *, seed: int, trials: int) -> Search:
+def search(server: Server, requests: Sequence[LoadRequest], bound_s: float, *, seed: int, trials: int) -> Search:
     """Run once with all requests at once, then bisect for the highest rate whose p95 is within `bound_s`."""
-    full = server.serve(asks, poisson_arrivals(len(asks), math.inf, seed))
+    full = server.serve(requests, poisson_arrivals(len(requests), math.inf, seed))
     low, high = 0.0, LARGEST_OVERLOAD * full.requests_per_s
     runs: list[tuple[float | None, Served]] = [(None, full)]
     rate = FIRST_TRIAL * full.requests_per_s
     for _ in range(trials):
-        served = server.serve(asks, poisson_arrivals(len(asks), rate, seed))
+        served = server.serve(requests, poisson_arrivals(len(requests), rate, seed))
         runs.append((rate, served))
         low, high = (rate, high) if served.p95_s <= bound_s else (low, rate)
         rate = (low + high) / 2

@@ -142,5 +142,5 @@ class Routing:
         if any(index.dim() != 1 or bool(((index < 0) | (index >= rows)).any()) for index in tensors):
             raise ValueError(f"image_rows[{prefix!r}] must hold row numbers in [0, {rows})")
         if len({index.shape[0] for index in tensors}) != len(tensors):
-            raise ValueError(f"image_rows[{prefix!r}] has two indices of one length: they cannot be told apart")
+            raise ValueError(f"image_rows[{prefix!r}] has two indices of one length, which cannot be distinguished")
         return tuple(index.to(self._device) for index in tensors)

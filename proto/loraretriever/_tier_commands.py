@@ -5,34 +5,15 @@ The entry points name this module because it has the same name in a checkout and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 
 def __getattr__(name: str) -> object:
-    """Import a tier's command.
-
-    Raises:
-        ModuleNotFoundError: a package of the tier is not installed; the message names the extra that has it.
-    """
+    """Import a tier's command; raises ModuleNotFoundError if a package of the tier is not installed."""
     if name == "inspect":
-        with _naming_the_extra("generation"):
-            from generation_service.commands import inspect
+        from generation_service.commands import inspect
 
-            return inspect
+        return inspect
     if name == "retrieval":
-        with _naming_the_extra("retrieval"):
-            from retrieval_service.commands import app
+        from retrieval_service.commands import app
 
-            return app
+        return app
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-@contextmanager
-def _naming_the_extra(extra: str) -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "a package").partition(".")[0]
-        problem = f"{package} is not installed: pip install 'loraretriever[{extra}]'"
-        raise ModuleNotFoundError(problem, name=error.name) from error

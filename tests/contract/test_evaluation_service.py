@@ -40,7 +40,7 @@ from orchestrator.clients.generation import GenerationClient
 from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.evaluation.data.files import file_sha256
 from orchestrator.evaluation.job import EvaluationState
-from orchestrator.evaluation.planning import step_text
+from orchestrator.evaluation.sample_plan import step_text
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.store import RedisStore

@@ -87,22 +87,24 @@ class Qwen2VLReference:
 
     def positions(self, tokens: Sequence[int], images: Sequence[ImagePatches]) -> Tensor:
         """Return time, height and width positions [3, T]: text advances on all, an image spans a box at one time."""
-        found: list[tuple[int, int, int]] = []
+        triples: list[tuple[int, int, int]] = []
         coming = list(images)
         index = 0
         following = 0
         while index < len(tokens):
             if tokens[index] != self.config["image_token_id"]:
-                found.append((following, following, following))
+                triples.append((following, following, following))
                 following += 1
                 index += 1
                 continue
             image = coming.pop(0)
             high, wide = image.grid_h // MERGE, image.grid_w // MERGE
-            found += [(following, following + row, following + column) for row in range(high) for column in range(wide)]
+            triples += [
+                (following, following + row, following + column) for row in range(high) for column in range(wide)
+            ]
             following += max(high, wide)
             index += high * wide
-        return torch.tensor(found).T
+        return torch.tensor(triples).T
 
     def see(self, image: ImagePatches) -> Tensor:
         """Return an image's tokens [merged, hidden] from the vision tower and its merger."""

@@ -100,8 +100,8 @@ def test_captured_step_leaves_idle_and_prefilling_slots_unchanged(fixture: Captu
         rows = [fixture.row(slot, 30 + step, {owned: 1.0} if slot else {}) for slot in (4, 0, 3)]
         captured, eager = fixture.both(rows)
         torch.testing.assert_close(captured, eager, rtol=1e-5, atol=1e-5)
-    kept = [store[1] for store in (*fixture.cache.keys, *fixture.cache.values)]
-    assert all(torch.equal(now[:, :-1], before[:, :-1]) for now, before in zip(kept, held, strict=True))
+    current = [store[1] for store in (*fixture.cache.keys, *fixture.cache.values)]
+    assert all(torch.equal(now[:, :-1], before[:, :-1]) for now, before in zip(current, held, strict=True))
 
 
 def test_each_rank_bucket_has_its_own_graph(fixture: CaptureFixture) -> None:

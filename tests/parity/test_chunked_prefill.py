@@ -55,10 +55,10 @@ class Device:
 
     def decode(self, prefill: Prefill, logits: Tensor, tokens: int) -> list[int]:
         """Return the `tokens` greedy tokens that follow a prompt."""
-        found = [int(logits.argmax())]
-        while len(found) < tokens:
-            found.append(int(self.runner.decode([row(prefill, found)]).argmax()))
-        return found
+        chosen = [int(logits.argmax())]
+        while len(chosen) < tokens:
+            chosen.append(int(self.runner.decode([row(prefill, chosen)]).argmax()))
+        return chosen
 
 
 def row(prefill: Prefill, tokens: list[int]) -> DecodeRow:

@@ -59,8 +59,8 @@ def requests(world: ModelFixture, seed: int, count: int = REQUESTS) -> list[pb.G
     return made
 
 
-async def answers(service: Served, asked: list[pb.GenerateRequest]) -> list[pb.GenerateResponse]:
-    return list(await asyncio.gather(*(service.stub.Generate(request) for request in asked)))
+async def answers(service: Served, batch: list[pb.GenerateRequest]) -> list[pb.GenerateResponse]:
+    return list(await asyncio.gather(*(service.stub.Generate(request) for request in batch)))
 
 
 async def left_after(call: grpc.aio.UnaryUnaryCall, seconds: float) -> None:  # type: ignore[type-arg]
@@ -68,18 +68,18 @@ async def left_after(call: grpc.aio.UnaryUnaryCall, seconds: float) -> None:  # 
     call.cancel()
 
 
-def told(answer: pb.GenerateResponse) -> tuple[object, ...]:
+def outcome(answer: pb.GenerateResponse) -> tuple[object, ...]:
     applied = tuple((share.adapter_id, share.revision, share.weight) for share in answer.applied)
     return answer.text, answer.finish_reason, answer.usage.completion_tokens, applied
 
 
 async def test_64_concurrent_requests_match_single_ones(world: ModelFixture) -> None:
-    asked = requests(world, seed=1)
+    batch = requests(world, seed=1)
     async with served(settings_for(world.base, [world.roots], max_running=1)) as service:
-        alone = [told(await service.stub.Generate(request)) for request in asked]
+        alone = [outcome(await service.stub.Generate(request)) for request in batch]
     crowded = settings_for(world.base, [world.roots], max_running=16, bank_ranks=48, prefill_tokens=40)
     async with served(crowded) as service:
-        together = [told(answer) for answer in await answers(service, asked)]
+        together = [outcome(answer) for answer in await answers(service, batch)]
         assert service.stack.residency.leased_ranks == service.stack.engine.running == 0
     assert together == alone
     assert len({text for text, *_ in alone}) > REQUESTS // 2
@@ -92,7 +92,7 @@ async def test_joining_and_leaving_requests_change_no_answer(world: ModelFixture
     for request in long:
         request.decoding.max_new_tokens = 60
     async with served(settings_for(world.base, [world.roots], max_running=8)) as service:
-        alone = [told(await service.stub.Generate(request)) for request in long]
+        alone = [outcome(await service.stub.Generate(request)) for request in long]
     settings = settings_for(world.base, [world.roots], max_running=8, prefill_tokens=prefill_tokens)
     async with served(settings) as service:
         running = [asyncio.ensure_future(service.stub.Generate(request)) for request in long]
@@ -102,4 +102,4 @@ async def test_joining_and_leaving_requests_change_no_answer(world: ModelFixture
             calls[0].cancel()
             leaving = asyncio.ensure_future(left_after(calls[1], seconds=0.02 * start))
             await asyncio.gather(*calls[2:], leaving)
-        assert [told(answer) for answer in await asyncio.gather(*running)] == alone
+        assert [outcome(answer) for answer in await asyncio.gather(*running)] == alone

@@ -48,7 +48,7 @@ def load(folder: Path, **options: Any) -> BaseModel:
     return load_base_model(folder, LoadOptions(CPU, torch.float32, **options))
 
 
-def asked(text: str, images: Sequence[Image]) -> Prompt:
+def prompt_of(text: str, images: Sequence[Image]) -> Prompt:
     return Prompt.of(text, [ImagePart(b"decoded already") for _ in images])
 
 
@@ -57,18 +57,18 @@ def pictures(sizes: Sequence[tuple[int, int]]) -> list[Image]:
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize(("shape", "written"), LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(("shape", "layout"), LAYOUTS.values(), ids=LAYOUTS)
 def test_logits_match_independent_implementation(
-    tmp_path: Path, shape: TinyInternVL, written: dict[str, Any], sizes: list[tuple[int, int]]
+    tmp_path: Path, shape: TinyInternVL, layout: dict[str, Any], sizes: list[tuple[int, int]]
 ) -> None:
-    folder = write_internvl2(tmp_path / "base", shape, **written)
+    folder = write_internvl2(tmp_path / "base", shape, **layout)
     images = pictures(sizes)
     cut = [tiles(image, shape.image_size, shape.max_tiles) for image in images]
     reference = InternVL2Reference(folder)
     expected_tokens = reference.prompt("What is on the screen?", cut)
 
     model = load(folder)
-    prompt = model.encode(asked("What is on the screen?", images), images)
+    prompt = model.encode(prompt_of("What is on the screen?", images), images)
 
     assert prompt.tokens.tolist() == expected_tokens
     assert prompt.image_tokens == shape.tile_tokens * sum(map(len, cut))
@@ -106,7 +106,7 @@ def test_image_has_at_most_max_tiles(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base", TinyInternVL(max_tiles=8))
     image = picture(300, 500)
     for most, expected in ((None, 8), (4, 4), (2, 2), (1, 1), (20, 20)):
-        prompt = load(folder, max_tiles=most).encode(asked("x", [image]), [image])
+        prompt = load(folder, max_tiles=most).encode(prompt_of("x", [image]), [image])
         cut = tiles(image, 56, expected)
         assert prompt.pixels is not None
         assert len(cut) <= expected + 1
@@ -122,15 +122,15 @@ def test_max_tiles_below_model_minimum_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "count"),
+    ("changes", "count"),
     [({"dynamic_image_size": False}, 1), ({"use_thumbnail": False}, 2), ({"max_dynamic_patch": None}, 13)],
 )
-def test_tiling_follows_config(tmp_path: Path, given: dict[str, Any], count: int) -> None:
+def test_tiling_follows_config(tmp_path: Path, changes: dict[str, Any], count: int) -> None:
     folder = write_internvl2(tmp_path / "base", TinyInternVL(max_tiles=2))
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | given))
+    (folder / "config.json").write_text(json.dumps(config | changes))
     image = picture(300, 400) if count == 13 else picture(50, 100)
-    grids = load(folder).encode(asked("x", [image]), [image]).grids
+    grids = load(folder).encode(prompt_of("x", [image]), [image]).grids
     assert grids is not None
     assert grids.tolist() == [count]
 
@@ -146,8 +146,8 @@ def test_one_image_is_held_at_a_time(tmp_path: Path) -> None:
 
     model = load(write_internvl2(tmp_path / "base"))
     images = [picture(100, 150, seed) for seed in range(3)]
-    expected = model.encode(asked("x", images), images)
-    prompt = model.encode(asked("x", images), (decoded(seed) for seed in range(3)))
+    expected = model.encode(prompt_of("x", images), images)
+    prompt = model.encode(prompt_of("x", images), (decoded(seed) for seed in range(3)))
     assert len(held) == 3
     assert prompt.pixels is not None
     assert expected.pixels is not None
@@ -171,7 +171,7 @@ def test_tile_batches_give_same_embeddings(tmp_path: Path) -> None:
     folder = write_internvl2(tmp_path / "base")
     model = load(folder)
     images = pictures([(300, 400)] * 3)
-    prompt = model.encode(asked("x", images), images)
+    prompt = model.encode(prompt_of("x", images), images)
     assert prompt.pixels is not None
     assert len(prompt.pixels) == 39
     reference = InternVL2Reference(folder)

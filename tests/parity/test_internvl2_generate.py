@@ -36,16 +36,16 @@ def pictures(name: str) -> list[Image]:
     return [picture(width, height, seed) for seed, (width, height) in enumerate(IMAGES[name])]
 
 
-def answer(stack: GenerationStack, asked: Sequence[tuple[str, str, Composition]]) -> list[str]:
+def answer(stack: GenerationStack, requests: Sequence[tuple[str, str, Composition]]) -> list[str]:
     """Return the answers to (text, images, composition), requested concurrently."""
 
     async def together() -> list[str]:
-        prompts = [Prompt.of(text, [ImagePart(png(image)) for image in pictures(name)]) for text, name, _ in asked]
+        prompts = [Prompt.of(text, [ImagePart(png(image)) for image in pictures(name)]) for text, name, _ in requests]
         decoding = Decoding(max_new_tokens=TOKENS)
         answers = await asyncio.gather(
             *(
                 stack.service.generate(prompt, share, decoding)
-                for prompt, (_, _, share) in zip(prompts, asked, strict=True)
+                for prompt, (_, _, share) in zip(prompts, requests, strict=True)
             )
         )
         return [answer.text for answer in answers]
@@ -72,10 +72,10 @@ def deltas_of(adapter: TinyAdapter, share: float) -> dict[str, Tensor]:
 def test_concurrent_requests_match_reference_alone(tmp_path: Path, shape: TinyInternVL) -> None:
     folder = write_internvl2(tmp_path / "base", shape, seed=1)
     reference = InternVL2Reference(folder)
-    asked = [(f"{'again ' * number}What?", name, Base()) for number, name in enumerate([*IMAGES, *IMAGES])]
+    requests = [(f"{'again ' * number}What?", name, Base()) for number, name in enumerate([*IMAGES, *IMAGES])]
     with generation_stack(settings_for(folder, max_running=4, prefill_tokens=48)) as stack:
-        answers = answer(stack, asked)
-        assert answers == [expected(stack, reference, text, name) for text, name, _ in asked]
+        answers = answer(stack, requests)
+        assert answers == [expected(stack, reference, text, name) for text, name, _ in requests]
     assert len(set(answers)) > 3
 
 
@@ -91,7 +91,7 @@ def test_adapters_with_original_names_match_merged_weights(tmp_path: Path) -> No
     for name, adapter in adapters.items():
         adapter.write(tmp_path / "adapters" / name)
     shares = {"language": {"language": 1.0}, "vision": {"vision": 1.0}, "mixture": {"language": 0.5, "both": 0.7}}
-    asked = [
+    requests = [
         (
             "What is on the screen?",
             images,
@@ -102,11 +102,11 @@ def test_adapters_with_original_names_match_merged_weights(tmp_path: Path) -> No
     ]
     with generation_stack(settings_for(folder, [tmp_path / "adapters"])) as stack:
         base = answer(stack, [("What is on the screen?", "one image", Base())])
-        answers = answer(stack, asked)
-        for (text, images, composition), given in zip(asked, answers, strict=True):
+        answers = answer(stack, requests)
+        for (text, images, composition), actual in zip(requests, answers, strict=True):
             deltas: dict[str, Tensor] = {}
             for part in composition.adapters:
                 for path, delta in deltas_of(adapters[part.adapter_id], part.weight).items():
                     deltas[path] = deltas.get(path, 0) + delta
-            assert given == expected(stack, InternVL2Reference(folder, deltas), text, images)
+            assert actual == expected(stack, InternVL2Reference(folder, deltas), text, images)
     assert base[0] not in answers

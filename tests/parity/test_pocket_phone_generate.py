@@ -80,7 +80,7 @@ def examples(name: str, count: int) -> list[Example]:
     return steps[:: max(1, len(steps) // count)][:count]
 
 
-def answers(stack: GenerationStack, asked: Sequence[Example], composition: Composition) -> list[str]:
+def answers(stack: GenerationStack, samples: Sequence[Example], composition: Composition) -> list[str]:
     """Return the answers to all examples, requested concurrently."""
 
     async def together() -> list[str]:
@@ -90,7 +90,7 @@ def answers(stack: GenerationStack, asked: Sequence[Example], composition: Compo
                 composition,
                 Decoding(max_new_tokens=TOKENS),
             )
-            for example in asked
+            for example in samples
         ]
         return [answer.text for answer in await asyncio.gather(*calls)]
 
@@ -99,18 +99,18 @@ def answers(stack: GenerationStack, asked: Sequence[Example], composition: Compo
 
 @pytest.mark.parametrize("name", ["adidas", "clock", "decathlon", "youtube"])
 def test_app_adapter_matches_peft_answers(stack: GenerationStack, name: str) -> None:
-    asked = examples(name, 5)
+    samples = examples(name, 5)
     reference = PeftReference([name])
-    expected = [reference.answer(example) for example in asked]
-    assert answers(stack, asked, Mixture((WeightedAdapter(name, 1.0),))) == expected
+    expected = [reference.answer(example) for example in samples]
+    assert answers(stack, samples, Mixture((WeightedAdapter(name, 1.0),))) == expected
 
 
 def test_app_mixture_matches_peft_cat_answers(stack: GenerationStack) -> None:
     names, weights = ["adidas", "amazon", "ebay"], [0.6, 0.3, 0.1]
-    asked = examples("adidas", 6)
+    samples = examples("adidas", 6)
     reference = PeftReference(names)
     reference.model.add_weighted_adapter(names, weights, "cat", combination_type="cat")
     reference.model.set_adapter("cat")
-    expected = [reference.answer(example) for example in asked]
+    expected = [reference.answer(example) for example in samples]
     shares = tuple(WeightedAdapter(name, weight) for name, weight in zip(names, weights, strict=True))
-    assert answers(stack, asked, Mixture(shares)) == expected
+    assert answers(stack, samples, Mixture(shares)) == expected

@@ -32,7 +32,7 @@ def load(folder: Path, max_pixels: int | None = None) -> BaseModel:
     return load_base_model(folder, LoadOptions(CPU, torch.float32, max_pixels))
 
 
-def asked(text: str, images: list[Image]) -> Prompt:
+def prompt_of(text: str, images: list[Image]) -> Prompt:
     return Prompt.of(text, [ImagePart(b"decoded already") for _ in images])
 
 
@@ -52,7 +52,7 @@ def test_logits_match_independent_implementation(
     expected_tokens = reference.prompt("What is on the screen?", cut)
 
     model = load(folder)
-    prompt = model.encode(asked("What is on the screen?", images), images)
+    prompt = model.encode(prompt_of("What is on the screen?", images), images)
 
     assert prompt.tokens.tolist() == expected_tokens
     assert prompt.image_tokens == sum(image.merged_tokens for image in cut)
@@ -75,7 +75,7 @@ def test_bfloat16_checkpoint_widens_exactly(tmp_path: Path) -> None:
 def test_images_are_resized_to_max_pixels(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     image = picture(300, 500)
-    prompt = load(folder, max_pixels=20000).encode(asked("x", [image]), [image])
+    prompt = load(folder, max_pixels=20000).encode(prompt_of("x", [image]), [image])
     cut = patches(image, max_pixels=20000)
     assert prompt.image_tokens == cut.merged_tokens < 300 * 500 // 28**2
     assert prompt.pixels is not None
@@ -93,8 +93,8 @@ def test_one_image_is_held_at_a_time(tmp_path: Path) -> None:
 
     model = load(write_qwen2_vl(tmp_path / "base"))
     images = [picture(100, 150, seed) for seed in range(3)]
-    expected = model.encode(asked("x", images), images)
-    prompt = model.encode(asked("x", images), (decoded(seed) for seed in range(3)))
+    expected = model.encode(prompt_of("x", images), images)
+    prompt = model.encode(prompt_of("x", images), (decoded(seed) for seed in range(3)))
     assert len(held) == 3
     assert prompt.pixels is not None
     assert expected.pixels is not None
@@ -116,8 +116,8 @@ def test_excess_images_are_refused_before_preprocessing(tmp_path: Path, monkeypa
 
 def test_pixels_are_stored_in_model_dtype(tmp_path: Path) -> None:
     folder, image = write_qwen2_vl(tmp_path / "base", dtype=torch.bfloat16), picture(100, 150)
-    prompt = load_base_model(folder, LoadOptions(CPU)).encode(asked("x", [image]), [image])
-    exact = load(folder).encode(asked("x", [image]), [image])
+    prompt = load_base_model(folder, LoadOptions(CPU)).encode(prompt_of("x", [image]), [image])
+    exact = load(folder).encode(prompt_of("x", [image]), [image])
     assert prompt.pixels is not None
     assert exact.pixels is not None
     assert prompt.pixels.dtype is torch.bfloat16
@@ -132,7 +132,7 @@ def test_max_pixels_below_model_minimum_is_refused(tmp_path: Path) -> None:
 def test_extreme_aspect_ratio_is_invalid_argument(tmp_path: Path) -> None:
     image = picture(2000, 4)
     with pytest.raises(InvalidArgumentError, match="aspect ratio") as caught:
-        load(write_qwen2_vl(tmp_path / "base")).encode(asked("x", [image]), [image])
+        load(write_qwen2_vl(tmp_path / "base")).encode(prompt_of("x", [image]), [image])
     assert caught.value.field == "messages[0].parts[0].image"
 
 

@@ -64,8 +64,8 @@ def pictures(sizes: Sequence[tuple[int, int]]) -> list[Image]:
 
 
 def logits(model: BaseModel, images: list[Image]) -> Tensor:
-    asked = Prompt.of(QUESTION, [ImagePart(b"decoded already") for _ in images])
-    return prompt_logits(model, model.encode(asked, images))
+    prompt = Prompt.of(QUESTION, [ImagePart(b"decoded already") for _ in images])
+    return prompt_logits(model, model.encode(prompt, images))
 
 
 def expected_logits(reference: Qwen2VLReference, images: list[Image]) -> Tensor:
@@ -154,18 +154,18 @@ def test_adapter_under_any_names_matches_merged_weights(
 def test_concurrent_requests_of_many_lengths_and_images_match_single_ones(tmp_path: Path, family: Family) -> None:
     folder = family.write(tmp_path / "base", family.shape)
     reference = family.reference(folder)
-    asked = [(f"{'again ' * number}What?", pictures(SIZES[name])) for number, name in enumerate([*SIZES, *SIZES])]
+    requests = [(f"{'again ' * number}What?", pictures(SIZES[name])) for number, name in enumerate([*SIZES, *SIZES])]
     with generation_stack(settings_for(folder, max_running=4)) as stack:
 
         async def together() -> list[str]:
-            prompts = [Prompt.of(text, [ImagePart(png(image)) for image in images]) for text, images in asked]
+            prompts = [Prompt.of(text, [ImagePart(png(image)) for image in images]) for text, images in requests]
             decoding = Decoding(max_new_tokens=12)
             answers = await asyncio.gather(*(stack.service.generate(p, Base(), decoding) for p in prompts))
             return [answer.text for answer in answers]
 
         answered = asyncio.run(together())
         ends = stack.model.description.eos_tokens
-        for (text, images), answer in zip(asked, answered, strict=True):
+        for (text, images), answer in zip(requests, answered, strict=True):
             tokens = reference.generate(text, [patches(image) for image in images], 12)
             end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
             assert answer == stack.model.decode(tokens[:end])

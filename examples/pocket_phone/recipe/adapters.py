@@ -156,10 +156,10 @@ class Lessons:
 def _lessons(task: Task, seed: int, rng: random.Random) -> Lessons:
     count = CATEGORY_EPISODES if task.adapter_id in CATEGORIES else APP_EPISODES
     episodes = generate(task.adapter_id, "train", count, seed, start=task.round * count)
-    told = [*episodes, *(retell(episode, rng) for episode in episodes for _ in range(RETOLD))]
-    examples = [example for episode in told for example in step_examples(episode)]
+    paraphrased = [*episodes, *(retell(episode, rng) for episode in episodes for _ in range(RETOLD))]
+    examples = [example for episode in paraphrased for example in step_examples(episode)]
     weights = [SELF_EVIDENT if example.answer.startswith((DONE, WAIT, TYPED)) else 1.0 for example in examples]
-    sequences = [encode(sequence_example(episode)) for episode in told]
+    sequences = [encode(sequence_example(episode)) for episode in paraphrased]
     return Lessons([encode(example) for example in examples], weights, sequences)
 
 

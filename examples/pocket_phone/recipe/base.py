@@ -137,8 +137,8 @@ def _train_eyes(model: Qwen2VLForConditionalGeneration, turn: Tensor, rng: rando
         screens = rng.sample(pool.screens, EYE_BATCH)
         patches, grids = pixels(screens)
         output = vision(patches.to(model.device), grid_thw=grids.to(model.device)).pooler_output
-        wanted = torch.stack([targets[name] for screen in screens for name in _concepts(screen)])
-        loss = nn.functional.mse_loss(output, wanted) / EMBEDDING_STD**2
+        expected = torch.stack([targets[name] for screen in screens for name in _concepts(screen)])
+        loss = nn.functional.mse_loss(output, expected) / EMBEDDING_STD**2
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()

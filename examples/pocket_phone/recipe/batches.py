@@ -111,8 +111,8 @@ def answer_logits(model: Qwen2VLForConditionalGeneration, batch: Batch) -> tuple
     hidden = model.model.language_model(
         inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
     ).last_hidden_state
-    wanted = batch.labels[:, 1:] != IGNORED
-    return model.lm_head(hidden[:, :-1][wanted]), batch.labels[:, 1:][wanted]
+    is_answer = batch.labels[:, 1:] != IGNORED
+    return model.lm_head(hidden[:, :-1][is_answer]), batch.labels[:, 1:][is_answer]
 
 
 def answer_loss(model: Qwen2VLForConditionalGeneration, batch: Batch) -> Tensor:

@@ -23,8 +23,8 @@ from examples.pocket_phone.recipe.evaluate import (
     bench,
     composed,
     exact,
-    found,
     load_adapter,
+    retrieval_quality,
     similarities,
 )
 from examples.pocket_phone.recipe.state import Journal, Progress
@@ -100,7 +100,7 @@ def _retrieval(output: Path, seed: int, device: str) -> dict[str, dict[str, Any]
             model.use(task)
             vectors = adapter_vectors(model, names, seed)
             scores = [similarities(model, vectors, bench(name, EPISODES, seed).examples) for name in names]
-            judged = found(scores, TEMPERATURES)
+            judged = retrieval_quality(scores, TEMPERATURES)
             weights = {str(temperature): weight for temperature, weight in judged.home_weight.items()}
             result[f"{kind}, {task or 'no task adapter'}"] = {
                 "@1": judged.at_1,

@@ -53,16 +53,16 @@ def load_adapter(folder: Path) -> Adapter:
 @contextmanager
 def composed(model: Qwen2VLForConditionalGeneration, parts: Sequence[tuple[Adapter, float]]) -> Iterator[None]:
     """Add the weighted sum of the adapters' deltas to the base model within the block."""
-    kept: dict[str, Tensor] = {}
+    original: dict[str, Tensor] = {}
     try:
         for adapter, weight in parts:
             for module, delta in adapter.deltas.items():
                 parameter = model.get_submodule(module).weight
-                kept.setdefault(module, parameter.data.clone())
+                original.setdefault(module, parameter.data.clone())
                 parameter.data += weight * delta.to(parameter.device)
         yield
     finally:
-        for module, value in kept.items():
+        for module, value in original.items():
             model.get_submodule(module).weight.data.copy_(value)
 
 
@@ -116,7 +116,7 @@ def similarities(embedder: Embedder, vectors: Tensor, examples: Sequence[Example
 
 
 @dataclass(frozen=True)
-class Found:
+class RetrievalQuality:
     """Retrieval of the true adapter: share at rank 1, within 3, and its mean softmax weight among the first 3."""
 
     at_1: float
@@ -124,7 +124,7 @@ class Found:
     home_weight: dict[float, float]
 
 
-def found(scores: Sequence[Tensor], temperatures: Sequence[float]) -> Found:
+def retrieval_quality(scores: Sequence[Tensor], temperatures: Sequence[float]) -> RetrievalQuality:
     """Evaluate scores: one tensor [examples, adapters] per adapter; in the n-th, the n-th adapter is the true one."""
     ranks: list[Tensor] = []
     weights: dict[float, list[Tensor]] = {temperature: [] for temperature in temperatures}
@@ -136,4 +136,4 @@ def found(scores: Sequence[Tensor], temperatures: Sequence[float]) -> Found:
             weights[temperature].append((share * (order == number)).sum(1))
     rank = torch.cat(ranks)
     home = {temperature: torch.cat(parts).mean().item() for temperature, parts in weights.items()}
-    return Found((rank == 0).float().mean().item(), (rank < 3).float().mean().item(), home)
+    return RetrievalQuality((rank == 0).float().mean().item(), (rank < 3).float().mean().item(), home)

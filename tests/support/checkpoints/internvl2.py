@@ -112,16 +112,16 @@ def language_linears(shape: TinyInternVL) -> dict[str, tuple[int, int]]:
 def vision_linears(shape: TinyInternVL) -> dict[str, tuple[int, int]]:
     """Return the linear layers of vision tower and projector by their original names: path -> (in, out)."""
     width = shape.vision_width
-    found: dict[str, tuple[int, int]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
     for layer in range(shape.vision_depth):
         at = f"vision_model.encoder.layers.{layer}"
-        found |= {
+        shapes |= {
             f"{at}.attn.qkv": (width, 3 * width),
             f"{at}.attn.proj": (width, width),
             f"{at}.mlp.fc1": (width, 4 * width),
             f"{at}.mlp.fc2": (4 * width, width),
         }
-    return found | {"mlp1.1": (4 * width, shape.hidden), "mlp1.3": (shape.hidden, shape.hidden)}
+    return shapes | {"mlp1.1": (4 * width, shape.hidden), "mlp1.3": (shape.hidden, shape.hidden)}
 
 
 def tensors(shape: TinyInternVL, vocab: int, seed: int) -> dict[str, Tensor]:
@@ -129,8 +129,8 @@ def tensors(shape: TinyInternVL, vocab: int, seed: int) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(seed)
 
     def linear(path: str, inputs: int, outputs: int, bias: bool) -> dict[str, Tensor]:
-        found = {f"{path}.weight": torch.randn(outputs, inputs, generator=draw) / inputs**0.5}
-        return found | ({f"{path}.bias": vector(outputs)} if bias else {})
+        layer = {f"{path}.weight": torch.randn(outputs, inputs, generator=draw) / inputs**0.5}
+        return layer | ({f"{path}.bias": vector(outputs)} if bias else {})
 
     def vector(size: int, around: float = 0.0) -> Tensor:
         return around + 0.1 * torch.randn(size, generator=draw)
@@ -144,30 +144,30 @@ def tensors(shape: TinyInternVL, vocab: int, seed: int) -> dict[str, Tensor]:
         if shape.language == "internlm2"
         else ("input_layernorm", "post_attention_layernorm", "model.embed_tokens", "lm_head")
     )
-    found = {f"language_model.{embedding}.weight": torch.randn(vocab, hidden, generator=draw)}
+    weights = {f"language_model.{embedding}.weight": torch.randn(vocab, hidden, generator=draw)}
     for path, (inputs, outputs) in language_linears(shape).items():
         own = shape.language == "qwen2" and path.endswith(("q_proj", "k_proj", "v_proj"))
         biased = own or (shape.bias and ".attention." in path)
-        found |= linear(path, inputs, outputs, biased)
+        weights |= linear(path, inputs, outputs, biased)
     for layer in range(shape.layers):
         at = f"language_model.model.layers.{layer}"
-        found |= {f"{at}.{attention_norm}.weight": vector(hidden, 1), f"{at}.{ffn_norm}.weight": vector(hidden, 1)}
-    found["language_model.model.norm.weight"] = vector(hidden, 1)
+        weights |= {f"{at}.{attention_norm}.weight": vector(hidden, 1), f"{at}.{ffn_norm}.weight": vector(hidden, 1)}
+    weights["language_model.model.norm.weight"] = vector(hidden, 1)
     if not shape.tied:
-        found |= linear(f"language_model.{head}", hidden, vocab, False)
+        weights |= linear(f"language_model.{head}", hidden, vocab, False)
     for path, (inputs, outputs) in vision_linears(shape).items():
-        found |= linear(path, inputs, outputs, shape.qkv_bias or not path.endswith("qkv"))
+        weights |= linear(path, inputs, outputs, shape.qkv_bias or not path.endswith("qkv"))
     for layer in range(shape.vision_depth):
         at = f"vision_model.encoder.layers.{layer}"
-        found |= norm(f"{at}.norm1", width) | norm(f"{at}.norm2", width)
-        found |= {f"{at}.ls1": vector(width, 0.5), f"{at}.ls2": vector(width, 0.5)}
+        weights |= norm(f"{at}.norm1", width) | norm(f"{at}.norm2", width)
+        weights |= {f"{at}.ls1": vector(width, 0.5), f"{at}.ls2": vector(width, 0.5)}
     patches = (shape.image_size // PATCH) ** 2
     patch = linear("vision_model.embeddings.patch_embedding", 3 * PATCH**2, width, True)
     patch["vision_model.embeddings.patch_embedding.weight"] = patch[
         "vision_model.embeddings.patch_embedding.weight"
     ].reshape(width, 3, PATCH, PATCH)
     return (
-        found
+        weights
         | patch
         | norm("mlp1.0", 4 * width)
         | {

@@ -40,11 +40,11 @@ def write_internvl_native(folder: Path, original: Path, shape: TinyInternVL) -> 
     """Write `original`, with Qwen2 as language model, and the same model in the layout of transformers."""
     write_internvl2(original, shape)
     folder.mkdir(parents=True)
-    given = json.loads((original / "config.json").read_text())
+    config = json.loads((original / "config.json").read_text())
     tokenizer = Qwen2Tokenizer.from_pretrained(original)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
-    _write_json(folder / "config.json", _config(given, tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), shape))
+    _write_json(folder / "config.json", _config(config, tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), shape))
     _write_json(folder / "generation_config.json", {"eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>")})
     _write_json(folder / "preprocessor_config.json", _preprocessor(shape))
     save_file(native_tensors(load_file(original / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
@@ -53,21 +53,21 @@ def write_internvl_native(folder: Path, original: Path, shape: TinyInternVL) -> 
 
 def native_tensors(original: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return an original folder's tensors under the names of the published `-hf` folders."""
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for original_name, tensor in original.items():
         name = original_name
         for pattern, replacement in _RENAMED:
             name = re.sub(pattern, replacement, name)
         if ".attn.qkv" in name:
             for part, third in zip("qkv", tensor.chunk(3), strict=True):
-                found[name.replace(".attn.qkv", f".attention.{part}_proj")] = third.clone()
+                renamed[name.replace(".attn.qkv", f".attention.{part}_proj")] = third.clone()
         else:
-            found[name] = tensor
-    return found
+            renamed[name] = tensor
+    return renamed
 
 
-def _config(given: Mapping[str, Any], image_token: int, shape: TinyInternVL) -> dict[str, Any]:
-    vision = given["vision_config"]
+def _config(config: Mapping[str, Any], image_token: int, shape: TinyInternVL) -> dict[str, Any]:
+    vision = config["vision_config"]
     kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "norm_type")
     return {
         "architectures": ["InternVLForConditionalGeneration"],
@@ -76,7 +76,7 @@ def _config(given: Mapping[str, Any], image_token: int, shape: TinyInternVL) -> 
         "image_token_id": image_token,
         "model_type": "internvl",
         "projector_hidden_act": "gelu",
-        "text_config": {key: value for key, value in given["llm_config"].items() if value is not None},
+        "text_config": {key: value for key, value in config["llm_config"].items() if value is not None},
         "tie_word_embeddings": shape.tied,
         "torch_dtype": "float32",
         "vision_config": {key: vision[key] for key in kept}

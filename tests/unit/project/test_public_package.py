@@ -86,6 +86,7 @@ def test_version_needs_no_extra() -> None:
         (("rich",), ["evaluate", "status"], "orchestrator"),
         (("torch", "transformers"), ["serve", "generation"], "generation"),
         (("qdrant_client",), ["serve", "retrieval"], "retrieval"),
+        (("torch", "transformers"), ["inspect", "folder"], "generation"),
     ],
 )
 def test_missing_package_is_one_sentence_that_names_the_extra(

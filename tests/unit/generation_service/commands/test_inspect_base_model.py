@@ -187,12 +187,12 @@ def test_wrong_path_exits_2_with_one_line(
     assert (output.out, output.err.count("\n")) == ("", 1)
 
 
-def test_cli_without_torch_lacks_inspect_and_imports_no_torch() -> None:
+def test_cli_without_torch_names_the_extra_and_imports_no_torch() -> None:
     load = "import sys; sys.modules['torch'] = None; from orchestrator.cli.main import run"
     code = f"{load}; sys.exit(run(['inspect', 'x']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "No such command 'inspect'" in done.stderr
+    assert "pip install 'loraretriever[generation]'" in done.stderr
     code = "import sys, orchestrator.cli.main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
