@@ -10,7 +10,7 @@ from typing import TypeVar, assert_never
 import torch
 from torch import Tensor
 
-from generation_service.lora.fusion.deltas import WeightedPair, dare, ties
+from generation_service.lora.fusion.ties_dare import WeightedPair, dare, ties
 from generation_service.lora.fusion.truncation import best_of_dense, best_of_factors
 from generation_service.lora.weights import AdapterWeights, LoraPair, all_finite
 from infra.contract.composition import DEFAULT_DENSITY, FusionMethod
