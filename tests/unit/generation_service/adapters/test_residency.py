@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 import weakref
 from contextlib import suppress
@@ -10,8 +11,9 @@ from contextlib import suppress
 import pytest
 import torch
 
-from generation_service.adapters.leases import BankLease
+from generation_service.adapters.leases import AdapterKey, BankLease, ResidentAdapter
 from generation_service.adapters.load import CompositionLoad, LoadState, Outcome
+from generation_service.adapters.placement import Placement
 from generation_service.adapters.residency import READ_AHEAD
 from generation_service.lora.ranks import RankRange
 from generation_service.lora.weights import AdapterWeights
@@ -291,6 +293,24 @@ def test_cancelled_or_failing_receiver_does_not_affect_others(harness: Residency
     assert harness.residency.leased_ranks == 0
 
 
+def test_only_a_single_adapter_can_be_pinned(harness: ResidencyHarness) -> None:
+    with pytest.raises(ValueError, match="unpack"):
+        harness.residency.pin(harness.admission.admit(mixture("r4-a", "r4-b")))
+    assert harness.residency.leased_ranks == 0
+
+
+def test_pin_that_fails_unexpectedly_reports_the_error(
+    harness: ResidencyHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(placement: Placement, key: AdapterKey) -> ResidentAdapter:
+        raise KeyError(key)
+
+    monkeypatch.setattr(Placement, "pin", failing)
+    with pytest.raises(KeyError):
+        harness.pin("r4-a")
+    assert harness.residency.leased_ranks == 0
+
+
 def test_unpinning_an_adapter_that_is_not_resident_is_not_found(harness: ResidencyHarness) -> None:
     with pytest.raises(NotFoundError, match="'r4-a' is not loaded"):
         harness.residency.unpin("r4-a")
@@ -403,6 +423,27 @@ def test_adapters_are_cached_on_the_host(harness: ResidencyHarness) -> None:
     for name in ("r8-a", "r8-b", "r8-c", "r8-a"):
         small.lease(mixture(name)).release()
     assert small.disk.read == ["r8-a", "r8-b", "r8-c", "r8-a"]
+
+
+def test_close_resolves_loads_that_are_being_read(harness: ResidencyHarness) -> None:
+    harness.disk.unblocked.clear()
+    requests = [harness.request(mixture(f"r2-{index}")) for index in range(2 * READ_AHEAD)]
+    wait_until(lambda: requests[0][0].state is LoadState.READING)
+    closing = threading.Thread(target=harness.residency.close)
+    closing.start()
+    assert isinstance(requests[READ_AHEAD - 1][1].get(timeout=20), UnavailableError)
+    harness.disk.unblocked.set()
+    closing.join(timeout=20)
+    assert not closing.is_alive()
+    assert harness.residency.queued == harness.residency.waiting_for_room == 0
+    for load, outcomes in requests[: READ_AHEAD - 1] + requests[READ_AHEAD:]:
+        outcome = outcomes.get(timeout=20)
+        assert not load.ranges
+        if isinstance(outcome, BankLease):
+            outcome.release()
+        else:
+            assert isinstance(outcome, UnavailableError)
+    assert harness.residency.leased_ranks == 0
 
 
 def test_close_fails_loads_that_wait(harness: ResidencyHarness) -> None:
