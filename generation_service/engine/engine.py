@@ -87,7 +87,11 @@ class Engine:
                 raise UnavailableError("the server is stopping: retry")
             self._scheduler.enqueue(sequence)
             self._changed.notify()
-        sequence.load = self._adapters.request(request.composition, partial(self._on_adapters, sequence))
+        try:
+            sequence.load = self._adapters.request(request.composition, partial(self._on_adapters, sequence))
+        except BaseException:
+            self.cancel(sequence)  # The caller gets no sequence that it could cancel itself.
+            raise
         # The sequence may have ended before `load` was set, in which case nothing else cancels it.
         if sequence.phase is Phase.FINISHED:
             sequence.load.cancel()

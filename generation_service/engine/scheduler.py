@@ -1,4 +1,4 @@
-"""Which sequences wait, prefill and decode, and in which slots. Pure: no tensor operations, no threads, no clock."""
+"""Which sequences wait, prefill and decode, and in which slots. Pure: no tensors, no threads, no I/O."""
 
 from __future__ import annotations
 

@@ -289,6 +289,19 @@ def test_request_that_ends_while_its_load_starts_cancels_the_load() -> None:
         assert load.cancelled
 
 
+def test_request_whose_load_cannot_start_leaves_the_queue() -> None:
+    def failing() -> None:
+        raise MemoryError
+
+    with ScriptedEngine() as engine:
+        engine.loader.before_request = failing
+        with pytest.raises(MemoryError):
+            engine.submit("x")
+        wait_until(lambda: nothing_held(engine))
+        engine.loader.before_request = lambda: None
+        assert answer_of(engine.submit("next")).text == "next"
+
+
 def test_full_queue_refuses_with_its_length() -> None:
     with ScriptedEngine(max_running=1, max_waiting=2) as engine:
         engine.loader.held_back = True
