@@ -9,7 +9,6 @@ import pytest
 from generation_service.adapters.admission import AdmittedComposition
 from generation_service.adapters.load import Outcome
 from generation_service.adapters.source import AdapterSource
-from generation_service.lora.weights import AdapterWeights
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import (
     BaseModelMismatchError,
@@ -71,13 +70,10 @@ def test_revision_that_vanished_after_admission_is_looked_up_again(
 ) -> None:
     first, second = harness.admission.admit(mixture("r4-a")), harness.admission.admit(mixture("r4-a"))
 
-    def replaced(source: AdapterSource) -> AdapterWeights:
-        raise ConflictError("the folder changed before it was loaded")
-
     def gone(adapter_id: str, revision: str) -> AdapterSource:
         raise NotFoundError(f"adapter {adapter_id!r} has no revision {revision!r}", revision=revision)
 
-    monkeypatch.setattr(harness.host_cache, "_read", replaced)
+    harness.disk.read_error = ConflictError("the folder changed before it was loaded")
     monkeypatch.setattr(harness.disk, "resolve", gone)
     outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
     harness.residency.request(first, outcomes.put)
