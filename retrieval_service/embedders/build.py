@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from infra.contract.errors import ConfigurationError
 from infra.runtime.images import ImageLimits
-from retrieval_service.embedders.base import LateFusion
+from retrieval_service.embedders.late_fusion import LateFusion
 from retrieval_service.embedders.part_embedder import PartEmbedder
 from retrieval_service.settings import EmbedderSettings, EndpointSettings, LimitSettings, RetrievalSettings
 

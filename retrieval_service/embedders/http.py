@@ -18,8 +18,9 @@ from infra.contract.errors import ConfigurationError, InternalError, Unavailable
 from infra.contract.prompt import ImagePart
 from infra.runtime.images import ImageLimits, decode_image
 from infra.runtime.logs import get_logger
-from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
+from retrieval_service.embedders.base import FloatArray, normalise
 from retrieval_service.embedders.http_client import Endpoint, HttpClient
+from retrieval_service.embedders.late_fusion import LateFusion
 from retrieval_service.embedders.part_embedder import (
     ModelInput,
     PartEmbedder,

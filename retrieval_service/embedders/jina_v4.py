@@ -23,9 +23,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from infra.contract.errors import CheckpointError, ConfigurationError, InternalError, InvalidArgumentError
 from infra.contract.prompt import ImagePart
 from infra.runtime.images import ImageLimits, decode_image
-from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
+from retrieval_service.embedders.base import FloatArray, normalise
 from retrieval_service.embedders.jina_checkpoint import load_checkpoint
 from retrieval_service.embedders.jina_files import read_json
+from retrieval_service.embedders.late_fusion import LateFusion
 from retrieval_service.embedders.part_embedder import ModelInput, PartEmbedder, PartKind, RemainingTime, no_deadline
 from retrieval_service.embedders.torch_model import resolve_device, resolve_dim, resolve_dtype
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from infra.contract.errors import InternalError, InvalidArgumentError, field_path
 from infra.contract.prompt import ImagePart, Prompt
-from retrieval_service.embedders.base import FloatArray, LateFusion
+from retrieval_service.embedders.base import FloatArray
+from retrieval_service.embedders.late_fusion import LateFusion
 
 
 class PartKind(StrEnum):

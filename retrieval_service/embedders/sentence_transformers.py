@@ -19,7 +19,8 @@ import transformers
 from infra.contract.errors import CheckpointError, ConfigurationError
 from infra.contract.prompt import ImagePart
 from infra.runtime.logs import get_logger
-from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
+from retrieval_service.embedders.base import FloatArray, normalise
+from retrieval_service.embedders.late_fusion import LateFusion
 from retrieval_service.embedders.part_embedder import (
     ModelInput,
     PartEmbedder,

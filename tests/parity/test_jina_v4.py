@@ -13,8 +13,8 @@ from PIL import Image
 
 from infra.contract.errors import CheckpointError, ConfigurationError, InternalError, InvalidArgumentError
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
-from retrieval_service.embedders.base import LateFusion
 from retrieval_service.embedders.jina_v4 import JinaV4Embedder, JinaV4Options, Task, TextPrefix
+from retrieval_service.embedders.late_fusion import LateFusion
 from tests.parity.jina_v4_reference import ReferenceJina
 from tests.support.checkpoints.jina_v4 import LINEARS, TASKS, TinyJina, tiny_jina
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import ImagePart
-from retrieval_service.embedders.base import FloatArray, LateFusion, normalise
+from retrieval_service.embedders.base import FloatArray, normalise
+from retrieval_service.embedders.late_fusion import LateFusion
 from retrieval_service.embedders.part_embedder import ModelInput, PartEmbedder, PartKind, RemainingTime, no_deadline
 
 DIM = 8
