@@ -1,4 +1,4 @@
-"""A composition's way into the adapter bank: queued, read, placed, and handed over as a lease."""
+"""Brings compositions into the adapter bank: each is queued, read, placed, and handed over as a lease."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Engine:
         return self._scheduler.waiting_count
 
     def check_room(self, in_preparation: int = 0) -> None:
-        """Raise OverloadedError if a request could not be queued now, `in_preparation` others being on their way."""
+        """Raise OverloadedError if a request could not be queued now. Counts `in_preparation` others as queued."""
         with self._changed:
             self._scheduler.check_room(in_preparation)
 

@@ -78,7 +78,7 @@ class Scheduler:
         return not self._running and not self._leases
 
     def check_room(self, in_preparation: int = 0) -> None:
-        """Raise OverloadedError if one more sequence could not wait, `in_preparation` others being on their way."""
+        """Raise OverloadedError if one more sequence could not wait. Counts `in_preparation` others as waiting."""
         waiting = len(self._waiting) + in_preparation
         if waiting >= self._max_waiting:
             raise OverloadedError(

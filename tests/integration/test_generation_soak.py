@@ -128,7 +128,7 @@ class Callers:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_2000_requests_at_a_full_queue_each_end_once_and_leak_nothing(tmp_path: Path) -> None:
+def test_2000_requests_at_full_queue_each_end_once_and_leak_nothing(tmp_path: Path) -> None:
     tiny_model, requests = write_soak_fixture(tmp_path), list(planned_requests(REQUESTS, seed=11))
     settings = settings_for(
         tiny_model.base,

@@ -46,7 +46,7 @@ def fuse(
         linear, concat: k r (in + out) values, read and written once.
         svd: (k r)^2 (in + out) + (k r)^3 multiplications.
         ties, dare: k r in out multiplications, a few passes over k in out elements, and 8 (R + 16) in out
-        multiplications for the factors. One dense matrix of in x out is held at a time, whatever k.
+        multiplications for the factors. One dense matrix of in x out is held at a time, for any k.
 
     Raises:
         InvalidArgumentError: a weight is not finite.

@@ -47,7 +47,7 @@ async def test_loaded_adapter_is_pinned(service: GenerationService) -> None:
     assert service.residents() == [loaded]
 
 
-async def test_slow_catalogue_leaves_the_loops_default_executor_free(
+async def test_slow_catalogue_leaves_loops_default_executor_free(
     service: GenerationService, harness: ResidencyHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
