@@ -34,7 +34,14 @@ class InvalidArgumentError(LoraRetrieverError):
     def below(self, parent: str) -> InvalidArgumentError:
         """Return the same error with `parent` prepended to its field path."""
         separator = "" if not self.field or self.field.startswith("[") else "."
-        return type(self)(f"{parent}{separator}{self.field}", self.description, **self.metadata)
+        return self.renamed(f"{parent}{separator}{self.field}")
+
+    def renamed(self, field: str) -> InvalidArgumentError:
+        """Return the same error, notes included, about `field`."""
+        error = type(self)(field, self.description, **self.metadata)
+        for note in getattr(self, "__notes__", ()):
+            error.add_note(note)
+        return error
 
 
 class NotFoundError(LoraRetrieverError):

@@ -17,13 +17,15 @@ from infra.contract.retrieval import RetrievalOptions, Selection
 from infra.runtime.deadline import Deadline
 from orchestrator.answering.baselines import choose, uniform
 from orchestrator.answering.model_info import ModelInfo
-from orchestrator.answering.question import Answer, Question, RetrievalResult
+from orchestrator.answering.question import RETRIEVE_PARAMETERS, Answer, Question, RetrievalResult, RetrieveArguments
 from orchestrator.answering.shared_calls import Shared, SharedCalls, prompt_digest
 from orchestrator.answering.strategy import AnswerStrategy, compose
 
 #: Age at which the running model is looked up again. A generation service that restarts with another model is noticed
 #: earlier, by the first call that fails.
 _MODEL_MAX_AGE_S = 60.0
+#: The fields of AnswerRequest that become the arguments of a retrieval.
+_ARGUMENTS = RetrieveArguments(prompt="prompt", options="retrieval")
 #: Catalogue listings kept for running jobs; a job needs one per base model, kind and tags.
 _MAX_CATALOGUES = 64
 
@@ -32,9 +34,13 @@ class RetrievalClientProtocol(Protocol):
     """What the pipeline needs of the retrieval service: orchestrator.clients.retrieval.RetrievalClient."""
 
     async def retrieve(
-        self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None
+        self,
+        prompt: Prompt,
+        options: RetrievalOptions,
+        timeout_s: float | None = None,
+        arguments: RetrieveArguments = RETRIEVE_PARAMETERS,
     ) -> RetrievalResult:
-        """Return the adapters that fit `prompt`."""
+        """Return the adapters that fit `prompt`. An InvalidArgumentError names the field as `arguments` does."""
 
     def list_adapters(
         self, base_model: str = "", kind: str = "", tags: Sequence[str] = (), timeout_s: float | None = None
@@ -131,13 +137,12 @@ class Pipeline:
         options = await self._options(question, deadline)
 
         def call() -> Coroutine[Any, Any, RetrievalResult]:
-            return self._retrieval.retrieve(question.prompt, options, deadline.remaining_s())
+            return self._retrieval.retrieve(question.prompt, options, deadline.remaining_s(), _ARGUMENTS)
 
-        with _answer_request_fields():
-            if question.shared_by:
-                key = (question.shared_by, prompt_digest(question.prompt), options)
-                return await self._retrievals.get(key, call, deadline.remaining_s())
-            return Shared(await call(), is_reused=False)
+        if question.shared_by:
+            key = (question.shared_by, prompt_digest(question.prompt), options)
+            return await self._retrievals.get(key, call, deadline.remaining_s())
+        return Shared(await call(), is_reused=False)
 
     async def _catalogue_choice(self, question: Question, deadline: Deadline) -> list[Adapter]:
         """Return the adapters of the catalogue that a strategy which ignores the prompt applies."""
@@ -200,20 +205,3 @@ class Pipeline:
 
 def _too_many(adapter_count: int, model: ModelInfo) -> bool:
     return 0 < model.limits.max_adapters < adapter_count
-
-
-#: Fields of RetrieveAdaptersRequest, which the pipeline sends, and of AnswerRequest, which its caller sent.
-_REQUEST_FIELDS = (("prompts[0]", "prompt"), ("options", "retrieval"))
-
-
-@contextmanager
-def _answer_request_fields() -> Iterator[None]:
-    """Name the fields of the AnswerRequest in errors about the RetrieveAdaptersRequest."""
-    try:
-        yield
-    except InvalidArgumentError as error:
-        for sent, received in _REQUEST_FIELDS:
-            if error.field == sent or error.field.startswith(f"{sent}."):
-                path = received + error.field.removeprefix(sent)
-                raise InvalidArgumentError(path, error.description, **error.metadata) from error
-        raise

@@ -31,6 +31,18 @@ class Question:
 
 
 @dataclass(frozen=True)
+class RetrieveArguments:
+    """The names under which a caller knows the arguments of a retrieval, for errors about them."""
+
+    prompt: str = "prompt"
+    options: str = "options"
+
+
+#: The names of the client's own parameters.
+RETRIEVE_PARAMETERS = RetrieveArguments()
+
+
+@dataclass(frozen=True)
 class RetrievalResult:
     """The selection for one prompt, and the revision of the catalogue that was searched ("": none was).
 

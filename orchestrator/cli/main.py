@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires, version
+from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, Any
 
 import typer
 
 from infra.contract.errors import ConfigurationError, LoraRetrieverError
+from infra.runtime.extras import missing_package
 from orchestrator.cli import output as console
 from orchestrator.cli.commands import adapters, ask, demo, evaluate, serve, up
 from orchestrator.cli.errors import message_of
@@ -17,8 +17,6 @@ from orchestrator.cli.options.targets import target
 from orchestrator.devstack.process import stop_signals_interrupt
 
 _PASS_THROUGH = ("serve", "worker")
-#: Extras of this distribution, in the order in which they are recommended for a package that several require.
-_EXTRAS = ("orchestrator", "generation", "retrieval", "embedded")
 
 app = typer.Typer(
     name="loraretriever",
@@ -40,7 +38,7 @@ app.command("worker", context_settings=serve.PASS_THROUGH)(serve.worker)
 
 
 def _add_tier_commands() -> None:
-    """Add the commands of the tiers: entry points of the group `loraretriever.commands`, a Typer or a function each."""
+    """Add the commands of the tiers: the entry points of `loraretriever.commands`, each a Typer or a function."""
     for entry in sorted(entry_points(group="loraretriever.commands"), key=lambda entry: entry.name):
         try:
             command = entry.load()
@@ -56,26 +54,11 @@ def _add_tier_commands() -> None:
 def _add_unavailable(entry: EntryPoint, error: ImportError) -> None:
     """Add a command that says which extra is missing."""
     package = (error.name or "").partition(".")[0]
-    problem = f"{package} is not installed: pip install 'loraretriever[{extra_of(package)}]'" if package else str(error)
+    problem = missing_package(package) if package else str(error)
 
     @app.command(entry.name, context_settings=serve.PASS_THROUGH, help=f"Not available: {problem}.")
     def unavailable(_context: typer.Context) -> None:
         raise ConfigurationError(problem)
-
-
-def extra_of(package: str) -> str:
-    """Return the extra of this distribution that requires `package`; "all" if none does directly."""
-    try:
-        requirements = requires("loraretriever") or []
-    except PackageNotFoundError:
-        requirements = []
-    extras = set()
-    for requirement in requirements:
-        name = re.match(r"[\w.-]+", requirement)
-        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
-        if name and extra and name[0].lower().replace("-", "_") == package.lower():
-            extras.add(extra[1])
-    return next((extra for extra in _EXTRAS if extra in extras), "all")
 
 
 _add_tier_commands()

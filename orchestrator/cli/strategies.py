@@ -21,6 +21,11 @@ def parse_strategies(words: Sequence[str]) -> tuple[EvaluatedStrategy, ...]:
     return tuple(_parse_strategy(name) for word in words for name in word.split(",") if name)
 
 
+def names_fusion_method(name: str) -> bool:
+    """Return whether a strategy's name includes its fusion method, as "fusion-concat" does and "fusion" does not."""
+    return name.removesuffix(_OUT_OF_DOMAIN).startswith(_FUSION_PREFIX)
+
+
 def strategy_labels() -> tuple[str, ...]:
     """Return every name that `parse_strategies` accepts, in the order of the strategies."""
     labels = []
@@ -45,7 +50,7 @@ def _parse_strategy(name: str) -> EvaluatedStrategy:
     plain = name.removesuffix(_OUT_OF_DOMAIN)
     excludes_own = name.endswith(_OUT_OF_DOMAIN)
     try:
-        if plain.startswith(_FUSION_PREFIX):
+        if names_fusion_method(plain):
             method = FusionMethod(plain.removeprefix(_FUSION_PREFIX))
             return EvaluatedStrategy(AnswerStrategy.FUSION, method, exclude_own_adapter=excludes_own)
         strategy = AnswerStrategy(plain)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from infra.contract.errors import InvalidArgumentError
 from infra.runtime.channel import ChannelOptions, aio_channel
 from infra.runtime.deadline import LONG_TIMEOUT_S, QUICK_TIMEOUT_S
 from infra.runtime.error_table import translated
@@ -50,3 +52,15 @@ class ServiceClient:
                     yield message
         finally:
             call.cancel()
+
+
+@contextmanager
+def renamed_fields(names: Mapping[str, str]) -> Iterator[None]:
+    """Rename fields in an InvalidArgumentError raised within: `names` maps those of a request to the caller's."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        for field, name in names.items():
+            if error.field == field or error.field.startswith((f"{field}.", f"{field}[")):
+                raise error.renamed(name + error.field.removeprefix(field)) from error
+        raise

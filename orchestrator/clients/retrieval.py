@@ -25,8 +25,8 @@ from infra.runtime.wire import (
     vector_from_proto,
     vector_to_proto,
 )
-from orchestrator.answering.question import RetrievalResult
-from orchestrator.clients.base import ServiceClient
+from orchestrator.answering.question import RETRIEVE_PARAMETERS, RetrievalResult, RetrieveArguments
+from orchestrator.clients.base import ServiceClient, renamed_fields
 from orchestrator.registration.adapter_list import ListedAdapter
 
 _REPLACED_FIELDS = ("display_name", "description", "base_model", "kind", "tags", "checkpoint_uri", "rank", "targets")
@@ -38,10 +38,15 @@ class RetrievalClient(ServiceClient):
     stub_class = pb_grpc.RetrievalServiceStub
 
     async def retrieve(
-        self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None
+        self,
+        prompt: Prompt,
+        options: RetrievalOptions,
+        timeout_s: float | None = None,
+        arguments: RetrieveArguments = RETRIEVE_PARAMETERS,
     ) -> RetrievalResult:
-        """Return the adapters that fit one prompt."""
-        return (await self.retrieve_many([prompt], options, timeout_s))[0]
+        """Return the adapters that fit one prompt. An InvalidArgumentError names the field as `arguments` does."""
+        with renamed_fields({"prompts[0]": arguments.prompt, "options": arguments.options}):
+            return (await self.retrieve_many([prompt], options, timeout_s))[0]
 
     async def retrieve_many(
         self, prompts: Sequence[Prompt], options: RetrievalOptions, timeout_s: float | None = None

@@ -60,17 +60,19 @@ class WorldDataset:
     checkpoint: Path
 
 
-def find_world(folder: Path | None = None) -> World:
+def find_world(
+    folder: Path | None = None, *, remedy: str = "name its examples/pocket_phone folder with --world"
+) -> World:
     """Return the world in `folder` (default: examples/pocket_phone of this checkout).
 
-    Raises ConfigurationError, naming what is missing, if it is incomplete.
+    Raises ConfigurationError, naming what is missing and the caller's `remedy`, if it is incomplete.
     """
     world = World((folder or Path(orchestrator.__file__).parents[1] / "examples" / "pocket_phone").resolve())
     for needed in (world.folder / "__main__.py", world.base, world.adapters, world.embedder):
         if not needed.exists():
             raise ConfigurationError(
                 f"the demo world is incomplete: {needed} does not exist; run this from a checkout of the repository "
-                "(pip install -e . there), or name its examples/pocket_phone folder with --world"
+                f"(pip install -e . there), or {remedy}"
             )
     return world
 

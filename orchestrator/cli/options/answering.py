@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
@@ -11,8 +11,9 @@ from infra.contract.composition import FusionMethod
 from infra.contract.errors import InvalidArgumentError, field_path
 from infra.contract.generation import Decoding
 from infra.contract.retrieval import RetrievalOptions, Weighting
+from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli.options.binding import Sets
-from orchestrator.cli.strategies import complete_strategies, parse_strategies
+from orchestrator.cli.strategies import complete_strategies, names_fusion_method, parse_strategies
 from orchestrator.evaluation.spec import EvaluatedStrategy
 
 ALL_KINDS = "all"
@@ -127,35 +128,42 @@ class StrategyFlags:
     merge_method: Annotated[
         str,
         typer.Option(
-            "--merge-method",
             "--strategy",
-            help="How adapters are chosen and composed: base, selection, mixture, fusion, oracle, uniform-all, "
-            "random-k; fusion-concat, ... names the fusion method too; -out-of-domain after a strategy excludes "
-            "--adapter.",
+            "--merge-method",
+            help="How adapters are chosen and composed: base, selection, mixture, fusion, oracle, uniform-all or "
+            "random-k; fusion-concat, ... also name the fusion method. With -out-of-domain appended, the adapter named "
+            "by --adapter is excluded.",
             autocompletion=complete_strategies,
         ),
-        Sets("strategy"),
+        Sets("strategy", "exclude_own_adapter"),
     ] = "mixture"
-    fusion_method: Annotated[FusionMethod, typer.Option(help="How fusion merges adapters.")] = FusionMethod.LINEAR
+    fusion_method: Annotated[
+        FusionMethod | None, typer.Option(help="How fusion merges adapters (default: linear).")
+    ] = None
     adapter: Annotated[
         str,
-        typer.Option(help="The adapter trained for such questions, which oracle applies.", show_default=False),
+        typer.Option(help="The adapter trained for this kind of question: oracle applies it.", show_default=False),
         Sets("adapter_id"),
     ] = ""
 
     def strategy(self) -> EvaluatedStrategy:
-        """Return the strategy. Raises InvalidArgumentError for a word that is not one, or without its adapter."""
+        """Return the strategy, with its fusion method.
+
+        Raises:
+            InvalidArgumentError: the name is not that of one strategy, it needs --adapter, or it names another fusion
+                method than --fusion-method.
+        """
         parsed = parse_strategies([self.merge_method])
         if len(parsed) != 1:
-            raise InvalidArgumentError("merge_method", "a question is answered by one strategy")
-        if parsed[0].exclude_own_adapter and not self.adapter:
+            raise InvalidArgumentError("merge_method", f"{self.merge_method!r} is not one strategy; a question has one")
+        strategy = parsed[0]
+        if strategy.exclude_own_adapter and not self.adapter:
             raise InvalidArgumentError("adapter", f"{self.merge_method} needs the adapter to exclude")
-        return parsed[0]
-
-    def method(self) -> FusionMethod:
-        """Return the fusion method: the one in the strategy's name, such as fusion-concat, before --fusion-method."""
-        named = self.strategy().fusion_method
-        return self.fusion_method if named is FusionMethod.LINEAR else named
+        if self.fusion_method is None or strategy.strategy is not AnswerStrategy.FUSION:
+            return strategy
+        if names_fusion_method(self.merge_method) and strategy.fusion_method is not self.fusion_method:
+            raise InvalidArgumentError("fusion_method", f"contradicts {self.merge_method}; leave one of them out")
+        return replace(strategy, fusion_method=self.fusion_method)
 
 
 @dataclass(frozen=True)

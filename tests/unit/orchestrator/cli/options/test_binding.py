@@ -66,6 +66,19 @@ def test_error_names_option_that_sets_its_field(path: str, option: str) -> None:
     assert (raised.value.field, raised.value.description, raised.value.metadata) == (option, "is wrong", {"limit": "3"})
 
 
+def test_error_names_argument_and_keeps_notes() -> None:
+    @with_options
+    def command(*, text: Annotated[str, typer.Argument(), Sets("parts")], sampling: Sampling) -> None:
+        error = InvalidArgumentError("parts", "is empty")
+        error.add_note("request id 7")
+        raise error
+
+    with pytest.raises(InvalidArgumentError) as raised:
+        command(text="", size=1, heat=0.0, temperature=0.0)
+    assert raised.value.message == "text: is empty"
+    assert raised.value.__notes__ == ["request id 7"]
+
+
 def test_other_errors_pass_unchanged() -> None:
     error = NotFoundError("none")
 
