@@ -24,7 +24,7 @@ from infra.contract.errors import (
 from infra.contract.generation import Decoding
 from infra.contract.prompt import ImagePart, Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection
-from infra.runtime.server import aio_server
+from infra.runtime.server import GrpcServer
 from infra.runtime.settings import ServerOptions
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.answering.question import Answer, Question
@@ -53,7 +53,7 @@ async def served() -> AsyncIterator[Served]:
         tiers = await stack.enter_async_context(fake_tiers())
         retrieval = await stack.enter_async_context(RetrievalClient(tiers.retrieval_target))
         generation = await stack.enter_async_context(GenerationClient(tiers.generation_target))
-        server = aio_server(ServerOptions(shutdown_grace_s=0))
+        server = GrpcServer(ServerOptions(shutdown_grace_s=0))
         servicer = AnswerServicer(Pipeline(retrieval, generation), timeout_s=20)
         server.add(servicer, pb_grpc.add_AnswerServiceServicer_to_server, ANSWER_SERVICE)
         await stack.enter_async_context(server)

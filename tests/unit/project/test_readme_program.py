@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
 
-from infra.runtime.server import aio_server
+from infra.runtime.server import GrpcServer
 from infra.runtime.settings import ServerOptions
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.clients.generation import GenerationClient
@@ -30,7 +30,7 @@ async def test_readme_program_prints_the_answer_and_its_adapters(tmp_path: Path)
         tiers = await stack.enter_async_context(fake_tiers())
         retrieval = await stack.enter_async_context(RetrievalClient(tiers.retrieval_target))
         generation = await stack.enter_async_context(GenerationClient(tiers.generation_target))
-        server = aio_server(ServerOptions(shutdown_grace_s=0))
+        server = GrpcServer(ServerOptions(shutdown_grace_s=0))
         servicer = AnswerServicer(Pipeline(retrieval, generation), timeout_s=20)
         server.add(servicer, pb_grpc.add_AnswerServiceServicer_to_server, ANSWER_SERVICE)
         await stack.enter_async_context(server)
