@@ -79,7 +79,7 @@ class Retriever:
     def retrieve(self, prompts: Sequence[Prompt], query: Query) -> RetrievalResult:
         """Return each prompt's adapters.
 
-        A selection without matches says why: no adapter passed the filters, or none was similar enough.
+        A selection without matches has a reason: no adapter passed the filters, or none was similar enough.
 
         Raises:
             InvalidArgumentError: a prompt or an option is invalid; the field path starts with "prompts" or "options".

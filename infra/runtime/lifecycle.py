@@ -65,7 +65,7 @@ def on_stop(callback: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def ready_file(path: Path | None, address: str) -> Iterator[None]:
-    """Keep a file that says where this process serves: {"address": "127.0.0.1:50051", "pid": 4242}."""
+    """Write {"address": "127.0.0.1:50051", "pid": 4242} to `path`, and delete the file at the end. None: no file."""
     if path is None:
         yield
         return
