@@ -57,7 +57,7 @@ async def loaded(server: GrpcServer, settings: RetrievalSettings) -> AsyncIterat
         try:
             yield
         finally:
-            # Not awaited: calls that outlived the grace period must not hold up the end of the process.
+            # Does not wait: calls that outlived the grace period must not delay the exit of the process.
             executor.shutdown(wait=False, cancel_futures=True)
 
 

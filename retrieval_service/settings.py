@@ -131,16 +131,16 @@ class RetrievalDefaults(SettingsGroup):
     """Values for requests that leave an option unset, and the limit on top_k."""
 
     strategy: RetrievalStrategy = Field(
-        RetrievalStrategy.CENTROID, description="how adapters are compared if a request does not say"
+        RetrievalStrategy.CENTROID, description="how adapters are compared if a request does not set it"
     )
-    top_k: int = Field(3, ge=1, description="adapters retrieved if a request does not say")
+    top_k: int = Field(3, ge=1, description="adapters retrieved if a request does not set it")
     max_top_k: int = Field(64, ge=1, description="adapters that a request may ask for")
-    weighting: Weighting = Field(Weighting.SOFTMAX, description="weighting if a request does not say")
+    weighting: Weighting = Field(Weighting.SOFTMAX, description="weighting if a request does not set it")
     temperature: float = Field(
-        0.05, gt=0, description="temperature of softmax weights if a request does not say; the study used 0.2"
+        0.05, gt=0, description="temperature of softmax weights if a request does not set it; the study used 0.2"
     )
     min_similarity: float = Field(
-        -1, ge=-1, le=1, description="least cosine similarity of a match if a request does not say; -1 keeps all"
+        -1, ge=-1, le=1, description="least cosine similarity of a match if a request does not set it; -1 keeps all"
     )
 
 
@@ -160,7 +160,7 @@ class RetrievalSettings(TierSettings):
     model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_RETRIEVAL_")
 
     server: ServerOptions = ServerOptions(address="127.0.0.1:50051")
-    workers: int = Field(16, ge=1, le=256, description="calls that are worked on at once")
+    workers: int = Field(16, ge=1, le=256, description="calls that run at once; others wait in a queue")
     embedder: EmbedderSettings = EmbedderSettings()
     endpoint: EndpointSettings = EndpointSettings()
     batching: BatchingOptions = BatchingOptions()

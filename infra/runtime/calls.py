@@ -1,6 +1,6 @@
-"""What surrounds every call of a server: request id, token, deadline, error table, metrics and access log.
+"""Handling common to all calls of a server: request id, token, deadline, error table, metrics and access log.
 
-The same for unary and streaming methods. A request is parsed only after its caller is authenticated.
+It is the same for unary and streaming methods. A request is parsed only after its caller is authenticated.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class RunningCalls:
 
 @dataclass(frozen=True)
 class CallPolicy:
-    """What a server requires of each call: a bearer token (None: no token), and an end after `max_call_s` seconds.
+    """The bearer token that every call must carry (None: no token), and the time limit of a call.
 
-    A blocking handler is not interrupted at the limit: its caller gets DEADLINE_EXCEEDED at once, and the calls it
-    makes itself end by the same deadline.
+    At the limit the caller gets DEADLINE_EXCEEDED. A handler that blocks a thread is not interrupted, but the calls
+    that it makes to other services end by the same deadline.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -76,7 +76,7 @@ class AbortStatus:
 
 
 class ServedCall:
-    """One call being served: its request id, and what it leaves in logs and metrics."""
+    """One call being served: its request id, its access log entry and its metrics."""
 
     def __init__(self, method: str, context: Any, policy: CallPolicy) -> None:
         self.method = method

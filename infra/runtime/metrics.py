@@ -75,7 +75,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Write nothing: a scrape every few seconds is no news."""
+        """Log nothing: Prometheus scrapes every few seconds."""
 
 
 def _guarded(app: WSGIApplication, token: str) -> WSGIApplication:

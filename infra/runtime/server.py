@@ -1,4 +1,4 @@
-"""The gRPC server of every tier: bound, guarded, with health and reflection, and a graceful stop.
+"""The gRPC server of every tier, with call policy, health, reflection and a graceful stop.
 
 server = GrpcServer(settings.server)
 await server.start()               # health answers NOT_SERVING, all else UNAVAILABLE: the model can load now
@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ign
 from infra.runtime.addresses import bind_error, check_free, with_port
 from infra.runtime.calls import CallPolicy
 from infra.runtime.deadline import has_passed, seconds_until
+from infra.runtime.error_table import MAX_METADATA_BYTES
 from infra.runtime.health import NOT_SERVING, OVERALL, SERVING, Health
 from infra.runtime.lifecycle import on_stop, ready_file
 from infra.runtime.logs import get_logger
@@ -33,13 +34,11 @@ from infra.runtime.settings import ServerOptions
 
 log = get_logger(__name__)
 
-#: Bearer tokens and error details travel as metadata, of which gRPC accepts 8 KiB by default.
-MAX_METADATA_BYTES = 32 * 2**10
-
+#: How often a stopping server looks whether its calls have ended: no more than this is added to a stop.
 _POLL_S = 0.02
 
-#: How long a stopping server keeps refusing calls so that clients that watch its health turn to another replica. A
-#: client reacts within a round trip; a quarter of a second covers that and a busy event loop.
+#: How long a stopping server refuses calls before it closes connections, if clients watch its health: they move to
+#: another replica within a round trip, and a quarter of a second covers that and a busy event loop.
 _TURN_AWAY_S = 0.25
 
 
@@ -81,7 +80,7 @@ class GrpcServer:
             await self._server.start()
 
     async def serving(self) -> None:
-        """Accept calls: health becomes SERVING."""
+        """Accept calls, and report SERVING."""
         await self.start()
         names = self._services
         servicer = reflection.aio.ReflectionServicer((*names, health.SERVICE_NAME, reflection.SERVICE_NAME))
@@ -125,8 +124,8 @@ class GrpcServer:
 class _Drain:
     """The time between the refusal of new calls and the closing of connections.
 
-    gRPC cancels the calls that it finds unanswered on a connection it closes, and clients do not retry those. So calls
-    that are on their way are first refused as UNAVAILABLE, until clients that watch the health had time to turn away.
+    gRPC cancels the unanswered calls of a connection that it closes, and clients do not retry those. Calls that arrive
+    late are therefore refused as UNAVAILABLE, which clients retry, until watching clients have seen NOT_SERVING.
     """
 
     def __init__(self, policy: CallPolicy, *, has_watchers: bool, grace_s: float) -> None:
@@ -136,7 +135,7 @@ class _Drain:
         self._not_after = now + grace_s
 
     def is_waiting(self) -> bool:
-        """Return whether running calls or watching clients still need time."""
+        """Return whether running calls or watching clients still need time, and the grace period is not over."""
         return not has_passed(self._not_before) or (self._policy.running.count > 0 and not has_passed(self._not_after))
 
     def remaining_s(self) -> float:

@@ -1,4 +1,7 @@
-"""Settings of a tier: flags over environment over defaults, read once at start, then frozen."""
+"""Settings of a tier: read once at start from flags, environment variables and defaults, then frozen.
+
+A flag takes precedence over its environment variable, and the variable over the default.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,9 @@ class ServerOptions(SettingsGroup):
         None, description="bearer token that every call must carry; better given by the environment"
     )
     max_message_bytes: int = Field(64 * 2**20, ge=4096, description="largest message in either direction, in bytes")
-    max_concurrent_calls: int = Field(1024, ge=1, description="calls under way before new ones get RESOURCE_EXHAUSTED")
+    max_concurrent_calls: int = Field(
+        1024, ge=1, description="concurrent calls, beyond which new ones get RESOURCE_EXHAUSTED"
+    )
     max_call_s: float | None = Field(
         None, gt=0, description="longest time a call may take, in seconds; unset is unlimited"
     )
@@ -48,9 +53,9 @@ class ServerOptions(SettingsGroup):
         60, gt=0, description="seconds until a client is asked to reconnect, so that it sees new replicas"
     )
     max_connection_age_grace_s: float = Field(
-        600, gt=0, description="seconds that calls of such a connection may go on"
+        600, gt=0, description="seconds that calls of such a connection may continue"
     )
-    shutdown_grace_s: float = Field(10, ge=0, description="seconds that running calls may go on after a stop signal")
+    shutdown_grace_s: float = Field(10, ge=0, description="seconds that running calls may continue after a stop signal")
 
     @property
     def token(self) -> str | None:
@@ -68,18 +73,20 @@ class ServerOptions(SettingsGroup):
 
 
 class TierSettings(BaseSettings):
-    """Settings that every tier has. A subclass adds the environment prefix, its own address, and its own settings.
+    """Settings common to all tiers. A subclass adds its environment prefix, its default address and its own settings.
 
-    A field may be a SettingsGroup, whose fields are settings too. A field may be read under other environment names:
-    `Field(validation_alias=AliasChoices("MAX_PIXELS"))`. A tuple[X, ...] is given as one comma-separated value.
+    Three kinds of fields have special rules:
+    - the fields of a SettingsGroup are settings of the tier, with flat names;
+    - `Field(validation_alias=AliasChoices("MAX_PIXELS"))` replaces the name of the environment variable;
+    - a tuple[X, ...] is given as one comma-separated value.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     server: ServerOptions = ServerOptions()
     metrics_address: str = Field("", description="host:port of the Prometheus endpoint /metrics; empty is off")
-    log_level: LogLevel = Field("info", description="least severe logs that are written")
-    log_format: LogFormat = Field("console", description="lines for people, or one JSON object a line")
+    log_level: LogLevel = Field("info", description="lowest level of the logs that are written")
+    log_format: LogFormat = Field("console", description="readable lines, or one JSON object per line")
 
     @model_validator(mode="before")
     @classmethod
@@ -105,7 +112,7 @@ class TierSettings(BaseSettings):
 
 
 class _Environment(PydanticBaseSettingsSource):
-    """The environment variables of all settings, those of groups included; empty ones count as unset."""
+    """Reads the environment variables of all settings, including those of groups. An empty variable is unset."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """Return nothing for a field: __call__ reads all settings at once."""
@@ -128,10 +135,13 @@ _S = TypeVar("_S", bound=TierSettings)
 
 
 def load_settings(cls: type[_S], argv: Sequence[str] | None = None) -> _S:
-    """Return the settings given by flags (`--model-path X`; default: those of the process), environment and defaults.
+    """Return the settings from `argv` (None: the arguments of the process), the environment and the defaults.
 
-    `--help` prints every setting and exits. Raises ConfigurationError, with flag and environment variable, for an
-    invalid value, for an unknown flag, and for an unknown variable with the tier's prefix.
+    `--help` prints every setting and exits.
+
+    Raises:
+        ConfigurationError: a value is invalid, a flag is unknown, or a variable with the tier's prefix is unknown. The
+            message names the flag and the environment variable.
     """
     parser = _parser(cls)
     given = [_dashed(argument) for argument in (sys.argv[1:] if argv is None else argv)]
@@ -147,7 +157,7 @@ def load_settings(cls: type[_S], argv: Sequence[str] | None = None) -> _S:
 
 
 def environment_names(cls: type[TierSettings], name: str) -> tuple[str, ...]:
-    """Return the environment variables that a setting is read from, in order of precedence."""
+    """Return the environment variables of a setting, in order of precedence."""
     return _variables(cls, settings_of(cls)[name])
 
 

@@ -49,17 +49,21 @@ class SharedCalls(Generic[T]):
             self._results.move_to_end(key)
             return Shared(self._results[key], is_reused=True)
 
+        is_reused = True
+
         async def call_and_cache() -> T:
+            nonlocal is_reused
+            is_reused = False
             result = self._results[key] = await call()
             while len(self._results) > self._size:
                 self._results.popitem(last=False)
             return result
 
-        is_reused = key in self._running
         deadline = Deadline.after(timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                return Shared(await self._running.run_async(key, call_and_cache, deadline.ends_at), is_reused)
+                result = await self._running.run_async(key, call_and_cache, deadline.ends_at)
+                return Shared(result, is_reused)
         except TimeoutError as error:
             raise DeadlineError("the time for this answer ended while its adapters were being retrieved") from error
 

@@ -99,7 +99,7 @@ class HttpEmbedder(PartEmbedder):
 
     def prepare_image(self, image: ImagePart) -> ModelInput:
         """Return an image as base64. Raises InvalidArgumentError if it is broken."""
-        decode_image(image, self._options.limits)  # an endpoint may not say which image of a request is broken
+        decode_image(image, self._options.limits)  # an endpoint may not report which image of a request is broken
         return ModelInput(PartKind.IMAGE, len(image.data), {"image": base64.b64encode(image.data).decode()})
 
     def forward(self, inputs: Sequence[ModelInput], remaining_s: RemainingTime = no_deadline) -> FloatArray:

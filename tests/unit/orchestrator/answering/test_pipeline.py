@@ -18,7 +18,7 @@ from infra.contract.retrieval import Match, RetrievalOptions, Selection, Selecti
 from orchestrator.answering.model_info import ModelInfo, ModelLimits
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.answering.question import Answer, Question, RetrievalResult, RetrieveArguments
-from orchestrator.answering.shared_calls import SharedCalls
+from orchestrator.answering.shared_calls import Shared, SharedCalls
 from orchestrator.answering.strategy import AnswerStrategy, compose
 
 PROMPT = Prompt.of("open the mail")
@@ -236,6 +236,26 @@ async def test_failed_shared_call_is_repeated_and_oldest_result_is_evicted() -> 
     assert [(await calls.get(name, lambda name=name: make(name))).value for name in "abac"] == [2, 3, 2, 4]
     assert (await calls.get("b", lambda: make("b"))).value == 5
     assert made == ["a", "a", "b", "c", "b"]
+
+
+async def test_caller_with_time_left_repeats_shared_call_that_another_deadline_ended() -> None:
+    calls: SharedCalls[int] = SharedCalls()
+    expired = asyncio.Event()
+
+    async def time_out() -> int:
+        await expired.wait()
+        raise DeadlineError("too late")
+
+    async def make() -> int:
+        return 7
+
+    hasty = asyncio.create_task(calls.get("a", time_out, timeout_s=0.01))
+    await asyncio.sleep(0)
+    patient = asyncio.create_task(calls.get("a", make, timeout_s=60))
+    with pytest.raises(DeadlineError):
+        await hasty
+    expired.set()
+    assert await patient == Shared(7, is_reused=False)
 
 
 async def test_wait_for_shared_call_ends_at_deadline_of_caller() -> None:
