@@ -223,7 +223,8 @@ async def _time_limit(method: str, policy: CallPolicy) -> AsyncIterator[None]:
         if not limit.expired():
             raise
         raise DeadlineError(
-            f"{method} took longer than this server allows ({policy.max_call_s:g} s); reduce the request, or raise --max-call-s"
+            f"{method} took longer than this server allows ({policy.max_call_s:g} s); reduce the request, "
+            "or raise --max-call-s"
         ) from error
 
 
