@@ -90,7 +90,7 @@ def test_records_of_different_data_with_same_name_do_not_pair(tmp_path: Path) ->
     asked = [sample(RIGHT, episode="1", cluster="1-aa"), sample(RIGHT, episode="2", cluster="2-bb")]
     again = [asked[0], replace(asked[1], cluster="2-cc")]
     for name, samples in (("a", asked), ("b", again)):
-        write_records(tmp_path / f"{name}.jsonl", [answered(each, RIGHT) for each in samples])
+        write_records(tmp_path / f"{name}.jsonl", [answered(question, RIGHT) for question in samples])
     (found,) = compare(read_results(tmp_path / "a.jsonl"), read_results(tmp_path / "b.jsonl"))
     assert (found.difference.count, found.left_out) == (1, 1)
 
@@ -109,7 +109,7 @@ def test_modes_of_study_rows_are_protocols(tmp_path: Path) -> None:
         (tmp_path / f"{mode}.jsonl").write_text(json.dumps(row) + "\n")
         found.append(read_results(tmp_path / f"{mode}.jsonl"))
     step, episode, unknown = found
-    assert [each.protocols for each in found] == [("step",), ("episode",), ()]
+    assert [results.protocols for results in found] == [("step",), ("episode",), ()]
     assert compare(step, episode)[0].notes == [
         "Answered under different protocols, so with different prompts: step, episode."
     ]

@@ -184,10 +184,10 @@ def test_job_with_too_long_spec_is_refused(root: Path) -> None:
 
 
 def test_folder_means_its_files_or_test_split_of_each_subfolder(root: Path) -> None:
-    assert [each.name for each in expand_pattern(DatasetSpec("", "apps/"), [root])] == ["clock", "gmail"]
+    assert [dataset.name for dataset in expand_pattern(DatasetSpec("", "apps/"), [root])] == ["clock", "gmail"]
     (root / "apps/clock.jsonl").unlink()
     (root / "apps/gmail.jsonl").unlink()
-    assert [each.name for each in expand_pattern(DatasetSpec("study", "apps/"), [root])] == ["study.maps"]
+    assert [dataset.name for dataset in expand_pattern(DatasetSpec("study", "apps/"), [root])] == ["study.maps"]
     with pytest.raises(NotFoundError, match="no JSONL file matches"):
         expand_pattern(DatasetSpec("", "/**/*.jsonl"), [root])
 
@@ -198,9 +198,9 @@ def test_command_line_expands_files_of_this_machine(
     monkeypatch.chdir(root)
     for given in ("apps", "apps/", "apps/*.jsonl", str(root / "apps/*.jsonl"), "../root/apps/", "**/[cg]*.jsonl"):
         found = dataset_specs([given])
-        assert [(each.name, each.uri) for each in found] == [
+        assert [(dataset.name, dataset.uri) for dataset in found] == [
             (name, str(root / f"apps/{name}.jsonl")) for name in ("clock", "gmail")
         ], given
-    assert [each.uri for each in dataset_specs(["gone/*.jsonl"])] == ["gone/*.jsonl"]
+    assert [dataset.uri for dataset in dataset_specs(["gone/*.jsonl"])] == ["gone/*.jsonl"]
     assert dataset_specs(["**/gone.jsonl"])[0].uri == "**/gone.jsonl"
     assert [folder for folder in looked_at if not Path(folder).is_relative_to(root)] == []

@@ -214,7 +214,7 @@ def test_group_floor_pools_dataset_floors() -> None:
         episode([UP], [OPEN], "e3", "y"),
     ]
     assert score_episodes(episodes, ACTION).step_floor == 1
-    together = [episode(one.truths, one.answers, one.cluster, "one") for one in episodes]
+    together = [episode(original.truths, original.answers, original.cluster, "one") for original in episodes]
     assert score_episodes(together, ACTION).step_floor == pytest.approx(2 / 3)
 
 

@@ -58,7 +58,7 @@ def test_interval_has_nominal_coverage() -> None:
     covered = 0
     for _ in range(1000):
         chance = np.clip(random.normal(0.6, 0.15, 25), 0, 1)
-        values = [float(random.random() < each) for each in chance for _ in range(4)]
+        values = [float(random.random() < probability) for probability in chance for _ in range(4)]
         found = clustered_mean(values, [str(index) for index in range(25) for _ in range(4)])
         assert found.low is not None
         assert found.high is not None

@@ -114,7 +114,7 @@ def test_samples_are_chosen_evenly_with_every_strategy(tmp_path: Path) -> None:
 def test_page_lists_repeated_record_once() -> None:
     record = answered(sample("Scroll up"), "Scroll up")
     later = replace(record, answer="Scroll down")
-    assert [each["actions"][0][1] for each in data_of(page_of([record, later]))["samples"]] == ["Scroll up"]
+    assert [entry["actions"][0][1] for entry in data_of(page_of([record, later]))["samples"]] == ["Scroll up"]
 
 
 def test_thumbnails_are_small_below_roots_and_within_budget(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_strategy_has_same_colour_in_every_chart(tmp_path: Path) -> None:
 
 def test_heatmap_squares_are_light_enough_for_counts() -> None:
     squares = heatmap({"a": {"a": 9, "b": 1}}, ["a", "b"], "t")
-    assert [float(found) for found in re.findall(r'fill-opacity="([\d.]+)"', squares)] == [0.46, 0.14]
+    assert [float(opacity) for opacity in re.findall(r'fill-opacity="([\d.]+)"', squares)] == [0.46, 0.14]
 
 
 def test_job_of_both_domains_has_matrix_and_collapses_many_bars() -> None:

@@ -44,7 +44,7 @@ def test_matrix_has_every_strategy_in_and_out_of_domain() -> None:
 
 def test_matrix_row_has_both_domains_and_their_differences_to_selection() -> None:
     base = EvaluatedStrategy(AnswerStrategy.BASE)
-    hidden = [EvaluatedStrategy(each.strategy, exclude_own_adapter=True) for each in (SELECTION, MIXTURE)]
+    hidden = [EvaluatedStrategy(strategy.strategy, exclude_own_adapter=True) for strategy in (SELECTION, MIXTURE)]
     strategies = (base, SELECTION, MIXTURE, *hidden)
     made = build_matrix(
         summary_of(
@@ -141,8 +141,8 @@ def test_difference_to_mostly_failed_selection_is_not_shown() -> None:
 
 def test_shared_floor_is_that_of_fullest_cell() -> None:
     actions = ["Scroll up", "Scroll down", "Scroll left", "Scroll right"]
-    full = [answered(sample(one, episode=one, strategy=SELECTION), one) for one in actions]
-    rest = [failure(sample(one, episode=one, strategy=MIXTURE)) for one in actions[1:]]
+    full = [answered(sample(action, episode=action, strategy=SELECTION), action) for action in actions]
+    rest = [failure(sample(action, episode=action, strategy=MIXTURE)) for action in actions[1:]]
     few = [answered(sample(actions[0], episode=actions[0], strategy=MIXTURE), actions[0]), *rest]
     summary = summary_of(*few, *full, strategies=(MIXTURE, SELECTION))
     assert build_matrix(summary).floor == 0.25
