@@ -29,7 +29,11 @@ from infra.runtime.images import ImageLimits
 EventQueue = asyncio.Queue[Event]
 
 _ENCODERS = 4
-"""Threads that look up adapters, decode images and tokenize. Pillow and network calls release the interpreter lock."""
+"""Threads that admit compositions, decode images and tokenize. Pillow and network calls release the GIL."""
+
+_PRELOADERS = 2
+"""Threads that admit the adapters of LoadAdapter. A slow catalogue then delays neither prompts, which the encoders
+prepare, nor the event loop's default executor, on which the service stops."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class GenerationService:
         self._residency = residency
         self._engine = engine
         self._encoders = ThreadPoolExecutor(encoders, thread_name_prefix="encoder")
+        self._preloaders = ThreadPoolExecutor(_PRELOADERS, thread_name_prefix="adapter-preloader")
         self._in_preparation = 0
         self._dispatcher: _EventDispatcher | None = None
 
@@ -97,8 +102,8 @@ class GenerationService:
 
     async def load_adapter(self, adapter_id: str, revision: str = "") -> ResidentAdapter:
         """Load an adapter and pin it in the bank. Raises what `Admission.admit` and `Residency.pin` raise."""
-        # Not on the encoders: a slow catalogue must not delay prompts because an operator preloads adapters.
-        admitted = await asyncio.to_thread(self._admission.admit_adapter, adapter_id, revision)
+        loop = asyncio.get_running_loop()
+        admitted = await loop.run_in_executor(self._preloaders, self._admission.admit_adapter, adapter_id, revision)
         return await asyncio.wrap_future(self._residency.pin(admitted))
 
     def unload_adapter(self, adapter_id: str) -> None:
@@ -110,8 +115,10 @@ class GenerationService:
         return self._residency.residents()
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads. Work that has not started is cancelled, work that runs is waited for."""
+        self._preloaders.shutdown(wait=False, cancel_futures=True)
         self._encoders.shutdown(wait=True, cancel_futures=True)
+        self._preloaders.shutdown(wait=True)
 
     async def _follow(
         self, prompt: Prompt, composition: Composition, decoding: Decoding, time_limit_s: float | None, deltas: bool

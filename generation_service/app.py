@@ -37,7 +37,7 @@ from generation_service.server import GenerationServicer, add_to
 from generation_service.settings import GenerationSettings
 from infra.contract.errors import ConfigurationError
 from infra.runtime.logs import get_logger
-from infra.runtime.server import aio_server
+from infra.runtime.server import GrpcServer
 
 log = get_logger(__name__)
 
@@ -102,7 +102,7 @@ def serve_forever(settings: GenerationSettings) -> None:
 
 
 async def _serve(settings: GenerationSettings) -> None:
-    server = aio_server(settings.server)
+    server = GrpcServer(settings.server)
     await server.start()
     try:
         async with _stack_on_thread(settings) as stack:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from infra.runtime.server import GrpcServer, aio_server
+from infra.runtime.server import GrpcServer
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.clients.generation import GenerationClient
 from orchestrator.clients.retrieval import RetrievalClient
@@ -27,7 +27,7 @@ from orchestrator.settings import OrchestratorSettings
 @asynccontextmanager
 async def orchestrator(settings: OrchestratorSettings, redis_url: str) -> AsyncIterator[GrpcServer]:
     """Yield a bound server of both services that does not serve yet; its reconciler runs."""
-    server = aio_server(settings.server)
+    server = GrpcServer(settings.server)
     dispatcher = CeleryDispatcher(make_app(redis_url, settings.visibility_timeout_s))
     async with AsyncExitStack() as stack:
         retrieval = await stack.enter_async_context(RetrievalClient(settings.channel(settings.retrieval_target)))

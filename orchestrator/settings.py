@@ -11,7 +11,7 @@ from infra.contract.errors import ConfigurationError
 from infra.runtime.channel import ChannelOptions
 from infra.runtime.settings import ServerOptions, TierSettings
 from orchestrator.evaluation.data.files import MAX_DATASET_BYTES
-from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES
+from orchestrator.evaluation.sample_plan import DEFAULT_MAX_SAMPLES
 from orchestrator.evaluation.spec import MAX_SHARD_SIZE
 from orchestrator.evaluation.storage import check_uri
 

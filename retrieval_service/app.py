@@ -12,7 +12,7 @@ from typing import Any
 from infra.contract.errors import UnavailableError
 from infra.runtime.lifecycle import entered_on_thread
 from infra.runtime.logs import get_logger
-from infra.runtime.server import GrpcServer, aio_server
+from infra.runtime.server import GrpcServer
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
 from retrieval_service.embedders.base import Embedder
@@ -34,7 +34,7 @@ def serve_retrieval(settings: RetrievalSettings) -> None:
 
 
 async def _serve(settings: RetrievalSettings) -> None:
-    server = aio_server(settings.server)
+    server = GrpcServer(settings.server)
     await server.start()
     try:
         async with loaded(server, settings):

@@ -1,4 +1,4 @@
-"""A composition's way into the adapter bank: queued, read, placed, and handed over as a lease."""
+"""Brings compositions into the adapter bank: each is queued, read, placed, and handed over as a lease."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from generation_service.adapters.load import ENDED_STATES, CompositionLoad, Load
 from generation_service.adapters.placement import Deferred, Placement
 from generation_service.adapters.ranges import plan_ranges
 from generation_service.lora.bank import AdapterBank
-from infra.contract.errors import LoraRetrieverError, UnavailableError
+from infra.contract.errors import UnavailableError
 from infra.runtime.logs import get_logger
 
 READ_AHEAD = 16
@@ -71,8 +71,9 @@ class Residency:
         """Load the one adapter of `composition` and keep it in the bank until `unpin`, instead of older revisions.
 
         The future raises what loading raises, and CapacityError if pinned adapters would hold more than half of the
-        bank.
+        bank. Raises ValueError unless `composition` has exactly one adapter.
         """
+        (share,) = (adapter.share for adapter in composition.adapters)
         future: Future[ResidentAdapter] = Future()
         future.set_running_or_notify_cancel()
 
@@ -80,10 +81,9 @@ class Residency:
             if isinstance(outcome, Exception):
                 future.set_exception(outcome)
                 return
-            (share,) = outcome.applied
             try:
                 future.set_result(self._placement.pin(AdapterKey(share.adapter_id, share.revision)))
-            except LoraRetrieverError as error:
+            except Exception as error:
                 future.set_exception(error)
             finally:
                 outcome.release()

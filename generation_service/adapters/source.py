@@ -38,7 +38,7 @@ class AdapterSource:
 
 
 class AdapterResolver(Protocol):
-    """Locates adapters. May block on disk or network. Called on: encoder, to_thread and reader threads."""
+    """Locates adapters. May block on disk or network. Called on: encoder, preloader and reader threads."""
 
     def resolve(self, adapter_id: str, revision: str) -> AdapterSource:
         """Return the source of `revision` (empty: the newest). Raises NotFoundError or CheckpointError."""

@@ -79,7 +79,7 @@ def inspect_adapter(folder: Path, base_model: Path | None) -> AdapterReport:
         )
     elif config is not None and headers is not None:
         _add_binding(report, folder, base, headers)
-    _warn_of_files(report, folder)
+    _warn_about_files(report, folder)
     report.supported = not report.problems
     return report
 
@@ -131,7 +131,7 @@ def _add_binding(report: AdapterReport, folder: Path, base: Path, headers: dict[
     report.checked_against = str(base)
     try:
         architecture = family_of(base).describe(base)
-        _warn_of_name(report, base)
+        _warn_about_name(report, base)
     except CheckpointError as error:
         report.problems.append(f"its base model: {error.message}")
         return
@@ -158,7 +158,7 @@ def _named_folder(name: str | None) -> Path | None:
     return None
 
 
-def _warn_of_name(report: AdapterReport, base: Path) -> None:
+def _warn_about_name(report: AdapterReport, base: Path) -> None:
     trained_on = (report.base_model or "").rstrip("/").rsplit("/", 1)[-1]
     name = default_model_name(base)
     if trained_on and trained_on.casefold() != name.casefold():
@@ -168,7 +168,7 @@ def _warn_of_name(report: AdapterReport, base: Path) -> None:
         )
 
 
-def _warn_of_files(report: AdapterReport, folder: Path) -> None:
+def _warn_about_files(report: AdapterReport, folder: Path) -> None:
     others = sorted(path.name for path in folder.iterdir() if path.name not in (CONFIG_FILE, WEIGHTS_FILE))
     pickles = [name for name in others if name.endswith(_PICKLES)]
     plain = [name for name in others if name not in pickles]

@@ -61,7 +61,7 @@ class Engine:
         return self._scheduler.waiting_count
 
     def check_room(self, in_preparation: int = 0) -> None:
-        """Raise OverloadedError if a request could not be queued now, `in_preparation` others being on their way."""
+        """Raise OverloadedError if a request could not be queued now. Counts `in_preparation` others as queued."""
         with self._changed:
             self._scheduler.check_room(in_preparation)
 
@@ -87,7 +87,11 @@ class Engine:
                 raise UnavailableError("the server is stopping: retry")
             self._scheduler.enqueue(sequence)
             self._changed.notify()
-        sequence.load = self._adapters.request(request.composition, partial(self._on_adapters, sequence))
+        try:
+            sequence.load = self._adapters.request(request.composition, partial(self._on_adapters, sequence))
+        except BaseException:
+            self.cancel(sequence)  # The caller gets no sequence that it could cancel itself.
+            raise
         # The sequence may have ended before `load` was set, in which case nothing else cancels it.
         if sequence.phase is Phase.FINISHED:
             sequence.load.cancel()

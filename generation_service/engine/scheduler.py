@@ -1,4 +1,4 @@
-"""Which sequences wait, prefill and decode, and in which slots. Pure: no tensor operations, no threads, no clock."""
+"""Which sequences wait, prefill and decode, and in which slots. Pure: no tensors, no threads, no I/O."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Scheduler:
         return not self._running and not self._leases
 
     def check_room(self, in_preparation: int = 0) -> None:
-        """Raise OverloadedError if one more sequence could not wait, `in_preparation` others being on their way."""
+        """Raise OverloadedError if one more sequence could not wait. Counts `in_preparation` others as waiting."""
         waiting = len(self._waiting) + in_preparation
         if waiting >= self._max_waiting:
             raise OverloadedError(

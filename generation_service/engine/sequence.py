@@ -71,7 +71,8 @@ _sequence_numbers = itertools.count(1)
 class Sequence:
     """A request in the engine, from submission to its end.
 
-    `phase` and `cancelled` are guarded by the engine's condition; the rest belongs to the engine thread.
+    `phase` and `cancelled` are guarded by the engine's condition. `load` is set once, by the submitting thread after
+    the sequence is queued, so the sequence may end before that. The rest belongs to the engine thread.
     """
 
     request: Request

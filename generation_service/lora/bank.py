@@ -22,8 +22,8 @@ class AdapterBank:
 
     Modules that read the same input (q, k and v; gate and up) form one LoraWeightGroup and share one product with A.
 
-    An adapter of rank r owns the same r columns in every module, whatever the rank of each module and whichever modules
-    it leaves unchanged; nothing is padded to the largest adapter. Its scaling is folded into B.
+    An adapter of rank r owns the same r columns in every module, even where its rank is lower or it adapts
+    nothing. Nothing is padded to the largest adapter. The adapter's scaling is folded into B.
 
     Called on: `write` and `release` on loader threads, while the engine thread runs steps that use other ranges.
     """

@@ -1,4 +1,4 @@
-"""The way of an adapter from host memory to the device: packed in pinned memory, copied on a side stream."""
+"""Transfer of adapters from host memory to the device: packed in pinned memory, copied on a side stream."""
 
 from __future__ import annotations
 

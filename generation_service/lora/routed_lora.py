@@ -49,7 +49,7 @@ class RoutedLora:
     def shrink(self, x: Tensor, slot: ModuleSlot) -> list[Tensor]:
         """Return w * (x A^T) for the M modules of the slot's group, one [M, T, R] per portion of x [..., in].
 
-        Raises ValueError if the leading elements of x cannot be assigned to rows: a wrong answer would be worse.
+        Raises ValueError if the leading elements of x cannot be assigned to rows.
         """
         portions = self._portions_of(x.shape, slot)
         return [self._shrink_portion(x[portion.where], portion.applied, slot) for portion in portions]

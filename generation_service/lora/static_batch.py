@@ -51,7 +51,7 @@ class StaticLoraBatch:
 
 
 class StaticLora:
-    """What a captured step applies: the first `rows` rows and `ranks` ranks of the buffers, whatever they contain."""
+    """What a captured step applies: the first `rows` rows and `ranks` ranks of the buffers when it is replayed."""
 
     def __init__(self, batch: StaticLoraBatch, rows: int, ranks: int, ops: CapturableOps) -> None:
         self._columns = batch.columns[:ranks]

@@ -6,6 +6,7 @@ The same for unary and streaming methods. A request is parsed only after its cal
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor
@@ -34,11 +35,22 @@ log = get_logger(__name__)
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
-@dataclass
 class RunningCalls:
-    """The number of calls a server is serving. Called on: the server's event loop."""
+    """The number of calls and of executor tasks that a server is running. Called on: any thread."""
 
-    count: int = 0
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # Guards: _count.
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """Calls and executor tasks that have not ended."""
+        return self._count
+
+    def change(self, by: int) -> None:
+        """Count one more (1) or one less (-1)."""
+        with self._lock:
+            self._count += by
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ class ServedCall:
         bind_request_id(self.request_id)
         bind_deadline(_shorter(context.time_remaining(), policy.max_call_s))
         metrics.calls_running.labels(method).inc()
-        policy.running.count += 1
+        policy.running.change(1)
 
     def authenticate(self) -> None:
         """Raise UnauthenticatedError unless the call carries the server's token, if the server has one."""
@@ -111,7 +123,7 @@ class ServedCall:
         seconds = time.perf_counter() - self._started
         code = self._code or code
         metrics.calls_running.labels(self.method).dec()
-        self._policy.running.count -= 1
+        self._policy.running.change(-1)
         metrics.calls_total.labels(self.method, code).inc()
         metrics.call_seconds.labels(self.method).observe(seconds)
         error = {} if self._error is None else {"error": self._error}
@@ -136,7 +148,7 @@ def guard(method: str, handler: Handler, policy: CallPolicy, executor: Executor 
             if executor is None:
                 response = await behavior(decode(request), context)
             else:
-                response = await _on_thread(executor, lambda: behavior(decode(request), context))
+                response = await _on_thread(executor, lambda: behavior(decode(request), context), policy.running)
             await context.send_initial_metadata(call.echo)
             return response
 
@@ -164,12 +176,16 @@ def refusal(error: LoraRetrieverError) -> Handler:
     return grpc.unary_unary_rpc_method_handler(refuse)
 
 
-async def _on_thread(executor: Executor, work: Callable[[], Any]) -> Any:
+async def _on_thread(executor: Executor, work: Callable[[], Any], running: RunningCalls) -> Any:
     """Run `work` on a thread of the executor, with the request id and the deadline of the call.
 
-    A call that ends while its work is still queued takes it out of the queue; running work is not interrupted.
+    A call that ends while its work is still queued removes it from the queue. Work that has started is not interrupted:
+    it counts as running until it ends, so that a graceful stop does not close what it uses.
     """
-    return await asyncio.get_running_loop().run_in_executor(executor, copy_context().run, work)
+    future = executor.submit(copy_context().run, work)
+    running.change(1)
+    future.add_done_callback(lambda _: running.change(-1))  # Called on: a thread of the executor, or the event loop.
+    return await asyncio.wrap_future(future)
 
 
 @asynccontextmanager

@@ -1,6 +1,6 @@
 """Deadlines: of the call that is being served, of work that makes several calls, and the defaults of clients.
 
-This is the only place that computes remaining time from a deadline.
+A deadline is a time on the clock of time.monotonic(); infinity means that there is none.
 """
 
 from __future__ import annotations
@@ -16,6 +16,27 @@ from infra.contract.errors import DeadlineError
 QUICK_TIMEOUT_S = 30.0
 #: Default of calls that run a model: an answer or an embedding may wait in a queue first.
 LONG_TIMEOUT_S = 300.0
+#: Limit of the health check command, below the 5 s after which the images' HEALTHCHECK kills it: it then still prints
+#: the reason.
+HEALTH_CHECK_TIMEOUT_S = 3.0
+#: Limit of the look-ups of what answers a job. A job is accepted while a tier is away, so its creation must find that
+#: out quickly.
+PROVENANCE_TIMEOUT_S = 5.0
+
+
+def seconds_until(end: float) -> float:
+    """Return the seconds until `end`: 0 once it has passed, infinite if `end` is."""
+    return max(end - time.monotonic(), 0.0)
+
+
+def has_passed(end: float) -> bool:
+    """Return whether `end` has been reached."""
+    return end <= time.monotonic()
+
+
+def as_timeout(end: float) -> float | None:
+    """Return the seconds until `end` as the standard library takes them: None if `end` is infinite."""
+    return None if math.isinf(end) else seconds_until(end)
 
 
 @dataclass(frozen=True)
@@ -32,7 +53,7 @@ class Deadline:
 
     @property
     def ends_at(self) -> float:
-        """The end on the clock of time.monotonic(); infinite without a limit."""
+        """When the work ends; infinite without a limit."""
         return math.inf if self.timeout_s is None else self.started_at + self.timeout_s
 
     def elapsed_s(self) -> float:
@@ -41,12 +62,9 @@ class Deadline:
 
     def remaining_s(self) -> float | None:
         """Return the seconds that are left, None without a limit. Raises DeadlineError when none are left."""
-        if self.timeout_s is None:
-            return None
-        remaining_s = self.ends_at - time.monotonic()
-        if remaining_s <= 0:
+        if has_passed(self.ends_at):
             raise DeadlineError(f"the time limit of {self.timeout_s:.1f} s for this answer has passed")
-        return remaining_s
+        return as_timeout(self.ends_at)
 
 
 #: Context of the served call: tasks and executor threads that it starts with a copied context share it.
@@ -60,15 +78,14 @@ def bind_deadline(timeout_s: float | None) -> None:
 
 
 def ends_at() -> float:
-    """Return when the call being served ends, on the clock of time.monotonic(); infinite without a deadline."""
+    """Return when the call being served ends; infinite without a deadline."""
     deadline = _current.get()
     return math.inf if deadline is None else deadline.ends_at
 
 
 def remaining_s() -> float | None:
     """Return the seconds left to the call being served: 0 after its deadline, None without one."""
-    end = ends_at()
-    return None if math.isinf(end) else max(end - time.monotonic(), 0.0)
+    return as_timeout(ends_at())
 
 
 def clipped(timeout_s: float | None) -> float | None:

@@ -10,9 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from infra.contract.errors import LoraRetrieverError
 from infra.runtime.channel import ChannelOptions, sync_channel
+from infra.runtime.deadline import HEALTH_CHECK_TIMEOUT_S
 from infra.runtime.error_table import translated
-
-TIMEOUT_S = 3.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 def _status(options: ChannelOptions, service: str) -> int:
     with translated(options.target), sync_channel(options) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT_S)
+        reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=HEALTH_CHECK_TIMEOUT_S)
     return int(reply.status)
 
 

@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ign
 
 from infra.runtime.addresses import bind_error, check_free, with_port
 from infra.runtime.calls import CallPolicy
+from infra.runtime.deadline import has_passed, seconds_until
 from infra.runtime.health import NOT_SERVING, OVERALL, SERVING, Health
 from infra.runtime.lifecycle import on_stop, ready_file
 from infra.runtime.logs import get_logger
@@ -121,11 +122,6 @@ class GrpcServer:
         await self.stop()
 
 
-def aio_server(options: ServerOptions) -> GrpcServer:
-    """Return a bound server whose handlers run on the event loop that calls this."""
-    return GrpcServer(options)
-
-
 class _Drain:
     """The time between the refusal of new calls and the closing of connections.
 
@@ -141,12 +137,11 @@ class _Drain:
 
     def is_waiting(self) -> bool:
         """Return whether running calls or watching clients still need time."""
-        now = time.monotonic()
-        return now < self._not_before or (self._policy.running.count > 0 and now < self._not_after)
+        return not has_passed(self._not_before) or (self._policy.running.count > 0 and not has_passed(self._not_after))
 
     def remaining_s(self) -> float:
         """Return what is left of the grace period, in seconds."""
-        return max(self._not_after - time.monotonic(), 0)
+        return seconds_until(self._not_after)
 
 
 def _bind(server: Any, options: ServerOptions) -> str:

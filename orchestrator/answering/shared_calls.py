@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from infra.contract.errors import DeadlineError
 from infra.contract.prompt import ImagePart, Prompt
+from infra.runtime.deadline import Deadline
 from infra.runtime.single_flight import SingleFlight
 
 #: Results kept. The strategies of a sample run within seconds of each other, so this covers every sample that the
@@ -55,9 +56,10 @@ class SharedCalls(Generic[T]):
             return result
 
         is_reused = key in self._running
+        deadline = Deadline.after(timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                return Shared(await self._running.run_async(key, call_and_cache), is_reused)
+                return Shared(await self._running.run_async(key, call_and_cache, deadline.ends_at), is_reused)
         except TimeoutError as error:
             raise DeadlineError("the time for this answer ended while its adapters were being retrieved") from error
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from orchestrator.cli import output as console
 from orchestrator.evaluation.compare import Comparison
 from orchestrator.evaluation.report.formatting import ReportTable, interval_text
-from orchestrator.evaluation.result_files import FileScore, MetricName
+from orchestrator.evaluation.result_scores import FileScore, MetricName
 
 #: Narrowest column of names: the ids of adapters and jobs mostly fit.
 _NAME_WIDTH = 20

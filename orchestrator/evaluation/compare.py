@@ -11,7 +11,8 @@ from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.metrics.paired import Question, QuestionScore, paired_difference
 from orchestrator.evaluation.metrics.text import mean_score
 from orchestrator.evaluation.metrics.uncertainty import Estimate
-from orchestrator.evaluation.result_files import MetricName, Results, score_questions
+from orchestrator.evaluation.result_files import Results
+from orchestrator.evaluation.result_scores import MetricName, headline_metric, score_questions
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,6 @@ def compare(
         protocols = dict.fromkeys(name for results in sides for name in results.protocols)
         compared.append(replace(comparison, protocols=tuple(protocols)))
     return compared
-
-
-def headline_metric(first: Results, second: Results) -> MetricName:
-    """Return the default metric for two sets of results: `action` if any true answer is an action."""
-    headlines = {first.headline_metric, second.headline_metric}
-    return MetricName.ACTION if MetricName.ACTION in headlines else MetricName.EXACT_MATCH
 
 
 def _pairs(

@@ -10,8 +10,8 @@ from pathlib import Path
 from infra.contract.errors import FailedPreconditionError
 from orchestrator.evaluation.data.datasets import read_datasets
 from orchestrator.evaluation.data.files import MAX_DATASET_BYTES, resolve_datasets
-from orchestrator.evaluation.planning import DEFAULT_MAX_SAMPLES, plan_samples, split_into_shards
 from orchestrator.evaluation.report.summarize import dataset_files
+from orchestrator.evaluation.sample_plan import DEFAULT_MAX_SAMPLES, plan_samples, split_into_shards
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.jobs.ledger.types import NewEvaluation
 from orchestrator.jobs.provenance import RunningSystem, System

@@ -10,12 +10,11 @@ from typing import Protocol, TypeVar
 from infra.contract.adapter import Adapter
 from infra.contract.errors import LoraRetrieverError
 from infra.contract.retrieval import CatalogueInfo
+from infra.runtime.deadline import PROVENANCE_TIMEOUT_S
 from infra.runtime.logs import get_logger
 from orchestrator.answering.model_info import ModelInfo
 
 log = get_logger(__name__)
-
-_TIMEOUT_S = 5.0  # A job is accepted while a tier is away; its creation must not wait long to find out.
 
 _T = TypeVar("_T")
 
@@ -68,7 +67,8 @@ class System:
     async def running(self) -> RunningSystem:
         """Return what runs now."""
         model, catalogue = await asyncio.gather(
-            _or_none(self.generation.get_model(_TIMEOUT_S)), _or_none(self.retrieval.get_catalogue(_TIMEOUT_S))
+            _or_none(self.generation.get_model(PROVENANCE_TIMEOUT_S)),
+            _or_none(self.retrieval.get_catalogue(PROVENANCE_TIMEOUT_S)),
         )
         return RunningSystem(
             base_model=model.base_model if model else "",
@@ -80,7 +80,7 @@ class System:
 
     async def adapter_ids(self) -> frozenset[str] | None:
         """Return the ids of the catalogue's adapters; None if retrieval does not reply."""
-        adapters = await _or_none(self.retrieval.list_adapters(timeout_s=_TIMEOUT_S))
+        adapters = await _or_none(self.retrieval.list_adapters(timeout_s=PROVENANCE_TIMEOUT_S))
         return None if adapters is None else frozenset(adapter.adapter_id for adapter in adapters)
 
 

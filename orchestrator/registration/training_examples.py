@@ -9,8 +9,8 @@ from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import ImagePart, Prompt
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.data.datasets import read_dataset
-from orchestrator.evaluation.planning import plan_samples
 from orchestrator.evaluation.records import Sample
+from orchestrator.evaluation.sample_plan import plan_samples
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 
 

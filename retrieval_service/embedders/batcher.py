@@ -21,7 +21,7 @@ from infra.contract.errors import (
     UnavailableError,
 )
 from infra.contract.prompt import Prompt
-from infra.runtime.deadline import remaining_s
+from infra.runtime.deadline import ends_at, has_passed, seconds_until
 from infra.runtime.logs import get_logger
 from retrieval_service import metrics
 from retrieval_service.embedders.base import FloatArray
@@ -84,6 +84,18 @@ class BatchedEmbedder:
             return len(self._queue)
 
     @property
+    def num_in_flight(self) -> int:
+        """Distinct parts that are being preprocessed, wait for a forward pass, or are in one."""
+        with self._changed:
+            return len(self._in_flight)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether close() has been called."""
+        with self._changed:
+            return self._closed
+
+    @property
     def num_preparing(self) -> int:
         """Calls that are preprocessing their parts."""
         with self._changed:
@@ -114,8 +126,7 @@ class BatchedEmbedder:
             thread.join(_CLOSE_TIMEOUT_S)
 
     def _vectors(self, parts: Sequence[EmbedPart]) -> Sequence[FloatArray]:
-        time_left = remaining_s()
-        caller = Caller(math.inf if time_left is None else time.monotonic() + time_left)
+        caller = Caller(ends_at())
         digests = [part.digest(self._fingerprint) for part in parts]
         claimed, unprepared = self._claim(parts, digests, caller)
         try:
@@ -162,7 +173,7 @@ class BatchedEmbedder:
     def _check_room(self, digests: Sequence[bytes], caller: Caller) -> None:
         if self._closed:
             raise server_stopping()
-        if caller.ends_at <= time.monotonic():
+        if has_passed(caller.ends_at):
             raise deadline_passed()
         waiting, limit = len(self._queue), self._options.max_queue
         new = sum(digest not in self._in_flight and self._cache.get(digest) is None for digest in set(digests))
@@ -235,13 +246,14 @@ class BatchedEmbedder:
         return batch
 
     def _drop_expired(self) -> None:
-        now = time.monotonic()
-        expired = [pending for pending in self._queue if pending.ends_at <= now]
-        if expired:
-            metrics.dropped_total.inc(len(expired))
-            self._queue = [pending for pending in self._queue if pending.ends_at > now]
-            for pending in expired:
+        remaining: list[PendingPart] = []
+        for pending in self._queue:
+            if has_passed(pending.ends_at):
+                metrics.dropped_total.inc()
                 self._resolve(pending, deadline_passed())
+            else:
+                remaining.append(pending)
+        self._queue = remaining
 
     def _embed(self, batch: Sequence[PendingPart]) -> None:
         """Run one pass. If it fails, repeat it part by part, so that only callers of the failing part get the error."""
@@ -249,7 +261,7 @@ class BatchedEmbedder:
 
         def time_left() -> float:
             with self._changed:
-                return max(pending.ends_at for pending in batch) - time.monotonic()
+                return seconds_until(max(pending.ends_at for pending in batch))
 
         outcomes: Sequence[FloatArray | BaseException] = []
         try:

@@ -21,6 +21,7 @@ from infra.contract.errors import (
     OverloadedError,
     UnavailableError,
 )
+from infra.runtime.deadline import has_passed
 from infra.runtime.logs import get_logger
 
 log = get_logger(__name__)
@@ -144,7 +145,7 @@ class HttpClient:
                 raise InternalError(
                     f"{self._shown} responded with over {MAX_RESPONSE_BYTES} bytes; check --embedder-url"
                 )
-            if time.monotonic() > ends_at:
+            if has_passed(ends_at):
                 raise self._timed_out(self.endpoint.timeout_s)
         return bytes(body)
 

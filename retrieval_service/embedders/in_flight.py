@@ -7,25 +7,20 @@ its callers have passed, and embedded by a thread of the embedder rather than by
 from __future__ import annotations
 
 import math
-import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from infra.contract.errors import DeadlineError, UnavailableError, field_path
+from infra.runtime.deadline import as_timeout
 from retrieval_service.embedders.base import FloatArray
 from retrieval_service.embedders.part_embedder import EmbedPart, ModelInput, PartEmbedder
 
 
 @dataclass(eq=False)
 class Caller:
-    """One call. It stops waiting at `ends_at`, in time.monotonic()."""
+    """One call, which stops waiting at its deadline, `ends_at`."""
 
     ends_at: float
-
-    @property
-    def remaining_s(self) -> float | None:
-        """Seconds until `ends_at`; None without a deadline."""
-        return None if math.isinf(self.ends_at) else max(self.ends_at - time.monotonic(), 0.0)
 
 
 @dataclass(eq=False)
@@ -69,7 +64,7 @@ class PendingPart:
         """
         try:
             with field_path(part.path):
-                return self.future.result(caller.remaining_s)
+                return self.future.result(as_timeout(caller.ends_at))
         except TimeoutError as error:
             if self.future.done():  # the embedder raised TimeoutError itself
                 raise

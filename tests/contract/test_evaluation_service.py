@@ -31,7 +31,7 @@ from infra.contract.generation import Decoding
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, Weighting
 from infra.runtime.embedded_redis import embedded_redis
-from infra.runtime.server import aio_server
+from infra.runtime.server import GrpcServer
 from infra.runtime.settings import ServerOptions
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.answering.strategy import AnswerStrategy
@@ -40,7 +40,7 @@ from orchestrator.clients.generation import GenerationClient
 from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.evaluation.data.files import file_sha256
 from orchestrator.evaluation.job import EvaluationState
-from orchestrator.evaluation.planning import step_text
+from orchestrator.evaluation.sample_plan import step_text
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.store import RedisStore
@@ -101,7 +101,7 @@ async def served(tmp_path: Path, redis_url: str) -> AsyncIterator[Served]:
         limits = LedgerLimits(first_pause_s=0.05)
         ledger, dispatcher, pipeline = Ledger(store, limits), RecordingDispatcher(), Pipeline(retrieval, generation)
         options = JobOptions((data,), str(tmp_path / "out"), shard_size=3)
-        server = aio_server(ServerOptions(shutdown_grace_s=0))
+        server = GrpcServer(ServerOptions(shutdown_grace_s=0))
         jobs = EvaluationJobs(ledger, dispatcher, options, System(generation, retrieval))
         add_services(server, pipeline, jobs, 20)
         await stack.enter_async_context(server)

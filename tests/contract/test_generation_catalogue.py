@@ -87,7 +87,7 @@ async def test_catalogue_locates_adapters_and_names_their_revision(tiny_model: M
             assert (await service.stub.Generate(request("notes", "7"))).applied[0].revision == "7"
 
 
-async def test_base_model_of_the_catalogue_takes_precedence(tiny_model: ModelFixture) -> None:
+async def test_base_model_of_catalogue_takes_precedence(tiny_model: ModelFixture) -> None:
     with listening(Catalogue(Adapter("foreign", "OpenGVLab/InternVL2-2B", "a0", revision="1"))) as target:
         async with served(settings_for(tiny_model.base, [tiny_model.roots], retrieval_target=target)) as service:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -106,7 +106,7 @@ async def test_unregistered_adapter_error_says_how_to_register_it(tiny_model: Mo
             assert "loraretriever adapters add" in from_rpc_error(caught.value).message
 
 
-async def test_base_model_answers_while_the_catalogue_is_unavailable(
+async def test_base_model_answers_while_catalogue_is_unavailable(
     tiny_model: ModelFixture,
 ) -> None:
     with unheard() as target:

@@ -102,7 +102,7 @@ async def test_generate_returns_usage_timings_and_applied_adapters(tiny_model: M
         }
 
 
-async def test_base_model_answers_without_a_composition(tiny_model: ModelFixture) -> None:
+async def test_base_model_answers_without_composition(tiny_model: ModelFixture) -> None:
     async with served(settings_for(tiny_model.base)) as service:
         answer = await service.stub.Generate(request())
         assert answer.usage.completion_tokens > 0
@@ -125,7 +125,7 @@ async def test_stream_is_deltas_and_then_the_same_final_answer(tiny_model: Model
         assert final.usage == whole.usage
 
 
-async def test_get_model_returns_the_model_and_its_limits(tiny_model: ModelFixture) -> None:
+async def test_get_model_returns_model_and_its_limits(tiny_model: ModelFixture) -> None:
     settings = settings_for(
         tiny_model.base, [tiny_model.roots], max_running=3, max_waiting=5, max_adapters=2, max_images=4
     )
@@ -162,7 +162,7 @@ async def test_loaded_adapter_is_pinned_until_it_is_unloaded(tiny_model: ModelFi
         assert [resident.pinned for resident in residents] == [False]
 
 
-async def test_loading_an_unknown_adapter_is_not_found(tiny_model: ModelFixture) -> None:
+async def test_loading_unknown_adapter_is_not_found(tiny_model: ModelFixture) -> None:
     async with served(settings_for(tiny_model.base, [tiny_model.roots])) as service:
         code, error = await refused(service.stub.LoadAdapter(pb.LoadAdapterRequest(adapter_id="unknown")))
         assert code is grpc.StatusCode.NOT_FOUND
@@ -172,7 +172,7 @@ async def test_loading_an_unknown_adapter_is_not_found(tiny_model: ModelFixture)
         await still_works(service)
 
 
-async def test_unloading_an_adapter_that_is_not_loaded_is_not_found(tiny_model: ModelFixture) -> None:
+async def test_unloading_adapter_that_is_not_loaded_is_not_found(tiny_model: ModelFixture) -> None:
     async with served(settings_for(tiny_model.base, [tiny_model.roots])) as service:
         code, error = await refused(service.stub.UnloadAdapter(pb.UnloadAdapterRequest(adapter_id="a2")))
         assert code is grpc.StatusCode.NOT_FOUND
@@ -412,7 +412,7 @@ async def test_replaced_checkpoint_is_a_new_revision(tiny_model: ModelFixture, t
         assert (await service.stub.Generate(asked)).text == first.text
 
 
-async def test_overflowing_adapter_fails_its_request_and_leaves_a_clean_slot(
+async def test_overflowing_adapter_fails_its_request_and_leaves_clean_slot(
     tiny_model: ModelFixture, tmp_path: Path
 ) -> None:
     huge = tiny_adapter(tiny_model.shape, 1)
@@ -445,9 +445,7 @@ def decode_gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     gate.set()
 
 
-async def test_deadline_ends_the_request_and_frees_its_slot(
-    tiny_model: ModelFixture, decode_gate: threading.Event
-) -> None:
+async def test_deadline_ends_request_and_frees_its_slot(tiny_model: ModelFixture, decode_gate: threading.Event) -> None:
     async with served(settings_for(tiny_model.base, [tiny_model.roots], max_running=1)) as service:
         code, _ = await refused(service.stub.Generate(request(max_new_tokens=450), timeout=0.15))
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -131,7 +131,7 @@ def test_adapter_is_retrieved_by_prompts_like_its_examples(stub: RetrievalServic
     assert best.weight + other.weight == pytest.approx(1)
 
 
-def test_selections_come_in_order_of_prompts_with_revision_searched(stub: RetrievalServiceStub) -> None:
+def test_selections_have_order_of_prompts_and_searched_revision(stub: RetrievalServiceStub) -> None:
     create(stub, "letters", "abc", "bca")
     create(stub, "digits", "0123", "3210")
     request = pb.RetrieveAdaptersRequest(
@@ -144,7 +144,7 @@ def test_selections_come_in_order_of_prompts_with_revision_searched(stub: Retrie
     assert stub.RetrieveAdapters(request).catalogue_revision != response.catalogue_revision
 
 
-def test_retrieval_says_how_long_embedding_and_search_took(stub: RetrievalServiceStub) -> None:
+def test_retrieval_reports_times_of_embedding_and_search(stub: RetrievalServiceStub) -> None:
     create(stub, "letters", "abc", "bca")
     start = time.monotonic()
     timings = stub.RetrieveAdapters(pb.RetrieveAdaptersRequest(prompts=[said("abc")])).timings
@@ -154,7 +154,7 @@ def test_retrieval_says_how_long_embedding_and_search_took(stub: RetrievalServic
     assert embed_s + search_s < time.monotonic() - start
 
 
-def test_images_count(stub: RetrievalServiceStub) -> None:
+def test_images_change_retrieval(stub: RetrievalServiceStub) -> None:
     first, second = png_part(140, 140, 1), png_part(84, 140, 2)
     for name, image in (("first", first), ("second", second)):
         examples = pb.ExamplePrompts(prompts=[said("<image>tap", [image])])
@@ -163,7 +163,7 @@ def test_images_count(stub: RetrievalServiceStub) -> None:
     assert ids(matches(stub, said("", [first]), top_k=1)) == ["first"]
 
 
-def test_filters_and_options_are_obeyed(stub: RetrievalServiceStub) -> None:
+def test_filters_and_options_apply(stub: RetrievalServiceStub) -> None:
     create(stub, "a", "alpha", kind="app", tags=["x"])
     create(stub, "b", "beta", kind="app", base_model="other")
     create(stub, "c", "gamma", kind="category")
@@ -190,14 +190,16 @@ def test_empty_catalogue_selects_nothing(stub: RetrievalServiceStub) -> None:
     assert matches(stub, said("anything")) == []
 
 
-def test_vectors_have_length_one_and_name_their_embedder(stub: RetrievalServiceStub, embedder: JinaV4Embedder) -> None:
+def test_vectors_have_unit_length_and_embedder_fingerprint(
+    stub: RetrievalServiceStub, embedder: JinaV4Embedder
+) -> None:
     prompts = [said("one"), said("two", [png_part(90, 60)])]
     response = stub.EmbedPrompts(pb.EmbedPromptsRequest(prompts=prompts))
     assert response.embedder_fingerprint == embedder.fingerprint
     assert np.linalg.norm(embedded(stub, *prompts), axis=1) == pytest.approx([1, 1])
 
 
-def test_vectors_given_are_as_good_as_their_prompts(stub: RetrievalServiceStub) -> None:
+def test_adapter_registered_with_vectors_equals_one_with_prompts(stub: RetrievalServiceStub) -> None:
     vectors = embedded(stub, said("abc"), said("bca"))
     create(stub, "prompts", "abc", "bca")
     stub.CreateAdapter(pb.CreateAdapterRequest(adapter=card("vectors"), vectors=of_vectors(*vectors)))
@@ -236,7 +238,7 @@ def test_adapter_is_created_read_listed_updated_and_deleted(stub: RetrievalServi
     assert stub.ListAdapters(pb.ListAdaptersRequest()).total_size == 0
 
 
-def test_pages_follow_each_other(stub: RetrievalServiceStub) -> None:
+def test_pages_list_every_adapter_once(stub: RetrievalServiceStub) -> None:
     for name in "dbcae":
         create(stub, name, name, kind="app" if name < "e" else "category")
     seen, token = [], ""
@@ -289,7 +291,7 @@ BLANK = prompt_pb2.Prompt(messages=[prompt_pb2.Message(role=prompt_pb2.ROLE_USER
         ([said("x")] * 7, "prompts", "7 prompts are too many; send at most 6"),
     ],
 )
-def test_bad_prompts_are_named_by_every_method_that_takes_prompts(
+def test_invalid_prompt_is_refused_with_field_path_by_every_method(
     failing: Failing, bad: list[prompt_pb2.Prompt], field: str, problem: str
 ) -> None:
     for method, request in (
@@ -315,7 +317,9 @@ def test_bad_prompts_are_named_by_every_method_that_takes_prompts(
         ({"weighting": 77}, "options.weighting", "77 is not a Weighting"),
     ],
 )
-def test_bad_options_are_named(failing: Failing, options: dict[str, Any], field: str, problem: str) -> None:
+def test_invalid_option_is_refused_with_field_path(
+    failing: Failing, options: dict[str, Any], field: str, problem: str
+) -> None:
     request = pb.RetrieveAdaptersRequest(prompts=[said("x")], options=pb.RetrievalOptions(**options))
     error = failing("RetrieveAdapters", request)
     assert isinstance(error, InvalidArgumentError)
@@ -323,7 +327,7 @@ def test_bad_options_are_named(failing: Failing, options: dict[str, Any], field:
     assert problem in error.message
 
 
-def test_top_k_0_is_default(stub: RetrievalServiceStub) -> None:
+def test_top_k_zero_means_default(stub: RetrievalServiceStub) -> None:
     for name in "abcd":
         create(stub, name, name)
     assert len(matches(stub, said("a"), top_k=0)) == 3
@@ -331,7 +335,7 @@ def test_top_k_0_is_default(stub: RetrievalServiceStub) -> None:
 
 
 @pytest.mark.parametrize("strategy", RetrievalStrategy)
-def test_filters_limits_and_minimum_hold_for_every_strategy(
+def test_every_strategy_applies_filters_limits_and_minimum(
     stub: RetrievalServiceStub, strategy: RetrievalStrategy
 ) -> None:
     create(stub, "a", "alpha", "alpine", "alphabet", kind="app", tags=["x"])
@@ -376,9 +380,7 @@ def test_empty_selection_has_reason(stub: RetrievalServiceStub) -> None:
     assert reason_of(stub, include=["two"], min_similarity=1.0) == "BELOW_MINIMUM_SIMILARITY"
 
 
-def test_get_catalogue_describes_revision_size_and_embedder(
-    stub: RetrievalServiceStub, embedder: JinaV4Embedder
-) -> None:
+def test_get_catalogue_returns_revision_size_and_embedder(stub: RetrievalServiceStub, embedder: JinaV4Embedder) -> None:
     empty = stub.GetCatalogue(pb.GetCatalogueRequest())
     assert (empty.embedder_fingerprint, empty.dimension) == (embedder.fingerprint, HIDDEN)
     assert (empty.adapter_count, empty.stale) == (0, False)
@@ -389,7 +391,7 @@ def test_get_catalogue_describes_revision_size_and_embedder(
     assert filled.catalogue_revision != empty.catalogue_revision
 
 
-def test_vectors_of_adapter_are_returned_when_asked_for(stub: RetrievalServiceStub, embedder: JinaV4Embedder) -> None:
+def test_adapter_vectors_are_returned_on_request(stub: RetrievalServiceStub, embedder: JinaV4Embedder) -> None:
     create(stub, "one", "abc", "def")
     plain = stub.GetAdapter(pb.GetAdapterRequest(adapter_id="one"))
     assert (len(plain.vectors), plain.embedder_fingerprint, plain.stale) == (0, "", False)
@@ -400,7 +402,7 @@ def test_vectors_of_adapter_are_returned_when_asked_for(stub: RetrievalServiceSt
     np.testing.assert_allclose(vectors, embedded(stub, said("abc"), said("def")), atol=1e-6)
 
 
-def test_id_taken_by_another_checkpoint_is_said(stub: RetrievalServiceStub, failing: Failing) -> None:
+def test_id_of_other_checkpoint_is_refused_with_reason(stub: RetrievalServiceStub, failing: Failing) -> None:
     create(stub, "one", "x")
     other = pb.CreateAdapterRequest(adapter=card("one", checkpoint_uri="elsewhere/one"), examples=of_prompts("y"))
     error = failing("CreateAdapter", other)
@@ -437,7 +439,7 @@ GOOD = np.eye(HIDDEN)[0]
         ({"vectors": of_vectors(*[GOOD] * 6)}, "vectors.vectors", "6 examples are too many"),
     ],
 )
-def test_bad_examples_are_named_and_nothing_is_registered(
+def test_invalid_examples_are_refused_and_register_nothing(
     stub: RetrievalServiceStub, failing: Failing, source: dict[str, Any], field: str, problem: str
 ) -> None:
     error = failing("CreateAdapter", pb.CreateAdapterRequest(adapter=card("one"), **source))
@@ -458,7 +460,9 @@ def test_bad_examples_are_named_and_nothing_is_registered(
         ({"example_count": 3}, "adapter.example_count", "set by the catalogue"),
     ],
 )
-def test_bad_adapters_are_named(failing: Failing, fields: dict[str, Any], field: str, problem: str) -> None:
+def test_invalid_adapter_is_refused_with_field_path(
+    failing: Failing, fields: dict[str, Any], field: str, problem: str
+) -> None:
     request = pb.CreateAdapterRequest(adapter=card(**{"adapter_id": "one", **fields}), examples=of_prompts("x"))
     error = failing("CreateAdapter", request)
     assert isinstance(error, InvalidArgumentError)
@@ -466,7 +470,7 @@ def test_bad_adapters_are_named(failing: Failing, fields: dict[str, Any], field:
     assert problem in error.message
 
 
-def test_id_that_is_taken_already_exists(stub: RetrievalServiceStub, failing: Failing) -> None:
+def test_taken_id_already_exists(stub: RetrievalServiceStub, failing: Failing) -> None:
     first = create(stub, "one", "x")
     error = failing("CreateAdapter", pb.CreateAdapterRequest(adapter=card("one"), examples=of_prompts("y")))
     assert isinstance(error, AlreadyExistsError)
@@ -492,7 +496,7 @@ def test_unknown_adapter_is_not_found(failing: Failing) -> None:
         assert error.field == "adapter_id"
 
 
-def test_bad_updates_are_named(stub: RetrievalServiceStub, failing: Failing) -> None:
+def test_invalid_update_is_refused_with_field_path(stub: RetrievalServiceStub, failing: Failing) -> None:
     first = create(stub, "one", "x")
     stale = pb.UpdateAdapterRequest(adapter=card("one", kind="app"), expected_revision="stale")
     assert isinstance(failing("UpdateAdapter", stale), ConflictError)
@@ -517,13 +521,13 @@ def test_bad_updates_are_named(stub: RetrievalServiceStub, failing: Failing) -> 
         ({"page_token": "IA=="}, "page_token"),
     ],
 )
-def test_bad_pages_are_named(failing: Failing, request_fields: dict[str, Any], field: str) -> None:
+def test_invalid_page_is_refused_with_field_path(failing: Failing, request_fields: dict[str, Any], field: str) -> None:
     error = failing("ListAdapters", pb.ListAdaptersRequest(**request_fields))
     assert isinstance(error, InvalidArgumentError)
     assert error.field == field
 
 
-def test_eight_callers_that_create_retrieve_and_delete_meet_no_error(stub: RetrievalServiceStub) -> None:
+def test_eight_concurrent_callers_create_retrieve_and_delete_without_error(stub: RetrievalServiceStub) -> None:
     create(stub, "constant", "zzz")
     alone = embedded(stub, said("zzz"))
 

@@ -63,7 +63,7 @@ class Raise:
             raise error
 
 
-def test_every_contract_error_has_a_status() -> None:
+def test_every_contract_error_has_status() -> None:
     missing = [error for error in contract_errors() if type(error) not in STATUS_OF]
     assert not missing
     assert len({type(error).reason for error in contract_errors()}) == len(contract_errors())
@@ -149,7 +149,7 @@ def test_method_without_implementation_is_unimplemented() -> None:
             raw_call(running.address, "/no.Such/Method", b"")
 
 
-def test_malformed_message_is_an_invalid_argument() -> None:
+def test_malformed_message_is_invalid_argument() -> None:
     with serving() as running:
         with pytest.raises(InvalidArgumentError, match="not a message of this method"), translated():
             raw_call(running.address, GENERATE, b"\xff\xff\xff")

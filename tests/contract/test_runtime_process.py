@@ -29,7 +29,7 @@ from loraretriever.v1 import generation_service_pb2_grpc as stubs
 from infra.contract.errors import CheckpointError, UnavailableError
 from infra.runtime.main import run_tier
 from infra.runtime.lifecycle import entered_on_thread
-from infra.runtime.server import aio_server
+from infra.runtime.server import GrpcServer
 from infra.runtime.settings import TierSettings
 from tests.support.servers.runtime_probe import SERVICE, Probe, nothing, stub_of
 
@@ -69,7 +69,7 @@ async def load_beside_loop():
         pass
 
 async def serve_probe(options):
-    server = aio_server(options)
+    server = GrpcServer(options)
     server.add(Probe(nothing), stubs.add_GenerationServiceServicer_to_server, SERVICE)
     await server.serve()
     sys.stderr.write("finished\\n")
@@ -190,25 +190,38 @@ def test_help_is_printed_and_nothing_starts() -> None:
     assert "--ready-file PATH" in output
 
 
+def until_served(stub: Any) -> str:
+    """Return the text of the first call that is served. On a busy machine pings time out, and calls with them."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with translated():
+                return str(stub.Generate(pb.GenerateRequest(), wait_for_ready=True).text)
+        except UnavailableError:
+            if time.monotonic() > deadline:
+                raise
+
+
+@pytest.mark.timeout(300)
 def test_unresponsive_server_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "ready.json"
     with tier("--address", "127.0.0.1:0", "--ready-file", str(path)) as process:
         options = ChannelOptions(
             ready(path, process)["address"],
-            default_timeout_s=60,
+            default_timeout_s=100,
             max_attempts=1,
-            keepalive_time_s=1,
+            # Servers end a connection with pings less than 5 s apart ("too_many_pings"), and the call with it.
+            keepalive_time_s=6,
             ping_timeout_s=3,
             health_check=False,
         )
         with sync_channel(options) as channel:
             stub = stub_of(channel)
-            assert stub.Generate(pb.GenerateRequest()).text == "ab"
+            assert until_served(stub) == "ab"
             process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED)  # Until then its threads may still answer.
-            started = time.monotonic()
+            # Without detection the deadline would end the call, with a DeadlineError.
             with pytest.raises(UnavailableError), translated():
                 stub.Generate(pb.GenerateRequest())
-            assert time.monotonic() - started < 30, "long before the deadline"
             process.send_signal(signal.SIGCONT)
-            assert stub.Generate(pb.GenerateRequest(), wait_for_ready=True).text == "ab", "and its return, too"
+            assert until_served(stub) == "ab", "the channel reconnects"

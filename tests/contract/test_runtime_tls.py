@@ -19,7 +19,7 @@ from infra.runtime import healthcheck
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.error_table import translated
 from infra.runtime.metrics import serve_metrics
-from infra.runtime.server import aio_server
+from infra.runtime.server import GrpcServer
 from infra.runtime.settings import ServerOptions
 from tests.support.servers.runtime_probe import Kind, generate, serving
 
@@ -142,7 +142,7 @@ async def test_mismatched_tls_files_are_named(authority: Authority, server_pair:
     nonsense.write_text("no certificate")
 
     def build(certificate: Path, key: Path, client_ca: Path | None = None) -> None:
-        aio_server(ServerOptions(tls_certificate=certificate, tls_key=key, tls_client_ca=client_ca))
+        GrpcServer(ServerOptions(tls_certificate=certificate, tls_key=key, tls_client_ca=client_ca))
 
     with pytest.raises(ConfigurationError, match=r"TLS key .*absent\.key cannot be read: No such file"):
         build(server_pair.certificate, tmp_path / "absent.key")

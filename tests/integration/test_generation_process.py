@@ -45,7 +45,7 @@ def address_in(ready: Path, process: subprocess.Popen[str]) -> str:
     return str(json.loads(ready.read_text())["address"])
 
 
-def test_process_serves_until_a_signal_and_cleans_up(tmp_path: Path) -> None:
+def test_process_serves_until_signal_and_cleans_up(tmp_path: Path) -> None:
     base = write_qwen2_vl(tmp_path / "base")
     ready = tmp_path / "ready.json"
     with started("--model-path", str(base), "--ready-file", str(ready)) as process:

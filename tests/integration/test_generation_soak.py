@@ -16,14 +16,17 @@ import pytest
 from generation_service.app import GenerationStack, generation_stack
 from generation_service.engine.sequence import Delta, Event, Request, Sequence
 from generation_service.models.images import decode_images
-from infra.contract.composition import FusionMethod
+from infra.contract.composition import FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import DeadlineError, LoraRetrieverError, OverloadedError
-from infra.contract.generation import Generation
+from infra.contract.generation import Decoding, Generation
+from infra.contract.prompt import Prompt
 from tests.support.harness.generation_stack import settings_for
 from tests.support.harness.soak_load import (
     BAD_ADAPTERS,
     BANK_RANKS,
     MAX_ADAPTERS,
+    WHOLE_BANK,
+    WHOLE_BANK_MODULE,
     Planned,
     planned_requests,
     write_soak_fixture,
@@ -125,7 +128,7 @@ class Callers:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_2000_requests_at_a_full_queue_each_end_once_and_leak_nothing(tmp_path: Path) -> None:
+def test_2000_requests_at_full_queue_each_end_once_and_leak_nothing(tmp_path: Path) -> None:
     tiny_model, requests = write_soak_fixture(tmp_path), list(planned_requests(REQUESTS, seed=11))
     settings = settings_for(
         tiny_model.base,
@@ -176,11 +179,15 @@ def assert_nothing_held(stack: GenerationStack) -> None:
 
 
 def assert_all_ranks_reclaimable(stack: GenerationStack) -> None:
-    """Assert that after evicting all residents every rank is free, and the bank is zero."""
+    """Assert that an adapter as large as the bank evicts all residents, and that their weights are zeroed."""
     assert stack.residency.ranks > 0
-    assert stack.residency._placement._evict_until(BANK_RANKS)
-    assert (stack.bank.free, stack.bank.largest_free, stack.residency.ranks) == (BANK_RANKS, BANK_RANKS, 0)
-    assert not any(group.a.any() or group.b.any() for group in stack.bank.groups)
+    whole = Mixture((WeightedAdapter(WHOLE_BANK, 1.0),))
+    asyncio.run(stack.service.generate(Prompt.of("Go back."), whole, Decoding(max_new_tokens=1)))
+    (resident,) = stack.residency.residents()
+    assert (resident.adapter_id, stack.bank.free, stack.residency.ranks) == (WHOLE_BANK, 0, BANK_RANKS)
+    others = [group for group in stack.bank.groups if WHOLE_BANK_MODULE not in group.paths]
+    assert others
+    assert not any(group.a.any() or group.b.any() for group in others)
 
 
 def assert_answers_equal_those_alone(stack: GenerationStack, requests: list[Planned], ends: dict[int, object]) -> None:

@@ -193,7 +193,7 @@ def test_eos_tokens_come_from_generation_config_else_config(tmp_path: Path) -> N
     assert load(folder).description.eos_tokens == {json.loads((folder / "config.json").read_text())["eos_token_id"]}
 
 
-def test_chat_template_may_be_a_separate_file(tmp_path: Path) -> None:
+def test_chat_template_may_be_separate_file(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "base")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     del config["chat_template"]

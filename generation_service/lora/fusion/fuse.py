@@ -10,7 +10,7 @@ from typing import TypeVar, assert_never
 import torch
 from torch import Tensor
 
-from generation_service.lora.fusion.deltas import WeightedPair, dare, ties
+from generation_service.lora.fusion.ties_dare import WeightedPair, dare, ties
 from generation_service.lora.fusion.truncation import best_of_dense, best_of_factors
 from generation_service.lora.weights import AdapterWeights, LoraPair, all_finite
 from infra.contract.composition import DEFAULT_DENSITY, FusionMethod
@@ -46,7 +46,7 @@ def fuse(
         linear, concat: k r (in + out) values, read and written once.
         svd: (k r)^2 (in + out) + (k r)^3 multiplications.
         ties, dare: k r in out multiplications, a few passes over k in out elements, and 8 (R + 16) in out
-        multiplications for the factors. One dense matrix of in x out is held at a time, whatever k.
+        multiplications for the factors. One dense matrix of in x out is held at a time, for any k.
 
     Raises:
         InvalidArgumentError: a weight is not finite.

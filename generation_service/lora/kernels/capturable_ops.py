@@ -71,7 +71,7 @@ def capturable_ops_for(device: torch.device) -> CapturableOps:
 
 
 def check_runs(ops: CapturableOps, device: torch.device) -> None:
-    """Launch both products once. Raises whatever the first launch raises.
+    """Launch both products once. Raises what the first launch raises.
 
     The first launch compiles, which fails on a machine without a C compiler.
     """

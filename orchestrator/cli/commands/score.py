@@ -20,12 +20,13 @@ from orchestrator.cli.result_sources import load_results, result_files, sources_
 from orchestrator.cli.strategies import complete_strategies
 from orchestrator.cli.tables import SourceScore, print_comparisons, print_scores
 from orchestrator.evaluation.actions import is_actions
-from orchestrator.evaluation.compare import compare, headline_metric
+from orchestrator.evaluation.compare import compare
 from orchestrator.evaluation.judge.chat_client import ChatEndpoint
 from orchestrator.evaluation.judge.grading import Judgement, JudgePrompt, grade_answers
 from orchestrator.evaluation.metrics.text import mean_score
 from orchestrator.evaluation.report.summary import ScoringOptions
-from orchestrator.evaluation.result_files import MetricName, Results, file_score_of_answers, score_results
+from orchestrator.evaluation.result_files import Results
+from orchestrator.evaluation.result_scores import MetricName, file_score_of_answers, headline_metric, score_results
 
 Source = Annotated[str, typer.Argument(help="A job's id, its folder, or a JSONL file of results.")]
 
@@ -116,8 +117,9 @@ def score_files(arguments: Sequence[str], gate: Gate, options: ScoringOptions, o
     scores = _Scores()
     for name, path in (file for argument in arguments for file in result_files(argument)):
         for label, results in load_results(path, orchestrator).by_strategy().items():
-            decisive = MetricName(gate.metric.value) if gate.metric else results.headline_metric
-            for metric in dict.fromkeys([results.headline_metric, MetricName.LEGACY, decisive]):
+            headline = headline_metric(results)
+            decisive = MetricName(gate.metric.value) if gate.metric else headline
+            for metric in dict.fromkeys([headline, MetricName.LEGACY, decisive]):
                 source_score = _score(name, label, results, metric, options)
                 scores.printed.append(source_score)
                 if metric is decisive:
@@ -154,7 +156,7 @@ def _results_in(
 def _score_all(sources: Iterator[_SourceResults], metric: MetricName | None, scoring: ScoringFlags) -> _Scores:
     scores = _Scores()
     for source in sources:
-        chosen = metric or source.results.headline_metric
+        chosen = metric or headline_metric(source.results)
         source_score = _score(source.source, source.label, source.results, chosen, scoring.options(chosen))
         scores.printed.append(source_score)
         scores.gated[source.name] = _gated(source.results, source_score)

@@ -19,7 +19,7 @@ from orchestrator.evaluation.judge.chat_client import ChatEndpoint
 from orchestrator.evaluation.judge.grading import DEFAULT_TEMPLATE, JudgePrompt
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD
 from orchestrator.evaluation.report.summary import ScoringOptions
-from orchestrator.evaluation.result_files import MetricName
+from orchestrator.evaluation.result_scores import MetricName
 
 JUDGE_CACHE = Path(".loraretriever/judge")
 

@@ -23,8 +23,8 @@ from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.logs import get_logger
 from orchestrator.answering.question import Answer, Question
 from orchestrator.evaluation.data.image_files import read_image
-from orchestrator.evaluation.planning import step_text
 from orchestrator.evaluation.records import Record, RetrievedAdapter, Sample, SampleError, SampleTimings
+from orchestrator.evaluation.sample_plan import step_text
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.jobs import metrics as job_metrics
 

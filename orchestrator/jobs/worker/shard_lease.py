@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -83,7 +83,7 @@ class ShardLease:
         self.draining = asyncio.Event()
         """Set when the lease leaves ACTIVE."""
         self.unreturned_tries: set[tuple[Claim, str]] = set()
-        """Tries of samples that could not be unclaimed, as Redis was away."""
+        """Tries of samples that Redis has not confirmed as unclaimed."""
         self._ledger = ledger
         self._stopping = stopping
         self._state = ShardState.ACTIVE
@@ -113,15 +113,17 @@ class ShardLease:
 
     async def begin(self, key: str) -> Start:
         """Count a try of a sample, and return whether it may be made."""
+        # Before the call: Redis counts the try even if its reply is lost.
+        self._begun.add(key)
         start = await self._retry_while_unavailable(lambda: self._ledger.begin_sample(self.claim, key))
+        if start is not Start.BEGUN:
+            self._begun.discard(key)
         match start:
-            case Start.BEGUN:
-                self._begun.add(key)
             case Start.LOST:
                 self._advance(ShardState.LOST)
             case Start.CANCELLED:
                 self._advance(ShardState.CANCELLED)
-            case Start.RECORDED | Start.EXHAUSTED:
+            case Start.BEGUN | Start.RECORDED | Start.EXHAUSTED:
                 pass
         return start
 
@@ -160,10 +162,11 @@ class ShardLease:
         if key not in self._begun:
             return
         self._begun.discard(key)
-        try:
+        # Until Redis has confirmed it: the call may fail, or be cancelled with the task that makes it.
+        self.unreturned_tries.add((self.claim, key))
+        with suppress(UnavailableError):
             await self._ledger.unclaim_sample(self.claim, key)
-        except UnavailableError:
-            self.unreturned_tries.add((self.claim, key))
+            self.unreturned_tries.discard((self.claim, key))
 
     def on_lease_state(self, state: LeaseState) -> None:
         """Follow what the ledger replied to a renewal."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from infra.contract.errors import InternalError
 from infra.runtime.logs import get_logger
 from orchestrator.evaluation.data.files import changed_datasets
-from orchestrator.evaluation.planning import sample_chains
 from orchestrator.evaluation.records import Record, Sample
+from orchestrator.evaluation.sample_plan import sample_chains
 from orchestrator.evaluation.spec import EvaluationSpec
 from orchestrator.jobs import metrics as job_metrics
 from orchestrator.jobs.ledger.ledger import Ledger
@@ -73,10 +73,10 @@ class ShardRunner:
 
     async def run(self, claim: Claim, stopping: asyncio.Event) -> Outcome:
         """Answer the samples of a shard that have no record. Once `stopping` is set no further one is begun."""
-        await self._return_tries()
         lease = ShardLease(self._ledger, claim, self._limits, stopping)
         try:
             async with lease.held():
+                await self._return_tries()
                 samples = await self._ledger.samples.shard(claim.evaluation_id, claim.unit)
                 if claim.exhausted:
                     await self._give_up(lease, samples)
@@ -130,8 +130,10 @@ class ShardRunner:
             async with isolate(lease.draining):
                 start = await lease.begin(sample.key) if lease.is_active else None
                 match start:
-                    case Start.BEGUN:
+                    case Start.BEGUN if lease.is_active:
                         return await self._ask(shard, sample)
+                    case Start.BEGUN:  # The lease began to drain during the call.
+                        await lease.unclaim(sample.key)
                     case Start.RECORDED:
                         key, evaluation_id = sample.key, lease.claim.evaluation_id
                         return (await self._ledger.samples.records_of(evaluation_id, [key])).get(key)

@@ -18,7 +18,7 @@ from generation_service.app import GenerationStack, generation_stack
 from generation_service.server import SERVICE_NAME, GenerationServicer
 from generation_service.settings import GenerationSettings
 from infra.runtime.channel import ChannelOptions, aio_channel
-from infra.runtime.server import aio_server
+from infra.runtime.server import GrpcServer
 from tests.support.checkpoints.peft_adapters import TinyAdapter
 from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
 
@@ -115,7 +115,7 @@ class Served:
 async def served(settings: GenerationSettings) -> AsyncIterator[Served]:
     """Serve on a free loopback port within the running event loop."""
     with generation_stack(settings) as stack:
-        server = aio_server(settings.server)
+        server = GrpcServer(settings.server)
         server.add(GenerationServicer(stack.service), add_GenerationServiceServicer_to_server, SERVICE_NAME)
         async with server, aio_channel(ChannelOptions(server.address)) as channel:
             stub = GenerationServiceStub(channel)  # type: ignore[no-untyped-call]

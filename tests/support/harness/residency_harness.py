@@ -39,13 +39,15 @@ def wait_until(condition: Callable[[], bool]) -> None:
 class FakeAdapterStore:
     """Adapters "r4-a" of rank 4 and so on.
 
-    A test may change their `revision`, break some, and block all reads while `unblocked` is not set.
+    A test may change their `revision`, break some, let every read end in `read_error`, and block all reads while
+    `unblocked` is not set.
     """
 
     def __init__(self) -> None:
         self.revision = "1"
         self.base_model = "tiny"
         self.broken: set[str] = set()
+        self.read_error: LoraRetrieverError | None = None
         self.targets: dict[str, frozenset[str]] = {}
         self.lookups: list[str] = []
         self.read: list[str] = []
@@ -62,6 +64,8 @@ class FakeAdapterStore:
 
     def weights(self, source: AdapterSource) -> AdapterWeights:
         assert self.unblocked.wait(timeout=20)
+        if self.read_error is not None:
+            raise self.read_error
         self.read.append(source.adapter_id)
         if source.adapter_id in self.broken:
             raise CheckpointError(f"{source.adapter_id} is half a file")

@@ -31,6 +31,9 @@ from tests.support.harness.images import png_part
 RANKS = {"a0": 2, "a1": 4, "a2": 8, "a3": 4, "a4": 3, "a5": 4, "a6": 6, "a7": 4}
 BANK_RANKS = 40
 MAX_ADAPTERS = 4
+WHOLE_BANK = "whole"
+"""An adapter whose rank is the bank's, on one module alone. No planned request names it."""
+WHOLE_BANK_MODULE = "model.language_model.layers.0.mlp.down_proj"
 SHAPE = TinyShape(32, 1, 2, 1, 32, vision_width=16, vision_depth=1)
 
 BAD_ADAPTERS: dict[str, type[Exception]] = {
@@ -77,6 +80,7 @@ def write_soak_fixture(folder: Path) -> ModelFixture:
     for seed, (name, rank) in enumerate(RANKS.items()):
         tiny_adapter(SHAPE, seed, rank, vision=name in ("a3", "a6")).write(roots / name)
     tiny_adapter(SHAPE, 1, BANK_RANKS + 1).write(roots / "wide")
+    write_whole_bank_adapter(roots / WHOLE_BANK)
     tiny_adapter(SHAPE, 2).write(roots / "stray")
     stray = tiny_adapter(SHAPE, 2)
     key = next(iter(stray.tensors))
@@ -89,6 +93,13 @@ def write_soak_fixture(folder: Path) -> ModelFixture:
     (roots / "empty").mkdir()
     (roots / "empty" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     return ModelFixture(write_qwen2_vl(folder / "base", SHAPE), roots, SHAPE, tuple(RANKS))
+
+
+def write_whole_bank_adapter(folder: Path) -> None:
+    """Write the adapter that leaves no room for any other in the bank."""
+    adapter = tiny_adapter(SHAPE, 9, BANK_RANKS, target_modules=["down_proj"])
+    adapter.tensors = {key: tensor for key, tensor in adapter.tensors.items() if "down_proj" in key}
+    adapter.write(folder)
 
 
 def planned_requests(count: int, seed: int) -> Iterator[Planned]:

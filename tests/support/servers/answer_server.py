@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
 
-from infra.runtime.server import aio_server
+from infra.runtime.server import GrpcServer
 from infra.runtime.settings import ServerOptions
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.clients.generation import GenerationClient
@@ -23,7 +23,7 @@ async def answer_server(tiers: FakeTiers) -> AsyncIterator[str]:
         RetrievalClient(tiers.retrieval_target) as retrieval,
         GenerationClient(tiers.generation_target) as generation,
     ):
-        server = aio_server(ServerOptions(shutdown_grace_s=0))
+        server = GrpcServer(ServerOptions(shutdown_grace_s=0))
         servicer = AnswerServicer(Pipeline(retrieval, generation), timeout_s=20)
         server.add(servicer, pb_grpc.add_AnswerServiceServicer_to_server, ANSWER_SERVICE)
         async with server:

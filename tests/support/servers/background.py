@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from typing import Any, TypeVar
 
 from infra.runtime.methods import Adder
-from infra.runtime.server import GrpcServer, aio_server
+from infra.runtime.server import GrpcServer
 from infra.runtime.settings import ServerOptions
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ def serving_blocking(
     @asynccontextmanager
     async def serve() -> AsyncIterator[GrpcServer]:
         with ThreadPoolExecutor(threads) as executor:
-            server = aio_server(options or ServerOptions(shutdown_grace_s=0))
+            server = GrpcServer(options or ServerOptions(shutdown_grace_s=0))
             server.add(servicer, adder, name, executor)
             async with server:
                 yield server

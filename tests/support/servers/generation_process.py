@@ -14,14 +14,14 @@ from loraretriever.v1 import generation_service_pb2_grpc
 
 from infra.contract.prompt import Prompt
 from infra.runtime.lifecycle import ready_file
-from infra.runtime.server import GrpcServer, aio_server
+from infra.runtime.server import GrpcServer
 from infra.runtime.settings import ServerOptions
 from tests.support.servers.tiers import FakeGeneration, Hook
 
 
 def replica(address: str, slots: int, delay_s: float) -> GrpcServer:
     """Return a bound server with a fixed latency and capacity."""
-    server = aio_server(ServerOptions(address=address, shutdown_grace_s=0))
+    server = GrpcServer(ServerOptions(address=address, shutdown_grace_s=0))
     server.add(
         FakeGeneration(before=_busy(slots, delay_s)),
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server,

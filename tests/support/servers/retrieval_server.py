@@ -15,7 +15,7 @@ from loraretriever.v1.retrieval_service_pb2_grpc import RetrievalServiceStub
 from infra.contract.prompt import Prompt
 from infra.runtime.channel import ChannelOptions, sync_channel
 from infra.runtime.images import ImageLimits
-from infra.runtime.server import GrpcServer, aio_server
+from infra.runtime.server import GrpcServer
 from retrieval_service.app import loaded
 from retrieval_service.catalogue.catalogue import Catalogue
 from retrieval_service.catalogue.qdrant import Qdrant, QdrantFolder, QdrantServer
@@ -74,7 +74,7 @@ def serving_settings(settings: RetrievalSettings) -> Iterator[GrpcServer]:
 
     @asynccontextmanager
     async def serve() -> AsyncIterator[GrpcServer]:
-        server = aio_server(settings.server)
+        server = GrpcServer(settings.server)
         async with loaded(server, settings), server:
             yield server
 

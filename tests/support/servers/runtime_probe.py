@@ -11,7 +11,7 @@ from loraretriever.v1 import generation_service_pb2 as pb
 from loraretriever.v1 import generation_service_pb2_grpc as stubs
 
 from infra.runtime.channel import ChannelOptions, aio_channel, sync_channel
-from infra.runtime.server import GrpcServer, aio_server
+from infra.runtime.server import GrpcServer
 from infra.runtime.settings import ServerOptions
 from tests.support.servers.background import on_event_loop
 
@@ -55,7 +55,7 @@ def serving(act: Act = nothing, options: ServerOptions | None = None, servicer: 
 
     @asynccontextmanager
     async def serve() -> AsyncIterator[GrpcServer]:
-        server = aio_server(options or ServerOptions())
+        server = GrpcServer(options or ServerOptions())
         server.add(servicer or Probe(act), stubs.add_GenerationServiceServicer_to_server, SERVICE)
         async with server:
             yield server

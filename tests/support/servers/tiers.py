@@ -28,7 +28,7 @@ from infra.contract.retrieval import (
     Selection,
     SelectionReason,
 )
-from infra.runtime.server import aio_server
+from infra.runtime.server import GrpcServer
 from infra.runtime.settings import ServerOptions
 from infra.runtime.wire import (
     adapter_to_proto,
@@ -207,7 +207,7 @@ async def fake_tiers() -> AsyncIterator[FakeTiers]:
     retrieval, generation = FakeRetrieval(), FakeGeneration()
     async with AsyncExitStack() as stack:
         options = ServerOptions(shutdown_grace_s=0)
-        first, second = aio_server(options), aio_server(options)
+        first, second = GrpcServer(options), GrpcServer(options)
         first.add(
             retrieval,
             retrieval_service_pb2_grpc.add_RetrievalServiceServicer_to_server,

@@ -9,7 +9,6 @@ import pytest
 from generation_service.adapters.admission import AdmittedComposition
 from generation_service.adapters.load import Outcome
 from generation_service.adapters.source import AdapterSource
-from generation_service.lora.weights import AdapterWeights
 from infra.contract.composition import Base, Composition, Fusion, FusionMethod, Mixture, WeightedAdapter
 from infra.contract.errors import (
     BaseModelMismatchError,
@@ -54,13 +53,13 @@ def test_admitted_composition_has_resolved_revisions_and_sources(harness: Reside
     assert not harness.disk.read
 
 
-def test_admitted_revision_is_loaded_although_a_newer_one_came(harness: ResidencyHarness) -> None:
+def test_admitted_revision_is_loaded_although_newer_one_came(harness: ResidencyHarness) -> None:
     admitted = harness.admission.admit(mixture("r4-a"))
     harness.disk.revision = "2"
     assert [share.revision for share in harness.lease(admitted.composition).applied] == ["1"]
 
 
-def test_loading_an_admitted_composition_looks_nothing_up(harness: ResidencyHarness) -> None:
+def test_loading_admitted_composition_looks_nothing_up(harness: ResidencyHarness) -> None:
     harness.lease(mixture("r4-a", "r4-b")).release()
     assert harness.disk.lookups == ["r4-a", "r4-b"]
     assert harness.disk.configs_read == ["r4-a", "r4-b"]
@@ -71,13 +70,10 @@ def test_revision_that_vanished_after_admission_is_looked_up_again(
 ) -> None:
     first, second = harness.admission.admit(mixture("r4-a")), harness.admission.admit(mixture("r4-a"))
 
-    def replaced(source: AdapterSource) -> AdapterWeights:
-        raise ConflictError("the folder changed before it was loaded")
-
     def gone(adapter_id: str, revision: str) -> AdapterSource:
         raise NotFoundError(f"adapter {adapter_id!r} has no revision {revision!r}", revision=revision)
 
-    monkeypatch.setattr(harness.host_cache, "_read", replaced)
+    harness.disk.read_error = ConflictError("the folder changed before it was loaded")
     monkeypatch.setattr(harness.disk, "resolve", gone)
     outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
     harness.residency.request(first, outcomes.put)
@@ -97,7 +93,7 @@ def test_too_many_adapters_are_refused(harness: ResidencyHarness) -> None:
     assert not harness.disk.lookups
 
 
-def test_adapter_named_in_its_own_request_has_that_request_s_field(harness: ResidencyHarness) -> None:
+def test_error_of_admit_adapter_names_field_adapter_id(harness: ResidencyHarness) -> None:
     with pytest.raises(NotFoundError) as caught:
         harness.admission.admit_adapter("unknown")
     assert caught.value.metadata["field"] == "adapter_id"
@@ -124,7 +120,7 @@ def test_adapter_of_another_base_model_is_named_by_its_field(harness: ResidencyH
     }
 
 
-def test_rank_beyond_the_bank_reports_rank_and_limit(harness: ResidencyHarness) -> None:
+def test_rank_beyond_bank_reports_rank_and_limit(harness: ResidencyHarness) -> None:
     error = refused(harness, mixture("r4-a", "r17-b"))
     assert isinstance(error, CapacityError)
     assert error.metadata == {
@@ -137,7 +133,7 @@ def test_rank_beyond_the_bank_reports_rank_and_limit(harness: ResidencyHarness) 
 
 
 @pytest.mark.parametrize("composition", [mixture("r8-a", "r5-b", "r4-c"), fusion("r8-a", "r5-b", "r4-c")])
-def test_composition_beyond_the_bank_reports_the_ranks_it_needs(
+def test_composition_beyond_bank_reports_ranks_it_needs(
     harness: ResidencyHarness, composition: Mixture | Fusion
 ) -> None:
     error = refused(harness, composition)
@@ -151,7 +147,7 @@ def test_composition_beyond_the_bank_reports_the_ranks_it_needs(
     }
 
 
-def test_pinned_adapters_reduce_capacity_unless_they_are_in_the_composition(harness: ResidencyHarness) -> None:
+def test_pinned_adapters_reduce_capacity_unless_they_are_in_composition(harness: ResidencyHarness) -> None:
     harness.pin("r8-p")
     harness.admission.admit(mixture("r8-p", "r8-a"))
     for composition in (mixture("r8-a", "r4-b"), fusion("r8-p", "r4-b")):
@@ -184,7 +180,7 @@ def test_linear_fusion_of_unequal_ranks_is_refused_naming_them(harness: Residenc
     harness.admission.admit(fusion("r5-a", "r6-b", method=FusionMethod.LINEAR))
 
 
-def test_fusion_rank_beyond_the_bank_is_named_by_its_field(harness: ResidencyHarness) -> None:
+def test_fusion_rank_beyond_bank_is_named_by_its_field(harness: ResidencyHarness) -> None:
     shares = (WeightedAdapter("r4-a", 1.0), WeightedAdapter("r8-b", 1.0))
     error = refused(harness, Fusion(shares, FusionMethod.TIES, rank=17))
     assert isinstance(error, CapacityError)

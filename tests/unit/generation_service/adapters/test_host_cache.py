@@ -29,7 +29,7 @@ class FakeSources:
         return AdapterWeights.of({"layer": LoraPair(torch.ones(rank, 6), torch.ones(5, rank))}, source.revision)
 
 
-def test_weight_store_keeps_the_most_recently_used_weights_within_its_bytes() -> None:
+def test_host_cache_keeps_most_recently_used_weights_within_its_bytes() -> None:
     sources = FakeSources(a=2, b=2, c=3, huge=50)
     host_cache = HostCache(sources, sources.read, ["tiny"], max_bytes=5 * BYTES_PER_RANK)
 

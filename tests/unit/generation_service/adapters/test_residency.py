@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 import weakref
 from contextlib import suppress
@@ -10,8 +11,9 @@ from contextlib import suppress
 import pytest
 import torch
 
-from generation_service.adapters.leases import BankLease
+from generation_service.adapters.leases import AdapterKey, BankLease, ResidentAdapter
 from generation_service.adapters.load import CompositionLoad, LoadState, Outcome
+from generation_service.adapters.placement import Placement
 from generation_service.adapters.residency import READ_AHEAD
 from generation_service.lora.ranks import RankRange
 from generation_service.lora.weights import AdapterWeights
@@ -56,13 +58,13 @@ def test_mixture_leases_one_range_per_adapter_with_its_weight(harness: Residency
     assert harness.names == {"r4-a", "r8-b"}
 
 
-def test_equal_adapters_share_a_range(harness: ResidencyHarness) -> None:
+def test_equal_adapters_share_range(harness: ResidencyHarness) -> None:
     first, second = harness.lease(mixture("r4-a", "r4-b")), harness.lease(mixture("r4-b", weight=0.1))
     assert set(second.ranges) < set(first.ranges)
     assert harness.bank.free == 8
 
 
-def test_equal_fusions_share_a_range_in_any_order(harness: ResidencyHarness) -> None:
+def test_equal_fusions_share_range_in_any_order(harness: ResidencyHarness) -> None:
     first, second = harness.lease(fusion("r2-a", "r3-b")), harness.lease(fusion("r3-b", "r2-a"))
     assert first.ranges == second.ranges
     assert list(first.ranges.values()) == [1.0]
@@ -85,7 +87,7 @@ def test_equal_fusions_share_a_range_in_any_order(harness: ResidencyHarness) -> 
         (Fusion(TWO, FusionMethod.DARE), Fusion((TWO[0], WeightedAdapter("r2-b", 0.1)), FusionMethod.DARE), False),
     ],
 )
-def test_fusions_share_a_range_only_if_every_option_is_equal(
+def test_fusions_share_range_only_if_every_option_is_equal(
     harness: ResidencyHarness, one: Composition, other: Composition, shared: bool
 ) -> None:
     assert (harness.lease(one).ranges == harness.lease(other).ranges) is shared
@@ -100,7 +102,7 @@ def test_distinct_fusions_are_evicted_and_their_members_read_once(harness: Resid
     assert harness.disk.read == ["r2-a", "r3-b"]
 
 
-def test_fusion_is_the_weighted_sum_of_its_members(harness: ResidencyHarness) -> None:
+def test_fusion_is_weighted_sum_of_its_members(harness: ResidencyHarness) -> None:
     x = torch.randn(1, 3, 6)
     for method, density in ((FusionMethod.CONCAT, None), (FusionMethod.SVD, None), (FusionMethod.DARE, 1.0)):
         rank = None if method is FusionMethod.CONCAT else 5
@@ -134,7 +136,7 @@ def test_resident_adapters_do_not_wait_for_blocked_readers() -> None:
         outcome.release()
 
 
-def test_failed_load_is_retried_by_the_next_request(harness: ResidencyHarness) -> None:
+def test_failed_load_is_retried_by_next_request(harness: ResidencyHarness) -> None:
     harness.disk.broken = {"r4-a"}
     assert isinstance(harness.refused(mixture("r4-b", "r4-a")), CheckpointError)
     assert harness.residency.leased_ranks == 0
@@ -156,7 +158,7 @@ def test_unreadable_adapter_is_named_with_its_field(
     assert error.metadata == {"adapter_id": "r4-a", "field": f"composition.{place}.adapter_id"}
 
 
-def test_fusion_beyond_the_dtype_names_its_members_and_their_field() -> None:
+def test_fusion_beyond_dtype_names_its_members_and_their_field() -> None:
     def overflowing(weights: AdapterWeights) -> AdapterWeights:
         if not weights.revision:
             raise CheckpointError("layer: values of the adapter are not finite in torch.float16")
@@ -169,7 +171,7 @@ def test_fusion_beyond_the_dtype_names_its_members_and_their_field() -> None:
     assert error.metadata == {"field": "composition.fusion.adapters"}
 
 
-def test_pin_of_an_unreadable_adapter_names_its_own_field(harness: ResidencyHarness) -> None:
+def test_pin_of_unreadable_adapter_names_its_own_field(harness: ResidencyHarness) -> None:
     harness.disk.broken = {"r4-a"}
     with pytest.raises(CheckpointError, match="adapter 'r4-a'") as caught:
         harness.pin("r4-a")
@@ -192,7 +194,7 @@ def test_leased_adapter_is_never_evicted(harness: ResidencyHarness) -> None:
     held.release()
 
 
-def test_composition_that_does_not_fit_waits_for_a_release(harness: ResidencyHarness) -> None:
+def test_composition_that_does_not_fit_waits_for_release(harness: ResidencyHarness) -> None:
     held = harness.lease(mixture("r8-a", "r8-b"))
     _, outcomes = harness.request(mixture("r8-c"))
     wait_until(lambda: harness.residency.waiting_for_room == 1)
@@ -224,7 +226,7 @@ def test_composition_that_pins_left_no_room_for_since_its_admission_is_refused(h
     harness.lease(mixture("r8-a", "r8-c")).release()
 
 
-def test_composition_that_fits_the_bank_fits_despite_fragmentation() -> None:
+def test_composition_that_fits_bank_fits_despite_fragmentation() -> None:
     harness = ResidencyHarness(ranks=64)
     first, second = harness.lease(mixture("r24-x")), harness.lease(mixture("r16-a"))
     first.release()
@@ -234,7 +236,7 @@ def test_composition_that_fits_the_bank_fits_despite_fragmentation() -> None:
     assert harness.residency.leased_ranks == 0
 
 
-def test_pinned_adapter_that_fragments_the_bank_is_reported() -> None:
+def test_pinned_adapter_that_fragments_bank_is_reported() -> None:
     harness = ResidencyHarness(ranks=64)
     first = harness.lease(mixture("r24-x"))
     harness.pin("r16-a")
@@ -257,7 +259,7 @@ def test_pinned_adapters_stay_and_reduce_capacity(harness: ResidencyHarness) -> 
     assert harness.names == {"r8-b", "r8-c"}
 
 
-def test_pinned_adapters_hold_at_most_half_of_the_bank(harness: ResidencyHarness) -> None:
+def test_pinned_adapters_hold_at_most_half_of_bank(harness: ResidencyHarness) -> None:
     harness.pin("r5-a")
     with pytest.raises(CapacityError) as caught:
         harness.pin("r4-b")
@@ -274,7 +276,7 @@ def test_pinned_adapters_hold_at_most_half_of_the_bank(harness: ResidencyHarness
     assert harness.residency.leased_ranks == 0
 
 
-def test_pinning_a_new_revision_that_fits_only_without_the_old_one_succeeds(harness: ResidencyHarness) -> None:
+def test_pinning_new_revision_that_fits_only_without_the_old_one_succeeds(harness: ResidencyHarness) -> None:
     harness.pin("r8-a")
     harness.disk.revision = "2"
     assert harness.pin("r8-a").revision == "2"
@@ -291,7 +293,23 @@ def test_cancelled_or_failing_receiver_does_not_affect_others(harness: Residency
     assert harness.residency.leased_ranks == 0
 
 
-def test_unpinning_an_adapter_that_is_not_resident_is_not_found(harness: ResidencyHarness) -> None:
+def test_only_single_adapter_can_be_pinned(harness: ResidencyHarness) -> None:
+    with pytest.raises(ValueError, match="unpack"):
+        harness.residency.pin(harness.admission.admit(mixture("r4-a", "r4-b")))
+    assert harness.residency.leased_ranks == 0
+
+
+def test_pin_that_fails_unexpectedly_reports_error(harness: ResidencyHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(placement: Placement, key: AdapterKey) -> ResidentAdapter:
+        raise KeyError(key)
+
+    monkeypatch.setattr(Placement, "pin", failing)
+    with pytest.raises(KeyError):
+        harness.pin("r4-a")
+    assert harness.residency.leased_ranks == 0
+
+
+def test_unpinning_adapter_that_is_not_resident_is_not_found(harness: ResidencyHarness) -> None:
     with pytest.raises(NotFoundError, match="'r4-a' is not loaded"):
         harness.residency.unpin("r4-a")
 
@@ -306,7 +324,7 @@ def test_new_revision_is_resident_together_with_the_old_one_in_use(harness: Resi
     assert set(again.ranges) == set(old.ranges)
 
 
-def test_pinning_a_new_revision_unpins_the_old_one(harness: ResidencyHarness) -> None:
+def test_pinning_new_revision_unpins_the_old_one(harness: ResidencyHarness) -> None:
     harness.pin("r8-a")
     harness.disk.revision = "2"
     harness.pin("r8-a")
@@ -323,7 +341,7 @@ def test_cancelled_load_is_skipped(harness: ResidencyHarness) -> None:
     assert cancelled.empty()
 
 
-def test_cancelling_the_blocking_load_places_the_ones_behind_it(harness: ResidencyHarness) -> None:
+def test_cancelling_blocking_load_places_the_ones_behind_it(harness: ResidencyHarness) -> None:
     held = harness.lease(mixture("r8-a"))
     large, _ = harness.request(mixture("r16-big"))
     wait_until(lambda: harness.residency.waiting_for_room == 1)
@@ -385,7 +403,7 @@ def test_load_cancelled_while_it_is_written_releases_its_lease(
     assert (load.state, harness.residency.leased_ranks) == (LoadState.CANCELLED, 0)
 
 
-def test_cancelling_a_load_that_has_ended_does_nothing(harness: ResidencyHarness) -> None:
+def test_cancelling_load_that_has_ended_does_nothing(harness: ResidencyHarness) -> None:
     load, outcomes = harness.request(mixture("r8-a"))
     lease = outcomes.get(timeout=20)
     wait_until(lambda: load.state is LoadState.LEASED)
@@ -395,7 +413,7 @@ def test_cancelling_a_load_that_has_ended_does_nothing(harness: ResidencyHarness
     lease.release()
 
 
-def test_adapters_are_cached_on_the_host(harness: ResidencyHarness) -> None:
+def test_adapters_are_cached_on_host(harness: ResidencyHarness) -> None:
     for name in ("r8-a", "r8-b", "r8-c", "r8-a"):
         harness.lease(mixture(name)).release()
     assert harness.disk.read == ["r8-a", "r8-b", "r8-c"]
@@ -403,6 +421,27 @@ def test_adapters_are_cached_on_the_host(harness: ResidencyHarness) -> None:
     for name in ("r8-a", "r8-b", "r8-c", "r8-a"):
         small.lease(mixture(name)).release()
     assert small.disk.read == ["r8-a", "r8-b", "r8-c", "r8-a"]
+
+
+def test_close_resolves_loads_that_are_being_read(harness: ResidencyHarness) -> None:
+    harness.disk.unblocked.clear()
+    requests = [harness.request(mixture(f"r2-{index}")) for index in range(2 * READ_AHEAD)]
+    wait_until(lambda: requests[0][0].state is LoadState.READING)
+    closing = threading.Thread(target=harness.residency.close)
+    closing.start()
+    assert isinstance(requests[READ_AHEAD - 1][1].get(timeout=20), UnavailableError)
+    harness.disk.unblocked.set()
+    closing.join(timeout=20)
+    assert not closing.is_alive()
+    assert harness.residency.queued == harness.residency.waiting_for_room == 0
+    for load, outcomes in requests[: READ_AHEAD - 1] + requests[READ_AHEAD:]:
+        outcome = outcomes.get(timeout=20)
+        assert not load.ranges
+        if isinstance(outcome, BankLease):
+            outcome.release()
+        else:
+            assert isinstance(outcome, UnavailableError)
+    assert harness.residency.leased_ranks == 0
 
 
 def test_close_fails_loads_that_wait(harness: ResidencyHarness) -> None:

@@ -48,7 +48,7 @@ def catalogue(root: Path, uri: str) -> CatalogueResolver:
     return CatalogueResolver(get, AdapterRoots([root]))
 
 
-def test_folder_resolver_uses_the_content_hash_as_revision(root: Path) -> None:
+def test_folder_resolver_uses_content_hash_as_revision(root: Path) -> None:
     sources = FolderResolver(AdapterRoots([root]))
     source = sources.resolve("clock", "")
     assert (source.folder, source.base_model) == (root / "clock", "hub/tiny")
@@ -68,26 +68,26 @@ def test_unknown_adapter_error_says_where_to_put_its_folder(root: Path) -> None:
         FolderResolver(AdapterRoots([])).resolve("clock", "")
 
 
-def test_catalogue_resolver_takes_folder_base_model_and_revision_from_the_catalogue(root: Path) -> None:
+def test_catalogue_resolver_takes_folder_base_model_and_revision_from_catalogue(root: Path) -> None:
     for uri in ("apps/clock", str(root / "apps" / "clock")):
         source = catalogue(root, uri).resolve("clock", "")
         assert (source.folder, source.base_model, source.revision) == (root / "apps" / "clock", "tiny", "r7")
 
 
-def test_adapter_or_revision_missing_from_the_catalogue_is_not_found(root: Path) -> None:
+def test_adapter_or_revision_missing_from_catalogue_is_not_found(root: Path) -> None:
     with pytest.raises(NotFoundError, match=r"'unknown'.*loraretriever adapters add"):
         catalogue(root, "clock").resolve("unknown", "")
     with pytest.raises(NotFoundError, match=r"'r6'.*'r7'"):
         catalogue(root, "clock").resolve("clock", "r6")
 
 
-def test_missing_folder_of_a_registered_checkpoint_is_named(root: Path) -> None:
+def test_missing_folder_of_registered_checkpoint_is_named(root: Path) -> None:
     with pytest.raises(CheckpointError, match="'apps/gone'"):
         catalogue(root, "apps/gone").resolve("clock", "")
 
 
 @pytest.mark.parametrize("uri", ["apps/clo\0ck", "x" * 300, "x/" * 5000, "loop"], ids=["NUL", "name", "path", "loop"])
-def test_checkpoint_uri_that_is_not_a_path_counts_as_missing(root: Path, uri: str) -> None:
+def test_checkpoint_uri_that_is_not_path_counts_as_missing(root: Path, uri: str) -> None:
     (root / "loop").symlink_to(root / "loop")
     with pytest.raises(CheckpointError, match="there is no such folder"):
         catalogue(root, uri).resolve("clock", "")
@@ -102,7 +102,7 @@ def test_unavailable_catalogue_is_not_reported_as_unknown_adapter(root: Path) ->
 
 
 @pytest.mark.parametrize("uri", ["../outside", "/etc", "apps/../../outside", "link", "linked"])
-def test_nothing_outside_the_roots_is_opened(root: Path, uri: str) -> None:
+def test_nothing_outside_roots_is_opened(root: Path, uri: str) -> None:
     outside = write(root.parent / "outside")
     (root / "link").symlink_to(outside)
     (root / "linked").mkdir()
@@ -112,12 +112,12 @@ def test_nothing_outside_the_roots_is_opened(root: Path, uri: str) -> None:
         catalogue(root, uri).resolve("clock", "")
 
 
-def test_links_within_the_roots_are_followed(root: Path) -> None:
+def test_links_within_roots_are_followed(root: Path) -> None:
     (root / "alias").symlink_to(root / "apps" / "clock")
     assert FolderResolver(AdapterRoots([root])).resolve("alias", "").folder == root / "apps" / "clock"
 
 
-def test_base_models_are_compared_by_the_last_path_component(root: Path) -> None:
+def test_base_models_are_compared_by_last_path_component(root: Path) -> None:
     source = FolderResolver(AdapterRoots([root])).resolve("clock", "")
     check_base_model(source, ["Tiny"])
     check_base_model(source, ["other", "tiny"])

@@ -174,7 +174,7 @@ def test_wrong_path_exits_2_with_one_line(
     assert (output.out, output.err.count("\n")) == ("", 1)
 
 
-def test_cli_without_torch_names_the_extra_and_imports_no_torch() -> None:
+def test_cli_without_torch_names_extra_and_imports_no_torch() -> None:
     load = "import sys; sys.modules['torch'] = None; from orchestrator.cli.main import run"
     code = f"{load}; sys.exit(run(['inspect', 'x']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

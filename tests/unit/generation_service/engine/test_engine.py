@@ -59,7 +59,7 @@ def test_empty_answer_is_an_answer() -> None:
         assert (answer.text, answer.usage.completion_tokens) == ("", 0)
 
 
-def test_stop_string_ends_an_answer_and_is_never_sent() -> None:
+def test_stop_string_ends_answer_and_is_never_sent() -> None:
     with ScriptedEngine() as engine:
         request = engine.submit("one two. three", stop=("two. t", ". "))
         answer = answer_of(request)
@@ -96,7 +96,7 @@ def test_failed_forward_pass_fails_only_its_batch() -> None:
         assert nothing_held(engine)
 
 
-def test_failed_decode_step_fails_only_the_requests_in_it() -> None:
+def test_failed_decode_step_fails_only_requests_in_it() -> None:
     with ScriptedEngine(max_running=2) as engine:
         engine.runner.gated = True
         engine.runner.failing_steps = {4}
@@ -149,7 +149,7 @@ def test_cancelled_request_frees_its_slot() -> None:
         assert nothing_held(engine)
 
 
-def test_cancelled_request_leaves_the_queue() -> None:
+def test_cancelled_request_leaves_queue() -> None:
     with ScriptedEngine(max_running=1) as engine:
         engine.runner.gated = True
         first, second = engine.submit("first"), engine.submit("second")
@@ -159,7 +159,7 @@ def test_cancelled_request_leaves_the_queue() -> None:
         assert answer_of(first).text == "first"
 
 
-def test_cancelling_an_ended_request_does_nothing() -> None:
+def test_cancelling_ended_request_does_nothing() -> None:
     with ScriptedEngine() as engine:
         request = engine.submit("done")
         answer_of(request)
@@ -168,7 +168,7 @@ def test_cancelling_an_ended_request_does_nothing() -> None:
         assert request.events.empty()
 
 
-def test_deadline_ends_a_running_request() -> None:
+def test_deadline_ends_running_request() -> None:
     with ScriptedEngine() as engine:
         engine.runner.gated = True
         request = engine.submit("x" * 30)
@@ -182,7 +182,7 @@ def test_deadline_ends_a_running_request() -> None:
         assert nothing_held(engine)
 
 
-def test_deadline_ends_a_request_whose_adapters_never_load() -> None:
+def test_deadline_ends_request_whose_adapters_never_load() -> None:
     with ScriptedEngine() as engine:
         engine.loader.held_back = True
         end = engine.submit("x", deadline=time.monotonic() + 0.02).end()
@@ -214,7 +214,7 @@ def test_failed_load_fails_only_its_request() -> None:
         assert answer_of(engine.submit("next")).text == "next"
 
 
-def test_decoding_continues_between_chunks_of_a_long_prompt() -> None:
+def test_decoding_continues_between_chunks_of_long_prompt() -> None:
     with ScriptedEngine(prefill_tokens=5) as engine:
         engine.runner.gated = True
         running = engine.submit("a" * 20, length=3)
@@ -238,7 +238,7 @@ def test_short_prompts_are_prefilled_together_in_one_step() -> None:
         assert "pp" in "".join(engine.runner.calls)  # Some may be admitted before the first step, some after.
 
 
-def test_request_cancelled_between_prefill_chunks_frees_a_zeroed_slot() -> None:
+def test_request_cancelled_between_prefill_chunks_frees_zeroed_slot() -> None:
     with ScriptedEngine(max_running=1, prefill_tokens=2) as engine:
         engine.runner.gated = True
         long, next_one = engine.submit("never", length=30), engine.submit("next", length=2)
@@ -279,7 +279,7 @@ def test_failed_chunk_fails_only_its_request() -> None:
         assert nothing_held(engine)
 
 
-def test_request_that_ends_while_its_load_starts_cancels_the_load() -> None:
+def test_request_that_ends_while_its_load_starts_cancels_load() -> None:
     with ScriptedEngine() as engine:
         engine.loader.held_back = True
         engine.loader.before_request = lambda: wait_until(lambda: engine.engine.waiting == 0)
@@ -287,6 +287,19 @@ def test_request_that_ends_while_its_load_starts_cancels_the_load() -> None:
         assert isinstance(request.end(), DeadlineError)
         (load,) = engine.loader.loads
         assert load.cancelled
+
+
+def test_request_whose_load_cannot_start_leaves_queue() -> None:
+    def failing() -> None:
+        raise MemoryError
+
+    with ScriptedEngine() as engine:
+        engine.loader.before_request = failing
+        with pytest.raises(MemoryError):
+            engine.submit("x")
+        wait_until(lambda: nothing_held(engine))
+        engine.loader.before_request = lambda: None
+        assert answer_of(engine.submit("next")).text == "next"
 
 
 def test_full_queue_refuses_with_its_length() -> None:
@@ -304,7 +317,7 @@ def test_full_queue_refuses_with_its_length() -> None:
         assert answer_of(engine.submit("c")).text == "c"
 
 
-def test_prompt_as_long_as_a_slot_is_refused() -> None:
+def test_prompt_as_long_as_slot_is_refused() -> None:
     with ScriptedEngine() as engine:
         with pytest.raises(InvalidArgumentError, match=r"takes 40 tokens.*holds 40") as caught:
             engine.submit("x", length=40)
@@ -345,7 +358,7 @@ def test_close_ends_running_waiting_and_loading_requests() -> None:
             engine.submit("late")
 
 
-def test_timings_sum_to_at_most_the_elapsed_time() -> None:
+def test_timings_sum_to_at_most_elapsed_time() -> None:
     with ScriptedEngine() as engine:
         started = time.monotonic()
         timings = answer_of(engine.submit("hello")).timings

@@ -28,16 +28,16 @@ def test_default_sequence_length_is_what_memory_allows() -> None:
     assert plan.bank_bytes == bank_bytes(MODEL, 8) == 8 * (7 + 9) * 4
 
 
-def test_default_sequence_length_is_at_most_the_model_limit() -> None:
+def test_default_sequence_length_is_at_most_model_limit() -> None:
     assert plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=None, available=2**40).cache.length == 4096
 
 
-def test_too_little_memory_names_the_settings_to_change() -> None:
+def test_too_little_memory_names_settings_to_change() -> None:
     with pytest.raises(ConfigurationError, match="max_running or bank_ranks"):
         plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=None, available=4 * PER_TOKEN * 100)
 
 
-def test_sequence_length_beyond_the_model_limit_is_refused() -> None:
+def test_sequence_length_beyond_model_limit_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="4096"):
         plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=5000, available=2**40)
 
@@ -59,14 +59,14 @@ def test_explicit_sequence_length_must_fit_gpu_memory() -> None:
         assert expected in caught.value.message
 
 
-def test_explicit_sequence_length_on_a_cpu_is_bounded_by_physical_memory() -> None:
+def test_explicit_sequence_length_on_cpu_is_bounded_by_physical_memory() -> None:
     assert plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=2000, available=0).cache.length == 2000
     endless = dataclasses.replace(MODEL, max_positions=2**50)
     with pytest.raises(ConfigurationError, match=f"max_sequence_tokens is {2**50}"):
         plan_memory(endless, ranks=8, slots=4, sequence_tokens=2**50, available=2**60)
 
 
-def test_cache_takes_the_planned_bytes() -> None:
+def test_cache_takes_planned_bytes() -> None:
     plan = plan_memory(MODEL, ranks=8, slots=4, sequence_tokens=64, available=available_bytes(MODEL, 8))
     cache = SlotKVCache(plan.cache, torch.float32, torch.device("cpu"))
     assert sum(tensor.nbytes for tensor in (*cache.keys, *cache.values)) == plan.cache_bytes == cache.bytes

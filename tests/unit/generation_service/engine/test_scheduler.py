@@ -37,7 +37,7 @@ def sequences_of(running: list[RunningSequence]) -> list[Sequence]:
     return [one.sequence for one in running]
 
 
-def test_oldest_sequences_get_the_free_slots() -> None:
+def test_oldest_sequences_get_free_slots() -> None:
     scheduler = Scheduler(slots=2, max_waiting=9, prefill_tokens=99)
     first, second, third = sequence(), sequence(), sequence()
     enqueue_ready(scheduler, first, second, third)
@@ -60,7 +60,7 @@ def test_sequence_whose_adapters_load_does_not_delay_others() -> None:
     assert scheduler.idle
 
 
-def test_remove_returns_the_lease_in_every_phase() -> None:
+def test_remove_returns_lease_in_every_phase() -> None:
     scheduler = Scheduler(slots=1, max_waiting=9, prefill_tokens=99)
     running, ready, loading = sequence(), sequence(), sequence()
     enqueue_ready(scheduler, running, ready)
@@ -88,7 +88,7 @@ def prefill(scheduler: Scheduler) -> list[tuple[int, int]]:
     return [(chunk.running.seat.slot, chunk.tokens) for chunk in chunks]
 
 
-def test_one_step_prefills_a_bounded_number_of_tokens() -> None:
+def test_one_step_prefills_bounded_number_of_tokens() -> None:
     scheduler = Scheduler(slots=9, max_waiting=9, prefill_tokens=10)
     admit(scheduler, 23, 4, 2, 1, 5)
     steps = [prefill(scheduler) for _ in range(5)]
@@ -105,7 +105,7 @@ def test_sequence_decodes_once_its_prompt_is_prefilled() -> None:
     assert (scheduler.prefilling, scheduler.decoding) == ([], [long, short])
 
 
-def test_sequence_removed_during_prefill_frees_its_slot_for_the_next() -> None:
+def test_sequence_removed_during_prefill_frees_its_slot_for_next() -> None:
     scheduler = Scheduler(slots=1, max_waiting=9, prefill_tokens=10)
     (first,) = admit(scheduler, 25)
     second = sequence(6)
@@ -126,7 +126,7 @@ def test_cancelled_and_late_sequences_expire() -> None:
 
 
 @given(st.lists(st.integers(1, 40), max_size=8), st.integers(1, 16))
-def test_every_prompt_is_prefilled_once_in_order_within_the_bound(lengths: list[int], bound: int) -> None:
+def test_every_prompt_is_prefilled_once_in_order_within_bound(lengths: list[int], bound: int) -> None:
     scheduler = Scheduler(slots=8, max_waiting=99, prefill_tokens=bound)
     admitted = admit(scheduler, *lengths)
     order = []
@@ -148,7 +148,7 @@ def test_full_queue_refuses() -> None:
     scheduler.enqueue(sequence())
 
 
-def test_next_deadline_is_the_earliest_of_all() -> None:
+def test_next_deadline_is_earliest_of_all() -> None:
     scheduler = Scheduler(slots=1, max_waiting=9, prefill_tokens=99)
     assert scheduler.next_deadline() is None
     enqueue_ready(scheduler, sequence(deadline=5.0), sequence(), sequence(deadline=3.0))

@@ -41,14 +41,14 @@ def first_complete(text: str, stop: Sequence[str]) -> str:
 
 
 @given(st.text(max_size=40), st.lists(st.integers(0, 400), max_size=60))
-def test_pieces_concatenate_to_the_text_for_any_tokenization(text: str, places: list[int]) -> None:
+def test_pieces_concatenate_to_text_for_any_tokenization(text: str, places: list[int]) -> None:
     emitted, stream = streamed(cut(text.encode("utf-8", "replace"), places))
     whole = text.encode("utf-8", "replace").decode("utf-8")
     assert "".join(emitted) == stream.text == whole
 
 
 @given(st.text("aß日🙂", max_size=20))
-def test_no_piece_holds_a_partial_character(text: str) -> None:
+def test_no_piece_holds_partial_character(text: str) -> None:
     emitted, _ = streamed([bytes([byte]) for byte in text.encode()])
     assert all("\ufffd" not in piece for piece in emitted)
 
@@ -66,11 +66,11 @@ def test_stop_string_is_never_emitted_for_any_tokenization(text: str, stop: list
 
 
 @given(st.binary(max_size=30))
-def test_invalid_bytes_are_replaced_as_in_the_whole_text(data: bytes) -> None:
+def test_invalid_bytes_are_replaced_as_in_whole_text(data: bytes) -> None:
     emitted, _ = streamed([bytes([byte]) for byte in data])
     assert "".join(emitted) == data.decode("utf-8", errors="replace")
 
 
-def test_text_that_may_become_a_stop_string_is_held_back() -> None:
+def test_text_that_may_become_stop_string_is_held_back() -> None:
     emitted, _ = streamed([b"go", b" <", b"e", b"nd", b" of"], stop=["<end>"])
     assert emitted == ["go", " ", "", "", "<end of", ""]

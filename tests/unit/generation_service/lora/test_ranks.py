@@ -81,7 +81,7 @@ def test_columns_are_never_shared_or_lost(needs: list[int], random: object) -> N
     assert ranks.free == ranks.largest_free == 32
 
 
-def test_concurrent_acquisitions_never_share_a_column() -> None:
+def test_concurrent_acquisitions_never_share_column() -> None:
     ranks = RankAllocator(64)
     owners = [0] * 64
     clashes: list[RankRange] = []

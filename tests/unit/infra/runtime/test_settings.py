@@ -216,7 +216,7 @@ def test_error_within_group_names_flag_and_variable() -> None:
     assert refused("--auth-token", "two words").startswith("a bearer token is")
 
 
-def test_two_settings_of_one_name_are_a_mistake() -> None:
+def test_two_settings_of_one_name_are_refused() -> None:
     class Twice(SampleSettings):
         address: str = Field("", description="the server has one")
 

@@ -141,7 +141,7 @@ def test_decodings_round_trip(decoding: Decoding) -> None:
 
 @unhurried
 @given(generations)
-def test_generations_round_trip_with_times_to_the_nanosecond(generation: Generation) -> None:
+def test_generations_round_trip_with_times_in_nanoseconds(generation: Generation) -> None:
     back = round_trip(generation, wire.generation_to_proto, wire.generation_from_proto)
     times = [(t.queue_s, t.prefill_s, t.decode_s) for t in (generation.timings, back.timings)]
     assert times[1] == pytest.approx(times[0], abs=1e-9)
@@ -239,7 +239,7 @@ def test_unset_role_is_user() -> None:
     assert prompt.messages[0].role is Role.USER
 
 
-def test_prompt_errors_have_index_and_empty_list_is_an_error() -> None:
+def test_prompt_errors_have_index_and_empty_list_is_error() -> None:
     good = prompt_pb2.Prompt(messages=[user(TEXT)])
     assert len(wire.prompts_from_proto([good, good])) == 2
     with pytest.raises(InvalidArgumentError, match=r"^prompts\[1\]\.messages: the prompt is empty"):

@@ -43,12 +43,12 @@ def test_pragmas_are_no_comments(metrics: Metrics) -> None:
     assert metrics.tiers["app"].comments == 1
 
 
-def test_packages_that_import_each_other_are_a_cycle_where_modules_are_not(metrics: Metrics) -> None:
+def test_packages_that_import_each_other_are_cycle_without_module_cycle(metrics: Metrics) -> None:
     assert metrics.package_cycles == [["app.back", "app.front"]]
     assert metrics.module_cycles == []
 
 
-def test_one_importer_modules_are_the_small_ones(metrics: Metrics) -> None:
+def test_one_importer_modules_are_small(metrics: Metrics) -> None:
     assert metrics.one_importer_modules == ["app.back.store", "app.front.flags", "app.settings"]
 
 
@@ -56,7 +56,7 @@ def test_settings_and_parameters_are_counted(metrics: Metrics) -> None:
     assert (metrics.settings, metrics.cli_parameters) == (2, 2)
 
 
-def test_text_names_the_members_of_a_cycle(metrics: Metrics) -> None:
+def test_text_names_members_of_cycle(metrics: Metrics) -> None:
     text = as_text(metrics)
     assert "| app | 8 | 139 | 4 / " in text
     assert "app.back <-> app.front" in text
@@ -67,7 +67,7 @@ def test_cycle_of_three_is_one_component() -> None:
     assert cycles(graph) == [["a", "b", "c"]]
 
 
-def test_package_and_sibling_module_are_a_cycle() -> None:
+def test_package_and_sibling_module_are_cycle() -> None:
     graph = {"app.page": frozenset({"app.data.spec"}), "app.data.spec": frozenset({"app.page"})}
     assert package_cycles(graph) == [["app.data", "app.page"]]
     assert package_cycles({"app.a": frozenset({"app.b"}), "app.b": frozenset({"app.a"})}) == []

@@ -34,7 +34,7 @@ MODULES = frozenset({"infra", "infra.runtime", "infra.runtime.logs", "orchestrat
         ("text = 'orchestrator.yaml and infra.runtimes'", "text = 'orchestrator.yaml and infra.runtimes'"),
     ],
 )
-def test_imports_move_below_the_namespace(source: str, rewritten: str) -> None:
+def test_imports_move_below_namespace(source: str, rewritten: str) -> None:
     assert rewrite(source, "module.py", MODULES) == rewritten
 
 
@@ -47,7 +47,7 @@ def test_imports_move_below_the_namespace(source: str, rewritten: str) -> None:
         ("files('infra.runtime')", r"use __name__, __package__ or module_name of infra.runtime.layout"),
     ],
 )
-def test_what_cannot_be_rewritten_fails_the_build(source: str, problem: str) -> None:
+def test_import_that_cannot_be_rewritten_fails_build(source: str, problem: str) -> None:
     with pytest.raises(LayoutError, match=problem):
         rewrite(source, "module.py", MODULES)
 

@@ -11,7 +11,8 @@ import pytest
 from infra.contract.errors import InvalidArgumentError
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.compare import compare
-from orchestrator.evaluation.result_files import MetricName, Results, read_results
+from orchestrator.evaluation.result_files import Results, read_results
+from orchestrator.evaluation.result_scores import MetricName
 from orchestrator.evaluation.spec import EvaluatedStrategy, PromptProtocol
 from tests.support.harness.evaluation_data import answered, sample, write_records
 from tests.support.harness.report_records import strategy_records

@@ -1,100 +1,33 @@
-"""Scoring of result files in both formats."""
+"""Reading of result files in both formats."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from infra.contract.errors import InvalidArgumentError, NotFoundError
 from orchestrator.answering.strategy import AnswerStrategy
-from orchestrator.evaluation.result_files import MetricName, score_file
+from orchestrator.evaluation.result_files import read_results
 from orchestrator.evaluation.spec import EvaluatedStrategy
-from tests.support.harness.evaluation_data import answered, failure, sample, write_records
+from tests.support.harness.evaluation_data import answered, sample, write_records
 
-OPEN, TAP_1, TAP_0, DONE = (
-    "Open App: Clock",
-    'Click on button with the text "1"',
-    'Click on button with the text "0"',
-    "Check status: successful",
-)
-
-
-def study_row(truths: list[str], predictions: list[str], episode_id: str = "1") -> dict[str, Any]:
-    return {
-        "episode_id": episode_id,
-        "mode": "step",
-        "num_steps": len(truths),
-        "ground_truths": truths,
-        "predictions": predictions,
-    }
-
-
-def write(file: Path, rows: list[Any]) -> Path:
-    file.write_text("\ufeff" + "\r\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    return file
-
-
-ROWS = [
-    study_row([OPEN, TAP_1, DONE], [OPEN, TAP_0, DONE], "1"),
-    study_row([OPEN, DONE], [OPEN, OPEN], "2"),
-    study_row([OPEN, TAP_1, DONE], [OPEN, TAP_1], "3"),
-]
-
-
-def test_result_rows_are_scored_by_both_metrics(tmp_path: Path) -> None:
-    file = write(tmp_path / "results.jsonl", ROWS)
-    legacy = score_file(file, MetricName.LEGACY, threshold=0.6)
-    assert (legacy.step_accuracy, legacy.episode_accuracy) == pytest.approx((6 / 8, 1 / 3))
-    assert (legacy.step_count, legacy.episode_count, legacy.metric) == (8, 3, "legacy")
-    action = score_file(file)
-    assert (action.step_accuracy, action.episode_accuracy) == pytest.approx((5 / 8, 0))
-    # OPEN three times, TAP_1 twice, DONE twice; the row with the label, twice of three.
-    assert (action.floor, action.episode_floor) == pytest.approx((7 / 8, 2 / 3))
-    assert {"step_accuracy", "episode_accuracy", "step_count", "episode_count", "floor"} <= action.to_json().keys()
-
-
-def test_threshold_decides(tmp_path: Path) -> None:
-    file = write(tmp_path / "results.jsonl", [study_row(["Scroll up"], ["Scroll down"])])
-    assert score_file(file, MetricName.LEGACY, threshold=0.33).step_accuracy == 1
-    assert score_file(file, MetricName.LEGACY, threshold=0.34).step_accuracy == 0
-
-
-def test_records_and_equivalent_rows_score_alike(tmp_path: Path) -> None:
-    rows = [fields for fields in ROWS if len(fields["predictions"]) == len(fields["ground_truths"])]
-    records = [
-        answered(
-            sample(truth, episode=fields["episode_id"], step=step, step_count=len(fields["ground_truths"])), answer
-        )
-        for fields in rows
-        for step, (truth, answer) in enumerate(zip(fields["ground_truths"], fields["predictions"], strict=True))
-    ]
-    write_records(tmp_path / "records.jsonl", records)
-    for metric in MetricName:
-        assert score_file(tmp_path / "records.jsonl", metric) == score_file(
-            write(tmp_path / "rows.jsonl", rows), metric
-        )
-
-
-def test_failed_records_are_unscored_and_counted(tmp_path: Path) -> None:
-    write_records(tmp_path / "r.jsonl", [answered(sample(OPEN, episode="1"), OPEN), failure(sample(OPEN, episode="2"))])
-    score = score_file(tmp_path / "r.jsonl")
-    assert (score.step_accuracy, score.step_count, score.failed_count) == (1, 1, 1)
-    write_records(tmp_path / "f.jsonl", [failure(sample(OPEN))])
-    assert score_file(tmp_path / "f.jsonl").step_accuracy is None
+ROW = {"episode_id": "1", "ground_truths": ["Scroll up"], "predictions": ["Scroll down"]}
 
 
 def test_strategy_is_chosen_by_label(tmp_path: Path) -> None:
     base = EvaluatedStrategy(AnswerStrategy.BASE)
-    write_records(tmp_path / "r.jsonl", [answered(sample(OPEN), OPEN), answered(sample(OPEN, strategy=base), DONE)])
+    first, second = sample("Scroll up"), sample("Scroll up", strategy=base)
+    write_records(tmp_path / "r.jsonl", [answered(first, "Scroll up"), answered(second, "Scroll down")])
+    results = read_results(tmp_path / "r.jsonl")
     with pytest.raises(InvalidArgumentError, match=r"has several strategies \(mixture, base\); choose one"):
-        score_file(tmp_path / "r.jsonl")
-    assert score_file(tmp_path / "r.jsonl", strategy="base").step_accuracy == 0
-    assert score_file(tmp_path / "r.jsonl", strategy="mixture").step_accuracy == 1
+        results.of_strategy()
+    assert [record.answer for record in results.of_strategy("base").records] == ["Scroll down"]
+    assert [record.answer for record in results.of_strategy("mixture").records] == ["Scroll up"]
+    assert list(results.by_strategy()) == ["mixture", "base"]
     with pytest.raises(InvalidArgumentError, match="has no 'oracle'"):
-        score_file(tmp_path / "r.jsonl", strategy="oracle")
+        results.of_strategy("oracle")
 
 
 @pytest.mark.parametrize(
@@ -104,21 +37,21 @@ def test_strategy_is_chosen_by_label(tmp_path: Path) -> None:
         ("[]", r"results\.jsonl:2: neither a record"),
         ('{"images": []}', r"results\.jsonl:2: neither a record"),
         ('{"sample": {}, "answer": "x"}', r"results\.jsonl:2: \d+ validation errors"),
-        (json.dumps(study_row([], [])), r"results\.jsonl:2: ground_truths is empty"),
+        (json.dumps(ROW | {"ground_truths": []}), r"results\.jsonl:2: ground_truths is empty"),
         ('{"ground_truths": "Scroll up", "predictions": []}', "ground_truths must be a list of strings"),
         ('{"ground_truths": ["Scroll up"], "predictions": [null]}', "predictions must be a list of strings"),
     ],
 )
 def test_broken_line_is_reported(tmp_path: Path, text: str, problem: str) -> None:
     file = tmp_path / "results.jsonl"
-    file.write_text(json.dumps(ROWS[0]) + "\n" + text + "\n")
+    file.write_text(json.dumps(ROW) + "\n" + text + "\n")
     with pytest.raises(InvalidArgumentError, match=problem):
-        score_file(file)
+        read_results(file)
 
 
 def test_missing_or_empty_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"gone\.jsonl cannot be read"):
-        score_file(tmp_path / "gone.jsonl")
+        read_results(tmp_path / "gone.jsonl")
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(InvalidArgumentError, match=r"empty\.jsonl has no results"):
-        score_file(tmp_path / "empty.jsonl")
+        read_results(tmp_path / "empty.jsonl")

@@ -1,4 +1,4 @@
-"""Many callers, few passes: who shares one, who waits, who fails, and what is never done twice."""
+"""Batching: shared passes, waiting callers, failures, deadlines, and parts that are embedded only once."""
 
 from __future__ import annotations
 
@@ -63,12 +63,21 @@ def texts(*names: str) -> list[Prompt]:
 def until(condition: Callable[[], bool]) -> None:
     give_up = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < give_up, "it never happened"
+        assert time.monotonic() < give_up, "the condition never became true"
         time.sleep(0.001)
 
 
 def queued(embedder: BatchedEmbedder) -> int:
     return embedder.queue_length
+
+
+def joined_parts() -> float:
+    """Return how many parts joined pending work of an equal part, in all tests of this process."""
+    values = (
+        REGISTRY.get_sample_value("loraretriever_retrieval_parts_total", {"kind": kind, "source": "in_flight"})
+        for kind in ("text", "image")
+    )
+    return sum(value or 0 for value in values)
 
 
 def within(seconds: float | None, call: Callable[[], FloatArray]) -> FloatArray:
@@ -163,8 +172,9 @@ def test_equal_parts_in_flight_are_embedded_once(
     model: FakePartEmbedder, batched: BatchedEmbedder, pool: ThreadPoolExecutor
 ) -> None:
     model.gate.clear()
+    joined_before = joined_parts()
     calls = [pool.submit(batched.embed, [Prompt.of("same", [image("screen")])]) for _ in range(16)]
-    until(lambda: len(next(iter(batched._in_flight.values())).callers) == 16)
+    until(lambda: joined_parts() == joined_before + 2 * 15)
     model.gate.set()
     vectors = [call.result() for call in calls]
     assert sorted(model.embedded) == ["same", "screen"]
@@ -199,7 +209,7 @@ def test_only_failing_part_of_batch_gets_error(
             with pytest.raises(RuntimeError, match="no such number"):
                 call.result()
     np.testing.assert_allclose(batched.embed(texts("next"))[0], vector_of("next"), atol=1e-7)
-    with pytest.raises(RuntimeError):  # an error is not kept: the next one tries again
+    with pytest.raises(RuntimeError):  # errors are not cached: the next call runs the part again
         batched.embed(texts("bad"))
 
 
@@ -238,8 +248,8 @@ def test_unreadable_image_fails_only_its_own_call_with_field_path(
     model.gate.set()
     for call in calls:
         call.result()
-    until(lambda: not batched._in_flight)
-    assert sorted(model.embedded) == ["first", "other"]  # the readable rest of the failed call cost nobody anything
+    until(lambda: batched.num_in_flight == 0)
+    assert sorted(model.embedded) == ["first", "other"]  # not the readable parts of the failed call
 
 
 def test_unreadable_part_fails_every_waiting_call_with_its_own_path(
@@ -248,15 +258,16 @@ def test_unreadable_part_fails_every_waiting_call_with_its_own_path(
     model.unreadable.add("odd")
     model.preparing.clear()
     first = pool.submit(batched.embed, texts("odd"))
-    until(lambda: len(batched._in_flight) == 1)
+    until(lambda: batched.num_in_flight == 1)
+    joined_before = joined_parts()
     second = pool.submit(batched.embed, texts("x", "odd"))
-    until(lambda: any(len(one.callers) == 2 for one in batched._in_flight.values()))
+    until(lambda: joined_parts() == joined_before + 1)
     model.preparing.set()
     for call, path in ((first, "[0].messages"), (second, "[1].messages")):
         with pytest.raises(InvalidArgumentError) as caught:
             call.result()
         assert caught.value.field == path
-    until(lambda: not batched._in_flight)
+    until(lambda: batched.num_in_flight == 0)
 
 
 def test_expired_part_is_dropped_before_it_is_embedded(
@@ -269,7 +280,7 @@ def test_expired_part_is_dropped_before_it_is_embedded(
     model.gate.set()
     for call in calls:
         call.result()
-    until(lambda: not batched._in_flight)
+    until(lambda: batched.num_in_flight == 0)
     assert model.embedded == ["first", "stays"]
     with pytest.raises(DeadlineError):
         within(0, lambda: batched.embed(texts("never")))
@@ -301,18 +312,21 @@ def test_full_queue_refuses_calls_and_reports_its_length(model: FakePartEmbedder
         with pytest.raises(OverloadedError, match="3 texts and images are waiting") as caught:
             batched.embed(texts("d"))
         assert caught.value.metadata == {"queue_length": "3"}
-        joined = pool.submit(batched.embed, texts("a"))  # what waits already costs no place
+        joined = pool.submit(batched.embed, texts("a"))  # a part that is queued already takes no more room
         model.gate.set()
         for call in [*calls, joined]:
             call.result()
-        assert batched.embed(texts("d", "e", "f", "g", "h")).shape == (5, DIM)  # a queue that is empty takes any call
+        assert batched.embed(texts("d", "e", "f", "g", "h")).shape == (
+            5,
+            DIM,
+        )  # an empty queue accepts a call of any size
 
 
 def test_close_refuses_waiting_parts(model: FakePartEmbedder, pool: ThreadPoolExecutor) -> None:
     batched = BatchedEmbedder(model)
     calls = held(model, batched, pool, Prompt.of("waits"))
     closing_it = pool.submit(batched.close)
-    until(lambda: batched._closed)
+    until(lambda: batched.is_closed)
     model.gate.set()
     closing_it.result()
     assert calls[0].result().shape == (1, DIM)
@@ -347,9 +361,11 @@ def test_sixteen_threads_get_their_own_vectors_despite_failures_of_others() -> N
         errors = [own for of_thread in threads.map(partial(work, batched), range(16)) for own in of_thread]
         assert errors
         assert all(errors)
-        until(lambda: not batched._in_flight)
+        until(lambda: batched.num_in_flight == 0)
         assert batched.num_preparing == 0
-        assert batched._cache.used_bytes <= cache_of_ten.cache_bytes
+        used_bytes = REGISTRY.get_sample_value("loraretriever_retrieval_cache_bytes")
+        assert used_bytes is not None
+        assert 0 < used_bytes <= cache_of_ten.cache_bytes
     assert threading.active_count() < 20
 
 

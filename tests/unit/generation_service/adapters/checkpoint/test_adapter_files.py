@@ -16,7 +16,7 @@ from infra.contract.errors import CheckpointError, ConflictError
 from tests.support.checkpoints.peft_adapters import LAYERS, PREFIX, TinyAdapter, same
 
 
-def test_pickle_is_refused_with_a_conversion_command(tmp_path: Path) -> None:
+def test_pickle_is_refused_with_conversion_command(tmp_path: Path) -> None:
     TinyAdapter.random(LAYERS).write(tmp_path)
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     with pytest.raises(CheckpointError, match=r"adapter_model\.bin, a pickle.*convert it"):
@@ -52,7 +52,7 @@ def test_folder_of_adapters_lists_them(tmp_path: Path) -> None:
         read_checkpoint(tmp_path, LAYERS, same)
 
 
-def test_symbolic_links_to_the_files_are_followed(tmp_path: Path) -> None:
+def test_symbolic_links_to_files_are_followed(tmp_path: Path) -> None:
     TinyAdapter.random(LAYERS).write(tmp_path / "blobs")
     (tmp_path / "snapshot").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -64,7 +64,7 @@ def test_symbolic_links_to_the_files_are_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_unreadable_file_error_names_the_remedy(tmp_path: Path) -> None:
+def test_unreadable_file_error_names_remedy(tmp_path: Path) -> None:
     (TinyAdapter.random(LAYERS).write(tmp_path) / "adapter_model.safetensors").chmod(0)
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors cannot be read.*let the user"):
         read_checkpoint(tmp_path, LAYERS, same)
@@ -129,7 +129,7 @@ def test_file_far_larger_than_any_adapter_is_not_read(tmp_path: Path) -> None:
         read_checkpoint(tmp_path, LAYERS, same)
 
 
-def test_revision_depends_on_the_content_only(tmp_path: Path) -> None:
+def test_revision_depends_on_content_only(tmp_path: Path) -> None:
     first = TinyAdapter.random(LAYERS, seed=1).write(tmp_path / "first")
     copy = TinyAdapter.random(LAYERS, seed=1).write(tmp_path / "copy")
     weights = TinyAdapter.random(LAYERS, seed=2).write(tmp_path / "weights")

@@ -51,7 +51,7 @@ def same(name: str) -> str:
         ("alpha_pattern", [1], "alpha_pattern must be an object"),
     ],
 )
-def test_option_that_would_change_the_answer_is_refused_by_name(
+def test_option_that_would_change_answer_is_refused_by_name(
     tmp_path: Path, option: str, value: Any, expected: str
 ) -> None:
     adapter = TinyAdapter.random(SHAPES, **{option: value})
@@ -61,7 +61,7 @@ def test_option_that_would_change_the_answer_is_refused_by_name(
     assert "adapter_config.json" in caught.value.message
 
 
-def test_all_refusals_of_a_config_are_reported_together(tmp_path: Path) -> None:
+def test_all_refusals_of_config_are_reported_together(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(SHAPES, use_dora=True, bias="all", modules_to_save=["lm_head"])
     with pytest.raises(CheckpointError, match=r"DoRA.*modules_to_save.*bias is 'all'"):
         read_checkpoint(adapter.write(tmp_path), SHAPES, same)
@@ -100,7 +100,7 @@ def test_deeply_nested_config_is_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path, SHAPES, same)
 
 
-def test_config_that_is_not_an_object_is_refused(tmp_path: Path) -> None:
+def test_config_that_is_not_object_is_refused(tmp_path: Path) -> None:
     (TinyAdapter.random(SHAPES).write(tmp_path) / "adapter_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="must hold a JSON object"):
         read_checkpoint(tmp_path, SHAPES, same)
@@ -182,14 +182,14 @@ def test_oversized_or_invalid_patterns_are_refused(patterns: list[str], expected
         with_pattern(*patterns)
 
 
-def test_patterns_of_a_config_are_bounded_together() -> None:
+def test_patterns_of_config_are_bounded_together() -> None:
     pattern = r".*\.layers\.[0-9]+\..*_proj"
     assert with_pattern(pattern).rank_of(LAYER) == 2
     with pytest.raises(CheckpointError, match="may take too long"):
         with_pattern(*(pattern + str(number) for number in range(500)))
 
 
-def test_patterns_are_matched_only_against_layers_of_the_base_model(
+def test_patterns_are_matched_only_against_layers_of_base_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PeftConfig, "rank_of", lambda *_: pytest.fail("tried"))

@@ -24,14 +24,14 @@ def test_every_tensor_is_bound_with_its_scaling_folded_into_b(tmp_path: Path) ->
         torch.testing.assert_close(pair.b, adapter.b(path) * 1.5, rtol=0, atol=0)
 
 
-def test_rslora_scales_by_the_square_root_of_the_rank(tmp_path: Path) -> None:
+def test_rslora_scales_by_square_root_of_rank(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(LAYERS, rank=4, alpha=6, use_rslora=True)
     read = read_checkpoint(adapter.write(tmp_path), LAYERS, same)
     for path, pair in read.modules.items():
         torch.testing.assert_close(pair.b, adapter.b(path) * 3)
 
 
-def test_patterns_override_rank_and_alpha_of_the_modules_they_match(tmp_path: Path) -> None:
+def test_patterns_override_rank_and_alpha_of_modules_they_match(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(LAYERS, rank=4, alpha=8)
     adapter.config["rank_pattern"] = {"k_proj": 2, "^model.layers.1.q_proj": 3}
     adapter.config["alpha_pattern"] = {"layers.1.k_proj": 10}
@@ -59,7 +59,7 @@ def test_default_adapter_name_in_keys_is_accepted(tmp_path: Path) -> None:
         assert torch.equal(plain.modules[path].b, named.modules[path].b)
 
 
-def test_fused_module_is_split_into_slices_with_a_shared_a(tmp_path: Path) -> None:
+def test_fused_module_is_split_into_slices_with_shared_a(tmp_path: Path) -> None:
     adapter = TinyAdapter.random({"attention.wqkv": (8, 6)})
     targets = {"q": (8, 4), "k": (8, 2)}
     parts = [FusedSlice("q", torch.tensor([0, 1, 3, 4])), FusedSlice("k", torch.tensor([2, 5]))]
@@ -77,7 +77,7 @@ def test_fused_module_of_another_size_does_not_bind(tmp_path: Path) -> None:
         read_checkpoint(adapter.write(tmp_path), {"q": (8, 4), "k": (8, 2)}, lambda _: parts)
 
 
-def test_unbound_tensors_are_counted_and_listed_with_the_nearest_modules(tmp_path: Path) -> None:
+def test_unbound_tensors_are_counted_and_listed_with_nearest_modules(tmp_path: Path) -> None:
     adapter = TinyAdapter.random({**LAYERS, "model.layers.7.q_proj": (8, 8)})
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(adapter.write(tmp_path), LAYERS, same)
@@ -123,14 +123,14 @@ def test_several_adapters_in_one_file_are_refused(tmp_path: Path) -> None:
         read_checkpoint(adapter.write(tmp_path), LAYERS, same)
 
 
-def test_rank_that_differs_from_the_config_is_refused(tmp_path: Path) -> None:
+def test_rank_that_differs_from_config_is_refused(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(LAYERS, rank=4)
     adapter.config["r"] = 8
     with pytest.raises(CheckpointError, match=r"are not \[8, 8\] and \[8, 8\], rank 8 of the config"):
         read_checkpoint(adapter.write(tmp_path), LAYERS, same)
 
 
-def test_adapter_of_a_larger_model_is_refused(tmp_path: Path) -> None:
+def test_adapter_of_larger_model_is_refused(tmp_path: Path) -> None:
     adapter = TinyAdapter.random({"model.layers.0.q_proj": (16, 16)})
     with pytest.raises(CheckpointError, match=r"\[4, 16\] and lora_B \[16, 4\] are not"):
         read_checkpoint(adapter.write(tmp_path), LAYERS, same)
@@ -155,7 +155,7 @@ def test_non_finite_values_are_refused(tmp_path: Path, value: float, factor: str
         ("model.embed_tokens.weight", "it is not a lora_A or lora_B weight"),
     ],
 )
-def test_tensor_that_is_not_a_lora_factor_is_refused_by_name(tmp_path: Path, key: str, expected: str) -> None:
+def test_tensor_that_is_not_lora_factor_is_refused_by_name(tmp_path: Path, key: str, expected: str) -> None:
     adapter = TinyAdapter.random(LAYERS)
     adapter.tensors[f"{PREFIX}{key}"] = torch.ones(4)
     with pytest.raises(CheckpointError) as caught:
@@ -172,7 +172,7 @@ def test_tensors_of_any_floating_point_dtype_bind(tmp_path: Path, dtype: torch.d
         torch.testing.assert_close(pair.a, adapter.a(path).float(), rtol=0, atol=0)
 
 
-def test_value_beyond_the_dtype_of_the_bank_is_refused(tmp_path: Path) -> None:
+def test_value_beyond_dtype_of_bank_is_refused(tmp_path: Path) -> None:
     adapter = TinyAdapter.random(LAYERS)
     adapter.tensors[f"{PREFIX}model.layers.0.q_proj.lora_A.weight"][0, 0] = 1e5
     with pytest.raises(CheckpointError, match=r"NaN or infinite \(in torch.float16"):
@@ -194,7 +194,7 @@ def test_overflowing_scaling_is_refused(tmp_path: Path) -> None:
         read_checkpoint(adapter.write(tmp_path), LAYERS, same)
 
 
-def test_rank_beyond_the_bank_is_refused_before_weights_are_read(tmp_path: Path) -> None:
+def test_rank_beyond_bank_is_refused_before_weights_are_read(tmp_path: Path) -> None:
     TinyAdapter.random(LAYERS, rank=4).write(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(CapacityError, match="rank 4, and the adapter bank takes 3") as caught:

@@ -50,7 +50,7 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_dtype_is_read_as_by_the_library(dtype: torch.dtype) -> None:
+def test_every_dtype_is_read_as_by_library(dtype: torch.dtype) -> None:
     data = file_of(
         a=tensor(dtype, (3, 5)), b=tensor(torch.float32, (2,)), empty=tensor(dtype, (0, 4)), one=tensor(dtype, ())
     )
@@ -70,7 +70,7 @@ def read_by_the_library(data: bytes) -> dict[str, Tensor] | None:
 
 @settings(deadline=None, max_examples=400)
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 255))
-def test_file_with_one_byte_changed_is_read_as_by_the_library_or_refused(place: int, value: int) -> None:
+def test_file_with_one_byte_changed_is_read_as_by_library_or_refused(place: int, value: int) -> None:
     data = bytearray(GOOD)
     data[place] = value
     theirs = read_by_the_library(bytes(data))

@@ -58,7 +58,7 @@ def test_linear_of_one_adapter_is_that_adapter() -> None:
         assert torch.equal(fused.modules[path].b, pair.b)
 
 
-def test_linear_sums_only_adapters_of_the_module() -> None:
+def test_linear_sums_only_adapters_of_module() -> None:
     first, second = adapter(1, q=4, k=2), adapter(2, q=4)
     fused = fuse([FusionMember(first, 0.5), FusionMember(second, 0.5)], FusionMethod.LINEAR)
     torch.testing.assert_close(fused.modules["k"].a, 0.5 * first.modules["k"].a)

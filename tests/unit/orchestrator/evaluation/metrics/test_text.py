@@ -1,17 +1,12 @@
-"""Metrics of whole answers, and the parts of actions."""
+"""Metrics of whole answers, by hand and against rouge_score."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.tokenize import tokenize
 
-from orchestrator.evaluation.metrics.action import ActionTypeMetric, score_action_parts
-from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, score_episodes
 from orchestrator.evaluation.metrics.text import (
     AnsweredText,
     bleu,
@@ -21,9 +16,6 @@ from orchestrator.evaluation.metrics.text import (
     score_answers,
     words,
 )
-from orchestrator.evaluation.result_files import MetricName, score_file
-from orchestrator.evaluation.spec import PromptProtocol
-from tests.support.harness.evaluation_data import answered, failure, sample, write_records
 
 
 def test_exact_match_ignores_case_and_whitespace() -> None:
@@ -74,49 +66,3 @@ def test_absent_answers_are_unscored() -> None:
     assert list(graded) == [1]
     assert mean_score(graded).value == 1
     assert mean_score({}).value is None
-
-
-def test_records_and_rows_are_scored_by_whole_answers(tmp_path: Path) -> None:
-    asked = [sample("two\nlines", episode=str(n), protocol=PromptProtocol.SEQUENCE) for n in range(3)]
-    write_records(
-        tmp_path / "r.jsonl", [answered(asked[0], "two  lines"), answered(asked[1], "one"), failure(asked[2])]
-    )
-    found = score_file(tmp_path / "r.jsonl", MetricName.EXACT_MATCH)
-    assert (found.step_accuracy, found.step_count, found.failed_count) == (0.5, 2, 1)
-    assert (found.episode_accuracy, found.floor, found.metric) == (None, None, "exact_match")
-    row = {"episode_id": "1", "ground_truths": ["a b c d", "e"], "predictions": ["a b c d"]}
-    (tmp_path / "s.jsonl").write_text(json.dumps(row))
-    assert score_file(tmp_path / "s.jsonl", MetricName.BLEU).step_accuracy == pytest.approx(0.5)
-
-
-def test_type_and_argument_are_scored_separately() -> None:
-    tap = 'Click on button with the text "{}"'
-    episode = AnsweredEpisode(
-        "d",
-        "e",
-        (tap.format("A"), tap.format("A"), "Scroll up", "Wait for response", "Open App: Clock", "nonsense"),
-        (tap.format("A\nB"), 'Long_press on button with the text "A"', "Scroll down", "Wait for response", None, "x"),
-    )
-    parts = score_action_parts([episode])
-    assert (parts.action_type.value, parts.action_type.count) == (3 / 4, 4)
-    assert (parts.argument.value, parts.argument.count) == (1 / 3, 3)
-    assert not ActionTypeMetric().accepts("nonsense", "other nonsense")
-
-
-def test_step_without_true_action_is_unscored_by_type() -> None:
-    episodes = [
-        AnsweredEpisode("d", "e1", ("nonsense", "Scroll up"), ("nonsense", "Scroll down")),
-        AnsweredEpisode("d", "e2", ("Scroll up",), ("Wait for response",)),
-    ]
-    found = score_episodes(episodes, ActionTypeMetric())
-    assert (found.steps.value, found.steps.count) == (0.5, 2)
-    assert found.steps == score_action_parts(episodes).action_type
-    assert (found.episodes.value, found.episodes.count, found.step_floor) == (0, 1, 1)
-
-
-def test_file_score_has_parts(tmp_path: Path) -> None:
-    row = {"episode_id": "1", "ground_truths": ["Scroll up", "Scroll up"], "predictions": ["Scroll down", "Scroll up"]}
-    (tmp_path / "s.jsonl").write_text(json.dumps(row))
-    found = score_file(tmp_path / "s.jsonl")
-    assert (found.step_accuracy, found.action_type, found.argument) == (0.5, 1, 0.5)
-    assert score_file(tmp_path / "s.jsonl", MetricName.ACTION_TYPE).step_accuracy == 1

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from scipy.stats import norm, t
 
-from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.metrics.uncertainty import (
+    UNSCORED,
+    Estimate,
     clustered_mean,
     interval_of_difference,
     interval_of_share,
     student_t,
 )
-from orchestrator.evaluation.spec import EvaluatedStrategy
 
-RIGHT, WRONG = "Scroll up", "Scroll down"
-SELECTION = EvaluatedStrategy(AnswerStrategy.SELECTION)
-MIXTURE = EvaluatedStrategy(AnswerStrategy.MIXTURE)
+
+def test_clustered_error_by_hand() -> None:
+    # m = 2/3; residuals of the clusters 1 - 4/3 and 1 - 2/3; sqrt(2 * 2/9) / 3 = 2/9
+    estimate = clustered_mean([1, 0, 1], ["a", "a", "b"])
+    assert estimate.value == pytest.approx(2 / 3)
+    assert estimate.standard_error == pytest.approx(2 / 9)
+    assert (estimate.count, estimate.clusters) == (3, 2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=2, max_size=60))
+@settings(deadline=None)
+def test_clustered_error_is_sandwich_estimator_of_constant(rows: list[tuple[int, int]]) -> None:
+    values, groups = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    assume(len(set(groups)) > 1)
+    design = np.ones((len(values), 1))
+    bread = np.linalg.inv(design.T @ design)
+    residuals = values - values.mean()
+    scores = np.array([design[groups == group].T @ residuals[groups == group] for group in np.unique(groups)])
+    variance = bread @ (scores.T @ scores) @ bread * len(scores) / (len(scores) - 1)
+    estimate = clustered_mean(values.tolist(), [str(group) for group in groups])
+    assert estimate.value == pytest.approx(values.mean())
+    assert estimate.standard_error == pytest.approx(math.sqrt(variance[0, 0]), abs=1e-12)
+
+
+def test_clustered_error_of_single_values_is_textbook_one() -> None:
+    values = [0.0, 1.0, 1.0, 0.0, 1.0]
+    estimate = clustered_mean(values, list("abcde"))
+    assert estimate.standard_error == pytest.approx(np.std(values, ddof=1) / math.sqrt(5))
+
+
+def test_one_cluster_has_mean_without_error_and_no_values_are_unscored() -> None:
+    assert clustered_mean([1, 0], ["a", "a"]) == Estimate(0.5, None, 2, 1)
+    assert clustered_mean([], []) == UNSCORED == Estimate(None, None, 0, 0)
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 5, 10, 30, 1000])
@@ -47,10 +81,10 @@ def test_difference_interval_without_spread_is_wide_and_within_scale() -> None:
 
 
 def test_rounding_noise_is_not_spread() -> None:
-    found = clustered_mean([0.1, 0.2, 0.3] * 7, [str(index // 3) for index in range(21)])
-    assert found.standard_error == 0
-    assert found.high is not None
-    assert found.high > 0.3
+    estimate = clustered_mean([0.1, 0.2, 0.3] * 7, [str(index // 3) for index in range(21)])
+    assert estimate.standard_error == 0
+    assert estimate.high is not None
+    assert estimate.high > 0.3
 
 
 def test_interval_has_nominal_coverage() -> None:
@@ -59,8 +93,8 @@ def test_interval_has_nominal_coverage() -> None:
     for _ in range(1000):
         chance = np.clip(random.normal(0.6, 0.15, 25), 0, 1)
         values = [float(random.random() < probability) for probability in chance for _ in range(4)]
-        found = clustered_mean(values, [str(index) for index in range(25) for _ in range(4)])
-        assert found.low is not None
-        assert found.high is not None
-        covered += found.low <= 0.6 <= found.high
+        estimate = clustered_mean(values, [str(index) for index in range(25) for _ in range(4)])
+        assert estimate.low is not None
+        assert estimate.high is not None
+        covered += estimate.low <= 0.6 <= estimate.high
     assert 0.92 <= covered / 1000 <= 0.97

@@ -11,7 +11,7 @@ from infra.contract.errors import UnavailableError
 from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.replies import LeaseState, Start
 from orchestrator.jobs.ledger.store import RedisStore
-from orchestrator.jobs.ledger.types import LedgerLimits
+from orchestrator.jobs.ledger.types import Claim, LedgerLimits
 from orchestrator.jobs.worker import shard_lease
 from orchestrator.jobs.worker.shard_lease import ShardLease, ShardLimits, ShardState, retry_while_unavailable
 from tests.support.harness.job_ledger import A, claimed, job_of
@@ -72,6 +72,41 @@ async def test_begun_sample_is_unclaimed_when_lease_ends(ledger: Ledger) -> None
         assert await lease.begin("a") is Start.BEGUN
         assert await ledger.samples.begun(evaluation_id, ["a"]) == {"a"}
     assert await ledger.samples.begun(evaluation_id, ["a"]) == set()
+
+
+async def test_try_whose_reply_is_lost_is_unclaimed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping = asyncio.Event()
+    lease = await lease_of(ledger, stopping)
+    begin_sample = ledger.begin_sample
+
+    async def reply_lost(claim: Claim, key: str) -> Start:
+        await begin_sample(claim, key)
+        stopping.set()  # A stopping worker does not wait for Redis.
+        raise UnavailableError("away")
+
+    monkeypatch.setattr(ledger, "begin_sample", reply_lost)
+    with pytest.raises(UnavailableError):
+        async with lease.held():
+            await lease.begin("a")
+    assert await ledger.samples.begun(lease.claim.evaluation_id, ["a"]) == set()
+
+
+async def test_try_is_unreturned_if_its_return_is_cancelled(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = await lease_of(ledger)
+    assert await lease.begin("a") is Start.BEGUN
+    called = asyncio.Event()
+
+    async def hang(_claim: Claim, _key: str) -> None:
+        called.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ledger, "unclaim_sample", hang)
+    unclaim = asyncio.create_task(lease.unclaim("a"))
+    await called.wait()
+    unclaim.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await unclaim
+    assert lease.unreturned_tries == {(lease.claim, "a")}
 
 
 async def test_expired_lease_is_lost_at_renewal(ledger: Ledger, store: RedisStore) -> None:

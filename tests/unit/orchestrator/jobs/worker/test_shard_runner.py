@@ -16,8 +16,9 @@ from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.evaluation.records import Record, Sample
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 from orchestrator.jobs.ledger.ledger import Ledger
+from orchestrator.jobs.ledger.replies import Start
 from orchestrator.jobs.ledger.store import RedisStore, key_of
-from orchestrator.jobs.ledger.types import LedgerLimits, NewEvaluation
+from orchestrator.jobs.ledger.types import Claim, LedgerLimits, NewEvaluation
 from orchestrator.jobs.worker.isolation import Isolation
 from orchestrator.jobs.worker.shard_lease import ShardLimits
 from orchestrator.jobs.worker.shard_runner import Outcome, ShardRunner
@@ -103,6 +104,25 @@ async def test_try_is_unclaimed_once_redis_is_back(store: RedisStore, monkeypatc
             await runner.run(await claimed(ledger), stopping)
     assert await ledger.samples.begun(evaluation_id, ["a"]) == {"a"}
     assert await runner.run(await claimed(ledger), asyncio.Event()) is Outcome.DONE
+    assert await ledger.samples.begun(evaluation_id, ["a"]) == set()
+
+
+async def test_sample_begun_while_worker_stops_is_not_asked(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, pipeline, stopping = Ledger(store), SlowPipeline(), asyncio.Event()
+    evaluation_id = await ledger.jobs.publish(NewEvaluation(SPEC, [[SAMPLE]], "out"))
+    begin_sample = ledger.begin_sample
+
+    async def slow(claim: Claim, key: str) -> Start:
+        start = await begin_sample(claim, key)
+        stopping.set()
+        await asyncio.sleep(0.1)
+        return start
+
+    monkeypatch.setattr(ledger, "begin_sample", slow)
+    runner = ShardRunner(ledger, pipeline, [], ShardLimits(stop_grace_s=0), Isolation())
+    async with asyncio.timeout(10):
+        assert await runner.run(await claimed(ledger), stopping) is Outcome.UNFINISHED
+    assert pipeline.prompts == []
     assert await ledger.samples.begun(evaluation_id, ["a"]) == set()
 
 

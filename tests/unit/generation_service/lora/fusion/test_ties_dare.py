@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from peft.utils import merge_utils
 from torch import Tensor
 
-from generation_service.lora.fusion import deltas as fusion_deltas
-from generation_service.lora.fusion.deltas import WeightedPair, dare, ties
+from generation_service.lora.fusion import ties_dare
 from generation_service.lora.fusion.fuse import FusionMember, fuse
+from generation_service.lora.fusion.ties_dare import WeightedPair, dare, ties
 from generation_service.lora.fusion.truncation import best_of_dense
 from generation_service.lora.weights import AdapterWeights, LoraPair
 from infra.contract.composition import FusionMethod
@@ -101,7 +101,7 @@ def test_block_size_does_not_change_result(merge: object, elements: int, monkeyp
     assert callable(merge)
     parts = parts_of((3, 2))
     whole = merge(parts)
-    monkeypatch.setattr(fusion_deltas, "_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(ties_dare, "_BLOCK_ELEMENTS", elements)
     torch.testing.assert_close(merge(parts), whole, rtol=1e-13, atol=1e-13)
 
 

@@ -15,10 +15,10 @@ from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import Decoding
 from infra.contract.retrieval import RetrievalOptions, Weighting
 from orchestrator.answering.strategy import AnswerStrategy
-from orchestrator.evaluation import planning
+from orchestrator.evaluation import sample_plan
 from orchestrator.evaluation.data.datasets import DatasetContent, read_datasets
-from orchestrator.evaluation.planning import choose_episodes, plan_samples, sample_chains, split_into_shards
 from orchestrator.evaluation.records import Sample
+from orchestrator.evaluation.sample_plan import choose_episodes, plan_samples, sample_chains, split_into_shards
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 from tests.support.harness.evaluation_data import row, write_dataset
 
@@ -179,7 +179,7 @@ def test_job_with_too_many_samples_is_refused_with_number_and_remedy(
     spec, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE, max_episodes=2)
     contents = read_datasets(spec.datasets, protocol=spec.protocol, roots=[tmp_path])
     assert len(plan_samples(spec, contents, max_samples=24)) == len(samples) == 24
-    monkeypatch.setattr(planning, "Sample", None)
+    monkeypatch.setattr(sample_plan, "Sample", None)
     with pytest.raises(
         InvalidArgumentError, match=r"24 samples \(2 datasets, 4 episodes, 2 strategies\), more than"
     ) as e:

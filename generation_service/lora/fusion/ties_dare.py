@@ -11,8 +11,8 @@ from torch import Tensor
 
 from generation_service.lora.weights import LoraPair
 
-#: Elements of all members' deltas that are formed at a time. It bounds the temporaries at about 16 MiB of float32 each,
-#: whatever the size of the module; larger blocks mean fewer, larger products. Not tuned.
+#: Elements of all members' deltas that are formed at a time. It bounds the temporaries at about 16 MiB of float32 each
+#: for a module of any size; larger blocks mean fewer, larger products. Not tuned.
 _BLOCK_ELEMENTS = 2**22
 
 
