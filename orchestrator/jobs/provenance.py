@@ -1,4 +1,4 @@
-"""What answered a job: needed to repeat it, and to notice that another system answered."""
+"""The system that answered a job, recorded to repeat the job and to notice answers of another system."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Reconciler:
         """Set the gauges, and wake workers for units that have been missing long enough; return for how many."""
         backlog = await self._ledger.backlog()
         queued = await self._queue_length()
-        # The two counts are not taken at one time; a unit between them shows as missing only for a moment.
+        # The two counts are not taken at the same time: a unit claimed in between is missing only for a moment.
         _set_gauges(backlog, await self._ledger.workers.count())
         missing = self._missing_for_long(max(0, backlog.waiting - queued))
         if not missing:

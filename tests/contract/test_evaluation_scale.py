@@ -21,7 +21,7 @@ from tests.support.harness.job_processes import cluster, write_dataset
 STRATEGIES = tuple(EvaluatedStrategy(strategy) for strategy in (AnswerStrategy.BASE, AnswerStrategy.ORACLE))
 
 
-async def test_job_of_a_thousand_files_and_page_of_such_jobs_fit_a_message(tmp_path: Path) -> None:
+async def test_job_of_thousand_files_and_page_of_such_jobs_fit_message(tmp_path: Path) -> None:
     with embedded_redis(tmp_path / "redis") as url:
         async with cluster(tmp_path, url) as running, RedisStore(url) as store:
             for number in range(MAX_DATASETS):

@@ -211,7 +211,7 @@ async def test_same_request_id_with_another_spec_is_refused(served: Served) -> N
         await served.client.create(replace(spec, seed=7), "run-1")
 
 
-async def test_every_call_without_request_id_is_a_new_job(served: Served) -> None:
+async def test_every_call_without_request_id_creates_new_job(served: Served) -> None:
     spec = spec_of(write_dataset(served.data, "gmail", episodes=2))
     jobs = [await served.client.create(spec) for _ in range(2)]
     assert [job.evaluation_id for job in await served.client.list()] == [job.evaluation_id for job in jobs[::-1]]
@@ -534,7 +534,7 @@ async def test_report_states_system_that_ran_at_creation(served: Served) -> None
     assert "The catalogue of adapters changed" not in report.summary_markdown
 
 
-async def test_job_is_accepted_while_a_tier_is_away(served: Served) -> None:
+async def test_job_is_accepted_while_tier_is_away(served: Served) -> None:
     served.tiers.retrieval.failure = NotFoundError("away")
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=1)))
     served.tiers.retrieval.failure = None
@@ -547,7 +547,7 @@ async def test_job_is_accepted_while_a_tier_is_away(served: Served) -> None:
     assert "The catalogue of adapters changed" not in report.summary_markdown
 
 
-async def test_stale_or_changed_catalogue_is_a_caveat(served: Served) -> None:
+async def test_stale_or_changed_catalogue_is_caveat(served: Served) -> None:
     created = await served.client.create(spec_of(write_dataset(served.data, "gmail", episodes=2, steps=1)))
     served.tiers.retrieval.stale, served.tiers.retrieval.catalogue_revision = True, "catalogue-2"
     await served.work()

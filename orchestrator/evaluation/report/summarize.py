@@ -71,28 +71,30 @@ def summarize(
     `bad_row_count` is given if `facts.bad_rows` is truncated, `judged` if a judge has graded the answers.
     """
     options = options or ScoringOptions()
-    kept, repeated = drop_repeated(records)
-    scorer = _Scorer(kept, facts.spec, options, judged.grades if judged is not None else None)
+    unique, repeated = drop_repeated(records)
+    scorer = _Scorer(unique, facts.spec, options, judged.grades if judged is not None else None)
     groups = _groups(facts.spec)
     datasets = tuple(dataset.name for dataset in facts.spec.datasets)
-    failures = [_failure(record, record.error) for record in kept if record.error is not None]
+    failures = [_failure(record, record.error) for record in unique if record.error is not None]
     return Summary(
         facts=replace(facts, bad_rows=facts.bad_rows[:MAX_BAD_ROWS]),
         scoring=options,
         strategies=tuple(strategy.label for strategy in facts.spec.strategies),
         group_names=tuple(groups),
         dataset_names=datasets,
-        recorded_samples=len(kept),
+        recorded_samples=len(unique),
         failed_samples=len(failures),
         repeated_records=repeated,
         bad_row_count=len(facts.bad_rows) if bad_row_count is None else bad_row_count,
-        catalogue_revisions=tuple(sorted({record.catalogue_revision for record in kept if record.catalogue_revision})),
+        catalogue_revisions=tuple(
+            sorted({record.catalogue_revision for record in unique if record.catalogue_revision})
+        ),
         groups=scorer.cells(groups),
         datasets=scorer.cells({name: (name,) for name in datasets}),
         failure_reasons=dict(Counter(failure.reason for failure in failures).most_common()),
         failures=_some_of_each_reason(failures),
-        changed_datasets=tuple(sorted({record.sample.dataset for record in kept if record.dataset_changed})),
-        stale_samples=sum(record.catalogue_stale for record in kept),
+        changed_datasets=tuple(sorted({record.sample.dataset for record in unique if record.dataset_changed})),
+        stale_samples=sum(record.catalogue_stale for record in unique),
         judge=judged.facts if judged is not None else None,
         differences=scorer.differences(groups),
     )
@@ -217,4 +219,4 @@ def _some_of_each_reason(failures: Iterable[Failure]) -> tuple[Failure, ...]:
     by_reason: defaultdict[str, list[Failure]] = defaultdict(list)
     for failure in failures:
         by_reason[failure.reason].append(failure)
-    return tuple(failure for some in by_reason.values() for failure in some[:_MAX_FAILURES_PER_REASON])
+    return tuple(failure for alike in by_reason.values() for failure in alike[:_MAX_FAILURES_PER_REASON])

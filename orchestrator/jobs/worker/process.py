@@ -44,8 +44,8 @@ class WorkerProcess:
         self._stop_requested = False
         self._dispatcher = dispatcher
         self._stop_grace_s = settings.server.shutdown_grace_s
-        # Celery's threads block in `work`; whatever waits for Redis, a service or a time runs on this one loop, so that
-        # leases, isolation and clients need no locks.
+        # Celery's threads block in `work`. All waiting, for Redis, for services and for timers, is done on this one
+        # loop, so that leases, isolation and clients need no locks.
         self._loop = EventLoopThread()
         self._resources = AsyncExitStack()
         self._stopping = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Answers one sample: whatever the sample causes becomes its record, never an exception."""
+"""Answers one sample. An error that the sample causes becomes its record and is not raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Runs one shard under its lease: answers the samples that have no record, and completes or releases it."""
+"""Runs one shard under its lease: answers the samples that have no record, and completes or releases it.
+
+The way of a sample: `_run_sample` begins it under the lease (shard_lease.py); `_ask` has it answered (sample_runner.py)
+and stores its record through the lease.
+"""
 
 from __future__ import annotations
 

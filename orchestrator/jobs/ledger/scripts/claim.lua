@@ -53,5 +53,5 @@ local attempts = redis.call('HINCRBY', job_key(id, 'attempts'), unit, 1)
 local most = tonumber(unit == 'finish' and ARGV[5] or ARGV[4])
 local reply = {attempts > most and 'exhausted' or 'claimed', id, unit, attempts}
 redis.call('RPUSH', reply_key, unpack(reply))
-redis.call('EXPIRE', reply_key, 60) -- Longer than the client repeats a call.
+redis.call('EXPIRE', reply_key, 60) -- Beyond the default lease: by then the unit can be claimed again anyway.
 return reply

@@ -29,9 +29,9 @@ def test_two_files_are_compared_on_their_common_questions(tmp_path: Path) -> Non
         [*strategy_records(MIXTURE, [True, True, False]), *strategy_records(SELECTION, [True] * 4)],
     )
     first, second = (read_results(tmp_path / f"{name}.jsonl") for name in "ab")
-    (found,) = compare(first, second, strategy="selection", against="mixture")
-    assert (found.first_score.value, found.second_score.value) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
-    assert (found.difference.value, found.difference.count) == (pytest.approx(1 / 3), 3)
+    (comparison,) = compare(first, second, strategy="selection", against="mixture")
+    assert (comparison.first_score.value, comparison.second_score.value) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert (comparison.difference.value, comparison.difference.count) == (pytest.approx(1 / 3), 3)
     (common,) = compare(first, second)
     assert (common.first, common.second, common.difference.value) == ("selection", "selection", 0.75)
     assert compare(first, second, MetricName.EXACT_MATCH)[0].difference.value == 0.75
@@ -67,10 +67,10 @@ def rows_file(file: Path, *rows: tuple[str | None, list[str]]) -> Results:
 def test_questions_with_different_truths_never_pair(tmp_path: Path, metric: MetricName) -> None:
     first = rows_file(tmp_path / "a.jsonl", ("1", ["Scroll up", "Wait for response"]), ("2", ["Scroll up"]))
     second = rows_file(tmp_path / "b.jsonl", ("1", ["Scroll up", "Scroll left"]), ("2", ["Scroll up"]))
-    (found,) = compare(first, second, metric)
-    assert (found.difference.count, found.left_out) == (1, 2)
-    assert "whose content differs" in found.notes[0]
-    assert found.notes[1] == "Scores cover only the questions that both have a score for."
+    (comparison,) = compare(first, second, metric)
+    assert (comparison.difference.count, comparison.left_out) == (1, 2)
+    assert "whose content differs" in comparison.notes[0]
+    assert comparison.notes[1] == "Scores cover only the questions that both have a score for."
     (same,) = compare(first, first, metric)
     assert (same.difference.count, same.left_out, same.notes) == (3, 0, [])
     other = rows_file(tmp_path / "c.jsonl", ("1", ["Scroll down"]), ("2", ["Scroll left"]))
@@ -80,37 +80,38 @@ def test_questions_with_different_truths_never_pair(tmp_path: Path, metric: Metr
 
 def test_rows_without_id_pair_by_order_and_truths(tmp_path: Path) -> None:
     start, end = "Open App: Clock", "Check status: successful"
-    one, two, three = ([start, middle, end] for middle in ("Scroll up", "Scroll down", "Scroll left"))
-    first = rows_file(tmp_path / "a.jsonl", (None, one), (None, two), (None, three))
-    shifted = rows_file(tmp_path / "b.jsonl", (None, one), (None, three))
-    (found,) = compare(first, shifted)
-    assert (found.difference.count, found.left_out) == (3, 3)
+    up, down, left = ([start, middle, end] for middle in ("Scroll up", "Scroll down", "Scroll left"))
+    first = rows_file(tmp_path / "a.jsonl", (None, up), (None, down), (None, left))
+    shifted = rows_file(tmp_path / "b.jsonl", (None, up), (None, left))
+    (comparison,) = compare(first, shifted)
+    assert (comparison.difference.count, comparison.left_out) == (3, 3)
 
 
 def test_records_of_different_data_with_same_name_do_not_pair(tmp_path: Path) -> None:
-    asked = [sample(RIGHT, episode="1", cluster="1-aa"), sample(RIGHT, episode="2", cluster="2-bb")]
-    again = [asked[0], replace(asked[1], cluster="2-cc")]
-    for name, samples in (("a", asked), ("b", again)):
-        write_records(tmp_path / f"{name}.jsonl", [answered(question, RIGHT) for question in samples])
-    (found,) = compare(read_results(tmp_path / "a.jsonl"), read_results(tmp_path / "b.jsonl"))
-    assert (found.difference.count, found.left_out) == (1, 1)
+    first = [sample(RIGHT, episode="1", cluster="1-aa"), sample(RIGHT, episode="2", cluster="2-bb")]
+    second = [first[0], replace(first[1], cluster="2-cc")]
+    for name, samples in (("a", first), ("b", second)):
+        write_records(tmp_path / f"{name}.jsonl", [answered(asked, RIGHT) for asked in samples])
+    (comparison,) = compare(read_results(tmp_path / "a.jsonl"), read_results(tmp_path / "b.jsonl"))
+    assert (comparison.difference.count, comparison.left_out) == (1, 1)
 
 
 def test_questions_of_one_side_are_counted(tmp_path: Path) -> None:
     first = rows_file(tmp_path / "a.jsonl", ("1", ["Scroll up"] * 3), ("2", ["Scroll up"]), ("3", ["Scroll up"]))
     second = rows_file(tmp_path / "b.jsonl", ("2", ["Scroll up"]), ("3", ["Scroll down"]), ("4", ["Scroll up"] * 2))
-    (found,) = compare(first, second)
-    assert (found.difference.count, found.left_out, found.only_first, found.only_second) == (1, 1, 3, 2)
+    (comparison,) = compare(first, second)
+    assert (comparison.difference.count, comparison.left_out) == (1, 1)
+    assert (comparison.only_first, comparison.only_second) == (3, 2)
 
 
 def test_modes_of_study_rows_are_protocols(tmp_path: Path) -> None:
-    found = []
+    results = []
     for mode in ("step", "episode", None):
         row = {"ground_truths": [RIGHT], "predictions": [RIGHT], "episode_id": "1", "mode": mode}
         (tmp_path / f"{mode}.jsonl").write_text(json.dumps(row) + "\n")
-        found.append(read_results(tmp_path / f"{mode}.jsonl"))
-    step, episode, unknown = found
-    assert [results.protocols for results in found] == [("step",), ("episode",), ()]
+        results.append(read_results(tmp_path / f"{mode}.jsonl"))
+    step, episode, unknown = results
+    assert [result.protocols for result in results] == [("step",), ("episode",), ()]
     assert compare(step, episode)[0].notes == [
         "Answered under different protocols, so with different prompts: step, episode."
     ]
@@ -120,6 +121,6 @@ def test_modes_of_study_rows_are_protocols(tmp_path: Path) -> None:
 def test_comparison_of_different_protocols_has_note(tmp_path: Path) -> None:
     for name, protocol in (("a", PromptProtocol.STEP), ("b", PromptProtocol.SEQUENCE)):
         write_records(tmp_path / f"{name}.jsonl", [answered(sample(RIGHT, protocol=protocol), RIGHT)])
-    (found,) = compare(read_results(tmp_path / "a.jsonl"), read_results(tmp_path / "b.jsonl"))
-    assert found.protocols == ("step", "sequence")
-    assert found.notes == ["Answered under different protocols, so with different prompts: step, sequence."]
+    (comparison,) = compare(read_results(tmp_path / "a.jsonl"), read_results(tmp_path / "b.jsonl"))
+    assert comparison.protocols == ("step", "sequence")
+    assert comparison.notes == ["Answered under different protocols, so with different prompts: step, sequence."]

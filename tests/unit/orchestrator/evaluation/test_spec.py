@@ -23,8 +23,8 @@ def test_folder_or_pattern_may_have_adapter_template(tmp_path: Path, uri: str) -
     for name, form, adapter in (("", "app_lora_{}", "app_lora_gmail"), ("mail", "{}", "gmail"), ("", "same", "same")):
         dataset = DatasetSpec(name, f"{tmp_path}/{uri}", form)
         assert dataset.names_adapter
-        (found,) = expand_pattern(dataset, [tmp_path])
-        assert (found.name, found.adapter_id) == ("mail.gmail" if name else "gmail", adapter)
+        (expanded,) = expand_pattern(dataset, [tmp_path])
+        assert (expanded.name, expanded.adapter_id) == ("mail.gmail" if name else "gmail", adapter)
 
 
 @pytest.mark.parametrize("adapter_id", ["app_lora_{}", "{}"])

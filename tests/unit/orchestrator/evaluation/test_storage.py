@@ -48,7 +48,7 @@ def test_local_file_is_synced_before_rename_and_folder_before_return(
     write_text(str(folder), "summary.md", "done")
     file, *folders = synced
     assert file == ((folder / "summary.md").stat().st_ino, False)
-    assert set(folders) == {(directory.stat().st_ino, True) for directory in (folder, folder.parent, tmp_path)}
+    assert set(folders) == {(path.stat().st_ino, True) for path in (folder, folder.parent, tmp_path)}
     synced.clear()
     write_text(f"file://{folder}", "summary.md", "again")
     assert [inode for inode, _ in synced[1:]] == [folder.stat().st_ino]

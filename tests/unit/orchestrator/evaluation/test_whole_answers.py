@@ -36,7 +36,7 @@ def read(
     return read_dataset(DatasetSpec("facts", str(file)), protocol=protocol, roots=[folder])
 
 
-def told(truth: str, answer: str | None, episode: str, strategy: EvaluatedStrategy = MIXTURE) -> Record:
+def record_of(truth: str, answer: str | None, episode: str, strategy: EvaluatedStrategy = MIXTURE) -> Record:
     asked = sample(truth, episode=episode, dataset="facts", strategy=strategy, protocol=PromptProtocol.SEQUENCE)
     return failure(asked) if answer is None else answered(asked, answer)
 
@@ -46,10 +46,10 @@ def summary_of(*records: Record) -> Summary:
 
 
 WHOLE = (
-    told(TRUTHS[0], "paris is  the capital.", "e1"),
-    told(TRUTHS[1], "It snows in April.", "e2"),
-    told(TRUTHS[0], "Paris", "e1", BASE),
-    told(TRUTHS[1], None, "e2", BASE),
+    record_of(TRUTHS[0], "paris is  the capital.", "e1"),
+    record_of(TRUTHS[1], "It snows in April.", "e2"),
+    record_of(TRUTHS[0], "Paris", "e1", BASE),
+    record_of(TRUTHS[1], None, "e2", BASE),
 )
 
 
@@ -83,20 +83,20 @@ def test_whole_answers_are_scored_as_texts_and_actions_as_actions() -> None:
     whole = record_scores(WHOLE[0], metrics)
     assert whole is not None
     assert (list(whole), whole["exact_match"]) == (["exact_match", "rouge_l", "bleu"], 1)
-    actions = told(ACTIONS, ACTIONS, "e3")
+    actions = record_of(ACTIONS, ACTIONS, "e3")
     assert record_scores(actions, metrics) == {"action": [True, True]}
     assert record_scores(WHOLE[3], metrics) is None
 
 
 def test_whole_answer_scores_cover_samples_without_actions() -> None:
-    cell = summary_of(*WHOLE, told(ACTIONS, ACTIONS, "e3")).group("mixture", "all")
+    cell = summary_of(*WHOLE, record_of(ACTIONS, ACTIONS, "e3")).group("mixture", "all")
     assert cell is not None
     assert (cell.texts.exact_match.value, cell.texts.exact_match.count) == (0.5, 2)
     assert cell.texts.rouge_l.value == pytest.approx((1 + 3 / 4) / 2)
     base = summary_of(*WHOLE).group("base", "all")
     assert base is not None
     assert (base.failed, base.texts.exact_match.count) == (1, 1)
-    actions = summary_of(told(ACTIONS, ACTIONS, "e3")).group("mixture", "all")
+    actions = summary_of(record_of(ACTIONS, ACTIONS, "e3")).group("mixture", "all")
     assert actions is not None
     assert actions.texts.exact_match == UNSCORED
 
@@ -115,9 +115,9 @@ def test_headline_of_whole_answers_has_their_scores() -> None:
 
 
 MIXED = (
-    told(ACTIONS, ACTIONS, "e3"),
-    told(ACTIONS, "Scroll up\nScroll up", "e3", BASE),
-    *(told(truth, truth, truth[0], strategy) for strategy in (BASE, MIXTURE) for truth in TRUTHS),
+    record_of(ACTIONS, ACTIONS, "e3"),
+    record_of(ACTIONS, "Scroll up\nScroll up", "e3", BASE),
+    *(record_of(truth, truth, truth[0], strategy) for strategy in (BASE, MIXTURE) for truth in TRUTHS),
 )
 
 
@@ -143,10 +143,10 @@ def test_episode_with_text_truth_is_unscored() -> None:
 
 
 def test_steps_and_whole_answers_are_compared_separately() -> None:
-    (found,) = summary_of(*MIXED).differences
-    assert (found.strategy, found.reference) == ("mixture", "base")
-    assert (found.steps.value, found.steps.count) == (0.5, 2)
-    assert (found.texts.value, found.texts.count) == (0, 2)
+    (difference,) = summary_of(*MIXED).differences
+    assert (difference.strategy, difference.reference) == ("mixture", "base")
+    assert (difference.steps.value, difference.steps.count) == (0.5, 2)
+    assert (difference.texts.value, difference.texts.count) == (0, 2)
     text = render_markdown(summary_of(*MIXED))
     assert "| strategy | compared with | steps right | exact match |" in text
     assert "| mixture | base | +50.0 | 0.0 [" in text.replace("+0.0 [", "0.0 [")
@@ -183,7 +183,7 @@ def test_report_of_whole_answers_omits_actions_and_repetition() -> None:
     for word in ("legacy**", "`legacy`", "Floor", "floor", "Right step", "Right episode", "Step accuracy"):
         assert word not in text
     assert "**Floor**" in render_markdown(summary_of(*MIXED))
-    assert "## Whole answers" not in render_markdown(summary_of(told(ACTIONS, ACTIONS, "e3")))
+    assert "## Whole answers" not in render_markdown(summary_of(record_of(ACTIONS, ACTIONS, "e3")))
 
 
 def test_page_shows_whole_answers_in_place_of_absent_steps() -> None:
@@ -201,17 +201,17 @@ def test_page_shows_scores_of_whole_answer_without_verdict() -> None:
 
 
 def test_changed_catalogue_is_caveat() -> None:
-    def said(at_start: str, *answered_by: str) -> bool:
+    def is_reported(at_start: str, *answered_by: str) -> bool:
         records = [
-            replace(told("a", "a", f"e{number}"), catalogue_revision=revision)
+            replace(record_of("a", "a", f"e{number}"), catalogue_revision=revision)
             for number, revision in enumerate(answered_by)
         ]
         summary = summarize(records, JobFacts(SPEC, catalogue_revision=at_start))
         assert summary.catalogue_changed == ("The catalogue of adapters changed" in render_markdown(summary))
         return summary.catalogue_changed
 
-    assert said("c1", "c1", "c2")
-    assert said("c1", "c2")
-    assert not said("c1", "c1")
-    assert not said("c1", "")
-    assert not said("", "c1")
+    assert is_reported("c1", "c1", "c2")
+    assert is_reported("c1", "c2")
+    assert not is_reported("c1", "c1")
+    assert not is_reported("c1", "")
+    assert not is_reported("", "c1")

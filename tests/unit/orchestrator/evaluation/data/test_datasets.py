@@ -123,8 +123,8 @@ def test_images_are_found_beside_file_in_working_folder_and_below_image_root(
     dataset = DatasetSpec("clock", "data/clock.jsonl")
     (content,) = read_datasets([dataset], protocol=PromptProtocol.STEP, roots=[tmp_path], image_root="media")
     assert content.bad_rows == ()
-    found = [str(image.relative_to(tmp_path)) for image in content.episodes[0].images]
-    assert found == ["data/beside.png", "data/both.png", "work/here.png", "media/root.png", "up.png", "media/root.png"]
+    paths = [str(image.relative_to(tmp_path)) for image in content.episodes[0].images]
+    assert paths == ["data/beside.png", "data/both.png", "work/here.png", "media/root.png", "up.png", "media/root.png"]
 
 
 def test_nothing_outside_roots_is_read(tmp_path: Path) -> None:
@@ -205,5 +205,5 @@ def test_too_large_image_makes_bad_row_and_is_not_read(tmp_path: Path) -> None:
 def test_folder_with_test_file_means_that_file(tmp_path: Path) -> None:
     for name in ("train", "test"):
         write_dataset(tmp_path / "gmail", name, [GOOD])
-    (found,) = expand_pattern(DatasetSpec("", f"{tmp_path}/gmail/"), [tmp_path])
-    assert (found.name, found.uri) == ("gmail", str(tmp_path / "gmail" / "test.jsonl"))
+    (dataset,) = expand_pattern(DatasetSpec("", f"{tmp_path}/gmail/"), [tmp_path])
+    assert (dataset.name, dataset.uri) == ("gmail", str(tmp_path / "gmail" / "test.jsonl"))

@@ -197,8 +197,8 @@ def test_command_line_expands_files_of_this_machine(
 ) -> None:
     monkeypatch.chdir(root)
     for given in ("apps", "apps/", "apps/*.jsonl", str(root / "apps/*.jsonl"), "../root/apps/", "**/[cg]*.jsonl"):
-        found = dataset_specs([given])
-        assert [(dataset.name, dataset.uri) for dataset in found] == [
+        datasets = dataset_specs([given])
+        assert [(dataset.name, dataset.uri) for dataset in datasets] == [
             (name, str(root / f"apps/{name}.jsonl")) for name in ("clock", "gmail")
         ], given
     assert [dataset.uri for dataset in dataset_specs(["gone/*.jsonl"])] == ["gone/*.jsonl"]

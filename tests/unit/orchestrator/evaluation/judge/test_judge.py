@@ -46,10 +46,10 @@ def judged(answers: list[AnsweredText], endpoint: ChatEndpoint, cache: Path) -> 
 
 
 def test_every_answer_is_graded_and_cost_is_counted(chat: FakeChat, tmp_path: Path) -> None:
-    found = judged(ANSWERS, replace(endpoint_of(chat), key="secret"), tmp_path)
-    assert {key: graded.score for key, graded in found.scores.items()} == {0: 0.5, 1: 1, 2: 1, 3: 1}
-    assert found.scores[0].cluster == "e0"
-    assert (found.calls, found.cached, found.prompt_tokens, found.completion_tokens) == (4, 0, 40, 12)
+    judgement = judged(ANSWERS, replace(endpoint_of(chat), key="secret"), tmp_path)
+    assert {key: graded.score for key, graded in judgement.scores.items()} == {0: 0.5, 1: 1, 2: 1, 3: 1}
+    assert judgement.scores[0].cluster == "e0"
+    assert (judgement.calls, judgement.cached, judgement.prompt_tokens, judgement.completion_tokens) == (4, 0, 40, 12)
     assert sorted(chat.questions)[0] == "What?|truth 0|answer 0"
     assert chat.keys == {"Bearer secret"}
 
@@ -87,10 +87,10 @@ def test_overloaded_or_failing_endpoint_is_retried(chat: FakeChat, tmp_path: Pat
 def test_ungradable_answer_is_unscored_with_reason(chat: FakeChat, tmp_path: Path) -> None:
     chat.reply = lambda question: "I cannot say." if question.endswith("answer 0") else "SCORE: 7"
     missing = replace(ANSWERS[1], answer=None)
-    found = judged([ANSWERS[0], missing, ANSWERS[2]], endpoint_of(chat), tmp_path)
-    assert found.scores == {}
-    assert found.unscored == {"no answer": 1, "the judge's reply has no score": 2}
-    assert found.verdicts == {
+    judgement = judged([ANSWERS[0], missing, ANSWERS[2]], endpoint_of(chat), tmp_path)
+    assert judgement.scores == {}
+    assert judgement.unscored == {"no answer": 1, "the judge's reply has no score": 2}
+    assert judgement.verdicts == {
         0: Verdict(None, "the judge's reply has no score", "I cannot say."),
         1: Verdict(None, "no answer"),
         2: Verdict(None, "the judge's reply has no score", "SCORE: 7"),
@@ -99,15 +99,15 @@ def test_ungradable_answer_is_unscored_with_reason(chat: FakeChat, tmp_path: Pat
 
 def test_failed_request_does_not_affect_other_grades(chat: FakeChat, tmp_path: Path) -> None:
     chat.failures += [(500, {})] * 3
-    found = judged(ANSWERS, replace(endpoint_of(chat), concurrency=1), tmp_path)
-    assert len(found.scores) == 3
-    (reason,) = found.unscored
+    judgement = judged(ANSWERS, replace(endpoint_of(chat), concurrency=1), tmp_path)
+    assert len(judgement.scores) == 3
+    (reason,) = judgement.unscored
     assert reason.startswith("the judge gave no reply in 3 attempts (HTTP 500")
     assert len(judged(ANSWERS, endpoint_of(chat), tmp_path).scores) == 4
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "said"),
+    ("status", "body", "message"),
     [
         (400, {"error": "content filter"}, "HTTP 400: "),
         (413, {"error": "too long"}, "HTTP 413: "),
@@ -122,15 +122,15 @@ def test_failed_request_does_not_affect_other_grades(chat: FakeChat, tmp_path: P
     ],
 )
 def test_refused_question_is_unscored_and_others_are_graded(
-    chat: FakeChat, tmp_path: Path, status: int, body: dict[str, object], said: str
+    chat: FakeChat, tmp_path: Path, status: int, body: dict[str, object], message: str
 ) -> None:
     chat.refusals["truth 2"] = (status, body)
     for asked in (3, 0):
-        found = judged(ANSWERS, endpoint_of(chat), tmp_path)
-        assert set(found.scores) == {0, 1, 3}
-        assert (found.calls, found.cached) == (asked, 3 - asked)
-        (reason,) = found.unscored
-        assert reason.startswith(f"the judge gave no reply ({said}")
+        judgement = judged(ANSWERS, endpoint_of(chat), tmp_path)
+        assert set(judgement.scores) == {0, 1, 3}
+        assert (judgement.calls, judgement.cached) == (asked, 3 - asked)
+        (reason,) = judgement.unscored
+        assert reason.startswith(f"the judge gave no reply ({message}")
     assert len(chat.questions) == 3
 
 
@@ -157,9 +157,9 @@ def test_endpoint_refusing_every_question_is_reported(chat: FakeChat, tmp_path: 
 def test_rare_reasons_are_counted_together(chat: FakeChat, tmp_path: Path) -> None:
     answers = [AnsweredText(number, "e", f"<{number}>", "a") for number in range(MAX_REASONS + 5)]
     chat.refusals |= {f"<{number}>": (400, {"request": number}) for number in range(1, MAX_REASONS + 5)}
-    found = judged(answers, endpoint_of(chat), tmp_path)
-    assert len(found.scores) == 1
-    assert (len(found.unscored), found.unscored["other reasons"]) == (MAX_REASONS + 1, 4)
+    judgement = judged(answers, endpoint_of(chat), tmp_path)
+    assert len(judgement.scores) == 1
+    assert (len(judgement.unscored), judgement.unscored["other reasons"]) == (MAX_REASONS + 1, 4)
 
 
 def test_unreachable_endpoint_is_reported(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_unreachable_endpoint_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "said"),
+    ("status", "error", "message"),
     [
         (401, ConfigurationError, "LORARETRIEVER_CLIENT_JUDGE_KEY"),
         (403, ConfigurationError, "LORARETRIEVER_CLIENT_JUDGE_KEY"),
@@ -178,10 +178,10 @@ def test_unreachable_endpoint_is_reported(tmp_path: Path) -> None:
     ],
 )
 def test_refused_key_or_model_ends_run_at_once(
-    chat: FakeChat, tmp_path: Path, status: int, error: type[Exception], said: str
+    chat: FakeChat, tmp_path: Path, status: int, error: type[Exception], message: str
 ) -> None:
     chat.failures += [(status, {})] * 10
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         judged(ANSWERS, endpoint_of(chat), tmp_path)
     assert len(chat.failures) >= 8
 

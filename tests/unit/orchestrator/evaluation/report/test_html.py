@@ -33,9 +33,9 @@ def page_of(records: list[Record], budget: ThumbnailBudget | None = None, most: 
 
 
 def data_of(page: str) -> Any:
-    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
-    assert found is not None
-    return json.loads(found[1])
+    script = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
+    assert script is not None
+    return json.loads(script[1])
 
 
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_samples_are_chosen_evenly_with_every_strategy(tmp_path: Path) -> None:
 def test_page_lists_repeated_record_once() -> None:
     record = answered(sample("Scroll up"), "Scroll up")
     later = replace(record, answer="Scroll down")
-    assert [entry["actions"][0][1] for entry in data_of(page_of([record, later]))["samples"]] == ["Scroll up"]
+    assert [shown["actions"][0][1] for shown in data_of(page_of([record, later]))["samples"]] == ["Scroll up"]
 
 
 def test_thumbnails_are_small_below_roots_and_within_budget(tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ SELECTION = EvaluatedStrategy(AnswerStrategy.SELECTION)
 MIXTURE = EvaluatedStrategy(AnswerStrategy.MIXTURE)
 
 
-def summary_of(*found: Record, strategies: tuple[EvaluatedStrategy, ...]) -> Summary:
+def summary_of(*records: Record, strategies: tuple[EvaluatedStrategy, ...]) -> Summary:
     spec = EvaluationSpec((DatasetSpec("clock", "clock.jsonl", "clock"),), strategies)
-    return summarize(found, JobFacts(spec))
+    return summarize(records, JobFacts(spec))
 
 
 def test_matrix_has_every_strategy_in_and_out_of_domain() -> None:

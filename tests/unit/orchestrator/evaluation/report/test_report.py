@@ -222,7 +222,9 @@ def test_report_shows_intervals_and_paired_differences() -> None:
     selection = EvaluatedStrategy(AnswerStrategy.SELECTION)
     spec = EvaluationSpec((DatasetSpec("clock", "clock.jsonl", "clock", "app"),), (BASE, selection))
     pairs = [(BASE, "e1", [OPEN, UP]), (BASE, "e2", [UP, DONE]), (BASE, "e3", [UP, UP])]
-    records = [record for strategy, episode, said in pairs for record in steps(strategy, "clock", episode, [*said])]
+    records: list[Record] = []
+    for strategy, episode, answers in pairs:
+        records += steps(strategy, "clock", episode, [*answers])
     for episode in ("e1", "e2", "e3"):
         records += steps(selection, "clock", episode, [OPEN, DONE])
     text = render_markdown(summarize(records, JobFacts(spec)))
@@ -282,11 +284,11 @@ def test_report_lists_changed_datasets() -> None:
 def test_unreadable_rows_are_caveat_and_listed() -> None:
     bad = tuple(BadRow("clock.jsonl", line, f"query {line} is <empty>") for line in range(1, 19))
     summary = summarize(RECORDS, JobFacts(SPEC, bad_rows=bad), bad_row_count=40)
-    said = "40 rows of the datasets could not be read, the first: clock.jsonl:1: query 1 is <empty>."
-    assert caveats(summary) == [said]
+    caveat = "40 rows of the datasets could not be read, the first: clock.jsonl:1: query 1 is <empty>."
+    assert caveats(summary) == [caveat]
     text, page = render_markdown(summary), render_html(summary, RECORDS)
-    assert f"**{said}**".replace("<empty>", "&lt;empty&gt;") in text
-    assert f"<p>{said}</p>".replace("<empty>", "&lt;empty&gt;") in page
+    assert f"**{caveat}**".replace("<empty>", "&lt;empty&gt;") in text
+    assert f"<p>{caveat}</p>".replace("<empty>", "&lt;empty&gt;") in page
     assert "<h2>Rows that could not be read: 40</h2>" in page
     assert page.count("is &lt;empty&gt;</td>") == 18
     assert "could not be read" not in render_markdown(summarize(RECORDS, JobFacts(SPEC)))
