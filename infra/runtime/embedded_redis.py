@@ -218,8 +218,10 @@ def _restart_until_end(server: ValkeyServer, died: threading.Event) -> None:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(" ".join(text.split())[:500] + "\n")
-    sys.stdout.flush()
+    """Write one line to the owner. An owner that stopped during the start reads no more; standard input ends then."""
+    with suppress(BrokenPipeError):
+        sys.stdout.write(" ".join(text.split())[:500] + "\n")
+        sys.stdout.flush()
 
 
 def socket_path(directory: Path, name: str) -> Path:

@@ -1,6 +1,6 @@
 """Measure the size and shape of the code: `python -m infra.tools.code_metrics [ROOT] [--json]`.
 
-Reads the source only, so that any checkout can be measured, also one whose packages are not installed.
+Reads the source only, so that a checkout can be measured without installing its packages.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def main() -> int:
 def measure(root: Path, tiers: Sequence[str] = TIERS) -> Metrics:
     """Return the figures of the tiers below `root`."""
     files = {tier: sorted((root / tier).rglob("*.py")) for tier in tiers}
-    names = {_name(file, root) for each in files.values() for file in each}
-    modules = {tier: [_read(file, root, names) for file in each] for tier, each in files.items()}
-    everything = [module for each in modules.values() for module in each]
+    names = {_name(file, root) for tier_files in files.values() for file in tier_files}
+    modules = {tier: [_read(file, root, names) for file in tier_files] for tier, tier_files in files.items()}
+    everything = [module for tier_modules in modules.values() for module in tier_modules]
     graph = {module.name: module.imports for module in everything}
     importers: dict[str, set[str]] = {}
     for module in everything:
@@ -102,7 +102,7 @@ def measure(root: Path, tiers: Sequence[str] = TIERS) -> Metrics:
         if module.lines < SMALL_MODULE and module.name not in _packages(names) and not module.name.endswith("__main__")
     ]
     return Metrics(
-        tiers={tier: _tier(each) for tier, each in modules.items() if each},
+        tiers={tier: _tier(tier_modules) for tier, tier_modules in modules.items() if tier_modules},
         package_cycles=package_cycles(graph),
         module_cycles=cycles(graph),
         one_importer_modules=[name for name in small if len(importers.get(name, ())) == 1],
@@ -182,8 +182,8 @@ def as_text(metrics: Metrics) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _listed(found: Sequence[Sequence[str]]) -> str:
-    return "".join(f"\n  - {' <-> '.join(cycle)}" for cycle in found)
+def _listed(cycles_found: Sequence[Sequence[str]]) -> str:
+    return "".join(f"\n  - {' <-> '.join(cycle)}" for cycle in cycles_found)
 
 
 def _tier(modules: Sequence[Module]) -> TierMetrics:
@@ -257,7 +257,7 @@ def _packages(names: Mapping[str, object] | set[str]) -> set[str]:
 
 
 def _split(importer: str, imported: str) -> tuple[str, str, str]:
-    """Return the nearest common package of two modules, and its children that hold the one and the other."""
+    """Return the nearest common package of two modules, and the child of it that holds each of them."""
     first, second = importer.split("."), imported.split(".")
     depth = 0
     while depth < min(len(first), len(second)) and first[depth] == second[depth]:

@@ -35,7 +35,7 @@ def generate(output: Path) -> None:
 
 
 def outdated_stubs() -> list[str]:
-    """Return the names of stubs that are missing, superfluous or different."""
+    """Return the names of stubs that are missing, obsolete or different."""
     with tempfile.TemporaryDirectory() as scratch:
         generate(Path(scratch))
         fresh, committed = Path(scratch) / _PACKAGE, _PROTO_ROOT / _PACKAGE

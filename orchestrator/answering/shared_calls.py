@@ -1,4 +1,4 @@
-"""Calls whose results are shared by all strategies of a job that ask the same question."""
+"""Call results that the strategies of a job share."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from infra.contract.prompt import ImagePart, Prompt
 from infra.runtime.deadline import Deadline
 from infra.runtime.single_flight import SingleFlight
 
-#: Results kept. The strategies of one sample ask within seconds of each other, so this covers every sample that the
-#: workers' concurrency can have under way; a retrieval result is a few kilobytes.
+#: Results kept. The strategies of a sample run within seconds of each other, so this covers every sample that the
+#: workers can process at the same time. A retrieval result is a few kilobytes.
 _MAX_RESULTS = 4096
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class Shared(Generic[T]):
 class SharedCalls(Generic[T]):
     """An LRU cache of call results, with one execution per key.
 
-    Callers that ask for a key while its call is running wait for that call. Failures are not cached.
+    A request for a key whose call is running waits for that call. Failures are not cached.
     Called on: one event loop.
     """
 

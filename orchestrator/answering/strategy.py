@@ -15,7 +15,7 @@ class AnswerStrategy(StrEnum):
     """How an answer is composed.
 
     `oracle` applies the adapter known to be correct; `uniform-all` every adapter of the catalogue, 1/n each;
-    `random-k` top_k of them, drawn for each question, 1/k each. These three are yardsticks for the others.
+    `random-k` top_k of them, drawn for each question, 1/k each. These three are baselines for the others.
     """
 
     BASE = "base"

@@ -17,7 +17,7 @@ from orchestrator.evaluation.report.output_files import REPORT_HTML_FILE, SUMMAR
 from orchestrator.evaluation.report.summary import Summary
 from orchestrator.evaluation.spec import EvaluationSpec
 
-#: Names listed of many: enough to recognise a job in a table, and the line stays short.
+#: Names shown of a longer list: enough to recognise a job in a table on a short line.
 _MAX_LISTED = 2
 
 

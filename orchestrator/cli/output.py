@@ -39,7 +39,7 @@ def print_json(value: object) -> None:
 
 
 def print_text(text: str) -> None:
-    """Write a text to standard output and flush it; no line end is added.
+    """Write a text to standard output and flush it, without adding a newline.
 
     On a terminal control characters are replaced: a model's answer must not move the cursor.
     """

@@ -17,7 +17,7 @@ from orchestrator.clients.wire.evaluations import evaluation_from_proto, spec_to
 from orchestrator.evaluation.job import Evaluation, EvaluationPage, Report
 from orchestrator.evaluation.spec import EvaluationSpec
 
-#: Deadline of one watch stream: longer than any job, since a gRPC call without a deadline cannot be made.
+#: Deadline of one watch stream, longer than any job: every call has a deadline.
 _WATCH_TIMEOUT_S = 7 * 86_400.0
 #: How long `watch` reconnects: outlasts a rolling restart of the orchestrator.
 _WATCH_PATIENCE_S = 60.0

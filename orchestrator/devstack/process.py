@@ -177,9 +177,9 @@ class Child:
 def stop_signals_interrupt() -> Iterator[StopSignal]:
     """Raise KeyboardInterrupt in the main thread on SIGINT, SIGTERM and SIGHUP within the block.
 
-    Yields the record of the signal that came. SIGINT counts even if this process inherited it ignored, as background
-    jobs of a non-interactive shell do: whoever sends it to them explicitly means it. An ignored SIGHUP stays ignored:
-    that is how `nohup` keeps a command running after its terminal closes.
+    Yields the record of the signal received. SIGINT interrupts even if this process inherited it ignored, as background
+    jobs of a non-interactive shell do: the terminal's Ctrl-C does not reach them, so a SIGINT was sent to this process
+    on purpose. An ignored SIGHUP stays ignored: that is how `nohup` keeps a command running after its terminal closes.
     """
     received = StopSignal()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -24,15 +23,10 @@ from infra.contract.errors import (
 from infra.contract.generation import Decoding
 from infra.contract.prompt import ImagePart, Prompt
 from infra.contract.retrieval import RetrievalOptions, Selection
-from infra.runtime.server import GrpcServer
-from infra.runtime.settings import ServerOptions
-from orchestrator.answering.pipeline import Pipeline
 from orchestrator.answering.question import Answer, Question
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.clients.answer import AnswerClient
-from orchestrator.clients.generation import GenerationClient
-from orchestrator.clients.retrieval import RetrievalClient
-from orchestrator.server import ANSWER_SERVICE, AnswerServicer
+from tests.support.servers.answer_server import answer_server
 from tests.support.servers.tiers import ADAPTERS, BASE_MODEL, RETRIEVAL_TIMINGS, FakeTiers, fake_tiers
 
 PROMPT = Prompt.of("open the gmail inbox")
@@ -49,15 +43,8 @@ class Served:
 
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
-    async with AsyncExitStack() as stack:
-        tiers = await stack.enter_async_context(fake_tiers())
-        retrieval = await stack.enter_async_context(RetrievalClient(tiers.retrieval_target))
-        generation = await stack.enter_async_context(GenerationClient(tiers.generation_target))
-        server = GrpcServer(ServerOptions(shutdown_grace_s=0))
-        servicer = AnswerServicer(Pipeline(retrieval, generation), timeout_s=20)
-        server.add(servicer, pb_grpc.add_AnswerServiceServicer_to_server, ANSWER_SERVICE)
-        await stack.enter_async_context(server)
-        yield Served(tiers, await stack.enter_async_context(AnswerClient(server.address)))
+    async with fake_tiers() as tiers, answer_server(tiers) as address, AnswerClient(address) as client:
+        yield Served(tiers, client)
 
 
 async def test_answer_names_applied_adapters_and_weights(served: Served) -> None:

@@ -1,10 +1,12 @@
-"""Images that alone exceed the token limit, a check that all families share."""
+"""How images are decoded and counted: checks that all families share."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 from PIL.Image import Image
 
 from generation_service.models.base import BaseModel
@@ -37,3 +39,23 @@ def check_stops_at_the_image_too_many(model: BaseModel, cut: Callable[[], int]) 
     assert caught.value.metadata == {"tokens": str(3 * each), "limit": str(3 * each)}
     assert decoded == [0, 1, 2]
     assert cut() == 16 + 2
+
+
+def check_one_image_is_held_at_a_time(model: BaseModel) -> None:
+    """Assert that each decoded image is released before the next, and that a lazy sequence encodes as a list does."""
+    held: list[weakref.ref[Image]] = []
+
+    def decoded(seed: int) -> Image:
+        assert not any(image() for image in held)
+        image = picture(100, 150, seed)
+        held.append(weakref.ref(image))
+        return image
+
+    question = Prompt.of("x", [ImagePart(b"decoded already")] * 3)
+    expected = model.encode(question, [picture(100, 150, seed) for seed in range(3)])
+    prompt = model.encode(question, (decoded(seed) for seed in range(3)))
+    assert len(held) == 3
+    assert prompt.pixels is not None
+    assert expected.pixels is not None
+    assert torch.equal(prompt.pixels, expected.pixels)
+    assert torch.equal(prompt.tokens, expected.tokens)

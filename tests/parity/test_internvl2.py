@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from generation_service.models.internvl.tiles import Tiling
 from generation_service.models.registry import family_of, load_base_model
 from infra.contract.errors import CheckpointError, ConfigurationError
 from infra.contract.prompt import ImagePart, Prompt
-from tests.parity.image_tokens import check_stops_at_the_image_too_many
+from tests.parity.image_tokens import check_one_image_is_held_at_a_time, check_stops_at_the_image_too_many
 from tests.parity.prompt_logits import prompt_logits
 from tests.support.checkpoints.internvl2 import TinyInternVL, language_linears, write_internvl2
 from tests.support.harness.images import picture
@@ -136,23 +135,7 @@ def test_tiling_follows_config(tmp_path: Path, changes: dict[str, Any], count: i
 
 
 def test_one_image_is_held_at_a_time(tmp_path: Path) -> None:
-    held: list[weakref.ref[Image]] = []
-
-    def decoded(seed: int) -> Image:
-        assert not any(image() for image in held)
-        image = picture(100, 150, seed)
-        held.append(weakref.ref(image))
-        return image
-
-    model = load(write_internvl2(tmp_path / "base"))
-    images = [picture(100, 150, seed) for seed in range(3)]
-    expected = model.encode(prompt_of("x", images), images)
-    prompt = model.encode(prompt_of("x", images), (decoded(seed) for seed in range(3)))
-    assert len(held) == 3
-    assert prompt.pixels is not None
-    assert expected.pixels is not None
-    assert torch.equal(prompt.pixels, expected.pixels)
-    assert torch.equal(prompt.tokens, expected.tokens)
+    check_one_image_is_held_at_a_time(load(write_internvl2(tmp_path / "base")))
 
 
 def test_excess_images_are_refused_before_tiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

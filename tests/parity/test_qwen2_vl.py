@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from generation_service.models.base import BaseModel, LoadOptions
 from generation_service.models.registry import load_base_model
 from infra.contract.errors import CheckpointError, ConfigurationError, InvalidArgumentError
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
-from tests.parity.image_tokens import check_stops_at_the_image_too_many
+from tests.parity.image_tokens import check_one_image_is_held_at_a_time, check_stops_at_the_image_too_many
 from tests.parity.prompt_logits import prompt_logits
 from tests.parity.qwen2_vl_reference import Qwen2VLReference, patches
 from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
@@ -83,23 +82,7 @@ def test_images_are_resized_to_max_pixels(tmp_path: Path) -> None:
 
 
 def test_one_image_is_held_at_a_time(tmp_path: Path) -> None:
-    held: list[weakref.ref[Image]] = []
-
-    def decoded(seed: int) -> Image:
-        assert not any(image() for image in held)
-        image = picture(100, 150, seed)
-        held.append(weakref.ref(image))
-        return image
-
-    model = load(write_qwen2_vl(tmp_path / "base"))
-    images = [picture(100, 150, seed) for seed in range(3)]
-    expected = model.encode(prompt_of("x", images), images)
-    prompt = model.encode(prompt_of("x", images), (decoded(seed) for seed in range(3)))
-    assert len(held) == 3
-    assert prompt.pixels is not None
-    assert expected.pixels is not None
-    assert torch.equal(prompt.pixels, expected.pixels)
-    assert torch.equal(prompt.tokens, expected.tokens)
+    check_one_image_is_held_at_a_time(load(write_qwen2_vl(tmp_path / "base")))
 
 
 def test_excess_images_are_refused_before_preprocessing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,13 +24,13 @@ app = typer.Typer(no_args_is_help=True, help="Serve one tier in this process; fl
 
 @app.command("retrieval", context_settings=PASS_THROUGH)
 def retrieval(context: typer.Context) -> None:
-    """Serve the retrieval tier: embedder and adapter catalogue. All its settings: serve retrieval --help."""
+    """Serve the retrieval tier: embedder and adapter catalogue. 'serve retrieval --help' lists its settings."""
     _exec("retrieval", module_name("retrieval_service"), context.args)
 
 
 @app.command("generation", context_settings=PASS_THROUGH)
 def generation(context: typer.Context) -> None:
-    """Serve the generation tier: base model and adapters. All its settings: serve generation --help.
+    """Serve the generation tier: base model and adapters. 'serve generation --help' lists its settings.
 
     --gpu-id N sets CUDA_VISIBLE_DEVICES.
     """
@@ -39,12 +39,12 @@ def generation(context: typer.Context) -> None:
 
 @app.command("orchestrator", context_settings=PASS_THROUGH)
 def orchestrator(context: typer.Context) -> None:
-    """Serve the orchestrator: answers and evaluation jobs. All its settings: serve orchestrator --help."""
+    """Serve the orchestrator: answers and evaluation jobs. 'serve orchestrator --help' lists its settings."""
     _exec("orchestrator", module_name("orchestrator"), context.args)
 
 
 def worker(context: typer.Context) -> None:
-    """Run one worker of evaluation jobs. It has the orchestrator's settings: worker --help."""
+    """Run one worker of evaluation jobs. It takes the orchestrator's settings; 'worker --help' lists them."""
     _exec("orchestrator", module_name("orchestrator.jobs.worker"), context.args)
 
 
@@ -52,7 +52,7 @@ def _exec(extra: str, module: str, arguments: list[str]) -> None:
     missing = [name for name in _PACKAGES[extra] if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigurationError(
-            f"the {extra} tier needs {', '.join(missing)}, not installed here: pip install 'loraretriever[{extra}]'"
+            f"the {extra} tier needs {', '.join(missing)}, which is not installed: pip install 'loraretriever[{extra}]'"
         )
     flags, gpus = without_gpu_id(arguments)
     variables = dict(environment().variables) | ({"CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else {})

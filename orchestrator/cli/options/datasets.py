@@ -26,7 +26,9 @@ class DatasetOptions:
             show_default=False,
         ),
     ] = None
-    test_data: Annotated[list[str] | None, typer.Option(help="The same, under the study's name for it.")] = None
+    test_data: Annotated[list[str] | None, typer.Option(help="The same as the argument, under the study's name.")] = (
+        None
+    )
     adapter: Annotated[
         list[str] | None,
         typer.Option(

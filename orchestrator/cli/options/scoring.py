@@ -53,7 +53,7 @@ class ScoringFlags:
     point_tolerance: Annotated[
         float | None,
         typer.Option(
-            help=f"Distance in pixels at which the action metric still takes two points for the same (default: "
+            help=f"Distance in pixels up to which the action metric treats two points as equal (default: "
             f"{POINT_TOLERANCE_PX:g}).",
             show_default=False,
         ),

@@ -17,7 +17,9 @@ from orchestrator.devstack.demo_world import MODEL_NAME, find_world
 _FREE_PORT = "127.0.0.1:0"
 
 Address = Annotated[str, typer.Option(help="host:port to listen on.")]
-Settings = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other setting of that tier.")]
+Settings = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other setting of that tier; may be repeated.")
+]
 
 
 @dataclass(frozen=True)

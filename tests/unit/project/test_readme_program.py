@@ -5,18 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from contextlib import AsyncExitStack
 from pathlib import Path
 
-from loraretriever.v1 import orchestrator_service_pb2_grpc as pb_grpc
-
-from infra.runtime.server import GrpcServer
-from infra.runtime.settings import ServerOptions
-from orchestrator.answering.pipeline import Pipeline
-from orchestrator.clients.generation import GenerationClient
-from orchestrator.clients.retrieval import RetrievalClient
-from orchestrator.server import ANSWER_SERVICE, AnswerServicer
 from tests.support.harness.images import picture
+from tests.support.servers.answer_server import answer_server
 from tests.support.servers.tiers import fake_tiers
 
 ROOT = Path(__file__).parents[3]
@@ -26,16 +18,8 @@ async def test_readme_program_prints_the_answer_and_its_adapters(tmp_path: Path)
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
     picture(8, 8).save(tmp_path / "screen.png")
-    async with AsyncExitStack() as stack:
-        tiers = await stack.enter_async_context(fake_tiers())
-        retrieval = await stack.enter_async_context(RetrievalClient(tiers.retrieval_target))
-        generation = await stack.enter_async_context(GenerationClient(tiers.generation_target))
-        server = GrpcServer(ServerOptions(shutdown_grace_s=0))
-        servicer = AnswerServicer(Pipeline(retrieval, generation), timeout_s=20)
-        server.add(servicer, pb_grpc.add_AnswerServiceServicer_to_server, ANSWER_SERVICE)
-        await stack.enter_async_context(server)
-
-        program = block[1].replace("127.0.0.1:50053", server.address)
+    async with fake_tiers() as tiers, answer_server(tiers) as address:
+        program = block[1].replace("127.0.0.1:50053", address)
         assert program != block[1]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", program),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,8 @@ from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
 from tests.support.checkpoints.internvl2 import TinyInternVL, language_linears, write_internvl2
 from tests.support.checkpoints.peft_adapters import PREFIX, TinyAdapter
-from tests.support.checkpoints.qwen2_5_vl import write_qwen2_5_vl
-from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
 from tests.support.harness.generation_stack import language_shapes, tiny_adapter
-from tests.support.harness.inspecting import run_inspect
-
-WRITERS: dict[str, Callable[..., Path]] = {
-    "qwen2_vl": write_qwen2_vl,
-    "qwen2_5_vl": write_qwen2_5_vl,
-    "internvl_chat": write_internvl2,
-}
-SHAPE = TinyShape()
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_qwen2_vl(tmp_path_factory.mktemp("models") / "Qwen2-VL-tiny", SHAPE)
+from tests.support.harness.inspecting import SHAPE, run_inspect
 
 
 def test_adapter_is_checked_against_given_base_model(

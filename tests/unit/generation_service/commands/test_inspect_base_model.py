@@ -18,24 +18,11 @@ from generation_service.models.folder import read_config, stored_tensors
 from generation_service.models.registry import load_base_model
 from infra.contract.errors import CheckpointError
 from orchestrator.cli.main import run
-from tests.support.checkpoints.internvl2 import TinyInternVL, write_internvl2
+from tests.support.checkpoints.internvl2 import TinyInternVL
 from tests.support.checkpoints.internvl_native import write_internvl_native
-from tests.support.checkpoints.qwen2_5_vl import write_qwen2_5_vl
-from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
+from tests.support.checkpoints.qwen2_vl import write_qwen2_vl
 from tests.support.harness.generation_stack import tiny_adapter
-from tests.support.harness.inspecting import run_inspect
-
-WRITERS: dict[str, Callable[..., Path]] = {
-    "qwen2_vl": write_qwen2_vl,
-    "qwen2_5_vl": write_qwen2_5_vl,
-    "internvl_chat": write_internvl2,
-}
-SHAPE = TinyShape()
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_qwen2_vl(tmp_path_factory.mktemp("models") / "Qwen2-VL-tiny", SHAPE)
+from tests.support.harness.inspecting import SHAPE, WRITERS, run_inspect
 
 
 @pytest.mark.parametrize("model_type", WRITERS)

@@ -201,7 +201,7 @@ async def test_too_many_adapters_for_uniform_all_name_remedy() -> None:
     answer = await Pipeline(Catalogue(), generation).answer(
         Question(PROMPT, AnswerStrategy.UNIFORM_ALL, RetrievalOptions(exclude=("ebay",)))
     )
-    assert [(each.adapter_id, each.weight) for each in answer.generation.applied] == [("gmail", 0.5), ("clock", 0.5)]
+    assert [(share.adapter_id, share.weight) for share in answer.generation.applied] == [("gmail", 0.5), ("clock", 0.5)]
 
 
 async def test_questions_share_retrieval_of_same_prompt_and_options_only() -> None:
@@ -214,10 +214,12 @@ async def test_questions_share_retrieval_of_same_prompt_and_options_only() -> No
         Question(PROMPT, retrieval=RetrievalOptions(top_k=1), shared_by="job-1"),
         Question(PROMPT),
     ]
-    answers = await asyncio.gather(*(pipeline.answer(each) for each in [Question(PROMPT, shared_by="job-1"), again]))
+    answers = await asyncio.gather(
+        *(pipeline.answer(question) for question in [Question(PROMPT, shared_by="job-1"), again])
+    )
     assert [answer.retrieval_shared for answer in answers] == [False, True]
     assert len(retrieval.asked) == 1
-    assert not any([(await pipeline.answer(each)).retrieval_shared for each in others])
+    assert not any([(await pipeline.answer(question)).retrieval_shared for question in others])
     assert len(retrieval.asked) == 5
 
 
@@ -232,7 +234,7 @@ async def test_failed_shared_call_is_repeated_and_oldest_result_is_evicted() -> 
         return len(made)
 
     failed = await asyncio.gather(*(calls.get("a", lambda: make("a")) for _ in range(2)), return_exceptions=True)
-    assert [type(each) for each in failed] == [UnavailableError] * 2
+    assert [type(error) for error in failed] == [UnavailableError] * 2
     assert [(await calls.get(name, lambda name=name: make(name))).value for name in "abac"] == [2, 3, 2, 4]
     assert (await calls.get("b", lambda: make("b"))).value == 5
     assert made == ["a", "a", "b", "c", "b"]

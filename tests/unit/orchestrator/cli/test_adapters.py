@@ -86,7 +86,7 @@ def test_existing_id_is_refused_unless_replaced(adapters: Callable[..., Any], tm
     status, after, _ = adapters("add", "one", "--checkpoint", str(second), *rest, "--replace", "--kind", "app")
     assert (status, after["checkpoint_uri"], after["kind"]) == (0, str(second), "app")
     assert after["revision"] != before["revision"]
-    assert [each["adapter_id"] for each in adapters("list")[1]] == ["one"]
+    assert [adapter["adapter_id"] for adapter in adapters("list")[1]] == ["one"]
 
 
 def legacy(folder: Path, name: str, vectors: Any, **entry: Any) -> dict[str, Any]:
@@ -120,13 +120,13 @@ def test_config_of_study_is_imported_and_bad_entries_are_reported(adapters: Call
     config.write_text(json.dumps(entries), encoding="utf-8")
     status, printed, errors = adapters("import", str(config))
     assert status == 1
-    registered = {each["adapter_id"]: each for each in printed["registered"]}
+    registered = {adapter["adapter_id"]: adapter for adapter in printed["registered"]}
     assert set(registered) == {"app_lora_adidas", "category_lora_lives"}
     assert registered["app_lora_adidas"]["kind"] == "app"
     assert registered["app_lora_adidas"]["description"] == "adapter of app_lora_adidas"
     lives = registered["category_lora_lives"]
     assert (lives["kind"], lives["example_count"], lives["rank"]) == ("category", 3, 12)
-    assert [each["index"] for each in printed["failed"]] == list(range(2, 11))
+    assert [failure["index"] for failure in printed["failed"]] == list(range(2, 11))
     problems = [
         "15 dimensions",
         "NaN",
@@ -168,7 +168,7 @@ def test_export_is_imported_into_another_catalogue(
         assert run(["adapters", "import", str(tmp_path / "export.json"), "--retrieval-target", other.address]) == 0
         assert "registered 2 of 2 adapters" in capsys.readouterr().out
         for name in ("one", "two"):
-            mine, theirs = (each.catalogue.look_up(name, with_vectors=True) for each in (service, other))
+            mine, theirs = (server.catalogue.look_up(name, with_vectors=True) for server in (service, other))
             np.testing.assert_allclose(mine.vectors, theirs.vectors, atol=1e-6)
             unstamped = replace(theirs.adapter, revision=mine.adapter.revision, update_time=mine.adapter.update_time)
             assert unstamped == mine.adapter

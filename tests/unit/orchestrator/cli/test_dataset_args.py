@@ -50,8 +50,10 @@ def test_template_labels_local_and_remote_files_alike(tmp_path: Path, labels: Ad
         here = dataset_specs([f"{name}{equals}{tmp_path}/{path}"], labels)
         (elsewhere,) = dataset_specs([f"{name}{equals}no/such/{path}"], labels)
         found = expand_pattern(replace(elsewhere, uri=f"{tmp_path}/{path}"), [tmp_path])
-        assert [(each.name, each.adapter_id) for each in here] == [(each.name, each.adapter_id) for each in found]
-        assert {each.adapter_id.removeprefix("app_") for each in here} == {"gmail", "ebay"}
+        assert [(dataset.name, dataset.adapter_id) for dataset in here] == [
+            (dataset.name, dataset.adapter_id) for dataset in found
+        ]
+        assert {dataset.adapter_id.removeprefix("app_") for dataset in here} == {"gmail", "ebay"}
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_bad_rows_are_printed(job: OneJob, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_job_of_actions_and_whole_answers_prints_both_tables(job: OneJob, capsys: pytest.CaptureFixture[str]) -> None:
-    texts = [answered(sample("Paris", episode="f", strategy=each), "Paris") for each in (BASE, MIXTURE)]
+    texts = [answered(sample("Paris", episode="f", strategy=strategy), "Paris") for strategy in (BASE, MIXTURE)]
     for more, titles in (([], (True, False)), (texts, (True, True))):
         job.records = [*records(BASE, 1, 1), *records(MIXTURE, 2), *more]
         assert run(["evaluate", "watch", "ev-1"]) == 0

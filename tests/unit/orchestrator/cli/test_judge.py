@@ -73,7 +73,7 @@ def test_grades_are_in_every_file_of_report(folder: str, chat: FakeChat, capsys:
     assert "Graded by a judge" in page
     assert page.count('"grade":0.25') == 1
     grades = [json.loads(line) for line in Path(folder, "judge.jsonl").read_text().splitlines()]
-    assert {each["key"]: each["grade"] for each in grades} == {
+    assert {grade["key"]: grade["grade"] for grade in grades} == {
         "base/facts/e0/0": 1, "base/facts/e1/0": 0.25, "base/facts/e2/0": None,
         "mixture/facts/e0/0": 1, "mixture/facts/e1/0": 1, "mixture/facts/e2/0": None,
     }  # fmt: skip

@@ -62,7 +62,7 @@ def test_answers_without_actions_are_scored_whole_unless_metric_is_named(
     assert json.loads(capsys.readouterr().out)["metric"] == "action"
     assert run(["evaluate", "run", texts, "--evaluate-only", "--fail-under", "0.3", "--json"]) == 1
     output = capsys.readouterr()
-    assert [each["metric"] for each in json.loads(output.out)] == ["exact_match", "legacy"]
+    assert [score["metric"] for score in json.loads(output.out)] == ["exact_match", "legacy"]
     assert f"below 0.3: {texts} 0.2500" in output.err
     assert run(["evaluate", "score", texts, "--point-tolerance", "5"]) == 2
     assert "--point-tolerance: has no effect on --metric exact_match" in capsys.readouterr().err
@@ -84,7 +84,7 @@ def test_every_strategy_of_job_has_its_own_row(tmp_path: Path, capsys: pytest.Ca
     write_records(tmp_path / "records.jsonl", map(answered, asked, ["Scroll up", "Scroll down"]))
     assert run(["evaluate", "score", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [(each["strategy"], each["step_accuracy"]) for each in found] == [("mixture", 1), ("base", 0)]
+    assert [(score["strategy"], score["step_accuracy"]) for score in found] == [("mixture", 1), ("base", 0)]
     assert run(["evaluate", "score", str(tmp_path), "--strategy", "base", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["step_accuracy"] == 0
     assert run(["evaluate", "score", str(tmp_path), "--fail-under", "0.5"]) == 1
@@ -92,7 +92,7 @@ def test_every_strategy_of_job_has_its_own_row(tmp_path: Path, capsys: pytest.Ca
     assert "mixture" in output.out
     assert f"below 0.5: {tmp_path}: base 0.0000" in output.err
     assert run(["evaluate", "run", str(tmp_path), "--evaluate-only", "--json"]) == 0
-    assert {each["strategy"] for each in json.loads(capsys.readouterr().out)} == {"mixture", "base"}
+    assert {score["strategy"] for score in json.loads(capsys.readouterr().out)} == {"mixture", "base"}
 
 
 def test_folder_of_result_files_is_scored_file_by_file(
@@ -101,7 +101,7 @@ def test_folder_of_result_files_is_scored_file_by_file(
     more = write(tmp_path / "more.jsonl", ROWS[:1])
     assert run(["evaluate", "score", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [(each["file"], each["step_count"]) for each in found] == [(more, 2), (results, 3)]
+    assert [(score["file"], score["step_count"]) for score in found] == [(more, 2), (results, 3)]
     (tmp_path / "empty").mkdir()
     assert run(["evaluate", "score", str(tmp_path / "empty")]) == 1
     assert "there is no records.jsonl" in capsys.readouterr().err
@@ -120,7 +120,7 @@ def test_score_below_gate_fails_command_after_it_is_printed(
 def test_failed_records_count_against_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = [sample("Scroll up", episode=str(number)) for number in range(9)]
     write_records(
-        tmp_path / "r.jsonl", [*(answered(each, "Scroll up") for each in asked[:4]), *map(failure, asked[4:])]
+        tmp_path / "r.jsonl", [*(answered(question, "Scroll up") for question in asked[:4]), *map(failure, asked[4:])]
     )
     for words, status in (
         (["--fail-under", "0.9"], 1),
@@ -143,7 +143,7 @@ def test_result_files_are_gated_and_may_be_folder_pattern_or_named(
     def scored(source: str, *words: str) -> dict[str, float]:
         assert run(["evaluate", "run", source, "--evaluate-only", "--json", *words]) == 0
         found = json.loads(capsys.readouterr().out)
-        return {each["file"]: each["step_accuracy"] for each in found if each["metric"] == "action"}
+        return {score["file"]: score["step_accuracy"] for score in found if score["metric"] == "action"}
 
     both = {str(tmp_path / "more.jsonl"): 0.5, results: pytest.approx(2 / 3)}
     assert scored(str(tmp_path)) == scored(f"{tmp_path}/*.jsonl") == both
