@@ -1,7 +1,7 @@
 """Celery: one queue on Redis whose messages wake workers and carry nothing else.
 
-Nothing outside this module imports Celery. The ledger decides what a worker does; a message that is lost, repeated or
-late changes nothing but when that happens.
+Nothing outside this module imports Celery. The ledger decides what a worker does; a lost, repeated or late message
+only changes when that happens.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from infra.contract.errors import CheckpointError
 from orchestrator.registration.peft_folder import read_adapter
 
 
-def test_an_adapter_folder_says_base_model_and_rank(tmp_path: Path) -> None:
+def test_adapter_folder_gives_base_model_and_rank(tmp_path: Path) -> None:
     config = {"base_model_name_or_path": "/models/Qwen2-VL-7B-Instruct/", "r": 8, "rank_pattern": {"q_proj": 16}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     adapter = read_adapter("gmail", tmp_path, kind="app")
@@ -20,7 +20,7 @@ def test_an_adapter_folder_says_base_model_and_rank(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
-def test_an_adapter_folder_without_a_usable_config_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_adapter_folder_without_usable_config_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "adapter_config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
