@@ -10,7 +10,7 @@ from orchestrator.evaluation.spec import EvaluationSpec
 
 
 class EvaluationState(StrEnum):
-    """The state of a job. Queued: no shard has been claimed yet. The last three are final unless the report is retried."""
+    """The state of a job. Queued: no shard has been claimed yet. The last three are final until a retry."""
 
     QUEUED = "queued"
     RUNNING = "running"
