@@ -80,17 +80,17 @@ async def test_unset_strategy_is_mixture(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "said"),
+    ("strategy", "expected"),
     [
         (AnswerStrategy.BASE, "base() saw 1"),
         (AnswerStrategy.SELECTION, "mixture(gmail*1.00) saw 1"),
         (AnswerStrategy.FUSION, "fusion(gmail*0.33+"),
     ],
 )
-async def test_each_strategy_composes_as_named(served: Served, strategy: AnswerStrategy, said: str) -> None:
+async def test_each_strategy_composes_as_named(served: Served, strategy: AnswerStrategy, expected: str) -> None:
     prompt = Prompt.of("open gmail", [ImagePart(b"png")])
     answer = await served.client.answer(Question(prompt, strategy, fusion_method=FusionMethod.CONCAT))
-    assert answer.generation.text.startswith(said)
+    assert answer.generation.text.startswith(expected)
 
 
 async def test_base_strategy_does_not_call_retrieval(served: Served) -> None:

@@ -131,7 +131,7 @@ def test_transient_failures_are_retried(server: EmbeddingsServer, step: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("step", "error", "said", "tries"),
+    ("step", "error", "expected", "tries"),
     [
         (429, OverloadedError, "is overloaded", 3),
         (500, UnavailableError, "responded with 500", 3),
@@ -142,11 +142,11 @@ def test_transient_failures_are_retried(server: EmbeddingsServer, step: Any) -> 
     ],
 )
 def test_failures_are_reported_without_key(
-    server: EmbeddingsServer, step: int, error: type[LoraRetrieverError], said: str, tries: int
+    server: EmbeddingsServer, step: int, error: type[LoraRetrieverError], expected: str, tries: int
 ) -> None:
     impatient = embedder(server)
     server.script += [step] * 3
-    with pytest.raises(error, match=said) as caught:
+    with pytest.raises(error, match=expected) as caught:
         impatient.embed_texts(["a"])
     assert len(server.requests) == tries
     assert KEY not in str(caught.value)
@@ -162,7 +162,7 @@ def of(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], An
 
 
 @pytest.mark.parametrize(
-    ("step", "said"),
+    ("step", "expected"),
     [
         (b"<html>hello</html>", "does not respond with JSON"),
         (b"[]", "does not respond like an embeddings endpoint"),
@@ -177,10 +177,10 @@ def of(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], An
         (of(lambda answer: answer["data"][0].update(embedding=[1.0] * 5)), f"5 dimensions, not {DIM}"),
     ],
 )
-def test_invalid_response_is_refused_and_next_one_succeeds(server: EmbeddingsServer, step: Any, said: str) -> None:
+def test_invalid_response_is_refused_and_next_one_succeeds(server: EmbeddingsServer, step: Any, expected: str) -> None:
     asking = embedder(server)
     server.script.append(step)
-    with pytest.raises(InternalError, match=said):
+    with pytest.raises(InternalError, match=expected):
         asking.embed_texts(["a"])
     np.testing.assert_allclose(asking.embed_texts(["a"])[0], vector_of("a"), atol=1e-6)
 
@@ -267,7 +267,7 @@ def test_key_is_never_logged_or_shown(server: EmbeddingsServer, caplog: pytest.L
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "said"),
+    ("endpoint", "expected"),
     [
         (Endpoint("ftp://host/v1", "m"), "is not a URL such as"),
         (Endpoint("nonsense", "m"), "is not a URL such as"),
@@ -277,8 +277,8 @@ def test_key_is_never_logged_or_shown(server: EmbeddingsServer, caplog: pytest.L
         (Endpoint("http://host/v1", "m", "new\nline"), "--embedder-api-key contains characters"),
     ],
 )
-def test_invalid_endpoint_is_configuration_error(endpoint: Endpoint, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said) as caught:
+def test_invalid_endpoint_is_configuration_error(endpoint: Endpoint, expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected) as caught:
         HttpEmbedder(endpoint, HttpOptions(dim=4))
     assert "secret" not in str(caught.value)
 

@@ -80,7 +80,7 @@ def test_killed_service_leaves_its_catalogue_whole_and_free_for_next(jina: Path,
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "expected"),
     [
         (["--embedder-path", "nowhere"], "there is no folder 'nowhere'"),
         (["--text-weight", "0", "--image-weight", "0"], "not both 0"),
@@ -88,11 +88,11 @@ def test_killed_service_leaves_its_catalogue_whole_and_free_for_next(jina: Path,
     ],
 )
 def test_service_that_cannot_start_says_why_in_one_line(
-    jina: Path, tmp_path: Path, flags: list[str], said: str
+    jina: Path, tmp_path: Path, flags: list[str], expected: str
 ) -> None:
     failed = finished(*command(jina, tmp_path, "--log-level", "error", *flags))
     assert failed.returncode == 2
-    assert said in failed.stderr
+    assert expected in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
 
 

@@ -75,13 +75,13 @@ def failing(stub: RetrievalServiceStub) -> Failing:
     def call(method: str, request: Any) -> LoraRetrieverError:
         with pytest.raises(grpc.RpcError) as caught:
             getattr(stub, method)(request)
-        stub.EmbedPrompts(pb.EmbedPromptsRequest(prompts=[said("still there?")]))
+        stub.EmbedPrompts(pb.EmbedPromptsRequest(prompts=[prompt_of("still there?")]))
         return from_rpc_error(caught.value)
 
     return call
 
 
-def said(text: str, images: Sequence[ImagePart] = ()) -> prompt_pb2.Prompt:
+def prompt_of(text: str, images: Sequence[ImagePart] = ()) -> prompt_pb2.Prompt:
     return prompt_to_proto(Prompt.of(text, images))
 
 
@@ -96,7 +96,7 @@ def of_vectors(*vectors: Any) -> retrieval_service_pb2.ExampleVectors:
 
 
 def of_prompts(*texts: str) -> retrieval_service_pb2.ExamplePrompts:
-    return pb.ExamplePrompts(prompts=[said(text) for text in texts])
+    return pb.ExamplePrompts(prompts=[prompt_of(text) for text in texts])
 
 
 def embedded(stub: RetrievalServiceStub, *prompts: prompt_pb2.Prompt) -> FloatArray:
@@ -122,9 +122,9 @@ def ids(found: Sequence[Any]) -> list[str]:
 def test_adapter_is_retrieved_by_prompts_like_its_examples(stub: RetrievalServiceStub) -> None:
     create(stub, "shop", "buy red shoes", "buy a blue shirt")
     create(stub, "mail", "9 8 7 6 5 4", "3 2 1 0")
-    vectors = embedded(stub, said("buy red shoes"), said("buy a blue shirt"), said("buy a red shirt"))
+    vectors = embedded(stub, prompt_of("buy red shoes"), prompt_of("buy a blue shirt"), prompt_of("buy a red shirt"))
     mean = vectors[:2].mean(0)
-    best, other = matches(stub, said("buy a red shirt"))
+    best, other = matches(stub, prompt_of("buy a red shirt"))
     assert best.adapter.adapter_id == "shop"
     assert best.similarity == pytest.approx(float(mean @ vectors[2] / np.linalg.norm(mean)), abs=1e-5)
     assert best.weight == pytest.approx(1 / (1 + np.exp((other.similarity - best.similarity) / 0.05)))
@@ -135,7 +135,7 @@ def test_selections_have_order_of_prompts_and_searched_revision(stub: RetrievalS
     create(stub, "letters", "abc", "bca")
     create(stub, "digits", "0123", "3210")
     request = pb.RetrieveAdaptersRequest(
-        prompts=[said("0123"), said("abc"), said("3210")], options=pb.RetrievalOptions(top_k=1)
+        prompts=[prompt_of("0123"), prompt_of("abc"), prompt_of("3210")], options=pb.RetrievalOptions(top_k=1)
     )
     response = stub.RetrieveAdapters(request)
     assert [ids(selection.matches) for selection in response.selections] == [["digits"], ["letters"], ["digits"]]
@@ -147,7 +147,7 @@ def test_selections_have_order_of_prompts_and_searched_revision(stub: RetrievalS
 def test_retrieval_reports_times_of_embedding_and_search(stub: RetrievalServiceStub) -> None:
     create(stub, "letters", "abc", "bca")
     start = time.monotonic()
-    timings = stub.RetrieveAdapters(pb.RetrieveAdaptersRequest(prompts=[said("abc")])).timings
+    timings = stub.RetrieveAdapters(pb.RetrieveAdaptersRequest(prompts=[prompt_of("abc")])).timings
     embed_s, search_s = (part.ToNanoseconds() / 1e9 for part in (timings.embed, timings.search))
     assert embed_s > 0
     assert search_s > 0
@@ -157,17 +157,17 @@ def test_retrieval_reports_times_of_embedding_and_search(stub: RetrievalServiceS
 def test_images_change_retrieval(stub: RetrievalServiceStub) -> None:
     first, second = png_part(140, 140, 1), png_part(84, 140, 2)
     for name, image in (("first", first), ("second", second)):
-        examples = pb.ExamplePrompts(prompts=[said("<image>tap", [image])])
+        examples = pb.ExamplePrompts(prompts=[prompt_of("<image>tap", [image])])
         stub.CreateAdapter(pb.CreateAdapterRequest(adapter=card(name), examples=examples))
-    assert ids(matches(stub, said("<image>tap", [second]), top_k=1)) == ["second"]
-    assert ids(matches(stub, said("", [first]), top_k=1)) == ["first"]
+    assert ids(matches(stub, prompt_of("<image>tap", [second]), top_k=1)) == ["second"]
+    assert ids(matches(stub, prompt_of("", [first]), top_k=1)) == ["first"]
 
 
 def test_filters_and_options_apply(stub: RetrievalServiceStub) -> None:
     create(stub, "a", "alpha", kind="app", tags=["x"])
     create(stub, "b", "beta", kind="app", base_model="other")
     create(stub, "c", "gamma", kind="category")
-    asked = said("alpha")
+    asked = prompt_of("alpha")
     assert set(ids(matches(stub, asked))) == {"a", "b", "c"}
     assert set(ids(matches(stub, asked, kind="app"))) == {"a", "b"}
     assert ids(matches(stub, asked, base_model="other")) == ["b"]
@@ -176,7 +176,7 @@ def test_filters_and_options_apply(stub: RetrievalServiceStub) -> None:
     assert ids(matches(stub, asked, include=["c"])) == ["c"]
     assert matches(stub, asked, kind="unknown") == []
     assert ids(matches(stub, asked, min_similarity=0.9999)) == ["a"]
-    assert matches(stub, said("99"), min_similarity=0.9999) == []
+    assert matches(stub, prompt_of("99"), min_similarity=0.9999) == []
     uniform = matches(stub, asked, weighting=pb.WEIGHTING_UNIFORM)
     assert [match.weight for match in uniform] == pytest.approx([1 / 3] * 3)
     sharp = matches(stub, asked, weighting=pb.WEIGHTING_SOFTMAX, temperature=1e-6)
@@ -187,24 +187,24 @@ def test_filters_and_options_apply(stub: RetrievalServiceStub) -> None:
 
 
 def test_empty_catalogue_selects_nothing(stub: RetrievalServiceStub) -> None:
-    assert matches(stub, said("anything")) == []
+    assert matches(stub, prompt_of("anything")) == []
 
 
 def test_vectors_have_unit_length_and_embedder_fingerprint(
     stub: RetrievalServiceStub, embedder: JinaV4Embedder
 ) -> None:
-    prompts = [said("one"), said("two", [png_part(90, 60)])]
+    prompts = [prompt_of("one"), prompt_of("two", [png_part(90, 60)])]
     response = stub.EmbedPrompts(pb.EmbedPromptsRequest(prompts=prompts))
     assert response.embedder_fingerprint == embedder.fingerprint
     assert np.linalg.norm(embedded(stub, *prompts), axis=1) == pytest.approx([1, 1])
 
 
 def test_adapter_registered_with_vectors_equals_one_with_prompts(stub: RetrievalServiceStub) -> None:
-    vectors = embedded(stub, said("abc"), said("bca"))
+    vectors = embedded(stub, prompt_of("abc"), prompt_of("bca"))
     create(stub, "prompts", "abc", "bca")
     stub.CreateAdapter(pb.CreateAdapterRequest(adapter=card("vectors"), vectors=of_vectors(*vectors)))
     stub.CreateAdapter(pb.CreateAdapterRequest(adapter=card("mean"), vectors=of_vectors(vectors.mean(0))))
-    found = {match.adapter.adapter_id: match for match in matches(stub, said("cab"))}
+    found = {match.adapter.adapter_id: match for match in matches(stub, prompt_of("cab"))}
     assert found["vectors"].similarity == pytest.approx(found["prompts"].similarity, abs=1e-6)
     assert found["mean"].similarity == pytest.approx(found["prompts"].similarity, abs=1e-6)
     assert [found[name].adapter.example_count for name in ("prompts", "vectors", "mean")] == [2, 2, 1]
@@ -234,7 +234,7 @@ def test_adapter_is_created_read_listed_updated_and_deleted(stub: RetrievalServi
     assert (changed.kind, changed.description, changed.base_model) == ("category", "second", "tiny")
     assert changed.example_count == 2
     stub.DeleteAdapter(pb.DeleteAdapterRequest(adapter_id="one"))
-    assert matches(stub, said("abc")) == []
+    assert matches(stub, prompt_of("abc")) == []
     assert stub.ListAdapters(pb.ListAdaptersRequest()).total_size == 0
 
 
@@ -269,7 +269,7 @@ BOMB = b"".join(
 
 
 def image_prompt(data: bytes) -> prompt_pb2.Prompt:
-    return said("look", [ImagePart(data, "image/png")])
+    return prompt_of("look", [ImagePart(data, "image/png")])
 
 
 EMPTY = prompt_pb2.Prompt()
@@ -281,14 +281,14 @@ BLANK = prompt_pb2.Prompt(messages=[prompt_pb2.Message(role=prompt_pb2.ROLE_USER
     [
         ([], "prompts", "at least one prompt"),
         ([EMPTY], "prompts[0].messages", "is empty"),
-        ([said("fine"), BLANK], "prompts[1].messages[0].parts", "is empty"),
-        ([said("<image>")], "prompts[0].messages", "no text but placeholders"),
-        ([said("fine"), image_prompt(BROKEN)], "prompts[1].messages[0].parts[0].image.data", "broken or cut off"),
+        ([prompt_of("fine"), BLANK], "prompts[1].messages[0].parts", "is empty"),
+        ([prompt_of("<image>")], "prompts[0].messages", "no text but placeholders"),
+        ([prompt_of("fine"), image_prompt(BROKEN)], "prompts[1].messages[0].parts[0].image.data", "broken or cut off"),
         ([image_prompt(b"hello")], "prompts[0].messages[0].parts[0].image.data", "not a readable image"),
         ([image_prompt(BOMB)], "prompts[0].messages[0].parts[0].image.data", "pixels"),
         ([image_prompt(bytes(200_001))], "prompts[0].messages[0].parts[0].image.data", "bytes are too many"),
-        ([said("x", [png_part(30, 30)] * 4)], "prompts[0].messages", "4 images are too many; at most 3"),
-        ([said("x")] * 7, "prompts", "7 prompts are too many; send at most 6"),
+        ([prompt_of("x", [png_part(30, 30)] * 4)], "prompts[0].messages", "4 images are too many; at most 3"),
+        ([prompt_of("x")] * 7, "prompts", "7 prompts are too many; send at most 6"),
     ],
 )
 def test_invalid_prompt_is_refused_with_field_path_by_every_method(
@@ -320,7 +320,7 @@ def test_invalid_prompt_is_refused_with_field_path_by_every_method(
 def test_invalid_option_is_refused_with_field_path(
     failing: Failing, options: dict[str, Any], field: str, problem: str
 ) -> None:
-    request = pb.RetrieveAdaptersRequest(prompts=[said("x")], options=pb.RetrievalOptions(**options))
+    request = pb.RetrieveAdaptersRequest(prompts=[prompt_of("x")], options=pb.RetrievalOptions(**options))
     error = failing("RetrieveAdapters", request)
     assert isinstance(error, InvalidArgumentError)
     assert error.field == field
@@ -330,8 +330,8 @@ def test_invalid_option_is_refused_with_field_path(
 def test_top_k_zero_means_default(stub: RetrievalServiceStub) -> None:
     for name in "abcd":
         create(stub, name, name)
-    assert len(matches(stub, said("a"), top_k=0)) == 3
-    assert len(matches(stub, said("a"), top_k=10)) == 4
+    assert len(matches(stub, prompt_of("a"), top_k=0)) == 3
+    assert len(matches(stub, prompt_of("a"), top_k=10)) == 4
 
 
 @pytest.mark.parametrize("strategy", RetrievalStrategy)
@@ -342,7 +342,7 @@ def test_every_strategy_applies_filters_limits_and_minimum(
     create(stub, "b", "12", "1234", "4321", kind="app", base_model="other")
     create(stub, "c", "gamma", "gamut", kind="category")
     stub.CreateAdapter(pb.CreateAdapterRequest(adapter=card("mean", kind="app"), vectors=of_vectors(np.ones(HIDDEN))))
-    asked, chosen = said("alpha"), pb.RetrievalStrategy.Value(f"RETRIEVAL_STRATEGY_{strategy.name}")
+    asked, chosen = prompt_of("alpha"), pb.RetrievalStrategy.Value(f"RETRIEVAL_STRATEGY_{strategy.name}")
     found = matches(stub, asked, strategy=chosen, top_k=10)
     assert sorted(ids(found)) == ["a", "b", "c", "mean"]
     assert [match.similarity for match in found] == sorted((match.similarity for match in found), reverse=True)
@@ -362,7 +362,7 @@ def test_every_strategy_applies_filters_limits_and_minimum(
 
 def reason_of(stub: RetrievalServiceStub, **options: Any) -> str:
     """Return why retrieval for one prompt is empty."""
-    request = pb.RetrieveAdaptersRequest(prompts=[said("x")], options=pb.RetrievalOptions(**options))
+    request = pb.RetrieveAdaptersRequest(prompts=[prompt_of("x")], options=pb.RetrievalOptions(**options))
     (selection,) = stub.RetrieveAdapters(request).selections
     return pb.SelectionReason.Name(selection.reason).removeprefix("SELECTION_REASON_")
 
@@ -399,7 +399,7 @@ def test_adapter_vectors_are_returned_on_request(stub: RetrievalServiceStub, emb
     assert full.adapter == plain.adapter
     assert full.embedder_fingerprint == embedder.fingerprint
     vectors = np.stack([np.frombuffer(vector.float32, "<f4") for vector in full.vectors])
-    np.testing.assert_allclose(vectors, embedded(stub, said("abc"), said("def")), atol=1e-6)
+    np.testing.assert_allclose(vectors, embedded(stub, prompt_of("abc"), prompt_of("def")), atol=1e-6)
 
 
 def test_id_of_other_checkpoint_is_refused_with_reason(stub: RetrievalServiceStub, failing: Failing) -> None:
@@ -422,7 +422,7 @@ GOOD = np.eye(HIDDEN)[0]
         ({"examples": of_prompts(*"abcdef")}, "examples.prompts", "6 examples are too many; send at most 5"),
         ({"examples": pb.ExamplePrompts(prompts=[EMPTY])}, "examples.prompts[0].messages", "is empty"),
         (
-            {"examples": pb.ExamplePrompts(prompts=[said("x"), image_prompt(BROKEN)])},
+            {"examples": pb.ExamplePrompts(prompts=[prompt_of("x"), image_prompt(BROKEN)])},
             "examples.prompts[1].messages[0].parts[0].image.data",
             "broken",
         ),
@@ -529,17 +529,17 @@ def test_invalid_page_is_refused_with_field_path(failing: Failing, request_field
 
 def test_eight_concurrent_callers_create_retrieve_and_delete_without_error(stub: RetrievalServiceStub) -> None:
     create(stub, "constant", "zzz")
-    alone = embedded(stub, said("zzz"))
+    alone = embedded(stub, prompt_of("zzz"))
 
     def work(caller: int) -> None:
         for turn in range(3):
             mine = f"c{caller}-{turn}"
             create(stub, mine, f"{caller} {turn}", "more", kind=f"kind{caller}")
-            assert ids(matches(stub, said(f"{caller} {turn}"), kind=f"kind{caller}")) == [mine]
-            assert ids(matches(stub, said("zzz"), top_k=1)) == ["constant"]
-            np.testing.assert_allclose(embedded(stub, said("zzz")), alone, atol=1e-6)
+            assert ids(matches(stub, prompt_of(f"{caller} {turn}"), kind=f"kind{caller}")) == [mine]
+            assert ids(matches(stub, prompt_of("zzz"), top_k=1)) == ["constant"]
+            np.testing.assert_allclose(embedded(stub, prompt_of("zzz")), alone, atol=1e-6)
             stub.DeleteAdapter(pb.DeleteAdapterRequest(adapter_id=mine))
-            assert matches(stub, said(f"{caller} {turn}"), kind=f"kind{caller}") == []
+            assert matches(stub, prompt_of(f"{caller} {turn}"), kind=f"kind{caller}") == []
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))

@@ -120,9 +120,9 @@ def test_whole_answer_shows_scores_and_is_not_filtered_as_wrong(page: Page, tmp_
     file = tmp_path / "report.html"
     file.write_text(render_html(summary, records, grades={records[0].sample.key: 1.0}), encoding="utf-8")
     page.open(file)
-    said = page.value("document.querySelector('.card.whole .mark').textContent")
-    assert said.startswith("exact match 0 · ROUGE-L 0.5 · BLEU ")
-    assert said.endswith(" · judge's grade 1")
+    mark = page.value("document.querySelector('.card.whole .mark').textContent")
+    assert mark.startswith("exact match 0 · ROUGE-L 0.5 · BLEU ")
+    assert mark.endswith(" · judge's grade 1")
     assert page.value("document.querySelectorAll('.card.whole .right, .card.whole .wrong').length") == 0
     choose(page, "outcome", "wrong")
     (heading,) = shown(page)

@@ -160,7 +160,7 @@ def _modules(change: Callable[[list[dict[str, str]]], object]) -> Callable[[Path
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "expected"),
     [
         (_without_a_layer, r"4 tensor\(s\) are missing: encoder.layer.1.output.* download the model again"),
         (_of_another_size, "does not load as a transformer"),
@@ -177,12 +177,12 @@ def _modules(change: Callable[[list[dict[str, str]]], object]) -> Callable[[Path
         (_modules(lambda all_: all_[1].update(path="../elsewhere")), "points outside the folder"),
     ],
 )
-def test_incomplete_or_unsafe_folder_is_refused(tmp_path: Path, spoil: Callable[[Path], object], said: str) -> None:
+def test_incomplete_or_unsafe_folder_is_refused(tmp_path: Path, spoil: Callable[[Path], object], expected: str) -> None:
     folder = write_sentence_model(tmp_path / "model")
     (tmp_path / "elsewhere").mkdir()
     (folder / "custom_st.py").write_text("raise SystemExit('this code must never run')")
     spoil(folder)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=expected):
         SentenceTransformersEmbedder(folder, SentenceOptions())
 
 

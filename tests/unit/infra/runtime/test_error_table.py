@@ -1,4 +1,4 @@
-"""The error table where no server of ours stands on the other side."""
+"""The error table with statuses that no server of this project sent."""
 
 from __future__ import annotations
 

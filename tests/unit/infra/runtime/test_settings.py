@@ -107,7 +107,7 @@ def test_unknown_variable_with_prefix_is_refused_naming_nearest(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "expected"),
     [
         (["--top-l", "5"], "unknown setting --top-l; did you mean --top-k?"),
         (["stray"], "unexpected argument 'stray'"),
@@ -118,25 +118,25 @@ def test_unknown_variable_with_prefix_is_refused_naming_nearest(monkeypatch: pyt
         (["--tls-client-ca", "ca.pem"], "tls_client_ca needs tls_certificate and tls_key"),
     ],
 )
-def test_wrong_flag_is_named_with_remedy(argv: list[str], said: str) -> None:
-    assert said in refused(*argv)
+def test_wrong_flag_is_named_with_remedy(argv: list[str], expected: str) -> None:
+    assert expected in refused(*argv)
 
 
 def test_all_wrong_settings_are_named_at_once() -> None:
-    said = refused("--top-k", "x", "--shutdown-grace-s", "-1")
-    assert "--top-k" in said
-    assert "--shutdown-grace-s" in said
+    message = refused("--top-k", "x", "--shutdown-grace-s", "-1")
+    assert "--top-k" in message
+    assert "--shutdown-grace-s" in message
 
 
 def test_missing_setting_is_named_with_flag_and_variable() -> None:
-    said = refused(cls=RequiringSettings)
-    assert said == "--model-path (LORARETRIEVER_REQUIRING_MODEL_PATH): field required"
+    message = refused(cls=RequiringSettings)
+    assert message == "--model-path (LORARETRIEVER_REQUIRING_MODEL_PATH): field required"
 
 
 def test_token_is_never_shown() -> None:
     assert "s3cret" not in repr(load_settings(SampleSettings, ["--auth-token", "s3cret"]))
-    said = refused("--auth-token", "s3cret", "--top-k", "0")
-    assert "s3cret" not in said
+    message = refused("--auth-token", "s3cret", "--top-k", "0")
+    assert "s3cret" not in message
 
 
 def test_settings_are_frozen_and_closed() -> None:

@@ -20,7 +20,7 @@ def free_address() -> str:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["upp"], "No such command 'upp'"),
         (["ask"], "Missing argument 'text'; see 'loraretriever ask --help'"),
@@ -56,12 +56,12 @@ def free_address() -> str:
     ],
 )
 def test_usage_error_is_one_line_and_status_2(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(arguments) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert said in output.err
+    assert expected in output.err
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
 

@@ -1,4 +1,4 @@
-"""Which embedder the settings mean, and what is said of settings that mean none."""
+"""Settings select an embedder, or the error names what is missing."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_embedder_url_selects_http() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "expected"),
     [
         ([], "--embedder-path is missing; name the folder of a model, or an endpoint with --embedder-url"),
         (["--embedder", "jina-v4", *URL], "--embedder-path is missing"),
@@ -67,10 +67,10 @@ def test_embedder_url_selects_http() -> None:
         ([*URL, "--batch-wait-s", "5"], "--batch-wait-s"),
     ],
 )
-def test_settings_without_embedder_name_missing_option(flags: list[str], said: str) -> None:
+def test_settings_without_embedder_name_missing_option(flags: list[str], expected: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         settings(*flags)
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_key_is_not_shown_in_errors_or_settings() -> None:
@@ -114,9 +114,9 @@ def test_start_logs_embedder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     caplog.set_level(logging.INFO)
     with serving_settings(chosen):
         pass
-    said = " ".join(record.getMessage() for record in caplog.records)
-    assert "jina-embeddings-v4 weights=" in said
-    assert "texts and images" in said
+    logged = " ".join(record.getMessage() for record in caplog.records)
+    assert "jina-embeddings-v4 weights=" in logged
+    assert "texts and images" in logged
 
 
 def test_password_in_embedder_url_is_refused_before_it_is_logged(
