@@ -8,10 +8,10 @@ PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PACKAGES := infra retrieval_service generation_service orchestrator examples proto/loraretriever
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format proto schema lock metrics bench clean
+.PHONY: help install demo demo-text test check format proto schema lock metrics bench clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Create .venv and install every extra into it
 
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml requirements.lock
 
 demo: $(STAMP) ## Run the whole system on the demo world, on this machine
 	$(BIN)/loraretriever demo
+
+demo-text: $(STAMP) ## Run it on text tasks with real weights (downloads 180 MB of models)
+	$(BIN)/loraretriever demo --world word-tools
 
 test: $(STAMP) ## Run the tests, offline and without a GPU
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

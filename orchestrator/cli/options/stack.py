@@ -12,7 +12,7 @@ from infra.contract.errors import ConfigurationError
 from orchestrator.cli import output as console
 from orchestrator.cli.options.targets import DEFAULTS
 from orchestrator.cli.settings import environment
-from orchestrator.devstack.demo_world import MODEL_NAME, find_world
+from orchestrator.devstack.demo_world import find_world
 
 _FREE_PORT = "127.0.0.1:0"
 
@@ -71,7 +71,7 @@ class ModelOptions:
     def _demo_settings(self) -> ModelSettings:
         world = find_world(remedy="give --model-path and --embedder-path")
         console.note(f"no model folders given: serving the demo's tiny checkpoints in {world.folder / 'checkpoints'}")
-        return self._settings(world.base, world.embedder, [*self._roots, str(world.adapters)], MODEL_NAME)
+        return self._settings(world.base, world.embedder, [*self._roots, str(world.adapters)], world.kind.model_name)
 
     def _settings(self, model: Path | None, embedder: Path | None, roots: list[str], name: str | None) -> ModelSettings:
         return ModelSettings(

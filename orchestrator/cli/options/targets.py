@@ -17,6 +17,7 @@ from orchestrator.cli.settings import environment
 from orchestrator.clients.answer import AnswerClient
 from orchestrator.clients.evaluation import EvaluationClient
 from orchestrator.clients.retrieval import RetrievalClient
+from orchestrator.devstack.demo_world import WORLDS
 from orchestrator.devstack.stack import read_state
 
 Tier = Literal["retrieval", "orchestrator"]
@@ -26,8 +27,7 @@ DEFAULTS: Mapping[str, str] = {
     "orchestrator": "127.0.0.1:50053",
 }
 UP_DIR = Path(".loraretriever/up")
-DEMO_DIR = Path(".loraretriever/demo")
-STACK_DIRS = (UP_DIR, DEMO_DIR)
+STACK_DIRS = (UP_DIR, *(kind.work_dir for kind in WORLDS.values()))
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
