@@ -93,12 +93,14 @@ class ModelArchitecture:
 class InputFormat:
     """How a base model encodes prompts, according to its tokenizer and processor files.
 
-    `tokenizer` and `template` describe the files in use, `tokens` is the vocabulary size. `image_limits` are the image
-    processor's bounds by name, such as max_pixels; empty for a text-only model.
+    `tokenizer` and `template` describe the files in use, `tokens` is the vocabulary size and `largest_token` the
+    largest id. `image_limits` are the image processor's bounds by name, such as max_pixels; empty if the model reads no
+    images.
     """
 
     tokenizer: str
     tokens: int
+    largest_token: int
     template: str
     image_limits: Mapping[str, int]
 
@@ -213,4 +215,7 @@ class Family(Protocol):
         """Return how the model encodes prompts; reads no weights."""
 
     def load(self, folder: Path, options: LoadOptions) -> BaseModel:
-        """Load the checkpoint in `folder`, in its original layout. Every tensor must bind."""
+        """Load the checkpoint in `folder`, in its original layout. Every tensor must bind.
+
+        With the meta device in `options`, the same without values: the model then encodes prompts and computes shapes.
+        """

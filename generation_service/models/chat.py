@@ -35,6 +35,7 @@ class ChatTokenizer:
         self._tokenizer = SegmentTokenizer(self._renderer.backend_tokenizer)
         self.special = self._tokenizer.special
         self.longest_token = self._tokenizer.longest_token
+        self.largest_token = self._tokenizer.largest_token
         self.decode = self._tokenizer.decode
         self.template_source = _template_source(folder) if self._renderer.chat_template else _TEMPLATE_FILE
         self._template = self._renderer.chat_template or _template_from_file(folder)

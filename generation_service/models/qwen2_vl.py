@@ -125,7 +125,7 @@ class Qwen2VLFamily:
         processor = _image_processor(folder, options.max_pixels)
         limits = {"min_pixels": processor.size["shortest_edge"], "max_pixels": processor.size["longest_edge"]}
         sizes = {"patch_size": processor.patch_size, "merge_size": processor.merge_size}
-        return InputFormat(chat.name, len(chat), chat.template_source, limits | sizes)
+        return InputFormat(chat.name, len(chat), chat.largest_token, chat.template_source, limits | sizes)
 
     def load(self, folder: Path, options: LoadOptions) -> Qwen2VL:
         """Load `folder` into the classes of transformers. Raises CheckpointError unless every tensor binds."""

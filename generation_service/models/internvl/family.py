@@ -54,9 +54,8 @@ class InternVLChatFamily:
         """Return the tokenizer, conversation template and tiling of `folder`."""
         config = read_original(folder)
         chat = OriginalChat(folder, config.template, options.image_suffix)
-        return InputFormat(
-            chat.name, len(chat), f"{config.template}, by name", _limits(_tiling(config, options), config.tile_tokens)
-        )
+        limits = _limits(_tiling(config, options), config.tile_tokens)
+        return InputFormat(chat.name, len(chat), chat.largest_token, f"{config.template}, by name", limits)
 
     def load(self, folder: Path, options: LoadOptions) -> InternVL:
         """Load `folder` tensor by tensor into the classes of transformers.
@@ -68,7 +67,6 @@ class InternVLChatFamily:
         tiling = _tiling(config, options)
         model = build_without_weights(folder, InternVLForConditionalGeneration, config.model, _TITLE)
         architecture = _architecture(model, config.dtype)
-        _check_vocabulary(folder, chat, architecture)
         bind_weights(folder, model, architecture.canonical, options.dtype or config.dtype, options.device)
         _compute_rope(model, options)
         reader = InputReader(chat, tiling, chat.special[IMAGE_TOKEN], config.tile_tokens)
@@ -92,7 +90,7 @@ class InternVLFamily:
         """Return the tokenizer, chat template and image limits of `folder`."""
         chat = ChatTokenizer(folder)
         limits = _limits(_native_tiling(folder, options), _native_config(folder).image_seq_length)
-        return InputFormat(chat.name, len(chat), chat.template_source, limits)
+        return InputFormat(chat.name, len(chat), chat.largest_token, chat.template_source, limits)
 
     def load(self, folder: Path, options: LoadOptions) -> InternVL:
         """Load `folder` into the classes of transformers. Raises CheckpointError unless every tensor binds."""
@@ -159,16 +157,6 @@ def _limits(tiling: Tiling, tile_tokens: int) -> dict[str, int]:
         "max_tiles": tiling.max_tiles,
         "tokens_per_tile": tile_tokens,
     }
-
-
-def _check_vocabulary(folder: Path, chat: OriginalChat, architecture: ModelArchitecture) -> None:
-    largest = max(chat.special.values())
-    if largest >= architecture.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has ids up to {largest}, but config.json has a vocabulary of "
-            f"{architecture.vocab_size}: use tokenizer and weights of the same model",
-            path=str(folder),
-        )
 
 
 def _special_token(folder: Path, chat: ChatTokenizer, token: str) -> int:
