@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from generation_service.adapters.checkpoint.tensor_headers import BROKEN, TensorHeader, file_headers
+from infra.contract.adapter import base_model_name
 from infra.contract.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -63,17 +64,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def default_model_name(folder: Path) -> str:
-    """Return the name of the model: the last component of the config's _name_or_path, else the folder's name.
-
-    In the Hugging Face cache, `models--OWNER--NAME/snapshots/COMMIT`, it is NAME.
-    """
-    name_or_path = str(read_config(folder).get("_name_or_path") or "").rstrip("/")
-    if name_or_path:
-        return name_or_path.rsplit("/", 1)[-1]
-    for part in folder.resolve().parts:
-        if part.startswith("models--"):
-            return part.rsplit("--", 1)[-1]
-    return folder.resolve().name
+    """Return the name of the model: what the config's _name_or_path means, else the folder's path."""
+    return base_model_name(str(read_config(folder).get("_name_or_path") or "")) or base_model_name(
+        str(folder.resolve())
+    )
 
 
 def folder_revision(folder: Path) -> str:
