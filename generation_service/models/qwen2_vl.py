@@ -44,7 +44,7 @@ class Qwen2VL(Decoder):
     """
 
     def __init__(self, folder: Path, model: Any, architecture: ModelArchitecture, options: LoadOptions) -> None:
-        self._chat = ChatTokenizer(folder)
+        self._chat = ChatTokenizer(folder, options.chat_template)
         self._processor = _image_processor(folder, options.max_pixels)
         self._patches_per_token = self._processor.merge_size**2
         self._base = model.model
@@ -121,7 +121,7 @@ class Qwen2VLFamily:
 
     def input_format(self, folder: Path, options: LoadOptions) -> InputFormat:
         """Return the tokenizer, chat template and image limits of `folder`."""
-        chat = ChatTokenizer(folder)
+        chat = ChatTokenizer(folder, options.chat_template)
         processor = _image_processor(folder, options.max_pixels)
         limits = {"min_pixels": processor.size["shortest_edge"], "max_pixels": processor.size["longest_edge"]}
         sizes = {"patch_size": processor.patch_size, "merge_size": processor.merge_size}

@@ -88,14 +88,14 @@ class InternVLFamily:
 
     def input_format(self, folder: Path, options: LoadOptions) -> InputFormat:
         """Return the tokenizer, chat template and image limits of `folder`."""
-        chat = ChatTokenizer(folder)
+        chat = ChatTokenizer(folder, options.chat_template)
         limits = _limits(_native_tiling(folder, options), _native_config(folder).image_seq_length)
         return InputFormat(chat.name, len(chat), chat.largest_token, chat.template_source, limits)
 
     def load(self, folder: Path, options: LoadOptions) -> InternVL:
         """Load `folder` into the classes of transformers. Raises CheckpointError unless every tensor binds."""
         config = _native_config(folder)
-        chat = ChatTokenizer(folder)
+        chat = ChatTokenizer(folder, options.chat_template)
         tiling = _native_tiling(folder, options)
         image_marks = [(_special_token(folder, chat, mark),) for mark in (IMAGE_START, IMAGE_END)]
         model = load_with_weights(folder, InternVLForConditionalGeneration, config, options, _TITLE)
