@@ -151,7 +151,7 @@ class _Ends:
     def listener(self, number: int) -> Any:
         """Return the listener of request `number`. It is called on the engine thread."""
 
-        def hear(event: Event) -> None:
+        def on_event(event: Event) -> None:
             if isinstance(event, Delta):
                 return
             with self._changed:
@@ -162,7 +162,7 @@ class _Ends:
                 if not self._left:
                     self._changed.notify()
 
-        return hear
+        return on_event
 
     def wait(self) -> list[float]:
         """Wait for all requests to end; return the times, as of `time.perf_counter`."""

@@ -190,12 +190,12 @@ class EngineSetup:
         times: list[float] = []
         ended = threading.Event()
 
-        def hear(event: Event) -> None:
+        def on_event(event: Event) -> None:
             times.append(time.perf_counter())
             if not isinstance(event, Delta):
                 ended.set()
 
-        self._submit(request, hear)
+        self._submit(request, on_event)
         for adapter in loading:
             if ended.is_set():
                 break
@@ -214,7 +214,7 @@ class EngineSetup:
             room.acquire()
             one = _Pending(room)
             pending.append(one)
-            self._submit(request, one.hear)
+            self._submit(request, one.on_event)
         return [one.answer() for one in pending]
 
     def _submit(self, request: PlannedRequest, listener: Listener) -> None:
@@ -230,7 +230,7 @@ class _Pending:
         self._ended = threading.Event()
         self._end: Generation | Exception | None = None
 
-    def hear(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if not isinstance(event, Delta):
             self._end = event
             self._ended.set()

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from generation_service.adapters.checkpoint.peft_config import CONFIG_FILE
 from generation_service.adapters.checkpoint.reader import WEIGHTS_FILE, content_revision, read_config
-from infra.contract.adapter import Adapter
+from infra.contract.adapter import Adapter, base_model_name, is_same_base_model
 from infra.contract.errors import BaseModelMismatchError, CheckpointError, NotFoundError
 from infra.runtime.single_flight import SingleFlight
 
@@ -166,12 +166,13 @@ class CatalogueResolver:
 def check_base_model(source: AdapterSource, names: Sequence[str]) -> None:
     """Raise BaseModelMismatchError if the adapter's config names a base model that is not one of `names`.
 
-    Only the last component of a path is compared, ignoring case.
+    Paths and names are compared as `base_model_name` reads them, ignoring case.
     """
-    trained_on = source.base_model.rstrip("/").rsplit("/", 1)[-1]
-    if trained_on and trained_on.casefold() not in {name.casefold() for name in names}:
+    trained_on = base_model_name(source.base_model)
+    if trained_on and not any(is_same_base_model(trained_on, name) for name in names):
         raise BaseModelMismatchError(
-            f"adapter {source.adapter_id!r} was trained on {trained_on}; this server runs {names[0]}",
+            f"adapter {source.adapter_id!r} was trained on {trained_on}; this server runs {names[0]}. If that is the "
+            f"same model, start the server with --model-aliases {trained_on}",
             adapter_id=source.adapter_id,
             adapter_base_model=trained_on,
             server_base_model=names[0],

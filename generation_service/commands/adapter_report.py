@@ -22,6 +22,7 @@ from generation_service.adapters.source import REVISION_LENGTH
 from generation_service.commands.base_model_report import BANK_RANKS, BF16_BYTES
 from generation_service.models.folder import default_model_name
 from generation_service.models.registry import family_of
+from infra.contract.adapter import base_model_name, is_same_base_model
 from infra.contract.errors import CheckpointError
 
 _TRAINING_ONLY = ("lora_dropout", "lorap_lr_ratio", "layers_to_transform", "exclude_modules")
@@ -159,9 +160,9 @@ def _named_folder(name: str | None) -> Path | None:
 
 
 def _warn_about_name(report: AdapterReport, base: Path) -> None:
-    trained_on = (report.base_model or "").rstrip("/").rsplit("/", 1)[-1]
+    trained_on = base_model_name(report.base_model or "")
     name = default_model_name(base)
-    if trained_on and trained_on.casefold() != name.casefold():
+    if trained_on and not is_same_base_model(trained_on, name):
         report.warnings.append(
             f"its config names the base model {trained_on}, but a server of {base} is named {name}: start it with "
             f"--model-aliases {trained_on}"

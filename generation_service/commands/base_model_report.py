@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +12,7 @@ from typing import ClassVar
 from generation_service.models.base import InputFormat, LoadOptions, ModelArchitecture
 from generation_service.models.folder import default_model_name, read_config, stored_tensors
 from generation_service.models.registry import family_of
+from generation_service.models.validation import check_base_model
 from infra.contract.errors import CheckpointError
 
 BF16_BYTES = 2
@@ -58,25 +60,23 @@ class BaseModelReport:
 
 
 def inspect_base_model(folder: Path) -> BaseModelReport:
-    """Report on the config, the tokenizer and processor files, and the weight headers of `folder`."""
+    """Report on the folder: what the server's own check of it finds, then what its files state."""
     report = BaseModelReport(str(folder))
     try:
         report.name = default_model_name(folder)
         report.model_type = str(read_config(folder).get("model_type"))
         family = family_of(folder)
-        architecture = family.describe(folder)
+        checked = check_base_model(family, folder, LoadOptions())
+        report.warnings += checked.warnings
     except CheckpointError as error:
         report.problems.append(error.message)
-        return report
-    _add_architecture(report, architecture)
-    try:
+    with suppress(Exception):  # The facts of a folder that is not served are shown as far as they can be read.
+        family = family_of(folder)
+        _add_architecture(report, family.describe(folder))
+    with suppress(Exception):
         _add_input_format(report, family.input_format(folder, LoadOptions()))
-    except CheckpointError as error:
-        report.problems.append(error.message)
-    try:
-        _add_stored(report, folder, architecture)
-    except CheckpointError as error:
-        report.problems.append(error.message)
+    with suppress(Exception):
+        _add_stored(report, folder)
     report.supported = not report.problems
     return report
 
@@ -107,7 +107,7 @@ def _add_input_format(report: BaseModelReport, input_format: InputFormat) -> Non
     report.chat_template = input_format.template
 
 
-def _add_stored(report: BaseModelReport, folder: Path, architecture: ModelArchitecture) -> None:
+def _add_stored(report: BaseModelReport, folder: Path) -> None:
     stored = stored_tensors(folder)
     files = {tensor.file for tensor in stored.values()}
     report.stored_tensors = len(stored)
@@ -119,17 +119,4 @@ def _add_stored(report: BaseModelReport, folder: Path, architecture: ModelArchit
     if "float32" in dtypes:
         report.warnings.append(
             "stored in float32, and served so on a GPU unless --dtype bfloat16 is given; the memory is for bfloat16"
-        )
-    surplus = report.stored_parameters - architecture.parameters
-    if surplus < 0:
-        report.problems.append(
-            f"the files hold {report.stored_parameters:,} values, but config.json describes "
-            f"{architecture.parameters:,}: they are incomplete, or config.json belongs to another model; download the "
-            "folder again"
-        )
-    # Loading skips a stored copy of a tied head silently.
-    if surplus > 0 and surplus != architecture.vocab_size * architecture.hidden:
-        report.problems.append(
-            f"the files hold {surplus:,} values more than config.json describes: loading fails and names the "
-            "unexpected tensors; download the folder again"
         )

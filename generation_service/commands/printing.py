@@ -103,7 +103,7 @@ def _lines(text: str) -> str:
 def _verdict(report: AdapterReport) -> str:
     if not report.supported:
         return "no"
-    return "yes" if report.bound_tensors is not None else "as far as can be told without its base model"
+    return "yes" if report.bound_tensors is not None else "not checked: no base model given"
 
 
 def _range(bounds: tuple[float, float] | None, value: float) -> str:

@@ -24,6 +24,7 @@ class LoadOptions:
 
     An image is resized to at most `max_pixels` or cut into at most `max_tiles`, depending on the family.
     `image_suffix` is inserted after each image of a prompt; None: the image format the model was published with.
+    `chat_template` is a file with a template that replaces the folder's own.
     """
 
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
@@ -31,6 +32,7 @@ class LoadOptions:
     max_pixels: int | None = None
     max_tiles: int | None = None
     image_suffix: str | None = None
+    chat_template: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,14 @@ class ModelArchitecture:
 class InputFormat:
     """How a base model encodes prompts, according to its tokenizer and processor files.
 
-    `tokenizer` and `template` describe the files in use, `tokens` is the vocabulary size. `image_limits` are the image
-    processor's bounds by name, such as max_pixels; empty for a text-only model.
+    `tokenizer` and `template` describe the files in use, `tokens` is the vocabulary size and `largest_token` the
+    largest id. `image_limits` are the image processor's bounds by name, such as max_pixels; empty if the model reads no
+    images.
     """
 
     tokenizer: str
     tokens: int
+    largest_token: int
     template: str
     image_limits: Mapping[str, int]
 
@@ -204,7 +208,9 @@ class BaseModel(Protocol):
 class Family(Protocol):
     """Reads the base models of one `model_type` of config.json. Every method can raise CheckpointError."""
 
-    model_type: str
+    @property
+    def model_type(self) -> str:
+        """The value of `model_type` in config.json."""
 
     def describe(self, folder: Path) -> ModelArchitecture:
         """Return the architecture in the folder's config.json; reads no weights."""
@@ -213,4 +219,7 @@ class Family(Protocol):
         """Return how the model encodes prompts; reads no weights."""
 
     def load(self, folder: Path, options: LoadOptions) -> BaseModel:
-        """Load the checkpoint in `folder`, in its original layout. Every tensor must bind."""
+        """Load the checkpoint in `folder`, in its original layout. Every tensor must bind.
+
+        With the meta device in `options`, the same without values: the model then encodes prompts and computes shapes.
+        """

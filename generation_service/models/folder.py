@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
 from generation_service.adapters.checkpoint.tensor_headers import BROKEN, TensorHeader, file_headers
+from infra.contract.adapter import base_model_name
 from infra.contract.errors import CheckpointError
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+FLOATING_POINT = ("float64", "float32", "float16", "bfloat16")
+_POSITION_IDS = ".position_ids"  # An integer buffer that older releases of transformers saved.
 _MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 # At most 256 samples of 64 KiB are hashed of each file: 16 MiB rather than gigabytes. Training changes weights
@@ -55,17 +64,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def default_model_name(folder: Path) -> str:
-    """Return the name of the model: the last component of the config's _name_or_path, else the folder's name.
-
-    In the Hugging Face cache, `models--OWNER--NAME/snapshots/COMMIT`, it is NAME.
-    """
-    name_or_path = str(read_config(folder).get("_name_or_path") or "").rstrip("/")
-    if name_or_path:
-        return name_or_path.rsplit("/", 1)[-1]
-    for part in folder.resolve().parts:
-        if part.startswith("models--"):
-            return part.rsplit("--", 1)[-1]
-    return folder.resolve().name
+    """Return the name of the model: what the config's _name_or_path means, else the folder's path."""
+    return base_model_name(str(read_config(folder).get("_name_or_path") or "")) or base_model_name(
+        str(folder.resolve())
+    )
 
 
 def folder_revision(folder: Path) -> str:
@@ -89,17 +91,15 @@ def folder_revision(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def tensor_names(folder: Path) -> dict[str, Path]:
-    """Return the safetensors file of each tensor in `folder`. Raises CheckpointError if a file is incomplete."""
-    return {name: stored.file for name, stored in stored_tensors(folder).items()}
-
-
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of `folder` by name without their values. Raises CheckpointError if a file is incomplete."""
-    if (folder / INDEX).is_file():
-        return _sharded(folder)
-    if (folder / SINGLE).is_file():
+    """Return the tensors of `folder` by name without their values. Raises CheckpointError if a file is incomplete.
+
+    A single file takes precedence over shards, as in transformers.
+    """
+    if (folder / SINGLE).exists():
         return _stored_in(folder / SINGLE)
+    if (folder / INDEX).exists():
+        return _sharded(folder)
     others = sorted(path.name for path in folder.glob("*.bin"))
     hint = (
         f"it has {', '.join(others)}, which are pickles and never opened; convert them to safetensors" if others else ""
@@ -110,13 +110,58 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     )
 
 
+def check_floating_point(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
+    """Raise CheckpointError for weights of another type than float64, float32, float16 and bfloat16."""
+    others = {name: tensor.header.dtype for name, tensor in stored.items() if tensor.header.dtype not in FLOATING_POINT}
+    weights = sorted(name for name in others if not name.endswith(_POSITION_IDS))
+    if weights:
+        types = ", ".join(sorted({others[name] for name in weights}))
+        raise CheckpointError(
+            f"{folder}: {_listed(weights)} stored as {types}; this version serves weights in bfloat16, float16 or "
+            "float32: take the model without quantisation",
+            path=str(folder),
+        )
+
+
+def unread_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """Return the tensors of `stored` on the meta device: shapes and types without values."""
+    return {
+        name: torch.empty(tensor.header.shape, dtype=getattr(torch, tensor.header.dtype, torch.int64), device="meta")
+        for name, tensor in stored.items()
+    }
+
+
+def open_tensors(stored: Mapping[str, StoredTensor], files: ExitStack) -> dict[str, Any]:
+    """Return a slice object of safetensors for each tensor of `stored`; its values are read when it is indexed.
+
+    The files stay open until `files` is closed.
+    """
+    opened = {
+        path: files.enter_context(safe_open(path, framework="pt"))
+        for path in {tensor.file for tensor in stored.values()}
+    }
+    return {name: opened[tensor.file].get_slice(name) for name, tensor in stored.items()}
+
+
 def eos_tokens(folder: Path) -> frozenset[int]:
-    """Return the ids that end an answer, from generation_config.json, else from config.json."""
+    """Return the ids that end an answer, from generation_config.json, else from config.json.
+
+    Raises CheckpointError unless they are token ids.
+    """
     path = folder / "generation_config.json"
     eos = read_json(path).get("eos_token_id") if path.is_file() else None
     if eos is None:
+        path = folder / CONFIG
         eos = read_config(folder).get("eos_token_id")
-    return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            raise CheckpointError(
+                f"{path}: eos_token_id must be a token id or a list of them, it is {str(eos)[:60]!r}: take the file of "
+                "the base model",
+                path=str(path),
+            )
+    return frozenset(ids)
 
 
 def _sharded(folder: Path) -> dict[str, StoredTensor]:
@@ -130,7 +175,15 @@ def _sharded(folder: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(
                 f"{folder / INDEX} names {shard!r}, which is not a file of the folder", path=str(path)
             )
-        stored |= _stored_in(path)
+        in_shard = _stored_in(path)
+        twice = sorted(stored.keys() & in_shard.keys())
+        if twice:
+            raise CheckpointError(
+                f"{folder}: {_listed(twice)} in {stored[twice[0]].file.name} and in {shard}: which one counts is not "
+                "known; save the model again",
+                path=str(path),
+            )
+        stored |= in_shard
     absent = sorted(
         name for name, shard in weight_map.items() if name not in stored or stored[name].file != folder / str(shard)
     )

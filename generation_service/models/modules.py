@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,24 @@ from torch import nn
 from generation_service.adapters.checkpoint.binding import Rename
 from generation_service.lora.weights import Shapes
 from generation_service.models.base import LoadOptions, ModelArchitecture
-from generation_service.models.folder import read_config, tensor_names
+from generation_service.models.folder import (
+    StoredTensor,
+    check_floating_point,
+    open_tensors,
+    read_config,
+    stored_tensors,
+    unread_tensors,
+)
 from infra.contract.errors import CheckpointError
+
+_SAVE_INNER = "save the model inside it (`model.module` or `model._orig_mod`) with save_pretrained"
+_WRAPPERS = {
+    "base_model.model.": "save what PEFT's merge_and_unload() returns",
+    "_orig_mod.": _SAVE_INNER,
+    "module.": _SAVE_INNER,
+    "_fsdp_wrapped_module.": "save the full state dict of the unwrapped model",
+}
+"""Prefixes of the names in a checkpoint that was saved through a wrapper -> what to save instead."""
 
 
 def parse_config(folder: Path, config_class: Any, title: str) -> Any:
@@ -37,28 +55,44 @@ def build_without_weights(folder: Path, model_class: Any, config: Any, title: st
         ) from error
 
 
-def load_with_weights(folder: Path, model_class: Any, config: Any, options: LoadOptions, title: str) -> Any:
+def load_with_weights(
+    folder: Path, model_class: Any, config: Any, options: LoadOptions, title: str, *, attention: str = "sdpa"
+) -> Any:
     """Load `model_class` with the folder's weights, frozen, on the device of `options`.
 
-    Raises CheckpointError naming the tensors that are missing, unexpected or of another shape.
+    On the meta device, binds the names, shapes and types in the headers of the files and reads no values: the check of
+    a folder is this same function.
+
+    Raises CheckpointError naming the tensors that are missing, unexpected, of another shape or not floating point.
     """
-    tensor_names(folder)
+    stored = stored_tensors(folder)
+    check_floating_point(folder, stored)
+    device = options.device
     try:
-        model, report = model_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=options.dtype or "auto",
-            attn_implementation="sdpa",
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with ExitStack() as files:
+            tensors = unread_tensors(stored) if device.type == "meta" else open_tensors(stored, files)
+            model, report = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=tensors,
+                dtype=options.dtype or _dtype_of(config, stored),
+                device_map=device if device.type == "meta" else None,
+                attn_implementation=attention,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except Exception as error:
         raise CheckpointError(f"{folder} cannot be loaded as {title}: {error}", path=str(folder)) from error
     _check_bound(folder, report)
-    return model.eval().requires_grad_(False).to(options.device)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def _dtype_of(config: Any, stored: Mapping[str, StoredTensor]) -> torch.dtype:
+    """Return the dtype that the config states, else that of the first tensor in the files."""
+    stated = config.dtype or config.get_text_config().dtype
+    found = stated or getattr(torch, next(iter(stored.values())).header.dtype)
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 def linear_layers(model: nn.Module, *below: str) -> Shapes:
@@ -95,16 +129,26 @@ def architecture_of(
 
 
 def _check_bound(folder: Path, report: dict[str, Any]) -> None:
+    unexpected = sorted(report["unexpected_keys"])
     problems = {
         "missing from the files": sorted(report["missing_keys"]),
         "of another shape than config.json says": sorted(
             entry if isinstance(entry, str) else str(entry[0]) for entry in report["mismatched_keys"]
         ),
-        "in the files without a place in the model": sorted(report["unexpected_keys"]),
+        "in the files without a place in the model": unexpected,
         "that could not be read": sorted(str(message) for message in report.get("error_msgs") or ()),
     }
     reasons = [f"{len(names)} tensors {what}: {', '.join(names[:8])}" for what, names in problems.items() if names]
     if reasons:
         raise CheckpointError(
-            f"{folder} does not hold the model of its config.json; " + "; ".join(reasons), path=str(folder)
+            f"{folder} does not hold the model of its config.json; " + "; ".join(reasons) + binding_remedy(unexpected),
+            path=str(folder),
         )
+
+
+def binding_remedy(unplaced: Collection[str]) -> str:
+    """Return what to do about tensors that do not bind, as the end of a message; `unplaced` have no place."""
+    prefix = next((known for known in _WRAPPERS if unplaced and all(name.startswith(known) for name in unplaced)), None)
+    if prefix is None:
+        return ": download the folder again, or give the config.json that belongs to these weights"
+    return f"; their names start with {prefix!r}, which a training wrapper adds: {_WRAPPERS[prefix]}"

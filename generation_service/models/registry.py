@@ -5,17 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from generation_service.models.base import BaseModel, Family, LoadOptions
+from generation_service.models.causal.family import CAUSAL_FAMILIES
 from generation_service.models.folder import read_config
 from generation_service.models.internvl.family import InternVLChatFamily, InternVLFamily
 from generation_service.models.qwen2_5_vl import Qwen25VLFamily
 from generation_service.models.qwen2_vl import Qwen2VLFamily
+from generation_service.models.validation import check_base_model
 from infra.contract.errors import CheckpointError
+from infra.runtime.logs import get_logger
+
+log = get_logger(__name__)
 
 FAMILIES: tuple[Family, ...] = (
     InternVLChatFamily(),
     InternVLFamily(),
     Qwen2VLFamily(),
     Qwen25VLFamily(),
+    *CAUSAL_FAMILIES,
 )
 
 
@@ -42,5 +48,11 @@ def family_of(folder: Path) -> Family:
 
 
 def load_base_model(folder: Path, options: LoadOptions) -> BaseModel:
-    """Load the base model in `folder`. Raises CheckpointError if it is incomplete or its family is not supported."""
-    return family_of(folder).load(folder, options)
+    """Check the base model in `folder`, then load it.
+
+    Raises CheckpointError if it is incomplete or its family is not supported, before any weights are read.
+    """
+    family = family_of(folder)
+    for warning in check_base_model(family, folder, options).warnings:
+        log.warning("base_model", folder=str(folder), warning=warning)
+    return family.load(folder, options)

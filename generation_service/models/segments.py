@@ -39,6 +39,11 @@ class SegmentTokenizer:
         """Vocabulary size, special tokens included."""
         return int(self._decoder.get_vocab_size())
 
+    @property
+    def largest_token(self) -> int:
+        """The largest id of the vocabulary, special tokens included."""
+        return max(self._decoder.get_vocab(with_added_tokens=True).values())
+
     def encode(self, segments: Iterable[Segment]) -> list[int]:
         """Return the ids of a conversation's segments in order."""
         tokens: list[int] = []

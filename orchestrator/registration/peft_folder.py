@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from infra.contract.adapter import Adapter
+from infra.contract.adapter import Adapter, base_model_name
 from infra.contract.errors import CheckpointError
 from orchestrator.registration.safetensors_header import AdaptedLayers, read_layers
 
@@ -38,7 +38,7 @@ def read_adapter(
         raise CheckpointError(f"{checkpoint}/adapter_config.json has no base model; give --base-model")
     return Adapter(
         adapter_id=name,
-        base_model=base_model or Path(base_model_path).name,
+        base_model=base_model_name(base_model or base_model_path),
         checkpoint_uri=str(checkpoint.resolve()) if local else str(checkpoint),
         kind=kind,
         display_name=display_name,

@@ -224,7 +224,7 @@ BAD_REQUESTS: dict[str, tuple[Callable[[], pb.GenerateRequest], str, str]] = {
         "composition.fusion.adapters[1].adapter_id",
         "twice",
     ),
-    "a weight that is no number": (
+    "a weight that is not a number": (
         lambda: request(composition=mixture(("a0", 1.0), ("a1", math.nan))),
         "composition.mixture.adapters[1].weight",
         "finite",

@@ -1,4 +1,4 @@
-"""`python -m retrieval_service` as a process: it starts, dies without loss, and says why when it cannot start."""
+"""`python -m retrieval_service` as a process: it starts, loses nothing when killed, and reports why it cannot start."""
 
 from __future__ import annotations
 

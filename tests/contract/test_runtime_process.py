@@ -1,4 +1,4 @@
-"""The process of a tier: how it starts, says where it is, and ends."""
+"""A tier as a process: its start, its announced address, and its end."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ SERVICE = "loraretriever.v1.RetrievalService"
 
 
 class Away(grpc.GenericRpcHandler):
-    """A server that notes each call and says that it is unavailable."""
+    """A server that records each call and returns UNAVAILABLE."""
 
     def __init__(self) -> None:
         self.methods: list[str] = []

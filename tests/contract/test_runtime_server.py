@@ -57,7 +57,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def unwatched(address: str) -> ChannelOptions:
-    """Options of a channel that calls a server though it says NOT_SERVING, once."""
+    """Options of a channel that calls a server once, although it reports NOT_SERVING."""
     return ChannelOptions(address, health_check=False, max_attempts=1)
 
 

@@ -131,7 +131,7 @@ def test_generation_service_presents_its_certificate_to_catalogue(authority: Aut
             retrieval_tls_key=ours.key,
         )
         client = CatalogueClient.from_settings(settings)
-        with pytest.raises(UnimplementedError):  # Let in: the probe is no catalogue.
+        with pytest.raises(UnimplementedError):  # Admitted, but the probe does not implement the catalogue.
             client.get_adapter("clock")
         client.close()
 

@@ -139,6 +139,7 @@ def test_one_image_is_held_at_a_time(tmp_path: Path) -> None:
 
 
 def test_excess_images_are_refused_before_tiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(write_internvl2(tmp_path / "base"))
     calls: list[Image] = []
     cut = Tiling.tiles
 
@@ -147,7 +148,7 @@ def test_excess_images_are_refused_before_tiling(tmp_path: Path, monkeypatch: py
         return cut(self, image)
 
     monkeypatch.setattr(Tiling, "tiles", counted)
-    check_stops_at_the_image_too_many(load(write_internvl2(tmp_path / "base")), lambda: len(calls))
+    check_stops_at_the_image_too_many(model, lambda: len(calls))
 
 
 def test_tile_batches_give_same_embeddings(tmp_path: Path) -> None:

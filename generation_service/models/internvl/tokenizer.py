@@ -34,6 +34,7 @@ class OriginalChat:
         self.name = f"{config.get('tokenizer_class')} from {_SENTENCEPIECE if uses_sentencepiece else 'vocab.json'}"
         self.special = self._tokenizer.special
         self.longest_token = self._tokenizer.longest_token
+        self.largest_token = self._tokenizer.largest_token
         self.decode = self._tokenizer.decode
         self._begin = _begin(config) if uses_sentencepiece else ""
         for token in filter(None, (self.template.end, IMAGE_TOKEN, self._begin)):

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from generation_service.adapters.checkpoint.binding import Rename
-from generation_service.models.folder import StoredTensor, stored_tensors
+from generation_service.models.folder import StoredTensor, check_floating_point, stored_tensors
+from generation_service.models.modules import binding_remedy
 from infra.contract.errors import CheckpointError
 
 HEAD_WEIGHT, EMBEDDING_WEIGHT = "lm_head.weight", "model.language_model.embed_tokens.weight"
@@ -27,6 +28,12 @@ class _Binding:
     stored: StoredTensor
     parts: tuple[tuple[str, Tensor | None], ...]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the tensor in the file."""
+        dtype: torch.dtype = getattr(torch, self.stored.header.dtype)
+        return dtype
+
     def read(self) -> Tensor:
         """Read the tensor. Opens the file for it alone, so that the mapped memory is freed with the tensor."""
         with safe_open(self.stored.file, framework="pt") as file:
@@ -37,13 +44,16 @@ class _Binding:
 def bind_weights(folder: Path, model: Any, rename: Rename, dtype: torch.dtype | None, device: torch.device) -> None:
     """Load the weights of `folder` into a meta-device `model`, in `dtype` (None: that of the files), on `device`.
 
-    Reads no values before every tensor is known to bind exactly once with its shape, then holds one tensor at a time
-    besides the model. Opening a file per tensor costs about 1 ms and keeps the peak at the model's size: 4.79 GB for
-    InternVL2-2B's 4.41 GB (lab log, 2026-11-22).
+    Reads no values before every tensor is known to bind exactly once with its shape, and none at all for the meta
+    device. Then holds one tensor at a time besides the model. Opening a file per tensor costs about 1 ms and keeps the
+    peak at the model's size: 4.79 GB for InternVL2-2B's 4.41 GB (lab log, 2026-11-22).
 
     Raises CheckpointError naming the tensors that do not bind.
     """
-    for binding in _plan(folder, model, rename):
+    bindings = _plan(folder, model, rename)
+    if device.type == "meta":
+        model.to(dtype or bindings[0].dtype)
+    for binding in () if device.type == "meta" else bindings:
         tensor = binding.read()
         for path, rows in binding.parts:
             part = tensor if rows is None else tensor.index_select(0, rows)
@@ -63,9 +73,11 @@ def _plan(folder: Path, model: Any, rename: Rename) -> list[_Binding]:
     parameters = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
     problems: dict[str, list[str]] = {"without a place in the model": [], "of another shape than config.json says": []}
     unplaced, misshapen = problems.values()
+    stored_in_files = stored_tensors(folder)
+    check_floating_point(folder, stored_in_files)
     bindings: list[_Binding] = []
     filled: set[str] = set()
-    for name, stored in stored_tensors(folder).items():
+    for name, stored in stored_in_files.items():
         binding = _Binding(name, stored, _parts(name, rename))
         paths = {path for path, _ in binding.parts}
         if not paths <= parameters.keys() or paths & filled:
@@ -81,7 +93,8 @@ def _plan(folder: Path, model: Any, rename: Rename) -> list[_Binding]:
     reasons = [f"{len(names)} tensors {what}: {_listed(names)}" for what, names in problems.items() if names]
     if reasons:
         raise CheckpointError(
-            f"{folder} does not hold the model of its config.json; " + "; ".join(reasons), path=str(folder)
+            f"{folder} does not hold the model of its config.json; " + "; ".join(reasons) + binding_remedy(unplaced),
+            path=str(folder),
         )
     return bindings
 

@@ -74,7 +74,7 @@ def answered(question: Sample, answer: str, retrieved: Sequence[str] | None = No
     )
 
 
-def failure(question: Sample, reason: str = "UNAVAILABLE", message: str = "nobody listens") -> Record:
+def failure(question: Sample, reason: str = "UNAVAILABLE", message: str = "connection refused") -> Record:
     """Return the record of a sample without an answer."""
     return Record(question, error=SampleError(reason, message))
 

@@ -103,14 +103,14 @@ def configured(**values: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (configured(model_type="llama"), "which this version does not serve; it serves"),
+        (configured(model_type="mixtral"), "which this version does not serve; it serves"),
         (configured(quantization_config={"quant_method": "awq"}), "is quantised (awq)"),
         (configured(hidden_size="wide"), "does not describe a Qwen2-VL model"),
         (without("model.safetensors"), "has neither model.safetensors nor"),
         (without("preprocessor_config.json"), "has no preprocessor_config.json"),
         (cut, "not a complete safetensors file"),
         (less, "download the folder again"),
-        (more, "3 values more than config.json describes"),
+        (more, "1 tensors in the files without a place in the model: extra"),
     ],
     ids=["family", "quantised", "config", "weights", "preprocessor", "cut", "tensor missing", "tensor too many"],
 )
@@ -131,7 +131,7 @@ def test_config_is_reported_even_if_files_are_missing(tmp_path: Path, capsys: py
     status, report = run_inspect(capsys, folder)
     assert status == 1
     assert report["layers"] == SHAPE.layers
-    assert len(report["problems"]) == 2
+    assert "has no readable tokenizer" in report["problems"][0]
 
 
 def test_report_is_printed_as_table(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:

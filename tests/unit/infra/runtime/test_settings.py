@@ -83,7 +83,7 @@ def test_every_kind_of_value_is_read_from_flags_and_environment(monkeypatch: pyt
     assert by_flag.roots == (Path("a"), Path("b/c"))
     assert by_flag.eager
     assert by_flag.server.auth_token == SecretStr("s3cret")
-    assert by_environment.server.ready_file is None, "an empty variable is no value"
+    assert by_environment.server.ready_file is None, "an empty variable counts as unset"
     assert not load_settings(SampleSettings, ["--no-eager"]).eager
 
 

@@ -79,7 +79,7 @@ def test_minimal_records_make_page() -> None:
     assert "Cost of a sample" not in page
     (first, second) = data_of(page)["samples"]
     assert (first["actions"], first["seconds"], first["tokens"]) == ([["Scroll up", "Scroll up", True]], None, None)
-    assert second["error"] == "UNAVAILABLE: nobody listens"
+    assert second["error"] == "UNAVAILABLE: connection refused"
     assert second["actions"] == [["Scroll up", None, None]]
     assert "0 of 0 samples" in page_of([])
 

@@ -123,8 +123,8 @@ def test_failed_strategy_shows_reason_in_cell() -> None:
     )
     rows = {row[0]: row for row in matrix_rows(made)}
     assert rows["fusion-linear"][1:] == ("cannot run: linear fusion needs equal ranks", "", "—", "")
-    assert rows["base"][1] == "2 of 3 failed: nobody listens"
-    assert rows["mixture"][1].endswith("(1 of 3 failed: nobody listens)")
+    assert rows["base"][1] == "2 of 3 failed: connection refused"
+    assert rows["mixture"][1].endswith("(1 of 3 failed: connection refused)")
 
 
 def test_difference_to_mostly_failed_selection_is_not_shown() -> None:

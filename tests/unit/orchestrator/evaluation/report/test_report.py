@@ -97,7 +97,7 @@ def test_failed_sample_is_unscored_and_reported_separately() -> None:
     assert (cell.action.episodes.value, cell.action.episodes.count) == (1, 1)
     assert summary.failed_samples == 1
     assert summary.failure_reasons == {"UNAVAILABLE": 1}
-    assert summary.failures[0].message == "nobody listens"
+    assert summary.failures[0].message == "connection refused"
 
 
 def test_retrieval_is_scored_if_true_adapter_is_known_and_not_hidden() -> None:
@@ -208,7 +208,7 @@ def test_report_has_caveats_and_methodology() -> None:
         "| mixture | all | 5 | 0.0 | 100.0 | 0.500 |",
         "| mixture | 6 | 1 | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 |",
         "upper bound",
-        "| mixture/clock/e2/1 | UNAVAILABLE | nobody listens |",
+        "| mixture/clock/e2/1 | UNAVAILABLE | connection refused |",
         "- data/clock.jsonl:7: query is empty",
     ):
         assert line in text

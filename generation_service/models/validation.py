@@ -1,0 +1,178 @@
+"""Check a base model's folder by loading it without its weights and encoding prompts with it.
+
+`inspect` reports what this check finds, and the server runs it before it reads weights, so that both accept the same
+folders with the same messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from generation_service.models.base import BaseModel, EncodedPrompt, Family, InputFormat, LoadOptions, ModelArchitecture
+from infra.contract.errors import CheckpointError, InvalidArgumentError, LoraRetrieverError
+from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
+
+_TEXT = "What is the capital of France? 12 × 3, naïve, 你好, 🙂"
+_IMAGE_SIZE = (160, 96)
+_PROMPTS = {
+    "a question": Prompt.of(_TEXT),
+    "a conversation of several turns": Prompt(
+        (
+            Message(Role.USER, (TextPart(_TEXT),)),
+            Message(Role.ASSISTANT, (TextPart("Paris."),)),
+            Message(Role.USER, (TextPart("Why?"),)),
+        )
+    ),
+}
+_SYSTEM_PROMPT = Prompt((Message(Role.SYSTEM, (TextPart("Be brief."),)), Message(Role.USER, (TextPart(_TEXT),))))
+
+
+@dataclass(frozen=True)
+class CheckedBaseModel:
+    """A folder that can be served. `model` is on the meta device: it encodes prompts and has no weights.
+
+    `warnings` name what a server of this folder refuses, or does differently from what its user may expect.
+    """
+
+    model: BaseModel
+    input_format: InputFormat
+    warnings: tuple[str, ...]
+
+
+def check_base_model(family: Family, folder: Path, options: LoadOptions) -> CheckedBaseModel:
+    """Load `folder` without its weights, encode prompts with and without an image, and run the layers on shapes.
+
+    Reads no values of weights. Raises CheckpointError for a folder that cannot be served, and ConfigurationError if
+    `options` do not suit it.
+    """
+    with _named(folder, "cannot be read"), _quiet_transformers():
+        architecture = family.describe(folder)
+        input_format = family.input_format(folder, options)
+        _check_vocabulary(folder, architecture, input_format)
+        model = family.load(folder, replace(options, device=torch.device("meta")))
+    prompts = dict(_PROMPTS)
+    if model.description.by_image:
+        prompts["a question about an image"] = Prompt.of(_TEXT, [_image_part()])
+    for name, prompt in prompts.items():
+        with _named(folder, f"cannot encode {name}"):
+            encoded = _encode(model, prompt)
+            _check_tokens(folder, model, encoded)
+    _check_text_arrives(folder, model)
+    with _named(folder, "has layers that do not fit together as config.json describes them"):
+        _forward(model, _encode(model, _PROMPTS["a question"]))
+    return CheckedBaseModel(model, input_format, tuple(_warnings(folder, model)))
+
+
+def _check_vocabulary(folder: Path, architecture: ModelArchitecture, input_format: InputFormat) -> None:
+    if input_format.largest_token >= architecture.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has ids up to {input_format.largest_token}, but config.json has a vocabulary of "
+            f"{architecture.vocab_size}: use tokenizer and weights of the same model",
+            path=str(folder),
+        )
+
+
+def _check_tokens(folder: Path, model: BaseModel, encoded: EncodedPrompt) -> None:
+    if not encoded.length:
+        raise CheckpointError(
+            f"{folder}: the chat template renders a question as nothing: use the chat template of the base model",
+            path=str(folder),
+        )
+    largest = int(encoded.tokens.max())
+    if largest >= model.description.vocab_size:
+        raise CheckpointError(
+            f"{folder}: a prompt has the token {largest}, but config.json has a vocabulary of "
+            f"{model.description.vocab_size}: use tokenizer and weights of the same model",
+            path=str(folder),
+        )
+
+
+def _check_text_arrives(folder: Path, model: BaseModel) -> None:
+    one, other = (_encode(model, Prompt.of(text)).tokens for text in (_TEXT, "3"))
+    if one.equal(other):
+        raise CheckpointError(
+            f"{folder}: the chat template leaves the text of messages out: use the chat template of the base model",
+            path=str(folder),
+        )
+
+
+def _forward(model: BaseModel, encoded: EncodedPrompt) -> Tensor:
+    """Run the layers on the meta device, where an operation computes shapes only."""
+    embeddings = model.embed(encoded)
+    hidden = model.forward(embeddings, encoded.positions[:, None].to("meta"), None, _NoCache())
+    return model.logits(hidden[:, -1])
+
+
+class _NoCache:
+    """A LayerCache that stores nothing: each row attends to the prompt itself."""
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Return `keys` and `values`."""
+        del layer
+        return keys, values
+
+
+def _warnings(folder: Path, model: BaseModel) -> Iterator[str]:
+    try:
+        _check_tokens(folder, model, _encode(model, _SYSTEM_PROMPT))
+    except Exception as error:  # A template is a program of the folder's.
+        yield f"prompts with a system message are refused: {error}"
+    ends = model.description.eos_tokens
+    if not ends:
+        yield (
+            "no file names the token that ends an answer: each runs to its max_new_tokens; put eos_token_id into "
+            "generation_config.json"
+        )
+    beyond = sorted(token for token in ends if token >= model.description.vocab_size)
+    if beyond:
+        yield f"eos_token_id {beyond[0]} is beyond the vocabulary: it ends no answer"
+
+
+def _encode(model: BaseModel, prompt: Prompt) -> EncodedPrompt:
+    return model.encode(prompt, [_image() for _ in prompt.images])
+
+
+def _image() -> Image.Image:
+    return Image.new("RGB", _IMAGE_SIZE, (200, 60, 20))
+
+
+def _image_part() -> ImagePart:
+    encoded = BytesIO()
+    _image().save(encoded, "PNG")
+    return ImagePart(encoded.getvalue())
+
+
+@contextmanager
+def _named(folder: Path, what: str) -> Iterator[None]:
+    """Turn an error of a library, or of a template, into a CheckpointError that names the folder."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        raise CheckpointError(f"{folder} {what}: {error.description}", path=str(folder)) from error
+    except LoraRetrieverError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{folder} {what}: {type(error).__name__}: {error}", path=str(folder)) from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Suppress the progress bar and load report of transformers, whose findings are raised as errors."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
