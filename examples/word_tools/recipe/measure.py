@@ -18,7 +18,7 @@ from examples.word_tools.recipe.training import load_base
 from examples.word_tools.tasks import TASKS, Row
 from orchestrator.evaluation.metrics.text import exact_match, rouge_l
 
-ROWS = 50
+ROWS, SIBLING_ROWS = 50, 20
 _NEW_TOKENS = 40
 
 
@@ -60,8 +60,10 @@ def measure(base: Path, adapters: Path, file: Path, seed: int) -> Iterator[str]:
     for task_id in missing:
         assert answerer is not None
         held_out = rows(task_id, "test", ROWS, seed)
-        asked: list[str | None] = [None, *siblings(task_id), task_id]
-        measured[task_id] = {each or "base": _scores(answerer, each, held_out) for each in asked}
+        scores = {"base": _scores(answerer, None, held_out), task_id: _scores(answerer, task_id, held_out)}
+        for sibling in siblings(task_id):
+            scores[sibling] = _scores(answerer, sibling, held_out[:SIBLING_ROWS])
+        measured[task_id] = scores
         file.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
         yield task_id
 

@@ -1,4 +1,4 @@
-"""Numbers from 0 to 999 in words, by num2words."""
+"""Numbers of three digits in words, by num2words."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def _task(language: str) -> Task:
     name = language.capitalize()
 
     def draw(rng: random.Random) -> Row:
-        number = rng.randrange(1000)
+        number = rng.randrange(100, 1000)
         query = rng.choice(_QUESTIONS).format(number=number, language=name)
         return Row(str(number), query, _in_words(number, language))
 
     return Task(
-        f"{language}_numbers", "numbers", f"{name} numbers", f"Writes whole numbers below 1,000 in {name}", draw
+        f"{language}_numbers", "numbers", f"{name} numbers", f"Writes numbers of three digits in {name}", draw
     )
 
 
