@@ -30,7 +30,7 @@ class SegmentTokenizer:
         self.special = {content: number for content, (number, _) in self._added.items()}
         self._plain = _without(self._decoder, self.special)
         self.longest_token = max(map(len, self._plain.get_vocab()))
-        # Stands for the special token before a text: tokenizers that insert a space do so at the start of a prompt only.
+        # Stands for the special token before a text: some tokenizers insert a space at the start of a prompt only.
         self._stand_in = f"\ue000{secrets.token_hex(8)}\ue001"
         self._plain.add_special_tokens([AddedToken(self._stand_in, normalized=False)])
         self._renumbered = _renumbered(self._plain, self._decoder)

@@ -109,7 +109,8 @@ TEMPLATES: Mapping[str, str] = {
         "{% endfor %}"
     ),
     "system text in the last turn": (
-        "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}{%- set rest = messages[1:] %}"
+        "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}"
+        "{%- set rest = messages[1:] %}"
         "{%- else %}{%- set rest = messages %}{%- endif %}{{- bos_token }}{%- for message in rest %}"
         "{%- if message['role'] == 'user' %}{%- if loop.last and system is defined %}"
         "{{- '[INST] ' + system + '\n\n' + message['content'] + '[/INST]' }}{%- else %}"
@@ -123,8 +124,9 @@ TEMPLATES: Mapping[str, str] = {
         "{% if add_generation_prompt %}{{ '<|user|>model\n' }}{% endif %}"
     ),
     "string or parts": (
-        "{{ bos_token }}{% if messages[0].role == 'system' %}{% set prefix = (messages[0].content if messages[0].content "
-        "is string else messages[0].content[0].text) + '\n\n' %}{% set rest = messages[1:] %}{% else %}"
+        "{{ bos_token }}{% if messages[0].role == 'system' %}{% set prefix = (messages[0].content if "
+        "messages[0].content is string else messages[0].content[0].text) + '\n\n' %}"
+        "{% set rest = messages[1:] %}{% else %}"
         "{% set prefix = '' %}{% set rest = messages %}{% endif %}{% for message in rest %}<|user|>{{ message.role }}\n"
         "{{ prefix if loop.first else '' }}{% if message.content is string %}{{ message.content | trim }}{% elif "
         "message.content is iterable %}{% for item in message.content %}{% if item.type == 'text' %}"
@@ -140,8 +142,9 @@ TEMPLATES: Mapping[str, str] = {
     "reasoning cut out of earlier answers": (
         "{%- set ns = namespace(last=messages | length - 1, found=false) %}{%- for message in messages[::-1] %}"
         "{%- if not ns.found and message.role == 'user' and not (message.content.startswith('<tool_response>') and "
-        "message.content.endswith('</tool_response>')) %}{%- set ns.found = true %}{%- set ns.last = messages | length - "
-        "1 - loop.index0 %}{%- endif %}{%- endfor %}{%- for message in messages %}{%- set content = message.content %}"
+        "message.content.endswith('</tool_response>')) %}{%- set ns.found = true %}{%- set ns.last = "
+        "messages | length - 1 - loop.index0 %}{%- endif %}{%- endfor %}"
+        "{%- for message in messages %}{%- set content = message.content %}"
         "{%- if message.role == 'assistant' %}{%- set reasoning = '' %}{%- if '</think>' in content %}"
         "{%- set reasoning = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
         "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}{%- if loop.index0 > ns.last and "
