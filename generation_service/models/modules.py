@@ -16,6 +16,7 @@ from generation_service.models.base import LoadOptions, ModelArchitecture
 from generation_service.models.folder import (
     StoredTensor,
     check_floating_point,
+    check_merged,
     open_tensors,
     read_config,
     stored_tensors,
@@ -64,6 +65,7 @@ def load_with_weights(folder: Path, model_class: Any, config: Any, options: Load
     Raises CheckpointError naming the tensors that are missing, unexpected, of another shape or not floating point.
     """
     stored = stored_tensors(folder)
+    check_merged(folder, stored)
     check_floating_point(folder, stored)
     device = options.device
     try:

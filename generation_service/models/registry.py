@@ -9,6 +9,7 @@ from generation_service.models.folder import read_config
 from generation_service.models.internvl.family import InternVLChatFamily, InternVLFamily
 from generation_service.models.qwen2_5_vl import Qwen25VLFamily
 from generation_service.models.qwen2_vl import Qwen2VLFamily
+from generation_service.models.qwen3_vl import Qwen3VLFamily
 from generation_service.models.validation import check_base_model
 from infra.contract.errors import CheckpointError
 from infra.runtime.logs import get_logger
@@ -20,6 +21,7 @@ FAMILIES: tuple[Family, ...] = (
     InternVLFamily(),
     Qwen2VLFamily(),
     Qwen25VLFamily(),
+    Qwen3VLFamily(),
 )
 
 
