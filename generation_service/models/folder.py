@@ -177,7 +177,7 @@ def eos_tokens(folder: Path) -> frozenset[int]:
     """Return the ids that end an answer, from generation_config.json, else from config.json or its text_config."""
     path = folder / "generation_config.json"
     config = read_config(folder)
-    stated = (read_json(path) if path.is_file() else {}, config, config.get("text_config"), config.get("llm_config"))
+    stated = (read_json(path) if path.is_file() else {}, config, config.get("text_config"))
     found = (part.get("eos_token_id") for part in stated if isinstance(part, dict))
     eos = next((ids for ids in found if ids is not None), None)
     return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])

@@ -110,19 +110,23 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "given", "reason"),
     [
-        ("vision_config", {"qk_normalization": True, "norm_type": "rms_norm"}, "vision tower is InternViT-6B"),
-        ("llm_config", {"architectures": ["LlamaForCausalLM"]}, "language model is LlamaForCausalLM"),
+        ("vision_config", {"norm_type": "group_norm"}, "norm_type of its vision tower is 'group_norm'"),
+        ("vision_config", {"qk_normalization": True, "layer_norm_eps": 1e-5}, "layer_norm_eps of its vision tower"),
+        ("llm_config", {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "other"}, "is Qwen3MoeForCausalLM, a mixture of experts"),
+        ("llm_config", {"architectures": ["InternLM3ForCausalLM"], "model_type": "other"}, "language model is InternLM3ForCausalLM"),
+        ("", {"flash_relative_threshold": 0.5}, "it is a Flash variant"),
+        ("llm_config", {"architectures": ["LlamaForCausalLM"], "model_type": "other"}, "language model is LlamaForCausalLM"),
         ("llm_config", {"architectures": None, "model_type": "yi"}, "language model is yi"),
         ("", {"select_layer": -4}, "select_layer is -4, not -1"),
         ("", {"ps_version": "v1"}, "ps_version is 'v1', not 'v2'"),
         ("", {"pad2square": True}, "pad2square is True"),
     ],
-    ids=["26B", "40B", "another", "an inner layer", "transposed shuffle", "padding"],
+    ids=["unknown norm", "other epsilon", "30B-A3B", "9B", "Flash", "40B", "another", "an inner layer", "transposed shuffle", "padding"],
 )
 def test_unsupported_model_lists_supported_ones(folder: Path, part: str, given: dict[str, Any], reason: str) -> None:
     edit(folder, lambda config: (config[part] if part else config).update(given))
     assert_refused(
-        folder, f"{reason}.*It serves InternVL2 and InternVL2.5 of 1B, 2B, 4B and 8B.*InternLM2, Qwen2 or Phi-3"
+        folder, f"{reason}.*It serves InternVL2, 2.5, 3 and 3.5.*InternLM2, Qwen2, Qwen3"
     )
 
 
