@@ -148,6 +148,7 @@ def _load_model(settings: GenerationSettings, device: torch.device) -> BaseModel
         max_pixels=settings.max_pixels,
         max_tiles=settings.max_tiles,
         image_suffix=settings.image_suffix,
+        chat_template=settings.chat_template,
     )
     return load_base_model(settings.model_path, options)
 

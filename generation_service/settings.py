@@ -71,6 +71,9 @@ class GenerationSettings(TierSettings):
         validation_alias=AliasChoices("LORARETRIEVER_GENERATION_MAX_TILES", "MAX_NUM"),
         description="most tiles that an image is cut into; unset: from the model's own files",
     )
+    chat_template: Path | None = Field(
+        None, description="file with the chat template to use instead of the one in the base model's folder"
+    )
     image_suffix: str | None = Field(
         None, description="text after each image of an InternVL prompt; unset: as the model was published"
     )

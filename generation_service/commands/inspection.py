@@ -9,9 +9,11 @@ from generation_service.adapters.checkpoint.reader import WEIGHTS_FILE
 from generation_service.commands.adapter_report import AdapterReport, inspect_adapter
 from generation_service.commands.base_model_report import BaseModelReport, inspect_base_model
 from generation_service.models.folder import CONFIG as MODEL_CONFIG
+from generation_service.models.folder import INDEX
 from infra.contract.errors import InvalidArgumentError
 
 _ADAPTER_FILES = (ADAPTER_CONFIG, WEIGHTS_FILE, "adapter_model.bin")
+_MODEL_FILES = (MODEL_CONFIG, INDEX, "model*.safetensors", "pytorch_model*.bin", "generation_config.json")
 
 
 def inspect_folder(path: Path, base_model: Path | None = None) -> BaseModelReport | AdapterReport:
@@ -21,7 +23,7 @@ def inspect_folder(path: Path, base_model: Path | None = None) -> BaseModelRepor
         _check_folder(base_model, "--base-model")
     if any((path / name).exists() for name in _ADAPTER_FILES):
         return inspect_adapter(path, base_model)
-    if not (path / MODEL_CONFIG).exists():
+    if not any(any(path.glob(name)) for name in _MODEL_FILES):
         raise InvalidArgumentError(
             "PATH", f"{path} has no {MODEL_CONFIG} of a base model and no {ADAPTER_CONFIG} of an adapter{_hint(path)}"
         )

@@ -24,6 +24,7 @@ class LoadOptions:
 
     An image is resized to at most `max_pixels` or cut into at most `max_tiles`, depending on the family.
     `image_suffix` is inserted after each image of a prompt; None: the image format the model was published with.
+    `chat_template` is a file with a template that replaces the folder's own.
     """
 
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
@@ -31,6 +32,7 @@ class LoadOptions:
     max_pixels: int | None = None
     max_tiles: int | None = None
     image_suffix: str | None = None
+    chat_template: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,9 @@ class BaseModel(Protocol):
 class Family(Protocol):
     """Reads the base models of one `model_type` of config.json. Every method can raise CheckpointError."""
 
-    model_type: str
+    @property
+    def model_type(self) -> str:
+        """The value of `model_type` in config.json."""
 
     def describe(self, folder: Path) -> ModelArchitecture:
         """Return the architecture in the folder's config.json; reads no weights."""

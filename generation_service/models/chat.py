@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from generation_service.models.folder import read_json
-from generation_service.models.segments import Segment, SegmentTokenizer
+from generation_service.models.chat_template import ChatTemplate, find_template
+from generation_service.models.segments import SegmentTokenizer
 from infra.contract.errors import CheckpointError
-from infra.contract.prompt import Prompt, TextPart
+from infra.contract.prompt import Prompt
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
-_OWN_TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
-_TEMPLATE_FILE = "chat_template.json"
-_BEGIN, _END = "\ue000", "\ue001"
 
 
 class ChatTokenizer:
@@ -29,20 +24,32 @@ class ChatTokenizer:
     gives the same ids as transformers.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, template_file: Path | None = None) -> None:
         self._renderer = load_tokenizer(folder)
         self._tokenizer = SegmentTokenizer(self._renderer.backend_tokenizer)
         self.special = self._tokenizer.special
         self.longest_token = self._tokenizer.longest_token
         self.largest_token = self._tokenizer.largest_token
         self.decode = self._tokenizer.decode
-        self.template_source = _template_source(folder) if self._renderer.chat_template else _TEMPLATE_FILE
-        self._template = self._renderer.chat_template or _template_from_file(folder)
+        self._template = ChatTemplate(
+            self._renderer, find_template(folder, template_file, self._renderer.chat_template)
+        )
+        self.template_source = self._template.file
 
     def __len__(self) -> int:
         """Vocabulary size, special tokens included."""
         return len(self._tokenizer)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The token that ends a sequence according to the tokenizer, for folders whose other files name none."""
+        end = self._renderer.eos_token_id
+        return frozenset(() if end is None else (end,))
+
+    @property
+    def merges_system(self) -> bool:
+        """Whether a system message is put before the first user message, since the template has no system role."""
+        return self._template.merges_system
 
     @property
     def name(self) -> str:
@@ -51,33 +58,7 @@ class ChatTokenizer:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the ids of `prompt` with the assistant's turn opened, and one image token for each image."""
-        return self._tokenizer.encode(self._segments(prompt))
-
-    def _segments(self, prompt: Prompt) -> Iterator[Segment]:
-        """Yield the rendered conversation in order, each segment with whether the template wrote it."""
-        nonce = secrets.token_hex(8)
-        texts: list[str] = []
-        conversation = []
-        for message in prompt.messages:
-            content: list[dict[str, str]] = []
-            for part in message.parts:
-                if isinstance(part, TextPart):
-                    content.append({"type": "text", "text": f"{_BEGIN}{nonce}:{len(texts)}{_END}"})
-                    texts.append(part.text)
-                else:
-                    content.append({"type": "image"})
-            conversation.append({"role": message.role.value, "content": content})
-        rendered = self._render(conversation)
-        pieces = re.split(f"{_BEGIN}{nonce}:([0-9]+){_END}", rendered)
-        for index, piece in enumerate(pieces):  # Odd pieces are the captured numbers of the marks.
-            yield (texts[int(piece)], False) if index % 2 else (str(piece), True)
-
-    def _render(self, conversation: list[dict[str, Any]]) -> str:
-        return str(
-            self._renderer.apply_chat_template(
-                conversation, chat_template=self._template, tokenize=False, add_generation_prompt=True
-            )
-        )
+        return self._tokenizer.encode(self._template.segments(prompt))
 
 
 def expand_images(tokens: Sequence[int], image_token: int, runs: Sequence[Sequence[int]]) -> list[int]:
@@ -111,19 +92,3 @@ def load_tokenizer(folder: Path, tokenizer_class: Any = AutoTokenizer) -> Any:
             f"{folder} has no readable tokenizer ({error}): give the complete folder, tokenizer.json included",
             path=str(folder),
         ) from error
-
-
-def _template_source(folder: Path) -> str:
-    """Return the file that transformers reads the template from."""
-    return next((name for name in _OWN_TEMPLATES if (folder / name).is_file()), _OWN_TEMPLATES[-1])
-
-
-def _template_from_file(folder: Path) -> str:
-    if (folder / _TEMPLATE_FILE).is_file():
-        template = read_json(folder / _TEMPLATE_FILE).get("chat_template")
-        if isinstance(template, str):
-            return template
-    raise CheckpointError(
-        f"{folder} has no chat template: put the chat_template of the base model into tokenizer_config.json",
-        path=str(folder),
-    )

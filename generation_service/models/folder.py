@@ -174,6 +174,7 @@ def open_tensors(stored: Mapping[str, StoredTensor], files: ExitStack) -> dict[s
 
 
 def eos_tokens(folder: Path) -> frozenset[int]:
+<<<<<<< HEAD
     """Return the ids that end an answer, from generation_config.json, else from config.json or its text_config."""
     path = folder / "generation_config.json"
     config = read_config(folder)
@@ -181,6 +182,26 @@ def eos_tokens(folder: Path) -> frozenset[int]:
     found = (part.get("eos_token_id") for part in stated if isinstance(part, dict))
     eos = next((ids for ids in found if ids is not None), None)
     return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+=======
+    """Return the ids that end an answer, from generation_config.json, else from config.json.
+
+    Raises CheckpointError unless they are token ids.
+    """
+    path = folder / "generation_config.json"
+    eos = read_json(path).get("eos_token_id") if path.is_file() else None
+    if eos is None:
+        path = folder / CONFIG
+        eos = read_config(folder).get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            raise CheckpointError(
+                f"{path}: eos_token_id must be a token id or a list of them, it is {str(eos)[:60]!r}: take the file of "
+                "the base model",
+                path=str(path),
+            )
+    return frozenset(ids)
+>>>>>>> main
 
 
 def _sharded(folder: Path) -> dict[str, StoredTensor]:

@@ -56,7 +56,9 @@ def build_without_weights(folder: Path, model_class: Any, config: Any, title: st
         ) from error
 
 
-def load_with_weights(folder: Path, model_class: Any, config: Any, options: LoadOptions, title: str) -> Any:
+def load_with_weights(
+    folder: Path, model_class: Any, config: Any, options: LoadOptions, title: str, *, attention: str = "sdpa"
+) -> Any:
     """Load `model_class` with the folder's weights, frozen, on the device of `options`.
 
     On the meta device, binds the names, shapes and types in the headers of the files and reads no values: the check of
@@ -77,7 +79,7 @@ def load_with_weights(folder: Path, model_class: Any, config: Any, options: Load
                 state_dict=tensors,
                 dtype=options.dtype or _dtype_of(config, stored),
                 device_map=device if device.type == "meta" else None,
-                attn_implementation="sdpa",
+                attn_implementation=attention,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )

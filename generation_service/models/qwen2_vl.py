@@ -26,7 +26,7 @@ from generation_service.models.modules import (
     load_with_weights,
     parse_config,
 )
-from infra.contract.errors import ConfigurationError, InvalidArgumentError
+from infra.contract.errors import CheckpointError, ConfigurationError, InvalidArgumentError
 from infra.contract.prompt import Prompt
 
 VISION, LANGUAGE = "model.visual", "model.language_model"
@@ -44,8 +44,9 @@ class Qwen2VL(Decoder):
     """
 
     def __init__(self, folder: Path, model: Any, architecture: ModelArchitecture, options: LoadOptions) -> None:
-        self._chat = ChatTokenizer(folder)
+        self._chat = ChatTokenizer(folder, options.chat_template)
         self._processor = _image_processor(folder, options.max_pixels)
+        _check_patches(folder, self._processor, model.config.vision_config)
         self._patches_per_token = self._processor.merge_size**2
         self._base = model.model
         self._image_token = int(model.config.image_token_id)
@@ -124,7 +125,7 @@ class Qwen2VLFamily:
 
     def input_format(self, folder: Path, options: LoadOptions) -> InputFormat:
         """Return the tokenizer, chat template and image limits of `folder`."""
-        chat = ChatTokenizer(folder)
+        chat = ChatTokenizer(folder, options.chat_template)
         processor = _image_processor(folder, options.max_pixels)
         limits = {"min_pixels": processor.size["shortest_edge"], "max_pixels": processor.size["longest_edge"]}
         sizes = {"patch_size": processor.patch_size, "merge_size": processor.merge_size}
@@ -154,9 +155,33 @@ def canonical(name: str) -> str:
     return plain
 
 
+def _check_patches(folder: Path, processor: Any, vision: Any) -> None:
+    """Raise CheckpointError unless images are cut into the patches that the vision tower reads."""
+    cut = (processor.patch_size, processor.temporal_patch_size, processor.merge_size)
+    read = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+    if cut != read:
+        raise CheckpointError(
+            f"{folder}: preprocessor_config.json cuts images by patch, temporal patch and merge size {cut}, and "
+            f"config.json describes a vision tower for {read}: use both files of the same model",
+            path=str(folder),
+        )
+    smallest, largest = processor.size["shortest_edge"], processor.size["longest_edge"]
+    if smallest > largest:
+        raise CheckpointError(
+            f"{folder}: preprocessor_config.json asks for {smallest} pixels at least and {largest} at most: use the "
+            "file of the base model",
+            path=str(folder),
+        )
+
+
 def _image_processor(folder: Path, max_pixels: int | None) -> Any:
-    image_processor_settings(folder)
-    processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    path, _ = image_processor_settings(folder)
+    try:
+        processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers validates with the exceptions of several libraries.
+        raise CheckpointError(
+            f"{path} does not define how images are cut into patches ({error}): download it again", path=str(path)
+        ) from error
     if max_pixels is not None:
         smallest = processor.size["shortest_edge"]
         if max_pixels < smallest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from generation_service.models.base import BaseModel, Family, LoadOptions
+from generation_service.models.causal.family import CAUSAL_FAMILIES
 from generation_service.models.folder import read_config
 from generation_service.models.internvl.family import InternVLChatFamily, InternVLFamily
 from generation_service.models.qwen2_5_vl import Qwen25VLFamily
@@ -22,6 +23,7 @@ FAMILIES: tuple[Family, ...] = (
     Qwen2VLFamily(),
     Qwen25VLFamily(),
     Qwen3VLFamily(),
+    *CAUSAL_FAMILIES,
 )
 
 

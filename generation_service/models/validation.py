@@ -66,6 +66,7 @@ def check_base_model(family: Family, folder: Path, options: LoadOptions) -> Chec
         with _named(folder, f"cannot encode {name}"):
             encoded = _encode(model, prompt)
             _check_tokens(folder, model, encoded)
+    _check_text_arrives(folder, model)
     with _named(folder, "has layers that do not fit together as config.json describes them"):
         _forward(model, _encode(model, _PROMPTS["a question"]))
     return CheckedBaseModel(model, input_format, tuple(_warnings(folder, model)))
@@ -91,6 +92,15 @@ def _check_tokens(folder: Path, model: BaseModel, encoded: EncodedPrompt) -> Non
         raise CheckpointError(
             f"{folder}: a prompt has the token {largest}, but config.json has a vocabulary of "
             f"{model.description.vocab_size}: use tokenizer and weights of the same model",
+            path=str(folder),
+        )
+
+
+def _check_text_arrives(folder: Path, model: BaseModel) -> None:
+    one, other = (_encode(model, Prompt.of(text)).tokens for text in (_TEXT, "3"))
+    if one.equal(other):
+        raise CheckpointError(
+            f"{folder}: the chat template leaves the text of messages out: use the chat template of the base model",
             path=str(folder),
         )
 

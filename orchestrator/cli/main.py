@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.contract.errors import ConfigurationError, LoraRetrieverError
+from infra.contract.errors import ConfigurationError, InvalidArgumentError, LoraRetrieverError
 from infra.runtime.extras import missing_package
 from orchestrator.cli import output as console
 from orchestrator.cli.commands import adapters, ask, demo, evaluate, serve, up
-from orchestrator.cli.errors import message_of
+from orchestrator.cli.errors import message_of, shown_bytes
 from orchestrator.cli.options.targets import target
 from orchestrator.devstack.process import stop_signals_interrupt
 
@@ -81,6 +81,7 @@ def run(arguments: list[str]) -> int:
     if not passes_through:
         arguments = [_with_dashes(argument) for argument in arguments if argument != "--debug"]
     try:
+        _check_utf8(arguments)
         return _invoke(arguments)
     except LoraRetrieverError as error:
         if debug:
@@ -106,6 +107,18 @@ def _invoke(arguments: list[str]) -> int:
     if status == console.INTERRUPTED:
         console.note("interrupted")
     return status
+
+
+def _check_utf8(arguments: list[str]) -> None:
+    """Raise InvalidArgumentError for an argument that is not UTF-8, which Python passes on as lone surrogates."""
+    for number, argument in enumerate(arguments, start=1):
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise InvalidArgumentError(
+                "",
+                f"argument {number} is not UTF-8: {shown_bytes(argument)}; convert text with iconv, or rename the file",
+            ) from None
 
 
 def _with_dashes(argument: str) -> str:

@@ -48,7 +48,8 @@ def plan_samples(
         for dataset, episodes in chosen
         for episode in episodes
         for sample in _interleave(
-            [list(_samples(episode, dataset, strategy, spec.protocol)) for strategy in spec.strategies], spec.protocol
+            [list(_samples(episode, dataset, strategy, spec.protocol)) for strategy in spec.strategies],
+            episode.protocol(spec.protocol),
         )
     ]
 
@@ -117,8 +118,7 @@ def _why_empty(contents: Sequence[DatasetContent]) -> str:
 
 def _check_size(spec: EvaluationSpec, episodes: Sequence[Episode], max_samples: int) -> None:
     strategies = len(spec.strategies)
-    is_sequence = spec.protocol is PromptProtocol.SEQUENCE
-    count = strategies * (len(episodes) if is_sequence else sum(len(episode.actions) for episode in episodes))
+    count = strategies * sum(_sample_count(episode, spec.protocol) for episode in episodes)
     size = f"{len(spec.datasets):,} datasets, {len(episodes):,} episodes, {strategies} strategies"
     remedy = (
         "use fewer episodes per dataset (max_episodes; on the command line --num-samples) or fewer strategies, or "
@@ -138,8 +138,13 @@ def _check_size(spec: EvaluationSpec, episodes: Sequence[Episode], max_samples: 
         )
 
 
-def _characters(episode: Episode, protocol: PromptProtocol) -> int:
+def _sample_count(episode: Episode, requested: PromptProtocol) -> int:
+    return 1 if episode.protocol(requested) is PromptProtocol.SEQUENCE else len(episode.actions)
+
+
+def _characters(episode: Episode, requested: PromptProtocol) -> int:
     """Return the number of characters in the prompts and true answers of an episode's samples."""
+    protocol = episode.protocol(requested)
     if protocol is PromptProtocol.SEQUENCE:
         return len(episode.instruction) + len(episode.response)
     lengths = [len(action) + 1 for action in episode.actions]
@@ -173,8 +178,9 @@ def _questions(episode: Episode, protocol: PromptProtocol) -> list[_Question]:
 
 
 def _samples(
-    episode: Episode, dataset: DatasetSpec, strategy: EvaluatedStrategy, protocol: PromptProtocol
+    episode: Episode, dataset: DatasetSpec, strategy: EvaluatedStrategy, requested: PromptProtocol
 ) -> Iterator[Sample]:
+    protocol = episode.protocol(requested)
     for step, question in enumerate(_questions(episode, protocol)):
         yield Sample(
             key="/".join((strategy.label, dataset.name, quote(episode.episode_id, safe=""), str(step))),

@@ -78,7 +78,7 @@ def _row(row: Any, adapter: str, folder: Path, max_images: int) -> LabelledPromp
     truth = adapter or row.get("adapter") or row.get("adapter_id") or row.get("lora_name")
     if not isinstance(truth, str):
         raise ValueError('"adapter" must name the right adapter; or pass ADAPTER=FILE')
-    text, images = row.get("query", ""), row.get("images", [])
+    text, images = row.get("query", ""), row.get("images") or []
     if not isinstance(text, str) or not isinstance(images, list):
         raise ValueError('"query" must be a string and "images" a list of paths')
     parts = [ImagePart((folder / str(path)).read_bytes()) for path in images[:max_images]]

@@ -89,15 +89,16 @@ class InternVLFamily:
 
     def input_format(self, folder: Path, options: LoadOptions) -> InputFormat:
         """Return the tokenizer, chat template and image limits of `folder`."""
-        chat = ChatTokenizer(folder)
+        chat = ChatTokenizer(folder, options.chat_template)
         limits = _limits(_native_tiling(folder, options), _native_config(folder).image_seq_length)
         return InputFormat(chat.name, len(chat), chat.largest_token, chat.template_source, limits)
 
     def load(self, folder: Path, options: LoadOptions) -> InternVL:
         """Load `folder` into the classes of transformers. Raises CheckpointError unless every tensor binds."""
         config = _native_config(folder)
-        chat = ChatTokenizer(folder)
+        chat = ChatTokenizer(folder, options.chat_template)
         tiling = _native_tiling(folder, options)
+        _check_tiles(folder, tiling, config)
         image_marks = [(_special_token(folder, chat, mark),) for mark in (IMAGE_START, IMAGE_END)]
         model = load_with_weights(folder, InternVLForConditionalGeneration, config, options, _TITLE)
         architecture = _architecture(model)
@@ -141,7 +142,32 @@ def _native_tiling(folder: Path, options: LoadOptions) -> Tiling:
         raise CheckpointError(
             f"{path} does not define how images are tiled ({error!r}): download it again", path=str(path)
         ) from error
+    if not 1 <= tiling.min_tiles <= tiling.max_tiles:
+        raise CheckpointError(
+            f"{path} asks for {tiling.min_tiles} tiles at least and {tiling.max_tiles} at most: download it again",
+            path=str(path),
+        )
     return tiling.with_max_tiles(options.max_tiles)
+
+
+def _check_tiles(folder: Path, tiling: Tiling, config: Any) -> None:
+    """Raise CheckpointError unless images are cut into tiles of the size and tokens that config.json describes."""
+    vision = config.vision_config
+    height, width = vision.image_size
+    patches = (height // vision.patch_size[0]) * (width // vision.patch_size[1])
+    tokens = int(patches * config.downsample_ratio**2)
+    if (height, width) != (tiling.size, tiling.size):
+        raise CheckpointError(
+            f"{folder}: preprocessor_config.json cuts images into tiles of {tiling.size} pixels, and config.json "
+            f"describes a vision tower for {height}x{width}: use both files of the same model",
+            path=str(folder),
+        )
+    if tokens != config.image_seq_length:
+        raise CheckpointError(
+            f"{folder}: config.json gives a tile {config.image_seq_length} tokens (image_seq_length), and its vision "
+            f"tower makes {tokens} of one: use the config.json of the base model",
+            path=str(folder),
+        )
 
 
 def _tiling(config: OriginalConfig, options: LoadOptions) -> Tiling:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from infra.contract.errors import InternalError
+from infra.contract.errors import InternalError, InvalidArgumentError
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import Selection, SelectionReason
 from orchestrator.answering.question import Answer, Question
@@ -48,7 +48,7 @@ def ask(
     chosen = strategy.strategy()
     excluded = [*(exclude or ()), *([strategy.adapter] if chosen.exclude_own_adapter else [])]
     question = Question(
-        prompt=Prompt.of(sys.stdin.read() if text == "-" else text, [load_image(file) for file in image or []]),
+        prompt=Prompt.of(_standard_input() if text == "-" else text, [load_image(file) for file in image or []]),
         strategy=chosen.strategy,
         retrieval=retrieval.options(tuple(include or ()), tuple(excluded)),
         fusion_method=chosen.fusion_method,
@@ -64,6 +64,16 @@ def ask(
         console.note(f"no adapter was retrieved: {_REASONS[answer.selection.reason]}")
     if answer.stale:
         console.note("the catalogue could not be reached: its last known state was searched")
+
+
+def _standard_input() -> str:
+    """Return the text on standard input. Raises InvalidArgumentError if it is not UTF-8, whatever the locale."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(
+            "text", f"standard input is not UTF-8 (byte {error.start + 1}); convert it first, such as with iconv"
+        ) from error
 
 
 def _answer(question: Question, orchestrator: OrchestratorTier, show_similarities: bool) -> Answer:

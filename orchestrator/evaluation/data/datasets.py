@@ -1,4 +1,4 @@
-"""Read datasets: JSONL files with one episode a row. A bad row does not affect the other rows."""
+"""Read datasets: files with one episode a row, JSONL or a JSON array. A bad row does not affect the other rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from orchestrator.evaluation.data.files import (
     find_dataset,
 )
 from orchestrator.evaluation.data.image_files import MAX_IMAGE_BYTES
-from orchestrator.evaluation.data.rows import Episode, RowError, parse_row
+from orchestrator.evaluation.data.json_rows import json_rows
+from orchestrator.evaluation.data.layouts import RowError
+from orchestrator.evaluation.data.rows import Episode, parse_row
 from orchestrator.evaluation.spec import DatasetSpec, PromptProtocol
 
 MAX_BAD_ROWS = 100_000
@@ -97,9 +99,12 @@ def read_dataset(
     episodes: list[Episode] = []
     bad_rows: list[BadRow] = []
     line_of: dict[str, int] = {}
-    for line, row in _rows(_lines(dataset, file, budget), digest.update):
+    for row in json_rows(_hashed(_lines(dataset, file, budget), digest.update)):
+        line = row.line
         try:
-            episode = parse_row(dataset, line, row, protocol, find_image)
+            if row.problem:
+                raise RowError(row.problem)
+            episode = parse_row(dataset, line, row.value, protocol, find_image)
             if episode.episode_id in line_of:
                 first = line_of[episode.episode_id]
                 raise RowError(f"episode_id {episode.episode_id!r} is already used in line {first}")
@@ -167,10 +172,7 @@ def _lines(dataset: DatasetSpec, file: Path, budget: ReadBudget) -> Iterator[byt
         raise NotFoundError(f"dataset {dataset.name!r}: {file} cannot be read: {error.strerror}") from error
 
 
-def _rows(lines: Iterable[bytes], hash_line: Callable[[bytes], None]) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and bytes of every line that is not blank. Hashes all lines."""
-    for number, line in enumerate(lines, start=1):
+def _hashed(lines: Iterable[bytes], hash_line: Callable[[bytes], None]) -> Iterator[bytes]:
+    for line in lines:
         hash_line(line)
-        row = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if row.strip():
-            yield number, row.removesuffix(b"\n")
+        yield line

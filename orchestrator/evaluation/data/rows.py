@@ -1,8 +1,7 @@
-"""Parse a row of a JSONL file into an episode."""
+"""Parse a row of a dataset, a JSON value, into an episode."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +10,16 @@ from typing import Any
 from infra.contract.adapter import ADAPTER_ID_PATTERN
 from infra.contract.prompt import IMAGE_PLACEHOLDER
 from orchestrator.evaluation.actions import split_actions
+from orchestrator.evaluation.data.layouts import RowError, kind_of, unified
 from orchestrator.evaluation.spec import DatasetSpec, PromptProtocol
-
-
-class RowError(Exception):
-    """A row cannot be read; the message says why."""
 
 
 @dataclass(frozen=True)
 class Episode:
     """One row: an instruction, the screens in order, the true answer, and the actions in it.
 
-    There is one action per screen, except in the sequence protocol: there the answer may be any text (each line counts
-    as an action) and there may be no screens. `adapter_id` is the adapter trained for the row; empty: not known.
+    There is one action per screen, except in a whole answer, which may be any text (each line counts as an action) with
+    any number of screens. `adapter_id` is the adapter trained for the row; empty: not known.
     """
 
     dataset: str
@@ -35,13 +31,19 @@ class Episode:
     line: int
     adapter_id: str = ""
 
+    def protocol(self, requested: PromptProtocol) -> PromptProtocol:
+        """Return the protocol under which a job that requests one asks this episode: without screens, as a whole."""
+        return requested if self.images else PromptProtocol.SEQUENCE
+
 
 def parse_row(
-    dataset: DatasetSpec, line: int, row: bytes, protocol: PromptProtocol, find_image: Callable[[str], Path]
+    dataset: DatasetSpec, line: int, row: object, protocol: PromptProtocol, find_image: Callable[[str], Path]
 ) -> Episode:
-    """Return the episode in a row. Raises RowError if the row is not valid for the dataset and protocol."""
-    fields = _fields(row)
-    episode_id = _episode_id(fields)
+    """Return the episode in a row, a JSON value. Raises RowError if it is not valid for the dataset and protocol."""
+    if not isinstance(row, dict):
+        raise RowError(f"a row must be a JSON object, this is {kind_of(row)}")
+    fields = unified(row)
+    episode_id = _episode_id(fields, line)
     names = _image_names(fields)
     query = _text(fields, "query")
     placeholders = query.count(IMAGE_PLACEHOLDER)
@@ -52,7 +54,7 @@ def parse_row(
         raise RowError(f"query has only {IMAGE_PLACEHOLDER}; it needs an instruction")
     response = _text(fields, "response").strip()
     actions = split_actions(response)
-    if protocol is not PromptProtocol.SEQUENCE and len(actions) != len(names):
+    if names and protocol is not PromptProtocol.SEQUENCE and len(actions) != len(names):
         raise RowError(
             f"response has {len(actions)} actions for {len(names)} images; the {protocol.value} protocol needs one "
             "each (the sequence protocol takes one whole answer with any number of images)"
@@ -91,21 +93,9 @@ def _first_names(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)[:10])
 
 
-def _fields(row: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(row.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise RowError(f"not UTF-8: byte {error.start + 1} of the line") from error
-    except json.JSONDecodeError as error:
-        raise RowError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except (RecursionError, ValueError) as error:
-        raise RowError("JSON is nested too deeply or has a number that is too long") from error
-    if not isinstance(fields, dict):
-        raise RowError(f"a row must be a JSON object, this is {_kind(fields)}")
-    return fields
-
-
-def _episode_id(fields: dict[str, Any]) -> str:
+def _episode_id(fields: dict[str, Any], line: int) -> str:
+    if "episode_id" not in fields:
+        return f"line-{line}"
     if isinstance(fields.get("episode_id"), int) and not isinstance(fields["episode_id"], bool):
         return str(fields["episode_id"])
     return _text(fields, "episode_id").strip()
@@ -114,7 +104,7 @@ def _episode_id(fields: dict[str, Any]) -> str:
 def _text(fields: dict[str, Any], name: str) -> str:
     value = _present(fields, name)
     if not isinstance(value, str):
-        raise RowError(f"{name} must be a string, this is {_kind(value)}")
+        raise RowError(f"{name} must be a string, this is {kind_of(value)}")
     if not value.strip():
         raise RowError(f"{name} is empty")
     _check_unicode(name, value)
@@ -129,20 +119,13 @@ def _check_unicode(name: str, text: str) -> None:
 
 
 def _image_names(fields: dict[str, Any]) -> list[str]:
-    value = fields.get("images", [])
-    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-        raise RowError("images must be a list of paths")
-    for image in value:
-        _check_unicode("images", image)
-    return value
+    names: list[str] = fields["images"]
+    for name in names:
+        _check_unicode("images", name)
+    return names
 
 
 def _present(fields: dict[str, Any], name: str) -> Any:
     if name not in fields:
         raise RowError(f"{name} is missing")
     return fields[name]
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -140,3 +141,38 @@ def test_output_without_terminal_has_no_colours(capsys: pytest.CaptureFixture[st
     run(["upp"])
     output = capsys.readouterr()
     assert "\x1b[" not in output.out + output.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ask", "\udcd6ffne"],
+        ["ask", "hi", "--include", "a\udcff"],
+        ["ask", "hi", "--image", "/tmp/\udcd6.png"],
+        ["adapters", "add", "x", "--checkpoint=/tmp/x", "--description=\udcd6ffne"],
+        ["adapters", "list", "--kind", "\udcd6"],
+        ["evaluate", "run", "\udcd6.jsonl"],
+        ["evaluate", "judge", "job", "--judge-model", "\udcd6"],
+        ["retrieval", "evaluate", "\udcd6"],
+        ["inspect", "/tmp/\udcd6"],
+        ["serve", "generation", "--model-path", "/tmp/\udcd6"],
+        ["ask", "\ud800"],
+    ],
+)
+def test_argument_that_is_not_utf8_is_one_line_and_status_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: argument ")
+    assert "is not UTF-8" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_standard_input_that_is_not_utf8_is_one_line_and_status_2(locale: str) -> None:
+    command = [sys.executable, "-m", "orchestrator.cli", "ask", "-"]
+    environment = os.environ | {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, input=b"\xd6ffne die App", capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"error: text: standard input is not UTF-8 (byte 1); convert it first, such as with iconv\n"

@@ -19,6 +19,7 @@ from orchestrator.evaluation.report.markdown_report import first_headline, rende
 from orchestrator.evaluation.report.metric_tables import STEPS, TEXTS, datasets_with_score
 from orchestrator.evaluation.report.summarize import summarize
 from orchestrator.evaluation.report.summary import JobFacts, Summary
+from orchestrator.evaluation.sample_plan import plan_samples
 from orchestrator.evaluation.scoring import answered_episodes, record_scores, whole_answers
 from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
 from tests.support.harness.evaluation_data import answered, failure, row, sample, write_dataset
@@ -65,10 +66,29 @@ def test_whole_answer_may_have_any_number_of_actions(tmp_path: Path, images: lis
 
 
 @pytest.mark.parametrize("protocol", [PromptProtocol.STEP, PromptProtocol.EPISODE])
-def test_step_protocols_refuse_row_without_images_with_remedy(tmp_path: Path, protocol: PromptProtocol) -> None:
-    (bad,) = read(tmp_path, "Paris", [], protocol).bad_rows
-    assert f"1 actions for 0 images; the {protocol.value} protocol needs one each" in bad.problem
+def test_row_without_images_is_whole_answer_in_every_protocol(tmp_path: Path, protocol: PromptProtocol) -> None:
+    content = read(tmp_path, "It rains\nin April.", [], protocol)
+    (planned,) = plan_samples(replace(SPEC, strategies=(BASE,), protocol=protocol), [content])
+    assert (planned.protocol, planned.truth) == (PromptProtocol.SEQUENCE, "It rains\nin April.")
+    assert (planned.text, planned.images, planned.step) == ("Where is it?", (), 0)
+
+
+@pytest.mark.parametrize("protocol", [PromptProtocol.STEP, PromptProtocol.EPISODE])
+def test_step_protocols_refuse_other_number_of_actions_with_remedy(tmp_path: Path, protocol: PromptProtocol) -> None:
+    (bad,) = read(tmp_path, "Paris", ["1.png", "2.png"], protocol).bad_rows
+    assert f"1 actions for 2 images; the {protocol.value} protocol needs one each" in bad.problem
     assert "the sequence protocol takes one whole answer with any number of images" in bad.problem
+
+
+@pytest.mark.parametrize("protocol", list(PromptProtocol))
+def test_rows_with_and_without_images_are_planned_together(tmp_path: Path, protocol: PromptProtocol) -> None:
+    rows = [row("e1", "Where?", ["Paris"], []), row("e2", "Look.", ["Scroll up", "Scroll down"], ["1.png", "2.png"])]
+    file = write_dataset(tmp_path, "facts", rows)
+    content = read_dataset(DatasetSpec("facts", str(file)), protocol=protocol, roots=[tmp_path])
+    planned = plan_samples(replace(SPEC, protocol=protocol), [content])
+    assert [sample.protocol for sample in planned if sample.episode_id == "e1"] == [PromptProtocol.SEQUENCE] * 2
+    assert {sample.protocol for sample in planned if sample.episode_id == "e2"} == {protocol}
+    assert len({sample.key for sample in planned}) == len(planned)
 
 
 def test_images_may_be_absent_from_row(tmp_path: Path) -> None:
