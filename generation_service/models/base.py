@@ -201,7 +201,8 @@ class BaseModel(Protocol):
     def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: LayerCache) -> Tensor:
         """Return the last hidden states [N, T, hidden].
 
-        embeddings [N, T, hidden or more, as `embed` returns]; positions [axes, N, T]; mask [N, 1, T, S] true where a token attends, None: causal.
+        embeddings [N, T, hidden or more, as `embed` returns]; positions [axes, N, T]; mask [N, 1, T, S] true where a
+        token attends, None: causal.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Decoder:
         """
         position_ids = positions if self.description.position_axes > 1 else positions[0]
         rotations = self._language.rotary_emb(embeddings, position_ids=position_ids)
-        hidden, *deeper = embeddings.split(self._language.config.hidden_size, dim=-1)
+        hidden, *deeper = torch.split(embeddings, self._language.config.hidden_size, dim=-1)
         for index, layer in enumerate(self._language.layers):
             hidden = layer(
                 hidden,

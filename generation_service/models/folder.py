@@ -174,25 +174,18 @@ def open_tensors(stored: Mapping[str, StoredTensor], files: ExitStack) -> dict[s
 
 
 def eos_tokens(folder: Path) -> frozenset[int]:
-<<<<<<< HEAD
-    """Return the ids that end an answer, from generation_config.json, else from config.json or its text_config."""
-    path = folder / "generation_config.json"
-    config = read_config(folder)
-    stated = (read_json(path) if path.is_file() else {}, config, config.get("text_config"))
-    found = (part.get("eos_token_id") for part in stated if isinstance(part, dict))
-    eos = next((ids for ids in found if ids is not None), None)
-    return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
-=======
-    """Return the ids that end an answer, from generation_config.json, else from config.json.
+    """Return the ids that end an answer: generation_config.json's, else config.json's, else its text_config's.
 
     Raises CheckpointError unless they are token ids.
     """
-    path = folder / "generation_config.json"
-    eos = read_json(path).get("eos_token_id") if path.is_file() else None
-    if eos is None:
-        path = folder / CONFIG
-        eos = read_config(folder).get("eos_token_id")
-    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    path = folder / CONFIG
+    config = read_config(folder)
+    stated = [(path, config), (path, config.get("text_config"))]
+    if (generation := folder / "generation_config.json").is_file():
+        stated.insert(0, (generation, read_json(generation)))
+    found = ((source, part.get("eos_token_id")) for source, part in stated if isinstance(part, dict))
+    path, eos = next((each for each in found if each[1] is not None), (path, []))
+    ids = eos if isinstance(eos, list) else [eos]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or token < 0:
             raise CheckpointError(
@@ -201,7 +194,6 @@ def eos_tokens(folder: Path) -> frozenset[int]:
                 path=str(path),
             )
     return frozenset(ids)
->>>>>>> main
 
 
 def _sharded(folder: Path) -> dict[str, StoredTensor]:

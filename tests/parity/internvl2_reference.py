@@ -1,4 +1,4 @@
-"""InternVL2, InternVL3 and InternVL3.5 in plain PyTorch, from the papers' equations and the original tensor names; it shares no code with ours.
+"""InternVL2, 3 and 3.5 in plain PyTorch, from the papers' equations and the original names; it shares no code with ours.
 
 One sequence, no cache, loops where the equations have sums: slow and easy to check. Language models: InternLM2, Qwen2,
 Qwen3 and Phi-3. Papers: InternVL 1.5 (arXiv 2404.16821), InternLM2 (arXiv 2403.17297), LongRoPE (arXiv 2402.13753).
@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Qwen2Tokenizer
 
-SYSTEM_2_5 = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+SYSTEM_2_5 = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
 SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 _NAMES = {
     "internlm2": {"embed": "model.tok_embeddings", "head": "output", "norms": ("attention_norm", "ffn_norm")},

@@ -1,4 +1,4 @@
-"""Qwen3-VL in plain PyTorch: Qwen3 with interleaved M-RoPE and DeepStack (arXiv 2406.04334); it shares no code with ours.
+"""Qwen3-VL in plain PyTorch: Qwen3, interleaved M-RoPE and DeepStack (arXiv 2406.04334); it shares no code with ours.
 
 One sequence, no cache, loops where the equations have sums: slow and easy to check.
 """
@@ -55,7 +55,7 @@ class Qwen3VLReference(Qwen2VLReference):
         weight = self.weights["visual.patch_embed.proj.weight"].reshape(width, -1)
         hidden = image.values @ weight.T + self.weights["visual.patch_embed.proj.bias"] + self._positions(image)
         cos, sin = self._vision_rotations(image, width // heads)
-        deeper = []
+        deeper: list[Tensor] = []
         for block in range(vision["depth"]):
             at = f"visual.blocks.{block}"
             normed = self._layer_norm(hidden, f"{at}.norm1")
@@ -108,7 +108,7 @@ class Qwen3VLReference(Qwen2VLReference):
         return self._linear(torch.cat(mixed, dim=-1), f"{at}.o_proj")
 
     def _rotations(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return interleaved M-RoPE: frequencies take turns with time, height and width, as long as an axis has some."""
+        """Return interleaved M-RoPE: frequencies take turns with time, height and width while an axis has some."""
         size, theta = self.config["head_dim"], self.config["rope_theta"]
         _, high, wide = self.config["rope_scaling"]["mrope_section"]
         angles = []

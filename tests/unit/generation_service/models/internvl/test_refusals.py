@@ -18,6 +18,7 @@ from infra.contract.errors import CheckpointError
 from tests.support.checkpoints.internvl2 import TinyInternVL, write_internvl2
 
 WEIGHTS = "model.safetensors"
+OTHER = {"model_type": "other"}
 
 
 @pytest.fixture
@@ -112,22 +113,43 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
     [
         ("vision_config", {"norm_type": "group_norm"}, "norm_type of its vision tower is 'group_norm'"),
         ("vision_config", {"qk_normalization": True, "layer_norm_eps": 1e-5}, "layer_norm_eps of its vision tower"),
-        ("llm_config", {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "other"}, "is Qwen3MoeForCausalLM, a mixture of experts"),
-        ("llm_config", {"architectures": ["InternLM3ForCausalLM"], "model_type": "other"}, "language model is InternLM3ForCausalLM"),
+        (
+            "llm_config",
+            {**OTHER, "architectures": ["Qwen3MoeForCausalLM"]},
+            "is Qwen3MoeForCausalLM, a mixture of experts",
+        ),
+        (
+            "llm_config",
+            {**OTHER, "architectures": ["InternLM3ForCausalLM"]},
+            "model is InternLM3ForCausalLM",
+        ),
         ("", {"flash_relative_threshold": 0.5}, "it is a Flash variant"),
-        ("llm_config", {"architectures": ["LlamaForCausalLM"], "model_type": "other"}, "language model is LlamaForCausalLM"),
+        (
+            "llm_config",
+            {**OTHER, "architectures": ["LlamaForCausalLM"]},
+            "language model is LlamaForCausalLM",
+        ),
         ("llm_config", {"architectures": None, "model_type": "yi"}, "language model is yi"),
         ("", {"select_layer": -4}, "select_layer is -4, not -1"),
         ("", {"ps_version": "v1"}, "ps_version is 'v1', not 'v2'"),
         ("", {"pad2square": True}, "pad2square is True"),
     ],
-    ids=["unknown norm", "other epsilon", "30B-A3B", "9B", "Flash", "40B", "another", "an inner layer", "transposed shuffle", "padding"],
+    ids=[
+        "unknown norm",
+        "other epsilon",
+        "30B-A3B",
+        "9B",
+        "Flash",
+        "40B",
+        "another",
+        "an inner layer",
+        "transposed shuffle",
+        "padding",
+    ],
 )
 def test_unsupported_model_lists_supported_ones(folder: Path, part: str, given: dict[str, Any], reason: str) -> None:
     edit(folder, lambda config: (config[part] if part else config).update(given))
-    assert_refused(
-        folder, f"{reason}.*It serves InternVL2, 2.5, 3 and 3.5.*InternLM2, Qwen2, Qwen3"
-    )
+    assert_refused(folder, f"{reason}.*It serves InternVL2, 2.5, 3 and 3.5.*InternLM2, Qwen2, Qwen3")
 
 
 def test_missing_config_key_is_named(folder: Path) -> None:
