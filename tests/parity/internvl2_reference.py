@@ -1,4 +1,4 @@
-"""InternVL2, 3 and 3.5 in plain PyTorch, from the papers' equations and the original names; it shares no code with ours.
+"""InternVL2, 3 and 3.5 in plain PyTorch, from the papers and the original tensor names; it shares no code with ours.
 
 One sequence, no cache, loops where the equations have sums: slow and easy to check. Language models: InternLM2, Qwen2,
 Qwen3 and Phi-3. Papers: InternVL 1.5 (arXiv 2404.16821), InternLM2 (arXiv 2403.17297), LongRoPE (arXiv 2402.13753).
