@@ -11,13 +11,12 @@ import torch
 
 from generation_service import metrics
 from generation_service.adapters.admission import Admission
-from generation_service.adapters.checkpoint.reader import read_checkpoint
+from generation_service.adapters.checking import CheckpointReader
 from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.residency import Residency
 from generation_service.adapters.source import (
     AdapterResolver,
     AdapterRoots,
-    AdapterSource,
     CatalogueResolver,
     FolderResolver,
 )
@@ -25,17 +24,16 @@ from generation_service.answers import GenerationService, ServedModel
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits, default_prefill_tokens
 from generation_service.engine.memory_plan import MemoryPlan, available_bytes, plan_memory
+from generation_service.execution.devices import resolve_device, resolve_dtype
 from generation_service.execution.kv_cache import SlotKVCache
 from generation_service.execution.runner import Runner
 from generation_service.lora.bank import AdapterBank
 from generation_service.lora.h2d_copy import HostPacker
-from generation_service.lora.weights import AdapterWeights
 from generation_service.models.base import BaseModel, LoadOptions, ModelDescription
 from generation_service.models.folder import default_model_name, folder_revision
 from generation_service.models.registry import load_base_model
 from generation_service.server import GenerationServicer, add_to
 from generation_service.settings import GenerationSettings
-from infra.contract.errors import ConfigurationError
 from infra.runtime.logs import get_logger
 from infra.runtime.server import GrpcServer
 
@@ -57,7 +55,7 @@ class GenerationStack:
 @contextmanager
 def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
     """Load the model and start the engine; stop them on exit. Raises CheckpointError or ConfigurationError."""
-    device = _device(settings.device)
+    device = resolve_device(settings.device)
     name = settings.model_name or default_model_name(settings.model_path)
     log.info("loading_model", model=name, path=str(settings.model_path), device=str(device))
     model = _load_model(settings, device)
@@ -78,7 +76,7 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
     with ExitStack() as stack:
         host_cache = HostCache(
             _resolver(settings, stack),
-            _CheckpointReader(model, bank),
+            CheckpointReader(description.targets, model.canonical, bank.ranks, bank.dtype),
             (name, *settings.model_aliases),
             settings.host_adapter_bytes,
             host_form=HostPacker(bank.dtype, pinned=bank.device.type == "cuda"),
@@ -123,28 +121,10 @@ async def _stack_on_thread(settings: GenerationSettings) -> AsyncIterator[Genera
         yield stack
 
 
-@dataclass(frozen=True)
-class _CheckpointReader:
-    """Reads an adapter's folder for the loaded base model."""
-
-    model: BaseModel
-    bank: AdapterBank
-
-    def __call__(self, source: AdapterSource) -> AdapterWeights:
-        return read_checkpoint(
-            source.folder,
-            self.model.description.targets,
-            self.model.canonical,
-            max_rank=self.bank.ranks,
-            expected_revision=source.content,
-            dtype=self.bank.dtype,
-        )
-
-
 def _load_model(settings: GenerationSettings, device: torch.device) -> BaseModel:
     options = LoadOptions(
         device,
-        _dtype(settings.dtype, device),
+        resolve_dtype(settings.dtype, device),
         max_pixels=settings.max_pixels,
         max_tiles=settings.max_tiles,
         image_suffix=settings.image_suffix,
@@ -186,26 +166,6 @@ def _limits(settings: GenerationSettings, plan: MemoryPlan, device: torch.device
         default_max_new_tokens=settings.default_max_new_tokens,
         prefill_tokens=settings.prefill_tokens or default_prefill_tokens(device.type),
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigurationError(f"device {name!r} is not known to torch: use cpu, cuda, cuda:0, ...") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"device {name!r} needs a GPU, and torch finds none: use cpu or auto")
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype | None:
-    if name == "auto":
-        return None if device.type == "cuda" else torch.float32
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
 
 
 def _log_plan(model: BaseModel, plan: MemoryPlan) -> None:

@@ -83,6 +83,13 @@ class AdapterRoots:
                 )
 
 
+def source_in(folder: Path, adapter_id: str) -> AdapterSource:
+    """Return the source of the PEFT folder `folder` as it is now. Raises CheckpointError."""
+    base_model = read_config(folder).base_model
+    content = content_revision(folder)
+    return AdapterSource(adapter_id, content[:REVISION_LENGTH], folder, base_model, content)
+
+
 class FolderResolver:
     """An AdapterResolver for adapters in `<root>/<adapter_id>/`. The revision is a prefix of the content hash.
 
@@ -121,9 +128,7 @@ class FolderResolver:
                 f"adapter {adapter_id!r} is not known: put its PEFT folder into {adapter_id}/ below {self._roots}",
                 adapter_id=adapter_id,
             )
-        base_model = read_config(folder).base_model
-        content = content_revision(folder)
-        return AdapterSource(adapter_id, content[:REVISION_LENGTH], folder, base_model, content)
+        return source_in(folder, adapter_id)
 
 
 class CatalogueResolver:

@@ -41,7 +41,8 @@ def parse_config(folder: Path, config_class: Any, title: str) -> Any:
         return config_class.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers validates with the exceptions of several libraries.
         raise CheckpointError(
-            f"{folder / 'config.json'} does not describe a {title} model: {error}", path=str(folder)
+            f"{folder / 'config.json'} does not describe a {title} model: {' '.join(str(error).split())[:300]}",
+            path=str(folder),
         ) from error
 
 
