@@ -30,6 +30,8 @@ class ChatTokenizer:
         self.special = self._tokenizer.special
         self.longest_token = self._tokenizer.longest_token
         self.largest_token = self._tokenizer.largest_token
+        self.largest_ordinary_token = self._tokenizer.largest_ordinary_token
+        self.spelling = self._tokenizer.spelling
         self.decode = self._tokenizer.decode
         self._template = find_template(folder, template_file, self._renderer.chat_template)
         self._conversation = ConversationRenderer(self._render, list(self.special), self._template.file)
