@@ -42,7 +42,7 @@ def inspect_folder(
 def _check_folder(path: Path, name: str) -> None:
     if not path.exists():
         raise InvalidArgumentError(name, f"there is no folder {path}")
-    if not path.is_dir():
+    if not path.is_dir() and path.suffix != SUFFIX:
         raise InvalidArgumentError(name, f"{path} is a file; give the folder that contains it")
 
 

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -67,8 +66,8 @@ def _check_shapes(
     if scale.shape not in fitting:
         blocks = f" in blocks of {block[0]} x {block[1]}" if block else ""
         raise CheckpointError(
-            f"{folder}: the scale of {name} is {list(scale.shape)}, which does not fit {list(shape)}{blocks}: config.json "
-            "and the files are not of one model; download the folder again",
+            f"{folder}: the scale of {name} is {list(scale.shape)}, which does not fit {list(shape)}{blocks}: "
+            "config.json and the files are not of one model; download the folder again",
             path=str(folder),
         )
 

@@ -64,8 +64,8 @@ def architecture_of_file(file: GgufFile) -> _Architecture:
     if row is None or file.of_architecture("expert_count"):
         experts = ", a mixture of experts" if file.of_architecture("expert_count") else ""
         raise CheckpointError(
-            f"{file.path} is a GGUF of architecture {file.architecture!r}{experts}; of GGUF files, {', '.join(_ARCHITECTURES)} "
-            "(dense) are served: take the model's folder of safetensors",
+            f"{file.path} is a GGUF of architecture {file.architecture!r}{experts}; of GGUF files, "
+            f"{', '.join(_ARCHITECTURES)} (dense) are served: take the model's folder of safetensors",
             path=str(file.path),
         )
     return row
