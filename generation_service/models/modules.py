@@ -16,6 +16,7 @@ from generation_service.models.base import LoadOptions, ModelArchitecture
 from generation_service.models.folder import (
     StoredTensor,
     check_floating_point,
+    check_merged,
     open_tensors,
     read_config,
     stored_tensors,
@@ -67,6 +68,7 @@ def load_with_weights(
     Raises CheckpointError naming the tensors that are missing, unexpected, of another shape or not floating point.
     """
     stored = stored_tensors(folder)
+    check_merged(folder, stored)
     check_floating_point(folder, stored)
     device = options.device
     try:
