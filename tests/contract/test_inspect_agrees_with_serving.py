@@ -84,7 +84,7 @@ def refusal_of_server(folder: Path) -> str:
     return ""
 
 
-@pytest.mark.parametrize(("family", "spoil"), cases())
+@pytest.mark.parametrize(("family", "spoil"), list(cases()))
 def test_base_model_verdicts_agree(tmp_path: Path, good: dict[str, Path], family: str, spoil: odd.Spoil) -> None:
     folder = tmp_path / "model"
     shutil.copytree(good[family], folder)
@@ -139,7 +139,7 @@ def adapter_server(good: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
         yield stack
 
 
-@pytest.mark.parametrize("name", adapter_spoils())
+@pytest.mark.parametrize("name", list(adapter_spoils()))
 def test_adapter_verdicts_agree(
     tmp_path_factory: pytest.TempPathFactory, good: dict[str, Path], adapter_server: GenerationStack, name: str
 ) -> None:
