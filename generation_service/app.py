@@ -23,7 +23,7 @@ from generation_service.adapters.source import (
 from generation_service.answers import GenerationService, ServedModel
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits, default_prefill_tokens
-from generation_service.engine.memory_plan import MemoryPlan, available_bytes, plan_memory
+from generation_service.engine.memory_plan import MemoryPlan, available_bytes, packed_copy_fits, plan_memory
 from generation_service.execution.devices import resolve_device, resolve_dtype
 from generation_service.execution.kv_cache import SlotKVCache
 from generation_service.execution.runner import Runner
@@ -72,7 +72,7 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
         description.targets, settings.bank_ranks, description.dtype, description.device, by_image=description.by_image
     )
     cache = SlotKVCache(plan.cache, description.dtype, description.device)
-    runner = Runner(model, bank, cache, graphs=settings.decode_graphs)
+    runner = Runner(model, bank, cache, graphs=settings.decode_graphs, pack=_packs_weights(settings, description))
     with ExitStack() as stack:
         names = (name, *settings.model_aliases)
         reader = CheckpointReader(description.targets, model.canonical, bank.ranks, bank.dtype)
@@ -134,6 +134,17 @@ def _load_model(settings: GenerationSettings, device: torch.device) -> BaseModel
         chat_template=settings.chat_template,
     )
     return load_base_model(settings.model_path, options)
+
+
+def _packs_weights(settings: GenerationSettings, model: ModelDescription) -> bool:
+    """Return whether linear layers keep a packed copy of their weights, which takes their memory a second time."""
+    if not settings.cpu_packed_weights or model.device.type != "cpu" or model.dtype != torch.float32:
+        return False
+    if fits := packed_copy_fits(model):
+        log.info("packing_weights", bytes=model.weight_bytes)
+    else:
+        log.warning("weights_not_packed", bytes=model.weight_bytes, reason="a second copy needs too much memory")
+    return fits
 
 
 def _served_model(
