@@ -11,7 +11,7 @@ import torch
 
 from generation_service import metrics
 from generation_service.adapters.admission import Admission
-from generation_service.adapters.checking import CheckpointReader
+from generation_service.adapters.checking import AdapterCheck, CheckpointReader
 from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.residency import Residency
 from generation_service.adapters.source import (
@@ -76,10 +76,12 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
     cache = SlotKVCache(plan.cache, description.dtype, description.device)
     runner = Runner(model, bank, cache, graphs=settings.decode_graphs, pack=_packs_weights(settings, description))
     with ExitStack() as stack:
+        names = (name, *settings.model_aliases)
+        reader = CheckpointReader(description.targets, model.canonical, bank.ranks, bank.dtype)
         host_cache = HostCache(
             _resolver(settings, stack),
-            CheckpointReader(description.targets, model.canonical, bank.ranks, bank.dtype),
-            (name, *settings.model_aliases),
+            reader,
+            names,
             settings.host_adapter_bytes,
             host_form=HostPacker(bank.dtype, pinned=bank.device.type == "cuda"),
         )
@@ -91,7 +93,8 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
         engine.start()
         stack.callback(engine.close)
         served = _served_model(settings, name, engine.limits, description)
-        service = GenerationService(served, model, admission, residency, engine)
+        check = AdapterCheck(AdapterRoots(settings.adapter_roots), reader, names)
+        service = GenerationService(served, model, admission, residency, engine, check=check)
         stack.callback(service.close)
         yield GenerationStack(model, bank, admission, residency, engine, service)
 
