@@ -66,7 +66,6 @@ def inspect_base_model(path: Path, options: LoadOptions) -> BaseModelReport:
     report = BaseModelReport(str(path))
     try:
         folder = model_folder(path)
-        report.quantisation = quantisation_of(folder)
     except CheckpointError as error:
         report.problems.append(error.message)
         return report
@@ -116,6 +115,7 @@ def _add_input_format(report: BaseModelReport, input_format: InputFormat) -> Non
 
 
 def _add_stored(report: BaseModelReport, folder: Path) -> None:
+    report.quantisation = quantisation_of(folder)
     stored = served_tensors(folder)
     files = {tensor.file for tensor in stored.values()}
     report.stored_tensors = len(stored)

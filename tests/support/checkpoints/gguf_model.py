@@ -35,6 +35,7 @@ def write_gguf(
     quantisation: GGMLQuantizationType = GGMLQuantizationType.Q8_0,
     rope_factors: Tensor | None = None,
     metadata: Mapping[str, Any] | None = None,
+    tokenizer: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the model of `folder`, whose weights become what `path` dequantises to, and return `path`.
 
@@ -47,6 +48,9 @@ def write_gguf(
     for key, value in (_settings(config) | dict(metadata or {})).items():
         add = writer.add_string if isinstance(value, str) else writer.add_float32
         (writer.add_uint32 if isinstance(value, int) else add)(key, value)
+    kind = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2"} | dict(tokenizer or {})
+    writer.add_tokenizer_model(kind["tokenizer.ggml.model"])
+    writer.add_tokenizer_pre(kind["tokenizer.ggml.pre"])
     _add_tokenizer(writer, folder)
     for name, tensor in weights.items():
         rows = _interleaved(name, tensor, config) if architecture == "llama" else tensor
@@ -90,8 +94,6 @@ def _add_tokenizer(writer: GGUFWriter, folder: Path) -> None:
     special = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     by_id = {number: token for token, number in (vocab | special).items()}
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
     writer.add_token_list([by_id.get(number, f"[PAD{number}]") for number in range(rows)])
     writer.add_token_types(
         [3 if by_id.get(number) in special else 1 if number in by_id else 5 for number in range(rows)]

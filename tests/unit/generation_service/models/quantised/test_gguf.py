@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import peft
 import pytest
 import torch
 from gguf import GGMLQuantizationType
+from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from generation_service.app import generation_stack
@@ -167,6 +169,41 @@ def test_unserved_contents_are_named(tmp_path: Path, metadata: dict[str, Any], m
         config = json.loads((plain / "config.json").read_text())
         (plain / "config.json").write_text(json.dumps(config | {"model_type": architecture}))
     assert_refused(write_gguf(tmp_path / "tiny.gguf", plain, metadata=metadata), match)
+
+
+@pytest.mark.parametrize("metadata", [{"tokenizer.ggml.model": "llama"}, {"tokenizer.ggml.pre": "deepseek-llm"}])
+def test_tokenizer_beside_file_replaces_one_that_cannot_be_rebuilt(tmp_path: Path, metadata: dict[str, str]) -> None:
+    plain = plain_folder(tmp_path / "plain")
+    (tmp_path / "gguf").mkdir()
+    gguf = write_gguf(tmp_path / "gguf" / "tiny.gguf", plain, tokenizer=metadata)
+    assert_refused(gguf, r"tokenizer.*cannot be rebuilt exactly from a GGUF: put the tokenizer\.json.*beside the file")
+    (gguf.parent / "tokenizer.json").write_bytes((plain / "tokenizer.json").read_bytes())
+    gguf.touch()
+    model, reference = load(gguf), load(plain)
+    assert model.encode(QUESTION, []).tokens.tolist() == reference.encode(QUESTION, []).tokens.tolist()
+
+
+def test_each_digit_is_split_off_where_the_file_says_so(tmp_path: Path) -> None:
+    plain = plain_folder(tmp_path / "plain")
+    model = load(write_gguf(tmp_path / "tiny.gguf", plain, tokenizer={"tokenizer.ggml.pre": "smollm"}))
+    tokenizer = Tokenizer.from_file(str(plain / "tokenizer.json"))
+    tokenizer.normalizer = None
+    text = "a1  23,    456 years\n\n  7"
+    pieces = [piece for part in re.split(r"(\d)", text) if part for piece in gpt2_pieces(part)]
+    expected = [number for piece in pieces for number in merged(tokenizer, piece)]
+    encoded = model.encode(Prompt.of(text), []).tokens.tolist()
+    assert any(encoded[start : start + len(expected)] == expected for start in range(len(encoded)))
+
+
+def gpt2_pieces(text: str) -> list[str]:
+    """Split text without apostrophes as GPT-2 does."""
+    return re.findall(r" ?[^\W\d_]+| ?\d+| ?[^\s\w]+|\s+(?!\S)|\s+", text)
+
+
+def merged(tokenizer: Tokenizer, piece: str) -> list[int]:
+    """Return the tokens of a piece that is split no further."""
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return list(tokenizer.encode(piece, add_special_tokens=False).ids)
 
 
 def test_type_without_dequantiser_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
