@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from generation_service.commands.server_options import BANK_RANKS
 from generation_service.models.base import InputFormat, LoadOptions, ModelArchitecture
 from generation_service.models.folder import default_model_name, read_config, stored_tensors
 from generation_service.models.registry import family_of
@@ -16,8 +17,6 @@ from generation_service.models.validation import check_base_model
 from infra.contract.errors import CheckpointError
 
 BF16_BYTES = 2
-#: The default of the server's `bank_ranks` setting, so that the report matches a server started without options.
-BANK_RANKS = 512
 _CACHE_TOKENS = 1000  # A round number to multiply by the expected sequence length.
 
 
@@ -59,14 +58,14 @@ class BaseModelReport:
     memory_bytes: Mapping[str, int] | None = None
 
 
-def inspect_base_model(folder: Path) -> BaseModelReport:
+def inspect_base_model(folder: Path, options: LoadOptions) -> BaseModelReport:
     """Report on the folder: what the server's own check of it finds, then what its files state."""
     report = BaseModelReport(str(folder))
     try:
         report.name = default_model_name(folder)
         report.model_type = str(read_config(folder).get("model_type"))
         family = family_of(folder)
-        checked = check_base_model(family, folder, LoadOptions())
+        checked = check_base_model(family, folder, options)
         report.warnings += checked.warnings
     except CheckpointError as error:
         report.problems.append(error.message)
@@ -74,7 +73,7 @@ def inspect_base_model(folder: Path) -> BaseModelReport:
         family = family_of(folder)
         _add_architecture(report, family.describe(folder))
     with suppress(Exception):
-        _add_input_format(report, family.input_format(folder, LoadOptions()))
+        _add_input_format(report, family.input_format(folder, options))
     with suppress(Exception):
         _add_stored(report, folder)
     report.supported = not report.problems

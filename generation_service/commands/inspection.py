@@ -8,6 +8,7 @@ from generation_service.adapters.checkpoint.peft_config import CONFIG_FILE as AD
 from generation_service.adapters.checkpoint.reader import WEIGHTS_FILE
 from generation_service.commands.adapter_report import AdapterReport, inspect_adapter
 from generation_service.commands.base_model_report import BaseModelReport, inspect_base_model
+from generation_service.commands.server_options import ServerOptions
 from generation_service.models.folder import CONFIG as MODEL_CONFIG
 from generation_service.models.folder import INDEX
 from infra.contract.errors import InvalidArgumentError
@@ -16,20 +17,23 @@ _ADAPTER_FILES = (ADAPTER_CONFIG, WEIGHTS_FILE, "adapter_model.bin")
 _MODEL_FILES = (MODEL_CONFIG, INDEX, "model*.safetensors", "pytorch_model*.bin", "generation_config.json")
 
 
-def inspect_folder(path: Path, base_model: Path | None = None) -> BaseModelReport | AdapterReport:
+def inspect_folder(
+    path: Path, base_model: Path | None = None, options: ServerOptions | None = None
+) -> BaseModelReport | AdapterReport:
     """Report on the folder at `path`. Raises InvalidArgumentError if it is neither a model nor an adapter."""
+    options = options or ServerOptions()
     _check_folder(path, "PATH")
     if base_model is not None:
         _check_folder(base_model, "--base-model")
     if any((path / name).exists() for name in _ADAPTER_FILES):
-        return inspect_adapter(path, base_model)
+        return inspect_adapter(path, base_model, options)
     if not any(any(path.glob(name)) for name in _MODEL_FILES):
         raise InvalidArgumentError(
             "PATH", f"{path} has no {MODEL_CONFIG} of a base model and no {ADAPTER_CONFIG} of an adapter{_hint(path)}"
         )
     if base_model is not None:
         raise InvalidArgumentError("--base-model", f"{path} is a base model itself; the option applies to adapters")
-    return inspect_base_model(path)
+    return inspect_base_model(path, options.load)
 
 
 def _check_folder(path: Path, name: str) -> None:

@@ -190,7 +190,10 @@ class BaseModel(Protocol):
         """Return the text of `tokens`, special tokens left out."""
 
     def embed(self, prompt: EncodedPrompt) -> Tensor:
-        """Return the input embeddings [1, T, hidden] of a prompt, image embeddings included."""
+        """Return the input embeddings [1, T, hidden] of a prompt, image embeddings included.
+
+        A model whose images have features for deeper layers appends them: [1, T, (1 + D) hidden].
+        """
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Return the input embeddings [.., hidden] of text tokens [..]."""
@@ -198,7 +201,8 @@ class BaseModel(Protocol):
     def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: LayerCache) -> Tensor:
         """Return the last hidden states [N, T, hidden].
 
-        embeddings [N, T, hidden]; positions [axes, N, T]; mask [N, 1, T, S] true where a token attends, None: causal.
+        embeddings [N, T, hidden or more, as `embed` returns]; positions [axes, N, T]; mask [N, 1, T, S] true where a
+        token attends, None: causal.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATING_POINT = ("float64", "float32", "float16", "bfloat16")
+_PREPROCESSOR = "preprocessor_config.json"
+_ADAPTER_PARTS = (".lora_A.", ".lora_B.", ".base_layer.")
 _POSITION_IDS = ".position_ids"  # An integer buffer that older releases of transformers saved.
 _MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
@@ -123,6 +125,34 @@ def check_floating_point(folder: Path, stored: Mapping[str, StoredTensor]) -> No
         )
 
 
+def check_merged(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
+    """Raise CheckpointError if the weights are a fine-tuned model whose adapter was not merged into it."""
+    if not any(part in name for name in stored for part in _ADAPTER_PARTS):
+        return
+    config = read_config(folder)
+    settings = [f"{name} {config[name]}" for name in ("use_llm_lora", "use_backbone_lora") if config.get(name)]
+    stated = f" ({', '.join(settings)})" if settings else ""
+    tool = "InternVL's tools/merge_lora.py" if settings else "merge_and_unload() of PEFT"
+    raise CheckpointError(
+        f"{folder} is an unmerged LoRA fine-tune{stated}: its files hold lora_A and lora_B beside the base weights; "
+        f"merge them first, with {tool}",
+        path=str(folder),
+    )
+
+
+def image_processor_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the settings of the image processor and their file, which transformers 5 calls processor_config.json.
+
+    Raises CheckpointError if neither file states them.
+    """
+    combined = folder / "processor_config.json"
+    if combined.is_file():
+        settings = read_json(combined).get("image_processor")
+        if isinstance(settings, dict):
+            return combined, settings
+    return folder / _PREPROCESSOR, read_json(folder / _PREPROCESSOR)
+
+
 def unread_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     """Return the tensors of `stored` on the meta device: shapes and types without values."""
     return {
@@ -144,16 +174,18 @@ def open_tensors(stored: Mapping[str, StoredTensor], files: ExitStack) -> dict[s
 
 
 def eos_tokens(folder: Path) -> frozenset[int]:
-    """Return the ids that end an answer, from generation_config.json, else from config.json.
+    """Return the ids that end an answer: generation_config.json's, else config.json's, else its text_config's.
 
     Raises CheckpointError unless they are token ids.
     """
-    path = folder / "generation_config.json"
-    eos = read_json(path).get("eos_token_id") if path.is_file() else None
-    if eos is None:
-        path = folder / CONFIG
-        eos = read_config(folder).get("eos_token_id")
-    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    path = folder / CONFIG
+    config = read_config(folder)
+    stated = [(path, config), (path, config.get("text_config"))]
+    if (generation := folder / "generation_config.json").is_file():
+        stated.insert(0, (generation, read_json(generation)))
+    found = ((source, part.get("eos_token_id")) for source, part in stated if isinstance(part, dict))
+    path, eos = next((each for each in found if each[1] is not None), (path, []))
+    ids = eos if isinstance(eos, list) else [eos]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or token < 0:
             raise CheckpointError(

@@ -16,6 +16,7 @@ from generation_service.models.base import LoadOptions, ModelArchitecture
 from generation_service.models.folder import (
     StoredTensor,
     check_floating_point,
+    check_merged,
     open_tensors,
     read_config,
     stored_tensors,
@@ -40,7 +41,8 @@ def parse_config(folder: Path, config_class: Any, title: str) -> Any:
         return config_class.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers validates with the exceptions of several libraries.
         raise CheckpointError(
-            f"{folder / 'config.json'} does not describe a {title} model: {error}", path=str(folder)
+            f"{folder / 'config.json'} does not describe a {title} model: {' '.join(str(error).split())[:300]}",
+            path=str(folder),
         ) from error
 
 
@@ -66,6 +68,7 @@ def load_with_weights(
     Raises CheckpointError naming the tensors that are missing, unexpected, of another shape or not floating point.
     """
     stored = stored_tensors(folder)
+    check_merged(folder, stored)
     check_floating_point(folder, stored)
     device = options.device
     try:

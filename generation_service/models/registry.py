@@ -10,6 +10,8 @@ from generation_service.models.folder import read_config
 from generation_service.models.internvl.family import InternVLChatFamily, InternVLFamily
 from generation_service.models.qwen2_5_vl import Qwen25VLFamily
 from generation_service.models.qwen2_vl import Qwen2VLFamily
+from generation_service.models.qwen3_vl import Qwen3VLFamily
+from generation_service.models.unserved import UNSERVED
 from generation_service.models.validation import check_base_model
 from infra.contract.errors import CheckpointError
 from infra.runtime.logs import get_logger
@@ -21,6 +23,7 @@ FAMILIES: tuple[Family, ...] = (
     InternVLFamily(),
     Qwen2VLFamily(),
     Qwen25VLFamily(),
+    Qwen3VLFamily(),
     *CAUSAL_FAMILIES,
 )
 
@@ -40,6 +43,12 @@ def family_of(folder: Path) -> Family:
     for family in FAMILIES:
         if family.model_type == model_type:
             return family
+    known = UNSERVED.get(str(model_type))
+    if known is not None:
+        raise CheckpointError(
+            f"{folder} (model_type {model_type!r}) is not served by this version. It is {known}",
+            model_type=str(model_type),
+        )
     supported = ", ".join(sorted(family.model_type for family in FAMILIES))
     raise CheckpointError(
         f"{folder} is a model of type {model_type!r}, which this version does not serve; it serves: {supported}",

@@ -18,14 +18,18 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from generation_service.models.base import BaseModel, EncodedPrompt, Family, InputFormat, LoadOptions, ModelArchitecture
+from generation_service.models.folder import read_config
 from infra.contract.errors import CheckpointError, InvalidArgumentError, LoraRetrieverError
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
 
 _TEXT = "What is the capital of France? 12 × 3, naïve, 你好, 🙂"
 _IMAGE_SIZE = (160, 96)
-_PROMPTS = {
-    "a question": Prompt.of(_TEXT),
-    "a conversation of several turns": Prompt(
+_QUESTION = Prompt.of(_TEXT)
+_OPTIONAL = {
+    "a system message": Prompt(
+        (Message(Role.SYSTEM, (TextPart("Be brief."),)), Message(Role.USER, (TextPart(_TEXT),)))
+    ),
+    "several turns": Prompt(
         (
             Message(Role.USER, (TextPart(_TEXT),)),
             Message(Role.ASSISTANT, (TextPart("Paris."),)),
@@ -33,7 +37,8 @@ _PROMPTS = {
         )
     ),
 }
-_SYSTEM_PROMPT = Prompt((Message(Role.SYSTEM, (TextPart("Be brief."),)), Message(Role.USER, (TextPart(_TEXT),))))
+"""Prompts that a chat template may reject: each request with one is then refused, and others are served."""
+_LONGEST_REASON = 300  # Characters of a library's message, which may list a whole config.
 
 
 @dataclass(frozen=True)
@@ -56,20 +61,43 @@ def check_base_model(family: Family, folder: Path, options: LoadOptions) -> Chec
     """
     with _named(folder, "cannot be read"), _quiet_transformers():
         architecture = family.describe(folder)
+        _check_config(folder, architecture)
         input_format = family.input_format(folder, options)
         _check_vocabulary(folder, architecture, input_format)
         model = family.load(folder, replace(options, device=torch.device("meta")))
-    prompts = dict(_PROMPTS)
+    prompts = {"a question": _QUESTION}
     if model.description.by_image:
         prompts["a question about an image"] = Prompt.of(_TEXT, [_image_part()])
     for name, prompt in prompts.items():
         with _named(folder, f"cannot encode {name}"):
-            encoded = _encode(model, prompt)
-            _check_tokens(folder, model, encoded)
-    _check_text_arrives(folder, model)
+            _check_tokens(folder, model, _encode(model, prompt))
     with _named(folder, "has layers that do not fit together as config.json describes them"):
-        _forward(model, _encode(model, _PROMPTS["a question"]))
+        _forward(model, _encode(model, _QUESTION))
     return CheckedBaseModel(model, input_format, tuple(_warnings(folder, model)))
+
+
+def _check_config(folder: Path, architecture: ModelArchitecture) -> None:
+    if architecture.max_positions < 1:
+        raise CheckpointError(
+            f"{folder}: config.json gives {architecture.max_positions} as the longest sequence "
+            "(max_position_embeddings): use the config.json of the base model",
+            path=str(folder),
+        )
+    theta = next((value for value in _values_of(read_config(folder), "rope_theta") if value <= 0), None)
+    if theta is not None:
+        raise CheckpointError(
+            f"{folder}: rope_theta in config.json is {theta}, and must be above 0: use the config.json of the base "
+            "model",
+            path=str(folder),
+        )
+
+
+def _values_of(config: object, name: str) -> Iterator[float]:
+    """Yield the numbers under the key `name` at any depth of a JSON value."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if key == name and isinstance(value, int | float):
+            yield value
+        yield from _values_of(value, name)
 
 
 def _check_vocabulary(folder: Path, architecture: ModelArchitecture, input_format: InputFormat) -> None:
@@ -96,15 +124,6 @@ def _check_tokens(folder: Path, model: BaseModel, encoded: EncodedPrompt) -> Non
         )
 
 
-def _check_text_arrives(folder: Path, model: BaseModel) -> None:
-    one, other = (_encode(model, Prompt.of(text)).tokens for text in (_TEXT, "3"))
-    if one.equal(other):
-        raise CheckpointError(
-            f"{folder}: the chat template leaves the text of messages out: use the chat template of the base model",
-            path=str(folder),
-        )
-
-
 def _forward(model: BaseModel, encoded: EncodedPrompt) -> Tensor:
     """Run the layers on the meta device, where an operation computes shapes only."""
     embeddings = model.embed(encoded)
@@ -122,10 +141,11 @@ class _NoCache:
 
 
 def _warnings(folder: Path, model: BaseModel) -> Iterator[str]:
-    try:
-        _check_tokens(folder, model, _encode(model, _SYSTEM_PROMPT))
-    except Exception as error:  # A template is a program of the folder's.
-        yield f"prompts with a system message are refused: {error}"
+    for name, prompt in _OPTIONAL.items():
+        try:
+            _check_tokens(folder, model, _encode(model, prompt))
+        except Exception as error:  # A template is a program of the folder's.
+            yield f"prompts with {name} are refused: {_reason(error)}"
     ends = model.description.eos_tokens
     if not ends:
         yield (
@@ -157,11 +177,17 @@ def _named(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except InvalidArgumentError as error:
-        raise CheckpointError(f"{folder} {what}: {error.description}", path=str(folder)) from error
+        raise CheckpointError(f"{folder} {what}: {_reason(error)}", path=str(folder)) from error
     except LoraRetrieverError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{folder} {what}: {type(error).__name__}: {error}", path=str(folder)) from error
+        raise CheckpointError(f"{folder} {what}: {type(error).__name__}: {_reason(error)}", path=str(folder)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's message on one line."""
+    message = error.description if isinstance(error, InvalidArgumentError) else str(error)
+    return " ".join(message.split())[:_LONGEST_REASON]
 
 
 @contextmanager

@@ -12,11 +12,12 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 from generation_service.models.base import InputFormat, LoadOptions, ModelArchitecture, ModelDescription
 from generation_service.models.chat import ChatTokenizer
 from generation_service.models.decoder import model_description
-from generation_service.models.folder import eos_tokens, read_json
+from generation_service.models.folder import eos_tokens, image_processor_settings
 from generation_service.models.internvl.config import (
     LANGUAGE_MODEL_TYPES,
     SUPPORTED,
     OriginalConfig,
+    language_model_reason,
     max_positions,
     read_original,
 )
@@ -112,7 +113,7 @@ def _native_config(folder: Path) -> Any:
     features = (config.vision_feature_layer, config.vision_feature_select_strategy)
     reasons = []
     if text.model_type not in LANGUAGE_MODEL_TYPES:
-        reasons.append(f"its language model is {text.model_type!r}")
+        reasons.append(language_model_reason(text.model_type))
     if features != (-1, "default"):
         reasons.append(
             f"its vision features come from layer {features[0]} ({features[1]}), not from the last one (default)"
@@ -128,8 +129,7 @@ def _native_config(folder: Path) -> Any:
 
 
 def _native_tiling(folder: Path, options: LoadOptions) -> Tiling:
-    path = folder / "preprocessor_config.json"
-    processor = read_json(path)
+    path, processor = image_processor_settings(folder)
     try:
         tiling = Tiling(
             size=int(processor["size"]["height"]),

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from generation_service.adapters.checkpoint.binding import Rename
-from generation_service.models.folder import StoredTensor, check_floating_point, stored_tensors
+from generation_service.models.folder import StoredTensor, check_floating_point, check_merged, stored_tensors
 from generation_service.models.modules import binding_remedy
 from infra.contract.errors import CheckpointError
 
@@ -74,6 +74,7 @@ def _plan(folder: Path, model: Any, rename: Rename) -> list[_Binding]:
     problems: dict[str, list[str]] = {"without a place in the model": [], "of another shape than config.json says": []}
     unplaced, misshapen = problems.values()
     stored_in_files = stored_tensors(folder)
+    check_merged(folder, stored_in_files)
     check_floating_point(folder, stored_in_files)
     bindings: list[_Binding] = []
     filled: set[str] = set()

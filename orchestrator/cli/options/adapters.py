@@ -26,6 +26,11 @@ class CatalogueFilter:
     tag: Annotated[list[str] | None, typer.Option(help="Only adapters with this tag; may be repeated.")] = None
     base_model: Annotated[str, typer.Option(help="Only adapters of this base model.")] = ""
 
+    @property
+    def is_set(self) -> bool:
+        """Whether it leaves any adapter out."""
+        return bool(self.kind or self.tag or self.base_model)
+
     async def fetch(self, retrieval: RetrievalClient) -> list[Adapter]:
         """Return the adapters, ordered by id."""
         return await retrieval.list_adapters(self.base_model, kind_filter(self.kind), self.tag or ())

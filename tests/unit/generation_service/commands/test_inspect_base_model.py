@@ -103,7 +103,7 @@ def configured(**values: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (configured(model_type="mixtral"), "which this version does not serve; it serves"),
+        (configured(model_type="mamba"), "which this version does not serve; it serves"),
         (configured(quantization_config={"quant_method": "awq"}), "is quantised (awq)"),
         (configured(hidden_size="wide"), "does not describe a Qwen2-VL model"),
         (without("model.safetensors"), "has neither model.safetensors nor"),
