@@ -112,7 +112,7 @@ def generate(
     return {"answers": answers, "first_token_s": [first.after_s] * len(requests)}
 
 
-class FirstToken(StoppingCriteria):
+class FirstToken(StoppingCriteria):  # type: ignore[misc]
     """Records the time to the first token; never stops a sequence."""
 
     def __init__(self) -> None:
