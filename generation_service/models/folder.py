@@ -94,7 +94,7 @@ def folder_revision(folder: Path) -> str:
     Raises CheckpointError if a file cannot be read.
     """
     digest = hashlib.sha256()
-    for path in sorted(entry for entry in folder.iterdir() if entry.suffix in _MODEL_SUFFIXES and entry.is_file()):
+    for path in _model_files(folder):
         try:
             size = path.stat().st_size
             digest.update(f"{path.name}\n{size}\n".encode())
@@ -105,6 +105,15 @@ def folder_revision(folder: Path) -> str:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}", path=str(path)) from error
     return digest.hexdigest()
+
+
+def check_readable(folder: Path) -> None:
+    """Raise CheckpointError for a file of the model that cannot be opened, as `folder_revision` would."""
+    for path in _model_files(folder):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}", path=str(path)) from error
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -211,6 +220,10 @@ def eos_tokens(folder: Path) -> frozenset[int]:
                 path=str(path),
             )
     return frozenset(ids)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.suffix in _MODEL_SUFFIXES and entry.is_file())
 
 
 def _sharded(folder: Path) -> dict[str, StoredTensor]:
