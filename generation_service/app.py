@@ -11,7 +11,7 @@ import torch
 
 from generation_service import metrics
 from generation_service.adapters.admission import Admission
-from generation_service.adapters.checking import CheckpointReader
+from generation_service.adapters.checking import AdapterCheck, CheckpointReader
 from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.residency import Residency
 from generation_service.adapters.source import (
@@ -31,6 +31,7 @@ from generation_service.lora.bank import AdapterBank
 from generation_service.lora.h2d_copy import HostPacker
 from generation_service.models.base import BaseModel, LoadOptions, ModelDescription
 from generation_service.models.folder import default_model_name, folder_revision
+from generation_service.models.quantised.gguf_folder import model_folder
 from generation_service.models.registry import load_base_model
 from generation_service.server import GenerationServicer, add_to
 from generation_service.settings import GenerationSettings
@@ -56,6 +57,7 @@ class GenerationStack:
 def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
     """Load the model and start the engine; stop them on exit. Raises CheckpointError or ConfigurationError."""
     device = resolve_device(settings.device)
+    settings = settings.model_copy(update={"model_path": model_folder(settings.model_path)})
     name = settings.model_name or default_model_name(settings.model_path)
     log.info("loading_model", model=name, path=str(settings.model_path), device=str(device))
     model = _load_model(settings, device)
@@ -74,10 +76,12 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
     cache = SlotKVCache(plan.cache, description.dtype, description.device)
     runner = Runner(model, bank, cache, graphs=settings.decode_graphs, pack=_packs_weights(settings, description))
     with ExitStack() as stack:
+        names = (name, *settings.model_aliases)
+        reader = CheckpointReader(description.targets, model.canonical, bank.ranks, bank.dtype)
         host_cache = HostCache(
             _resolver(settings, stack),
-            CheckpointReader(description.targets, model.canonical, bank.ranks, bank.dtype),
-            (name, *settings.model_aliases),
+            reader,
+            names,
             settings.host_adapter_bytes,
             host_form=HostPacker(bank.dtype, pinned=bank.device.type == "cuda"),
         )
@@ -89,7 +93,8 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
         engine.start()
         stack.callback(engine.close)
         served = _served_model(settings, name, engine.limits, description)
-        service = GenerationService(served, model, admission, residency, engine)
+        check = AdapterCheck(AdapterRoots(settings.adapter_roots), reader, names)
+        service = GenerationService(served, model, admission, residency, engine, check=check)
         stack.callback(service.close)
         yield GenerationStack(model, bank, admission, residency, engine, service)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,9 +12,9 @@ from generation_service.adapters.admission import Admission, error_context
 from generation_service.adapters.checkpoint.binding import Rename
 from generation_service.adapters.checkpoint.reader import read_checkpoint
 from generation_service.adapters.host_cache import HostCache
-from generation_service.adapters.source import AdapterSource, source_in
+from generation_service.adapters.source import AdapterRoots, AdapterSource, source_in
 from generation_service.lora.weights import AdapterWeights, Shapes
-from infra.contract.adapter import ADAPTER_ID_PATTERN
+from infra.contract.adapter import ADAPTER_ID_PATTERN, Adapter
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,25 @@ def check_adapter(folder: Path, reader: CheckpointReader, base_model_names: Sequ
     name = folder.resolve().name
     adapter_id = name if ADAPTER_ID_PATTERN.fullmatch(name) else "adapter"  # Registered, it may have any id.
     check_source(lambda adapter_id: source_in(folder, adapter_id), adapter_id, reader, base_model_names)
+
+
+@dataclass(frozen=True)
+class AdapterCheck:
+    """The check of adapters that are to be registered, for a running server. Safe from any thread.
+
+    `base_model_names` are the server's name for its model and its aliases.
+    """
+
+    roots: AdapterRoots
+    reader: CheckpointReader
+    base_model_names: tuple[str, ...]
+
+    def __call__(self, adapter: Adapter) -> None:
+        """Raise the error that a request for `adapter` would get once it is registered."""
+        with error_context("adapter", adapter.adapter_id):
+            folder = self.roots.find_checkpoint(adapter)
+        source = replace(source_in(folder, adapter.adapter_id), base_model=adapter.base_model)
+        check_source(lambda _: source, adapter.adapter_id, self.reader, self.base_model_names)
 
 
 def check_source(

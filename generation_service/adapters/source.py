@@ -73,6 +73,17 @@ class AdapterRoots:
                     return candidate.resolve()
         return None
 
+    def find_checkpoint(self, adapter: Adapter) -> Path:
+        """Return the folder of a registered adapter. Raises CheckpointError if there is none below the roots."""
+        folder = self.find(adapter.checkpoint_uri)
+        if folder is None:
+            raise CheckpointError(
+                f"adapter {adapter.adapter_id!r} is registered with the checkpoint {adapter.checkpoint_uri!r}, and "
+                f"there is no such folder below {self}",
+                adapter_id=adapter.adapter_id,
+            )
+        return folder
+
     def _check_inside(self, uri: str, folder: Path) -> None:
         for path in (folder, folder / CONFIG_FILE, folder / WEIGHTS_FILE):
             if not any(path.resolve().is_relative_to(root) for root in self._roots):
@@ -158,13 +169,7 @@ class CatalogueResolver:
                 adapter_id=adapter_id,
                 revision=revision,
             )
-        folder = self._roots.find(adapter.checkpoint_uri)
-        if folder is None:
-            raise CheckpointError(
-                f"adapter {adapter_id!r} is registered with the checkpoint {adapter.checkpoint_uri!r}, and there is no "
-                f"such folder below {self._roots}",
-                adapter_id=adapter_id,
-            )
+        folder = self._roots.find_checkpoint(adapter)
         return AdapterSource(adapter_id, adapter.revision, folder, adapter.base_model)
 
 
