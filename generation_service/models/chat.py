@@ -54,9 +54,10 @@ class ChatTokenizer:
         return frozenset(written if end is None else written | {end})
 
     @property
-    def merges_system(self) -> bool:
-        """Whether a system message is put before the first user message, since the template has no system role."""
-        return not self._conversation.traits.system_role
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what is done differently from what a caller may expect."""
+        merged = "the chat template has no system role: a system message is put before the first user message"
+        return () if self._conversation.traits.system_role else (merged,)
 
     @property
     def name(self) -> str:

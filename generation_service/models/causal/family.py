@@ -37,7 +37,14 @@ class CausalFamily:
     def input_format(self, folder: Path, options: LoadOptions) -> InputFormat:
         """Return the tokenizer and chat template of `folder`."""
         chat = ChatTokenizer(folder, options.chat_template)
-        return InputFormat(chat.name, len(chat), chat.largest_ordinary_token, chat.template_source, image_limits={})
+        return InputFormat(
+            chat.name,
+            len(chat),
+            chat.largest_ordinary_token,
+            chat.template_source,
+            image_limits={},
+            notes=chat.notes,
+        )
 
     def load(self, folder: Path, options: LoadOptions) -> CausalLM:
         """Load `folder` into the classes of transformers. Raises CheckpointError unless every tensor binds."""

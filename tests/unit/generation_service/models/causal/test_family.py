@@ -11,7 +11,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 
 from generation_service.models.base import LoadOptions
-from generation_service.models.registry import load_base_model
+from generation_service.models.registry import family_of, load_base_model
+from generation_service.models.validation import check_base_model
 from infra.contract.errors import CheckpointError, InvalidArgumentError
 from infra.contract.prompt import Prompt
 from tests.support.checkpoints.causal import write_causal
@@ -69,6 +70,13 @@ def test_answer_ends_at_the_turn_end_even_if_configs_name_another_token(folder: 
     edit(folder / "config.json", eos_token_id=None)
     edit(folder / "tokenizer_config.json", eos_token=None)
     assert end in load_base_model(folder, OPTIONS).description.eos_tokens
+
+
+def test_folder_whose_template_has_no_system_role_is_served_with_a_note(folder: Path) -> None:
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(refusing + "{% for m in messages %}{{ m.content }}{% endfor %}")
+    notes = check_base_model(family_of(folder), folder, OPTIONS).warnings
+    assert any("no system role: a system message is put before the first user message" in note for note in notes)
 
 
 def test_renamed_class_of_a_fine_tune_is_served_by_model_type(folder: Path) -> None:
