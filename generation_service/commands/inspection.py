@@ -11,10 +11,11 @@ from generation_service.commands.base_model_report import BaseModelReport, inspe
 from generation_service.commands.server_options import ServerOptions
 from generation_service.models.folder import CONFIG as MODEL_CONFIG
 from generation_service.models.folder import INDEX
+from generation_service.models.quantised.gguf_file import SUFFIX
 from infra.contract.errors import InvalidArgumentError
 
 _ADAPTER_FILES = (ADAPTER_CONFIG, WEIGHTS_FILE, "adapter_model.bin")
-_MODEL_WEIGHTS = (INDEX, "model*.safetensors")
+_MODEL_WEIGHTS = (INDEX, "model*.safetensors", f"*{SUFFIX}")
 _MODEL_FILES = (MODEL_CONFIG, *_MODEL_WEIGHTS, "pytorch_model*.bin", "generation_config.json")
 
 
@@ -23,6 +24,8 @@ def inspect_folder(
 ) -> BaseModelReport | AdapterReport:
     """Report on the folder at `path`. Raises InvalidArgumentError if it is neither a model nor an adapter."""
     options = options or ServerOptions()
+    if path.suffix == SUFFIX and path.is_file():
+        return inspect_base_model(path, options.load)
     _check_folder(path, "PATH")
     if base_model is not None:
         _check_folder(base_model, "--base-model")
@@ -46,7 +49,7 @@ def _holds_base_model(path: Path) -> bool:
 def _check_folder(path: Path, name: str) -> None:
     if not path.exists():
         raise InvalidArgumentError(name, f"there is no folder {path}")
-    if not path.is_dir():
+    if not path.is_dir() and path.suffix != SUFFIX:
         raise InvalidArgumentError(name, f"{path} is a file; give the folder that contains it")
 
 

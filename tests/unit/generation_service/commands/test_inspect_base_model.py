@@ -104,7 +104,7 @@ def configured(**values: Any) -> Callable[[Path], None]:
     ("spoil", "problem"),
     [
         (configured(model_type="mamba"), "which this version does not serve; it serves"),
-        (configured(quantization_config={"quant_method": "awq"}), "is quantised (awq)"),
+        (configured(quantization_config={"quant_method": "awq"}), "is quantised with AWQ"),
         (configured(hidden_size="wide"), "does not describe a Qwen2-VL model"),
         (without("model.safetensors"), "has neither model.safetensors nor"),
         (without("preprocessor_config.json"), "has no preprocessor_config.json"),
