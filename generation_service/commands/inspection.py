@@ -15,7 +15,8 @@ from generation_service.models.quantised.gguf_file import SUFFIX
 from infra.contract.errors import InvalidArgumentError
 
 _ADAPTER_FILES = (ADAPTER_CONFIG, WEIGHTS_FILE, "adapter_model.bin")
-_MODEL_FILES = (f"*{SUFFIX}", MODEL_CONFIG, INDEX, "model*.safetensors", "pytorch_model*.bin", "generation_config.json")
+_MODEL_WEIGHTS = (INDEX, "model*.safetensors", f"*{SUFFIX}")
+_MODEL_FILES = (MODEL_CONFIG, *_MODEL_WEIGHTS, "pytorch_model*.bin", "generation_config.json")
 
 
 def inspect_folder(
@@ -28,7 +29,8 @@ def inspect_folder(
     _check_folder(path, "PATH")
     if base_model is not None:
         _check_folder(base_model, "--base-model")
-    if any((path / name).exists() for name in _ADAPTER_FILES):
+    is_adapter = any((path / name).exists() for name in _ADAPTER_FILES)
+    if is_adapter and (base_model is not None or not _holds_base_model(path)):
         return inspect_adapter(path, base_model, options)
     if not any(any(path.glob(name)) for name in _MODEL_FILES):
         raise InvalidArgumentError(
@@ -37,6 +39,11 @@ def inspect_folder(
     if base_model is not None:
         raise InvalidArgumentError("--base-model", f"{path} is a base model itself; the option applies to adapters")
     return inspect_base_model(path, options.load)
+
+
+def _holds_base_model(path: Path) -> bool:
+    """Return whether the folder has config and weights of a base model, maybe beside an adapter that was merged."""
+    return (path / MODEL_CONFIG).exists() and any(any(path.glob(name)) for name in _MODEL_WEIGHTS)
 
 
 def _check_folder(path: Path, name: str) -> None:

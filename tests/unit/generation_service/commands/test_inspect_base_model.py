@@ -195,3 +195,12 @@ def test_deeply_nested_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[" * 200_000)
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         read_config(tmp_path)
+
+
+def test_merged_model_beside_its_adapter_is_base_model_unless_base_is_given(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_qwen2_vl(tmp_path / "merged")
+    tiny_adapter(SHAPE, 1).write(folder)
+    assert run_inspect(capsys, folder)[1]["kind"] == "base_model"
+    assert run_inspect(capsys, folder, "--base-model", base)[1]["kind"] == "adapter"
