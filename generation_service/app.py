@@ -31,6 +31,7 @@ from generation_service.lora.bank import AdapterBank
 from generation_service.lora.h2d_copy import HostPacker
 from generation_service.models.base import BaseModel, LoadOptions, ModelDescription
 from generation_service.models.folder import default_model_name, folder_revision
+from generation_service.models.quantised.gguf_folder import model_folder
 from generation_service.models.registry import load_base_model
 from generation_service.server import GenerationServicer, add_to
 from generation_service.settings import GenerationSettings
@@ -56,6 +57,7 @@ class GenerationStack:
 def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
     """Load the model and start the engine; stop them on exit. Raises CheckpointError or ConfigurationError."""
     device = resolve_device(settings.device)
+    settings = settings.model_copy(update={"model_path": model_folder(settings.model_path)})
     name = settings.model_name or default_model_name(settings.model_path)
     log.info("loading_model", model=name, path=str(settings.model_path), device=str(device))
     model = _load_model(settings, device)

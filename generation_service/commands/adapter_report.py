@@ -21,6 +21,7 @@ from generation_service.adapters.source import REVISION_LENGTH
 from generation_service.commands.base_model_report import BF16_BYTES
 from generation_service.commands.server_options import ServerOptions
 from generation_service.models.folder import default_model_name
+from generation_service.models.quantised.gguf_folder import model_folder
 from generation_service.models.registry import family_of
 from generation_service.models.validation import check_base_model
 from infra.contract.errors import CheckpointError, LoraRetrieverError
@@ -131,6 +132,7 @@ def _add_binding(report: AdapterReport, folder: Path, base: Path, options: Serve
     """Check the adapter as the server does; its message replaces what was found without the base model."""
     report.checked_against = str(base)
     try:
+        base = model_folder(base)
         model = check_base_model(family_of(base), base, options.load).model
     except LoraRetrieverError as error:
         report.problems.append(f"its base model: {error.message}")

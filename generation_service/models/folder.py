@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ FLOATING_POINT = ("float64", "float32", "float16", "bfloat16")
 _PREPROCESSOR = "preprocessor_config.json"
 _ADAPTER_PARTS = (".lora_A.", ".lora_B.", ".base_layer.")
 _POSITION_IDS = ".position_ids"  # An integer buffer that older releases of transformers saved.
-_MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
+_MODEL_SUFFIXES = (".json", ".safetensors", ".gguf", ".model", ".txt", ".jinja")
 
 # At most 256 samples of 64 KiB are hashed of each file: 16 MiB rather than gigabytes. Training changes weights
 # everywhere, so samples suffice to tell two models apart.
@@ -34,10 +34,24 @@ _SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """The file of a tensor, and its header: shape and dtype."""
+    """The file of a tensor, and its header: shape and dtype.
+
+    `read` returns the values of a tensor that is dequantised, None if they are in the file as the header says.
+    """
 
     file: Path
     header: TensorHeader
+    read: Callable[[], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class _Lazy:
+    """Values that are computed when they are indexed, as a slice object of safetensors reads them."""
+
+    read: Callable[[], Tensor]
+
+    def __getitem__(self, index: object) -> Tensor:
+        return self.read()[index]  # type: ignore[index]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -80,7 +94,7 @@ def folder_revision(folder: Path) -> str:
     Raises CheckpointError if a file cannot be read.
     """
     digest = hashlib.sha256()
-    for path in sorted(entry for entry in folder.iterdir() if entry.suffix in _MODEL_SUFFIXES and entry.is_file()):
+    for path in _model_files(folder):
         try:
             size = path.stat().st_size
             digest.update(f"{path.name}\n{size}\n".encode())
@@ -91,6 +105,15 @@ def folder_revision(folder: Path) -> str:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}", path=str(path)) from error
     return digest.hexdigest()
+
+
+def check_readable(folder: Path) -> None:
+    """Raise CheckpointError for a file of the model that cannot be opened, as `folder_revision` would."""
+    for path in _model_files(folder):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}", path=str(path)) from error
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -168,9 +191,12 @@ def open_tensors(stored: Mapping[str, StoredTensor], files: ExitStack) -> dict[s
     """
     opened = {
         path: files.enter_context(safe_open(path, framework="pt"))
-        for path in {tensor.file for tensor in stored.values()}
+        for path in {tensor.file for tensor in stored.values() if tensor.read is None}
     }
-    return {name: opened[tensor.file].get_slice(name) for name, tensor in stored.items()}
+    return {
+        name: opened[tensor.file].get_slice(name) if tensor.read is None else _Lazy(tensor.read)
+        for name, tensor in stored.items()
+    }
 
 
 def eos_tokens(folder: Path) -> frozenset[int]:
@@ -194,6 +220,10 @@ def eos_tokens(folder: Path) -> frozenset[int]:
                 path=str(path),
             )
     return frozenset(ids)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.suffix in _MODEL_SUFFIXES and entry.is_file())
 
 
 def _sharded(folder: Path) -> dict[str, StoredTensor]:

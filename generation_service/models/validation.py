@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from generation_service.models.base import BaseModel, EncodedPrompt, Family, InputFormat, LoadOptions, ModelArchitecture
-from generation_service.models.folder import read_config
+from generation_service.models.folder import check_readable, read_config
 from infra.contract.errors import CheckpointError, InvalidArgumentError, LoraRetrieverError
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
 
@@ -59,15 +59,18 @@ def check_base_model(family: Family, folder: Path, options: LoadOptions) -> Chec
     Reads no values of weights. Raises CheckpointError for a folder that cannot be served, and ConfigurationError if
     `options` do not suit it.
     """
+    check_readable(folder)
     with _named(folder, "cannot be read"), _quiet_transformers():
         architecture = family.describe(folder)
         _check_config(folder, architecture)
         input_format = family.input_format(folder, options)
         _check_vocabulary(folder, architecture, input_format)
         model = family.load(folder, replace(options, device=torch.device("meta")))
-    prompts = {"a question": _QUESTION}
+    prompts = {"a question, by its tokenizer and chat template": _QUESTION}
     if model.description.by_image:
-        prompts["a question about an image"] = Prompt.of(_TEXT, [_image_part()])
+        prompts["a question about an image, by its chat template and image processor"] = Prompt.of(
+            _TEXT, [_image_part()]
+        )
     for name, prompt in prompts.items():
         with _named(folder, f"cannot encode {name}"):
             _check_tokens(folder, model, _encode(model, prompt))

@@ -139,6 +139,7 @@ def test_documented_family_can_be_inspected(folder: Path, tmp_path: Path, capsys
     model = json.loads(capsys.readouterr().out)
     assert (model["family"], model["adaptable_modules"], model["image_limits"]) == ("Llama", 7 * LAYERS, {})
     mine = adapter(tmp_path / "mine")
-    assert run(["inspect", str(mine), "--base-model", str(folder), "--json"]) == 0
+    named = ["--model-aliases", "tiny-llama"]
+    assert run(["inspect", str(mine), "--base-model", str(folder), *named, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["bound_tensors"] == report["tensors"] == 2 * 3 * LAYERS

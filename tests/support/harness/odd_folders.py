@@ -174,7 +174,7 @@ OF_WEIGHTS: Mapping[str, Spoil] = {
     "tensor in two shards": lambda folder: sharded(folder, twice=True),
     "index of other shards beside": _stale_index,
     "only a pickle": lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin") and None,
-    "adapter config beside": lambda folder: (folder / "adapter_config.json.bak").write_text("{}") and None,
+    "adapter config beside": lambda folder: (folder / "adapter_config.json").write_text("{}") and None,
 }
 
 

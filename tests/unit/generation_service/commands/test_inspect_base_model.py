@@ -104,7 +104,7 @@ def configured(**values: Any) -> Callable[[Path], None]:
     ("spoil", "problem"),
     [
         (configured(model_type="mamba"), "which this version does not serve; it serves"),
-        (configured(quantization_config={"quant_method": "awq"}), "is quantised (awq)"),
+        (configured(quantization_config={"quant_method": "awq"}), "is quantised with AWQ"),
         (configured(hidden_size="wide"), "does not describe a Qwen2-VL model"),
         (without("model.safetensors"), "has neither model.safetensors nor"),
         (without("preprocessor_config.json"), "has no preprocessor_config.json"),
@@ -195,3 +195,12 @@ def test_deeply_nested_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[" * 200_000)
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         read_config(tmp_path)
+
+
+def test_merged_model_beside_its_adapter_is_base_model_unless_base_is_given(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_qwen2_vl(tmp_path / "merged")
+    tiny_adapter(SHAPE, 1).write(folder)
+    assert run_inspect(capsys, folder)[1]["kind"] == "base_model"
+    assert run_inspect(capsys, folder, "--base-model", base)[1]["kind"] == "adapter"

@@ -39,3 +39,11 @@ def test_unknown_model_type_lists_served_ones(tmp_path: Path) -> None:
 
 def test_no_served_type_is_called_unserved() -> None:
     assert not UNSERVED.keys() & {family.model_type for family in FAMILIES}
+
+
+@pytest.mark.parametrize("model_type", [..., None, "", ["llama"], 3])
+def test_config_without_model_type_is_refused_by_name(tmp_path: Path, model_type: object) -> None:
+    config = {"hidden_size": 64} if model_type is ... else {"model_type": model_type}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json has no model_type"):
+        family_of(tmp_path)
