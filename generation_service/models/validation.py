@@ -77,7 +77,7 @@ def check_base_model(family: Family, folder: Path, options: LoadOptions) -> Chec
             _check_tokens(folder, model, _encode(model, prompt))
     with _named(folder, "has layers that do not fit together as config.json describes them"):
         _forward(model, _encode(model, _QUESTION))
-    return CheckedBaseModel(model, input_format, tuple(_warnings(folder, model)))
+    return CheckedBaseModel(model, input_format, (*input_format.notes, *_warnings(folder, model)))
 
 
 def _check_config(folder: Path, architecture: ModelArchitecture) -> None:
