@@ -96,8 +96,8 @@ class InputFormat:
     """How a base model encodes prompts, according to its tokenizer and processor files.
 
     `tokenizer` and `template` describe the files in use, `tokens` is the vocabulary size and `largest_token` the
-    largest id. `image_limits` are the image processor's bounds by name, such as max_pixels; empty if the model reads no
-    images.
+    largest id that needs an embedding. `image_limits` are the image processor's bounds by name, such as max_pixels;
+    empty if the model reads no images. `notes` tell what callers may not expect.
     """
 
     tokenizer: str
@@ -105,6 +105,7 @@ class InputFormat:
     largest_token: int
     template: str
     image_limits: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class ChatTokenizer:
         self.special = self._tokenizer.special
         self.longest_token = self._tokenizer.longest_token
         self.largest_token = self._tokenizer.largest_token
+        self.largest_ordinary_token = self._tokenizer.largest_ordinary_token
+        self.spelling = self._tokenizer.spelling
         self.decode = self._tokenizer.decode
         self._template = find_template(folder, template_file, self._renderer.chat_template)
         self._conversation = ConversationRenderer(self._render, list(self.special), self._template.file)
@@ -52,9 +54,10 @@ class ChatTokenizer:
         return frozenset(written if end is None else written | {end})
 
     @property
-    def merges_system(self) -> bool:
-        """Whether a system message is put before the first user message, since the template has no system role."""
-        return not self._conversation.traits.system_role
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what is done differently from what a caller may expect."""
+        merged = "the chat template has no system role: a system message is put before the first user message"
+        return () if self._conversation.traits.system_role else (merged,)
 
     @property
     def name(self) -> str:

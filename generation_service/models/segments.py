@@ -49,6 +49,15 @@ class SegmentTokenizer:
         """The largest id of the vocabulary, special tokens included."""
         return max(self._decoder.get_vocab(with_added_tokens=True).values())
 
+    @property
+    def largest_ordinary_token(self) -> int:
+        """The largest id of the vocabulary without the tokens that were added to it."""
+        return max(self._decoder.get_vocab(with_added_tokens=False).values())
+
+    def spelling(self, token: int) -> str:
+        """Return the content of a token of the vocabulary."""
+        return str(self._decoder.id_to_token(token))
+
     def encode(self, segments: Iterable[Segment]) -> list[int]:
         """Return the ids of a conversation's segments in order."""
         tokens: list[int] = []

@@ -34,7 +34,7 @@ from generation_service.models.modules import (
     load_with_weights,
     parse_config,
 )
-from infra.contract.errors import CheckpointError
+from infra.contract.errors import CheckpointError, ConfigurationError
 
 _TITLE = "InternVL"
 
@@ -54,7 +54,7 @@ class InternVLChatFamily:
     def input_format(self, folder: Path, options: LoadOptions) -> InputFormat:
         """Return the tokenizer, conversation template and tiling of `folder`."""
         config = read_original(folder)
-        chat = OriginalChat(folder, config.template, options.image_suffix)
+        chat = _original_chat(folder, config, options)
         limits = _limits(_tiling(config, options), config.tile_tokens)
         return InputFormat(chat.name, len(chat), chat.largest_token, f"{config.template}, by name", limits)
 
@@ -64,7 +64,7 @@ class InternVLChatFamily:
         Raises CheckpointError unless every tensor binds.
         """
         config = read_original(folder)
-        chat = OriginalChat(folder, config.template, options.image_suffix)
+        chat = _original_chat(folder, config, options)
         tiling = _tiling(config, options)
         model = build_without_weights(folder, InternVLForConditionalGeneration, config.model, _TITLE)
         architecture = _architecture(model, config.dtype)
@@ -168,6 +168,15 @@ def _check_tiles(folder: Path, tiling: Tiling, config: Any) -> None:
             f"tower makes {tokens} of one: use the config.json of the base model",
             path=str(folder),
         )
+
+
+def _original_chat(folder: Path, config: OriginalConfig, options: LoadOptions) -> OriginalChat:
+    if options.chat_template is not None:
+        raise ConfigurationError(
+            f"--chat-template {options.chat_template}: original InternVL folders name their conversation template in "
+            "config.json; omit the option"
+        )
+    return OriginalChat(folder, config.template, options.image_suffix)
 
 
 def _tiling(config: OriginalConfig, options: LoadOptions) -> Tiling:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
-from infra.contract.errors import CheckpointError
+from infra.contract.errors import CheckpointError, ConfigurationError
 from tests.support.checkpoints.internvl2 import TinyInternVL, write_internvl2
 from tests.support.checkpoints.qwen2_vl import write_qwen2_vl
 
@@ -215,3 +215,8 @@ def test_qwen2_folder_without_vocabulary_is_refused(tmp_path: Path, name: str) -
     folder = write_internvl2(tmp_path / "base", TinyInternVL("qwen2"))
     (folder / name).unlink()
     assert_refused(folder, f"has no {name}: give the complete folder")
+
+
+def test_chat_template_for_an_original_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"name their conversation template in config\.json"):
+        load_base_model(folder, LoadOptions(chat_template=tmp_path / "mine.jinja"))
