@@ -66,6 +66,7 @@ def check_base_model(family: Family, folder: Path, options: LoadOptions) -> Chec
         input_format = family.input_format(folder, options)
         _check_vocabulary(folder, architecture, input_format)
         model = family.load(folder, replace(options, device=torch.device("meta")))
+    _check_vision_heads(folder, model)
     prompts = {"a question, by its tokenizer and chat template": _QUESTION}
     if model.description.by_image:
         prompts["a question about an image, by its chat template and image processor"] = Prompt.of(
@@ -108,6 +109,26 @@ def _check_vocabulary(folder: Path, architecture: ModelArchitecture, input_forma
         raise CheckpointError(
             f"{folder}: the tokenizer has ids up to {input_format.largest_token}, but config.json has a vocabulary of "
             f"{architecture.vocab_size}: use tokenizer and weights of the same model",
+            path=str(folder),
+        )
+
+
+def _check_vision_heads(folder: Path, model: BaseModel) -> None:
+    """Raise CheckpointError if the vision tower's width does not split into its heads.
+
+    The layers of the language model run on shapes, which finds this; those of some vision towers cannot. Qwen's rotate
+    each head by two coordinates, so its size is a multiple of 4.
+    """
+    vision = getattr(getattr(model.module, "config", None), "vision_config", None)
+    if vision is None:
+        return
+    rotates = hasattr(vision, "num_heads")
+    heads = vision.num_heads if rotates else vision.num_attention_heads
+    width = vision.embed_dim if hasattr(vision, "embed_dim") else vision.hidden_size
+    if heads < 1 or width % (heads * (4 if rotates else 1)):
+        raise CheckpointError(
+            f"{folder}: config.json describes a vision tower of width {width} with {heads} heads, which do not divide "
+            "it: use the config.json of the base model",
             path=str(folder),
         )
 

@@ -268,6 +268,10 @@ OF_CONFIGS: Mapping[str, Spoil] = {
 }
 
 OF_IMAGES: Mapping[str, Spoil] = {
+    "vision heads that do not divide": edited(
+        "config.json", lambda config: config["vision_config"].update(num_heads=7)
+    ),
+    "no vision heads": edited("config.json", lambda config: config["vision_config"].update(num_heads=0)),
     "other patches": configured("preprocessor_config.json", patch_size=16),
     "other merging": configured("preprocessor_config.json", merge_size=4),
     "other temporal patches": configured("preprocessor_config.json", temporal_patch_size=1),
