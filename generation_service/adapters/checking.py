@@ -38,15 +38,15 @@ class CheckpointReader:
         )
 
 
-def check_adapter(folder: Path, reader: CheckpointReader, base_model_names: Sequence[str]) -> None:
-    """Locate, admit and read the adapter in `folder`, as a server of that base model does for a request.
+def check_adapter(folder: Path, reader: CheckpointReader, base_model_names: Sequence[str]) -> AdapterWeights:
+    """Locate, admit and return the adapter in `folder`, as a server of that base model does for a request.
 
     `base_model_names` are the server's name for its model and its aliases. Raises LoraRetrieverError with the message
     that the request would get.
     """
     name = folder.resolve().name
     adapter_id = name if ADAPTER_ID_PATTERN.fullmatch(name) else "adapter"  # Registered, it may have any id.
-    check_source(lambda adapter_id: source_in(folder, adapter_id), adapter_id, reader, base_model_names)
+    return check_source(lambda adapter_id: source_in(folder, adapter_id), adapter_id, reader, base_model_names)
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ class AdapterCheck:
 
 def check_source(
     locate: Callable[[str], AdapterSource], adapter_id: str, reader: CheckpointReader, base_model_names: Sequence[str]
-) -> None:
-    """Check the adapter that `locate` finds for `adapter_id`. Raises as `check_adapter` does."""
+) -> AdapterWeights:
+    """Return the weights of the adapter that `locate` finds for `adapter_id`. Raises as `check_adapter` does."""
     host_cache = HostCache(_Resolver(locate), reader, base_model_names, max_bytes=0)
     admission = Admission(host_cache, reader.bank_ranks, lambda _: 0, max_adapters=1)
     (admitted,) = admission.admit_adapter(adapter_id).adapters
     with error_context("", adapter_id):
-        host_cache.weights(admitted.source)
+        return host_cache.weights(admitted.source)
 
 
 @dataclass(frozen=True)

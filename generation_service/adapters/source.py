@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from generation_service.adapters.checkpoint.folder_files import WEIGHTS_FILE
 from generation_service.adapters.checkpoint.peft_config import CONFIG_FILE
-from generation_service.adapters.checkpoint.reader import WEIGHTS_FILE, content_revision, read_config
+from generation_service.adapters.checkpoint.reader import content_revision, read_config
 from infra.contract.adapter import Adapter, base_model_name, is_same_base_model
 from infra.contract.errors import BaseModelMismatchError, CheckpointError, NotFoundError
 from infra.runtime.single_flight import SingleFlight

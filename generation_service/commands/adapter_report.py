@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from generation_service.adapters.checking import CheckpointReader, check_adapter
-from generation_service.adapters.checkpoint.binding import module_of
-from generation_service.adapters.checkpoint.peft_config import CONFIG_FILE, PeftConfig, arithmetic, refusals
+from generation_service.adapters.checkpoint.folder_files import check_files, ignored_files
+from generation_service.adapters.checkpoint.keys import module_of
+from generation_service.adapters.checkpoint.peft_config import ALL_LINEAR, CONFIG_FILE, PeftConfig, arithmetic
+from generation_service.adapters.checkpoint.peft_options import refusals, unknown_settings
 from generation_service.adapters.checkpoint.reader import (
-    WEIGHTS_FILE,
     content_revision,
     read_config_content,
     tensor_headers,
@@ -26,7 +27,7 @@ from generation_service.models.registry import family_of
 from generation_service.models.validation import check_base_model
 from infra.contract.errors import CheckpointError, LoraRetrieverError
 
-_TRAINING_ONLY = ("lora_dropout", "lorap_lr_ratio", "layers_to_transform", "exclude_modules")
+_TRAINING_ONLY = ("lora_dropout", "lorap_lr_ratio")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _SHOWN = 6
 
@@ -74,14 +75,14 @@ def inspect_adapter(folder: Path, base_model: Path | None, options: ServerOption
     report = AdapterReport(str(folder))
     config = _add_config(report, folder)
     _add_headers(report, folder, config)
+    _add_files(report, folder)
     base = base_model or _named_folder(report.base_model)
     if base is None:
         report.warnings.append(
             "whether its tensors bind is unknown: give the folder of its base model with --base-model PATH"
         )
     else:
-        _add_binding(report, folder, base, options)
-    _warn_about_files(report, folder)
+        _add_binding(report, folder, base, options, config)
     report.supported = not report.problems
     return report
 
@@ -95,12 +96,17 @@ def _add_config(report: AdapterReport, folder: Path) -> PeftConfig | None:
         report.problems += refusals(content)
         config = arithmetic(content, str(folder / CONFIG_FILE))
     except CheckpointError as error:
-        report.problems.append(error.message)
+        if not report.problems:
+            report.problems.append(error.message)
         return None
     report.rank, report.alpha, report.use_rslora = config.rank, config.alpha, config.use_rslora
     ignored = [f"{name} {content[name]}" for name in _TRAINING_ONLY if content.get(name)]
     if ignored:
         report.warnings.append(f"ignored, since it matters in training only: {', '.join(ignored)}")
+    if unknown := unknown_settings(content):
+        report.warnings.append(f"ignored, options that this version of PEFT does not know: {_listed(unknown)}")
+    if config.selection.unverified:
+        report.warnings.append(f"its tensors alone say which layers it adapts, since {config.selection.unverified}")
     if not report.base_model:
         report.warnings.append("its config names no base model: any server accepts it if its tensors bind")
     return config
@@ -128,7 +134,9 @@ def _add_headers(report: AdapterReport, folder: Path, config: PeftConfig | None)
         report.scaling_range = (min(scalings), max(scalings))
 
 
-def _add_binding(report: AdapterReport, folder: Path, base: Path, options: ServerOptions) -> None:
+def _add_binding(
+    report: AdapterReport, folder: Path, base: Path, options: ServerOptions, config: PeftConfig | None
+) -> None:
     """Check the adapter as the server does; its message replaces what was found without the base model."""
     report.checked_against = str(base)
     try:
@@ -142,12 +150,15 @@ def _add_binding(report: AdapterReport, folder: Path, base: Path, options: Serve
     report.bank_bytes = columns * sum(map(sum, description.targets.values())) * BF16_BYTES
     reader = CheckpointReader(description.targets, model.canonical, options.bank_ranks, description.dtype)
     try:
-        check_adapter(folder, reader, (default_model_name(base), *options.model_aliases))
+        weights = check_adapter(folder, reader, (default_model_name(base), *options.model_aliases))
         report.bound_tensors, report.problems = report.tensors, []
     except LoraRetrieverError as error:
         report.problems = [error.message]
         if "unbound" in error.metadata and report.tensors is not None:
             report.bound_tensors = report.tensors - int(error.metadata["unbound"])
+        return
+    if config is not None:
+        _warn_about_untrained(report, config, description.targets.keys() - weights.modules.keys())
 
 
 def _named_folder(name: str | None) -> Path | None:
@@ -157,8 +168,23 @@ def _named_folder(name: str | None) -> Path | None:
     return None
 
 
-def _warn_about_files(report: AdapterReport, folder: Path) -> None:
-    others = sorted(path.name for path in folder.iterdir() if path.name not in (CONFIG_FILE, WEIGHTS_FILE))
+def _warn_about_untrained(report: AdapterReport, config: PeftConfig, without: Iterable[str]) -> None:
+    """Note layers that the config selects and that have no tensors: they stay unchanged, as in PEFT."""
+    if config.selection.unverified or not config.target_modules or ALL_LINEAR in config.target_modules:
+        return
+    if untrained := sorted(layer for layer in without if layer in config.selection):
+        report.warnings.append(
+            f"its config also selects {len(untrained)} layers without tensors, which stay unchanged: "
+            f"{_listed(untrained)}"
+        )
+
+
+def _add_files(report: AdapterReport, folder: Path) -> None:
+    try:
+        check_files(folder)
+    except CheckpointError as error:
+        report.problems.append(error.message)
+    others = ignored_files(folder)
     pickles = [name for name in others if name.endswith(_PICKLES)]
     plain = [name for name in others if name not in pickles]
     if pickles:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from generation_service.adapters.checkpoint.folder_files import WEIGHTS_FILE
 from generation_service.adapters.checkpoint.peft_config import CONFIG_FILE as ADAPTER_CONFIG
-from generation_service.adapters.checkpoint.reader import WEIGHTS_FILE
 from generation_service.commands.adapter_report import AdapterReport, inspect_adapter
 from generation_service.commands.base_model_report import BaseModelReport, inspect_base_model
 from generation_service.commands.server_options import ServerOptions
