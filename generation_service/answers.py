@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from generation_service import metrics
 from generation_service.adapters.admission import Admission
+from generation_service.adapters.checking import AdapterCheck
 from generation_service.adapters.leases import ResidentAdapter
 from generation_service.adapters.residency import Residency
 from generation_service.engine.engine import Engine
@@ -20,6 +21,7 @@ from generation_service.engine.limits import EngineLimits
 from generation_service.engine.sequence import Delta, Event, Request
 from generation_service.models.base import BaseModel, ModelDescription
 from generation_service.models.images import decode_images
+from infra.contract.adapter import Adapter
 from infra.contract.composition import Composition
 from infra.contract.errors import InvalidArgumentError, field_path
 from infra.contract.generation import Decoding, Generation
@@ -60,6 +62,7 @@ class GenerationService:
         residency: Residency,
         engine: Engine,
         *,
+        check: AdapterCheck,
         encoders: int = _ENCODERS,
     ) -> None:
         self.served = served
@@ -67,6 +70,7 @@ class GenerationService:
         self._admission = admission
         self._residency = residency
         self._engine = engine
+        self._check = check
         self._encoders = ThreadPoolExecutor(encoders, thread_name_prefix="encoder")
         self._preloaders = ThreadPoolExecutor(_PRELOADERS, thread_name_prefix="adapter-preloader")
         self._in_preparation = 0
@@ -99,6 +103,10 @@ class GenerationService:
         async with aclosing(self._follow(prompt, composition, decoding, time_limit_s, deltas=True)) as events:
             async for event in events:
                 yield event
+
+    async def check_adapter(self, adapter: Adapter) -> None:
+        """Raise the error that a request for `adapter` would get once it is registered."""
+        await asyncio.get_running_loop().run_in_executor(self._preloaders, self._check, adapter)
 
     async def load_adapter(self, adapter_id: str, revision: str = "") -> ResidentAdapter:
         """Load an adapter and pin it in the bank. Raises what `Admission.admit` and `Residency.pin` raise."""

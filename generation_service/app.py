@@ -11,31 +11,30 @@ import torch
 
 from generation_service import metrics
 from generation_service.adapters.admission import Admission
-from generation_service.adapters.checkpoint.reader import read_checkpoint
+from generation_service.adapters.checking import AdapterCheck, CheckpointReader
 from generation_service.adapters.host_cache import HostCache
 from generation_service.adapters.residency import Residency
 from generation_service.adapters.source import (
     AdapterResolver,
     AdapterRoots,
-    AdapterSource,
     CatalogueResolver,
     FolderResolver,
 )
 from generation_service.answers import GenerationService, ServedModel
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits, default_prefill_tokens
-from generation_service.engine.memory_plan import MemoryPlan, available_bytes, plan_memory
+from generation_service.engine.memory_plan import MemoryPlan, available_bytes, packed_copy_fits, plan_memory
+from generation_service.execution.devices import resolve_device, resolve_dtype
 from generation_service.execution.kv_cache import SlotKVCache
 from generation_service.execution.runner import Runner
 from generation_service.lora.bank import AdapterBank
 from generation_service.lora.h2d_copy import HostPacker
-from generation_service.lora.weights import AdapterWeights
 from generation_service.models.base import BaseModel, LoadOptions, ModelDescription
 from generation_service.models.folder import default_model_name, folder_revision
+from generation_service.models.quantised.gguf_folder import model_folder
 from generation_service.models.registry import load_base_model
 from generation_service.server import GenerationServicer, add_to
 from generation_service.settings import GenerationSettings
-from infra.contract.errors import ConfigurationError
 from infra.runtime.logs import get_logger
 from infra.runtime.server import GrpcServer
 
@@ -57,7 +56,8 @@ class GenerationStack:
 @contextmanager
 def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
     """Load the model and start the engine; stop them on exit. Raises CheckpointError or ConfigurationError."""
-    device = _device(settings.device)
+    device = resolve_device(settings.device)
+    settings = settings.model_copy(update={"model_path": model_folder(settings.model_path)})
     name = settings.model_name or default_model_name(settings.model_path)
     log.info("loading_model", model=name, path=str(settings.model_path), device=str(device))
     model = _load_model(settings, device)
@@ -74,12 +74,14 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
         description.targets, settings.bank_ranks, description.dtype, description.device, by_image=description.by_image
     )
     cache = SlotKVCache(plan.cache, description.dtype, description.device)
-    runner = Runner(model, bank, cache, graphs=settings.decode_graphs)
+    runner = Runner(model, bank, cache, graphs=settings.decode_graphs, pack=_packs_weights(settings, description))
     with ExitStack() as stack:
+        names = (name, *settings.model_aliases)
+        reader = CheckpointReader(description.targets, model.canonical, bank.ranks, bank.dtype)
         host_cache = HostCache(
             _resolver(settings, stack),
-            _CheckpointReader(model, bank),
-            (name, *settings.model_aliases),
+            reader,
+            names,
             settings.host_adapter_bytes,
             host_form=HostPacker(bank.dtype, pinned=bank.device.type == "cuda"),
         )
@@ -91,7 +93,8 @@ def generation_stack(settings: GenerationSettings) -> Iterator[GenerationStack]:
         engine.start()
         stack.callback(engine.close)
         served = _served_model(settings, name, engine.limits, description)
-        service = GenerationService(served, model, admission, residency, engine)
+        check = AdapterCheck(AdapterRoots(settings.adapter_roots), reader, names)
+        service = GenerationService(served, model, admission, residency, engine, check=check)
         stack.callback(service.close)
         yield GenerationStack(model, bank, admission, residency, engine, service)
 
@@ -123,34 +126,27 @@ async def _stack_on_thread(settings: GenerationSettings) -> AsyncIterator[Genera
         yield stack
 
 
-@dataclass(frozen=True)
-class _CheckpointReader:
-    """Reads an adapter's folder for the loaded base model."""
-
-    model: BaseModel
-    bank: AdapterBank
-
-    def __call__(self, source: AdapterSource) -> AdapterWeights:
-        return read_checkpoint(
-            source.folder,
-            self.model.description.targets,
-            self.model.canonical,
-            max_rank=self.bank.ranks,
-            expected_revision=source.content,
-            dtype=self.bank.dtype,
-        )
-
-
 def _load_model(settings: GenerationSettings, device: torch.device) -> BaseModel:
     options = LoadOptions(
         device,
-        _dtype(settings.dtype, device),
+        resolve_dtype(settings.dtype, device),
         max_pixels=settings.max_pixels,
         max_tiles=settings.max_tiles,
         image_suffix=settings.image_suffix,
         chat_template=settings.chat_template,
     )
     return load_base_model(settings.model_path, options)
+
+
+def _packs_weights(settings: GenerationSettings, model: ModelDescription) -> bool:
+    """Return whether linear layers keep a packed copy of their weights, which takes their memory a second time."""
+    if not settings.cpu_packed_weights or model.device.type != "cpu" or model.dtype != torch.float32:
+        return False
+    if fits := packed_copy_fits(model):
+        log.info("packing_weights", bytes=model.weight_bytes)
+    else:
+        log.warning("weights_not_packed", bytes=model.weight_bytes, reason="a second copy needs too much memory")
+    return fits
 
 
 def _served_model(
@@ -186,26 +182,6 @@ def _limits(settings: GenerationSettings, plan: MemoryPlan, device: torch.device
         default_max_new_tokens=settings.default_max_new_tokens,
         prefill_tokens=settings.prefill_tokens or default_prefill_tokens(device.type),
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigurationError(f"device {name!r} is not known to torch: use cpu, cuda, cuda:0, ...") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"device {name!r} needs a GPU, and torch finds none: use cpu or auto")
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype | None:
-    if name == "auto":
-        return None if device.type == "cuda" else torch.float32
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
 
 
 def _log_plan(model: BaseModel, plan: MemoryPlan) -> None:

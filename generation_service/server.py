@@ -18,7 +18,13 @@ from infra.contract.errors import field_path
 from infra.contract.generation import Decoding
 from infra.contract.prompt import Prompt
 from infra.runtime.server import GrpcServer
-from infra.runtime.wire import composition_from_proto, decoding_from_proto, generation_to_proto, prompt_from_proto
+from infra.runtime.wire import (
+    adapter_from_proto,
+    composition_from_proto,
+    decoding_from_proto,
+    generation_to_proto,
+    prompt_from_proto,
+)
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
@@ -67,6 +73,13 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
             residents=[_resident_to_proto(resident) for resident in self._service.residents()],
             revision=served.revision,
         )
+
+    async def CheckAdapter(self, request: pb.CheckAdapterRequest, context: Context) -> pb.CheckAdapterResponse:  # noqa: N802
+        """Check an adapter that may not be registered yet."""
+        with field_path("adapter"):
+            adapter = adapter_from_proto(request.adapter)
+        await self._service.check_adapter(adapter)
+        return pb.CheckAdapterResponse(base_model=self._service.served.name)
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Context) -> pb.LoadAdapterResponse:  # noqa: N802
         """Load an adapter and pin it."""

@@ -43,6 +43,9 @@ class GenerationSettings(TierSettings):
         description="prompt tokens prefilled in one step; unset: 1024 on a GPU, 256 on a CPU",
     )
     decode_graphs: bool = Field(True, description="replay captured decode steps (CUDA graphs) on a GPU")
+    cpu_packed_weights: bool = Field(
+        True, description="on a CPU in float32, keep a second copy of the weights in a layout that decodes faster"
+    )
     bank_ranks: int = Field(512, ge=1, description="ranks in the adapter bank, shared by all resident adapters")
     max_adapters: int = Field(16, ge=1, description="adapters in one composition")
     adapter_roots: tuple[Path, ...] = Field((), description="folders below which adapter checkpoints may be read")

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from generation_service.adapters.checkpoint.folder_files import WEIGHTS_FILE
 from generation_service.adapters.checkpoint.peft_config import CONFIG_FILE
-from generation_service.adapters.checkpoint.reader import WEIGHTS_FILE, content_revision, read_config
+from generation_service.adapters.checkpoint.reader import content_revision, read_config
 from infra.contract.adapter import Adapter, base_model_name, is_same_base_model
 from infra.contract.errors import BaseModelMismatchError, CheckpointError, NotFoundError
 from infra.runtime.single_flight import SingleFlight
@@ -73,6 +74,17 @@ class AdapterRoots:
                     return candidate.resolve()
         return None
 
+    def find_checkpoint(self, adapter: Adapter) -> Path:
+        """Return the folder of a registered adapter. Raises CheckpointError if there is none below the roots."""
+        folder = self.find(adapter.checkpoint_uri)
+        if folder is None:
+            raise CheckpointError(
+                f"adapter {adapter.adapter_id!r} is registered with the checkpoint {adapter.checkpoint_uri!r}, and "
+                f"there is no such folder below {self}",
+                adapter_id=adapter.adapter_id,
+            )
+        return folder
+
     def _check_inside(self, uri: str, folder: Path) -> None:
         for path in (folder, folder / CONFIG_FILE, folder / WEIGHTS_FILE):
             if not any(path.resolve().is_relative_to(root) for root in self._roots):
@@ -81,6 +93,13 @@ class AdapterRoots:
                     "start the server with another --adapter-roots",
                     checkpoint_uri=uri,
                 )
+
+
+def source_in(folder: Path, adapter_id: str) -> AdapterSource:
+    """Return the source of the PEFT folder `folder` as it is now. Raises CheckpointError."""
+    base_model = read_config(folder).base_model
+    content = content_revision(folder)
+    return AdapterSource(adapter_id, content[:REVISION_LENGTH], folder, base_model, content)
 
 
 class FolderResolver:
@@ -121,9 +140,7 @@ class FolderResolver:
                 f"adapter {adapter_id!r} is not known: put its PEFT folder into {adapter_id}/ below {self._roots}",
                 adapter_id=adapter_id,
             )
-        base_model = read_config(folder).base_model
-        content = content_revision(folder)
-        return AdapterSource(adapter_id, content[:REVISION_LENGTH], folder, base_model, content)
+        return source_in(folder, adapter_id)
 
 
 class CatalogueResolver:
@@ -153,13 +170,7 @@ class CatalogueResolver:
                 adapter_id=adapter_id,
                 revision=revision,
             )
-        folder = self._roots.find(adapter.checkpoint_uri)
-        if folder is None:
-            raise CheckpointError(
-                f"adapter {adapter_id!r} is registered with the checkpoint {adapter.checkpoint_uri!r}, and there is no "
-                f"such folder below {self._roots}",
-                adapter_id=adapter_id,
-            )
+        folder = self._roots.find_checkpoint(adapter)
         return AdapterSource(adapter_id, adapter.revision, folder, adapter.base_model)
 
 

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from generation_service.adapters.checkpoint.binding import module_of
-from generation_service.adapters.checkpoint.peft_config import CONFIG_FILE, PeftConfig, arithmetic, refusals
+from generation_service.adapters.checking import CheckpointReader, check_adapter
+from generation_service.adapters.checkpoint.folder_files import check_files, ignored_files
+from generation_service.adapters.checkpoint.keys import module_of
+from generation_service.adapters.checkpoint.peft_config import ALL_LINEAR, CONFIG_FILE, PeftConfig, arithmetic
+from generation_service.adapters.checkpoint.peft_options import refusals, unknown_settings
 from generation_service.adapters.checkpoint.reader import (
-    WEIGHTS_FILE,
     content_revision,
-    read_checkpoint,
     read_config_content,
     tensor_headers,
 )
-from generation_service.adapters.checkpoint.tensor_headers import TensorHeader
 from generation_service.adapters.source import REVISION_LENGTH
-from generation_service.commands.base_model_report import BANK_RANKS, BF16_BYTES
+from generation_service.commands.base_model_report import BF16_BYTES
+from generation_service.commands.server_options import ServerOptions
 from generation_service.models.folder import default_model_name
+from generation_service.models.quantised.gguf_folder import model_folder
 from generation_service.models.registry import family_of
-from infra.contract.adapter import base_model_name, is_same_base_model
-from infra.contract.errors import CheckpointError
+from generation_service.models.validation import check_base_model
+from infra.contract.errors import CheckpointError, LoraRetrieverError
 
-_TRAINING_ONLY = ("lora_dropout", "lorap_lr_ratio", "layers_to_transform", "exclude_modules")
+_TRAINING_ONLY = ("lora_dropout", "lorap_lr_ratio")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _SHOWN = 6
 
@@ -65,22 +67,22 @@ class AdapterReport:
     short_revision: str | None = None
 
 
-def inspect_adapter(folder: Path, base_model: Path | None) -> AdapterReport:
-    """Report on the config and weights of `folder`, and on how many tensors bind to the model in `base_model`.
+def inspect_adapter(folder: Path, base_model: Path | None, options: ServerOptions) -> AdapterReport:
+    """Report on the config and weights of `folder`, and whether a server of the model in `base_model` serves it.
 
     None: the folder that the config names as its base model, if it exists.
     """
     report = AdapterReport(str(folder))
     config = _add_config(report, folder)
-    headers = _add_headers(report, folder, config)
+    _add_headers(report, folder, config)
+    _add_files(report, folder)
     base = base_model or _named_folder(report.base_model)
     if base is None:
         report.warnings.append(
             "whether its tensors bind is unknown: give the folder of its base model with --base-model PATH"
         )
-    elif config is not None and headers is not None:
-        _add_binding(report, folder, base, headers)
-    _warn_about_files(report, folder)
+    else:
+        _add_binding(report, folder, base, options, config)
     report.supported = not report.problems
     return report
 
@@ -94,18 +96,23 @@ def _add_config(report: AdapterReport, folder: Path) -> PeftConfig | None:
         report.problems += refusals(content)
         config = arithmetic(content, str(folder / CONFIG_FILE))
     except CheckpointError as error:
-        report.problems.append(error.message)
+        if not report.problems:
+            report.problems.append(error.message)
         return None
     report.rank, report.alpha, report.use_rslora = config.rank, config.alpha, config.use_rslora
     ignored = [f"{name} {content[name]}" for name in _TRAINING_ONLY if content.get(name)]
     if ignored:
         report.warnings.append(f"ignored, since it matters in training only: {', '.join(ignored)}")
+    if unknown := unknown_settings(content):
+        report.warnings.append(f"ignored, options that this version of PEFT does not know: {_listed(unknown)}")
+    if config.selection.unverified:
+        report.warnings.append(f"its tensors alone say which layers it adapts, since {config.selection.unverified}")
     if not report.base_model:
         report.warnings.append("its config names no base model: any server accepts it if its tensors bind")
     return config
 
 
-def _add_headers(report: AdapterReport, folder: Path, config: PeftConfig | None) -> dict[str, TensorHeader] | None:
+def _add_headers(report: AdapterReport, folder: Path, config: PeftConfig | None) -> None:
     try:
         headers = tensor_headers(folder)
         if config is not None:
@@ -113,7 +120,7 @@ def _add_headers(report: AdapterReport, folder: Path, config: PeftConfig | None)
             report.short_revision = report.revision[:REVISION_LENGTH]
     except CheckpointError as error:
         report.problems.append(error.message)
-        return None
+        return
     report.tensors = len(headers)
     report.dtype = ", ".join(sorted({header.dtype for header in headers.values()}))
     report.bytes = sum(header.values for header in headers.values()) * BF16_BYTES
@@ -125,31 +132,33 @@ def _add_headers(report: AdapterReport, folder: Path, config: PeftConfig | None)
     if ranks and config is not None:
         scalings = [config.scaling_of(module) for module in ranks]
         report.scaling_range = (min(scalings), max(scalings))
-    return headers
 
 
-def _add_binding(report: AdapterReport, folder: Path, base: Path, headers: dict[str, TensorHeader]) -> None:
+def _add_binding(
+    report: AdapterReport, folder: Path, base: Path, options: ServerOptions, config: PeftConfig | None
+) -> None:
+    """Check the adapter as the server does; its message replaces what was found without the base model."""
     report.checked_against = str(base)
     try:
-        architecture = family_of(base).describe(base)
-        _warn_about_name(report, base)
-    except CheckpointError as error:
+        base = model_folder(base)
+        model = check_base_model(family_of(base), base, options.load).model
+    except LoraRetrieverError as error:
         report.problems.append(f"its base model: {error.message}")
         return
-    report.bank_bytes = architecture.bank_values(report.rank_columns or 0) * BF16_BYTES
-    if report.rank_columns and report.rank_columns > BANK_RANKS:
-        report.warnings.append(
-            f"its rank exceeds the default bank: start the server with --bank-ranks {report.rank_columns}"
-        )
-    if report.problems:
-        return
+    description = model.description
+    columns = report.rank_columns or 0
+    report.bank_bytes = columns * sum(map(sum, description.targets.values())) * BF16_BYTES
+    reader = CheckpointReader(description.targets, model.canonical, options.bank_ranks, description.dtype)
     try:
-        read_checkpoint(folder, architecture.targets, architecture.canonical)
-        report.bound_tensors = len(headers)
-    except CheckpointError as error:
-        report.problems.append(error.message)
-        if "unbound" in error.metadata:
-            report.bound_tensors = len(headers) - int(error.metadata["unbound"])
+        weights = check_adapter(folder, reader, (default_model_name(base), *options.model_aliases))
+        report.bound_tensors, report.problems = report.tensors, []
+    except LoraRetrieverError as error:
+        report.problems = [error.message]
+        if "unbound" in error.metadata and report.tensors is not None:
+            report.bound_tensors = report.tensors - int(error.metadata["unbound"])
+        return
+    if config is not None:
+        _warn_about_untrained(report, config, description.targets.keys() - weights.modules.keys())
 
 
 def _named_folder(name: str | None) -> Path | None:
@@ -159,18 +168,23 @@ def _named_folder(name: str | None) -> Path | None:
     return None
 
 
-def _warn_about_name(report: AdapterReport, base: Path) -> None:
-    trained_on = base_model_name(report.base_model or "")
-    name = default_model_name(base)
-    if trained_on and not is_same_base_model(trained_on, name):
+def _warn_about_untrained(report: AdapterReport, config: PeftConfig, without: Iterable[str]) -> None:
+    """Note layers that the config selects and that have no tensors: they stay unchanged, as in PEFT."""
+    if config.selection.unverified or not config.target_modules or ALL_LINEAR in config.target_modules:
+        return
+    if untrained := sorted(layer for layer in without if layer in config.selection):
         report.warnings.append(
-            f"its config names the base model {trained_on}, but a server of {base} is named {name}: start it with "
-            f"--model-aliases {trained_on}"
+            f"its config also selects {len(untrained)} layers without tensors, which stay unchanged: "
+            f"{_listed(untrained)}"
         )
 
 
-def _warn_about_files(report: AdapterReport, folder: Path) -> None:
-    others = sorted(path.name for path in folder.iterdir() if path.name not in (CONFIG_FILE, WEIGHTS_FILE))
+def _add_files(report: AdapterReport, folder: Path) -> None:
+    try:
+        check_files(folder)
+    except CheckpointError as error:
+        report.problems.append(error.message)
+    others = ignored_files(folder)
     pickles = [name for name in others if name.endswith(_PICKLES)]
     plain = [name for name in others if name not in pickles]
     if pickles:

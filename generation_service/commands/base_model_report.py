@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from generation_service.commands.server_options import BANK_RANKS
 from generation_service.models.base import InputFormat, LoadOptions, ModelArchitecture
-from generation_service.models.folder import default_model_name, read_config, stored_tensors
+from generation_service.models.folder import default_model_name, read_config
+from generation_service.models.quantised.gguf_folder import model_folder
+from generation_service.models.quantised.methods import quantisation_of, served_tensors
 from generation_service.models.registry import family_of
 from generation_service.models.validation import check_base_model
 from infra.contract.errors import CheckpointError
 
 BF16_BYTES = 2
-#: The default of the server's `bank_ranks` setting, so that the report matches a server started without options.
-BANK_RANKS = 512
 _CACHE_TOKENS = 1000  # A round number to multiply by the expected sequence length.
 
 
@@ -56,17 +57,23 @@ class BaseModelReport:
     tokenizer: str | None = None
     tokenizer_tokens: int | None = None
     chat_template: str | None = None
+    quantisation: str | None = None
     memory_bytes: Mapping[str, int] | None = None
 
 
-def inspect_base_model(folder: Path) -> BaseModelReport:
-    """Report on the folder: what the server's own check of it finds, then what its files state."""
-    report = BaseModelReport(str(folder))
+def inspect_base_model(path: Path, options: LoadOptions) -> BaseModelReport:
+    """Report on a folder or GGUF file: what the server's own check of it finds, then what its files state."""
+    report = BaseModelReport(str(path))
+    try:
+        folder = model_folder(path)
+    except CheckpointError as error:
+        report.problems.append(error.message)
+        return report
     try:
         report.name = default_model_name(folder)
         report.model_type = str(read_config(folder).get("model_type"))
         family = family_of(folder)
-        checked = check_base_model(family, folder, LoadOptions())
+        checked = check_base_model(family, folder, options)
         report.warnings += checked.warnings
     except CheckpointError as error:
         report.problems.append(error.message)
@@ -74,7 +81,7 @@ def inspect_base_model(folder: Path) -> BaseModelReport:
         family = family_of(folder)
         _add_architecture(report, family.describe(folder))
     with suppress(Exception):
-        _add_input_format(report, family.input_format(folder, LoadOptions()))
+        _add_input_format(report, family.input_format(folder, options))
     with suppress(Exception):
         _add_stored(report, folder)
     report.supported = not report.problems
@@ -108,7 +115,8 @@ def _add_input_format(report: BaseModelReport, input_format: InputFormat) -> Non
 
 
 def _add_stored(report: BaseModelReport, folder: Path) -> None:
-    stored = stored_tensors(folder)
+    report.quantisation = quantisation_of(folder)
+    stored = served_tensors(folder)
     files = {tensor.file for tensor in stored.values()}
     report.stored_tensors = len(stored)
     report.stored_parameters = sum(tensor.header.values for tensor in stored.values())
@@ -116,7 +124,11 @@ def _add_stored(report: BaseModelReport, folder: Path) -> None:
     report.weight_file_bytes = sum(os.path.getsize(file) for file in files)
     dtypes = sorted({tensor.header.dtype for tensor in stored.values()})
     report.dtype = ", ".join(dtypes)
-    if "float32" in dtypes:
+    if "float32" in dtypes and report.quantisation:
+        report.warnings.append(
+            "dequantised on load: served in float32 unless --dtype bfloat16 is given; the memory is for bfloat16"
+        )
+    elif "float32" in dtypes:
         report.warnings.append(
             "stored in float32, and served so on a GPU unless --dtype bfloat16 is given; the memory is for bfloat16"
         )

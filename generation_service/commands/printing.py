@@ -49,6 +49,7 @@ def _model_rows(report: BaseModelReport) -> Iterator[_Row]:
     if report.parameters is not None:
         yield "parameters", f"{report.parameters:,} ({report.parameters / 1e9:.2f} B)"
     yield "stored as", report.dtype or ""
+    yield "quantised", f"{report.quantisation}; dequantised on load" if report.quantisation else ""
     if report.weight_files is not None and report.weight_file_bytes is not None:
         files = f"{_count(report.weight_files, 'file')}, {_size(report.weight_file_bytes)}"
         yield "weights", f"{_count(report.stored_tensors, 'tensor')} in {files}"

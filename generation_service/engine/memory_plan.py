@@ -80,5 +80,10 @@ def available_bytes(model: ModelDescription, ranks: int) -> int:
     return min(_CPU_CACHE_BYTES, _physical_bytes() // 4)
 
 
+def packed_copy_fits(model: ModelDescription) -> bool:
+    """Return whether the weights and a packed copy of them leave half of a CPU's memory to everything else."""
+    return 2 * model.weight_bytes <= _physical_bytes() // 2
+
+
 def _physical_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

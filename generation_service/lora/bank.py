@@ -10,6 +10,7 @@ from torch import nn
 
 from generation_service.lora.h2d_copy import H2DCopyStream
 from generation_service.lora.linear import LoraLinear
+from generation_service.lora.packed import PackedWeight, can_pack
 from generation_service.lora.ranks import RankAllocator, RankRange
 from generation_service.lora.routing import Routing
 from generation_service.lora.weight_group import LoraWeightGroup, ModuleSlot, group_targets
@@ -78,15 +79,19 @@ class AdapterBank:
         """Modules that any adapter has changed since the start; it never decreases."""
         return sum(sum(group.ever_adapted) for group in self.groups)
 
-    def install(self, model: nn.Module) -> None:
+    def install(self, model: nn.Module, pack: bool = False) -> None:
         """Replace every linear layer named in `targets` by a LoraLinear that shares its parameters.
+
+        With `pack`, layers that read rows of tokens also get a packed copy of their weight, where that is possible.
 
         Raises ValueError if a target is not a linear layer of the shape that `targets` gives.
         """
         linears = {path: self._linear(model, path) for path in self.targets}
         for path, linear in linears.items():
             parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, LoraLinear(linear, self._slots[path], self.routing))
+            slot = self._slots[path]
+            packed = PackedWeight(linear.weight) if pack and not slot.image_prefix and can_pack(linear.weight) else None
+            setattr(model.get_submodule(parent), name, LoraLinear(linear, slot, self.routing, packed))
 
     def acquire(self, rank: int) -> RankRange:
         """Return a range of `rank` columns, all zero. Raises CapacityError if no gap is large enough."""

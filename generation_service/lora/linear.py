@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from generation_service.lora.packed import PackedWeight
 from generation_service.lora.routing import Routing
 from generation_service.lora.weight_group import ModuleSlot
 
@@ -15,20 +16,23 @@ class LoraLinear(nn.Linear):
     w_j is the adapter's weight in the step's composition, s_j its scaling, which the bank folds into B_j.
 
     Replaces the linear layer it is built from, with the same parameters under the same names, so that the model's state
-    dict, dtype queries and tied weights do not change. The bank's tensors are not registered on the module.
+    dict, dtype queries and tied weights do not change. The bank's tensors and the packed copy of the weight are not
+    registered on the module.
     """
 
-    def __init__(self, base: nn.Linear, slot: ModuleSlot, routing: Routing) -> None:
+    def __init__(self, base: nn.Linear, slot: ModuleSlot, routing: Routing, packed: PackedWeight | None = None) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.training = base.training
         self._slot = slot
         self._routing = routing
+        self._packed = packed
 
     def forward(self, input: Tensor) -> Tensor:
         """Return [..., out]; exactly the base layer's output if no adapter of the step changes this module."""
-        out = F.linear(input, self.weight, self.bias)
+        packed = self._packed
+        out = packed.linear(input, self.bias) if packed else F.linear(input, self.weight, self.bias)
         lora, slot = self._routing.active, self._slot
         if lora is None or not lora.affects(slot):
             return out

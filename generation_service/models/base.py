@@ -96,8 +96,8 @@ class InputFormat:
     """How a base model encodes prompts, according to its tokenizer and processor files.
 
     `tokenizer` and `template` describe the files in use, `tokens` is the vocabulary size and `largest_token` the
-    largest id. `image_limits` are the image processor's bounds by name, such as max_pixels; empty if the model reads no
-    images.
+    largest id that needs an embedding. `image_limits` are the image processor's bounds by name, such as max_pixels;
+    empty if the model reads no images. `notes` tell what callers may not expect.
     """
 
     tokenizer: str
@@ -105,6 +105,7 @@ class InputFormat:
     largest_token: int
     template: str
     image_limits: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,10 @@ class BaseModel(Protocol):
         """Return the text of `tokens`, special tokens left out."""
 
     def embed(self, prompt: EncodedPrompt) -> Tensor:
-        """Return the input embeddings [1, T, hidden] of a prompt, image embeddings included."""
+        """Return the input embeddings [1, T, hidden] of a prompt, image embeddings included.
+
+        A model whose images have features for deeper layers appends them: [1, T, (1 + D) hidden].
+        """
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Return the input embeddings [.., hidden] of text tokens [..]."""
@@ -198,7 +202,8 @@ class BaseModel(Protocol):
     def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: LayerCache) -> Tensor:
         """Return the last hidden states [N, T, hidden].
 
-        embeddings [N, T, hidden]; positions [axes, N, T]; mask [N, 1, T, S] true where a token attends, None: causal.
+        embeddings [N, T, hidden or more, as `embed` returns]; positions [axes, N, T]; mask [N, 1, T, S] true where a
+        token attends, None: causal.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from generation_service.models.chat_template import ChatTemplate, find_template
+from generation_service.models.chat_template import find_template
+from generation_service.models.conversation import ConversationRenderer
 from generation_service.models.segments import SegmentTokenizer
 from infra.contract.errors import CheckpointError
 from infra.contract.prompt import Prompt
@@ -19,9 +20,8 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 class ChatTokenizer:
     """The tokenizer and chat template of a checkpoint folder.
 
-    The template is rendered with unpredictable marks in place of the callers' texts, which are inserted afterwards, so
-    that a special token a caller spells out, such as `<|im_end|>`, is tokenised as ordinary characters. Any other text
-    gives the same ids as transformers.
+    A special token that a caller spells out, such as `<|im_end|>`, is tokenised as ordinary characters. Any other text
+    gives the same ids as transformers. `template_file` replaces the folder's own template.
     """
 
     def __init__(self, folder: Path, template_file: Path | None = None) -> None:
@@ -30,26 +30,34 @@ class ChatTokenizer:
         self.special = self._tokenizer.special
         self.longest_token = self._tokenizer.longest_token
         self.largest_token = self._tokenizer.largest_token
+        self.largest_ordinary_token = self._tokenizer.largest_ordinary_token
+        self.spelling = self._tokenizer.spelling
         self.decode = self._tokenizer.decode
-        self._template = ChatTemplate(
-            self._renderer, find_template(folder, template_file, self._renderer.chat_template)
-        )
-        self.template_source = self._template.file
+        self._template = find_template(folder, template_file, self._renderer.chat_template)
+        self._conversation = ConversationRenderer(self._render, list(self.special), self._template.file)
 
     def __len__(self) -> int:
         """Vocabulary size, special tokens included."""
         return len(self._tokenizer)
 
     @property
-    def end_tokens(self) -> frozenset[int]:
-        """The token that ends a sequence according to the tokenizer, for folders whose other files name none."""
-        end = self._renderer.eos_token_id
-        return frozenset(() if end is None else (end,))
+    def template_source(self) -> str:
+        """The file that the chat template was read from."""
+        return self._template.file
 
     @property
-    def merges_system(self) -> bool:
-        """Whether a system message is put before the first user message, since the template has no system role."""
-        return self._template.merges_system
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer: the tokenizer's, and what the template writes after an assistant's message."""
+        after = self._conversation.traits.after_answer.lstrip()
+        written = {number for token, number in self.special.items() if after.startswith(token)}
+        end = self._renderer.eos_token_id
+        return frozenset(written if end is None else written | {end})
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what is done differently from what a caller may expect."""
+        merged = "the chat template has no system role: a system message is put before the first user message"
+        return () if self._conversation.traits.system_role else (merged,)
 
     @property
     def name(self) -> str:
@@ -58,7 +66,14 @@ class ChatTokenizer:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the ids of `prompt` with the assistant's turn opened, and one image token for each image."""
-        return self._tokenizer.encode(self._template.segments(prompt))
+        return self._tokenizer.encode(self._conversation.segments(prompt))
+
+    def _render(self, conversation: list[dict[str, Any]]) -> str:
+        return str(
+            self._renderer.apply_chat_template(
+                conversation, chat_template=self._template.text, tokenize=False, add_generation_prompt=True
+            )
+        )
 
 
 def expand_images(tokens: Sequence[int], image_token: int, runs: Sequence[Sequence[int]]) -> list[int]:

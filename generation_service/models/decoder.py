@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from generation_service.adapters.checkpoint.binding import Rename
 from generation_service.models.base import EncodedPrompt, LayerCache, LoadOptions, ModelArchitecture, ModelDescription
@@ -21,11 +22,16 @@ class Decoder:
         self._language = language
 
     def embed(self, prompt: EncodedPrompt) -> Tensor:
-        """Return the input embeddings [1, T, hidden] of a prompt, with `embed_images` at its image tokens."""
+        """Return the input embeddings [1, T, hidden] of a prompt, with `embed_images` at its image tokens.
+
+        If images have features for deeper layers, the width is a multiple of hidden, and text has zeros there.
+        """
         tokens = prompt.tokens.to(self.description.device)
         embeddings = self.embed_tokens(tokens)
         if prompt.pixels is not None and prompt.grids is not None:
-            embeddings[tokens == self.image_token] = self.embed_images(prompt.pixels, prompt.grids).to(embeddings.dtype)
+            features = self.embed_images(prompt.pixels, prompt.grids).to(embeddings.dtype)
+            embeddings = F.pad(embeddings, (0, features.shape[-1] - embeddings.shape[-1]))
+            embeddings[tokens == self.image_token] = features
         return embeddings[None]
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
@@ -34,14 +40,15 @@ class Decoder:
         return embeddings
 
     def forward(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: LayerCache) -> Tensor:
-        """Return the last hidden states [N, T, hidden]; embeddings [N, T, hidden], positions [axes, N, T].
+        """Return the last hidden states [N, T, hidden]; embeddings [N, T, (1 + D) hidden], positions [axes, N, T].
 
-        Calls the layers one by one, like the model's own forward, which would build a mask of its own.
+        Calls the layers one by one, like the model's own forward, which would build a mask of its own. The D blocks of
+        features beyond the first are added to the outputs of the first D layers (DeepStack, arXiv 2406.04334).
         """
         position_ids = positions if self.description.position_axes > 1 else positions[0]
         rotations = self._language.rotary_emb(embeddings, position_ids=position_ids)
-        hidden = embeddings
-        for layer in self._language.layers:
+        hidden, *deeper = torch.split(embeddings, self._language.config.hidden_size, dim=-1)
+        for index, layer in enumerate(self._language.layers):
             hidden = layer(
                 hidden,
                 attention_mask=mask,
@@ -49,6 +56,8 @@ class Decoder:
                 past_key_values=cache,
                 use_cache=True,
             )
+            if index < len(deeper):
+                hidden = hidden + deeper[index]
         normed: Tensor = self._language.norm(hidden)
         return normed
 
@@ -63,7 +72,10 @@ class Decoder:
         raise NotImplementedError("a family that reads images defines image_token")
 
     def embed_images(self, pixels: Tensor, grids: Tensor) -> Tensor:
-        """Return the embeddings [image tokens, hidden] of images in the family's own format, in reading order."""
+        """Return the embeddings [image tokens, (1 + D) hidden] of images in the family's own format, in reading order.
+
+        D blocks of features for deeper layers may follow the input embeddings.
+        """
         raise NotImplementedError("a family that reads images defines embed_images")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,10 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATING_POINT = ("float64", "float32", "float16", "bfloat16")
+_PREPROCESSOR = "preprocessor_config.json"
+_ADAPTER_PARTS = (".lora_A.", ".lora_B.", ".base_layer.")
 _POSITION_IDS = ".position_ids"  # An integer buffer that older releases of transformers saved.
-_MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
+_MODEL_SUFFIXES = (".json", ".safetensors", ".gguf", ".model", ".txt", ".jinja")
 
 # At most 256 samples of 64 KiB are hashed of each file: 16 MiB rather than gigabytes. Training changes weights
 # everywhere, so samples suffice to tell two models apart.
@@ -32,10 +34,24 @@ _SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """The file of a tensor, and its header: shape and dtype."""
+    """The file of a tensor, and its header: shape and dtype.
+
+    `read` returns the values of a tensor that is dequantised, None if they are in the file as the header says.
+    """
 
     file: Path
     header: TensorHeader
+    read: Callable[[], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class _Lazy:
+    """Values that are computed when they are indexed, as a slice object of safetensors reads them."""
+
+    read: Callable[[], Tensor]
+
+    def __getitem__(self, index: object) -> Tensor:
+        return self.read()[index]  # type: ignore[index]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -78,7 +94,7 @@ def folder_revision(folder: Path) -> str:
     Raises CheckpointError if a file cannot be read.
     """
     digest = hashlib.sha256()
-    for path in sorted(entry for entry in folder.iterdir() if entry.suffix in _MODEL_SUFFIXES and entry.is_file()):
+    for path in _model_files(folder):
         try:
             size = path.stat().st_size
             digest.update(f"{path.name}\n{size}\n".encode())
@@ -89,6 +105,15 @@ def folder_revision(folder: Path) -> str:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}", path=str(path)) from error
     return digest.hexdigest()
+
+
+def check_readable(folder: Path) -> None:
+    """Raise CheckpointError for a file of the model that cannot be opened, as `folder_revision` would."""
+    for path in _model_files(folder):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}", path=str(path)) from error
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -123,6 +148,34 @@ def check_floating_point(folder: Path, stored: Mapping[str, StoredTensor]) -> No
         )
 
 
+def check_merged(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
+    """Raise CheckpointError if the weights are a fine-tuned model whose adapter was not merged into it."""
+    if not any(part in name for name in stored for part in _ADAPTER_PARTS):
+        return
+    config = read_config(folder)
+    settings = [f"{name} {config[name]}" for name in ("use_llm_lora", "use_backbone_lora") if config.get(name)]
+    stated = f" ({', '.join(settings)})" if settings else ""
+    tool = "InternVL's tools/merge_lora.py" if settings else "merge_and_unload() of PEFT"
+    raise CheckpointError(
+        f"{folder} is an unmerged LoRA fine-tune{stated}: its files hold lora_A and lora_B beside the base weights; "
+        f"merge them first, with {tool}",
+        path=str(folder),
+    )
+
+
+def image_processor_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the settings of the image processor and their file, which transformers 5 calls processor_config.json.
+
+    Raises CheckpointError if neither file states them.
+    """
+    combined = folder / "processor_config.json"
+    if combined.is_file():
+        settings = read_json(combined).get("image_processor")
+        if isinstance(settings, dict):
+            return combined, settings
+    return folder / _PREPROCESSOR, read_json(folder / _PREPROCESSOR)
+
+
 def unread_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     """Return the tensors of `stored` on the meta device: shapes and types without values."""
     return {
@@ -138,22 +191,27 @@ def open_tensors(stored: Mapping[str, StoredTensor], files: ExitStack) -> dict[s
     """
     opened = {
         path: files.enter_context(safe_open(path, framework="pt"))
-        for path in {tensor.file for tensor in stored.values()}
+        for path in {tensor.file for tensor in stored.values() if tensor.read is None}
     }
-    return {name: opened[tensor.file].get_slice(name) for name, tensor in stored.items()}
+    return {
+        name: opened[tensor.file].get_slice(name) if tensor.read is None else _Lazy(tensor.read)
+        for name, tensor in stored.items()
+    }
 
 
 def eos_tokens(folder: Path) -> frozenset[int]:
-    """Return the ids that end an answer, from generation_config.json, else from config.json.
+    """Return the ids that end an answer: generation_config.json's, else config.json's, else its text_config's.
 
     Raises CheckpointError unless they are token ids.
     """
-    path = folder / "generation_config.json"
-    eos = read_json(path).get("eos_token_id") if path.is_file() else None
-    if eos is None:
-        path = folder / CONFIG
-        eos = read_config(folder).get("eos_token_id")
-    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    path = folder / CONFIG
+    config = read_config(folder)
+    stated = [(path, config), (path, config.get("text_config"))]
+    if (generation := folder / "generation_config.json").is_file():
+        stated.insert(0, (generation, read_json(generation)))
+    found = ((source, part.get("eos_token_id")) for source, part in stated if isinstance(part, dict))
+    path, eos = next((each for each in found if each[1] is not None), (path, []))
+    ids = eos if isinstance(eos, list) else [eos]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or token < 0:
             raise CheckpointError(
@@ -162,6 +220,10 @@ def eos_tokens(folder: Path) -> frozenset[int]:
                 path=str(path),
             )
     return frozenset(ids)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.suffix in _MODEL_SUFFIXES and entry.is_file())
 
 
 def _sharded(folder: Path) -> dict[str, StoredTensor]:

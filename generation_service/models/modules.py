@@ -16,11 +16,12 @@ from generation_service.models.base import LoadOptions, ModelArchitecture
 from generation_service.models.folder import (
     StoredTensor,
     check_floating_point,
+    check_merged,
     open_tensors,
     read_config,
-    stored_tensors,
     unread_tensors,
 )
+from generation_service.models.quantised.methods import served_tensors
 from infra.contract.errors import CheckpointError
 
 _SAVE_INNER = "save the model inside it (`model.module` or `model._orig_mod`) with save_pretrained"
@@ -37,10 +38,14 @@ def parse_config(folder: Path, config_class: Any, title: str) -> Any:
     """Parse the folder's config.json as `config_class`. Raises CheckpointError if it does not describe such a model."""
     read_config(folder)
     try:
-        return config_class.from_pretrained(folder, local_files_only=True)
+        config = config_class.from_pretrained(folder, local_files_only=True)
+        # Weights are dequantised while they are read; transformers would build layers for the stored type.
+        vars(config).pop("quantization_config", None)
+        return config
     except Exception as error:  # transformers validates with the exceptions of several libraries.
         raise CheckpointError(
-            f"{folder / 'config.json'} does not describe a {title} model: {error}", path=str(folder)
+            f"{folder / 'config.json'} does not describe a {title} model: {' '.join(str(error).split())[:300]}",
+            path=str(folder),
         ) from error
 
 
@@ -65,7 +70,8 @@ def load_with_weights(
 
     Raises CheckpointError naming the tensors that are missing, unexpected, of another shape or not floating point.
     """
-    stored = stored_tensors(folder)
+    stored = served_tensors(folder)
+    check_merged(folder, stored)
     check_floating_point(folder, stored)
     device = options.device
     try:

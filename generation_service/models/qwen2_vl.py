@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from generation_service.models.base import EncodedPrompt, ImageBudget, InputFormat, LoadOptions, ModelArchitecture
 from generation_service.models.chat import ChatTokenizer, expand_images
 from generation_service.models.decoder import Decoder, model_description
-from generation_service.models.folder import eos_tokens, read_json
+from generation_service.models.folder import eos_tokens, image_processor_settings
 from generation_service.models.images import image_field_paths
 from generation_service.models.modules import (
     architecture_of,
@@ -91,13 +91,15 @@ class Qwen2VL(Decoder):
         return self._image_token
 
     def embed_images(self, pixels: Tensor, grids: Tensor) -> Tensor:
-        """Return the embeddings [merged patches, hidden] of patches [patches, 1176] from the vision tower."""
+        """Return the embeddings [merged patches, hidden] of patches [patches, 3 * 2 * size^2] from the vision tower."""
+        return torch.cat(list(self._image_features(pixels, grids).pooler_output))
+
+    def _image_features(self, pixels: Tensor, grids: Tensor) -> Any:
         device, dtype = self.description.device, self.description.dtype
-        features = self._base.get_image_features(pixels.to(device, dtype), grids.to(device), return_dict=True)
-        return torch.cat(list(features.pooler_output))
+        return self._base.get_image_features(pixels.to(device, dtype), grids.to(device), return_dict=True)
 
     def _patches(self, budget: ImageBudget, path: str, image: Image) -> tuple[Tensor, Tensor]:
-        """Return an image's patches [grid_h * grid_w, 1176], in the model's dtype, and its grid [3]."""
+        """Return an image's patches [grid_h * grid_w, 3 * 2 * size^2], in the model's dtype, and its grid [3]."""
         try:
             patches = self._processor.get_number_of_image_patches(image.height, image.width)
         except ValueError as error:
@@ -114,6 +116,7 @@ class Qwen2VLFamily:
     title: ClassVar[str] = "Qwen2-VL"
     config_class: ClassVar[Any] = Qwen2VLConfig
     model_class: ClassVar[Any] = Qwen2VLForConditionalGeneration
+    loaded_class: ClassVar[type[Qwen2VL]] = Qwen2VL
 
     def describe(self, folder: Path) -> ModelArchitecture:
         """Return the architecture in `folder`; every linear layer except the head can be adapted."""
@@ -132,7 +135,7 @@ class Qwen2VLFamily:
         """Load `folder` into the classes of transformers. Raises CheckpointError unless every tensor binds."""
         config = parse_config(folder, self.config_class, self.title)
         model = load_with_weights(folder, self.model_class, config, options, self.title)
-        return Qwen2VL(folder, model, self._architecture(model), options)
+        return self.loaded_class(folder, model, self._architecture(model), options)
 
     def _architecture(self, model: Any) -> ModelArchitecture:
         return architecture_of(self.title, model, linear_layers(model, LANGUAGE, VISION), (VISION,), canonical)
@@ -172,8 +175,7 @@ def _check_patches(folder: Path, processor: Any, vision: Any) -> None:
 
 
 def _image_processor(folder: Path, max_pixels: int | None) -> Any:
-    path = folder / "preprocessor_config.json"
-    read_json(path)
+    path, _ = image_processor_settings(folder)
     try:
         processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers validates with the exceptions of several libraries.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,10 @@ class SegmentTokenizer:
         self.special = {content: number for content, (number, _) in self._added.items()}
         self._plain = _without(self._decoder, self.special)
         self.longest_token = max(map(len, self._plain.get_vocab()))
+        # Stands for the special token before a text: some tokenizers insert a space at the start of a prompt only.
+        self._stand_in = f"\ue000{secrets.token_hex(8)}\ue001"
+        self._plain.add_special_tokens([AddedToken(self._stand_in, normalized=False)])
+        self._renumbered = _renumbered(self._plain, self._decoder)
         by_length = sorted(self.special, key=len, reverse=True)
         self._pattern = re.compile("|".join(re.escape(token) for token in by_length) or r"(?!)")
         spec = json.loads(self._decoder.to_str())
@@ -43,6 +48,15 @@ class SegmentTokenizer:
     def largest_token(self) -> int:
         """The largest id of the vocabulary, special tokens included."""
         return max(self._decoder.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def largest_ordinary_token(self) -> int:
+        """The largest id of the vocabulary without the tokens that were added to it."""
+        return max(self._decoder.get_vocab(with_added_tokens=False).values())
+
+    def spelling(self, token: int) -> str:
+        """Return the content of a token of the vocabulary."""
+        return str(self._decoder.id_to_token(token))
 
     def encode(self, segments: Iterable[Segment]) -> list[int]:
         """Return the ids of a conversation's segments in order."""
@@ -71,7 +85,11 @@ class SegmentTokenizer:
             text = text.lstrip()
         if after is not None and after.lstrip:
             text = text.rstrip()
-        return list(self._plain.encode(text, add_special_tokens=False).ids) if text else []
+        if not text:
+            return []
+        stand_in = "" if before is None else self._stand_in
+        ids = self._plain.encode(stand_in + text, add_special_tokens=False).ids
+        return [self._renumbered.get(token, token) for token in (ids[1:] if stand_in else ids)]
 
 
 class _ByteFallback:
@@ -101,3 +119,16 @@ def _without(tokenizer: Tokenizer, special: Iterable[str]) -> Tokenizer:
     spec = json.loads(tokenizer.to_str())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in special]
     return Tokenizer.from_str(json.dumps(spec))
+
+
+def _renumbered(copy: Tokenizer, original: Tokenizer) -> dict[int, int]:
+    """Return the ids that added tokens have in `copy` -> their ids in `original`.
+
+    A tokenizer numbers the added tokens that are not in its model's vocabulary itself, one after the other.
+    """
+    added = {token.content: number for number, token in original.get_added_tokens_decoder().items()}
+    return {
+        number: added[token.content]
+        for number, token in copy.get_added_tokens_decoder().items()
+        if added.get(token.content, number) != number
+    }

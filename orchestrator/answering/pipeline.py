@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from infra.contract.adapter import Adapter
+from infra.contract.adapter import Adapter, is_same_base_model
 from infra.contract.composition import Composition
 from infra.contract.errors import BaseModelMismatchError, InvalidArgumentError, UnavailableError
 from infra.contract.generation import Decoding, Generation
@@ -165,7 +165,7 @@ class Pipeline:
         """Return the question's retrieval options with the base model that runs filled in."""
         base_model = (await self._current_model(deadline)).base_model
         requested = question.retrieval.base_model
-        if requested and requested != base_model:
+        if requested and not is_same_base_model(requested, base_model):
             raise BaseModelMismatchError(
                 f"the request asks for adapters of {requested!r}; this server runs {base_model!r}. "
                 "Leave retrieval.base_model empty, or call a server of that model",

@@ -25,6 +25,7 @@ class ClientSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     retrieval_target: str = Field("", description="host:port of the retrieval service")
+    generation_target: str = Field("", description="host:port of the generation service")
     orchestrator_target: str = Field("", description="host:port of the orchestrator")
     tls_ca: Path | None = Field(None, description="PEM file of the CA of the servers' certificates; turns TLS on")
     tls_certificate: Path | None = Field(None, description="PEM file of the client's own certificate (mTLS)")

@@ -8,11 +8,18 @@ from typing import Any
 from loraretriever.v1 import generation_service_pb2 as pb
 from loraretriever.v1 import generation_service_pb2_grpc as pb_grpc
 
+from infra.contract.adapter import Adapter
 from infra.contract.composition import Composition
 from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt
 from infra.runtime.deadline import LONG_TIMEOUT_S
-from infra.runtime.wire import composition_to_proto, decoding_to_proto, generation_from_proto, prompt_to_proto
+from infra.runtime.wire import (
+    adapter_to_proto,
+    composition_to_proto,
+    decoding_to_proto,
+    generation_from_proto,
+    prompt_to_proto,
+)
 from orchestrator.answering.model_info import ModelInfo, ModelLimits, ResidentAdapter
 from orchestrator.clients.base import ServiceClient
 
@@ -37,6 +44,15 @@ class GenerationClient(ServiceClient):
         async for message in self.stream_of("StreamGenerate", request, timeout_s):
             is_final = message.WhichOneof("event") == "final"
             yield generation_from_proto(message.final) if is_final else message.delta
+
+    async def check_adapter(self, adapter: Adapter, timeout_s: float | None = None) -> str:
+        """Return the running base model's name if it can be served with `adapter`, which need not be registered.
+
+        Raises the error that a request for the adapter would get.
+        """
+        request = pb.CheckAdapterRequest(adapter=adapter_to_proto(adapter))
+        response = await self.call("CheckAdapter", request, timeout_s, LONG_TIMEOUT_S)
+        return str(response.base_model)
 
     async def get_model(self, timeout_s: float | None = None) -> ModelInfo:
         """Return the model that runs, its limits and its resident adapters."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter
 from infra.contract.composition import WeightedAdapter
 from infra.contract.errors import InvalidArgumentError, LoraRetrieverError
 from infra.contract.generation import FinishReason, Usage
+from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
 from orchestrator.evaluation.spec import EvaluatedStrategy, PromptProtocol
 
 
@@ -34,6 +36,7 @@ class Sample:
             holds the text that was sent.
         truth: the true answer.
         adapter_id: the adapter trained for the row; None: not known.
+        system: the prompt's system message; empty: none.
         image_sha256: expected SHA-256 of each image ("": any content); empty: not recorded.
     """
 
@@ -51,6 +54,14 @@ class Sample:
     truth: str
     adapter_id: str | None = None
     image_sha256: tuple[str, ...] = ()
+    system: str = ""
+
+    def prompt(self, images: Sequence[ImagePart]) -> Prompt:
+        """Return the prompt with the given content of `images`."""
+        question = Prompt.of(self.text, images)
+        if not self.system:
+            return question
+        return Prompt((Message(Role.SYSTEM, (TextPart(self.system),)), *question.messages))
 
     def __post_init__(self) -> None:
         if not 0 <= self.step < self.step_count:

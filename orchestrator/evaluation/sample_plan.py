@@ -146,10 +146,10 @@ def _characters(episode: Episode, requested: PromptProtocol) -> int:
     """Return the number of characters in the prompts and true answers of an episode's samples."""
     protocol = episode.protocol(requested)
     if protocol is PromptProtocol.SEQUENCE:
-        return len(episode.instruction) + len(episode.response)
+        return len(episode.system) + len(episode.instruction) + len(episode.response)
     lengths = [len(action) + 1 for action in episode.actions]
     actions = sum(accumulate(lengths)) if protocol is PromptProtocol.STEP else sum(lengths)
-    return len(episode.instruction) * len(lengths) + actions
+    return (len(episode.system) + len(episode.instruction)) * len(lengths) + actions
 
 
 def _interleave(by_strategy: list[list[Sample]], protocol: PromptProtocol) -> Iterator[Sample]:
@@ -196,6 +196,7 @@ def _samples(
             text=question.text,
             truth=question.truth,
             adapter_id=episode.adapter_id or None,
+            system=episode.system,
             image_sha256=tuple(map(_sha256_if_present, question.images)),
         )
 

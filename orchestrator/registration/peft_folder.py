@@ -31,7 +31,8 @@ def read_adapter(
     layers = read_layers(checkpoint) if local else AdaptedLayers()
     if not local and not base_model:
         raise CheckpointError(
-            f"--checkpoint {checkpoint} is not a folder on this machine; give the PEFT folder, or add --base-model"
+            f"--checkpoint {checkpoint} is not a folder on this machine; give the PEFT folder, or, if only the "
+            "generation service's machine has it, name its base model with --base-model"
         )
     base_model_path = str(config.get("base_model_name_or_path") or "").rstrip("/")
     if not base_model and not base_model_path:

@@ -34,7 +34,7 @@ def ranked_samples(file: Path, *, seed: int, protocol: PromptProtocol = PromptPr
 
 def sample_prompt(sample: Sample) -> Prompt:
     """Return the prompt of a sample."""
-    return Prompt.of(sample.text, [load_image(image) for image in sample.images])
+    return sample.prompt([load_image(image) for image in sample.images])
 
 
 def load_image(file: Path) -> ImagePart:

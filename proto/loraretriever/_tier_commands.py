@@ -12,6 +12,10 @@ def __getattr__(name: str) -> object:
         from generation_service.commands import inspect
 
         return inspect
+    if name == "fuse":
+        from generation_service.commands.fuse import fuse
+
+        return fuse
     if name == "retrieval":
         from retrieval_service.commands import app
 

@@ -15,7 +15,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, GraniteConfig, GraniteForCausalLM
 
 from generation_service.app import generation_stack
 from generation_service.models import registry
@@ -37,9 +37,9 @@ HIDDEN, WIDE, LAYERS, TOKENS = 64, 96, 2, 16
 def documented(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """Import the page's code as a module."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    file = tmp_path_factory.mktemp("models") / "llama.py"
+    file = tmp_path_factory.mktemp("models") / "granite.py"
     file.write_text(code, encoding="utf-8")
-    spec = spec_from_file_location("documented_llama", file)
+    spec = spec_from_file_location("documented_granite", file)
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
@@ -50,13 +50,13 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 @pytest.fixture
 def _registered(documented: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "FAMILIES", (*registry.FAMILIES, documented.LlamaFamily()))
+    monkeypatch.setattr(registry, "FAMILIES", (*registry.FAMILIES, documented.GRANITE))
 
 
 def config(special: Mapping[str, int], vocab: int) -> dict[str, Any]:
     return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
+        "model_type": "granite",
+        "architectures": ["GraniteForCausalLM"],
         "eos_token_id": special["<|im_end|>"],
         "hidden_size": HIDDEN,
         "intermediate_size": WIDE,
@@ -66,6 +66,10 @@ def config(special: Mapping[str, int], vocab: int) -> dict[str, Any]:
         "max_position_embeddings": 1024,
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 0.25,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.7,
         "torch_dtype": "float32",
         "vocab_size": vocab,
     }
@@ -73,11 +77,11 @@ def config(special: Mapping[str, int], vocab: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("checkpoints") / "tiny-llama"
+    place = tmp_path_factory.mktemp("checkpoints") / "tiny-granite"
 
     def weights(vocab: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(3)
-        model = LlamaForCausalLM(LlamaConfig(**config({"<|im_end|>": 2}, vocab), initializer_range=0.3))
+        model = GraniteForCausalLM(GraniteConfig(**config({"<|im_end|>": 2}, vocab), initializer_range=0.3))
         return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
 
     return write_folder(place, config, weights, shards=2, dtype=torch.float32)
@@ -87,13 +91,13 @@ def adapter(folder: Path) -> Path:
     modules = {"self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (HIDDEN, 32), "mlp.up_proj": (HIDDEN, WIDE)}
     shapes = {f"model.layers.{layer}.{name}": size for layer in range(LAYERS) for name, size in modules.items()}
     targets = [name.rpartition(".")[2] for name in modules]
-    tiny = TinyAdapter.random(shapes, rank=4, alpha=8, target_modules=targets, base_model_name_or_path="tiny-llama")
+    tiny = TinyAdapter.random(shapes, rank=4, alpha=8, target_modules=targets, base_model_name_or_path="tiny-granite")
     return tiny.write(folder)
 
 
 def expected(folder: Path, tokens: list[int], ends: frozenset[int], deltas: Path | None = None) -> list[int]:
     """Return the greedy answer of transformers, with PEFT's adapter if one is given."""
-    model: Any = LlamaForCausalLM.from_pretrained(folder)
+    model: Any = GraniteForCausalLM.from_pretrained(folder)
     model.generation_config = GenerationConfig()
     if deltas is not None:
         model = peft.PeftModel.from_pretrained(model, deltas)
@@ -115,7 +119,7 @@ def test_documented_family_matches_transformers_answers(folder: Path, tmp_path: 
     adapter(tmp_path / "adapters" / "mine")
     mixture = Mixture((WeightedAdapter("mine", 1.0),))
     questions = ["What is on the screen?", "Scroll down, then go back.", "Open the calendar and wait."]
-    with generation_stack(settings_for(folder, [tmp_path / "adapters"], model_name="tiny-llama")) as stack:
+    with generation_stack(settings_for(folder, [tmp_path / "adapters"], model_name="tiny-granite")) as stack:
 
         async def together(composition: Composition) -> list[str]:
             decoding = Decoding(max_new_tokens=TOKENS)
@@ -137,8 +141,9 @@ def test_documented_family_matches_transformers_answers(folder: Path, tmp_path: 
 def test_documented_family_can_be_inspected(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(folder), "--json"]) == 0
     model = json.loads(capsys.readouterr().out)
-    assert (model["family"], model["adaptable_modules"], model["image_limits"]) == ("Llama", 7 * LAYERS, {})
+    assert (model["family"], model["adaptable_modules"], model["image_limits"]) == ("Granite", 7 * LAYERS, {})
     mine = adapter(tmp_path / "mine")
-    assert run(["inspect", str(mine), "--base-model", str(folder), "--json"]) == 0
+    named = ["--model-aliases", "tiny-granite"]
+    assert run(["inspect", str(mine), "--base-model", str(folder), *named, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["bound_tensors"] == report["tensors"] == 2 * 3 * LAYERS

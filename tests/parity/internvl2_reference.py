@@ -1,7 +1,7 @@
-"""InternVL2 in plain PyTorch, from the papers' equations and the original tensor names; it shares no code with ours.
+"""InternVL2, 3 and 3.5 in plain PyTorch, from the papers and the original tensor names; it shares no code with ours.
 
-One sequence, no cache, loops where the equations have sums: slow and easy to check. Language models: InternLM2, Qwen2
-and Phi-3. Papers: InternVL 1.5 (arXiv 2404.16821), InternLM2 (arXiv 2403.17297), LongRoPE (arXiv 2402.13753).
+One sequence, no cache, loops where the equations have sums: slow and easy to check. Language models: InternLM2, Qwen2,
+Qwen3 and Phi-3. Papers: InternVL 1.5 (arXiv 2404.16821), InternLM2 (arXiv 2403.17297), LongRoPE (arXiv 2402.13753).
 """
 
 from __future__ import annotations
@@ -22,10 +22,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Qwen2Tokenizer
 
+SYSTEM_2_5 = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
 SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 _NAMES = {
     "internlm2": {"embed": "model.tok_embeddings", "head": "output", "norms": ("attention_norm", "ffn_norm")},
     "qwen2": {
+        "embed": "model.embed_tokens",
+        "head": "lm_head",
+        "norms": ("input_layernorm", "post_attention_layernorm"),
+    },
+    "qwen3": {
         "embed": "model.embed_tokens",
         "head": "lm_head",
         "norms": ("input_layernorm", "post_attention_layernorm"),
@@ -66,6 +74,9 @@ class InternVL2Reference:
         """Render a conversation of one user turn with the assistant's turn opened, in upstream's format."""
         if self.llm["model_type"] == "phi3":
             return f"<|system|>\n{SYSTEM}<|end|><|user|>\n{question}<|end|><|assistant|>\n"
+        if self.config["template"] == "internvl2_5":
+            turns = f"<|im_start|>system\n{SYSTEM_2_5}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
+            return turns + "<|im_start|>assistant\n"
         return f"<|im_start|>system\n{SYSTEM}<|im_end|><|im_start|>user\n{question}<|im_end|><|im_start|>assistant\n"
 
     def logits(self, tokens: Sequence[int], images: Sequence[Tensor] = ()) -> Tensor:
@@ -115,22 +126,28 @@ class InternVL2Reference:
         )
         for layer in range(self.vision["num_hidden_layers"]):
             at = f"vision_model.encoder.layers.{layer}"
-            normed = self._layer_norm(hidden, f"{at}.norm1", eps)
-            q, k, v = self._linear(normed, f"{at}.attn.qkv").reshape(-1, 3, heads, width // heads).unbind(1)
+            normed = self._tower_norm(hidden, f"{at}.norm1", eps)
+            q, k, v = self._linear(normed, f"{at}.attn.qkv").chunk(3, dim=-1)
+            if self.vision["qk_normalization"]:
+                q, k = self._rms(q, f"{at}.attn.q_norm", eps), self._rms(k, f"{at}.attn.k_norm", eps)
+            q, k, v = (part.reshape(-1, heads, width // heads) for part in (q, k, v))
             scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(width // heads)
             mixed = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).reshape(-1, width)
             hidden = hidden + self.weights[f"{at}.ls1"] * self._linear(mixed, f"{at}.attn.proj")
-            inner = F.gelu(self._linear(self._layer_norm(hidden, f"{at}.norm2", eps), f"{at}.mlp.fc1"))
+            inner = F.gelu(self._linear(self._tower_norm(hidden, f"{at}.norm2", eps), f"{at}.mlp.fc1"))
             hidden = hidden + self.weights[f"{at}.ls2"] * self._linear(inner, f"{at}.mlp.fc2")
         merged = self._layer_norm(_pixel_shuffle(hidden[1:].reshape(side, side, width)), "mlp1.0", 1e-5)
         return self._linear(F.gelu(self._linear(merged, "mlp1.1")), "mlp1.3")
 
     def _attend(self, at: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         heads, kv_heads = self.llm["num_attention_heads"], self.llm["num_key_value_heads"]
-        size, groups = self.llm["hidden_size"] // heads, heads // kv_heads
+        size, groups = self._head_size, heads // kv_heads
         queries, keys, values = self._queries_keys_values(at, x, kv_heads, groups, size)
         future = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)
         mixed = []
+        if self.llm["model_type"] == "qwen3":
+            queries = [self._rms(query, f"{at}.self_attn.q_norm") for query in queries]
+            keys = [self._rms(key, f"{at}.self_attn.k_norm") for key in keys]
         for head in range(heads):
             q, k = _rotate(queries[head], cos, sin), _rotate(keys[head // groups], cos, sin)
             scores = (q @ k.T / math.sqrt(size)).masked_fill(future, -math.inf)
@@ -166,7 +183,7 @@ class InternVL2Reference:
 
     def _rotations(self, length: int) -> tuple[Tensor, Tensor]:
         """Return cosines and sines [T, size / 2], scaled for a sequence of this length according to the config."""
-        size = self.llm["hidden_size"] // self.llm["num_attention_heads"]
+        size = self._head_size
         trained, theta = self.llm["max_position_embeddings"], self.llm["rope_theta"]
         scaling = self.llm["rope_scaling"] or {"type": "none"}
         factors, amplitude = [1.0] * (size // 2), 1.0
@@ -182,11 +199,20 @@ class InternVL2Reference:
         angle = torch.arange(length, dtype=torch.float64)[:, None] * turns
         return (amplitude * angle.cos()).float(), (amplitude * angle.sin()).float()
 
+    @property
+    def _head_size(self) -> int:
+        size: int = self.llm.get("head_dim") or self.llm["hidden_size"] // self.llm["num_attention_heads"]
+        return size
+
+    def _tower_norm(self, x: Tensor, name: str, eps: float) -> Tensor:
+        large = self.vision["norm_type"] == "rms_norm"
+        return self._rms(x, name, eps) if large else self._layer_norm(x, name, eps)
+
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
-    def _rms(self, x: Tensor, name: str) -> Tensor:
-        scale = (x.pow(2).mean(-1, keepdim=True) + self.llm["rms_norm_eps"]).rsqrt()
+    def _rms(self, x: Tensor, name: str, eps: float | None = None) -> Tensor:
+        scale = (x.pow(2).mean(-1, keepdim=True) + (eps or self.llm["rms_norm_eps"])).rsqrt()
         normed: Tensor = x * scale * self.weights[f"{name}.weight"]
         return normed
 

@@ -178,9 +178,17 @@ class Qwen2VLReference:
         return F.layer_norm(x, x.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], 1e-6)
 
 
-def patches(image: Image, max_pixels: int = 12845056, min_pixels: int = 3136) -> ImagePatches:
-    """Return an RGB image resized to whole merged patches, normalised like CLIP, and cut in merged order."""
-    unit = PATCH * MERGE
+def patches(
+    image: Image,
+    max_pixels: int = 12845056,
+    min_pixels: int = 3136,
+    *,
+    size: int = PATCH,
+    mean: Sequence[float] = (0.48145466, 0.4578275, 0.40821073),
+    deviation: Sequence[float] = (0.26862954, 0.26130258, 0.27577711),
+) -> ImagePatches:
+    """Return an RGB image resized to whole merged patches, normalised (like CLIP), and cut in merged order."""
+    unit = size * MERGE
     wide, high = image.size
     new_high, new_wide = round(high / unit) * unit, round(wide / unit) * unit
     if new_high * new_wide > max_pixels:
@@ -191,18 +199,16 @@ def patches(image: Image, max_pixels: int = 12845056, min_pixels: int = 3136) ->
         grow = math.sqrt(min_pixels / (high * wide))
         new_high, new_wide = math.ceil(high * grow / unit) * unit, math.ceil(wide * grow / unit) * unit
     pixels = np.asarray(image.resize((new_wide, new_high), Resampling.BICUBIC), dtype=np.float32) / 255
-    mean = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
-    deviation = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
-    normal = ((pixels - mean) / deviation).transpose(2, 0, 1)
+    normal = ((pixels - np.float32(mean)) / np.float32(deviation)).transpose(2, 0, 1)
     cut = []
     for top in range(0, new_high, unit):
         for left in range(0, new_wide, unit):
             for row in range(MERGE):
                 for column in range(MERGE):
-                    y, x = top + row * PATCH, left + column * PATCH
-                    patch = normal[:, y : y + PATCH, x : x + PATCH]
+                    y, x = top + row * size, left + column * size
+                    patch = normal[:, y : y + size, x : x + size]
                     cut.append(np.stack([patch, patch], axis=1).reshape(-1))
-    return ImagePatches(torch.from_numpy(np.stack(cut)), new_high // PATCH, new_wide // PATCH)
+    return ImagePatches(torch.from_numpy(np.stack(cut)), new_high // size, new_wide // size)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from generation_service.adapters.checkpoint.reader import read_checkpoint
+from generation_service.adapters.checkpoint.writer import write_checkpoint
 from generation_service.lora.bank import AdapterBank
 from generation_service.lora.fusion.fuse import FusionMember, fuse
 from generation_service.lora.ranks import RankRange
@@ -35,6 +38,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "attention only": {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj", "v_proj"]},
     "rank pattern": {"r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 7, r"layers\.1\.mlp\.down_proj": 2}},
     "alpha pattern": {"r": 4, "lora_alpha": 8, "alpha_pattern": {"k_proj": 3, r".*layers\.0\.self_attn\.o_proj": 31}},
+    "patterns with expressions, rslora": {
+        "r": 4,
+        "lora_alpha": 8,
+        "use_rslora": True,
+        "rank_pattern": {r".*layers\.(0|7)\.self_attn\.(q|k)_proj": 6, r"[a-z]+_proj": 3},
+        "alpha_pattern": {r"\w+\.layers\.\d+\.mlp\.(gate|up)_proj": 5, "mlp.gate_proj": 1},
+    },
+    "one layer": {"r": 4, "lora_alpha": 64, "target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1]},
+    "one layer of a list": {
+        "r": 4,
+        "lora_alpha": 64,
+        "target_modules": ["proj", "q_proj"],
+        "layers_to_transform": 0,
+        "layers_pattern": ["blocks", "layers"],
+    },
+    "excluded names": {"r": 4, "lora_alpha": 8, "exclude_modules": ["k_proj", "layers.1.mlp.up_proj"]},
+    "excluded expression": {"r": 4, "lora_alpha": 8, "exclude_modules": r".*layers\.0\..*"},
+    "all linear layers": {"r": 3, "lora_alpha": 8, "target_modules": "all-linear"},
+    "orthogonal initialisation": {"r": 4, "lora_alpha": 8, "init_lora_weights": "orthogonal"},
     "both patterns, rslora": {
         "r": 4,
         "lora_alpha": 8,
@@ -196,6 +218,26 @@ def test_mixture_matches_peft_cat_logits(tmp_path: Path) -> None:
     torch.testing.assert_close(banked.logits([{fused: 1.0}], inputs), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", [FusionMethod.CONCAT, FusionMethod.TIES])
+def test_fused_adapter_written_as_peft_folder_is_loaded_by_peft(tmp_path: Path, method: FusionMethod) -> None:
+    folders = [
+        save_adapter(tmp_path / "0", 0, r=4, lora_alpha=6, use_rslora=True),
+        save_adapter(tmp_path / "1", 1, r=3, lora_alpha=2, target_modules=EVERYWHERE, rank_pattern={"q_proj": 5}),
+    ]
+    banked, inputs = ModelWithBank(), prompts(1)
+    members = [FusionMember(banked.read(folder), weight) for folder, weight in zip(folders, (0.7, 0.6), strict=True)]
+    fused = fuse(members, method)
+    assert len({pair.rank for pair in fused.modules.values()}) > 1 or method is FusionMethod.TIES
+    write_checkpoint(tmp_path / "fused", fused, "tiny")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # PEFT warns of keys that are missing or not expected.
+        expected = peft_logits(tmp_path / "fused", inputs)
+    owned = banked.hold(fused)
+    torch.testing.assert_close(banked.logits([{owned: 1.0}], inputs), expected, rtol=1e-4, atol=1e-4)
+    again = banked.read(tmp_path / "fused")
+    assert {path: pair.rank for path, pair in again.modules.items()} == dict.fromkeys(fused.modules, fused.rank)
+
+
 def test_each_row_gets_its_own_adapters_in_text_and_vision(tmp_path: Path) -> None:
     folders = [
         save_adapter(tmp_path / "0", 0, r=4, target_modules=EVERYWHERE),
@@ -217,6 +259,41 @@ def test_each_row_gets_its_own_adapters_in_text_and_vision(tmp_path: Path) -> No
         }
         torch.testing.assert_close(together[n], banked.logits([row], alone)[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(together[1], base_model()(**inputs).logits[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"init_lora_weights": "eva"}, {"init_lora_weights": "mica"}, {"butterfly_size": 16}, {"runtime_config": {}}],
+)
+def test_options_of_training_leave_logits_alone(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = save_adapter(tmp_path, 1, r=4)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    banked, inputs = ModelWithBank(), prompts(1)
+    owned = banked.hold(banked.read(folder))
+    torch.testing.assert_close(banked.logits([{owned: 1.0}], inputs), peft_logits(folder, inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_selected_layers_without_tensors_stay_unchanged(tmp_path: Path) -> None:
+    folder = save_adapter(tmp_path, 1, r=4)
+    file = folder / "adapter_model.safetensors"
+    save_file({key: tensor for key, tensor in load_file(file).items() if "layers.1" not in key}, file)
+    banked, inputs = ModelWithBank(), prompts(1)
+    owned = banked.hold(banked.read(folder))
+    torch.testing.assert_close(banked.logits([{owned: 1.0}], inputs), peft_logits(folder, inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_tensors_that_peft_ignores_are_refused(tmp_path: Path) -> None:
+    folder = save_adapter(tmp_path, 1, r=4, target_modules=["q_proj", "v_proj"])
+    only_q = save_adapter(tmp_path / "q", 1, r=4, target_modules=["q_proj"])
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({key: tensor for key, tensor in tensors.items() if "q_proj" in key}, only_q / "adapter_model.safetensors")
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["q_proj"]}))
+    inputs = prompts(1)
+    assert torch.equal(peft_logits(folder, inputs), peft_logits(only_q, inputs))
+    with pytest.raises(CheckpointError, match=r"v_proj.*leave its module out"):
+        ModelWithBank().read(folder)
 
 
 @pytest.mark.parametrize("option", [{"use_dora": True}, {"bias": "lora_only"}, {"modules_to_save": ["lm_head"]}])

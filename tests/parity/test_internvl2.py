@@ -38,6 +38,11 @@ LAYOUTS: dict[str, tuple[TinyInternVL, dict[str, Any]]] = {
     "2B at the end of its positions": (TinyInternVL(max_positions=104, rope_theta=100.0), {}),
     "1B": (TinyInternVL("qwen2"), {}),
     "1B tied": (TinyInternVL("qwen2", tied=True), {"shards": 2}),
+    "InternVL3-1B": (TinyInternVL("qwen2", template="internvl2_5", tied=True), {"shards": 2}),
+    "InternVL3-38B": (TinyInternVL("qwen2", template="internvl2_5", large_tower=True, qkv_bias=False), {}),
+    "InternVL3.5-1B": (TinyInternVL("qwen3", tied=True), {}),
+    "InternVL3.5-8B": (TinyInternVL("qwen3", kv_heads=1), {"shards": 2, "dtype": torch.bfloat16}),
+    "InternVL3.5-38B": (TinyInternVL("qwen3", large_tower=True, qkv_bias=False), {}),
     "4B": (TinyInternVL("phi3", rope_scaling=SHORT), {}),
     "4B without long rotations": (TinyInternVL("phi3", kv_heads=4), {"shards": 2, "dtype": torch.bfloat16}),
 }

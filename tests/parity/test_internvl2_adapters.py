@@ -30,6 +30,7 @@ SHAPES = {
     "2B of one query a kv head": TinyInternVL(kv_heads=4),
     "1B": TinyInternVL("qwen2"),
     "4B": TinyInternVL("phi3"),
+    "InternVL3.5-38B": TinyInternVL("qwen3", large_tower=True, qkv_bias=False),
 }
 Linears = Mapping[str, tuple[int, int]]
 

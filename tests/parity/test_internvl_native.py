@@ -26,6 +26,12 @@ from tests.parity.internvl2_reference import InternVL2Reference, tiles
 
 CPU = torch.device("cpu")
 SIZES = {"text": [], "one image": [(100, 150)], "several images": [(57, 300), (112, 112), (40, 40)]}
+SHAPES = {
+    "untied": TinyInternVL("qwen2"),
+    "tied": TinyInternVL("qwen2", tied=True),
+    "InternVL3.5": TinyInternVL("qwen3", tied=True),
+    "InternVL3.5-38B": TinyInternVL("qwen3", large_tower=True, qkv_bias=False),
+}
 
 
 def load(folder: Path, max_tiles: int | None = None) -> BaseModel:
@@ -33,9 +39,8 @@ def load(folder: Path, max_tiles: int | None = None) -> BaseModel:
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_logits_match_original_folder(tmp_path: Path, tied: bool, sizes: list[tuple[int, int]]) -> None:
-    shape = TinyInternVL("qwen2", tied=tied)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_logits_match_original_folder(tmp_path: Path, shape: TinyInternVL, sizes: list[tuple[int, int]]) -> None:
     folder = write_internvl_native(tmp_path / "native", tmp_path / "original", shape)
     reference = InternVL2Reference(tmp_path / "original")
     images = [picture(width, height, seed) for seed, (width, height) in enumerate(sizes)]
@@ -84,7 +89,8 @@ def test_missing_tensor_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "match"),
     [
-        ("config.json", {"text_config": {"model_type": "qwen3"}}, r"language model is 'qwen3'.*It serves InternVL2"),
+        ("config.json", {"text_config": {"model_type": "gemma"}}, r"language model is gemma.*It serves InternVL2"),
+        ("config.json", {"text_config": {"model_type": "qwen3_moe"}}, r"is qwen3_moe, a mixture of experts.*It serves"),
         ("config.json", {"vision_feature_layer": -2}, r"features come from layer -2.*It serves InternVL2"),
         ("preprocessor_config.json", {"size": 448}, r"preprocessor_config\.json does not define how images are tiled"),
         ("preprocessor_config.json", {"image_mean": None}, r"does not define how images are tiled.*download it again"),

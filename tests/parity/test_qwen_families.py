@@ -1,4 +1,4 @@
-"""Both Qwen families against independent implementations: images, adapters under every naming, batches."""
+"""The Qwen families against independent implementations: images, adapters under every naming, batches."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from infra.contract.generation import Decoding
 from infra.contract.prompt import ImagePart, Prompt
 from tests.parity.prompt_logits import prompt_logits
 from tests.parity.qwen2_5_vl_reference import Qwen25VLReference
-from tests.parity.qwen2_vl_reference import Qwen2VLReference, patches
+from tests.parity.qwen2_vl_reference import ImagePatches, Qwen2VLReference, patches
+from tests.parity.qwen3_vl_reference import Qwen3VLReference, patches_of_16
 from tests.support.checkpoints.peft_adapters import TinyAdapter
 from tests.support.checkpoints.qwen2_5_vl import TinyShape25, write_qwen2_5_vl
 from tests.support.checkpoints.qwen2_vl import TinyShape, write_qwen2_vl
+from tests.support.checkpoints.qwen3_vl import TinyShape3, write_qwen3_vl
 from tests.support.harness.generation_stack import settings_for
 from tests.support.harness.images import picture, png
 
@@ -34,19 +36,33 @@ QUESTION = "What is on the screen?"
 SIZES = {"text": [], "one image": [(100, 150)], "several images": [(57, 300), (112, 112), (40, 40), (300, 130)]}
 
 
+def old(path: str) -> str:
+    """Return the name of a module in checkpoints and adapters of transformers before 4.52."""
+    return path.replace("model.language_model.", "model.").removeprefix("model." if ".visual." in path else "")
+
+
+def newer(path: str) -> str:
+    return path
+
+
 @dataclass(frozen=True)
 class Family:
-    """How the tests write and read a family's checkpoints."""
+    """How the tests write and read a family's checkpoints; `original` is the name of a module in them."""
 
     write: Callable[..., Path]
     shape: TinyShape
     reference: Callable[..., Qwen2VLReference]
     tower_mlp: tuple[str, ...]
+    original: Callable[[str], str] = old
+    patches: Callable[[Image], ImagePatches] = patches
 
 
 FAMILIES = {
     "qwen2_vl": Family(write_qwen2_vl, TinyShape(), Qwen2VLReference, ("fc1", "fc2")),
     "qwen2_5_vl": Family(write_qwen2_5_vl, TinyShape25(), Qwen25VLReference, ("gate_proj", "up_proj", "down_proj")),
+    "qwen3_vl": Family(
+        write_qwen3_vl, TinyShape3(), Qwen3VLReference, ("linear_fc1", "linear_fc2"), newer, patches_of_16
+    ),
 }
 
 
@@ -68,8 +84,8 @@ def logits(model: BaseModel, images: list[Image]) -> Tensor:
     return prompt_logits(model, model.encode(prompt, images))
 
 
-def expected_logits(reference: Qwen2VLReference, images: list[Image]) -> Tensor:
-    cut = [patches(image) for image in images]
+def expected_logits(family: Family, reference: Qwen2VLReference, images: list[Image]) -> Tensor:
+    cut = [family.patches(image) for image in images]
     return reference.logits(reference.prompt(QUESTION, cut), cut)
 
 
@@ -87,17 +103,8 @@ def test_logits_match_independent_implementation(
     folder = family.write(tmp_path / "base", shape, **written)
     images = pictures(sizes)
     torch.testing.assert_close(
-        logits(load(folder), images), expected_logits(family.reference(folder), images), rtol=1e-4, atol=2e-4
+        logits(load(folder), images), expected_logits(family, family.reference(folder), images), rtol=1e-4, atol=2e-4
     )
-
-
-def old(path: str) -> str:
-    """Return the name of a module in checkpoints and adapters of transformers before 4.52."""
-    return path.replace("model.language_model.", "model.").removeprefix("model." if ".visual." in path else "")
-
-
-def newer(path: str) -> str:
-    return path
 
 
 def before_the_head_moved(path: str) -> str:
@@ -119,11 +126,11 @@ def respelt(adapter: TinyAdapter, spell: Callable[[str], str], ending: str) -> T
     return TinyAdapter(adapter.config, {key(name): tensor for name, tensor in adapter.tensors.items()})
 
 
-def deltas(adapter: TinyAdapter, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+def deltas(family: Family, adapter: TinyAdapter, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
     """Return scaling * B A, keyed by the original name of each weight."""
     rank, alpha = adapter.config["r"], adapter.config["lora_alpha"]
     scaling = alpha / (rank**0.5 if adapter.config.get("use_rslora") else rank)
-    return {f"{old(path)}.weight": scaling * adapter.b(path) @ adapter.a(path) for path in shapes}
+    return {f"{family.original(path)}.weight": scaling * adapter.b(path) @ adapter.a(path) for path in shapes}
 
 
 @pytest.mark.parametrize("spell", [old, newer, before_the_head_moved])
@@ -146,8 +153,8 @@ def test_adapter_under_any_names_matches_merged_weights(
         for path, pair in read.modules.items():
             model.module.get_submodule(path).weight += pair.b @ pair.a  # type: ignore[operator]
 
-    merged = family.reference(folder, deltas(adapter, shapes))
-    torch.testing.assert_close(logits(model, images), expected_logits(merged, images), rtol=1e-4, atol=2e-4)
+    merged = family.reference(folder, deltas(family, adapter, shapes))
+    torch.testing.assert_close(logits(model, images), expected_logits(family, merged, images), rtol=1e-4, atol=2e-4)
     assert (logits(model, images) - base).abs().max() > 0.1
 
 
@@ -166,6 +173,6 @@ def test_concurrent_requests_of_many_lengths_and_images_match_single_ones(tmp_pa
         answered = asyncio.run(together())
         ends = stack.model.description.eos_tokens
         for (text, images), answer in zip(requests, answered, strict=True):
-            tokens = reference.generate(text, [patches(image) for image in images], 12)
+            tokens = reference.generate(text, [family.patches(image) for image in images], 12)
             end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
             assert answer == stack.model.decode(tokens[:end])

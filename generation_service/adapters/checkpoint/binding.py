@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -10,19 +9,12 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
+from generation_service.adapters.checkpoint.keys import FactorKey, parse_key
 from generation_service.adapters.checkpoint.peft_config import PeftConfig
 from generation_service.lora.weights import LoraPair, Shapes, all_finite
 from infra.contract.errors import CheckpointError
 
-_FACTOR_KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<name>[^.]+))?\.weight")
-_REFUSED_KEYS = (
-    ("lora_embedding_", "embedding LoRA is not applied"),
-    ("lora_magnitude_vector", "DoRA is not applied"),
-    ("modules_to_save", "modules_to_save are not applied"),
-    ("trainable_tokens", "trained tokens are not applied"),
-    (".bias", "trained biases are not applied"),
-)
-_HEAD = "lm_head"
+_WITHOUT_ADAPTER = {"lm_head": "the output head", "embed_tokens": "the embedding"}
 _SHOWN = 8
 """Problems listed in an error message: enough to see the pattern in a checkpoint of another model."""
 
@@ -57,12 +49,13 @@ def bind(
     Raises CheckpointError unless every tensor binds exactly once, with the shape of its module and the rank in the
     config.
     """
-    names = {match["name"] or "default" for match in map(_FACTOR_KEY.fullmatch, tensors) if match}
+    keys = {key: parse_key(key) for key in tensors}
+    names = {parsed.adapter for parsed in keys.values() if isinstance(parsed, FactorKey)}
     if len(names) > 1:
         raise CheckpointError(
             f"{where} holds several adapters, {', '.join(sorted(names))}: save each in a folder of its own"
         )
-    factors, problems = _factors(tensors)
+    factors, problems = _factors(tensors, keys)
     pairs: dict[str, LoraPair] = {}
     bound_by: dict[str, str] = {}
     for module, pair in factors.items():
@@ -83,12 +76,6 @@ def bind(
     if not pairs:
         raise CheckpointError(f"{where} holds no LoRA tensors")
     return pairs
-
-
-def module_of(key: str) -> str:
-    """Return the module in a LoRA tensor's key, without "base_model.model."; other keys are returned as they are."""
-    match = _FACTOR_KEY.fullmatch(key)
-    return match["module"] if match else key
 
 
 class _UnboundError(Exception):
@@ -113,21 +100,22 @@ class _Factors:
     keys: dict[str, str] = field(default_factory=dict)
 
 
-def _factors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, _Factors], list[_Problem]]:
+def _factors(
+    tensors: Mapping[str, Tensor], keys: Mapping[str, FactorKey | str]
+) -> tuple[dict[str, _Factors], list[_Problem]]:
     by_module: dict[str, _Factors] = {}
     problems: list[_Problem] = []
     for key, tensor in sorted(tensors.items()):
-        match = _FACTOR_KEY.fullmatch(key)
-        refused = next((reason for part, reason in _REFUSED_KEYS if part in key), None)
-        if match is None or refused:
-            problems.append(_Problem(f"{key}: {refused or 'it is not a lora_A or lora_B weight'}"))
+        parsed = keys[key]
+        if isinstance(parsed, str):
+            problems.append(_Problem(f"{key}: {parsed}"))
             continue
-        factors = by_module.setdefault(match["module"], _Factors())
-        if match["factor"] in factors.tensors:
-            problems.append(_Problem(f"{key}: {factors.keys[match['factor']]} is the same factor of the same module"))
+        factors = by_module.setdefault(parsed.module, _Factors())
+        if parsed.factor in factors.tensors:
+            problems.append(_Problem(f"{key}: {factors.keys[parsed.factor]} is the same factor of the same module"))
             continue
-        factors.tensors[match["factor"]] = tensor
-        factors.keys[match["factor"]] = key
+        factors.tensors[parsed.factor] = tensor
+        factors.keys[parsed.factor] = key
     return by_module, problems
 
 
@@ -138,8 +126,15 @@ def _bound(
         raise _UnboundError(f"its counterpart lora_{'B' if 'A' in factors.tensors else 'A'} is missing")
     a, b = factors.tensors["A"], factors.tensors["B"]
     renamed = rename(module)
-    for path in (renamed,) if isinstance(renamed, str) else (part.module for part in renamed):
+    paths = [renamed] if isinstance(renamed, str) else [part.module for part in renamed]
+    for path in paths:
         _check_layer(path, targets)
+    # Under either name: tools rename the keys of a file for newer models, and leave its config as it was.
+    if not any(name in config.selection for name in (module, *paths)):
+        raise _UnboundError(
+            "the config's target_modules and exclude_modules leave its module out, so PEFT would not apply it: name it "
+            "there if it was trained, else remove the tensor"
+        )
     rank = config.rank_of(module)
     if isinstance(renamed, str):
         _check(renamed, a, b, targets, rank)
@@ -159,13 +154,10 @@ def _check_split(parts: Sequence[FusedSlice], b: Tensor) -> None:
 
 
 def _check_layer(path: str, targets: Shapes) -> None:
-    """Raise if the base model has no such layer.
-
-    Checked before the config's patterns are matched against the name, whose length only real layers bound.
-    """
+    """Raise if the base model has no such layer."""
     if path not in targets:
-        head = " (the output head takes no adapter: train with target_modules that leave it out)"
-        why = head if path == _HEAD else ""
+        part = _WITHOUT_ADAPTER.get(path.rpartition(".")[2])
+        why = f" ({part} takes no adapter: train with target_modules that leave it out)" if part else ""
         raise _UnboundError(f"the base model has no adaptable layer {path}{why}", sought=path)
 
 

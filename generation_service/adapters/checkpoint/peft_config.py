@@ -1,46 +1,59 @@
-"""`adapter_config.json` of a PEFT folder: ranks, alphas and scaling, and the options that are not supported."""
+"""`adapter_config.json` of a PEFT folder: ranks, alphas, scaling, and the modules that it adapts."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
-from generation_service.adapters.checkpoint.pattern_cost import match_steps
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+
+from generation_service.adapters.checkpoint.patterns import (
+    PatternError,
+    check_full,
+    check_suffix,
+    is_full_match,
+    is_suffix_match,
+)
+from generation_service.adapters.checkpoint.peft_options import refusals
 from infra.contract.errors import CheckpointError
 
 CONFIG_FILE = "adapter_config.json"
+ALL_LINEAR = "all-linear"
 
-_REFUSED = {
-    "use_dora": "DoRA (use_dora) scales the merged weight by a learnt magnitude",
-    "modules_to_save": "modules_to_save holds whole layers of the base model",
-    "trainable_token_indices": "trainable_token_indices replaces rows of the embedding",
-    "fan_in_fan_out": "fan_in_fan_out stores weights transposed, for Conv1D layers",
-    "lora_bias": "lora_bias adds a bias to B",
-    "layer_replication": "layer_replication changes the layers of the base model",
-    "target_parameters": "target_parameters adapts bare parameters (experts), not linear layers",
-    "alora_invocation_tokens": "alora_invocation_tokens (aLoRA) applies only after certain tokens",
-    "use_qalora": "QA-LoRA (use_qalora) pools the input",
-    "use_bdlora": "BD-LoRA (use_bdlora) has block-diagonal factors",
-    "arrow_config": "Arrow (arrow_config) routes between adapters by token",
-    "kasa_config": "KaSA (kasa_config) has singular values between A and B",
-    "monteclora_config": "MonteCLoRA (monteclora_config) samples its factors",
-    "velora_config": "VeLoRA (velora_config) compresses activations",
-    "megatron_config": "megatron_config shards layers across devices",
-}
-_KNOWN_USES = {"use_rslora", *_REFUSED}
-_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 _MAX_RANK = 2**16
 _MAX_ALPHA = 1e9
 _MAX_PATTERNS = 4096
 """More than one for each adapted layer of the largest models."""
 _MAX_PATTERN_LENGTH = 512
-_MAX_STEPS = 2**24
-"""Bound of the steps to match all patterns of a config against one name. Pathological patterns exceed it by far."""
+_LAYERS_NAME = re.compile(r"[\w.]*")
+_SELECTING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which modules a config adapts. Names and layer indices are matched by PEFT, expressions over whole names by RE2.
+
+    `pattern` and `excluded` are the expressions, empty if there are none; `library` is PEFT's config without them.
+    `unverified` says why membership is unknown; every module counts as selected then.
+    """
+
+    pattern: str = ""
+    excluded: str = ""
+    library: Any = None
+    unverified: str = ""
+
+    def __contains__(self, module: str) -> bool:
+        if self.excluded and is_full_match(self.excluded, module):
+            return False
+        if self.library is not None and not check_target_module_exists(self.library, module):
+            return False
+        return not self.pattern or is_full_match(self.pattern, module)
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ class PeftConfig:
     """Ranks and alphas of a LoRA, with their exceptions by module pattern, and its kind of scaling.
 
     `target_modules` are the module names, or the one pattern, that the config lists; empty if it lists none.
+    `selection` decides whether the config adapts a module.
     """
 
     rank: int
@@ -57,6 +71,7 @@ class PeftConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model: str = ""
     target_modules: frozenset[str] = frozenset()
+    selection: Selection = field(default_factory=Selection, compare=False)
 
     @property
     def largest_rank(self) -> int:
@@ -68,9 +83,9 @@ class PeftConfig:
         return self.rank_pattern.get(_pattern_of(self.rank_pattern, module), self.rank)
 
     def scaling_of(self, module: str) -> float:
-        """Return alpha / r of `module`, or alpha / sqrt(r) with rsLoRA."""
-        alpha = self.alpha_pattern.get(_pattern_of(self.alpha_pattern, module), self.alpha)
+        """Return alpha/r of `module`, a name as in the checkpoint, or alpha/sqrt(r) for rsLoRA."""
         rank = self.rank_of(module)
+        alpha = self.alpha_pattern.get(_pattern_of(self.alpha_pattern, module), self.alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
@@ -95,11 +110,11 @@ def read_content(data: bytes | bytearray, where: str) -> dict[str, Any]:
 
 
 def arithmetic(content: Mapping[str, Any], where: str) -> PeftConfig:
-    """Return the ranks, alphas and scaling of a config. Raises CheckpointError for invalid values."""
+    """Return the ranks, alphas, scaling and modules of a config. Raises CheckpointError for invalid values."""
     rank_pattern = content.get("rank_pattern") or {}
     alpha_pattern = content.get("alpha_pattern") or {}
     for name, pattern in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern)):
-        _check_pattern(pattern, f"{where}: {name}")
+        _check_patterns(pattern, f"{where}: {name}")
     return PeftConfig(
         rank=_rank(content.get("r"), f"{where}: r"),
         alpha=_alpha(content.get("lora_alpha"), f"{where}: lora_alpha"),
@@ -107,60 +122,80 @@ def arithmetic(content: Mapping[str, Any], where: str) -> PeftConfig:
         rank_pattern={key: _rank(value, f"{where}: rank_pattern[{key!r}]") for key, value in rank_pattern.items()},
         alpha_pattern={key: _alpha(value, f"{where}: alpha_pattern[{key!r}]") for key, value in alpha_pattern.items()},
         base_model=str(content.get("base_model_name_or_path") or ""),
-        target_modules=_targets(content.get("target_modules")),
+        target_modules=frozenset(_names(content.get("target_modules"), f"{where}: target_modules")),
+        selection=_selection(content, where),
     )
 
 
-def refusals(content: Mapping[str, Any]) -> list[str]:
-    """Return a clause for each option of a config that would change the answer and is not supported."""
-    kind = content.get("peft_type")
-    if kind != "LORA":
-        return [f"peft_type is {kind!r}; this server applies LORA only"]
-    refused = [f"{reason}, which this server does not apply" for name, reason in _REFUSED.items() if content.get(name)]
-    if content.get("bias", "none") not in ("none", None):
-        refused.append(f"bias is {content['bias']!r}: trained biases of the base model are not applied")
-    init = content.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
-        refused.append(
-            f"init_lora_weights is {init!r}, which also changed the base model's weights: save the adapter again with "
-            "PEFT's path_initial_model_for_weight_conversion"
-        )
-    unknown = [name for name, value in content.items() if name.startswith("use_") and value and name not in _KNOWN_USES]
-    return [*refused, *(f"{name} is set, a LoRA option that this server does not know" for name in unknown)]
+def _selection(content: Mapping[str, Any], where: str) -> Selection:
+    library = _library_config(content, where)
+    expressions = {name: getattr(library, name) for name in ("target_modules", "exclude_modules")}
+    expressions = {name: value for name, value in expressions.items() if isinstance(value, str) and value != ALL_LINEAR}
+    for name, expression in expressions.items():
+        try:
+            check_full(expression)
+        except PatternError as error:
+            if not error.valid:
+                raise CheckpointError(f"{where}: {name} is {expression[:40]!r}: {error}") from error
+            return Selection(unverified=f"{name} is {expression[:60]!r}: {error}")
+    if not isinstance(library.target_modules, set):
+        library.target_modules = ".*"  # Every module, as far as the library is concerned.
+    if "exclude_modules" in expressions:
+        library.exclude_modules = None
+    return Selection(expressions.get("target_modules", ""), expressions.get("exclude_modules", ""), library)
 
 
-def _targets(value: object) -> frozenset[str]:
-    names = value if isinstance(value, list) else [value]
-    return frozenset(name for name in names if isinstance(name, str))
+def _library_config(content: Mapping[str, Any], where: str) -> Any:
+    """Return PEFT's own config of the selecting options, which checks how they go together."""
+    for name in ("target_modules", "exclude_modules", "layers_pattern"):
+        _names(content.get(name), f"{where}: {name}")
+    for name in _names(content.get("layers_pattern"), f"{where}: layers_pattern"):
+        if not _LAYERS_NAME.fullmatch(name):
+            raise CheckpointError(
+                f"{where}: layers_pattern must name lists of layers, such as 'layers', got {name!r:.40}"
+            )
+    if not _are_indices(content.get("layers_to_transform")):
+        raise CheckpointError(f"{where}: layers_to_transform must be a whole number or an array of them")
+    # Older versions write [] for an option that is not set. An empty `target_modules` selects nothing.
+    unset = {name for name in _SELECTING[1:] if content.get(name) in (None, [], "")}
+    options = {name: content.get(name) for name in _SELECTING if name not in unset}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return LoraConfig(**options)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
 
 
-def _check_pattern(pattern: object, where: str) -> None:
+def _names(value: object, where: str) -> list[str]:
+    names: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{where} must be a string or an array of strings, got {str(value)[:40]!r}")
+    return names
+
+
+def _are_indices(value: object) -> bool:
+    indices = value if isinstance(value, list) else [0 if value is None else value]
+    return all(type(index) is int for index in indices)
+
+
+def _check_patterns(pattern: object, where: str) -> None:
     if not isinstance(pattern, dict):
         raise CheckpointError(f"{where} must be an object of module patterns, it is a {type(pattern).__name__}")
     if len(pattern) > _MAX_PATTERNS:
         raise CheckpointError(f"{where} has {len(pattern)} patterns; the limit is {_MAX_PATTERNS}")
-    steps = 0
     for key in pattern:
-        steps += _steps(key, where)
-        if steps > _MAX_STEPS:
+        if len(key) > _MAX_PATTERN_LENGTH:
             raise CheckpointError(
-                f"{where} has a pattern that may take too long to match: {key!r}; write it without a repeat within a "
-                "repeat, and with fewer repeats and alternatives, such as 'layers.[0-9]+.self_attn.q_proj'"
+                f"{where} has a pattern of {len(key)} characters, {key[:40]!r}...; the limit is {_MAX_PATTERN_LENGTH}"
             )
-
-
-def _steps(key: str, where: str) -> int:
-    """Return a bound of the steps to match a pattern. Raises CheckpointError if it is not a regular expression."""
-    if len(key) > _MAX_PATTERN_LENGTH:
-        raise CheckpointError(
-            f"{where} has a pattern of {len(key)} characters, {key[:40]!r}...; the limit is {_MAX_PATTERN_LENGTH}"
-        )
-    try:
-        re.compile(key)
-        _matcher(key)
-        return match_steps(key)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{where} has a pattern that is not a regular expression: {key!r} ({error})") from error
+        try:
+            check_suffix(key)
+        except PatternError as error:
+            raise CheckpointError(
+                f"{where} has the pattern {key!r}, and {error}: write it with names, [], |, * and +, such as "
+                "'layers.[0-9]+.self_attn.q_proj'"
+            ) from error
 
 
 def _rank(value: object, where: str) -> int:
@@ -177,9 +212,4 @@ def _alpha(value: object, where: str) -> float:
 
 def _pattern_of(patterns: Mapping[str, object], module: str) -> str:
     """Return the first pattern that matches the end of `module`, as PEFT's `get_pattern_key` does, else `module`."""
-    return next((key for key in patterns if _matcher(key).match(module)), module)
-
-
-@lru_cache(_MAX_PATTERNS)
-def _matcher(key: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({key})$")
+    return next((key for key in patterns if is_suffix_match(key, module)), module)

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from generation_service.adapters.checkpoint.binding import Rename, bind
+from generation_service.adapters.checkpoint.folder_files import WEIGHTS_FILE, check_files, missing_file
 from generation_service.adapters.checkpoint.peft_config import CONFIG_FILE, PeftConfig, parse_config, read_content
 from generation_service.adapters.checkpoint.tensor_file import tensors_in
 from generation_service.adapters.checkpoint.tensor_headers import BROKEN, TensorHeader, file_headers
 from generation_service.lora.weights import AdapterWeights, Shapes
 from infra.contract.errors import CapacityError, CheckpointError, ConflictError
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-_PICKLE_FILE = "adapter_model.bin"
 _MAX_CONFIG_BYTES = 4 * 2**20
 """A rank of its own for every layer of a large model takes about 100 KB."""
 _HEADER_ROOM_BYTES = 16 * 2**20
@@ -59,6 +58,7 @@ def read_checkpoint(
             rank=str(config.largest_rank),
             limit=str(max_rank),
         )
+    check_files(folder)
     data = _read(folder, WEIGHTS_FILE, _largest_weights(targets, config))
     revision = _revision(config_data, data)
     if expected_revision and revision != expected_revision:
@@ -134,7 +134,7 @@ def _opened(folder: Path, name: str, limit: int | None = None) -> Iterator[FileI
         with path.open("rb", buffering=0) as file:
             yield file
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _missing(folder, name) from error
+        raise CheckpointError(missing_file(folder, name)) from error
     except PermissionError as error:
         raise CheckpointError(
             f"{path} cannot be read: {error.strerror}; libraries save adapters readable only by their owner (mode "
@@ -142,21 +142,6 @@ def _opened(folder: Path, name: str, limit: int | None = None) -> Iterator[FileI
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _missing(folder: Path, name: str) -> CheckpointError:
-    if not folder.is_dir():
-        return CheckpointError(
-            f"{folder} is not a folder: an adapter is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
-        )
-    if name == WEIGHTS_FILE and (folder / _PICKLE_FILE).exists():
-        return CheckpointError(
-            f"{folder} holds {_PICKLE_FILE}, a pickle, which is never opened: if you trust it, convert it with "
-            f"safetensors.torch.save_file(torch.load({_PICKLE_FILE!r}, weights_only=True), {WEIGHTS_FILE!r})"
-        )
-    below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
-    hint = f"give the folder of one adapter: {', '.join(below[:5])}" if below else "was saving it interrupted?"
-    return CheckpointError(f"{folder} has no {name}: {hint}")
 
 
 def _not_whole(path: Path | str, error: Exception) -> CheckpointError:

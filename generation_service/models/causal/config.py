@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from generation_service.models.causal.architectures import CausalArchitecture, Window
+from generation_service.models.folder import read_config
 from generation_service.models.modules import parse_config
 from infra.contract.errors import CheckpointError
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+_OTHER_MATHEMATICS = re.compile(
+    r"expert|moe|attention_chunk|qk_(?:layer)?norm|alibi|clip_qkv|multiplier|logits?_scal|no_rope|nope|kv_lora|q_lora|"
+    r"parallel_attn|sinks|sparse"
+)
+"""Fields of config.json that change what a layer computes, in classes that have them."""
+_NEUTRAL: tuple[object, ...] = (None, False, 0, 1, [], {})
 
 
 def read_causal_config(folder: Path, architecture: CausalArchitecture) -> Any:
@@ -23,7 +31,7 @@ def read_causal_config(folder: Path, architecture: CausalArchitecture) -> Any:
     Raises CheckpointError naming what this version does not compute.
     """
     config = parse_config(folder, architecture.config_class, architecture.title)
-    reasons = []
+    reasons = _unread(folder, architecture)
     if getattr(config, "use_bidirectional_attention", False):
         reasons.append("its tokens attend to later ones (use_bidirectional_attention), as in an embedding model")
     if architecture.window is Window.BY_LAYER_TYPE:
@@ -32,9 +40,13 @@ def read_causal_config(folder: Path, architecture: CausalArchitecture) -> Any:
     unknown = sorted({str(rope.get("rope_type")) for rope in _ropes(config)} - set(_ROPE_TYPES))
     if unknown:
         reasons.append(f"its rope_type is {', '.join(unknown)}; {', '.join(_ROPE_TYPES)} are served")
+    window = getattr(config, "sliding_window", None)
+    if architecture.window is not Window.NONE and window is not None and int(window) < 1:
+        reasons.append(f"sliding_window is {window}, in which no token attends to itself")
     if reasons:
         raise CheckpointError(
-            f"{folder} is a {architecture.title} that this version does not serve: {'; '.join(reasons)}",
+            f"{folder} is a {architecture.title} that this version does not serve: {'; '.join(reasons)}. Take the "
+            "config.json that the model was published with, or another model",
             path=str(folder),
         )
     for rope in _ropes(config):
@@ -44,13 +56,22 @@ def read_causal_config(folder: Path, architecture: CausalArchitecture) -> Any:
 
 
 def max_positions(config: Any) -> int:
-    """Return the longest sequence whose RoPE frequencies do not depend on its length."""
-    trained = [
-        int(rope.get("original_max_position_embeddings") or config.original_max_position_embeddings)
-        for rope in _ropes(config)
-        if rope["rope_type"] == "longrope"
-    ]
-    return min([int(config.max_position_embeddings), *trained])
+    """Return the longest sequence whose RoPE frequencies do not depend on its length.
+
+    YaRN extends it by its factor, which the published configs leave out of max_position_embeddings.
+    """
+    longest = int(config.max_position_embeddings)
+    for rope in _ropes(config):
+        trained = int(
+            rope.get("original_max_position_embeddings")
+            or getattr(config, "original_max_position_embeddings", None)
+            or longest
+        )
+        if rope["rope_type"] == "longrope":
+            longest = min(longest, trained)
+        if rope["rope_type"] == "yarn":
+            longest = max(longest, int(trained * float(rope.get("factor") or 1)))
+    return longest
 
 
 def layer_windows(config: Any, architecture: CausalArchitecture) -> tuple[int | None, ...]:
@@ -62,6 +83,24 @@ def layer_windows(config: Any, architecture: CausalArchitecture) -> tuple[int | 
     if architecture.window is Window.EVERY_LAYER:
         return (int(window),) * layers
     return tuple(int(window) if kind == _SLIDING else None for kind in config.layer_types)
+
+
+def _unread(folder: Path, architecture: CausalArchitecture) -> list[str]:
+    """Return a clause for each field that would change the mathematics, in a config whose class does not read it."""
+    content = read_config(folder)
+    reasons = [
+        f"{name} is {str(value)[:40]}, which the layers of {architecture.model_type} do not compute"
+        for name, value in content.items()
+        if _OTHER_MATHEMATICS.search(name) and not hasattr(architecture.config_class, name) and _has_effect(value)
+    ]
+    kinds = content.get("layer_types")
+    if architecture.window is Window.EVERY_LAYER and isinstance(kinds, list) and len(set(map(str, kinds))) > 1:
+        reasons.append("layer_types gives only some layers a window, while those of this architecture all have one")
+    return reasons
+
+
+def _has_effect(value: object) -> bool:
+    return value is True or value not in _NEUTRAL
 
 
 def _ropes(config: Any) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from generation_service.models.base import InputFormat, LoadOptions, ModelArchitecture
 from generation_service.models.causal.architectures import ARCHITECTURES, CausalArchitecture
@@ -22,6 +22,7 @@ class CausalFamily:
     """Reads the checkpoints of one architecture. Every linear layer except the head can be adapted."""
 
     row: CausalArchitecture
+    loaded: ClassVar[type[CausalLM]] = CausalLM
 
     @property
     def model_type(self) -> str:
@@ -36,7 +37,14 @@ class CausalFamily:
     def input_format(self, folder: Path, options: LoadOptions) -> InputFormat:
         """Return the tokenizer and chat template of `folder`."""
         chat = ChatTokenizer(folder, options.chat_template)
-        return InputFormat(chat.name, len(chat), chat.largest_token, chat.template_source, image_limits={})
+        return InputFormat(
+            chat.name,
+            len(chat),
+            chat.largest_ordinary_token,
+            chat.template_source,
+            image_limits={},
+            notes=chat.notes,
+        )
 
     def load(self, folder: Path, options: LoadOptions) -> CausalLM:
         """Load `folder` into the classes of transformers. Raises CheckpointError unless every tensor binds."""
@@ -52,9 +60,9 @@ class CausalFamily:
             architecture,
             options,
             token_characters=chat.longest_token,
-            eos_tokens=eos_tokens(folder) or chat.end_tokens,
+            eos_tokens=eos_tokens(folder) | chat.end_tokens,
         )
-        return CausalLM(model, description, self.row, chat)
+        return self.loaded(model, description, self.row, chat)
 
     def _architecture(self, model: Any) -> ModelArchitecture:
         targets = linear_layers(model, "model.layers")

@@ -35,10 +35,17 @@ class CausalLM(Decoder):
         self._logit_cap = getattr(config, "final_logit_softcapping", None)
 
     def encode(self, prompt: Prompt, images: Iterable[Image], max_tokens: int | None = None) -> EncodedPrompt:
-        """Encode `prompt`. Raises InvalidArgumentError for a prompt with images."""
+        """Encode `prompt`. Raises InvalidArgumentError for images, and for added tokens beyond the embedding."""
         for path in image_field_paths(prompt):
             raise InvalidArgumentError(f"{path}.image", "this base model reads text only; leave the image out")
         tokens = torch.tensor(self._chat.encode(prompt), dtype=torch.long)
+        largest = int(tokens.max()) if len(tokens) else 0
+        if largest >= self.description.vocab_size:
+            raise InvalidArgumentError(
+                "messages",
+                f"contains {self._chat.spelling(largest)!r}, a token that was added to the tokenizer and for which "
+                "this base model has no embedding; leave it out",
+            )
         return EncodedPrompt(tokens, positions=torch.arange(len(tokens))[None], position_delta=0, image_tokens=0)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -85,7 +92,7 @@ class CausalLM(Decoder):
         tokens = indices.shape[1]
         if mask is None and (self._additive_masks or (window is not None and tokens > window)):
             mask = torch.ones(tokens, tokens, dtype=torch.bool, device=indices.device).tril()[None, None]
-        if mask is not None and window is not None:
+        if mask is not None and window is not None and mask.shape[-1] > window:
             keys = torch.arange(mask.shape[-1], device=indices.device)
             mask = mask & (keys > indices[:, None, :, None] - window)
         if mask is None or not self._additive_masks:

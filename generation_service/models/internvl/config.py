@@ -14,10 +14,7 @@ from transformers.models.internvl.configuration_internvl import InternVLVisionCo
 from generation_service.models.folder import read_config
 from infra.contract.errors import CheckpointError
 
-SUPPORTED = (
-    "InternVL2 and InternVL2.5 of 1B, 2B, 4B and 8B, whose vision tower is InternViT-300M and whose language model is "
-    "InternLM2, Qwen2 or Phi-3"
-)
+SUPPORTED = "InternVL2, 2.5, 3 and 3.5 with InternViT and the language model InternLM2, Qwen2, Qwen3 (dense) or Phi-3"
 
 _SHAPE = (
     "vocab_size",
@@ -31,13 +28,25 @@ _SHAPE = (
     "rms_norm_eps",
 )
 _QWEN2 = ("use_sliding_window", "sliding_window", "max_window_layers")
+_QWEN3 = (*_QWEN2, "head_dim", "attention_bias")
 _PHI3 = ("original_max_position_embeddings", "sliding_window")
 _LANGUAGE_MODELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "InternLM2ForCausalLM": ("llama", _SHAPE),
     "Qwen2ForCausalLM": ("qwen2", _SHAPE + _QWEN2),
+    "Qwen3ForCausalLM": ("qwen3", _SHAPE + _QWEN3),
     "Phi3ForCausalLM": ("phi3", _SHAPE + _PHI3),
 }
+_ARCHITECTURES = {
+    "internlm2": "InternLM2ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+}
+"""The architecture of each `model_type`, for configs that name a class of their own."""
+
 LANGUAGE_MODEL_TYPES = frozenset(model_type for model_type, _ in _LANGUAGE_MODELS.values())
+_TOWER_EPS = 1e-6
+"""The epsilon of transformers' norms of queries and keys, which is no setting there."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +82,11 @@ def read_original(folder: Path) -> OriginalConfig:
 
 def _parsed(folder: Path, content: Mapping[str, Any]) -> OriginalConfig:
     llm, vision = content["llm_config"], content["vision_config"]
-    architecture = (llm.get("architectures") or [""])[0]
+    architecture = _architecture_of(llm)
     _check_supported(folder, content, llm, vision, architecture)
     size = int(content.get("force_image_size") or vision["image_size"])
     ratio = float(content["downsample_ratio"])
-    text = _text_config(folder, llm, architecture)
+    text = _text_config(folder, llm, architecture, bool(content.get("tie_word_embeddings")))
     dynamic = bool(content.get("dynamic_image_size"))
     return OriginalConfig(
         model=InternVLConfig(
@@ -90,13 +99,19 @@ def _parsed(folder: Path, content: Mapping[str, Any]) -> OriginalConfig:
             attn_implementation="sdpa",
         ),
         template=str(content["template"]),
-        dtype=_dtype(content.get("torch_dtype") or llm.get("torch_dtype")),
+        dtype=_stated_dtype(content) or _stated_dtype(llm),
         image_size=size,
         tile_tokens=_tile_tokens(vision, size, ratio),
         min_tiles=int(content.get("min_dynamic_patch") or 1) if dynamic else 1,
         max_tiles=int(content.get("max_dynamic_patch") or 12) if dynamic else 1,
         thumbnail=bool(content.get("use_thumbnail")),
     )
+
+
+def _architecture_of(llm: Mapping[str, Any]) -> str:
+    """Return the language model's class: the named one if it is known, else that of its model_type."""
+    named = str((llm.get("architectures") or [""])[0])
+    return named if named in _LANGUAGE_MODELS else _ARCHITECTURES.get(str(llm.get("model_type")), named)
 
 
 def _check_supported(
@@ -107,10 +122,14 @@ def _check_supported(
         value = content.get(name, default)
         if value != expected:
             reasons.append(f"{name} is {value!r}, not {expected!r}")
-    if vision.get("qk_normalization") or vision.get("norm_type", "layer_norm") != "layer_norm":
-        reasons.insert(0, "its vision tower is InternViT-6B")
+    if vision.get("norm_type", "layer_norm") not in ("layer_norm", "rms_norm"):
+        reasons.insert(0, f"the norm_type of its vision tower is {vision['norm_type']!r}")
+    if vision.get("qk_normalization") and vision.get("layer_norm_eps", _TOWER_EPS) != _TOWER_EPS:
+        reasons.insert(0, f"the layer_norm_eps of its vision tower is {vision['layer_norm_eps']}, not {_TOWER_EPS}")
+    if "flash_relative_threshold" in content:
+        reasons.insert(0, "it is a Flash variant, which routes tiles to two resolutions")
     if architecture not in _LANGUAGE_MODELS:
-        reasons.insert(0, f"its language model is {architecture or llm.get('model_type', 'not named')}")
+        reasons.insert(0, language_model_reason(architecture or str(llm.get("model_type", "not named"))))
     if reasons:
         raise CheckpointError(
             f"{folder} is an InternVL that this version does not serve ({'; '.join(reasons)}). It serves {SUPPORTED}",
@@ -118,7 +137,13 @@ def _check_supported(
         )
 
 
-def _text_config(folder: Path, llm: Mapping[str, Any], architecture: str) -> Any:
+def language_model_reason(name: str) -> str:
+    """Return why the language model of that class or type is not served."""
+    experts = name in ("Qwen3MoeForCausalLM", "GptOssForCausalLM", "qwen3_moe", "gpt_oss")
+    return f"its language model is {name}" + (", a mixture of experts" if experts else "")
+
+
+def _text_config(folder: Path, llm: Mapping[str, Any], architecture: str, tied: bool) -> Any:
     model_type, names = _LANGUAGE_MODELS[architecture]
     fields = {name: llm[name] for name in names if llm.get(name) is not None}
     if model_type == "llama":
@@ -127,7 +152,7 @@ def _text_config(folder: Path, llm: Mapping[str, Any], architecture: str) -> Any
         model_type,
         **fields,
         rope_parameters=_rope(folder, llm),
-        tie_word_embeddings=bool(llm.get("tie_word_embeddings")),
+        tie_word_embeddings=bool(llm.get("tie_word_embeddings", tied)),
         pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,
@@ -142,8 +167,8 @@ def _rope(folder: Path, llm: Mapping[str, Any]) -> dict[str, Any]:
     than the trained length, and by 1 up to it, so within `max_positions` it is plain RoPE. Longer ones are refused:
     their cached keys would have been rotated by the frequencies of a shorter length.
     """
-    theta = {"rope_theta": float(llm.get("rope_theta", 10000.0))}
-    scaling: Mapping[str, Any] = llm.get("rope_scaling") or {"type": "default"}
+    scaling: Mapping[str, Any] = llm.get("rope_parameters") or llm.get("rope_scaling") or {"type": "default"}
+    theta = {"rope_theta": float(scaling.get("rope_theta") or llm.get("rope_theta", 10000.0))}
     kind = scaling.get("rope_type") or scaling.get("type")
     if kind in ("default", "dynamic"):
         return {"rope_type": "default"} | theta
@@ -179,8 +204,10 @@ def _vision_config(vision: Mapping[str, Any], size: int) -> Any:
         patch_size=vision["patch_size"],
         image_size=size,
         hidden_act=vision.get("hidden_act", "gelu"),
-        layer_norm_eps=vision.get("layer_norm_eps", 1e-6),
+        layer_norm_eps=vision.get("layer_norm_eps", _TOWER_EPS),
         attention_bias=bool(vision.get("qkv_bias")),
+        norm_type=vision.get("norm_type", "layer_norm"),
+        use_qk_norm=bool(vision.get("qk_normalization")),
         use_mean_pooling=True,
         attn_implementation="sdpa",
     )
@@ -190,6 +217,7 @@ def _tile_tokens(vision: Mapping[str, Any], size: int, ratio: float) -> int:
     return int((size // vision["patch_size"]) ** 2 * ratio**2)
 
 
-def _dtype(name: object) -> torch.dtype | None:
-    dtype = getattr(torch, str(name), None)
+def _stated_dtype(config: Mapping[str, Any]) -> torch.dtype | None:
+    """Return the dtype that a config states under the key of transformers 5 or 4."""
+    dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
     return dtype if isinstance(dtype, torch.dtype) else None

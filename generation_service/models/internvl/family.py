@@ -12,11 +12,12 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 from generation_service.models.base import InputFormat, LoadOptions, ModelArchitecture, ModelDescription
 from generation_service.models.chat import ChatTokenizer
 from generation_service.models.decoder import model_description
-from generation_service.models.folder import eos_tokens, read_json
+from generation_service.models.folder import eos_tokens, image_processor_settings
 from generation_service.models.internvl.config import (
     LANGUAGE_MODEL_TYPES,
     SUPPORTED,
     OriginalConfig,
+    language_model_reason,
     max_positions,
     read_original,
 )
@@ -33,7 +34,7 @@ from generation_service.models.modules import (
     load_with_weights,
     parse_config,
 )
-from infra.contract.errors import CheckpointError
+from infra.contract.errors import CheckpointError, ConfigurationError
 
 _TITLE = "InternVL"
 
@@ -53,7 +54,7 @@ class InternVLChatFamily:
     def input_format(self, folder: Path, options: LoadOptions) -> InputFormat:
         """Return the tokenizer, conversation template and tiling of `folder`."""
         config = read_original(folder)
-        chat = OriginalChat(folder, config.template, options.image_suffix)
+        chat = _original_chat(folder, config, options)
         limits = _limits(_tiling(config, options), config.tile_tokens)
         return InputFormat(chat.name, len(chat), chat.largest_token, f"{config.template}, by name", limits)
 
@@ -63,7 +64,7 @@ class InternVLChatFamily:
         Raises CheckpointError unless every tensor binds.
         """
         config = read_original(folder)
-        chat = OriginalChat(folder, config.template, options.image_suffix)
+        chat = _original_chat(folder, config, options)
         tiling = _tiling(config, options)
         model = build_without_weights(folder, InternVLForConditionalGeneration, config.model, _TITLE)
         architecture = _architecture(model, config.dtype)
@@ -112,7 +113,7 @@ def _native_config(folder: Path) -> Any:
     features = (config.vision_feature_layer, config.vision_feature_select_strategy)
     reasons = []
     if text.model_type not in LANGUAGE_MODEL_TYPES:
-        reasons.append(f"its language model is {text.model_type!r}")
+        reasons.append(language_model_reason(text.model_type))
     if features != (-1, "default"):
         reasons.append(
             f"its vision features come from layer {features[0]} ({features[1]}), not from the last one (default)"
@@ -128,8 +129,7 @@ def _native_config(folder: Path) -> Any:
 
 
 def _native_tiling(folder: Path, options: LoadOptions) -> Tiling:
-    path = folder / "preprocessor_config.json"
-    processor = read_json(path)
+    path, processor = image_processor_settings(folder)
     try:
         tiling = Tiling(
             size=int(processor["size"]["height"]),
@@ -168,6 +168,15 @@ def _check_tiles(folder: Path, tiling: Tiling, config: Any) -> None:
             f"tower makes {tokens} of one: use the config.json of the base model",
             path=str(folder),
         )
+
+
+def _original_chat(folder: Path, config: OriginalConfig, options: LoadOptions) -> OriginalChat:
+    if options.chat_template is not None:
+        raise ConfigurationError(
+            f"--chat-template {options.chat_template}: original InternVL folders name their conversation template in "
+            "config.json; omit the option"
+        )
+    return OriginalChat(folder, config.template, options.image_suffix)
 
 
 def _tiling(config: OriginalConfig, options: LoadOptions) -> Tiling:

@@ -44,6 +44,7 @@ _RENAMED = tuple(
         (rf"^({VISION}\.embeddings)\.patch_embedding{_END}", r"\1.patch_embeddings.projection"),
         (rf"^({VISION}\.encoder)\.layers\.", r"\1.layer."),
         (rf"^({VISION}\.encoder\.layer\.\d+)\.attn\.proj{_END}", r"\1.attention.projection_layer"),
+        (rf"^({VISION}\.encoder\.layer\.\d+)\.attn\.([qk]_norm){_END}", r"\1.attention.\2"),
         (rf"^({VISION}\.encoder\.layer\.\d+)\.norm1{_END}", r"\1.layernorm_before"),
         (rf"^({VISION}\.encoder\.layer\.\d+)\.norm2{_END}", r"\1.layernorm_after"),
         (rf"^({VISION}\.encoder\.layer\.\d+)\.ls([12])$", r"\1.lambda_\2"),

@@ -28,7 +28,7 @@ class OriginalChat:
         self.template = conversation_template(folder, template)
         self._image_suffix = image_suffix
         config = read_json(folder / _CONFIG)
-        uses_sentencepiece = (folder / _SENTENCEPIECE).is_file() or "Qwen2" not in str(config.get("tokenizer_class"))
+        uses_sentencepiece = _uses_sentencepiece(folder, config)
         backend = _sentencepiece(folder, config) if uses_sentencepiece else _qwen2(folder)
         self._tokenizer = SegmentTokenizer(backend)
         self.name = f"{config.get('tokenizer_class')} from {_SENTENCEPIECE if uses_sentencepiece else 'vocab.json'}"
@@ -59,6 +59,12 @@ def _begin(config: dict[str, Any]) -> str:
     """Return the token that starts a conversation, empty if there is none."""
     token = config.get("bos_token") or "<s>"
     return str(token["content"] if isinstance(token, dict) else token) if config.get("add_bos_token", True) else ""
+
+
+def _uses_sentencepiece(folder: Path, config: dict[str, Any]) -> bool:
+    """Return whether the vocabulary is a sentencepiece model. transformers 5 names a byte-level one as it likes."""
+    byte_level = "Qwen2" in str(config.get("tokenizer_class")) or (folder / "tokenizer.json").is_file()
+    return (folder / _SENTENCEPIECE).is_file() or not byte_level
 
 
 def _qwen2(folder: Path) -> Tokenizer:

@@ -12,8 +12,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from generation_service.adapters.checkpoint.binding import Rename
-from generation_service.models.folder import StoredTensor, check_floating_point, stored_tensors
+from generation_service.models.folder import StoredTensor, check_floating_point, check_merged
 from generation_service.models.modules import binding_remedy
+from generation_service.models.quantised.methods import served_tensors
 from infra.contract.errors import CheckpointError
 
 HEAD_WEIGHT, EMBEDDING_WEIGHT = "lm_head.weight", "model.language_model.embed_tokens.weight"
@@ -36,6 +37,8 @@ class _Binding:
 
     def read(self) -> Tensor:
         """Read the tensor. Opens the file for it alone, so that the mapped memory is freed with the tensor."""
+        if self.stored.read is not None:
+            return self.stored.read()
         with safe_open(self.stored.file, framework="pt") as file:
             tensor: Tensor = file.get_tensor(self.name)
             return tensor
@@ -73,7 +76,8 @@ def _plan(folder: Path, model: Any, rename: Rename) -> list[_Binding]:
     parameters = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
     problems: dict[str, list[str]] = {"without a place in the model": [], "of another shape than config.json says": []}
     unplaced, misshapen = problems.values()
-    stored_in_files = stored_tensors(folder)
+    stored_in_files = served_tensors(folder)
+    check_merged(folder, stored_in_files)
     check_floating_point(folder, stored_in_files)
     bindings: list[_Binding] = []
     filled: set[str] = set()

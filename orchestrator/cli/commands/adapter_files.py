@@ -14,7 +14,7 @@ from infra.contract.errors import LoraRetrieverError, UnavailableError
 from orchestrator.cli import output as console
 from orchestrator.cli.options.adapters import CatalogueFilter
 from orchestrator.cli.options.binding import with_options
-from orchestrator.cli.options.targets import RetrievalTier
+from orchestrator.cli.options.targets import Checker, GenerationCheck, RetrievalTier
 from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.registration.adapter_list import BadEntry, ListedAdapter, read_adapter_list, write_adapter_list
 
@@ -33,6 +33,7 @@ def import_adapters(
         typer.Option("--kind", "--lora-type", help="Kind of all of them. Default: the entry's, or app for app_lora_x."),
     ] = "",
     replace: Annotated[bool, typer.Option("--replace", help="Replace adapters of the same ids.")] = False,
+    check: GenerationCheck,
     retrieval: RetrievalTier,
 ) -> None:
     """Register the adapters of a config file by their existing vectors.
@@ -46,9 +47,10 @@ def import_adapters(
     async def register(client: RetrievalClient) -> None:
         with Progress(console=console.progress(), transient=True) as progress:
             task = progress.add_task("registering", total=len(entries))
-            async for outcome in _register_all(client, entries, replace):
-                (failed if isinstance(outcome, BadEntry) else registered).append(outcome)  # type: ignore[arg-type]
-                progress.advance(task)
+            async with check.checker() as checked:
+                async for outcome in _register_all(client, entries, replace, checked):
+                    (failed if isinstance(outcome, BadEntry) else registered).append(outcome)  # type: ignore[arg-type]
+                    progress.advance(task)
 
     retrieval.call(register)
     for entry in failed:
@@ -82,7 +84,10 @@ def export_adapters(
 
 
 async def _register_all(
-    retrieval: RetrievalClient, entries: Sequence[tuple[int, ListedAdapter] | BadEntry], replace: bool
+    retrieval: RetrievalClient,
+    entries: Sequence[tuple[int, ListedAdapter] | BadEntry],
+    replace: bool,
+    checked: Checker,
 ) -> AsyncIterator[Adapter | BadEntry]:
     """Yield the registered adapter of each entry, or the reason why there is none."""
     fingerprint = ""
@@ -99,6 +104,7 @@ async def _register_all(
             yield BadEntry(index, adapter.adapter_id, f"{made_by}; register it by its examples with 'adapters add'")
             continue
         try:
+            adapter = await checked(adapter)
             if replace:
                 yield await retrieval.replace_adapter(adapter, vectors=listed.vectors)
             else:

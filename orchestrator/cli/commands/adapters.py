@@ -15,7 +15,7 @@ from orchestrator.cli import output as console
 from orchestrator.cli.commands.adapter_files import export_adapters, import_adapters
 from orchestrator.cli.options.adapters import AdapterOptions, CatalogueFilter, ExampleOptions
 from orchestrator.cli.options.binding import Sets, with_options
-from orchestrator.cli.options.targets import RetrievalTier, target
+from orchestrator.cli.options.targets import GenerationCheck, RetrievalTier, target
 from orchestrator.clients.retrieval import RetrievalClient
 
 #: Longest wait for the catalogue during tab completion, where a user expects an answer at once.
@@ -49,14 +49,17 @@ def add(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace an adapter of the same id; takes effect at once.")
     ] = False,
+    check: GenerationCheck,
     retrieval: RetrievalTier,
 ) -> None:
     """Register an adapter by training examples: the next request can retrieve it, without a restart."""
     source.check()
-    adapter = options.adapter(name)
+    described = options.adapter(name)
     prompts, vectors = source.prompts(), source.embeddings()
 
     async def register(client: RetrievalClient) -> Adapter:
+        async with check.checker() as checked:
+            adapter = await checked(described)
         if replace:
             return await client.replace_adapter(adapter, prompts, vectors)
         if vectors:
@@ -89,7 +92,9 @@ def list_adapters(*, catalogue: CatalogueFilter, retrieval: RetrievalTier) -> No
         rank, examples = str(adapter.rank or "?"), str(adapter.example_count)
         table.add_row(adapter.adapter_id, adapter.kind, adapter.base_model, rank, examples, adapter.revision, when)
     console.results().print(table)
-    if not adapters:
+    if not adapters and catalogue.is_set:
+        console.note("no adapter matches --kind, --tag and --base-model; without them all are listed")
+    elif not adapters:
         console.note("no adapters; register one with 'loraretriever adapters add'")
 
 

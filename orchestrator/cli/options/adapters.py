@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from infra.contract.adapter import Adapter
+from infra.contract.adapter import Adapter, base_model_name
 from infra.contract.errors import InvalidArgumentError
 from infra.contract.prompt import Prompt
 from orchestrator.cli.options.answering import kind_filter
@@ -26,9 +26,14 @@ class CatalogueFilter:
     tag: Annotated[list[str] | None, typer.Option(help="Only adapters with this tag; may be repeated.")] = None
     base_model: Annotated[str, typer.Option(help="Only adapters of this base model.")] = ""
 
+    @property
+    def is_set(self) -> bool:
+        """Whether it leaves any adapter out."""
+        return bool(self.kind or self.tag or self.base_model)
+
     async def fetch(self, retrieval: RetrievalClient) -> list[Adapter]:
         """Return the adapters, ordered by id."""
-        return await retrieval.list_adapters(self.base_model, kind_filter(self.kind), self.tag or ())
+        return await retrieval.list_adapters(base_model_name(self.base_model), kind_filter(self.kind), self.tag or ())
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,10 @@ class ModelOptions:
         if not has_model:
             return self._demo_settings()
         for flag, folder in (("--model-path", self.model_path), ("--embedder-path", self.embedder_path)):
-            if folder is not None and not folder.is_dir():
-                raise ConfigurationError(f"{flag} {folder} is not a folder; give the folder of the checkpoint")
+            if folder is not None and not folder.is_dir() and not (folder.is_file() and folder.suffix == ".gguf"):
+                raise ConfigurationError(
+                    f"{flag} {folder} is not a folder; give the folder of the checkpoint or a .gguf file"
+                )
         return self._settings(self.model_path, self.embedder_path, self._roots, None)
 
     @property

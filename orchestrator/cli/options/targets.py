@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from infra.contract.errors import UnavailableError, UnreachableError
+from infra.contract.adapter import Adapter
+from infra.contract.errors import UnavailableError, UnimplementedError, UnreachableError
 from infra.runtime.channel import ChannelOptions
+from orchestrator.cli import output as console
 from orchestrator.cli.settings import environment
 from orchestrator.clients.answer import AnswerClient
 from orchestrator.clients.evaluation import EvaluationClient
+from orchestrator.clients.generation import GenerationClient
 from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.devstack.demo_world import WORLDS
 from orchestrator.devstack.stack import read_state
 
-Tier = Literal["retrieval", "orchestrator"]
+Tier = Literal["retrieval", "generation", "orchestrator"]
 DEFAULTS: Mapping[str, str] = {
     "retrieval": "127.0.0.1:50051",
     "generation": "127.0.0.1:50052",
@@ -31,8 +34,11 @@ STACK_DIRS = (UP_DIR, *(kind.work_dir for kind in WORLDS.values()))
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
-C = TypeVar("C", RetrievalClient, AnswerClient, EvaluationClient)
+C = TypeVar("C", RetrievalClient, GenerationClient, AnswerClient, EvaluationClient)
 T = TypeVar("T")
+
+Checker = Callable[[Adapter], Awaitable[Adapter]]
+"""Checks an adapter that is to be registered, and returns it as it should be."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,58 @@ class RetrievalTier:
                 return await function(client)
 
         return asyncio.run(run())
+
+
+@dataclass(frozen=True)
+class GenerationCheck:
+    """Whether and where adapters are checked before they are registered."""
+
+    generation_target: Annotated[
+        str,
+        typer.Option(
+            "--generation-target",
+            help="host:port of the generation service that is to serve the adapter (default: the local one, or "
+            f"{DEFAULTS['generation']}) [LORARETRIEVER_CLIENT_GENERATION_TARGET]",
+            show_default=False,
+        ),
+    ] = ""
+    check: Annotated[
+        bool, typer.Option(help="Refuse an adapter that the generation service cannot serve, if that service answers.")
+    ] = True
+
+    @asynccontextmanager
+    async def checker(self) -> AsyncIterator[Checker]:
+        """Yield a function that checks an adapter and returns it under the name of the running base model.
+
+        It raises the error that a request for the adapter would get. If no generation service answers, it returns the
+        adapter unchecked and prints a note, once.
+        """
+        if not self.check:
+            yield _unchecked
+            return
+        tier = target("generation", self.generation_target)
+        async with GenerationClient(tier.channel) as client:
+            is_reachable = True
+
+            async def checked(adapter: Adapter) -> Adapter:
+                nonlocal is_reachable
+                if not is_reachable:
+                    return adapter
+                try:
+                    return replace(adapter, base_model=await client.check_adapter(adapter))
+                except (UnreachableError, UnimplementedError):
+                    is_reachable = False
+                    console.note(
+                        f"not checked: no generation service answers at {tier.address}; 'loraretriever inspect' tells "
+                        "whether an adapter can be served"
+                    )
+                    return adapter
+
+            yield checked
+
+
+async def _unchecked(adapter: Adapter) -> Adapter:
+    return adapter
 
 
 @dataclass(frozen=True)

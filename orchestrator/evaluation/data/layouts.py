@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from infra.contract.prompt import IMAGE_PLACEHOLDER
@@ -53,15 +54,20 @@ def kind_of(value: Any) -> str:
 def unified(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the row with its question in `query`, its answer in `response` and its images' paths in `images`.
 
+    A system message is in `system`.
+
     Other fields stay. Raises RowError, naming the layout found, for a row whose meaning is not certain.
     """
     fields = {name: value for name, value in row.items() if value is not None}
     _check_media(fields)
     images = _images(fields)
+    system = fields.get("system")
     layout = next((name for name in _CONVERSATIONS if name in fields), None)
     if layout is not None and "query" not in fields:
-        query, response, inside = _from_conversation(layout, fields[layout])
-        images = _only_source(images, inside, layout)
+        found = _from_conversation(layout, fields[layout])
+        images = _only_source(images, found.images, layout)
+        system = _one_system(system, found.system, layout)
+        query, response = found.query, found.response
     else:
         query, response = _from_pair(fields)
     if isinstance(query, str):
@@ -70,8 +76,8 @@ def unified(row: Mapping[str, Any]) -> dict[str, Any]:
         query = _EMBEDDED_IMAGE.sub(IMAGE_PLACEHOLDER, query)
         if images and IMAGE_PLACEHOLDER not in query:
             query = IMAGE_PLACEHOLDER * len(images) + query  # As training tools do: images come first.
-    found = {"query": query, "response": response}
-    return fields | {name: value for name, value in found.items() if value is not None} | {"images": images}
+    texts = {"query": query, "response": response, "system": system}
+    return fields | {name: value for name, value in texts.items() if value is not None} | {"images": images}
 
 
 def _check_media(fields: Mapping[str, Any]) -> None:
@@ -92,15 +98,12 @@ def _check_single_turn(fields: Mapping[str, Any]) -> None:
         raise RowError(f"'history' holds earlier turns, which are not evaluated: {_ONE_PAIR}, without history")
     if fields.get("tools"):
         raise RowError("'tools' describes functions to call, which are not evaluated: leave such rows out")
-    if fields.get("system"):
-        raise _system_refused("'system'")
 
 
-def _system_refused(where: str) -> RowError:
-    return RowError(
-        f"{where} holds a system message, which a question of an evaluation has not: remove it, or put its text at the "
-        "start of the question"
-    )
+def _one_system(given: Any, inside: str, layout: str) -> Any:
+    if given and inside:
+        raise RowError(f"it has a system message in a field of its own and in {layout!r}: give it once")
+    return given or inside or None
 
 
 def _from_pair(fields: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -111,7 +114,10 @@ def _from_pair(fields: Mapping[str, Any]) -> tuple[Any, Any]:
             if question == "instruction" and fields.get("input"):
                 query = f"{query}\n{fields['input']}" if isinstance(query, str) else query
             if isinstance(query, list) and isinstance(response, list):  # TRL's conversational prompt and completion.
-                query, response, _ = _from_conversation(question, [*query, *response])
+                found = _from_conversation(question, [*query, *response])
+                if found.system or found.images:
+                    raise RowError(f"{question!r} has a system message or images: give the row as 'messages'")
+                return found.query, found.response
             return query, response
     if "query" not in fields and "response" not in fields:
         known = ", ".join(f"{question!r} and {answer!r}" for question, answer in _PAIRS)
@@ -120,24 +126,33 @@ def _from_pair(fields: Mapping[str, Any]) -> tuple[Any, Any]:
     return fields.get("query"), fields.get("response")
 
 
-def _from_conversation(layout: str, turns: Any) -> tuple[str, str, list[str]]:
-    """Return the question, the answer and the images of a conversation of one user and one assistant message."""
+@dataclass(frozen=True)
+class _Conversation:
+    """One question and its answer, with the images of the question and the system message, empty if there is none."""
+
+    query: str
+    response: str
+    images: list[str]
+    system: str
+
+
+def _from_conversation(layout: str, turns: Any) -> _Conversation:
+    """Return the content of a conversation of one user and one assistant message."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise RowError(f"{layout!r} must be a list of messages, this is {kind_of(turns)}")
     roles = [_role(layout, turn) for turn in turns]
-    if "system" in roles:
-        content = turns[roles.index("system")]
-        if _content(layout, content)[0].strip():
-            raise _system_refused(f"{layout!r}")
-        turns = [turn for turn, role in zip(turns, roles, strict=True) if role != "system"]
-        roles = [role for role in roles if role != "system"]
+    system = ""
+    if roles[:1] == ["system"]:
+        (system, drawn), turns, roles = _content(layout, turns[0]), turns[1:], roles[1:]
+        if drawn:
+            raise RowError(f"{layout!r} has an image in the system message: give it with the question")
     if roles != ["user", "assistant"]:
         raise RowError(f"{layout!r} has the turns {', '.join(roles) or 'none'}: {_ONE_PAIR}")
     query, images = _content(layout, turns[0])
     response, drawn = _content(layout, turns[1])
     if drawn:
         raise RowError(f"{layout!r} has an image in the assistant's message: answers are text")
-    return query, response, images
+    return _Conversation(query, response, images, system.strip())
 
 
 def _role(layout: str, turn: Mapping[str, Any]) -> str:

@@ -19,7 +19,8 @@ class Episode:
     """One row: an instruction, the screens in order, the true answer, and the actions in it.
 
     There is one action per screen, except in a whole answer, which may be any text (each line counts as an action) with
-    any number of screens. `adapter_id` is the adapter trained for the row; empty: not known.
+    any number of screens. `adapter_id` is the adapter trained for the row; empty: not known. `system` is the system
+    message of its prompts; empty: none.
     """
 
     dataset: str
@@ -30,6 +31,7 @@ class Episode:
     actions: tuple[str, ...]
     line: int
     adapter_id: str = ""
+    system: str = ""
 
     def protocol(self, requested: PromptProtocol) -> PromptProtocol:
         """Return the protocol under which a job that requests one asks this episode: without screens, as a whole."""
@@ -68,6 +70,7 @@ def parse_row(
         actions=tuple(actions),
         line=line,
         adapter_id=_adapter_id(dataset, fields),
+        system=_text(fields, "system").strip() if fields.get("system") else "",
     )
 
 

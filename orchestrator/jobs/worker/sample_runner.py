@@ -19,7 +19,7 @@ from infra.contract.errors import (
     OverloadedError,
     UnavailableError,
 )
-from infra.contract.prompt import ImagePart, Prompt
+from infra.contract.prompt import ImagePart
 from infra.runtime.logs import get_logger
 from orchestrator.answering.question import Answer, Question
 from orchestrator.evaluation.data.image_files import read_image
@@ -123,7 +123,7 @@ def to_question(sample: Sample, spec: EvaluationSpec, roots: Sequence[Path], eva
     if strategy.exclude_own_adapter and sample.adapter_id and sample.adapter_id not in options.exclude:
         options = replace(options, exclude=(*options.exclude, sample.adapter_id))
     return Question(
-        prompt=Prompt.of(sample.text, [ImagePart(content) for content in _read_images(sample, roots)]),
+        prompt=sample.prompt([ImagePart(content) for content in _read_images(sample, roots)]),
         strategy=strategy.strategy,
         retrieval=options,
         fusion_method=strategy.fusion_method,

@@ -198,6 +198,18 @@ class GetModelResponse(_message.Message):
     revision: str
     def __init__(self, base_model: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., limits: _Optional[_Union[ModelLimits, _Mapping]] = ..., residents: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., revision: _Optional[str] = ...) -> None: ...
 
+class CheckAdapterRequest(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: _adapter_pb2.Adapter
+    def __init__(self, adapter: _Optional[_Union[_adapter_pb2.Adapter, _Mapping]] = ...) -> None: ...
+
+class CheckAdapterResponse(_message.Message):
+    __slots__ = ("base_model",)
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    base_model: str
+    def __init__(self, base_model: _Optional[str] = ...) -> None: ...
+
 class LoadAdapterRequest(_message.Message):
     __slots__ = ("adapter_id", "revision")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]

@@ -50,6 +50,11 @@ class GenerationServiceStub(object):
                 request_serializer=loraretriever_dot_v1_dot_generation__service__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=loraretriever_dot_v1_dot_generation__service__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.CheckAdapter = channel.unary_unary(
+                '/loraretriever.v1.GenerationService/CheckAdapter',
+                request_serializer=loraretriever_dot_v1_dot_generation__service__pb2.CheckAdapterRequest.SerializeToString,
+                response_deserializer=loraretriever_dot_v1_dot_generation__service__pb2.CheckAdapterResponse.FromString,
+                _registered_method=True)
         self.LoadAdapter = channel.unary_unary(
                 '/loraretriever.v1.GenerationService/LoadAdapter',
                 request_serializer=loraretriever_dot_v1_dot_generation__service__pb2.LoadAdapterRequest.SerializeToString,
@@ -87,6 +92,13 @@ class GenerationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckAdapter(self, request, context):
+        """Checks whether this server can serve an adapter that may not be registered yet. Reads its files and keeps nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LoadAdapter(self, request, context):
         """Loads an adapter ahead of its first use, and pins it.
         """
@@ -118,6 +130,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=loraretriever_dot_v1_dot_generation__service__pb2.GetModelRequest.FromString,
                     response_serializer=loraretriever_dot_v1_dot_generation__service__pb2.GetModelResponse.SerializeToString,
+            ),
+            'CheckAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckAdapter,
+                    request_deserializer=loraretriever_dot_v1_dot_generation__service__pb2.CheckAdapterRequest.FromString,
+                    response_serializer=loraretriever_dot_v1_dot_generation__service__pb2.CheckAdapterResponse.SerializeToString,
             ),
             'LoadAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadAdapter,
@@ -212,6 +229,33 @@ class GenerationService(object):
             '/loraretriever.v1.GenerationService/GetModel',
             loraretriever_dot_v1_dot_generation__service__pb2.GetModelRequest.SerializeToString,
             loraretriever_dot_v1_dot_generation__service__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraretriever.v1.GenerationService/CheckAdapter',
+            loraretriever_dot_v1_dot_generation__service__pb2.CheckAdapterRequest.SerializeToString,
+            loraretriever_dot_v1_dot_generation__service__pb2.CheckAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,4 +1,4 @@
-"""Tiny random InternVL2 checkpoints in the original layout, written without transformers."""
+"""Tiny random InternVL2, InternVL3 and InternVL3.5 checkpoints in the original layout, written without transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ PATCH = 14
 
 @dataclass(frozen=True)
 class TinyInternVL:
-    """Sizes of a tiny InternVL2, its language model (internlm2, qwen2 or phi3), and its RoPE scaling."""
+    """Sizes of a tiny InternVL, its language model (internlm2, qwen2, qwen3 or phi3), and its RoPE scaling.
+
+    `large_tower`: the vision tower has the norms of InternViT-6B.
+    """
 
     language: LanguageModel = "internlm2"
     hidden: int = 64
@@ -38,11 +41,12 @@ class TinyInternVL:
     tied: bool = False
     qkv_bias: bool = True
     bias: bool = False
+    large_tower: bool = False
 
     @property
     def head_dim(self) -> int:
-        """Size of an attention head."""
-        return self.hidden // self.heads
+        """Size of an attention head, which Qwen3 states apart."""
+        return self.hidden // self.heads if self.language != "qwen3" else self.hidden // self.heads + 4
 
     @property
     def tile_tokens(self) -> int:
@@ -50,8 +54,13 @@ class TinyInternVL:
         return (self.image_size // PATCH) ** 2 // 4
 
 
-_TEMPLATES = {"internlm2": "internlm2-chat", "qwen2": "Hermes-2", "phi3": "phi3-chat"}
-_ARCHITECTURES = {"internlm2": "InternLM2ForCausalLM", "qwen2": "Qwen2ForCausalLM", "phi3": "Phi3ForCausalLM"}
+_TEMPLATES = {"internlm2": "internlm2-chat", "qwen2": "Hermes-2", "qwen3": "internvl2_5", "phi3": "phi3-chat"}
+_ARCHITECTURES = {
+    "internlm2": "InternLM2ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+}
 
 
 def write_internvl2(
@@ -78,6 +87,15 @@ def language_linears(shape: TinyInternVL) -> dict[str, tuple[int, int]]:
     """Return the language model's linear layers by their original names: path -> (in, out)."""
     hidden, wide = shape.hidden, shape.intermediate
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    split = {
+        "self_attn.q_proj": (hidden, query),
+        "self_attn.k_proj": (hidden, key),
+        "self_attn.v_proj": (hidden, key),
+        "self_attn.o_proj": (query, hidden),
+        "mlp.gate_proj": (hidden, wide),
+        "mlp.up_proj": (hidden, wide),
+        "mlp.down_proj": (wide, hidden),
+    }
     by_language = {
         "internlm2": {
             "attention.wqkv": (hidden, query + 2 * key),
@@ -86,15 +104,8 @@ def language_linears(shape: TinyInternVL) -> dict[str, tuple[int, int]]:
             "feed_forward.w2": (wide, hidden),
             "feed_forward.w3": (hidden, wide),
         },
-        "qwen2": {
-            "self_attn.q_proj": (hidden, query),
-            "self_attn.k_proj": (hidden, key),
-            "self_attn.v_proj": (hidden, key),
-            "self_attn.o_proj": (query, hidden),
-            "mlp.gate_proj": (hidden, wide),
-            "mlp.up_proj": (hidden, wide),
-            "mlp.down_proj": (wide, hidden),
-        },
+        "qwen2": split,
+        "qwen3": split,
         "phi3": {
             "self_attn.qkv_proj": (hidden, query + 2 * key),
             "self_attn.o_proj": (query, hidden),
@@ -135,8 +146,8 @@ def tensors(shape: TinyInternVL, vocab: int, seed: int) -> dict[str, Tensor]:
     def vector(size: int, around: float = 0.0) -> Tensor:
         return around + 0.1 * torch.randn(size, generator=draw)
 
-    def norm(path: str, size: int) -> dict[str, Tensor]:
-        return {f"{path}.weight": vector(size, 1), f"{path}.bias": vector(size)}
+    def norm(path: str, size: int, bias: bool = True) -> dict[str, Tensor]:
+        return {f"{path}.weight": vector(size, 1)} | ({f"{path}.bias": vector(size)} if bias else {})
 
     hidden, width = shape.hidden, shape.vision_width
     attention_norm, ffn_norm, embedding, head = (
@@ -152,6 +163,9 @@ def tensors(shape: TinyInternVL, vocab: int, seed: int) -> dict[str, Tensor]:
     for layer in range(shape.layers):
         at = f"language_model.model.layers.{layer}"
         weights |= {f"{at}.{attention_norm}.weight": vector(hidden, 1), f"{at}.{ffn_norm}.weight": vector(hidden, 1)}
+        if shape.language == "qwen3":
+            for part in "qk":
+                weights |= norm(f"{at}.self_attn.{part}_norm", shape.head_dim, bias=False)
     weights["language_model.model.norm.weight"] = vector(hidden, 1)
     if not shape.tied:
         weights |= linear(f"language_model.{head}", hidden, vocab, False)
@@ -159,7 +173,8 @@ def tensors(shape: TinyInternVL, vocab: int, seed: int) -> dict[str, Tensor]:
         weights |= linear(path, inputs, outputs, shape.qkv_bias or not path.endswith("qkv"))
     for layer in range(shape.vision_depth):
         at = f"vision_model.encoder.layers.{layer}"
-        weights |= norm(f"{at}.norm1", width) | norm(f"{at}.norm2", width)
+        for name in ("norm1", "norm2", *(("attn.q_norm", "attn.k_norm") if shape.large_tower else ())):
+            weights |= norm(f"{at}.{name}", width, bias=not shape.large_tower)
         weights |= {f"{at}.ls1": vector(width, 0.5), f"{at}.ls2": vector(width, 0.5)}
     patches = (shape.image_size // PATCH) ** 2
     patch = linear("vision_model.embeddings.patch_embedding", 3 * PATCH**2, width, True)
@@ -213,12 +228,12 @@ def internvl2_config(shape: TinyInternVL, vocab: int, dtype: torch.dtype, name: 
             "intermediate_size": 4 * shape.vision_width,
             "layer_norm_eps": 1e-06,
             "model_type": "intern_vit_6b",
-            "norm_type": "layer_norm",
+            "norm_type": "rms_norm" if shape.large_tower else "layer_norm",
             "num_attention_heads": shape.vision_heads,
             "num_channels": 3,
             "num_hidden_layers": shape.vision_depth,
             "patch_size": PATCH,
-            "qk_normalization": False,
+            "qk_normalization": shape.large_tower,
             "qkv_bias": shape.qkv_bias,
             "torch_dtype": stored,
             "use_bfloat16": True,
@@ -260,6 +275,8 @@ def _llm_config(shape: TinyInternVL, vocab: int, dtype: str) -> dict[str, Any]:
     of_its_own: dict[str, dict[str, Any]] = {
         "internlm2": {"bias": shape.bias},
         "qwen2": {"use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 24},
+        "qwen3": {"use_sliding_window": False, "max_window_layers": 28, "head_dim": shape.head_dim}
+        | {"attention_bias": False},
         "phi3": {"original_max_position_embeddings": 512, "sliding_window": 262144},
     }
     return config | of_its_own[shape.language]

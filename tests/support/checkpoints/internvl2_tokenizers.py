@@ -1,4 +1,4 @@
-"""The tokenizer files of tiny InternVL2 folders: sentencepiece (InternLM2, Phi-3) or byte-level BPE (Qwen2)."""
+"""The tokenizer files of tiny InternVL2 folders: sentencepiece (InternLM2, Phi-3) or byte-level BPE (Qwen2, Qwen3)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 from tests.support.checkpoints.sentencepiece_model import sentencepiece_bpe
 
-LanguageModel = Literal["internlm2", "qwen2", "phi3"]
+LanguageModel = Literal["internlm2", "qwen2", "qwen3", "phi3"]
 
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 _RESERVED = ("[UNUSED_TOKEN_1]", "[UNUSED_TOKEN_2]", "[UNUSED_TOKEN_3]")
@@ -26,7 +26,7 @@ _CORPUS = (
 
 def write_tokenizer(folder: Path, language: LanguageModel) -> int:
     """Write the tokenizer's files and return the size of the vocabulary."""
-    if language == "qwen2":
+    if language in ("qwen2", "qwen3"):
         return _write_qwen2_tokenizer(folder)
     phi3 = language == "phi3"
     reserved = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>") if phi3 else _RESERVED

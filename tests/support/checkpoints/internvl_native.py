@@ -30,6 +30,7 @@ _RENAMED = (
     (r"^vision_model\.embeddings\.patch_embedding", "vision_tower.embeddings.patch_embeddings.projection"),
     (r"^vision_model\.encoder\.layers", "vision_tower.encoder.layer"),
     (r"\.attn\.proj", ".attention.projection_layer"),
+    (r"\.attn\.([qk]_norm)", r".attention.\1"),
     (r"\.ls([12])$", r".lambda_\1"),
     (r"\.norm1\.", ".layernorm_before."),
     (r"\.norm2\.", ".layernorm_after."),
@@ -37,7 +38,7 @@ _RENAMED = (
 
 
 def write_internvl_native(folder: Path, original: Path, shape: TinyInternVL) -> Path:
-    """Write `original`, with Qwen2 as language model, and the same model in the layout of transformers."""
+    """Write `original`, with Qwen2 or Qwen3 as language model, and the same model in the layout of transformers."""
     write_internvl2(original, shape)
     folder.mkdir(parents=True)
     config = json.loads((original / "config.json").read_text())
@@ -87,7 +88,7 @@ def _config(config: Mapping[str, Any], image_token: int, shape: TinyInternVL) ->
             "patch_size": [vision["patch_size"]] * 2,
             "layer_norm_eps": vision["layer_norm_eps"],
             "use_mean_pooling": True,
-            "use_qk_norm": False,
+            "use_qk_norm": shape.large_tower,
         },
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "default",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 Spoil = Callable[[Path], None]
 
@@ -68,13 +69,14 @@ JSON_CHANGES: Mapping[str, Callable[[Path], None]] = {
 }
 
 
-def of_files(folder: Path) -> Iterator[tuple[str, Spoil]]:
-    """Yield every change of every file that `folder` has."""
-    for name in FILES:
+def of_file(name: str, change: Callable[[Path], None]) -> Spoil:
+    """Return a spoil that changes the file `name` of a folder that has it."""
+
+    def spoil(folder: Path) -> None:
         if (folder / name).is_file():
-            changes = FILE_CHANGES | (JSON_CHANGES if name in JSON_FILES else {})
-            for what, change in changes.items():
-                yield f"{name} {what}", lambda spoiled, name=name, change=change: change(spoiled / name)  # type: ignore[misc]
+            change(folder / name)
+
+    return spoil
 
 
 def edited(name: str, change: Callable[[dict[str, Any]], object]) -> Spoil:
@@ -92,36 +94,6 @@ def edited(name: str, change: Callable[[dict[str, Any]], object]) -> Spoil:
 def configured(name: str = "config.json", **values: Any) -> Spoil:
     """Return a spoil that sets fields of a JSON file."""
     return edited(name, lambda content: content.update(values))
-
-
-def of_config_fields(folder: Path, values: tuple[Any, ...]) -> Iterator[tuple[str, Spoil]]:
-    """Yield, for every field of config.json at any depth, its removal and its change to each of `values`."""
-    for path in _paths(json.loads((folder / "config.json").read_text())):
-        yield f"config {'.'.join(path)} removed", edited("config.json", lambda config, path=path: _set(config, path))  # type: ignore[misc]
-        for value in values:
-            yield (
-                f"config {'.'.join(path)} = {value!r}",
-                edited("config.json", lambda config, path=path, value=value: _set(config, path, value)),  # type: ignore[misc]
-            )
-
-
-def _paths(config: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for key, value in config.items():
-        yield (*above, key)
-        if isinstance(value, dict):
-            yield from _paths(value, (*above, key))
-
-
-_REMOVE = object()
-
-
-def _set(config: dict[str, Any], path: tuple[str, ...], value: Any = _REMOVE) -> None:
-    for key in path[:-1]:
-        config = config[key]
-    if value is _REMOVE:
-        del config[path[-1]]
-    else:
-        config[path[-1]] = value
 
 
 def reweighted(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Spoil:
@@ -202,7 +174,7 @@ OF_WEIGHTS: Mapping[str, Spoil] = {
     "tensor in two shards": lambda folder: sharded(folder, twice=True),
     "index of other shards beside": _stale_index,
     "only a pickle": lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin") and None,
-    "adapter config beside": lambda folder: (folder / "adapter_config.json.bak").write_text("{}") and None,
+    "adapter config beside": lambda folder: (folder / "adapter_config.json").write_text("{}") and None,
 }
 
 
@@ -246,20 +218,25 @@ OF_TEMPLATES: Mapping[str, Spoil] = {
 }
 
 
-def _token_added(content: str, number: int, special: bool) -> Spoil:
-    def change(tokenizer: dict[str, Any]) -> None:
-        tokenizer.setdefault("added_tokens", []).append(
-            {"id": number, "content": content, "special": special, "normalized": False}
-            | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        )
+def _with_tokens(count: int, special: bool) -> Spoil:
+    def spoil(folder: Path) -> None:
+        tokens = [f"<|extra_{number}|>" for number in range(count)]
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer.add_tokens(tokens, special_tokens=special)
+        tokenizer.save_pretrained(folder)
 
-    return edited("tokenizer.json", change)
+    return spoil
+
+
+def _without_special_tokens(folder: Path) -> None:
+    edited("tokenizer.json", lambda tokenizer: tokenizer.update(added_tokens=[]))(folder)
+    edited("tokenizer_config.json", lambda config: config.pop("added_tokens_decoder", None))(folder)
 
 
 OF_TOKENIZERS: Mapping[str, Spoil] = {
-    "tokens beyond the embedding": _token_added("<new>", 5000, special=False),
-    "special tokens beyond the embedding": _token_added("<|new|>", 5000, special=True),
-    "tokenizer without special tokens": edited("tokenizer.json", lambda tokenizer: tokenizer.update(added_tokens=[])),
+    "tokens beyond the embedding": _with_tokens(99, special=False),
+    "special tokens beyond the embedding": _with_tokens(99, special=True),
+    "tokenizer without special tokens": _without_special_tokens,
     "tokenizer class unknown": configured("tokenizer_config.json", tokenizer_class="NoSuchTokenizer"),
     "tokenizer class a number": configured("tokenizer_config.json", tokenizer_class=3),
     "remote code": configured(auto_map={"AutoModel": "modeling.Model", "AutoConfig": "configuration.Config"}),
@@ -291,6 +268,10 @@ OF_CONFIGS: Mapping[str, Spoil] = {
 }
 
 OF_IMAGES: Mapping[str, Spoil] = {
+    "vision heads that do not divide": edited(
+        "config.json", lambda config: config["vision_config"].update(num_heads=7)
+    ),
+    "no vision heads": edited("config.json", lambda config: config["vision_config"].update(num_heads=0)),
     "other patches": configured("preprocessor_config.json", patch_size=16),
     "other merging": configured("preprocessor_config.json", merge_size=4),
     "other temporal patches": configured("preprocessor_config.json", temporal_patch_size=1),

@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 
+from generation_service.adapters.checking import AdapterCheck
 from generation_service.adapters.source import AdapterSource
 from generation_service.answers import GenerationService, ServedModel
 from generation_service.models.base import BaseModel
@@ -36,7 +37,9 @@ def service(harness: ResidencyHarness) -> Iterator[GenerationService]:
             bank_ranks=harness.bank.ranks,
         )
         model = cast(BaseModel, ScriptedModel())
-        service = GenerationService(served, model, harness.admission, harness.residency, scripted.engine)
+        service = GenerationService(
+            served, model, harness.admission, harness.residency, scripted.engine, check=cast(AdapterCheck, None)
+        )
         yield service
         service.close()
 

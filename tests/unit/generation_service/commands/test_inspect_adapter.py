@@ -126,8 +126,22 @@ def test_adapter_of_another_model_name_needs_alias(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], base: Path
 ) -> None:
     folder = tiny_adapter(SHAPE, 1, base_model_name_or_path="Qwen/Qwen2-VL-other").write(tmp_path / "adapter")
-    _, report = run_inspect(capsys, folder, "--base-model", base)
-    assert "--model-aliases Qwen2-VL-other" in " ".join(report["warnings"])
+    status, report = run_inspect(capsys, folder, "--base-model", base)
+    assert (status, report["bound_tensors"]) == (1, None)
+    (problem,) = report["problems"]
+    assert problem.startswith("adapter 'adapter' was trained on Qwen2-VL-other; this server runs Qwen2-VL-tiny")
+    assert problem.endswith("start the server with --model-aliases Qwen2-VL-other")
+    status, report = run_inspect(capsys, folder, "--base-model", base, "--model-aliases", "Qwen2-VL-other")
+    assert (status, report["problems"], report["bound_tensors"]) == (0, [], report["tensors"])
+
+
+def test_rank_beyond_bank_names_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str], base: Path) -> None:
+    folder = tiny_adapter(SHAPE, 1, rank=8).write(tmp_path / "adapter")
+    status, report = run_inspect(capsys, folder, "--base-model", base, "--bank-ranks", 4)
+    assert status == 1
+    assert "has rank 8, and the adapter bank takes 4 at most" in report["problems"][0]
+    assert "--bank-ranks" in report["problems"][0]
+    assert run_inspect(capsys, folder, "--base-model", base, "--bank-ranks", 8)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "nul\0byte"], ids=["too long", "with a NUL"])

@@ -103,8 +103,8 @@ def configured(**values: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (configured(model_type="mixtral"), "which this version does not serve; it serves"),
-        (configured(quantization_config={"quant_method": "awq"}), "is quantised (awq)"),
+        (configured(model_type="mamba"), "which this version does not serve; it serves"),
+        (configured(quantization_config={"quant_method": "awq"}), "is quantised with AWQ"),
         (configured(hidden_size="wide"), "does not describe a Qwen2-VL model"),
         (without("model.safetensors"), "has neither model.safetensors nor"),
         (without("preprocessor_config.json"), "has no preprocessor_config.json"),
@@ -147,7 +147,7 @@ def test_report_is_printed_as_table(tmp_path: Path, base: Path, capsys: pytest.C
 
 
 def test_report_contains_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    adapter = tiny_adapter(SHAPE, 1, target_modules="\x1b[2Jall", base_model_name_or_path="\x1b]0;title\x07model")
+    adapter = tiny_adapter(SHAPE, 1, target_modules="\x1b[2J]all|.*", base_model_name_or_path="\x1b]0;title\x07model")
     assert run(["inspect", str(adapter.write(tmp_path / "adapter"))]) == 0
     assert not {"\x1b", "\x07"} & set(capsys.readouterr().out)
 
@@ -195,3 +195,12 @@ def test_deeply_nested_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[" * 200_000)
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         read_config(tmp_path)
+
+
+def test_merged_model_beside_its_adapter_is_base_model_unless_base_is_given(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_qwen2_vl(tmp_path / "merged")
+    tiny_adapter(SHAPE, 1).write(folder)
+    assert run_inspect(capsys, folder)[1]["kind"] == "base_model"
+    assert run_inspect(capsys, folder, "--base-model", base)[1]["kind"] == "adapter"

@@ -242,3 +242,11 @@ def test_broken_weights_are_refused_at_registration(
     spoil(folder / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=problem):
         read_layers(folder)
+
+
+def test_empty_list_tells_filter_from_empty_catalogue(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["adapters", "list", "--retrieval-target", service.address]
+    assert run([*arguments, "--kind", "nosuch"]) == run(arguments) == 0
+    filtered, empty = capsys.readouterr().err.splitlines()
+    assert filtered == "no adapter matches --kind, --tag and --base-model; without them all are listed"
+    assert empty == "no adapters; register one with 'loraretriever adapters add'"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from infra.contract.errors import InvalidArgumentError
+from infra.contract.prompt import TextPart
 from orchestrator.registration.training_examples import example_prompts, read_vectors
 from tests.support.harness.dataset_files import write_episodes
 
@@ -28,3 +29,12 @@ def test_vectors_are_read_as_little_endian_float32(tmp_path: Path) -> None:
     np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(InvalidArgumentError, match="file of numbers"):
         read_vectors(tmp_path / "pickled.npy")
+
+
+def test_system_message_of_row_is_part_of_prompt(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"query": "Where?", "response": "Paris", "system": "Be brief."}')
+    (prompt,) = example_prompts(tmp_path / "rows.jsonl", count=1, seed=0)
+    assert [(message.role.value, message.parts[0]) for message in prompt.messages] == [
+        ("system", TextPart("Be brief.")),
+        ("user", TextPart("Where?")),
+    ]

@@ -128,33 +128,12 @@ def with_pattern(*patterns: str) -> PeftConfig:
 @pytest.mark.parametrize(
     "pattern",
     [
-        r"(\w+\.?)+!",
-        r"(?:(?:a*)*)*!",
-        r"(a|a)+!",
-        r"(\w|ab|bc){40}!",
-        "a?" * 40 + "a" * 40,
-        "(?:ab|a[b])" * 30,
-        r".*.*.*.*.*!",
-        r"(?=(\w+\.?)+!)",
-        r"(?P<a>x)?(?(a)(\w+)+|(\w+)+)!",
-        "((((((a*)*)*)*)*)*)*",
-    ],
-)
-def test_pattern_with_exponential_backtracking_is_refused(pattern: str) -> None:
-    with pytest.raises(CheckpointError, match=r"rank_pattern has a pattern that may take too long .*fewer repeats"):
-        with_pattern(pattern)
-
-
-@pytest.mark.parametrize(
-    "pattern",
-    [
         "q_proj",
         LAYER,
         r"^model\.language_model\.layers\.12\.self_attn\.q_proj",
         r"layers\.\d+\.self_attn\.(q|k|v|o)_proj",
         r"(model\.)?language_model\.layers\.(1[0-9]|2[0-7])\..*_proj",
         r".*\.layers\.[0-9]+\..*(q_proj|k_proj|v_proj)",
-        r"^(model)(?!.*(lm_head|output|emb|wte|shared)).*",
         r"(?:[a-z]+\.)?\w+\.q_proj",
     ],
 )
@@ -182,11 +161,15 @@ def test_oversized_or_invalid_patterns_are_refused(patterns: list[str], expected
         with_pattern(*patterns)
 
 
-def test_patterns_of_config_are_bounded_together() -> None:
-    pattern = r".*\.layers\.[0-9]+\..*_proj"
-    assert with_pattern(pattern).rank_of(LAYER) == 2
-    with pytest.raises(CheckpointError, match="may take too long"):
-        with_pattern(*(pattern + str(number) for number in range(500)))
+def test_pattern_that_re2_does_not_match_is_refused_with_remedy() -> None:
+    with pytest.raises(CheckpointError, match=r"rank_pattern has the pattern .*RE2 does not match it.*write it with"):
+        with_pattern(r"^(model)(?!.*lm_head).*")
+
+
+def test_patterns_of_largest_config_are_matched_against_every_layer() -> None:
+    patterns = [r".*\.layers\.[0-9]+\.(\w+\.?)+!" + str(number) for number in range(200)]
+    config = with_pattern(*patterns)
+    assert {config.rank_of(LAYER.replace("12", str(layer))) for layer in range(50)} == {4}
 
 
 def test_patterns_are_matched_only_against_layers_of_base_model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -152,7 +153,9 @@ def test_non_finite_values_are_refused(tmp_path: Path, value: float, factor: str
         ("model.embed_tokens.lora_embedding_A", "embedding LoRA is not applied"),
         ("model.layers.0.q_proj.lora_B.bias", "trained biases are not applied"),
         ("lm_head.modules_to_save.weight", "modules_to_save are not applied"),
-        ("model.embed_tokens.weight", "it is not a lora_A or lora_B weight"),
+        ("model.embed_tokens.weight", "a trained embedding"),
+        ("lm_head.weight", "a trained output head"),
+        ("model.layers.0.extra.weight", "it is not a lora_A or lora_B weight"),
     ],
 )
 def test_tensor_that_is_not_lora_factor_is_refused_by_name(tmp_path: Path, key: str, expected: str) -> None:
@@ -209,3 +212,27 @@ def test_half_precision_tensors_are_scaled_in_single_precision(tmp_path: Path) -
     for path, pair in read.modules.items():
         assert pair.b.dtype == torch.float32
         torch.testing.assert_close(pair.b, adapter.b(path).float() / 3)
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        {"target_modules": ["q_proj"]},
+        {"target_modules": r".*\.q_proj"},
+        {"target_modules": ["q_proj", "k_proj"], "layers_to_transform": [0]},
+        {"target_modules": ["q_proj", "k_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
+        {"target_modules": ["q_proj", "k_proj"], "exclude_modules": ["k_proj"]},
+        {"target_modules": "all-linear", "exclude_modules": r".*\.1\..*"},
+        {"target_modules": r"model\..*", "exclude_modules": ["k_proj"]},
+        {"target_modules": None, "exclude_modules": ["layers.1.k_proj"]},
+    ],
+    ids=str,
+)
+def test_tensor_on_module_that_config_leaves_out_is_refused(tmp_path: Path, selection: dict[str, Any]) -> None:
+    adapter = TinyAdapter.random(LAYERS, **selection)
+    with pytest.raises(CheckpointError, match=r"leave its module out, so PEFT would not apply it") as caught:
+        read_checkpoint(adapter.write(tmp_path), LAYERS, same)
+    kept = {key: tensor for key, tensor in adapter.tensors.items() if f"{key}: the config" not in caught.value.message}
+    assert 0 < len(kept) < len(adapter.tensors)
+    adapter.tensors = kept
+    assert read_checkpoint(adapter.write(tmp_path), LAYERS, same).modules

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from generation_service.models.base import LoadOptions
 from generation_service.models.registry import load_base_model
-from infra.contract.errors import CheckpointError
+from infra.contract.errors import CheckpointError, ConfigurationError
 from tests.support.checkpoints.internvl2 import TinyInternVL, write_internvl2
+from tests.support.checkpoints.qwen2_vl import write_qwen2_vl
 
 WEIGHTS = "model.safetensors"
+OTHER = {"model_type": "other"}
 
 
 @pytest.fixture
@@ -110,20 +112,59 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "given", "reason"),
     [
-        ("vision_config", {"qk_normalization": True, "norm_type": "rms_norm"}, "vision tower is InternViT-6B"),
-        ("llm_config", {"architectures": ["LlamaForCausalLM"]}, "language model is LlamaForCausalLM"),
+        ("vision_config", {"norm_type": "group_norm"}, "norm_type of its vision tower is 'group_norm'"),
+        ("vision_config", {"qk_normalization": True, "layer_norm_eps": 1e-5}, "layer_norm_eps of its vision tower"),
+        (
+            "llm_config",
+            {**OTHER, "architectures": ["Qwen3MoeForCausalLM"]},
+            "is Qwen3MoeForCausalLM, a mixture of experts",
+        ),
+        (
+            "llm_config",
+            {**OTHER, "architectures": ["InternLM3ForCausalLM"]},
+            "model is InternLM3ForCausalLM",
+        ),
+        ("", {"flash_relative_threshold": 0.5}, "it is a Flash variant"),
+        (
+            "llm_config",
+            {**OTHER, "architectures": ["LlamaForCausalLM"]},
+            "language model is LlamaForCausalLM",
+        ),
         ("llm_config", {"architectures": None, "model_type": "yi"}, "language model is yi"),
         ("", {"select_layer": -4}, "select_layer is -4, not -1"),
         ("", {"ps_version": "v1"}, "ps_version is 'v1', not 'v2'"),
         ("", {"pad2square": True}, "pad2square is True"),
     ],
-    ids=["26B", "40B", "another", "an inner layer", "transposed shuffle", "padding"],
+    ids=[
+        "unknown norm",
+        "other epsilon",
+        "30B-A3B",
+        "9B",
+        "Flash",
+        "40B",
+        "another",
+        "an inner layer",
+        "transposed shuffle",
+        "padding",
+    ],
 )
 def test_unsupported_model_lists_supported_ones(folder: Path, part: str, given: dict[str, Any], reason: str) -> None:
     edit(folder, lambda config: (config[part] if part else config).update(given))
-    assert_refused(
-        folder, f"{reason}.*It serves InternVL2 and InternVL2.5 of 1B, 2B, 4B and 8B.*InternLM2, Qwen2 or Phi-3"
-    )
+    assert_refused(folder, f"{reason}.*It serves InternVL2, 2.5, 3 and 3.5.*InternLM2, Qwen2, Qwen3")
+
+
+@pytest.mark.parametrize("part", ["use_llm_lora", "use_backbone_lora"])
+def test_unmerged_lora_of_internvl_must_be_merged(folder: Path, part: str) -> None:
+    edit(folder, lambda config: config.update({part: 16}))
+    at = "language_model.base_model.model." if part == "use_llm_lora" else "vision_model.base_model.model."
+    rewrite(folder, {f"{at}layers.0.attn.lora_A.default.weight": torch.zeros(16, 64)})
+    assert_refused(folder, rf"unmerged LoRA fine-tune \({part} 16\).*merge them first, with .*tools/merge_lora\.py")
+
+
+def test_unmerged_lora_of_peft_must_be_merged(tmp_path: Path) -> None:
+    folder = write_qwen2_vl(tmp_path / "base")
+    rewrite(folder, {"model.layers.0.self_attn.q_proj.base_layer.weight": torch.zeros(4, 4)})
+    assert_refused(folder, r"unmerged LoRA fine-tune: .*with merge_and_unload\(\) of PEFT")
 
 
 def test_missing_config_key_is_named(folder: Path) -> None:
@@ -174,3 +215,8 @@ def test_qwen2_folder_without_vocabulary_is_refused(tmp_path: Path, name: str) -
     folder = write_internvl2(tmp_path / "base", TinyInternVL("qwen2"))
     (folder / name).unlink()
     assert_refused(folder, f"has no {name}: give the complete folder")
+
+
+def test_chat_template_for_an_original_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"name their conversation template in config\.json"):
+        load_base_model(folder, LoadOptions(chat_template=tmp_path / "mine.jinja"))

@@ -86,16 +86,17 @@ def test_alpaca_input_follows_instruction() -> None:
         ({"messages": []}, "'messages' has the turns none"),
         ({"messages": "Open mail"}, "'messages' must be a list of messages, this is a string"),
         ({"messages": [USER, ASSISTANT | {"role": "critic"}]}, "'messages' has a message of role 'critic'"),
-        (
-            {"messages": [{"role": "system", "content": "Be brief."}, USER, ASSISTANT]},
-            "'messages' holds a system message",
-        ),
         ({"messages": [USER, ASSISTANT | {"tool_calls": [{}]}]}, "'messages' has tool calls"),
         ({"messages": [USER | {"content": [{"type": "audio"}]}, ASSISTANT]}, "'messages' has a part of type 'audio'"),
         ({"messages": [USER | {"content": 7}, ASSISTANT]}, "'messages' has a message whose content is a number"),
         ({"conversations": [HUMAN, GPT, HUMAN, GPT]}, "'conversations' has the turns user, assistant, user, assistant"),
         (PLAIN | {"history": [["a", "b"]]}, "'history' holds earlier turns"),
-        (PLAIN | {"system": "Be brief."}, "'system' holds a system message"),
+        (
+            {"messages": [{"role": "system", "content": "Be brief."}, USER, ASSISTANT], "system": "Be long."},
+            "it has a system message in a field of its own and in 'messages'",
+        ),
+        ({"messages": [USER, {"role": "system", "content": "Be brief."}, ASSISTANT]}, "the turns user, system"),
+        ({"prompt": [{"role": "system", "content": "Be brief."}, USER], "completion": [ASSISTANT]}, "as 'messages'"),
         (PLAIN | {"tools": "[{}]"}, "'tools' describes functions"),
         (PLAIN | {"videos": ["a.mp4"]}, "it has videos, which are not served"),
         (PLAIN | {"images": ["a.png"], "image": "b.png"}, "both images and image"),
@@ -114,3 +115,17 @@ def test_uncertain_row_is_refused_by_layout(row: dict[str, Any], problem: str) -
     with pytest.raises(RowError) as raised:
         unified(row)
     assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        PLAIN | {"system": "Be brief."},
+        {"messages": [{"role": "system", "content": "Be brief."}, USER, ASSISTANT]},
+        {"conversations": [{"from": "system", "value": "Be brief.\n"}, HUMAN, GPT]},
+        {"conversations": [HUMAN, GPT], "system": "Be brief."},
+    ],
+)
+def test_system_message_is_kept(row: dict[str, Any]) -> None:
+    found = unified(row)
+    assert (found["system"], found["query"], found["response"]) == ("Be brief.", "Open mail", "Open App: mail")
