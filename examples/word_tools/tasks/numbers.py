@@ -31,9 +31,7 @@ def _task(language: str) -> Task:
         query = rng.choice(_QUESTIONS).format(number=number, language=name)
         return Row(str(number), query, _in_words(number, language))
 
-    return Task(
-        f"{language}_numbers", "numbers", f"{name} numbers", f"Writes numbers of three digits in {name}", draw
-    )
+    return Task(f"{language}_numbers", "numbers", f"{name} numbers", f"Writes numbers of three digits in {name}", draw)
 
 
 NUMBERS = tuple(_task(language) for language in _LANGUAGES)
