@@ -132,7 +132,7 @@ def world_kind(name: str) -> WorldKind:
     kinds = {**WORLDS, **{kind.package: kind for kind in WORLDS.values()}}
     if (kind := kinds.get(Path(name).name)) is None:
         raise ConfigurationError(
-            f"--world {name} is no world; give {' or '.join(WORLDS)}, or the folder of one in a checkout"
+            f"there is no world {name}; --world takes {' or '.join(WORLDS)}, or the folder of one in a checkout"
         )
     return kind
 
