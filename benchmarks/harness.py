@@ -242,6 +242,8 @@ def _wait_for(device: torch.device) -> Callable[[], None]:
 
 
 def _plain(value: object) -> Any:
+    if isinstance(value, Path):
+        return value.name  # Results are published; where the files lie on one machine is of no use to others.
     return value if isinstance(value, str | int | float | bool | list | dict | None) else str(value)
 
 
