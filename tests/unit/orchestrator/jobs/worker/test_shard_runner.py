@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from orchestrator.jobs.ledger.ledger import Ledger
 from orchestrator.jobs.ledger.replies import Start
 from orchestrator.jobs.ledger.store import RedisStore, key_of
 from orchestrator.jobs.ledger.types import Claim, LedgerLimits, NewEvaluation
+from orchestrator.jobs.worker import shard_lease
 from orchestrator.jobs.worker.isolation import Isolation
 from orchestrator.jobs.worker.shard_lease import ShardLimits
 from orchestrator.jobs.worker.shard_runner import Outcome, ShardRunner
@@ -187,13 +189,18 @@ async def test_answer_is_recorded_once_redis_is_back(store: RedisStore, monkeypa
     assert await ledger.samples.recorded(evaluation_id, ["a"]) == {"a"}
 
 
-async def test_shard_beyond_its_time_limit_is_released_after_samples_under_way(store: RedisStore) -> None:
+async def test_shard_beyond_its_time_limit_is_released_after_samples_under_way(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(shard_lease, "time", SimpleNamespace(monotonic=lambda: now[0]))
     ledger, pipeline = Ledger(store, LedgerLimits(lease_s=0.2)), SlowPipeline()
     await ledger.jobs.publish(NewEvaluation(SPEC, [[SAMPLE, replace(SAMPLE, key="b", text="later")]], "out"))
-    runner = ShardRunner(ledger, pipeline, [], ShardLimits(concurrency=1, time_limit_s=0.01), Isolation())
+    runner = ShardRunner(ledger, pipeline, [], ShardLimits(concurrency=1, time_limit_s=60), Isolation())
     run = asyncio.create_task(runner.run(await claimed(ledger), asyncio.Event()))
     await pipeline.asked.wait()
-    await asyncio.sleep(0.2)
+    now[0] = 61.0
+    await asyncio.sleep(0.2)  # The time limit is checked at each renewal, three times a lease.
     pipeline.end.set()
     assert await run is Outcome.UNFINISHED
     assert pipeline.prompts == ["do it"]
