@@ -18,7 +18,7 @@ from examples.word_tools.recipe.training import load_base
 from examples.word_tools.tasks import TASKS, Row
 from orchestrator.evaluation.metrics.text import exact_match, rouge_l
 
-ROWS, SIBLING_ROWS = 50, 20
+ROWS, OTHER_ROWS = 50, 20
 _NEW_TOKENS = 40
 
 
@@ -60,9 +60,9 @@ def measure(base: Path, adapters: Path, file: Path, seed: int) -> Iterator[str]:
     for task_id in missing:
         assert answerer is not None
         held_out = rows(task_id, "test", ROWS, seed)
-        scores = {"base": _scores(answerer, None, held_out), task_id: _scores(answerer, task_id, held_out)}
-        for sibling in siblings(task_id):
-            scores[sibling] = _scores(answerer, sibling, held_out[:SIBLING_ROWS])
+        others = held_out[:OTHER_ROWS]
+        scores = {"base": _scores(answerer, None, others), task_id: _scores(answerer, task_id, held_out)}
+        scores |= {sibling: _scores(answerer, sibling, others) for sibling in siblings(task_id)}
         measured[task_id] = scores
         file.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
         yield task_id
