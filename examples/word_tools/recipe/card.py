@@ -20,8 +20,8 @@ One LoRA of [{BASE_MODEL}](https://huggingface.co/{BASE_MODEL}) (Apache 2.0) per
 stored in float16. `MODEL_CARD.md`, `measurements.json` and the adapters' `README.md` are written by that command.
 
 Exact match ignores letter case and runs of spaces; answers are greedy, on rows whose inputs no adapter of the family
-was trained on. "Sibling": the other adapters of the family. They and the base model are asked the first {OTHER_ROWS} of the same
-questions.
+was trained on. "Sibling": the other adapters of the family. They and the base model are asked the first
+{OTHER_ROWS} of the same questions.
 """
 _SCORES = ("exact_match", "rouge_l")
 
