@@ -509,12 +509,12 @@ async def test_rows_without_screens_are_asked_whole_and_scored_as_text(served: S
     assert "Whole answers, %" in Path(report.output_uri, "report.html").read_text(encoding="utf-8")
 
 
-async def test_rows_without_screens_are_refused_under_step_protocol(served: Served) -> None:
-    file = write_rows(served.data / "facts.jsonl", [episode("e1", ["The capital is Paris."], [])])
-    with pytest.raises(
-        InvalidArgumentError, match=r"1 actions for 0 images.*the sequence protocol takes one whole answer"
-    ):
-        await served.client.create(spec_of(file))
+async def test_row_without_screens_is_one_whole_answer_under_step_protocol(served: Served) -> None:
+    file = write_rows(served.data / "facts.jsonl", [episode("e1", ["The capital is Paris.", "It is large."], [])])
+    created = await served.client.create(spec_of(file))
+    await served.work()
+    (record,) = records_of(created.output_uri)
+    assert record.sample.truth == "The capital is Paris.\nIt is large."
 
 
 async def test_report_states_system_that_ran_at_creation(served: Served) -> None:

@@ -51,7 +51,7 @@ def free_address() -> str:
         ),
         (["evaluate", "run", "x.jsonl", "--num-samples", "0"], "error: --num-samples: must be at least 1"),
         (["adapters", "add", "a", "--checkpoint", "here"], "give either --examples train.jsonl or --vectors"),
-        (["demo", "--world", "nowhere"], "the demo world is incomplete"),
+        (["demo", "--world", "nowhere"], "there is no world nowhere; --world takes"),
         (["up", "--model-path", "somewhere"], "--embedder-path is missing"),
         (["up", "--model-path", "no-m", "--embedder-path", "no-e"], "--model-path no-m is not a folder"),
     ],
