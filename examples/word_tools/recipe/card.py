@@ -20,8 +20,8 @@ One LoRA of [{BASE_MODEL}](https://huggingface.co/{BASE_MODEL}) (Apache 2.0) per
 stored in float16. `MODEL_CARD.md`, `measurements.json` and the adapters' `README.md` are written by that command.
 
 Exact match ignores letter case and runs of spaces; answers are greedy, on rows whose inputs no adapter of the family
-was trained on. "Sibling": the other adapters of the family. They and the base model are asked the first
-{OTHER_ROWS} of the same questions.
+was trained on. "Rows" are those that the task's own adapter answers ("home"). "Sibling": the other adapters of the
+family. They and the base model are asked the first {OTHER_ROWS} of the same questions.
 """
 _SCORES = ("exact_match", "rouge_l")
 
@@ -48,7 +48,7 @@ def _table(measured: Mapping[str, Any]) -> str:
         ids = [task_id for task_id, task in TASKS.items() if task.family == family]
         numbers = [_row(task_id, measured[task_id]) for task_id in ids]
         lines += [
-            _line(task_id, measured[task_id]["base"]["rows"], row) for task_id, row in zip(ids, numbers, strict=True)
+            _line(task_id, measured[task_id][task_id]["rows"], row) for task_id, row in zip(ids, numbers, strict=True)
         ]
         lines.append(_line(f"**{family}**", "", [mean(column) for column in zip(*numbers, strict=True)]))
     everything = [_row(task_id, measured[task_id]) for task_id in TASKS]
