@@ -11,6 +11,7 @@ from orchestrator.cli.ci_gate import Gate
 from orchestrator.cli.job_client import summary_of
 from orchestrator.cli.tables import headline_table
 from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
+from orchestrator.evaluation.report.formatting import pluralize
 from orchestrator.evaluation.report.headline_tables import headline_tables
 from orchestrator.evaluation.report.markdown_report import caveats
 from orchestrator.evaluation.report.output_files import REPORT_HTML_FILE, SUMMARY_MARKDOWN_FILE
@@ -19,6 +20,9 @@ from orchestrator.evaluation.spec import EvaluationSpec
 
 #: Names shown of a longer list: enough to recognise a job in a table on a short line.
 _MAX_LISTED = 2
+
+#: Error messages shown of failed samples; the report lists more.
+_MAX_MESSAGES = 3
 
 
 def print_job(job: Evaluation, as_json: bool) -> None:
@@ -44,7 +48,10 @@ def print_job(job: Evaluation, as_json: bool) -> None:
 
 
 def print_report(report: Report, gate: Gate, as_json: bool) -> None:
-    """Print the headline of a report, or all its numbers. Exit with 1 if the job was stopped or fails the gate."""
+    """Print the headline of a report, or all its numbers.
+
+    Exit with 1 if the job was stopped, fails the gate or has no answer at all.
+    """
     summary = summary_of(report)
     if as_json:
         console.print_text(report.summary_json.rstrip("\n") + "\n")
@@ -53,8 +60,10 @@ def print_report(report: Report, gate: Gate, as_json: bool) -> None:
             console.results().print(headline_table(table))
         print_locations(report.output_uri)
     print_caveats(summary)
+    print_failures(summary)
     gate.check(summary)
     check_success(summary.facts.evaluation_id, summary.facts.state)
+    check_answered(summary)
 
 
 def print_locations(folder: str) -> None:
@@ -67,6 +76,23 @@ def print_caveats(summary: Summary) -> None:
     """Print what limits the numbers of a report."""
     for caveat in caveats(summary):
         console.note(caveat)
+
+
+def print_failures(summary: Summary) -> None:
+    """Print how many samples failed and the messages of the first ones."""
+    if not summary.failed_samples:
+        return
+    console.note(f"{summary.failed_samples:,} of {pluralize(summary.recorded_samples, 'sample')} failed:")
+    messages = dict.fromkeys(failure.message for failure in summary.failures)
+    for message in list(messages)[:_MAX_MESSAGES]:
+        console.note(f"  {message}")
+
+
+def check_answered(summary: Summary) -> None:
+    """Exit with status 1 if no sample has an answer."""
+    if summary.failed_samples and summary.failed_samples == summary.recorded_samples:
+        console.note(f"job {summary.facts.evaluation_id} has no answer: every sample failed")
+        raise typer.Exit(console.FAILED)
 
 
 def check_success(job_id: str, state: str) -> None:

@@ -14,7 +14,14 @@ from orchestrator.cli import output as console
 from orchestrator.cli.ci_gate import Gate
 from orchestrator.cli.commands.run import submit_job
 from orchestrator.cli.job_client import follow_to_report, summary_of
-from orchestrator.cli.job_output import check_success, print_caveats, print_job, print_locations
+from orchestrator.cli.job_output import (
+    check_answered,
+    check_success,
+    print_caveats,
+    print_failures,
+    print_job,
+    print_locations,
+)
 from orchestrator.cli.options.answering import GreedyDecodingFlags, WeightingFlags
 from orchestrator.cli.options.binding import Sets, with_options
 from orchestrator.cli.options.datasets import DatasetOptions, SampleOptions, SubmitOptions
@@ -76,8 +83,10 @@ def _print_matrix(report: Report, output: Path | None, gate: Gate, as_json: bool
     else:
         console.results().print(headline_table(domain_table(table)))
         print_locations(report.output_uri)
+    print_failures(summary)
     gate.check(summary)
     check_success(summary.facts.evaluation_id, summary.facts.state)
+    check_answered(summary)
 
 
 def _write(file: Path, table: Matrix) -> None:

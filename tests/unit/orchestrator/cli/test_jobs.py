@@ -40,6 +40,22 @@ def job(monkeypatch: pytest.MonkeyPatch) -> OneJob:
     return OneJob([*records(BASE, 1, 1), *records(MIXTURE, 2)], SPEC).serve(monkeypatch)
 
 
+@pytest.mark.parametrize("command", [["watch", "ev-1"], ["run", "x.jsonl"]])
+@pytest.mark.parametrize(("right", "status"), [(1, 0), (0, 1)])
+def test_command_names_why_samples_failed_and_fails_if_all_did(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str], right: int, status: int
+) -> None:
+    failed = records(BASE, right, failed=3)
+    OneJob(failed, SPEC).serve(monkeypatch)
+    options = ["--strategy", "base,mixture"] if command[0] == "run" else []
+    assert run(["evaluate", *command, *options]) == status
+    errors = " ".join(capsys.readouterr().err.split())
+    assert f"3 of {right + 3} samples failed:" in errors
+    assert failed[-1].error is not None
+    assert failed[-1].error.message in errors
+    assert ("every sample failed" in errors) == (right == 0)
+
+
 @pytest.mark.parametrize("command", [["watch", "ev-1"], ["run", "x.jsonl"], ["report", "ev-1"]])
 @pytest.mark.parametrize(
     ("words", "outcome"),
