@@ -23,7 +23,13 @@ from generation_service.adapters.source import (
 from generation_service.answers import GenerationService, ServedModel
 from generation_service.engine.engine import Engine
 from generation_service.engine.limits import EngineLimits, default_prefill_tokens
-from generation_service.engine.memory_plan import MemoryPlan, available_bytes, packed_copy_fits, plan_memory
+from generation_service.engine.memory_plan import (
+    MemoryPlan,
+    available_bytes,
+    check_sequence_tokens,
+    packed_copy_fits,
+    plan_memory,
+)
 from generation_service.execution.devices import resolve_device, resolve_dtype
 from generation_service.execution.kv_cache import SlotKVCache
 from generation_service.execution.runner import Runner
@@ -32,7 +38,7 @@ from generation_service.lora.h2d_copy import HostPacker
 from generation_service.models.base import BaseModel, LoadOptions, ModelDescription
 from generation_service.models.folder import default_model_name, folder_revision
 from generation_service.models.quantised.gguf_folder import model_folder
-from generation_service.models.registry import load_base_model
+from generation_service.models.registry import family_of, load_base_model
 from generation_service.server import GenerationServicer, add_to
 from generation_service.settings import GenerationSettings
 from infra.runtime.logs import get_logger
@@ -127,6 +133,9 @@ async def _stack_on_thread(settings: GenerationSettings) -> AsyncIterator[Genera
 
 
 def _load_model(settings: GenerationSettings, device: torch.device) -> BaseModel:
+    if settings.max_sequence_tokens is not None:  # Checked before the weights are read, which can take minutes.
+        architecture = family_of(settings.model_path).describe(settings.model_path)
+        check_sequence_tokens(settings.max_sequence_tokens, architecture.max_positions)
     options = LoadOptions(
         device,
         resolve_dtype(settings.dtype, device),

@@ -36,6 +36,14 @@ def bank_bytes(model: ModelDescription, ranks: int) -> int:
     return ranks * model.dtype.itemsize * sum(inputs + outputs for inputs, outputs in model.targets.values())
 
 
+def check_sequence_tokens(sequence_tokens: int | None, max_positions: int) -> None:
+    """Raise ConfigurationError if the setting exceeds what a model of `max_positions` tokens supports."""
+    if sequence_tokens is not None and sequence_tokens > max_positions:
+        raise ConfigurationError(
+            f"max_sequence_tokens is {sequence_tokens}; this model supports at most {max_positions}"
+        )
+
+
 def plan_memory(
     model: ModelDescription, *, ranks: int, slots: int, sequence_tokens: int | None, available: int
 ) -> MemoryPlan:
@@ -44,10 +52,7 @@ def plan_memory(
     `sequence_tokens` None means as many as the model and `available` allow. On a CPU an explicit value may exceed
     `available`, which is only a default there. Raises ConfigurationError if it does not fit.
     """
-    if sequence_tokens is not None and sequence_tokens > model.max_positions:
-        raise ConfigurationError(
-            f"max_sequence_tokens is {sequence_tokens}; this model supports at most {model.max_positions}"
-        )
+    check_sequence_tokens(sequence_tokens, model.max_positions)
     per_token = CacheShape(model.layers, slots, model.kv_heads, 0, model.head_dim).bytes(model.dtype)
     fits = max(0, available // per_token - 1)
     length = sequence_tokens or min(model.max_positions, _LONGEST_DEFAULT, fits)
