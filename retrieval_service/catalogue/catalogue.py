@@ -23,6 +23,7 @@ from infra.contract.errors import (
 from infra.contract.retrieval import RetrievalStrategy, SelectionReason
 from retrieval_service.catalogue.active_collection import ActiveCollection
 from retrieval_service.catalogue.adapter_store import AdapterStore, with_new_revision
+from retrieval_service.catalogue.filter_check import check_filter
 from retrieval_service.catalogue.points import AdapterFilter, AdapterVectors
 from retrieval_service.catalogue.qdrant import Qdrant
 from retrieval_service.catalogue.results import AdapterPage, LookupResult, SearchResult
@@ -194,7 +195,9 @@ class Catalogue:
     ) -> SearchResult:
         """Return the `top_k` matching adapters most similar to each vector of [n, dim].
 
-        Raises FailedPreconditionError if the strategy needs all vectors in memory and they are too many.
+        Raises:
+            InvalidArgumentError: the filter includes an adapter, or names a kind or tag, that the catalogue lacks.
+            FailedPreconditionError: the strategy needs all vectors in memory and they are too many.
         """
         snapshot, stale = self._current_snapshot()
         if snapshot is not None:
@@ -215,6 +218,8 @@ class Catalogue:
     def _search_in_qdrant(self, vectors: FloatArray, adapter_filter: AdapterFilter, top_k: int) -> SearchResult:
         with self._collection.reading() as (store, info):
             matches = store.search_centroids(vectors, adapter_filter, top_k)
+            if len(store.get_many(adapter_filter.include)) < len(set(adapter_filter.include)) or not any(matches):
+                check_filter(adapter_filter, store.get_many([header.adapter_id for header in store.headers()]))
             if any(matches):
                 return SearchResult(matches, info.revision)
             of_model = AdapterFilter(base_model=adapter_filter.base_model)

@@ -14,6 +14,7 @@ from infra.contract.adapter import Adapter
 from infra.contract.retrieval import RetrievalStrategy
 from retrieval_service.catalogue.adapter_store import AdapterHeader, AdapterStore, AdapterWithVectors
 from retrieval_service.catalogue.collections import CollectionInfo
+from retrieval_service.catalogue.filter_check import check_filter
 from retrieval_service.catalogue.points import AdapterFilter, ScoredAdapter
 from retrieval_service.embedders.base import FloatArray
 from retrieval_service.strategies.examples import ExampleSet, IntArray
@@ -67,7 +68,10 @@ class CatalogueSnapshot:
     def search(
         self, vectors: FloatArray, adapter_filter: AdapterFilter, top_k: int, strategy: RetrievalStrategy
     ) -> tuple[tuple[ScoredAdapter, ...], ...]:
-        """Return the `top_k` most similar matching adapters for each vector of [n, dim]."""
+        """Return the `top_k` most similar matching adapters for each vector of [n, dim].
+
+        Raises InvalidArgumentError if the filter names an adapter, kind or tag that the catalogue lacks.
+        """
         columns = self._matching_columns(adapter_filter)
         if not len(columns):
             return ((),) * len(vectors)
@@ -96,6 +100,7 @@ class CatalogueSnapshot:
         # Without a lock: two threads may compute the same columns, which is harmless.
         columns = self._columns.get(adapter_filter)
         if columns is None:
+            check_filter(adapter_filter, self.adapters)
             matching = [index for index, adapter in enumerate(self.adapters) if adapter_filter.matches(adapter)]
             columns = np.array(matching, np.int64)
             if len(self._columns) < _MAX_CACHED_FILTERS:

@@ -374,10 +374,34 @@ def test_empty_selection_has_reason(stub: RetrievalServiceStub) -> None:
     assert reason_of(stub) == "UNSPECIFIED", "there is a match"
     assert reason_of(stub, base_model="unknown") == "NO_ADAPTERS_OF_MODEL"
     assert reason_of(stub, base_model="tiny", exclude=["one"]) == "NO_ADAPTERS_ALLOWED"
-    assert reason_of(stub, kind="unknown") == "NO_ADAPTERS_ALLOWED"
     assert reason_of(stub, min_similarity=1.0, include=["one"], exclude=["one"]) == "NO_ADAPTERS_ALLOWED"
     create(stub, "two", "something else entirely")
     assert reason_of(stub, include=["two"], min_similarity=1.0) == "BELOW_MINIMUM_SIMILARITY"
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "hint"),
+    [
+        ({"include": ["clock", "gmial"]}, "options.include[1]", "did you mean gmail?"),
+        ({"include": ["zzz"]}, "options.include[0]", "it has clock, gmail"),
+        ({"kind": "apps"}, "options.kind", "did you mean app?"),
+        ({"tags": ["nosuch"]}, "options.tags[0]", "leave it empty"),
+        ({"kind": "nosuch", "base_model": "unknown"}, "options.kind", "it has app"),
+    ],
+)
+def test_filter_that_names_what_catalogue_lacks_is_refused(
+    stub: RetrievalServiceStub, options: dict[str, Any], field: str, hint: str
+) -> None:
+    assert reason_of(stub, **options) == "EMPTY_CATALOGUE"
+    for name in ("clock", "gmail"):
+        create(stub, name, name, kind="app")
+    with pytest.raises(grpc.RpcError) as raised:
+        reason_of(stub, **options)
+    error = from_rpc_error(raised.value)
+    assert isinstance(error, InvalidArgumentError)
+    assert error.field == field
+    assert hint in error.message
+    assert reason_of(stub, exclude=["nosuch"]) == "UNSPECIFIED", "an adapter that is excluded need not exist"
 
 
 def test_get_catalogue_returns_revision_size_and_embedder(stub: RetrievalServiceStub, embedder: JinaV4Embedder) -> None:
@@ -529,18 +553,20 @@ def test_invalid_page_is_refused_with_field_path(failing: Failing, request_field
 
 def test_eight_concurrent_callers_create_retrieve_and_delete_without_error(stub: RetrievalServiceStub) -> None:
     create(stub, "constant", "zzz")
+    for caller in range(8):  # A kind that no adapter has cannot be asked for.
+        create(stub, f"kept{caller}", "kept", kind=f"kind{caller}", base_model="other")
     alone = embedded(stub, prompt_of("zzz"))
 
     def work(caller: int) -> None:
         for turn in range(3):
             mine = f"c{caller}-{turn}"
             create(stub, mine, f"{caller} {turn}", "more", kind=f"kind{caller}")
-            assert ids(matches(stub, prompt_of(f"{caller} {turn}"), kind=f"kind{caller}")) == [mine]
+            assert ids(matches(stub, prompt_of(f"{caller} {turn}"), kind=f"kind{caller}", base_model="tiny")) == [mine]
             assert ids(matches(stub, prompt_of("zzz"), top_k=1)) == ["constant"]
             np.testing.assert_allclose(embedded(stub, prompt_of("zzz")), alone, atol=1e-6)
             stub.DeleteAdapter(pb.DeleteAdapterRequest(adapter_id=mine))
-            assert matches(stub, prompt_of(f"{caller} {turn}"), kind=f"kind{caller}") == []
+            assert matches(stub, prompt_of(f"{caller} {turn}"), kind=f"kind{caller}", base_model="tiny") == []
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
-    assert stub.ListAdapters(pb.ListAdaptersRequest()).total_size == 1
+    assert stub.ListAdapters(pb.ListAdaptersRequest(base_model="tiny")).total_size == 1

@@ -20,6 +20,7 @@ from infra.contract.errors import (
     ConfigurationError,
     ConflictError,
     FailedPreconditionError,
+    InvalidArgumentError,
     LoraRetrieverError,
     NotFoundError,
 )
@@ -114,10 +115,9 @@ def test_matches_are_ordered_by_similarity_and_limited_to_top_k(catalogue: Catal
         (AdapterFilter(), {"a", "b", "c"}),
         (AdapterFilter(base_model="tiny"), {"a", "b"}),
         (AdapterFilter(kind="app"), {"a", "c"}),
-        (AdapterFilter(kind="nothing"), set()),
         (AdapterFilter(tags=("x",)), {"a", "b"}),
         (AdapterFilter(tags=("x", "y")), {"b"}),
-        (AdapterFilter(include=("a", "c", "unknown")), {"a", "c"}),
+        (AdapterFilter(include=("a", "c")), {"a", "c"}),
         (AdapterFilter(exclude=("a", "unknown")), {"b", "c"}),
         (AdapterFilter(include=("a", "b"), exclude=("a",)), {"b"}),
         (AdapterFilter(kind="app", base_model="tiny", exclude=("a",)), set()),
@@ -131,6 +131,23 @@ def test_filters_apply_to_search_and_listing(catalogue: Catalogue, wanted: Adapt
     page = catalogue.page(wanted, 10)
     assert {item.adapter_id for item in page.adapters} == expected
     assert page.total == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "message"),
+    [
+        (AdapterFilter(include=("a", "unknown")), r"include\[1\]: the catalogue has no adapter 'unknown'; it has a"),
+        (AdapterFilter(kind="ap"), "kind: the catalogue has no adapter of kind 'ap'; did you mean app"),
+        (AdapterFilter(tags=("x", "w")), r"tags\[1\]: the catalogue has no adapter with tag 'w'; it has x"),
+    ],
+)
+def test_search_refuses_filter_that_names_what_catalogue_lacks(
+    catalogue: Catalogue, unknown: AdapterFilter, message: str
+) -> None:
+    assert names(catalogue, basis(0), unknown) == []
+    catalogue.create(adapter("a", kind="app", tags=("x",)), vectors(0))
+    with pytest.raises(InvalidArgumentError, match=message):
+        names(catalogue, basis(0), unknown)
 
 
 def test_duplicate_id_is_refused(catalogue: Catalogue) -> None:
