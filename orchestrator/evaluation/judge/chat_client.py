@@ -17,10 +17,16 @@ from typing import Any, Self
 
 import httpx
 
-from infra.contract.errors import ConfigurationError, FailedPreconditionError, InvalidArgumentError
+from infra.contract.errors import ConfigurationError, FailedPreconditionError, InvalidArgumentError, UnavailableError
 
 _MAX_PAUSE_S = 60.0
 """Longest pause between two attempts, also if Retry-After asks for more: a run must not appear to hang."""
+
+_FIRST_CONTACT_ATTEMPTS = 4
+"""Connection attempts, about 4 seconds, to an endpoint that has never answered: its address is probably wrong."""
+
+_CONNECT_TIMEOUT_S = 5.0
+"""Longest wait for a connection. A reply may take `timeout_s`, but a host that is up accepts connections at once."""
 
 _SHOWN_CHARACTERS = 300
 _KEY_REFUSED = (401, 403)
@@ -95,8 +101,10 @@ class ChatClient:
         # Guards: _next_start. Held while sleeping, so that waiting requests start in turn.
         self._rate_lock = asyncio.Lock()
         self._next_start = 0.0
+        self._reached = False
         headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-        self._http = httpx.AsyncClient(headers=headers, timeout=endpoint.timeout_s)
+        timeout = httpx.Timeout(endpoint.timeout_s, connect=min(_CONNECT_TIMEOUT_S, endpoint.timeout_s))
+        self._http = httpx.AsyncClient(headers=headers, timeout=timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,6 +117,7 @@ class ChatClient:
 
         Raises:
             UnansweredError: the last attempt failed, or the endpoint refused the question.
+            UnavailableError: no connection to the endpoint has ever been made.
             ConfigurationError: the endpoint refused the key.
             FailedPreconditionError: the endpoint will refuse every request.
         """
@@ -120,7 +129,9 @@ class ChatClient:
                 response = await self._http.post(self._url, json=self._body(text))
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
+                self._check_first_contact(error, attempt)
             else:
+                self._reached = True
                 if response.is_success:
                     return _reply(response)
                 problem = f"HTTP {response.status_code}: {response.text[:_SHOWN_CHARACTERS]}"
@@ -149,6 +160,16 @@ class ChatClient:
         async with self._rate_lock:
             await asyncio.sleep(max(0.0, self._next_start - time.monotonic()))
             self._next_start = time.monotonic() + 60 / self._endpoint.requests_per_minute
+
+    def _check_first_contact(self, error: httpx.TransportError, attempt: int) -> None:
+        """Give up on an endpoint that cannot be connected to and never was, instead of retrying every question."""
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            if not self._reached and attempt >= min(_FIRST_CONTACT_ATTEMPTS, self._endpoint.attempts):
+                raise UnavailableError(
+                    f"{self._endpoint.base_url} cannot be reached ({error}): start the judge, or correct --judge"
+                ) from error
+        else:
+            self._reached = True
 
     def _raise_if_refused(self, status: int, problem: str) -> None:
         if status in _KEY_REFUSED:

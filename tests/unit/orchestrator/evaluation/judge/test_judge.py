@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from infra.contract.errors import (
@@ -162,11 +164,45 @@ def test_rare_reasons_are_counted_together(chat: FakeChat, tmp_path: Path) -> No
     assert (len(judgement.unscored), judgement.unscored["other reasons"]) == (MAX_REASONS + 1, 4)
 
 
+def test_endpoint_that_never_answered_is_given_up_after_few_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = 0
+
+    async def refuse(*_: object, **__: object) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise httpx.ConnectError("All connection attempts failed")
+
+    monkeypatch.setattr(httpx.AsyncClient, "post", refuse)
+    endpoint = ChatEndpoint("http://127.0.0.1:9/v1", "grader", first_pause_s=0.001, attempts=1000, concurrency=2)
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9/v1 cannot be reached \(All .*: start the judge"):
+        judged(ANSWERS, endpoint, tmp_path)
+    assert attempts < 10
+
+
 def test_unreachable_endpoint_is_reported(tmp_path: Path) -> None:
     with fake_chat(grade) as chat:
         away = endpoint_of(chat)
-    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1.* graded nothing: .* in 3 attempts \(ConnectError"):
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1.* cannot be reached"):
         judged(ANSWERS, away, tmp_path)
+
+
+def test_endpoint_that_answered_before_is_retried(
+    chat: FakeChat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post, calls = httpx.AsyncClient.post, 0
+
+    async def interrupted(client: httpx.AsyncClient, *arguments: Any, **options: Any) -> httpx.Response:
+        nonlocal calls
+        calls += 1
+        if 1 < calls < 8:
+            raise httpx.ConnectError("refused")
+        return await post(client, *arguments, **options)
+
+    monkeypatch.setattr(httpx.AsyncClient, "post", interrupted)
+    endpoint = replace(endpoint_of(chat), attempts=10, concurrency=1)
+    assert len(judged(ANSWERS, endpoint, tmp_path).scores) == len(ANSWERS)
 
 
 @pytest.mark.parametrize(
