@@ -69,7 +69,7 @@ def demo(
         typer.Option("--datasets", help="Evaluate only these; may be repeated, or separated by commas."),
     ] = None,
     episodes: Annotated[
-        int | None, typer.Option(min=1, help="Number of episodes of each dataset (default: 4, for word-tools 10).")
+        int | None, typer.Option(min=1, help="Number of episodes of each dataset (default: 4, for word-tools 6).")
     ] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the tiers running until Ctrl-C, for further questions.")
