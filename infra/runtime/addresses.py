@@ -25,21 +25,21 @@ def with_port(address: str, port: int) -> str:
     return address if is_unix(address) else f"{address.rpartition(':')[0]}:{port}"
 
 
-def check_free(address: str) -> None:
-    """Raise ConfigurationError, with the reason, if `address` cannot be bound.
+def check_free(address: str, setting: str = "address") -> None:
+    """Raise ConfigurationError, with the reason and the name of the setting, if `address` cannot be bound.
 
     gRPC itself reports every failure to bind as the same RuntimeError.
     """
     if is_unix(address):
         return
-    host, port = split_address(address)
+    host, port = split_address(address, setting)
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
     except OSError as error:
-        raise bind_error(address, "address", error.strerror or str(error)) from error
+        raise bind_error(address, setting, error.strerror or str(error)) from error
 
 
 def bind_error(address: str, setting: str, why: str) -> ConfigurationError:

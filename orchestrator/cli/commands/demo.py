@@ -23,7 +23,7 @@ from infra.contract.retrieval import Selection
 from orchestrator.answering.question import Answer
 from orchestrator.cli import output as console
 from orchestrator.cli.commands.ask import applied_line, matches_table, print_stream
-from orchestrator.cli.commands.up import tiers_shown
+from orchestrator.cli.commands.up import print_addresses, tiers_shown
 from orchestrator.cli.options.targets import AsJson
 from orchestrator.cli.progress import show_job
 from orchestrator.cli.settings import environment
@@ -101,6 +101,8 @@ def demo(
         asyncio.run(run.while_running(stack, _work(stack, tour, outcome, quiet=as_json)))
         _print_outcome(outcome, as_json)
         if keep:
+            if not as_json:
+                print_addresses(stack.addresses, work_dir)
             console.note("the tiers run until Ctrl-C; try 'loraretriever ask' and 'loraretriever adapters list'")
             stack.wait()
 

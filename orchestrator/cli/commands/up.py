@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
+from infra.contract.errors import ConfigurationError
 from infra.runtime.addresses import check_free
 from orchestrator.cli import output as console
 from orchestrator.cli.options.binding import with_options
 from orchestrator.cli.options.stack import AddressOptions, ModelOptions, TierSettings
 from orchestrator.cli.options.targets import DEFAULTS, UP_DIR, AsJson, Tier, target
 from orchestrator.cli.settings import CLIENT_PREFIX, environment
+from orchestrator.devstack.demo_world import PHONE
 from orchestrator.devstack.stack import Addresses, LocalStack, OnTier, StackPlan, TierState
 
 
@@ -38,14 +40,33 @@ def up(
     SIGHUP stop everything; under nohup SIGHUP does not.
     """
     plan = _plan(models, dataset_roots or [Path()], work_dir.resolve(), addresses, settings)
-    for tier in (plan.retrieval, plan.generation, plan.orchestrator):
-        check_free(str(tier["address"]))
+    if models.are_demo and work_dir == UP_DIR and PHONE.work_dir.is_dir():
+        console.note(f"the demo's adapters are in another catalogue: --work-dir {PHONE.work_dir} serves it")
+    _check_ports(plan)
     with tiers_shown() as on_tier, LocalStack(plan, on_tier) as stack:
         if as_json:
             console.print_json(stack.addresses)
         else:
-            _print_addresses(stack.addresses, plan.work_dir)
+            print_addresses(stack.addresses, plan.work_dir)
+            console.note(
+                "running; register adapters with 'loraretriever adapters add', ask with 'loraretriever ask'. "
+                "Ctrl-C stops."
+            )
         stack.wait()
+
+
+def _check_ports(plan: StackPlan) -> None:
+    """Raise ConfigurationError for a port that is taken, before anything is started."""
+    for name, tier in (
+        ("retrieval", plan.retrieval),
+        ("generation", plan.generation),
+        ("orchestrator", plan.orchestrator),
+    ):
+        try:
+            check_free(str(tier["address"]), f"{name}_address")
+        except ConfigurationError as error:
+            error.add_note("--free-ports chooses free ports for all tiers")
+            raise
 
 
 def _plan(
@@ -94,7 +115,8 @@ def exports(addresses: Addresses) -> list[str]:
     return [f"export {CLIENT_PREFIX}{tier.upper()}_TARGET={by_tier[tier]}" for tier in tiers]
 
 
-def _print_addresses(addresses: Addresses, work_dir: Path) -> None:
+def print_addresses(addresses: Addresses, work_dir: Path) -> None:
+    """Print where the tiers are, and how commands in other terminals find them."""
     out = console.results()
     out.print(f"retrieval     {addresses.retrieval}")
     out.print(f"generation    {addresses.generation}")
@@ -104,6 +126,3 @@ def _print_addresses(addresses: Addresses, work_dir: Path) -> None:
         out.print("for commands in other terminals, which would look elsewhere:")
         for line in lines:
             out.print(f"  {line}", soft_wrap=True)
-    console.note(
-        "running; register adapters with 'loraretriever adapters add', ask with 'loraretriever ask'. Ctrl-C stops."
-    )

@@ -52,12 +52,10 @@ class ModelOptions:
 
         Raises ConfigurationError where only one model is given, or a folder does not exist.
         """
-        has_model = self.model_path is not None or environment().sets("generation", "model_path")
-        has_embedder = self.embedder_path is not None or environment().sets("retrieval", "embedder_path")
-        if has_model != has_embedder:
-            missing = "--embedder-path" if has_model else "--model-path"
+        if self._has_model != self._has_embedder:
+            missing = "--embedder-path" if self._has_model else "--model-path"
             raise ConfigurationError(f"{missing} is missing; give both model folders, or neither to serve the demo's")
-        if not has_model:
+        if self.are_demo:
             return self._demo_settings()
         for flag, folder in (("--model-path", self.model_path), ("--embedder-path", self.embedder_path)):
             if folder is not None and not folder.is_dir() and not (folder.is_file() and folder.suffix == ".gguf"):
@@ -65,6 +63,19 @@ class ModelOptions:
                     f"{flag} {folder} is not a folder; give the folder of the checkpoint or a .gguf file"
                 )
         return self._settings(self.model_path, self.embedder_path, self._roots, None)
+
+    @property
+    def are_demo(self) -> bool:
+        """Whether no model folder is given, so that the demo's models are served."""
+        return not self._has_model and not self._has_embedder
+
+    @property
+    def _has_model(self) -> bool:
+        return self.model_path is not None or environment().sets("generation", "model_path")
+
+    @property
+    def _has_embedder(self) -> bool:
+        return self.embedder_path is not None or environment().sets("retrieval", "embedder_path")
 
     @property
     def _roots(self) -> list[str]:

@@ -1,28 +1,34 @@
-"""What `up` prints."""
+"""`loraretriever up`: what it says before anything is started."""
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, replace
+import socket
 from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.commands.up import exports
-from orchestrator.cli.options import targets
-from orchestrator.devstack.stack import STATE_FILE, Addresses
+from orchestrator.cli.main import run
 
 
-def test_up_prints_exports_for_tiers_at_other_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "STACK_DIRS", (tmp_path,))
-    defaults = Addresses(**targets.DEFAULTS, redis_url="", pid=os.getpid())
-    moved = replace(defaults, orchestrator="127.0.0.1:7")
-    lines = [
-        "export LORARETRIEVER_CLIENT_RETRIEVAL_TARGET=127.0.0.1:50051",
-        "export LORARETRIEVER_CLIENT_ORCHESTRATOR_TARGET=127.0.0.1:",
-    ]
-    assert exports(defaults) == []
-    assert exports(moved) == [lines[0], f"{lines[1]}7"]
-    (tmp_path / STATE_FILE).write_text(json.dumps(asdict(moved)))
-    assert exports(defaults) == [lines[0], f"{lines[1]}50053"]
+@pytest.mark.parametrize("tier", ["retrieval", "generation", "orchestrator"])
+def test_taken_port_is_named_with_option_that_cures_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tier: str
+) -> None:
+    addresses = dict.fromkeys(("retrieval", "generation", "orchestrator"), "127.0.0.1:0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        addresses[tier] = f"127.0.0.1:{taken.getsockname()[1]}"
+        options = [word for name, address in addresses.items() for word in (f"--{name}-address", address)]
+        assert run(["up", "--work-dir", str(tmp_path), *options]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"choose another --{tier}-address" in error
+    assert "--free-ports" in error
+
+
+def test_up_without_models_names_folder_of_demo_catalogue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".loraretriever/demo").mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run(["up", "--retrieval-address", f"127.0.0.1:{taken.getsockname()[1]}"]) == 2
+    assert "--work-dir .loraretriever/demo" in " ".join(capsys.readouterr().err.split())
