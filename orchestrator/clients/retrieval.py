@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -90,11 +91,32 @@ class RetrievalClient(ServiceClient):
         try:
             return await self._create(adapter, source, timeout_s)
         except AlreadyExistsError:
-            request = pb.UpdateAdapterRequest(
-                adapter=adapter_to_proto(adapter), update_mask=FieldMask(paths=_REPLACED_FIELDS), **source
-            )
-            response = await self.call("UpdateAdapter", request, timeout_s, LONG_TIMEOUT_S)
-            return adapter_from_proto(response.adapter)
+            return await self._update(adapter, _REPLACED_FIELDS, source, timeout_s)
+
+    async def update_adapter(
+        self,
+        adapter: Adapter,
+        fields: Sequence[str],
+        prompts: Sequence[Prompt] = (),
+        timeout_s: float | None = None,
+    ) -> Adapter:
+        """Change the named fields of an adapter, and its embedding if there are prompts.
+
+        `adapter` was changed from the stored one, whose revision it has. Raises NotFoundError, or ConflictError if
+        another caller has changed the adapter since.
+        """
+        source = {"examples": _example_prompts(prompts)} if prompts else {}
+        return await self._update(adapter, fields, {**source, "expected_revision": adapter.revision}, timeout_s)
+
+    async def _update(
+        self, adapter: Adapter, fields: Sequence[str], others: dict[str, Any], timeout_s: float | None
+    ) -> Adapter:
+        described = replace(adapter, revision="", example_count=0, update_time=None)
+        request = pb.UpdateAdapterRequest(
+            adapter=adapter_to_proto(described), update_mask=FieldMask(paths=fields), **others
+        )
+        response = await self.call("UpdateAdapter", request, timeout_s, LONG_TIMEOUT_S)
+        return adapter_from_proto(response.adapter)
 
     async def _create(self, adapter: Adapter, source: dict[str, Any], timeout_s: float | None) -> Adapter:
         request = pb.CreateAdapterRequest(adapter=adapter_to_proto(adapter), **source)

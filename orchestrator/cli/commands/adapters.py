@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from infra.contract.adapter import Adapter
-from infra.contract.errors import LoraRetrieverError
+from infra.contract.errors import InvalidArgumentError, LoraRetrieverError
 from orchestrator.cli import output as console
+from orchestrator.cli.commands.adapter_batch import Batch, register_batch
 from orchestrator.cli.commands.adapter_files import export_adapters, import_adapters
-from orchestrator.cli.options.adapters import AdapterOptions, CatalogueFilter, ExampleOptions
+from orchestrator.cli.options.adapters import AdapterChanges, AdapterOptions, CatalogueFilter, ExampleOptions
 from orchestrator.cli.options.binding import Sets, with_options
 from orchestrator.cli.options.targets import GenerationCheck, RetrievalTier, target
 from orchestrator.clients.retrieval import RetrievalClient
+from orchestrator.registration.adapter_folders import FoundAdapter, WithoutExamples, find_adapters
 
 #: Longest wait for the catalogue during tab completion, where a user expects an answer at once.
 _COMPLETION_TIMEOUT_S = 1.0
 
-app = typer.Typer(no_args_is_help=True, help="Register, import, list, show, export and remove adapters.")
+app = typer.Typer(no_args_is_help=True, help="Register, change, import, list, show, export and remove adapters.")
 
 app.command("import")(import_adapters)
 app.command("export")(export_adapters)
@@ -43,7 +46,11 @@ def complete_adapters(incomplete: str) -> list[str]:
 @with_options
 def add(
     *,
-    name: Annotated[str, typer.Argument(help="The adapter's id."), Sets("adapter_id")],
+    name: Annotated[
+        str,
+        typer.Argument(help="The adapter's id, or a folder with one PEFT folder for each adapter."),
+        Sets("adapter_id"),
+    ],
     options: AdapterOptions,
     source: ExampleOptions,
     replace: Annotated[
@@ -52,9 +59,18 @@ def add(
     check: GenerationCheck,
     retrieval: RetrievalTier,
 ) -> None:
-    """Register an adapter by training examples: the next request can retrieve it, without a restart."""
+    """Register an adapter by training examples: the next request can retrieve it, without a restart.
+
+    'adapters add FOLDER --examples DATA' registers every PEFT folder below FOLDER under the folder's name. The training
+    data of each is DATA/NAME/train.jsonl, DATA/NAME.jsonl or DATA/NAME_train.jsonl. An adapter that cannot be
+    registered is reported, the others are registered, and the exit status is then 1.
+    """
     source.check()
-    described = options.adapter(name)
+    if options.checkpoint is None:
+        found, batch = _batch(Path(name), options, source, replace)
+        register_batch(found, batch, check, retrieval)
+        return
+    described = options.adapter(name, options.checkpoint)
     prompts, vectors = source.prompts(), source.embeddings()
 
     async def register(client: RetrievalClient) -> Adapter:
@@ -76,6 +92,55 @@ def add(
             f"from {stored.example_count} examples",
             markup=False,
         )
+
+
+def _batch(
+    folder: Path, options: AdapterOptions, source: ExampleOptions, replace: bool
+) -> tuple[list[FoundAdapter | WithoutExamples], Batch]:
+    """Return the adapters in a folder and how to register them. Raises InvalidArgumentError."""
+    if not folder.is_dir():
+        raise InvalidArgumentError(
+            "checkpoint",
+            f"is missing; give the PEFT folder of adapter {str(folder)!r}, or a folder of adapters as NAME",
+        )
+    if source.examples is None:
+        raise InvalidArgumentError("vectors", "holds the vectors of one adapter; give --examples for a folder of them")
+    batch = Batch(
+        describe=lambda item: options.adapter(item.name, item.checkpoint),
+        prompts=lambda item: source.prompts_in(item.examples),
+        replace=replace,
+    )
+    return find_adapters(folder, source.examples), batch
+
+
+@app.command("update")
+@with_options
+def update(
+    *,
+    name: Annotated[
+        str, typer.Argument(help="The adapter's id.", autocompletion=complete_adapters), Sets("adapter_id")
+    ],
+    changes: AdapterChanges,
+    check: GenerationCheck,
+    retrieval: RetrievalTier,
+) -> None:
+    """Change what the catalogue says of an adapter; only --examples embeds anything again."""
+    changes.check()
+    prompts = changes.prompts()
+
+    async def apply(client: RetrievalClient) -> Adapter:
+        changed, fields = changes.applied_to(await client.get_adapter(name))
+        if changes.checkpoint is not None:
+            async with check.checker() as checked:
+                changed = await checked(changed)
+        return await client.update_adapter(changed, fields, prompts)
+
+    with console.progress().status(f"embedding {len(prompts)} examples" if prompts else "updating"):
+        stored = retrieval.call(apply)
+    if retrieval.as_json:
+        console.print_json(stored)
+    else:
+        console.results().print(f"updated {stored.adapter_id}: revision {stored.revision}", markup=False)
 
 
 @app.command("list")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +40,9 @@ class CatalogueFilter:
 class AdapterOptions:
     """The description of an adapter that is registered."""
 
-    checkpoint: Annotated[Path, typer.Option(help="PEFT folder below the generation service's adapter roots.")]
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="PEFT folder below the generation service's adapter roots.")
+    ] = None
     kind: Annotated[
         str, typer.Option("--kind", "--lora-type", help="What the adapter specialises in: app, category, ...")
     ] = ""
@@ -49,11 +51,11 @@ class AdapterOptions:
     display_name: Annotated[str, typer.Option(help="Name to show to people.")] = ""
     description: Annotated[str, typer.Option(help="What the adapter was trained to do.")] = ""
 
-    def adapter(self, name: str) -> Adapter:
+    def adapter(self, name: str, checkpoint: Path) -> Adapter:
         """Return the adapter, with what its PEFT folder records. Raises CheckpointError."""
         return read_adapter(
             name,
-            self.checkpoint,
+            checkpoint,
             base_model=self.base_model,
             kind=self.kind,
             tags=tuple(self.tag or ()),
@@ -66,7 +68,10 @@ class AdapterOptions:
 class ExampleOptions:
     """What the embedding of an adapter is made of: training examples, or vectors."""
 
-    examples: Annotated[Path | None, typer.Option(help="Training data, JSONL; a sample of it is embedded.")] = None
+    examples: Annotated[
+        Path | None,
+        typer.Option(help="Training data, JSONL; a sample of it is embedded. For a folder of adapters, their folder."),
+    ] = None
     vectors: Annotated[Path | None, typer.Option(help="Existing embeddings to use instead, .npy; one per row.")] = None
     count: Annotated[int, typer.Option(help="Number of examples to embed.")] = 20
     seed: Annotated[int, typer.Option(help="Chooses the examples.")] = 0
@@ -79,10 +84,51 @@ class ExampleOptions:
 
     def prompts(self) -> list[Prompt]:
         """Return the prompts of the examples; empty where vectors are given."""
-        if self.examples is None:
-            return []
-        return example_prompts(self.examples, count=self.count, seed=self.seed, protocol=self.protocol)
+        return [] if self.examples is None else self.prompts_in(self.examples)
+
+    def prompts_in(self, file: Path) -> list[Prompt]:
+        """Return the prompts of the examples in a file."""
+        return example_prompts(file, count=self.count, seed=self.seed, protocol=self.protocol)
 
     def embeddings(self) -> list[bytes]:
         """Return the given vectors; empty where examples are given."""
         return read_vectors(self.vectors) if self.vectors else []
+
+
+@dataclass(frozen=True)
+class AdapterChanges:
+    """Changes to a registered adapter. None: unchanged."""
+
+    checkpoint: Annotated[Path | None, typer.Option(help="New PEFT folder; the next request uses it.")] = None
+    kind: Annotated[str | None, typer.Option("--kind", "--lora-type", help="New kind.")] = None
+    tag: Annotated[list[str] | None, typer.Option(help="Label; may be repeated. Replaces all labels.")] = None
+    display_name: Annotated[str | None, typer.Option(help="New name to show to people.")] = None
+    description: Annotated[str | None, typer.Option(help="New description.")] = None
+    examples: Annotated[Path | None, typer.Option(help="New training data, JSONL; a sample of it is embedded.")] = None
+    count: Annotated[int, typer.Option(help="Number of examples to embed.")] = 20
+    seed: Annotated[int, typer.Option(help="Chooses the examples.")] = 0
+    protocol: Annotated[PromptProtocol, typer.Option(help="How a row becomes examples.")] = PromptProtocol.STEP
+
+    def check(self) -> None:
+        """Raise InvalidArgumentError if nothing is changed."""
+        if not self._described() and self.checkpoint is None and self.examples is None:
+            raise InvalidArgumentError("", "nothing to change; give --description, --kind, --tag, --examples, ...")
+
+    def applied_to(self, adapter: Adapter) -> tuple[Adapter, list[str]]:
+        """Return the changed adapter and the names of the changed fields. Raises CheckpointError."""
+        described = self._described()
+        if self.checkpoint is not None:
+            new = read_adapter(adapter.adapter_id, self.checkpoint, base_model=adapter.base_model)
+            described |= {"checkpoint_uri": new.checkpoint_uri, "rank": new.rank, "targets": new.targets}
+        return replace(adapter, **described), list(described)
+
+    def prompts(self) -> list[Prompt]:
+        """Return the prompts of the new examples; empty if the embedding stays."""
+        if self.examples is None:
+            return []
+        return example_prompts(self.examples, count=self.count, seed=self.seed, protocol=self.protocol)
+
+    def _described(self) -> dict[str, Any]:
+        values = {"kind": self.kind, "display_name": self.display_name, "description": self.description}
+        tags = {} if self.tag is None else {"tags": tuple(self.tag)}
+        return {name: value for name, value in values.items() if value is not None} | tags

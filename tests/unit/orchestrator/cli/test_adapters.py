@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -87,6 +88,92 @@ def test_existing_id_is_refused_unless_replaced(adapters: Callable[..., Any], tm
     assert (status, after["checkpoint_uri"], after["kind"]) == (0, str(second), "app")
     assert after["revision"] != before["revision"]
     assert [adapter["adapter_id"] for adapter in adapters("list")[1]] == ["one"]
+
+
+def test_folder_of_adapters_is_registered_and_failures_are_reported(
+    adapters: Callable[..., Any], service: Service, tmp_path: Path
+) -> None:
+    for name in ("clock", "gmail", "maps", "notes", "torn", "twins"):
+        checkpoint(tmp_path / "loras" / name)
+    (tmp_path / "loras/torn/adapter_model.safetensors").write_bytes(b"torn")
+    (tmp_path / "loras/not an adapter").mkdir()
+    data = tmp_path / "data"
+    for file in (
+        "clock/train.jsonl",
+        "gmail.jsonl",
+        "maps_train.jsonl",
+        "torn.jsonl",
+        "twins/a.jsonl",
+        "twins/b.jsonl",
+    ):
+        written = write_episodes(data / file.replace("/", "-").removesuffix(".jsonl"), episodes=3, steps=2)
+        (data / file).parent.mkdir(exist_ok=True)
+        written.rename(data / file)
+        shutil.copytree(written.parent, (data / file).parent, dirs_exist_ok=True)
+    status, printed, errors = adapters("add", str(tmp_path / "loras"), "--examples", str(data), "--kind", "app")
+    assert status == 1
+    assert [adapter["adapter_id"] for adapter in printed["registered"]] == ["clock", "gmail", "maps"]
+    assert {adapter["kind"] for adapter in printed["registered"]} == {"app"}
+    assert {adapter["example_count"] for adapter in printed["registered"]} == {6}
+    problems = {failure["name"]: failure["problem"] for failure in printed["failed"]}
+    assert set(problems) == {"notes", "torn", "twins"}
+    assert "no training data" in problems["notes"]
+    assert "not a complete safetensors file" in problems["torn"]
+    assert "2 data files" in problems["twins"]
+    assert "notes: no training data" in " ".join(errors.split())
+    status, printed, _ = adapters("add", str(tmp_path / "loras/clock"), "--examples", str(data / "gmail.jsonl"))
+    assert (status, printed["registered"]) == (1, [])
+    assert "exists already" in printed["failed"][0]["problem"]
+    again = ("add", str(tmp_path / "loras/clock"), "--examples", str(data / "gmail.jsonl"), "--replace")
+    assert adapters(*again)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nosuch", "--examples", "data"], "--checkpoint: is missing; give the PEFT folder of adapter 'nosuch'"),
+        (["empty", "--examples", "data"], "holds an adapter_config.json; give a PEFT folder"),
+        (["deep", "--examples", "data"], "deep/lora/checkpoint-1 does; give the folder above"),
+        (["loras", "--examples", "nosuch"], "--examples: nosuch does not exist"),
+        (["loras", "--examples", "data/one.jsonl"], "is one file for 2 adapters"),
+        (["loras", "--vectors", "mean.npy"], "--vectors: holds the vectors of one adapter"),
+    ],
+)
+def test_folder_without_adapters_or_data_is_refused(
+    adapters: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("loras/a", "loras/b", "deep/lora/checkpoint-1"):
+        checkpoint(tmp_path / folder)
+    for folder in ("empty", "data"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data/one.jsonl").touch()
+    status, _, error = adapters("add", *arguments)
+    assert status == 2
+    assert message in " ".join(error.split())
+
+
+def test_update_changes_what_is_named_and_embeds_only_new_examples(
+    adapters: Callable[..., Any], service: Service, tmp_path: Path
+) -> None:
+    data = write_episodes(tmp_path / "data", episodes=3, steps=2)
+    first, second = checkpoint(tmp_path / "first"), checkpoint(tmp_path / "second", r=4)
+    before = adapters("add", "one", "--checkpoint", str(first), "--examples", str(data), "--kind", "app")[1]
+    embedded = service.embedder.embedded
+    status, after, _ = adapters("update", "one", "--description", "reads mail", "--tag", "x")
+    assert (status, after["description"], after["tags"], after["kind"]) == (0, "reads mail", ["x"], "app")
+    assert after["revision"] != before["revision"]
+    assert service.embedder.embedded == embedded
+    moved = adapters("update", "one", "--checkpoint", str(second), "--kind", "")[1]
+    assert (moved["checkpoint_uri"], moved["kind"], moved["description"]) == (str(second), "", "reads mail")
+    assert service.embedder.embedded == embedded
+    again = adapters("update", "one", "--examples", str(data), "--count", "2")[1]
+    assert again["example_count"] == 2
+    assert service.embedder.embedded == embedded + 2
+    status, _, error = adapters("update", "one")
+    assert status == 2
+    assert "nothing to change" in error
+    assert adapters("update", "two", "--kind", "app")[0] == 1
 
 
 def legacy(folder: Path, name: str, vectors: Any, **entry: Any) -> dict[str, Any]:
