@@ -1,4 +1,4 @@
-"""`python -m orchestrator`: answers and evaluation jobs over gRPC."""
+"""`python -m orchestrator`: answers and evaluation jobs over gRPC, and the HTTP gateway."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def serve(settings: OrchestratorSettings) -> None:
 
 
 async def _serve(settings: OrchestratorSettings, redis_url: str) -> None:
-    async with orchestrator(settings, redis_url) as server:
-        await server.serve()
+    async with orchestrator(settings, redis_url) as tier:
+        await tier.serve()
 
 
 @contextmanager

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
+
+from starlette.types import ASGIApp
 
 from infra.runtime.server import GrpcServer
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.clients.generation import GenerationClient
 from orchestrator.clients.retrieval import RetrievalClient
 from orchestrator.evaluation.storage import absolute_uri
+from orchestrator.gateway.app import gateway
+from orchestrator.gateway.guard import GuardPolicy
+from orchestrator.gateway.http_server import serving
+from orchestrator.gateway.services import Services
 from orchestrator.jobs.celery import CeleryDispatcher, make_app, queue_length
 from orchestrator.jobs.event_loop import in_background
 from orchestrator.jobs.ledger.ledger import Ledger
@@ -24,9 +31,26 @@ from orchestrator.server import add_services
 from orchestrator.settings import OrchestratorSettings
 
 
+@dataclass(frozen=True)
+class Orchestrator:
+    """The gRPC server of both services, and the application of the HTTP gateway."""
+
+    server: GrpcServer
+    application: ASGIApp
+    settings: OrchestratorSettings
+
+    async def serve(self) -> None:
+        """Serve both until a stop signal, then stop gracefully."""
+        if not self.settings.gateway.address:
+            await self.server.serve()
+            return
+        async with serving(self.application, self.settings.gateway.address, self.settings.server) as address:
+            await self.server.serve({"gateway": address})
+
+
 @asynccontextmanager
-async def orchestrator(settings: OrchestratorSettings, redis_url: str) -> AsyncIterator[GrpcServer]:
-    """Yield a bound server of both services that does not serve yet; its reconciler runs."""
+async def orchestrator(settings: OrchestratorSettings, redis_url: str) -> AsyncIterator[Orchestrator]:
+    """Yield a bound server of both services that does not serve yet, and the gateway; its reconciler runs."""
     server = GrpcServer(settings.server)
     dispatcher = CeleryDispatcher(make_app(redis_url, settings.visibility_timeout_s))
     async with AsyncExitStack() as stack:
@@ -35,10 +59,15 @@ async def orchestrator(settings: OrchestratorSettings, redis_url: str) -> AsyncI
         store = await stack.enter_async_context(RedisStore(redis_url))
         ledger = Ledger(store, LedgerLimits.of(settings))
         jobs = EvaluationJobs(ledger, dispatcher, _job_options(settings), System(generation, retrieval))
-        add_services(server, Pipeline(retrieval, generation), jobs, settings.answer_timeout_s)
+        pipeline = Pipeline(retrieval, generation)
+        add_services(server, pipeline, jobs, settings.answer_timeout_s)
         reconciler = Reconciler(ledger, dispatcher, partial(queue_length, store), settings.shard_resend_s)
         await stack.enter_async_context(in_background(reconciler.reconcile_forever(settings.reconcile_interval_s)))
-        yield server
+        application = gateway(
+            Services(pipeline, retrieval, generation, settings.answer_timeout_s),
+            GuardPolicy(settings.server.token, settings.gateway.max_body_bytes, settings.server.max_concurrent_calls),
+        )
+        yield Orchestrator(server, application, settings)
 
 
 def _job_options(settings: OrchestratorSettings) -> JobOptions:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from infra.contract.errors import ConfigurationError
 from infra.runtime.channel import ChannelOptions
+from infra.runtime.setting_groups import SettingsGroup
 from infra.runtime.settings import ServerOptions, TierSettings
 from orchestrator.evaluation.data.files import MAX_DATASET_BYTES
 from orchestrator.evaluation.sample_plan import DEFAULT_MAX_SAMPLES
@@ -18,12 +20,22 @@ from orchestrator.evaluation.storage import check_uri
 _REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://")
 
 
+class GatewayOptions(SettingsGroup):
+    """The OpenAI-compatible HTTP gateway. It has the TLS files, the token and the grace period of the gRPC server."""
+
+    prefix: ClassVar[str] = "gateway_"
+
+    address: str = Field("127.0.0.1:50080", description="host:port of the HTTP gateway; empty is off")
+    max_body_bytes: int = Field(64 * 2**20, ge=4096, description="largest body of an HTTP request, in bytes")
+
+
 class OrchestratorSettings(TierSettings):
     """Settings of the orchestrator (loraretriever serve orchestrator) and of its workers (loraretriever worker)."""
 
     model_config = SettingsConfigDict(env_prefix="LORARETRIEVER_ORCHESTRATOR_")
 
     server: ServerOptions = ServerOptions(address="127.0.0.1:50053")
+    gateway: GatewayOptions = GatewayOptions()
     answer_timeout_s: float = Field(300, gt=0, description="longest time of an answer, in seconds")
 
     # The services that it calls

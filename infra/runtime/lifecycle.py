@@ -7,11 +7,11 @@ import json
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import TypeVar
 
 from infra.contract.errors import ConfigurationError
@@ -64,8 +64,13 @@ def on_stop(callback: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def ready_file(path: Path | None, address: str) -> Iterator[None]:
-    """Write {"address": "127.0.0.1:50051", "pid": 4242} to `path`, and delete the file at the end. None: no file."""
+def ready_file(
+    path: Path | None, address: str, other_addresses: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[None]:
+    """Write {"address": "127.0.0.1:50051", "pid": 4242} to `path`, and delete the file at the end. None: no file.
+
+    `other_addresses` are further keys.
+    """
     if path is None:
         yield
         return
@@ -73,7 +78,8 @@ def ready_file(path: Path | None, address: str) -> Iterator[None]:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps({"address": address, "pid": os.getpid()}) + "\n", encoding="utf-8")
+        content = {"address": address, **other_addresses, "pid": os.getpid()}
+        unfinished.write_text(json.dumps(content) + "\n", encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
         raise ConfigurationError(f"ready_file {path} cannot be written: {error.strerror}") from error

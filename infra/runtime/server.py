@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from concurrent.futures import Executor
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import grpc
@@ -90,11 +91,14 @@ class GrpcServer:
             self._health.set(name, SERVING)
         log.info("serving", address=self.address, services=list(names))
 
-    async def serve(self) -> None:
-        """Serve until a stop signal or request_stop(), then stop gracefully."""
+    async def serve(self, other_addresses: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Serve until a stop signal or request_stop(), then stop gracefully.
+
+        `other_addresses` of this process, by name, are put into the ready file.
+        """
         with on_stop(self.request_stop):
             await self.serving()
-            with ready_file(self._options.ready_file, self.address):
+            with ready_file(self._options.ready_file, self.address, other_addresses):
                 await self._stop_requested.wait()
         await self.stop()
 

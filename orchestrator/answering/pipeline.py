@@ -19,7 +19,7 @@ from orchestrator.answering.baselines import choose, uniform
 from orchestrator.answering.model_info import ModelInfo
 from orchestrator.answering.question import RETRIEVE_PARAMETERS, Answer, Question, RetrievalResult, RetrieveArguments
 from orchestrator.answering.shared_calls import Shared, SharedCalls, prompt_digest
-from orchestrator.answering.strategy import AnswerStrategy, compose
+from orchestrator.answering.strategy import AnswerStrategy, compose, compose_given
 
 #: Age at which the running model is looked up again. A generation service that restarts with another model is noticed
 #: earlier, by the first call that fails.
@@ -122,8 +122,19 @@ class Pipeline:
             async for piece in pieces:
                 yield composed.answer(piece, deadline.elapsed_s()) if isinstance(piece, Generation) else piece
 
+    async def match(self, question: Question, timeout_s: float | None = None) -> RetrievalResult:
+        """Return the adapters that would be retrieved for `question`, without an answer."""
+        return (await self._retrieve(question, Deadline.after(timeout_s))).value
+
+    async def model(self, timeout_s: float | None = None) -> ModelInfo:
+        """Return the base model that runs, as known for up to a minute."""
+        return await self._current_model(Deadline.after(timeout_s))
+
     async def _retrieve_and_compose(self, question: Question, deadline: Deadline) -> _Composed:
         strategy = question.strategy
+        if question.adapters:
+            composition = compose_given(strategy, question.adapters, question.fusion_method)
+            return _Composed(composition, RetrievalResult(), deadline.elapsed_s(), retrieval_shared=False)
         if strategy.ignores_prompt:
             composition = uniform(await self._catalogue_choice(question, deadline))
             return _Composed(composition, RetrievalResult(), deadline.elapsed_s(), retrieval_shared=False)

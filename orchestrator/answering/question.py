@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from infra.contract.composition import FusionMethod
+from infra.contract.composition import FusionMethod, WeightedAdapter
 from infra.contract.generation import Decoding, Generation
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalOptions, RetrievalTimings, Selection
@@ -16,6 +16,7 @@ class Question:
     """A prompt and how to answer it.
 
     `oracle` names the correct adapter for AnswerStrategy.ORACLE; `seed` draws the adapters of AnswerStrategy.RANDOM_K.
+    `adapters` are composed as given, by MIXTURE or FUSION, and nothing is retrieved; empty: adapters are retrieved.
     Questions with the same non-empty `shared_by` (a job's id) share one retrieval per prompt and options, and one
     listing of the catalogue.
     """
@@ -28,6 +29,7 @@ class Question:
     oracle: str = ""
     seed: str = ""
     shared_by: str = ""
+    adapters: tuple[WeightedAdapter, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,25 @@ class AnswerStrategy(StrEnum):
         return self in (AnswerStrategy.UNIFORM_ALL, AnswerStrategy.RANDOM_K)
 
 
+def compose_given(
+    strategy: AnswerStrategy, adapters: tuple[WeightedAdapter, ...], fusion_method: FusionMethod = FusionMethod.LINEAR
+) -> Composition:
+    """Return the composition of adapters whose weights the caller chose.
+
+    Raises:
+        InvalidArgumentError: the strategy chooses adapters itself, or an adapter is named twice.
+    """
+    match strategy:
+        case AnswerStrategy.MIXTURE:
+            return Mixture(adapters)
+        case AnswerStrategy.FUSION:
+            return Fusion(adapters, fusion_method)
+        case _:
+            raise InvalidArgumentError(
+                "strategy", f"{strategy.value} takes no adapters with weights; use mixture or fusion, or leave them out"
+            )
+
+
 def compose(
     strategy: AnswerStrategy,
     selection: Selection,

@@ -67,6 +67,12 @@ class RetrievalClient(ServiceClient):
             for selection in response.selections
         ]
 
+    async def embed(self, prompts: Sequence[Prompt], timeout_s: float | None = None) -> list[bytes]:
+        """Return each prompt's vector, of length 1, as little-endian float32 values."""
+        request = pb.EmbedPromptsRequest(prompts=[prompt_to_proto(prompt) for prompt in prompts])
+        response = await self.call("EmbedPrompts", request, timeout_s, LONG_TIMEOUT_S)
+        return [vector_from_proto(vector, "vectors") for vector in response.vectors]
+
     async def create_adapter(
         self, adapter: Adapter, prompts: Sequence[Prompt], timeout_s: float | None = None
     ) -> Adapter:

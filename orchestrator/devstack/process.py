@@ -86,6 +86,7 @@ class Ready:
 
     address: str
     pid: int
+    gateway: str = ""
 
 
 class Child:
@@ -137,7 +138,7 @@ class Child:
             if time.monotonic() > deadline:
                 raise UnavailableError(f"{self.name} was not ready after {timeout_s:.0f} s; {self.log_tail()}")
         content = json.loads(self._ready_file.read_text(encoding="utf-8"))
-        return Ready(content["address"], content["pid"])
+        return Ready(**content)
 
     def failure(self, when: str = "") -> LoraRetrieverError:
         """Return the error of a program that ended by itself: its exit status, and its reason or the end of its log."""

@@ -61,13 +61,17 @@ class StackPlan:
 
 @dataclass(frozen=True)
 class Addresses:
-    """The addresses of the tiers, the Redis URL for Celery, and the process that runs the stack."""
+    """The addresses of the tiers, the Redis URL for Celery, and the process that runs the stack.
+
+    `gateway` is that of the orchestrator's HTTP gateway, empty where it is off.
+    """
 
     retrieval: str
     generation: str
     orchestrator: str
     redis_url: str
     pid: int
+    gateway: str = ""
 
 
 class LocalStack:
@@ -184,14 +188,16 @@ class LocalStack:
             _tier(_GENERATION, module_name("generation_service"), {**plan.generation, **connections})
         )
         connections |= {"generation_target": generation.address, "redis_url": redis_url}
-        settings = {"output_dir": plan.work_dir / "evaluations", **plan.orchestrator, **connections}
+        own = {"output_dir": plan.work_dir / "evaluations", "gateway_address": _FREE_ADDRESS}
+        settings = {**own, **plan.orchestrator, **connections}
         worker_settings = {**settings, "address": _FREE_ADDRESS, "metrics_address": ""}
         # Both need only Redis and the services, so they start at the same time.
         server = self._begin(_tier(_ORCHESTRATOR, module_name("orchestrator"), settings))
         worker = self._begin(_tier(_WORKER, module_name("orchestrator.jobs.worker"), worker_settings))
         orchestrator = self._wait_ready(server)
         self._wait_ready(worker)
-        return Addresses(retrieval.address, generation.address, orchestrator.address, redis_url, os.getpid())
+        addresses = (retrieval.address, generation.address, orchestrator.address)
+        return Addresses(*addresses, redis_url, os.getpid(), orchestrator.gateway)
 
     def _start_redis(self) -> str:
         self._on_tier(_REDIS, "starting")

@@ -16,7 +16,7 @@ PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_
 _PACKAGES = {
     "retrieval": ("torch", "transformers", "qdrant_client"),
     "generation": ("torch", "transformers", "safetensors"),
-    "orchestrator": ("celery", "redis"),
+    "orchestrator": ("celery", "fastapi", "redis", "uvicorn"),
 }
 
 app = typer.Typer(no_args_is_help=True, help="Serve one tier in this process; flags pass through to it.")
@@ -39,7 +39,7 @@ def generation(context: typer.Context) -> None:
 
 @app.command("orchestrator", context_settings=PASS_THROUGH)
 def orchestrator(context: typer.Context) -> None:
-    """Serve the orchestrator: answers and evaluation jobs. 'serve orchestrator --help' lists its settings."""
+    """Serve the orchestrator: answers, jobs and the HTTP gateway. 'serve orchestrator --help' lists its settings."""
     _exec("orchestrator", module_name("orchestrator"), context.args)
 
 

@@ -57,13 +57,15 @@ def up(
 
 def _check_ports(plan: StackPlan) -> None:
     """Raise ConfigurationError for a port that is taken, before anything is started."""
-    for name, tier in (
-        ("retrieval", plan.retrieval),
-        ("generation", plan.generation),
-        ("orchestrator", plan.orchestrator),
+    for name, address in (
+        ("retrieval", plan.retrieval["address"]),
+        ("generation", plan.generation["address"]),
+        ("orchestrator", plan.orchestrator["address"]),
+        ("gateway", plan.orchestrator["gateway_address"]),
     ):
         try:
-            check_free(str(tier["address"]), f"{name}_address")
+            if address:
+                check_free(str(address), f"{name}_address")
         except ConfigurationError as error:
             error.add_note("--free-ports chooses free ports for all tiers")
             raise
@@ -79,7 +81,12 @@ def _plan(
         environment=environment().for_tiers(own_settings=True) | models.variables,
         retrieval={"address": addresses.retrieval, **model_settings.retrieval, **settings.retrieval},
         generation={"address": addresses.generation, **model_settings.generation, **settings.generation},
-        orchestrator={"address": addresses.orchestrator, "dataset_roots": roots, **settings.orchestrator},
+        orchestrator={
+            "address": addresses.orchestrator,
+            "gateway_address": addresses.gateway,
+            "dataset_roots": roots,
+            **settings.orchestrator,
+        },
     )
 
 
@@ -121,6 +128,8 @@ def print_addresses(addresses: Addresses, work_dir: Path) -> None:
     out.print(f"retrieval     {addresses.retrieval}")
     out.print(f"generation    {addresses.generation}")
     out.print(f"orchestrator  {addresses.orchestrator}")
+    if addresses.gateway:
+        out.print(f"gateway       http://{addresses.gateway}/v1")
     out.print(f"logs          {work_dir / 'logs'}", soft_wrap=True)
     if lines := exports(addresses):
         out.print("for commands in other terminals, which would look elsewhere:")

@@ -105,6 +105,7 @@ class AddressOptions:
     retrieval_address: Address = DEFAULTS["retrieval"]
     generation_address: Address = DEFAULTS["generation"]
     orchestrator_address: Address = DEFAULTS["orchestrator"]
+    gateway_address: Address = DEFAULTS["gateway"]
     free_ports: Annotated[bool, typer.Option("--free-ports", help="Listen on free loopback ports instead.")] = False
 
     @property
@@ -121,6 +122,11 @@ class AddressOptions:
     def orchestrator(self) -> str:
         """The orchestrator's address."""
         return _FREE_PORT if self.free_ports else self.orchestrator_address
+
+    @property
+    def gateway(self) -> str:
+        """The address of the orchestrator's HTTP gateway."""
+        return _FREE_PORT if self.free_ports else self.gateway_address
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ DEFAULTS: Mapping[str, str] = {
     "retrieval": "127.0.0.1:50051",
     "generation": "127.0.0.1:50052",
     "orchestrator": "127.0.0.1:50053",
+    "gateway": "127.0.0.1:50080",
 }
 UP_DIR = Path(".loraretriever/up")
 STACK_DIRS = (UP_DIR, *(kind.work_dir for kind in WORLDS.values()))

@@ -31,6 +31,8 @@ from infra.runtime.wire import (
     seconds_from_duration,
     selection_from_proto,
     selection_to_proto,
+    weighted_adapter_to_proto,
+    weighted_adapters_from_proto,
 )
 from orchestrator.answering.question import Answer, Question
 from orchestrator.answering.strategy import AnswerStrategy
@@ -55,6 +57,7 @@ def question_from_proto(message: pb.AnswerRequest | pb.StreamAnswerRequest) -> Q
         decoding=decoding,
         oracle=message.adapter_id,
         seed=uuid.uuid4().hex if decoding.seed is None else str(decoding.seed),
+        adapters=weighted_adapters_from_proto(message.adapters),
     )
 
 
@@ -67,6 +70,7 @@ def question_to_proto(question: Question) -> dict[str, Any]:
         "fusion_method": fusion_method_to_proto(question.fusion_method),
         "decoding": decoding_to_proto(question.decoding),
         "adapter_id": question.oracle,
+        "adapters": [weighted_adapter_to_proto(adapter) for adapter in question.adapters],
     }
 
 

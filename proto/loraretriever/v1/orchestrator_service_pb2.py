@@ -24,12 +24,13 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from loraretriever.v1 import adapter_pb2 as loraretriever_dot_v1_dot_adapter__pb2
 from loraretriever.v1 import generation_service_pb2 as loraretriever_dot_v1_dot_generation__service__pb2
 from loraretriever.v1 import prompt_pb2 as loraretriever_dot_v1_dot_prompt__pb2
 from loraretriever.v1 import retrieval_service_pb2 as loraretriever_dot_v1_dot_retrieval__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+loraretriever/v1/orchestrator_service.proto\x12\x10loraretriever.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a)loraretriever/v1/generation_service.proto\x1a\x1dloraretriever/v1/prompt.proto\x1a(loraretriever/v1/retrieval_service.proto\"\x9d\x02\n\rAnswerRequest\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x18.loraretriever.v1.Prompt\x12\x35\n\tretrieval\x18\x02 \x01(\x0b\x32\".loraretriever.v1.RetrievalOptions\x12\x32\n\x08strategy\x18\x03 \x01(\x0e\x32 .loraretriever.v1.AnswerStrategy\x12\x35\n\rfusion_method\x18\x04 \x01(\x0e\x32\x1e.loraretriever.v1.FusionMethod\x12,\n\x08\x64\x65\x63oding\x18\x05 \x01(\x0b\x32\x1a.loraretriever.v1.Decoding\x12\x12\n\nadapter_id\x18\x06 \x01(\t\"\x91\x02\n\x0e\x41nswerResponse\x12\x32\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\".loraretriever.v1.GenerateResponse\x12.\n\tselection\x18\x02 \x01(\x0b\x32\x1b.loraretriever.v1.Selection\x12\x1a\n\x12\x63\x61talogue_revision\x18\x03 \x01(\t\x12\x31\n\x0eretrieval_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12=\n\x11retrieval_timings\x18\x05 \x01(\x0b\x32\".loraretriever.v1.RetrievalTimings\x12\r\n\x05stale\x18\x06 \x01(\x08\"\xa3\x02\n\x13StreamAnswerRequest\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x18.loraretriever.v1.Prompt\x12\x35\n\tretrieval\x18\x02 \x01(\x0b\x32\".loraretriever.v1.RetrievalOptions\x12\x32\n\x08strategy\x18\x03 \x01(\x0e\x32 .loraretriever.v1.AnswerStrategy\x12\x35\n\rfusion_method\x18\x04 \x01(\x0e\x32\x1e.loraretriever.v1.FusionMethod\x12,\n\x08\x64\x65\x63oding\x18\x05 \x01(\x0b\x32\x1a.loraretriever.v1.Decoding\x12\x12\n\nadapter_id\x18\x06 \x01(\t\"\x95\x01\n\x14StreamAnswerResponse\x12\x30\n\tselection\x18\x01 \x01(\x0b\x32\x1b.loraretriever.v1.SelectionH\x00\x12\x0f\n\x05\x64\x65lta\x18\x02 \x01(\tH\x00\x12\x31\n\x05\x66inal\x18\x03 \x01(\x0b\x32 .loraretriever.v1.AnswerResponseH\x00\x42\x07\n\x05\x65vent\"\xdd\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\x12\x12\n\nadapter_id\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x15\n\radapter_field\x18\x05 \x01(\t\x12<\n\nadapter_of\x18\x06 \x03(\x0b\x32(.loraretriever.v1.Dataset.AdapterOfEntry\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x1a\x30\n\x0e\x41\x64\x61pterOfEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa9\x01\n\x11\x45valuatedStrategy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x08strategy\x18\x02 \x01(\x0e\x32 .loraretriever.v1.AnswerStrategy\x12\x35\n\rfusion_method\x18\x03 \x01(\x0e\x32\x1e.loraretriever.v1.FusionMethod\x12\x1b\n\x13\x65xclude_own_adapter\x18\x04 \x01(\x08\"\xcb\x03\n\x0e\x45valuationSpec\x12+\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x19.loraretriever.v1.Dataset\x12\x37\n\nstrategies\x18\x02 \x03(\x0b\x32#.loraretriever.v1.EvaluatedStrategy\x12\x36\n\x08protocol\x18\x03 \x01(\x0e\x32$.loraretriever.v1.EvaluationProtocol\x12\x35\n\tretrieval\x18\x04 \x01(\x0b\x32\".loraretriever.v1.RetrievalOptions\x12,\n\x08\x64\x65\x63oding\x18\x05 \x01(\x0b\x32\x1a.loraretriever.v1.Decoding\x12\x14\n\x0cmax_episodes\x18\x06 \x01(\x05\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x12\n\nshard_size\x18\x08 \x01(\x05\x12\x12\n\nimage_root\x18\t \x01(\t\x12\x1d\n\x10legacy_threshold\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12point_tolerance_px\x18\x0b \x01(\x01H\x01\x88\x01\x01\x42\x13\n\x11_legacy_thresholdB\x15\n\x13_point_tolerance_px\"\xef\x02\n\nEvaluation\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12.\n\x04spec\x18\x02 \x01(\x0b\x32 .loraretriever.v1.EvaluationSpec\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.loraretriever.v1.EvaluationState\x12\x15\n\rtotal_samples\x18\x04 \x01(\x03\x12\x14\n\x0c\x64one_samples\x18\x05 \x01(\x03\x12\x16\n\x0e\x66\x61iled_samples\x18\x06 \x01(\x03\x12\x10\n\x08\x62\x61\x64_rows\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\n \x01(\t\x12\x12\n\noutput_uri\x18\x0b \x01(\t\x12\x0f\n\x07stalled\x18\x0c \x01(\t\"]\n\x17\x43reateEvaluationRequest\x12.\n\x04spec\x18\x01 \x01(\x0b\x32 .loraretriever.v1.EvaluationSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"L\n\x18\x43reateEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.loraretriever.v1.Evaluation\"-\n\x14GetEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"I\n\x15GetEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.loraretriever.v1.Evaluation\"?\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x17ListEvaluationsResponse\x12\x31\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x1c.loraretriever.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x16WatchEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"K\n\x17WatchEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.loraretriever.v1.Evaluation\"0\n\x17\x43\x61ncelEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"L\n\x18\x43\x61ncelEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.loraretriever.v1.Evaluation\")\n\x10GetReportRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"W\n\x11GetReportResponse\x12\x14\n\x0csummary_json\x18\x01 \x01(\t\x12\x18\n\x10summary_markdown\x18\x02 \x01(\t\x12\x12\n\noutput_uri\x18\x03 \x01(\t\"/\n\x16RetryEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"K\n\x17RetryEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.loraretriever.v1.Evaluation\"0\n\x17\x44\x65leteEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteEvaluationResponse*\xfe\x01\n\x0e\x41nswerStrategy\x12\x1f\n\x1b\x41NSWER_STRATEGY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41NSWER_STRATEGY_BASE\x10\x01\x12\x1d\n\x19\x41NSWER_STRATEGY_SELECTION\x10\x02\x12\x1b\n\x17\x41NSWER_STRATEGY_MIXTURE\x10\x03\x12\x1a\n\x16\x41NSWER_STRATEGY_FUSION\x10\x04\x12\x1a\n\x16\x41NSWER_STRATEGY_ORACLE\x10\x05\x12\x1f\n\x1b\x41NSWER_STRATEGY_UNIFORM_ALL\x10\x06\x12\x1c\n\x18\x41NSWER_STRATEGY_RANDOM_K\x10\x07*\x9a\x01\n\x12\x45valuationProtocol\x12#\n\x1f\x45VALUATION_PROTOCOL_UNSPECIFIED\x10\x00\x12 \n\x1c\x45VALUATION_PROTOCOL_SEQUENCE\x10\x01\x12\x1c\n\x18\x45VALUATION_PROTOCOL_STEP\x10\x02\x12\x1f\n\x1b\x45VALUATION_PROTOCOL_EPISODE\x10\x03*\xcb\x01\n\x0f\x45valuationState\x12 \n\x1c\x45VALUATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VALUATION_STATE_QUEUED\x10\x01\x12\x1c\n\x18\x45VALUATION_STATE_RUNNING\x10\x02\x12\x1e\n\x1a\x45VALUATION_STATE_SUCCEEDED\x10\x03\x12\x1b\n\x17\x45VALUATION_STATE_FAILED\x10\x04\x12\x1e\n\x1a\x45VALUATION_STATE_CANCELLED\x10\x05\x32\xbd\x01\n\rAnswerService\x12K\n\x06\x41nswer\x12\x1f.loraretriever.v1.AnswerRequest\x1a .loraretriever.v1.AnswerResponse\x12_\n\x0cStreamAnswer\x12%.loraretriever.v1.StreamAnswerRequest\x1a&.loraretriever.v1.StreamAnswerResponse0\x01\x32\xc6\x06\n\x11\x45valuationService\x12i\n\x10\x43reateEvaluation\x12).loraretriever.v1.CreateEvaluationRequest\x1a*.loraretriever.v1.CreateEvaluationResponse\x12`\n\rGetEvaluation\x12&.loraretriever.v1.GetEvaluationRequest\x1a\'.loraretriever.v1.GetEvaluationResponse\x12\x66\n\x0fListEvaluations\x12(.loraretriever.v1.ListEvaluationsRequest\x1a).loraretriever.v1.ListEvaluationsResponse\x12h\n\x0fWatchEvaluation\x12(.loraretriever.v1.WatchEvaluationRequest\x1a).loraretriever.v1.WatchEvaluationResponse0\x01\x12i\n\x10\x43\x61ncelEvaluation\x12).loraretriever.v1.CancelEvaluationRequest\x1a*.loraretriever.v1.CancelEvaluationResponse\x12T\n\tGetReport\x12\".loraretriever.v1.GetReportRequest\x1a#.loraretriever.v1.GetReportResponse\x12\x66\n\x0fRetryEvaluation\x12(.loraretriever.v1.RetryEvaluationRequest\x1a).loraretriever.v1.RetryEvaluationResponse\x12i\n\x10\x44\x65leteEvaluation\x12).loraretriever.v1.DeleteEvaluationRequest\x1a*.loraretriever.v1.DeleteEvaluationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+loraretriever/v1/orchestrator_service.proto\x12\x10loraretriever.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eloraretriever/v1/adapter.proto\x1a)loraretriever/v1/generation_service.proto\x1a\x1dloraretriever/v1/prompt.proto\x1a(loraretriever/v1/retrieval_service.proto\"\xd2\x02\n\rAnswerRequest\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x18.loraretriever.v1.Prompt\x12\x35\n\tretrieval\x18\x02 \x01(\x0b\x32\".loraretriever.v1.RetrievalOptions\x12\x32\n\x08strategy\x18\x03 \x01(\x0e\x32 .loraretriever.v1.AnswerStrategy\x12\x35\n\rfusion_method\x18\x04 \x01(\x0e\x32\x1e.loraretriever.v1.FusionMethod\x12,\n\x08\x64\x65\x63oding\x18\x05 \x01(\x0b\x32\x1a.loraretriever.v1.Decoding\x12\x12\n\nadapter_id\x18\x06 \x01(\t\x12\x33\n\x08\x61\x64\x61pters\x18\x07 \x03(\x0b\x32!.loraretriever.v1.WeightedAdapter\"\x91\x02\n\x0e\x41nswerResponse\x12\x32\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\".loraretriever.v1.GenerateResponse\x12.\n\tselection\x18\x02 \x01(\x0b\x32\x1b.loraretriever.v1.Selection\x12\x1a\n\x12\x63\x61talogue_revision\x18\x03 \x01(\t\x12\x31\n\x0eretrieval_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12=\n\x11retrieval_timings\x18\x05 \x01(\x0b\x32\".loraretriever.v1.RetrievalTimings\x12\r\n\x05stale\x18\x06 \x01(\x08\"\xd8\x02\n\x13StreamAnswerRequest\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x18.loraretriever.v1.Prompt\x12\x35\n\tretrieval\x18\x02 \x01(\x0b\x32\".loraretriever.v1.RetrievalOptions\x12\x32\n\x08strategy\x18\x03 \x01(\x0e\x32 .loraretriever.v1.AnswerStrategy\x12\x35\n\rfusion_method\x18\x04 \x01(\x0e\x32\x1e.loraretriever.v1.FusionMethod\x12,\n\x08\x64\x65\x63oding\x18\x05 \x01(\x0b\x32\x1a.loraretriever.v1.Decoding\x12\x12\n\nadapter_id\x18\x06 \x01(\t\x12\x33\n\x08\x61\x64\x61pters\x18\x07 \x03(\x0b\x32!.loraretriever.v1.WeightedAdapter\"\x95\x01\n\x14StreamAnswerResponse\x12\x30\n\tselection\x18\x01 \x01(\x0b\x32\x1b.loraretriever.v1.SelectionH\x00\x12\x0f\n\x05\x64\x65lta\x18\x02 \x01(\tH\x00\x12\x31\n\x05\x66inal\x18\x03 \x01(\x0b\x32 .loraretriever.v1.AnswerResponseH\x00\x42\x07\n\x05\x65vent\"\xdd\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\x12\x12\n\nadapter_id\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x15\n\radapter_field\x18\x05 \x01(\t\x12<\n\nadapter_of\x18\x06 \x03(\x0b\x32(.loraretriever.v1.Dataset.AdapterOfEntry\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x1a\x30\n\x0e\x41\x64\x61pterOfEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa9\x01\n\x11\x45valuatedStrategy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x08strategy\x18\x02 \x01(\x0e\x32 .loraretriever.v1.AnswerStrategy\x12\x35\n\rfusion_method\x18\x03 \x01(\x0e\x32\x1e.loraretriever.v1.FusionMethod\x12\x1b\n\x13\x65xclude_own_adapter\x18\x04 \x01(\x08\"\xcb\x03\n\x0e\x45valuationSpec\x12+\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x19.loraretriever.v1.Dataset\x12\x37\n\nstrategies\x18\x02 \x03(\x0b\x32#.loraretriever.v1.EvaluatedStrategy\x12\x36\n\x08protocol\x18\x03 \x01(\x0e\x32$.loraretriever.v1.EvaluationProtocol\x12\x35\n\tretrieval\x18\x04 \x01(\x0b\x32\".loraretriever.v1.RetrievalOptions\x12,\n\x08\x64\x65\x63oding\x18\x05 \x01(\x0b\x32\x1a.loraretriever.v1.Decoding\x12\x14\n\x0cmax_episodes\x18\x06 \x01(\x05\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x12\n\nshard_size\x18\x08 \x01(\x05\x12\x12\n\nimage_root\x18\t \x01(\t\x12\x1d\n\x10legacy_threshold\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12point_tolerance_px\x18\x0b \x01(\x01H\x01\x88\x01\x01\x42\x13\n\x11_legacy_thresholdB\x15\n\x13_point_tolerance_px\"\xef\x02\n\nEvaluation\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12.\n\x04spec\x18\x02 \x01(\x0b\x32 .loraretriever.v1.EvaluationSpec\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.loraretriever.v1.EvaluationState\x12\x15\n\rtotal_samples\x18\x04 \x01(\x03\x12\x14\n\x0c\x64one_samples\x18\x05 \x01(\x03\x12\x16\n\x0e\x66\x61iled_samples\x18\x06 \x01(\x03\x12\x10\n\x08\x62\x61\x64_rows\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\n \x01(\t\x12\x12\n\noutput_uri\x18\x0b \x01(\t\x12\x0f\n\x07stalled\x18\x0c \x01(\t\"]\n\x17\x43reateEvaluationRequest\x12.\n\x04spec\x18\x01 \x01(\x0b\x32 .loraretriever.v1.EvaluationSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"L\n\x18\x43reateEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.loraretriever.v1.Evaluation\"-\n\x14GetEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"I\n\x15GetEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.loraretriever.v1.Evaluation\"?\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x17ListEvaluationsResponse\x12\x31\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x1c.loraretriever.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x16WatchEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"K\n\x17WatchEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.loraretriever.v1.Evaluation\"0\n\x17\x43\x61ncelEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"L\n\x18\x43\x61ncelEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.loraretriever.v1.Evaluation\")\n\x10GetReportRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"W\n\x11GetReportResponse\x12\x14\n\x0csummary_json\x18\x01 \x01(\t\x12\x18\n\x10summary_markdown\x18\x02 \x01(\t\x12\x12\n\noutput_uri\x18\x03 \x01(\t\"/\n\x16RetryEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"K\n\x17RetryEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.loraretriever.v1.Evaluation\"0\n\x17\x44\x65leteEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteEvaluationResponse*\xfe\x01\n\x0e\x41nswerStrategy\x12\x1f\n\x1b\x41NSWER_STRATEGY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41NSWER_STRATEGY_BASE\x10\x01\x12\x1d\n\x19\x41NSWER_STRATEGY_SELECTION\x10\x02\x12\x1b\n\x17\x41NSWER_STRATEGY_MIXTURE\x10\x03\x12\x1a\n\x16\x41NSWER_STRATEGY_FUSION\x10\x04\x12\x1a\n\x16\x41NSWER_STRATEGY_ORACLE\x10\x05\x12\x1f\n\x1b\x41NSWER_STRATEGY_UNIFORM_ALL\x10\x06\x12\x1c\n\x18\x41NSWER_STRATEGY_RANDOM_K\x10\x07*\x9a\x01\n\x12\x45valuationProtocol\x12#\n\x1f\x45VALUATION_PROTOCOL_UNSPECIFIED\x10\x00\x12 \n\x1c\x45VALUATION_PROTOCOL_SEQUENCE\x10\x01\x12\x1c\n\x18\x45VALUATION_PROTOCOL_STEP\x10\x02\x12\x1f\n\x1b\x45VALUATION_PROTOCOL_EPISODE\x10\x03*\xcb\x01\n\x0f\x45valuationState\x12 \n\x1c\x45VALUATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VALUATION_STATE_QUEUED\x10\x01\x12\x1c\n\x18\x45VALUATION_STATE_RUNNING\x10\x02\x12\x1e\n\x1a\x45VALUATION_STATE_SUCCEEDED\x10\x03\x12\x1b\n\x17\x45VALUATION_STATE_FAILED\x10\x04\x12\x1e\n\x1a\x45VALUATION_STATE_CANCELLED\x10\x05\x32\xbd\x01\n\rAnswerService\x12K\n\x06\x41nswer\x12\x1f.loraretriever.v1.AnswerRequest\x1a .loraretriever.v1.AnswerResponse\x12_\n\x0cStreamAnswer\x12%.loraretriever.v1.StreamAnswerRequest\x1a&.loraretriever.v1.StreamAnswerResponse0\x01\x32\xc6\x06\n\x11\x45valuationService\x12i\n\x10\x43reateEvaluation\x12).loraretriever.v1.CreateEvaluationRequest\x1a*.loraretriever.v1.CreateEvaluationResponse\x12`\n\rGetEvaluation\x12&.loraretriever.v1.GetEvaluationRequest\x1a\'.loraretriever.v1.GetEvaluationResponse\x12\x66\n\x0fListEvaluations\x12(.loraretriever.v1.ListEvaluationsRequest\x1a).loraretriever.v1.ListEvaluationsResponse\x12h\n\x0fWatchEvaluation\x12(.loraretriever.v1.WatchEvaluationRequest\x1a).loraretriever.v1.WatchEvaluationResponse0\x01\x12i\n\x10\x43\x61ncelEvaluation\x12).loraretriever.v1.CancelEvaluationRequest\x1a*.loraretriever.v1.CancelEvaluationResponse\x12T\n\tGetReport\x12\".loraretriever.v1.GetReportRequest\x1a#.loraretriever.v1.GetReportResponse\x12\x66\n\x0fRetryEvaluation\x12(.loraretriever.v1.RetryEvaluationRequest\x1a).loraretriever.v1.RetryEvaluationResponse\x12i\n\x10\x44\x65leteEvaluation\x12).loraretriever.v1.DeleteEvaluationRequest\x1a*.loraretriever.v1.DeleteEvaluationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,64 +39,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DATASET_ADAPTEROFENTRY']._loaded_options = None
   _globals['_DATASET_ADAPTEROFENTRY']._serialized_options = b'8\001'
-  _globals['_ANSWERSTRATEGY']._serialized_start=3538
-  _globals['_ANSWERSTRATEGY']._serialized_end=3792
-  _globals['_EVALUATIONPROTOCOL']._serialized_start=3795
-  _globals['_EVALUATIONPROTOCOL']._serialized_end=3949
-  _globals['_EVALUATIONSTATE']._serialized_start=3952
-  _globals['_EVALUATIONSTATE']._serialized_end=4155
-  _globals['_ANSWERREQUEST']._serialized_start=247
-  _globals['_ANSWERREQUEST']._serialized_end=532
-  _globals['_ANSWERRESPONSE']._serialized_start=535
-  _globals['_ANSWERRESPONSE']._serialized_end=808
-  _globals['_STREAMANSWERREQUEST']._serialized_start=811
-  _globals['_STREAMANSWERREQUEST']._serialized_end=1102
-  _globals['_STREAMANSWERRESPONSE']._serialized_start=1105
-  _globals['_STREAMANSWERRESPONSE']._serialized_end=1254
-  _globals['_DATASET']._serialized_start=1257
-  _globals['_DATASET']._serialized_end=1478
-  _globals['_DATASET_ADAPTEROFENTRY']._serialized_start=1430
-  _globals['_DATASET_ADAPTEROFENTRY']._serialized_end=1478
-  _globals['_EVALUATEDSTRATEGY']._serialized_start=1481
-  _globals['_EVALUATEDSTRATEGY']._serialized_end=1650
-  _globals['_EVALUATIONSPEC']._serialized_start=1653
-  _globals['_EVALUATIONSPEC']._serialized_end=2112
-  _globals['_EVALUATION']._serialized_start=2115
-  _globals['_EVALUATION']._serialized_end=2482
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=2484
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=2577
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=2579
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=2655
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=2657
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=2702
-  _globals['_GETEVALUATIONRESPONSE']._serialized_start=2704
-  _globals['_GETEVALUATIONRESPONSE']._serialized_end=2777
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=2779
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=2842
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=2844
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=2945
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=2947
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=2994
-  _globals['_WATCHEVALUATIONRESPONSE']._serialized_start=2996
-  _globals['_WATCHEVALUATIONRESPONSE']._serialized_end=3071
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=3073
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=3121
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=3123
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=3199
-  _globals['_GETREPORTREQUEST']._serialized_start=3201
-  _globals['_GETREPORTREQUEST']._serialized_end=3242
-  _globals['_GETREPORTRESPONSE']._serialized_start=3244
-  _globals['_GETREPORTRESPONSE']._serialized_end=3331
-  _globals['_RETRYEVALUATIONREQUEST']._serialized_start=3333
-  _globals['_RETRYEVALUATIONREQUEST']._serialized_end=3380
-  _globals['_RETRYEVALUATIONRESPONSE']._serialized_start=3382
-  _globals['_RETRYEVALUATIONRESPONSE']._serialized_end=3457
-  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=3459
-  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=3507
-  _globals['_DELETEEVALUATIONRESPONSE']._serialized_start=3509
-  _globals['_DELETEEVALUATIONRESPONSE']._serialized_end=3535
-  _globals['_ANSWERSERVICE']._serialized_start=4158
-  _globals['_ANSWERSERVICE']._serialized_end=4347
-  _globals['_EVALUATIONSERVICE']._serialized_start=4350
-  _globals['_EVALUATIONSERVICE']._serialized_end=5188
+  _globals['_ANSWERSTRATEGY']._serialized_start=3676
+  _globals['_ANSWERSTRATEGY']._serialized_end=3930
+  _globals['_EVALUATIONPROTOCOL']._serialized_start=3933
+  _globals['_EVALUATIONPROTOCOL']._serialized_end=4087
+  _globals['_EVALUATIONSTATE']._serialized_start=4090
+  _globals['_EVALUATIONSTATE']._serialized_end=4293
+  _globals['_ANSWERREQUEST']._serialized_start=279
+  _globals['_ANSWERREQUEST']._serialized_end=617
+  _globals['_ANSWERRESPONSE']._serialized_start=620
+  _globals['_ANSWERRESPONSE']._serialized_end=893
+  _globals['_STREAMANSWERREQUEST']._serialized_start=896
+  _globals['_STREAMANSWERREQUEST']._serialized_end=1240
+  _globals['_STREAMANSWERRESPONSE']._serialized_start=1243
+  _globals['_STREAMANSWERRESPONSE']._serialized_end=1392
+  _globals['_DATASET']._serialized_start=1395
+  _globals['_DATASET']._serialized_end=1616
+  _globals['_DATASET_ADAPTEROFENTRY']._serialized_start=1568
+  _globals['_DATASET_ADAPTEROFENTRY']._serialized_end=1616
+  _globals['_EVALUATEDSTRATEGY']._serialized_start=1619
+  _globals['_EVALUATEDSTRATEGY']._serialized_end=1788
+  _globals['_EVALUATIONSPEC']._serialized_start=1791
+  _globals['_EVALUATIONSPEC']._serialized_end=2250
+  _globals['_EVALUATION']._serialized_start=2253
+  _globals['_EVALUATION']._serialized_end=2620
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=2622
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=2715
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=2717
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=2793
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=2795
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=2840
+  _globals['_GETEVALUATIONRESPONSE']._serialized_start=2842
+  _globals['_GETEVALUATIONRESPONSE']._serialized_end=2915
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=2917
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=2980
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=2982
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=3083
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=3085
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=3132
+  _globals['_WATCHEVALUATIONRESPONSE']._serialized_start=3134
+  _globals['_WATCHEVALUATIONRESPONSE']._serialized_end=3209
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=3211
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=3259
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=3261
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=3337
+  _globals['_GETREPORTREQUEST']._serialized_start=3339
+  _globals['_GETREPORTREQUEST']._serialized_end=3380
+  _globals['_GETREPORTRESPONSE']._serialized_start=3382
+  _globals['_GETREPORTRESPONSE']._serialized_end=3469
+  _globals['_RETRYEVALUATIONREQUEST']._serialized_start=3471
+  _globals['_RETRYEVALUATIONREQUEST']._serialized_end=3518
+  _globals['_RETRYEVALUATIONRESPONSE']._serialized_start=3520
+  _globals['_RETRYEVALUATIONRESPONSE']._serialized_end=3595
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=3597
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=3645
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_start=3647
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_end=3673
+  _globals['_ANSWERSERVICE']._serialized_start=4296
+  _globals['_ANSWERSERVICE']._serialized_end=4485
+  _globals['_EVALUATIONSERVICE']._serialized_start=4488
+  _globals['_EVALUATIONSERVICE']._serialized_end=5326
 # @@protoc_insertion_point(module_scope)

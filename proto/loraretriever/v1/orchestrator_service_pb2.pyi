@@ -2,6 +2,7 @@ import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from loraretriever.v1 import adapter_pb2 as _adapter_pb2
 from loraretriever.v1 import generation_service_pb2 as _generation_service_pb2
 from loraretriever.v1 import prompt_pb2 as _prompt_pb2
 from loraretriever.v1 import retrieval_service_pb2 as _retrieval_service_pb2
@@ -60,20 +61,22 @@ EVALUATION_STATE_FAILED: EvaluationState
 EVALUATION_STATE_CANCELLED: EvaluationState
 
 class AnswerRequest(_message.Message):
-    __slots__ = ("prompt", "retrieval", "strategy", "fusion_method", "decoding", "adapter_id")
+    __slots__ = ("prompt", "retrieval", "strategy", "fusion_method", "decoding", "adapter_id", "adapters")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     RETRIEVAL_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
     FUSION_METHOD_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     prompt: _prompt_pb2.Prompt
     retrieval: _retrieval_service_pb2.RetrievalOptions
     strategy: AnswerStrategy
     fusion_method: _generation_service_pb2.FusionMethod
     decoding: _generation_service_pb2.Decoding
     adapter_id: str
-    def __init__(self, prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., retrieval: _Optional[_Union[_retrieval_service_pb2.RetrievalOptions, _Mapping]] = ..., strategy: _Optional[_Union[AnswerStrategy, str]] = ..., fusion_method: _Optional[_Union[_generation_service_pb2.FusionMethod, str]] = ..., decoding: _Optional[_Union[_generation_service_pb2.Decoding, _Mapping]] = ..., adapter_id: _Optional[str] = ...) -> None: ...
+    adapters: _containers.RepeatedCompositeFieldContainer[_adapter_pb2.WeightedAdapter]
+    def __init__(self, prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., retrieval: _Optional[_Union[_retrieval_service_pb2.RetrievalOptions, _Mapping]] = ..., strategy: _Optional[_Union[AnswerStrategy, str]] = ..., fusion_method: _Optional[_Union[_generation_service_pb2.FusionMethod, str]] = ..., decoding: _Optional[_Union[_generation_service_pb2.Decoding, _Mapping]] = ..., adapter_id: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_adapter_pb2.WeightedAdapter, _Mapping]]] = ...) -> None: ...
 
 class AnswerResponse(_message.Message):
     __slots__ = ("answer", "selection", "catalogue_revision", "retrieval_time", "retrieval_timings", "stale")
@@ -92,20 +95,22 @@ class AnswerResponse(_message.Message):
     def __init__(self, answer: _Optional[_Union[_generation_service_pb2.GenerateResponse, _Mapping]] = ..., selection: _Optional[_Union[_retrieval_service_pb2.Selection, _Mapping]] = ..., catalogue_revision: _Optional[str] = ..., retrieval_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retrieval_timings: _Optional[_Union[_retrieval_service_pb2.RetrievalTimings, _Mapping]] = ..., stale: bool = ...) -> None: ...
 
 class StreamAnswerRequest(_message.Message):
-    __slots__ = ("prompt", "retrieval", "strategy", "fusion_method", "decoding", "adapter_id")
+    __slots__ = ("prompt", "retrieval", "strategy", "fusion_method", "decoding", "adapter_id", "adapters")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     RETRIEVAL_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
     FUSION_METHOD_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     prompt: _prompt_pb2.Prompt
     retrieval: _retrieval_service_pb2.RetrievalOptions
     strategy: AnswerStrategy
     fusion_method: _generation_service_pb2.FusionMethod
     decoding: _generation_service_pb2.Decoding
     adapter_id: str
-    def __init__(self, prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., retrieval: _Optional[_Union[_retrieval_service_pb2.RetrievalOptions, _Mapping]] = ..., strategy: _Optional[_Union[AnswerStrategy, str]] = ..., fusion_method: _Optional[_Union[_generation_service_pb2.FusionMethod, str]] = ..., decoding: _Optional[_Union[_generation_service_pb2.Decoding, _Mapping]] = ..., adapter_id: _Optional[str] = ...) -> None: ...
+    adapters: _containers.RepeatedCompositeFieldContainer[_adapter_pb2.WeightedAdapter]
+    def __init__(self, prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., retrieval: _Optional[_Union[_retrieval_service_pb2.RetrievalOptions, _Mapping]] = ..., strategy: _Optional[_Union[AnswerStrategy, str]] = ..., fusion_method: _Optional[_Union[_generation_service_pb2.FusionMethod, str]] = ..., decoding: _Optional[_Union[_generation_service_pb2.Decoding, _Mapping]] = ..., adapter_id: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_adapter_pb2.WeightedAdapter, _Mapping]]] = ...) -> None: ...
 
 class StreamAnswerResponse(_message.Message):
     __slots__ = ("selection", "delta", "final")

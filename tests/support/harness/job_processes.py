@@ -147,6 +147,7 @@ class Cluster:
 def short_lease_settings(tiers: FakeTiers, folder: Path, data: Path) -> dict[str, Any]:
     """Return settings with short leases for an orchestrator and its workers."""
     return {
+        "gateway_address": "127.0.0.1:0",
         "retrieval_target": tiers.retrieval_target,
         "generation_target": tiers.generation_target,
         "dataset_roots": (data,),
@@ -168,8 +169,8 @@ async def cluster(folder: Path, redis_url: str, **changes: object) -> AsyncItera
         tiers = await stack.enter_async_context(fake_tiers())
         settings = {**short_lease_settings(tiers, folder, data), "redis_url": redis_url, **changes}
         orchestrator_settings = OrchestratorSettings(**{**settings, "address": "127.0.0.1:0"})
-        server = await stack.enter_async_context(orchestrator(orchestrator_settings, redis_url))
-        await stack.enter_async_context(server)
+        tier = await stack.enter_async_context(orchestrator(orchestrator_settings, redis_url))
+        server = await stack.enter_async_context(tier.server)
         client = await stack.enter_async_context(EvaluationClient(server.address))
         yield Cluster(tiers, folder, data, settings, client, stack)
 

@@ -17,7 +17,7 @@ from loraretriever.v1 import (
 
 from infra.contract.adapter import Adapter
 from infra.contract.composition import Base, Composition, WeightedAdapter
-from infra.contract.errors import LoraRetrieverError, field_path
+from infra.contract.errors import LoraRetrieverError, NotFoundError, field_path
 from infra.contract.generation import FinishReason, Generation, Timings, Usage
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import (
@@ -136,6 +136,14 @@ class FakeRetrieval(retrieval_service_pb2_grpc.RetrievalServiceServicer):
         return retrieval_service_pb2.ListAdaptersResponse(
             adapters=[adapter_to_proto(adapter) for adapter in listed], catalogue_revision=self.catalogue_revision
         )
+
+    async def GetAdapter(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Return one of ADAPTERS."""
+        self._fail()
+        for adapter in ADAPTERS:
+            if adapter.adapter_id == request.adapter_id:
+                return retrieval_service_pb2.GetAdapterResponse(adapter=adapter_to_proto(adapter))
+        raise NotFoundError(f"no adapter {request.adapter_id!r}")
 
     def _fail(self) -> None:
         if self.failure is not None:

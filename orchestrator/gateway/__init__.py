@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP gateway: the pipeline that AnswerService uses, and the catalogue, over HTTP."""

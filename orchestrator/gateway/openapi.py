@@ -1,0 +1,27 @@
+"""The OpenAPI document of the gateway: `python -m orchestrator.gateway.openapi` writes docs/openapi.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from orchestrator.gateway.app import routed
+from orchestrator.gateway.services import Services
+
+FILE = Path("docs/openapi.json")
+
+
+def document() -> dict[str, Any]:
+    """Return the document. The routes call no service to describe themselves."""
+    schema = routed(cast(Services, None)).openapi()
+    return schema
+
+
+def text() -> str:
+    """Return the document as the file holds it."""
+    return json.dumps(document(), indent=1, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(), encoding="utf-8")
