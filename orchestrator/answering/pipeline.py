@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -110,7 +110,7 @@ class Pipeline:
 
     async def stream(
         self, question: Question, timeout_s: float | None = None
-    ) -> AsyncIterator[Selection | str | Answer]:
+    ) -> AsyncGenerator[Selection | str | Answer, None]:
         """Yield the selection, then the answer's text piece by piece, then the complete Answer."""
         deadline = Deadline.after(timeout_s)
         composed = await self._retrieve_and_compose(question, deadline)

@@ -18,6 +18,7 @@ from orchestrator.gateway.fields import RequestModel, Unused, only
 MAX_MESSAGES = 1024
 MAX_PARTS = 256
 
+_FIELDS = ((".parts", ".content"), (".image.data", ".image_url.url"), (".image.mime_type", ".image_url.url"))
 _ROLES = {
     "system": Role.SYSTEM,
     "developer": Role.SYSTEM,  # OpenAI's newer name of the same role.
@@ -80,7 +81,17 @@ def prompt_of(messages: Sequence[ChatMessage]) -> Prompt:
     for index, message in enumerate(messages):
         with field_path(f"messages[{index}]"):
             turns.append(Message(_role(message.role), _parts(message.content or [])))
-    return Prompt(tuple(turns))
+    try:
+        return Prompt(tuple(turns))
+    except InvalidArgumentError as error:
+        raise error.renamed(message_field(error.field)) from error
+
+
+def message_field(path: str) -> str:
+    """Return the path in a request's messages for a path in the contract's prompt."""
+    for ours, theirs in _FIELDS:
+        path = path.replace(ours, theirs)
+    return path or "messages"
 
 
 def _role(name: str) -> Role:

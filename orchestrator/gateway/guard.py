@@ -95,7 +95,8 @@ class Guard:
         limit = self._policy.max_body_bytes
         declared = request.headers.get("content-length", "")
         is_too_large = declared.isdigit() and int(declared) > limit
-        chunks, size, has_more = [], 0, True
+        chunks: list[bytes] = []
+        size, has_more = 0, True
         try:
             async with asyncio.timeout(_BODY_TIMEOUT_S):
                 while has_more and size <= limit + _DRAINED_BYTES:

@@ -14,8 +14,7 @@ FILE = Path("docs/openapi.json")
 
 def document() -> dict[str, Any]:
     """Return the document. The routes call no service to describe themselves."""
-    schema = routed(cast(Services, None)).openapi()
-    return schema
+    return routed(cast(Services, None)).openapi()
 
 
 def text() -> str:

@@ -12,7 +12,7 @@ from infra.contract.errors import InvalidArgumentError
 from infra.contract.generation import Decoding
 from infra.contract.prompt import Prompt
 from orchestrator.answering.question import Question
-from orchestrator.gateway.content import Messages, prompt_of
+from orchestrator.gateway.content import Messages, message_field, prompt_of
 from orchestrator.gateway.fields import RequestModel, Strings, Unused, only
 from orchestrator.gateway.steering import EXTENSION, Plan, Steering, plan_of
 
@@ -175,7 +175,7 @@ def _request_field(path: str, chat: bool) -> str:
     top, _, rest = path.partition(".")
     match top:
         case "prompt":
-            return _message_field(rest) if chat else "prompt"
+            return message_field(rest) if chat else "prompt"
         case "decoding":
             return _FIELD_OF_DECODING.get(rest, rest)
         case "retrieval":
@@ -186,17 +186,6 @@ def _request_field(path: str, chat: bool) -> str:
             return "model"
         case _:
             return f"{EXTENSION}.weights" if top.startswith(("adapters", "composition")) else path
-
-
-def _message_field(path: str) -> str:
-    """Return the path of a part of the contract's prompt in the messages of a request."""
-    for ours, theirs in (
-        (".parts", ".content"),
-        (".image.data", ".image_url.url"),
-        (".image.mime_type", ".image_url.url"),
-    ):
-        path = path.replace(ours, theirs)
-    return path or "messages"
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from pydantic import Field
@@ -32,12 +32,11 @@ class Method:
 #: The methods by the names that `loraretriever ask --strategy` has too.
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        strategy.value: Method(strategy)
-        for strategy in (AnswerStrategy.MIXTURE, AnswerStrategy.SELECTION, AnswerStrategy.FUSION)
-    }
-    | {
-        f"{AnswerStrategy.FUSION.value}-{method.value}": Method(AnswerStrategy.FUSION, method)
-        for method in FusionMethod
+        **{
+            strategy.value: Method(strategy)
+            for strategy in (AnswerStrategy.MIXTURE, AnswerStrategy.SELECTION, AnswerStrategy.FUSION)
+        },
+        **{f"{AnswerStrategy.FUSION.value}-{way.value}": Method(AnswerStrategy.FUSION, way) for way in FusionMethod},
     }
 )
 DEFAULT_METHOD = AnswerStrategy.MIXTURE.value
@@ -86,7 +85,7 @@ class Plan:
 
     strategy: AnswerStrategy
     fusion_method: FusionMethod = FusionMethod.LINEAR
-    retrieval: RetrievalOptions = RetrievalOptions()
+    retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
     adapter: str = ""
     weights: tuple[WeightedAdapter, ...] = ()
 

@@ -10,6 +10,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from generation_service.clients import CatalogueClient
@@ -21,7 +22,9 @@ from infra.runtime.error_table import translated
 from infra.runtime.metrics import serve_metrics
 from infra.runtime.server import GrpcServer
 from infra.runtime.settings import ServerOptions
+from tests.support.servers.gateway import gateway_server
 from tests.support.servers.runtime_probe import Kind, generate, serving
+from tests.support.servers.tiers import fake_tiers
 
 OPENSSL = shutil.which("openssl")
 KINDS: tuple[Kind, ...] = ("sync", "aio")
@@ -173,3 +176,34 @@ def test_metrics_endpoint_requires_tls_and_token(authority: Authority, server_pa
             assert b"loraretriever_grpc_call_seconds" in response.read()
     finally:
         server.close()
+
+
+async def test_gateway_has_the_tls_files_of_its_server(authority: Authority, server_pair: Pair) -> None:
+    options = ServerOptions(tls_certificate=server_pair.certificate, tls_key=server_pair.key, shutdown_grace_s=0)
+    trusting = ssl.create_default_context(cafile=str(authority.ca))
+    async with fake_tiers() as tiers, gateway_server(tiers, options) as address:
+        async with httpx.AsyncClient(verify=trusting) as client:
+            assert (await client.get(f"https://{address}/health")).json() == {"status": "ok"}
+        async with httpx.AsyncClient() as stranger:
+            for scheme in ("https", "http"):
+                with pytest.raises(httpx.TransportError):
+                    await stranger.get(f"{scheme}://{address}/health")
+
+
+async def test_gateway_admits_clients_of_its_authority_only(authority: Authority, server_pair: Pair) -> None:
+    ours = authority.issue("http-client")
+    options = ServerOptions(
+        tls_certificate=server_pair.certificate,
+        tls_key=server_pair.key,
+        tls_client_ca=authority.ca,
+        shutdown_grace_s=0,
+    )
+    anonymous = ssl.create_default_context(cafile=str(authority.ca))
+    known = ssl.create_default_context(cafile=str(authority.ca))
+    known.load_cert_chain(ours.certificate, ours.key)
+    async with fake_tiers() as tiers, gateway_server(tiers, options) as address:
+        async with httpx.AsyncClient(verify=known) as client:
+            assert (await client.get(f"https://{address}/health")).status_code == 200
+        async with httpx.AsyncClient(verify=anonymous) as client:
+            with pytest.raises(httpx.TransportError):
+                await client.get(f"https://{address}/health")

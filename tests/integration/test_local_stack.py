@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -10,7 +11,10 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
+import openai
 import pytest
 
 from infra.contract.errors import ConfigurationError
@@ -134,6 +138,49 @@ def test_ask_names_option_of_missing_oracle(stack: LocalStack, capsys: pytest.Ca
     words = ["ask", "hello", "--strategy", "oracle", "--orchestrator-target", stack.addresses.orchestrator]
     assert run(words) == 2
     assert "error: --adapter: the oracle strategy needs the correct adapter's id" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(180)
+def test_openai_client_answers_and_streams(stack: LocalStack, data: Path) -> None:
+    image = base64.b64encode((data / "a0" / "images" / "0_0.png").read_bytes()).decode()
+    fields: dict[str, Any] = {"messages": with_image(image), "max_tokens": 4}
+    with openai.OpenAI(base_url=f"http://{stack.addresses.gateway}/v1", api_key="unused", max_retries=0) as client:
+        assert {"auto", "base", "a0", "a1"} <= {model.id for model in client.models.list()}
+        extension = {"loraretriever": {"top_k": 2}}
+        for model, count in {"auto": 2, "auto:fusion-svd": 2, "auto:selection": 1, "a1": 1, "base": 0}.items():
+            body = extension if model.startswith("auto") else {}
+            answer: Any = client.chat.completions.create(model=model, extra_body=body, **fields)
+            assert len(answer.loraretriever["adapters"]) == count
+            assert answer.usage.completion_tokens <= 4
+            stream: Any = client.chat.completions.create(
+                model=model, stream=True, stream_options={"include_usage": True}, extra_body=body, **fields
+            )
+            chunks = list(stream)
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+            assert text == answer.choices[0].message.content
+            assert chunks[-1].usage == answer.usage
+        assert len(client.embeddings.create(model="embedder", input=["one", "two"]).data) == 2
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="base", messages=with_image(image[:200]))
+        assert caught.value.param == "messages[0].content[0].image_url.url"
+
+
+def with_image(data: str) -> list[Any]:
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    return [{"role": "user", "content": [image, {"type": "text", "text": "Send letter 0."}]}]
+
+
+@pytest.mark.timeout(180)
+def test_adapters_are_added_over_http(stack: LocalStack, models: Models) -> None:
+    with httpx.Client(base_url=f"http://{stack.addresses.gateway}/v1", timeout=60) as client:
+        body = {"id": "added", "checkpoint": "/no/such", "examples": ["Send letter 0."]}
+        refused = client.post("/adapters", json=body)
+        assert (refused.status_code, "/no/such" in refused.text) == (400, True)
+        added = client.post("/adapters", json=body | {"checkpoint": str(models.adapters / "a0")})
+        assert (added.status_code, added.json()["base_model"]) == (201, "Qwen2-VL-tiny")
+        matched = client.post("/adapters/match", json={"prompt": "Send letter 0.", "include": ["added"]}).json()
+        assert [match["id"] for match in matched["data"]] == ["added"]
+        assert client.delete("/adapters/added").json()["deleted"]
 
 
 @pytest.mark.timeout(180)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -152,13 +153,20 @@ class FakeRetrieval(retrieval_service_pb2_grpc.RetrievalServiceServicer):
 
 @dataclass
 class FakeGeneration(generation_service_pb2_grpc.GenerationServiceServicer):
-    """Answers with `answer_text`. `before` is awaited first; `failures` are raised by a word of the prompt."""
+    """Answers with `answer_text`. `before` is awaited first; `failures` are raised by a word of the prompt.
+
+    A stream waits after its first word while `waits_after_text` is an unset event, and then raises `fails_after_text`.
+    """
 
     before: Hook = _nothing
     failures: dict[str, LoraRetrieverError] = field(default_factory=dict)
     peers: set[str] = field(default_factory=set)
     calls: int = 0
     model_calls: int = 0
+    check_failure: LoraRetrieverError | None = None
+    fails_after_text: LoraRetrieverError | None = None
+    waits_after_text: asyncio.Event | None = None
+    stream_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def GetModel(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Name the base model."""
@@ -172,6 +180,12 @@ class FakeGeneration(generation_service_pb2_grpc.GenerationServiceServicer):
             limits=generation_service_pb2.ModelLimits(max_images=16, bank_ranks=64),
         )
 
+    async def CheckAdapter(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Accept an adapter of any checkpoint."""
+        if self.check_failure is not None:
+            raise self.check_failure
+        return generation_service_pb2.CheckAdapterResponse(base_model=BASE_MODEL)
+
     async def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Answer at once."""
         return generation_to_proto(await self._answer(request, context))
@@ -179,9 +193,16 @@ class FakeGeneration(generation_service_pb2_grpc.GenerationServiceServicer):
     async def StreamGenerate(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Answer word by word."""
         generation = await self._answer(request, context)
-        for word in generation.text.split(" "):
-            yield generation_service_pb2.StreamGenerateResponse(delta=word)
-        yield generation_service_pb2.StreamGenerateResponse(final=generation_to_proto(generation))
+        try:
+            for word in generation.text.split(" "):
+                yield generation_service_pb2.StreamGenerateResponse(delta=word)
+                if self.waits_after_text is not None:
+                    await self.waits_after_text.wait()
+                if self.fails_after_text is not None:
+                    raise self.fails_after_text
+            yield generation_service_pb2.StreamGenerateResponse(final=generation_to_proto(generation))
+        finally:
+            self.stream_ended.set()
 
     async def _answer(self, request: Any, context: Any) -> Generation:
         with field_path("prompt"):
