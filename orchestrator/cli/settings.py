@@ -65,8 +65,7 @@ class Environment:
     def for_tiers(self, *, own_settings: bool) -> dict[str, str]:
         """Return the environment of tiers on this machine.
 
-        Each process computes with one thread unless the caller sets another number, since they share the machine's
-        cores. Without `own_settings` the caller's settings of the tiers are removed.
+        Without `own_settings` the caller's settings of the tiers are removed.
         """
         variables = dict(self.variables)
         if not own_settings:
@@ -75,7 +74,6 @@ class Environment:
                 for name, value in variables.items()
                 if not name.upper().startswith(_TIER_PREFIXES) and name.upper() not in _LEGACY_NAMES
             }
-        variables.setdefault("OMP_NUM_THREADS", "1")
         variables.setdefault("TOKENIZERS_PARALLELISM", "false")
         variables["PYTHONUNBUFFERED"] = "1"
         return variables

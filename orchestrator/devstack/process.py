@@ -73,11 +73,16 @@ class RestartPolicy:
 
 @dataclass(frozen=True)
 class Program:
-    """`python -m module arguments --ready-file FILE`, which is ready once the file exists."""
+    """`python -m module arguments --ready-file FILE`, which is ready once the file exists.
+
+    `threads` is how many it computes with, None: its library's default. OMP_NUM_THREADS in the environment of the stack
+    takes precedence.
+    """
 
     name: str
     module: str
     arguments: tuple[str, ...] = ()
+    threads: int | None = 1
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,10 @@ class Ready:
     address: str
     pid: int
     gateway: str = ""
+
+
+def _thread_count(program: Program) -> dict[str, str]:
+    return {} if program.threads is None else {"OMP_NUM_THREADS": str(program.threads)}
 
 
 class Child:
@@ -114,7 +123,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=dict(environment),
+                env=_thread_count(program) | dict(environment),
                 start_new_session=True,
             )
 

@@ -185,7 +185,12 @@ class LocalStack:
         retrieval = self._start(_tier(_RETRIEVAL, module_name("retrieval_service"), retrieval_settings))
         connections = {"retrieval_target": retrieval.address}
         generation = self._start(
-            _tier(_GENERATION, module_name("generation_service"), {**plan.generation, **connections})
+            _tier(
+                _GENERATION,
+                module_name("generation_service"),
+                {**plan.generation, **connections},
+                threads=None,
+            )
         )
         connections |= {"generation_target": generation.address, "redis_url": redis_url}
         own = {"output_dir": plan.work_dir / "evaluations", "gateway_address": _FREE_ADDRESS}
@@ -233,8 +238,9 @@ def read_state(work_dir: Path) -> Addresses | None:
     return addresses
 
 
-def _tier(name: str, module: str, settings: Mapping[str, object]) -> Program:
-    return Program(name, module, tuple(as_arguments({"address": _FREE_ADDRESS, **settings})))
+def _tier(name: str, module: str, settings: Mapping[str, object], threads: int | None = 1) -> Program:
+    """Return a tier's program. Generation, which computes most of the time, uses all cores; the others one thread."""
+    return Program(name, module, tuple(as_arguments({"address": _FREE_ADDRESS, **settings})), threads)
 
 
 def _write_state(file: Path, addresses: Addresses) -> None:
