@@ -1,9 +1,11 @@
 """The public face of loraretriever: clients of its services, the types they take and return, and their errors.
 
-    from loraretriever import AnswerClient, Prompt, Question
+    from loraretriever import Client
 
-    async with AnswerClient("127.0.0.1:50053") as client:
-        answer = await client.answer(Question(Prompt.of("Order the running shoes.")))
+    with Client("http://127.0.0.1:50080") as client:
+        reply = client.answer("Order the running shoes.", images=["screen.png"])
+
+Client and AsyncClient speak HTTP with the gateway; AnswerClient and its siblings speak gRPC with one service each.
 
 Names are imported on first use: `import loraretriever` alone loads neither gRPC nor protobuf. The generated messages of
 the contract are in `loraretriever.v1`. Every other module is internal and may change in any release.
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
     from orchestrator.clients.answer import AnswerClient
     from orchestrator.clients.evaluation import EvaluationClient
     from orchestrator.clients.generation import GenerationClient
+    from orchestrator.clients.http.aio import AsyncClient, AsyncReplyStream
+    from orchestrator.clients.http.client import Client, ReplyStream
+    from orchestrator.clients.http.replies import AdapterMatch, AdapterShare, Matches, Reply
     from orchestrator.clients.retrieval import RetrievalClient
     from orchestrator.evaluation.job import Evaluation, EvaluationPage, EvaluationState, Report
     from orchestrator.evaluation.spec import DatasetSpec, EvaluatedStrategy, EvaluationSpec, PromptProtocol
@@ -56,16 +61,21 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "AdapterMatch",
+    "AdapterShare",
     "AlreadyExistsError",
     "Answer",
     "AnswerClient",
     "AnswerStrategy",
+    "AsyncClient",
+    "AsyncReplyStream",
     "Base",
     "BaseModelMismatchError",
     "CancelledError",
     "CapacityError",
     "ChannelOptions",
     "CheckpointError",
+    "Client",
     "Composition",
     "ConfigurationError",
     "ConflictError",
@@ -88,6 +98,7 @@ __all__ = [
     "InvalidArgumentError",
     "LoraRetrieverError",
     "Match",
+    "Matches",
     "Message",
     "Mixture",
     "NotFoundError",
@@ -95,6 +106,8 @@ __all__ = [
     "Prompt",
     "PromptProtocol",
     "Question",
+    "Reply",
+    "ReplyStream",
     "Report",
     "RetrievalClient",
     "RetrievalOptions",
@@ -137,6 +150,9 @@ def _modules() -> Iterator[ModuleType]:
     from orchestrator.evaluation import job, spec
 
     yield from (question, strategy, spec, job)
+    from orchestrator.clients.http import aio, client, replies
+
+    yield from (client, aio, replies)
     from infra.runtime import channel
     from orchestrator.clients import answer, evaluation
     from orchestrator.clients import generation as generation_client

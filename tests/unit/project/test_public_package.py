@@ -13,7 +13,18 @@ import pytest
 from infra.contract import errors
 
 SOURCE = Path(loraretriever.__file__)
-EXTRAS = ("celery", "httpx", "numpy", "qdrant_client", "redis", "rich", "safetensors", "torch", "transformers", "typer")
+EXTRAS = (
+    "celery",
+    "fastapi",
+    "numpy",
+    "qdrant_client",
+    "redis",
+    "rich",
+    "safetensors",
+    "torch",
+    "transformers",
+    "typer",
+)
 """Top-level packages of the extras that an installation without extras lacks."""
 
 

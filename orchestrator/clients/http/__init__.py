@@ -1,0 +1,1 @@
+"""Clients of the HTTP gateway: `loraretriever.Client` and `loraretriever.AsyncClient`."""

@@ -1,0 +1,196 @@
+"""AsyncClient: the gateway from asynchronous programs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import httpx
+
+from infra.contract.adapter import Adapter
+from infra.contract.errors import LoraRetrieverError
+from infra.contract.prompt import Prompt
+from orchestrator.clients.http.encoding import (
+    AnswerOptions,
+    Call,
+    ImageSource,
+    RetrievalOptions,
+    adapter_call,
+    add_call,
+    answer_call,
+    list_call,
+    match_call,
+)
+from orchestrator.clients.http.replies import Matches, Reply, adapter_from, matches_from, reply_from
+from orchestrator.clients.http.stream import StreamState
+from orchestrator.clients.http.transport import (
+    DEFAULT_URL,
+    Connection,
+    ConnectionOptions,
+    response_error,
+    retry_pause_s,
+    transport_error,
+)
+
+
+class AsyncClient:
+    """The same as Client, with coroutines. Used on one event loop.
+
+    async with AsyncClient() as client:
+        reply = await client.answer("Order the running shoes.", images=["screen.png"])
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, **options: Unpack[ConnectionOptions]) -> None:
+        self._connection = Connection(url, **options)
+        self._http = httpx.AsyncClient(**self._connection.options())
+        self.adapters = AsyncAdapters(self._json)
+
+    async def answer(
+        self, prompt: str | Prompt, images: Sequence[ImageSource] = (), **options: Unpack[AnswerOptions]
+    ) -> Reply:
+        """Return the answer to a prompt."""
+        call = answer_call(prompt, images, options)
+        return reply_from(await self._json(call), call.images)
+
+    def stream(
+        self, prompt: str | Prompt, images: Sequence[ImageSource] = (), **options: Unpack[AnswerOptions]
+    ) -> AsyncReplyStream:
+        """Return the answer as an asynchronous iterable of its text, piece by piece."""
+        call = answer_call(prompt, images, options, stream=True)
+        return AsyncReplyStream(StreamState(call.images), self._lines(call))
+
+    async def match(
+        self, prompt: str | Prompt, images: Sequence[ImageSource] = (), **options: Unpack[RetrievalOptions]
+    ) -> Matches:
+        """Return the adapters that fit a prompt, without an answer."""
+        call = match_call(prompt, images, options)
+        found = await self._json(call)
+        return matches_from(found["data"], found["reason"], call.images)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _json(self, call: Call) -> Any:
+        async with self._sent(call) as response:
+            await response.aread()
+            return response.json()
+
+    async def _lines(self, call: Call) -> AsyncGenerator[str, None]:
+        async with self._sent(call) as response:
+            async for line in response.aiter_lines():
+                yield line
+
+    @asynccontextmanager
+    async def _sent(self, call: Call) -> AsyncIterator[httpx.Response]:
+        """Yield the response of a call that succeeded, after retries."""
+        response = await self._send(call)
+        try:
+            yield response
+        except httpx.HTTPError as error:
+            raise transport_error(error, self._connection) from error
+        finally:
+            await response.aclose()
+
+    async def _send(self, call: Call) -> httpx.Response:
+        attempt = 0
+        while True:
+            try:
+                return await self._attempt(call)
+            except LoraRetrieverError as error:
+                pause_s = retry_pause_s(error, attempt, self._connection)
+                if pause_s is None:
+                    raise
+            await asyncio.sleep(pause_s)
+            attempt += 1
+
+    async def _attempt(self, call: Call) -> httpx.Response:
+        try:
+            request = self._http.build_request(call.method, call.path, json=call.body, params=call.query)
+            response = await self._http.send(request, stream=True)
+            if response.is_success:
+                return response
+            content = await response.aread()
+            await response.aclose()
+        except httpx.HTTPError as error:
+            raise transport_error(error, self._connection) from error
+        raise response_error(response.status_code, content, response.headers)
+
+
+class AsyncReplyStream:
+    """A streamed answer: iterate over its text; `matches` is known from the first piece on, `reply` at the end."""
+
+    def __init__(self, state: StreamState, lines: AsyncGenerator[str, None]) -> None:
+        self._state = state
+        self._lines = lines
+        self._pieces = self._read()
+
+    @property
+    def matches(self) -> Matches | None:
+        """The retrieved adapters; None before the first piece."""
+        return self._state.matches
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer. Raises InternalError before the end of the stream."""
+        return self._state.result()
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self._pieces
+
+    async def close(self) -> None:
+        """End the stream early, which cancels the generation."""
+        await self._pieces.aclose()
+
+    async def _read(self) -> AsyncGenerator[str, None]:
+        async with aclosing(self._lines):
+            async for line in self._lines:
+                if piece := self._state.feed(line):
+                    yield piece
+
+
+class AsyncAdapters:
+    """The catalogue."""
+
+    def __init__(self, send: Callable[[Call], Awaitable[Any]]) -> None:
+        self._send = send
+
+    async def list(self, base_model: str = "", kind: str = "", tags: Sequence[str] = ()) -> tuple[Adapter, ...]:
+        """Return the adapters of the catalogue, ordered by id."""
+        return tuple(adapter_from(item) for item in (await self._send(list_call(base_model, kind, tags)))["data"])
+
+    async def get(self, adapter_id: str) -> Adapter:
+        """Return one adapter. Raises NotFoundError."""
+        return adapter_from(await self._send(adapter_call("GET", adapter_id)))
+
+    async def add(
+        self,
+        adapter_id: str,
+        checkpoint: str | PathLike[str],
+        examples: Sequence[str | Prompt],
+        *,
+        kind: str = "",
+        tags: Sequence[str] = (),
+        display_name: str = "",
+        description: str = "",
+        replace: bool = False,
+    ) -> Adapter:
+        """Register an adapter by training examples. Raises AlreadyExistsError, or why it cannot be served."""
+        described = {"kind": kind, "tags": list(tags), "display_name": display_name, "description": description}
+        return adapter_from(await self._send(add_call(adapter_id, checkpoint, examples, **described, replace=replace)))
+
+    async def delete(self, adapter_id: str) -> None:
+        """Remove an adapter from the catalogue; its files stay. Raises NotFoundError."""
+        await self._send(adapter_call("DELETE", adapter_id))
