@@ -34,6 +34,7 @@ class Query:
     temperature: float
     min_similarity: float
     strategy: RetrievalStrategy = RetrievalStrategy.CENTROID
+    min_log_odds: float | None = None
 
     @classmethod
     def of(cls, options: RetrievalOptions, defaults: RetrievalDefaults) -> Query:
@@ -48,6 +49,7 @@ class Query:
             defaults.temperature if options.temperature is None else options.temperature,
             defaults.min_similarity if options.min_similarity is None else options.min_similarity,
             options.strategy or defaults.strategy,
+            defaults.min_log_odds if options.min_log_odds is None else options.min_log_odds,
         )
 
 
@@ -102,10 +104,21 @@ class Retriever:
 
 def select(matches: Sequence[ScoredAdapter], query: Query) -> Selection:
     """Drop adapters below the minimum similarity, then weigh the rest. Empty: the base model alone."""
+    log_odds = None
+    if query.strategy is RetrievalStrategy.TWO_COVARIANCE and matches:
+        log_odds = max(match.log_weight for match in matches)
+        if query.min_log_odds is not None and log_odds < query.min_log_odds:
+            return Selection(reason=SelectionReason.NOTHING_FITS, log_odds=log_odds)
     similar = [match for match in matches if match.similarity >= query.min_similarity]
     if not similar:
-        return Selection(reason=SelectionReason.BELOW_MINIMUM_SIMILARITY)
-    weights = weigh([match.similarity for match in similar], query.weighting, query.temperature)
+        return Selection(reason=SelectionReason.BELOW_MINIMUM_SIMILARITY, log_odds=log_odds)
+    weights = weigh(
+        [match.similarity for match in similar],
+        query.weighting,
+        query.temperature,
+        [match.log_weight for match in similar],
+    )
     return Selection(
-        tuple(Match(match.adapter, match.similarity, weight) for match, weight in zip(similar, weights, strict=True))
+        tuple(Match(match.adapter, match.similarity, weight) for match, weight in zip(similar, weights, strict=True)),
+        log_odds=log_odds,
     )

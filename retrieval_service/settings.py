@@ -142,6 +142,11 @@ class RetrievalDefaults(SettingsGroup):
     min_similarity: float = Field(
         -1, ge=-1, le=1, description="least cosine similarity of a match if a request does not set it; -1 keeps all"
     )
+    min_log_odds: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="least log-odds that any adapter fits, if a request does not set it; only two_covariance tells",
+    )
 
 
 class LimitSettings(SettingsGroup):

@@ -11,8 +11,14 @@ from infra.contract.retrieval import Weighting
 CLEAR = 0.9  # the docs and the contract promise this value
 
 
-def weigh(similarities: Sequence[float], weighting: Weighting, temperature: float) -> list[float]:
-    """Return the weight of each match, in the same order. `temperature` applies to softmax and clear_best."""
+def weigh(
+    similarities: Sequence[float], weighting: Weighting, temperature: float, log_weights: Sequence[float]
+) -> list[float]:
+    """Return the weight of each match, in the same order.
+
+    `temperature` applies to softmax and clear_best. `log_weights` are logarithms of the adapters' probabilities up to a
+    constant, for the weighting of that name.
+    """
     match weighting:
         case Weighting.UNIFORM:
             return uniform(len(similarities))
@@ -22,6 +28,8 @@ def weigh(similarities: Sequence[float], weighting: Weighting, temperature: floa
             return proportional(similarities)
         case Weighting.CLEAR_BEST:
             return clear_best(similarities, temperature)
+        case Weighting.PROBABILITY:
+            return softmax(log_weights, 1.0)
         case _:
             assert_never(weighting)
 

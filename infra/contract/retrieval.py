@@ -19,6 +19,7 @@ class RetrievalStrategy(StrEnum):
     MULTI_CENTROID = "multi_centroid"
     NEAREST_EXAMPLES = "nearest_examples"
     CALIBRATED = "calibrated"
+    TWO_COVARIANCE = "two_covariance"
 
 
 class Weighting(StrEnum):
@@ -28,6 +29,7 @@ class Weighting(StrEnum):
     SOFTMAX = "softmax"
     SIMILARITY = "similarity"
     CLEAR_BEST = "clear_best"
+    PROBABILITY = "probability"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class RetrievalOptions:
     weighting: Weighting | None = None
     temperature: float | None = None
     min_similarity: float | None = None
+    min_log_odds: float | None = None
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
@@ -52,6 +55,8 @@ class RetrievalOptions:
             raise InvalidArgumentError("temperature", f"must be finite and above 0, got {self.temperature}")
         if self.min_similarity is not None and not -1 <= self.min_similarity <= 1:
             raise InvalidArgumentError("min_similarity", f"must be in [-1, 1], got {self.min_similarity}")
+        if self.min_log_odds is not None and not math.isfinite(self.min_log_odds):
+            raise InvalidArgumentError("min_log_odds", f"must be finite, got {self.min_log_odds}")
         _check_ids("include", self.include)
         _check_ids("exclude", self.exclude)
 
@@ -80,6 +85,7 @@ class SelectionReason(StrEnum):
     NO_ADAPTERS_OF_MODEL = "no_adapters_of_model"
     NO_ADAPTERS_ALLOWED = "no_adapters_allowed"
     BELOW_MINIMUM_SIMILARITY = "below_minimum_similarity"
+    NOTHING_FITS = "nothing_fits"
 
 
 @dataclass(frozen=True)
@@ -87,10 +93,13 @@ class Selection:
     """The ranked matches of one prompt, most similar first. Empty: the base model alone should answer.
 
     `reason` says why retrieval returned no matches; None when it returned some, or when nothing was searched.
+    `log_odds` is the natural logarithm of how much more likely the prompt is under the best match than under an adapter
+    that is not registered; None for a retrieval strategy that does not tell.
     """
 
     matches: tuple[Match, ...] = ()
     reason: SelectionReason | None = None
+    log_odds: float | None = None
 
     def __post_init__(self) -> None:
         if self.matches and self.reason is not None:

@@ -45,16 +45,20 @@ class AppliedAdapter(BaseModel):
 
 
 class SelectionReport(BaseModel):
-    """The retrieved adapters, the most similar one first; `reason` says why there are none."""
+    """The retrieved adapters, the most similar one first; `reason` says why there are none.
+
+    `log_odds`: how much more likely the prompt is under the best match than under an adapter that is not registered.
+    """
 
     method: str
     matches: list[MatchReport]
     reason: SelectionReason | None = None
+    log_odds: float | None = None
 
     @classmethod
     def of_selection(cls, plan: Plan, selection: Selection) -> SelectionReport:
         """Return the report of a selection."""
-        return cls(method=plan.label, matches=_matches(selection), reason=selection.reason)
+        return cls(method=plan.label, matches=_matches(selection), reason=selection.reason, log_odds=selection.log_odds)
 
 
 class AnswerReport(SelectionReport):
@@ -78,6 +82,7 @@ class AnswerReport(SelectionReport):
             method=plan.label,
             matches=_matches(answer.selection),
             reason=answer.selection.reason,
+            log_odds=answer.selection.log_odds,
             adapters=[
                 AppliedAdapter(id=share.adapter_id, weight=share.weight, revision=share.revision)
                 for share in generation.applied

@@ -49,6 +49,9 @@ class RetrievalFields(RequestModel):
     weighting: Weighting | None = Field(None, description="how similarities become weights")
     weighting_temperature: float | None = Field(None, description="temperature of the softmax weighting")
     min_similarity: float | None = Field(None, description="adapters below it are not used")
+    min_log_odds: float | None = Field(
+        None, description="with two_covariance: no adapter is used if the log odds that any fits are below"
+    )
     retrieval_strategy: RetrievalStrategy | None = Field(None, description="how adapters are compared with a prompt")
     kind: str = Field("", description="retrieve only adapters of this kind")
     tags: tuple[str, ...] = Field((), description="retrieve only adapters with all of these tags", max_length=64)
@@ -67,6 +70,7 @@ class RetrievalFields(RequestModel):
             weighting=self.weighting,
             temperature=self.weighting_temperature,
             min_similarity=self.min_similarity,
+            min_log_odds=self.min_log_odds,
         )
 
 

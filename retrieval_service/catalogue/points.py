@@ -15,6 +15,7 @@ from infra.contract.adapter import Adapter
 from infra.contract.errors import FailedPreconditionError, InvalidArgumentError
 from retrieval_service.embedders.base import FloatArray, normalise
 from retrieval_service.strategies.ranking import ranking
+from retrieval_service.strategies.temperature import DEFAULT_TEMPERATURE
 
 CENTROID, EXAMPLES = "centroid", "examples"
 _EXAMPLES_REVISION = "kept_as"  # payload field; the name is part of the stored format
@@ -46,10 +47,15 @@ class AdapterFilter:
 
 @dataclass(frozen=True)
 class ScoredAdapter:
-    """An adapter and its similarity to the query, in [-1, 1], on the scale of the cosine with a centroid."""
+    """An adapter and its similarity to the query, in [-1, 1], on the scale of the cosine with a centroid.
+
+    `log_weight` is the logarithm of the adapter's probability up to a constant; under `two_covariance` its log-odds
+    against an adapter that is not registered.
+    """
 
     adapter: Adapter
     similarity: float
+    log_weight: float
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,11 @@ class AdapterVectors:
 
 def ranked_adapters(points: Sequence[models.ScoredPoint]) -> tuple[ScoredAdapter, ...]:
     """Return search results by falling similarity, ties by adapter id."""
-    scored = [ScoredAdapter(from_point(point), min(1.0, max(-1.0, point.score))) for point in points]
+    similarities = [min(1.0, max(-1.0, point.score)) for point in points]
+    scored = [
+        ScoredAdapter(from_point(point), similarity, similarity / DEFAULT_TEMPERATURE)
+        for point, similarity in zip(points, similarities, strict=True)
+    ]
     scored.sort(key=lambda match: match.adapter.adapter_id)
     order = ranking(np.array([[match.similarity for match in scored]]))[0]
     return tuple(scored[index] for index in order)

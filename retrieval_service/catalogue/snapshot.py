@@ -25,6 +25,7 @@ from retrieval_service.strategies.scatter import deciding_kinds, scatters
 # A writer that dies between a change and its new revision leaves the revision stale. All headers are therefore compared
 # this often regardless of the revision. It bounds how long such a change stays unseen, at one scroll per interval.
 _FULL_CHECK_INTERVAL_S = 30.0
+_FITTED_BY_KIND = (RetrievalStrategy.CALIBRATED, RetrievalStrategy.TWO_COVARIANCE)
 _MAX_CACHED_FILTERS = 64  # filters come from callers, so the cache must be bounded
 
 
@@ -75,15 +76,20 @@ class CatalogueSnapshot:
         columns = self._matching_columns(adapter_filter)
         if not len(columns):
             return ((),) * len(vectors)
-        similarities = self._fitted(strategy, adapter_filter.kind).of(vectors)[:, columns]
-        best = ranking(similarities, top_k)
+        scores = self._fitted(strategy, adapter_filter.kind).scores(vectors)
+        similarities, log_weights = scores.similarities[:, columns], scores.log_weights[:, columns]
         return tuple(
-            tuple(ScoredAdapter(self.adapters[columns[index]], float(similarities[row, index])) for index in order)
-            for row, order in enumerate(best)
+            tuple(
+                ScoredAdapter(
+                    self.adapters[columns[index]], float(similarities[row, index]), float(log_weights[row, index])
+                )
+                for index in order
+            )
+            for row, order in enumerate(ranking(similarities, top_k))
         )
 
     def _fitted(self, strategy: RetrievalStrategy, kind: str) -> Similarities:
-        depends_on_kind = strategy is RetrievalStrategy.CALIBRATED and kind in self._deciding_kinds
+        depends_on_kind = strategy in _FITTED_BY_KIND and kind in self._deciding_kinds
         key = (strategy, kind if depends_on_kind else "")
         with self._lock:
             fit = self._fits.setdefault(key, _LazyFit())

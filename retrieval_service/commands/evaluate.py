@@ -31,7 +31,11 @@ def evaluate(
     *,
     context: typer.Context,
     vectors: Annotated[
-        Path | None, typer.Option(help="Vectors instead of the catalogue's: .npz, one array [n, dim] per adapter.")
+        Path | None,
+        typer.Option(help="Vectors instead of the catalogue's: .npz, one array per adapter, named NAME or KIND/NAME."),
+    ] = None,
+    kinds: Annotated[
+        Path | None, typer.Option(help='Kinds of the adapters in --vectors: JSON, {"adapter": "kind"}.')
     ] = None,
     data: Annotated[
         list[str] | None,
@@ -51,7 +55,17 @@ def evaluate(
         int | None,
         typer.Option(help="Store only this many examples per adapter, in ten random draws, and query with the others."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draws of --few.")] = 0,
+    examples: Annotated[
+        str,
+        typer.Option(metavar="N,N,...", help="Measure also with so many examples per adapter, as --few does: a curve."),
+    ] = "",
+    open_set: Annotated[
+        bool,
+        typer.Option(
+            "--open-set", help="Measure also how well requests of an adapter that is not registered are recognised."
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the draws of --few and --examples.")] = 0,
     max_images: Annotated[int, typer.Option(min=0, help="Images sent per row of --data.")] = 2,
     confusion: Annotated[
         Path | None, typer.Option(help="Draw the confusion matrix of the first strategy to this .svg or .png.")
@@ -64,9 +78,13 @@ def evaluate(
     """Measure retrieval on examples whose adapter is known.
 
     By default, leave-one-out over the examples in the catalogue, or in a file of vectors: each example queries for its
-    adapter, which is built from the others. With --data, prompts of a labelled dataset are sent to the running service.
+    adapter, which is built from the others. A vector that two adapters share is left out of both. With --data, prompts
+    of a labelled dataset are sent to the running service. Intervals are 95 %, clustered by adapter.
     """
-    _check_options(vectors, data, kind, base_model, few)
+    _check_options(vectors, data, kinds, base_model, few)
+    counts = _counts(examples)
+    if data and (counts or open_set):
+        raise InvalidArgumentError("", "--examples and --open-set do not go with --data; omit them")
     from retrieval_service.commands.output import stderr_console
     from retrieval_service.commands.report import StrategyReport, print_reports
 
@@ -83,8 +101,14 @@ def evaluate(
             outcomes = _query_service(service, prompts, plan, options)
         reports = [StrategyReport.of(name, by_weighting, temperature) for name, by_weighting in outcomes.items()]
     else:
-        examples = _examples(context, retrieval_target, vectors, base_model, kind)
-        reports = _evaluate_examples(examples, plan, kind, few, seed)
+        stored = _examples(context, retrieval_target, vectors, kinds, base_model)
+        if kind and kind not in stored.kinds:
+            known = ", ".join(sorted(set(stored.kinds) - {""})) or "none"
+            raise InvalidArgumentError("kind", f"no adapter has kind {kind!r}; kinds: {known}")
+        reports = _evaluate_examples(stored, plan, kind, few, seed)
+        reports = [_with_curve(report, stored, kind, counts, seed) for report in reports]
+        if open_set:
+            reports = [_with_open_set(report, stored, kind) for report in reports]
     if confusion is not None:
         from retrieval_service.evaluation.confusion_matrix import draw_confusion_matrix
 
@@ -92,15 +116,18 @@ def evaluate(
     print_reports(reports, as_json=as_json)
 
 
-def _check_options(vectors: Path | None, data: list[str] | None, kind: str, base_model: str, few: int | None) -> None:
+def _check_options(
+    vectors: Path | None, data: list[str] | None, kinds: Path | None, base_model: str, few: int | None
+) -> None:
     if vectors is not None and data:
         raise InvalidArgumentError("", "give --vectors or --data, not both")
-    for flag, value in (("--kind", kind), ("--base-model", base_model)):
-        if vectors is not None and value:
-            raise InvalidArgumentError(
-                "",
-                f"{flag} filters the catalogue's examples or --data; a file of --vectors does not contain it; omit it",
-            )
+    if vectors is None and kinds is not None:
+        raise InvalidArgumentError("kinds", "goes with --vectors; the catalogue knows its adapters' kinds")
+    if vectors is not None and base_model:
+        raise InvalidArgumentError(
+            "",
+            "--base-model filters the catalogue's examples or --data; a file of --vectors does not contain it; omit it",
+        )
     if data and few is not None:
         raise InvalidArgumentError(
             "", "--few goes with the catalogue's examples or --vectors; with --data the service decides; omit it"
@@ -116,14 +143,26 @@ def _strategies(names: list[str]) -> list[RetrievalStrategy]:
         raise InvalidArgumentError("strategy", f"{error}; choose from {', '.join(RetrievalStrategy)}, {_ALL}") from None
 
 
-def _examples(context: typer.Context, target: str, vectors: Path | None, base_model: str, kind: str) -> ExampleSet:
-    from retrieval_service.evaluation.vector_files import read_npz
+def _counts(examples: str) -> list[int]:
+    try:
+        counts = [int(word) for word in examples.split(",") if word.strip()]
+    except ValueError:
+        raise InvalidArgumentError("examples", f"{examples!r} is not a list of numbers, such as 3,5,10") from None
+    if any(count < 1 for count in counts):
+        raise InvalidArgumentError("examples", f"must be 1 or more each, got {examples}")
+    return counts
+
+
+def _examples(
+    context: typer.Context, target: str, vectors: Path | None, kinds: Path | None, base_model: str
+) -> ExampleSet:
+    from retrieval_service.evaluation.vector_files import read_kinds, read_npz
     from retrieval_service.strategies.examples import ExampleSet
 
     if vectors is not None:
-        return read_npz(vectors)
+        return read_npz(vectors, read_kinds(kinds) if kinds is not None else None)
     with _connected(context, target) as service:
-        stored = list(service.stored(base_model, kind))
+        stored = list(service.stored(base_model, ""))
     base_models = sorted({entry.adapter.base_model for entry in stored})
     if len(base_models) > 1:
         raise InvalidArgumentError("base_model", f"choose one with --base-model: {', '.join(base_models)}")
@@ -155,19 +194,50 @@ def _evaluate_examples(
     if few is None:
         trials = {strategy: leave_one_out(strategy, examples, kind) for strategy in plan.strategies}
     else:
-        trials = few_examples(plan.strategies, examples, few, seed)
+        trials = few_examples(plan.strategies, examples, few, seed, kind)
     single = tuple(name for name, count in zip(examples.ids, examples.counts, strict=True) if count < 2)
-    reports = []
+    reports: list[StrategyReport] = []
+    first = trials[plan.strategies[0]]
     for strategy, trial in trials.items():
         outcomes = {weighting: trial.outcomes(plan.top_k, weighting, plan.temperature) for weighting in plan.weightings}
         best = trial.best_temperature()
         best_ece = compute_scores(trial.outcomes(plan.top_k, Weighting.SOFTMAX, best)).ece
         reports.append(
             StrategyReport.of(
-                strategy, outcomes, plan.temperature, best_temperature=best, best_ece=best_ece, single=single
+                strategy,
+                outcomes,
+                plan.temperature,
+                best_temperature=best,
+                best_ece=best_ece,
+                single=single,
+                probability=compute_scores(trial.outcomes(len(trial.ids), Weighting.PROBABILITY, 1.0)),
+                twins=trial.twins,
             )
         )
+        if trial is not first:
+            reports[-1] = replace(reports[-1], difference=trial.compared_with(first))
     return reports
+
+
+def _with_curve(
+    report: StrategyReport, examples: ExampleSet, kind: str, counts: list[int], seed: int
+) -> StrategyReport:
+    """Return the report with the scores at each number of examples per adapter."""
+    from retrieval_service.evaluation.leave_one_out import few_examples
+    from retrieval_service.evaluation.outcomes import compute_scores
+
+    curve = {}
+    for count in counts:
+        trial = few_examples([report.strategy], examples, count, seed, kind)[report.strategy]
+        curve[count] = compute_scores(trial.outcomes(len(trial.ids), Weighting.PROBABILITY, 1.0))
+    return replace(report, curve=curve)
+
+
+def _with_open_set(report: StrategyReport, examples: ExampleSet, kind: str) -> StrategyReport:
+    """Return the report with how well unknown requests are recognised."""
+    from retrieval_service.evaluation.open_set import open_set_auroc
+
+    return replace(report, open_set_auroc=open_set_auroc(report.strategy, examples, kind))
 
 
 def _query_service(

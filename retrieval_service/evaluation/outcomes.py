@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from retrieval_service.evaluation.intervals import Interval, share_interval
 
 _BINS = 10
 
@@ -14,13 +17,19 @@ _BINS = 10
 class Outcome:
     """One prompt: its true adapter, that adapter's rank starting at 1, and the retrieved adapters with weights.
 
-    `rank` is None if the adapter was not retrieved.
+    `rank` is None if the adapter was not retrieved. `loss` is -log of the probability of the true adapter, if known.
     """
 
     truth: str
     rank: int | None
     retrieved: tuple[str, ...]
     weights: tuple[float, ...]
+    loss: float | None = None
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the true adapter was retrieved first."""
+        return self.rank == 1
 
 
 @dataclass(frozen=True)
@@ -34,10 +43,15 @@ class WeightBin:
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares of prompts in [0, 1]; `confusion` counts (adapter, adapter retrieved first)."""
+    """Shares of prompts in [0, 1]; `confusion` counts (adapter, adapter retrieved first).
+
+    `at_1_interval` is a 95 % interval of at_1 clustered by adapter; `nll` the mean loss, None if not known.
+    """
 
     queries: int
     at_1: float
+    at_1_interval: Interval
+    nll: float | None
     at_3: float
     at_5: float
     mrr: float
@@ -66,6 +80,8 @@ def compute_scores(outcomes: Sequence[Outcome]) -> Scores:
     return Scores(
         count,
         at_1,
+        share_interval([outcome.is_right for outcome in outcomes], [outcome.truth for outcome in outcomes]),
+        _mean_loss(outcomes),
         at_3,
         at_5,
         mrr=sum(1 / outcome.rank for outcome in outcomes if outcome.rank is not None) / count,
@@ -82,6 +98,8 @@ def as_json(scores: Scores) -> dict[str, Any]:
     labels = labels_of(scores.confusion)
     return {
         "at_1": scores.at_1,
+        "at_1_interval": [scores.at_1_interval.low, scores.at_1_interval.high],
+        "nll": scores.nll,
         "at_3": scores.at_3,
         "at_5": scores.at_5,
         "mrr": scores.mrr,
@@ -105,6 +123,11 @@ def labels_of(confusion: Iterable[tuple[str, str]]) -> list[str]:
     return sorted({name for pair in confusion for name in pair})
 
 
+def _mean_loss(outcomes: Sequence[Outcome]) -> float | None:
+    losses = [outcome.loss for outcome in outcomes if outcome.loss is not None]
+    return math.fsum(losses) / len(losses) if losses else None
+
+
 def _bins(outcomes: Sequence[Outcome]) -> tuple[WeightBin, ...]:
     members: list[list[Outcome]] = [[] for _ in range(_BINS)]
     for outcome in outcomes:
@@ -113,7 +136,7 @@ def _bins(outcomes: Sequence[Outcome]) -> tuple[WeightBin, ...]:
         WeightBin(
             len(group),
             sum(map(_best_weight, group)) / len(group) if group else 0.0,
-            sum(outcome.rank == 1 for outcome in group) / len(group) if group else 0.0,
+            sum(outcome.is_right for outcome in group) / len(group) if group else 0.0,
         )
         for group in members
     )

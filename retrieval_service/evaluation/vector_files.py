@@ -1,11 +1,13 @@
-"""Reads example vectors from files: one array [n, dim] per adapter."""
+"""Reads example vectors from files: one array [n, dim] per adapter, named NAME or KIND/NAME."""
 
 from __future__ import annotations
 
+import json
 import lzma
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +24,13 @@ READ_ERRORS = (
 )
 
 
-def read_npz(file: Path) -> ExampleSet:
-    """Return the vectors of a .npz file. Raises InvalidArgumentError that names the invalid array and the problem."""
+def read_npz(file: Path, kinds: Mapping[str, str] | None = None) -> ExampleSet:
+    """Return the vectors of a .npz file.
+
+    An adapter's kind is that of `kinds`, else the part of its array's name before the first slash. Its id is the whole
+    name, so that two kinds may use one name. Raises InvalidArgumentError that names the invalid array and the problem,
+    or an adapter of `kinds` that the file does not hold.
+    """
     try:
         loaded = np.load(file, allow_pickle=False)
         if not isinstance(loaded, NpzFile):
@@ -39,7 +46,22 @@ def read_npz(file: Path) -> ExampleSet:
     dims = {array.shape[1] for array in arrays.values()}
     if len(dims) > 1:
         raise InvalidArgumentError("vectors", f"{file} mixes dimensions {sorted(dims)}; use vectors of one embedder")
-    return ExampleSet.of(arrays)
+    unknown = sorted(set(kinds or {}) - set(arrays))
+    if unknown:
+        raise InvalidArgumentError("kinds", f"names adapters that {file} does not hold: {', '.join(unknown[:3])}")
+    by_name = {name: name.partition("/")[0] for name in arrays if "/" in name}
+    return ExampleSet.of(arrays, by_name | dict(kinds or {}))
+
+
+def read_kinds(file: Path) -> dict[str, str]:
+    """Return the kind of each adapter in a JSON object {"adapter": "kind"}. Raises InvalidArgumentError."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidArgumentError("kinds", f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(kind, str) for kind in content.values()):
+        raise InvalidArgumentError("kinds", f'{file} must be an object {{"adapter": "kind"}}')
+    return content
 
 
 def _checked(file: Path, name: str, array: FloatArray) -> FloatArray:

@@ -17,7 +17,7 @@ import numpy as np
 
 from retrieval_service.embedders.base import FloatArray, normalise
 from retrieval_service.strategies.examples import BoolArray, ExampleSet, Float64Array, IntArray
-from retrieval_service.strategies.scatter import KindScatter, Residuals, nested_kinds, residuals, scatters
+from retrieval_service.strategies.scatter import Residuals, nested_kinds, residuals, scatters, scatters_without
 
 _RANK_TOLERANCE = 1e-10  # relative; smaller eigenvalues are rounding error
 _MIN_SQUARED_LENGTH = 1e-24  # avoids division by zero for zero vectors
@@ -79,7 +79,7 @@ class Calibrated:
         residual_rows[positions >= 0] = self._residuals.vectors[positions[positions >= 0]]
         products = _ProductTable(self.examples, self._spectrum.directions, rows, residual_rows)
         for index, row in enumerate(rows):
-            if nested_kinds(self._scatters_without(row), self._kind) != self._kinds:
+            if nested_kinds(scatters_without(self._scatters, self.examples, row), self._kind) != self._kinds:
                 refitted = Calibrated(self.examples.without(row), self._kind)
                 cosines[index] = refitted.cosines(self.examples.vectors[[row]])[0]
             else:
@@ -108,14 +108,6 @@ class Calibrated:
         cosines = numerators / np.sqrt(np.maximum(squared * query_squared, _MIN_SQUARED_LENGTH))
         cosines[inner.owner] = cosines[-1]
         return np.asarray(cosines[:-1], np.float64)
-
-    def _scatters_without(self, row: int) -> dict[str, KindScatter]:
-        owner = self.examples.owners[row]
-        count, kind = self.examples.counts[owner], self.examples.kinds[owner]
-        residual = self.examples.vectors[row] - self.examples.means[owner]
-        return self._scatters | {
-            kind: self._scatters[kind].without(float(residual @ residual) * count / (count - 1)),
-        }
 
     def _whiten(self, vectors: FloatArray) -> FloatArray:
         """Return the vectors [n, dim] times the square root of M."""

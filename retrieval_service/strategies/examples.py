@@ -65,10 +65,32 @@ class ExampleSet:
         """Return the rows of one adapter."""
         return np.arange(self.starts[adapter], self.starts[adapter] + self.counts[adapter])
 
-    def without(self, row: int) -> ExampleSet:
-        """Return the set without one example, whose adapter must have others."""
-        rows = np.delete(np.arange(len(self.owners)), row)
+    def without(self, left_out: int | IntArray) -> ExampleSet:
+        """Return the set without some examples, whose adapters must have others."""
+        rows = np.delete(np.arange(len(self.owners)), left_out)
         return ExampleSet(self.ids, self.kinds, self.vectors[rows], self.owners[rows])
+
+    def without_adapter(self, adapter: int) -> ExampleSet:
+        """Return the set without one adapter."""
+        rows = np.flatnonzero(self.owners != adapter)
+        owners = self.owners[rows] - (self.owners[rows] > adapter)
+        ids, kinds = (tuple(np.delete(np.array(names, object), adapter)) for names in (self.ids, self.kinds))
+        return ExampleSet(ids, kinds, self.vectors[rows], owners)
+
+    @cached_property
+    def twins(self) -> dict[int, IntArray]:
+        """The rows that hold the same vector as a row, under other adapters, by row."""
+        _, groups = np.unique(self.vectors, axis=0, return_inverse=True)
+        groups = groups.reshape(-1)
+        order = np.argsort(groups, kind="stable").astype(np.int64)
+        found: dict[int, IntArray] = {}
+        for group in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+            owners = self.owners[group]
+            for row, owner in zip(group.tolist(), owners, strict=True):
+                others = group[owners != owner]
+                if len(others):
+                    found[row] = others
+        return found
 
     def mean_without(self, row: int) -> Float64Array:
         """Return the mean of the adapter's other examples, [dim]; it must have others."""

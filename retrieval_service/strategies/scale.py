@@ -9,7 +9,9 @@ adapter, and o' and r' those of the centroid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +23,8 @@ from retrieval_service.strategies.centroid import Centroid
 from retrieval_service.strategies.examples import BoolArray, ExampleSet, Float64Array, IntArray
 from retrieval_service.strategies.multi_centroid import MultiCentroid
 from retrieval_service.strategies.nearest_examples import NearestExamples
+from retrieval_service.strategies.temperature import DEFAULT_TEMPERATURE, fitted_temperature
+from retrieval_service.strategies.two_covariance import Gauge, TwoCovariance
 
 _SCALE_EXAMPLES = 256  # bounds the leave-one-out pass of each fit
 
@@ -66,6 +70,40 @@ class Scale:
         return np.interp(cosines, self.cosines, self.similarities)
 
 
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Similarities on the common scale, and logarithms of probabilities up to a constant, both [queries, adapters].
+
+    `has_odds`: the log-weights are log-odds against an adapter that is not registered.
+    """
+
+    similarities: Float64Array
+    log_weights: Float64Array
+    has_odds: bool
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[Scores]) -> Scores:
+        """Return the scores of all queries, in order."""
+        return cls(
+            np.concatenate([part.similarities for part in parts]),
+            np.concatenate([part.log_weights for part in parts]),
+            parts[0].has_odds,
+        )
+
+    @property
+    def evidence(self) -> Float64Array:
+        """What tells whether an adapter fits at all, comparable between queries: log-odds, or else similarities."""
+        return self.log_weights if self.has_odds else self.similarities
+
+    def of_adapters(self, columns: Sequence[int]) -> Scores:
+        """Return the scores of some of the adapters."""
+        return Scores(self.similarities[:, columns], self.log_weights[:, columns], self.has_odds)
+
+    def set_row(self, index: int, scores: Scores) -> None:
+        """Replace the scores of one query."""
+        self.similarities[index], self.log_weights[index] = scores.similarities[0], scores.log_weights[0]
+
+
 class Similarities:
     """A fitted strategy with similarities on the common scale. Immutable, hence safe for threads."""
 
@@ -73,6 +111,7 @@ class Similarities:
         """Fit the strategy. `kind` is the kind of adapters to tell apart; "" is all of them."""
         self.strategy = strategy
         self.examples = examples
+        self._kind = kind
         self._fitted = _fitted(strategy, examples, kind)
         self._own_scale: BoolArray = self._fitted.own_scale
         self._scale = _scale(self._fitted) if self._own_scale.any() else Scale()
@@ -91,12 +130,62 @@ class Similarities:
         """
         return self._scaled(self._fitted.left_out(rows))
 
+    def scores(self, queries: FloatArray) -> Scores:
+        """Return similarities and log-weights of queries [n, dim].
+
+        The log-weights of `two_covariance` are log-odds against an adapter that is not registered; those of the other
+        strategies are similarities divided by `temperature`.
+        """
+        similarities = self.of(queries)
+        if isinstance(self._fitted, TwoCovariance):
+            return Scores(similarities, self._fitted.log_likelihoods(queries).log_odds, has_odds=True)
+        return Scores(similarities, similarities / self.temperature, has_odds=False)
+
+    def left_out_scores(self, rows: IntArray) -> Scores:
+        """Return the scores of examples of the set, each as if it had not been part of the fit."""
+        similarities = self.left_out(rows)
+        if isinstance(self._fitted, TwoCovariance):
+            return Scores(similarities, self._fitted.left_out_log_likelihoods(rows).log_odds, has_odds=True)
+        return Scores(similarities, similarities / self.temperature, has_odds=False)
+
+    def scores_without(self, left_out: IntArray, query: FloatArray) -> Scores:
+        """Return the scores of one query [1, dim] with the strategy fitted again without some examples.
+
+        Scale, temperature and k are those of the whole set. An adapter without any other example gets -1 and -infinity.
+        """
+        examples = self.examples
+        emptied = [
+            adapter for adapter in set(examples.owners[left_out].tolist()) if _is_emptied(examples, adapter, left_out)
+        ]
+        reduced = examples.without(left_out[~np.isin(examples.owners[left_out], emptied)])
+        fixed = self._fitted.gauge if isinstance(self._fitted, TwoCovariance) else None
+        fitted = _fitted(self.strategy, reduced, self._kind, fixed)
+        similarities = self._scaled(fitted.cosines(query))
+        if isinstance(fitted, TwoCovariance):
+            scores = Scores(similarities, fitted.log_likelihoods(query).log_odds, has_odds=True)
+        else:
+            scores = Scores(similarities, similarities / self.temperature, has_odds=False)
+        scores.similarities[:, emptied], scores.log_weights[:, emptied] = -1.0, -np.inf
+        return scores
+
+    @cached_property
+    def temperature(self) -> float:
+        """The softmax temperature at which the examples' own adapters are most likely, each example left out."""
+        rows = self.examples.testable(_SCALE_EXAMPLES)
+        if len(self.examples.ids) < 2 or not len(rows):
+            return DEFAULT_TEMPERATURE
+        return fitted_temperature(self.left_out(rows), self.examples.owners[rows])
+
     def _scaled(self, cosines: Float64Array) -> Float64Array:
         similarities = np.where(self._own_scale, self._scale.apply(cosines), cosines)
         return np.clip(similarities, -1, 1)
 
 
-def _fitted(strategy: RetrievalStrategy, examples: ExampleSet, kind: str) -> FittedStrategy:
+def _is_emptied(examples: ExampleSet, adapter: int, left_out: IntArray) -> bool:
+    return int((examples.owners[left_out] == adapter).sum()) == int(examples.counts[adapter])
+
+
+def _fitted(strategy: RetrievalStrategy, examples: ExampleSet, kind: str, gauge: Gauge | None = None) -> FittedStrategy:
     match strategy:
         case RetrievalStrategy.CENTROID:
             return Centroid(examples)
@@ -106,6 +195,8 @@ def _fitted(strategy: RetrievalStrategy, examples: ExampleSet, kind: str) -> Fit
             return NearestExamples(examples)
         case RetrievalStrategy.CALIBRATED:
             return Calibrated(examples, kind)
+        case RetrievalStrategy.TWO_COVARIANCE:
+            return TwoCovariance(examples, kind, gauge)
 
 
 def _scale(fitted: FittedStrategy) -> Scale:

@@ -96,6 +96,14 @@ def scatters(examples: ExampleSet) -> dict[str, KindScatter]:
     return by_kind
 
 
+def scatters_without(scatters: dict[str, KindScatter], examples: ExampleSet, row: int) -> dict[str, KindScatter]:
+    """Return the scatter of each kind without one example, whose adapter must have others."""
+    owner = examples.owners[row]
+    count, kind = examples.counts[owner], examples.kinds[owner]
+    residual = examples.vectors[row] - examples.means[owner]
+    return scatters | {kind: scatters[kind].without(float(residual @ residual) * count / (count - 1))}
+
+
 def _evenly(items: Sequence[int], at_most: int) -> list[int]:
     if len(items) <= at_most:
         return list(items)

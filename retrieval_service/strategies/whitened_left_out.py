@@ -43,9 +43,9 @@ class WhitenedLeftOut:
         query = examples.vectors[row].astype(np.float64)
         centre = self._centre + (own - means[owner]) / len(examples.ids)
         templates = metric.view(along, inner(metric.residual))
-        to_query = templates.times(inner(query), metric.view_of(query))
-        to_centre = templates.times(inner(centre), metric.view_of(centre))
         query_view, centre_view = metric.view_of(query), metric.view_of(centre)
+        to_query = templates.times(inner(query), query_view)
+        to_centre = templates.times(inner(centre), centre_view)
         return LeftOutDistances.of(
             squares=templates.squares(squares),
             to_query=to_query,
@@ -97,6 +97,7 @@ class _Metric:
     spectrum: Spectrum
     lost: Float64Array
     residual: Float64Array
+    residual_along: Float64Array
     gain: float
     within: float
 
@@ -120,7 +121,7 @@ class _Metric:
             # The scatter in the metric is k (dim - tr M'), with tr M' = dim - sum(lost) + gain r'MMr.
             twice = squared - 2 * float(along**2 @ lost) + float(along**2 @ lost**2)
             within = cut * (float(lost.sum()) - gain * twice) / reduced.freedom
-        return cls(of, lost, residual, gain, within)
+        return cls(of, lost, residual, along, gain, within)
 
     def view_of(self, vector: Float64Array) -> _View:
         """Return one vector as the metric sees it."""
@@ -128,8 +129,7 @@ class _Metric:
 
     def view(self, along: Float64Array, to_residual: Float64Array) -> _View:
         """Return vectors with coordinates `along` V [n, rank] and these inner products with r [n]."""
-        own = (self.residual @ self.spectrum.directions) * self.lost
-        return _View(self, along, to_residual - along @ own)
+        return _View(self, along, to_residual - along @ (self.lost * self.residual_along))
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from infra.contract.errors import (
     UnavailableError,
 )
 from infra.contract.prompt import Prompt
-from infra.contract.retrieval import Weighting
+from infra.contract.retrieval import RetrievalStrategy, Weighting
 from tests.support.harness.images import picture, png
 from tests.support.servers.gateway import gateway_server
 from tests.support.servers.tiers import FakeTiers, fake_tiers
@@ -116,10 +116,11 @@ async def test_model_and_extension_choose_adapters(
 
 async def test_retrieval_fields_reach_the_service(served: Served) -> None:
     fields = {"weighting": "softmax", "weighting_temperature": 0.1, "min_similarity": 0.5, "exclude": ["clock"]}
+    fields |= {"min_log_odds": -2.5, "retrieval_strategy": "two_covariance"}
     await served.ask(extra_body={"loraretriever": fields})
     asked = served.tiers.retrieval.asked[-1]
     assert (asked.weighting, asked.temperature, asked.min_similarity) == (Weighting.SOFTMAX, 0.1, 0.5)
-    assert asked.exclude == ("clock",)
+    assert (asked.exclude, asked.min_log_odds, asked.strategy) == (("clock",), -2.5, RetrievalStrategy.TWO_COVARIANCE)
 
 
 async def test_nothing_similar_is_answered_by_the_base_model_with_the_reason(served: Served) -> None:

@@ -174,7 +174,6 @@ def test_filters_and_options_apply(stub: RetrievalServiceStub) -> None:
     assert ids(matches(stub, asked, tags=["x"])) == ["a"]
     assert set(ids(matches(stub, asked, exclude=["a"]))) == {"b", "c"}
     assert ids(matches(stub, asked, include=["c"])) == ["c"]
-    assert matches(stub, asked, kind="unknown") == []
     assert ids(matches(stub, asked, min_similarity=0.9999)) == ["a"]
     assert matches(stub, prompt_of("99"), min_similarity=0.9999) == []
     uniform = matches(stub, asked, weighting=pb.WEIGHTING_UNIFORM)

@@ -34,6 +34,7 @@ def retrieval_options_from_proto(message: retrieval_service_pb2.RetrievalOptions
         weighting=enum_from_proto(Weighting, retrieval_service_pb2.Weighting, message.weighting, "weighting"),
         temperature=message.temperature if message.HasField("temperature") else None,
         min_similarity=message.min_similarity if message.HasField("min_similarity") else None,
+        min_log_odds=message.min_log_odds if message.HasField("min_log_odds") else None,
     )
 
 
@@ -50,6 +51,7 @@ def retrieval_options_to_proto(options: RetrievalOptions) -> retrieval_service_p
         weighting=enum_to_proto(retrieval_service_pb2.Weighting, options.weighting),
         temperature=options.temperature,
         min_similarity=options.min_similarity,
+        min_log_odds=options.min_log_odds,
     )
 
 
@@ -74,7 +76,7 @@ def selection_from_proto(message: retrieval_service_pb2.Selection) -> Selection:
         with field_path(f"matches[{index}]"):
             matches.append(match_from_proto(match))
     reason = enum_from_proto(SelectionReason, retrieval_service_pb2.SelectionReason, message.reason, "reason")
-    return Selection(tuple(matches), reason)
+    return Selection(tuple(matches), reason, message.log_odds if message.HasField("log_odds") else None)
 
 
 def selection_to_proto(selection: Selection) -> retrieval_service_pb2.Selection:
@@ -82,6 +84,7 @@ def selection_to_proto(selection: Selection) -> retrieval_service_pb2.Selection:
     return retrieval_service_pb2.Selection(
         matches=[match_to_proto(match) for match in selection.matches],
         reason=enum_to_proto(retrieval_service_pb2.SelectionReason, selection.reason),
+        log_odds=selection.log_odds,
     )
 
 

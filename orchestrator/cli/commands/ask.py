@@ -26,6 +26,7 @@ _REASONS = {
     SelectionReason.NO_ADAPTERS_OF_MODEL: "the catalogue holds none for the base model that runs",
     SelectionReason.NO_ADAPTERS_ALLOWED: "--kind, --include and --exclude leave none",
     SelectionReason.BELOW_MINIMUM_SIMILARITY: "none reaches --min-similarity",
+    SelectionReason.NOTHING_FITS: "the question fits none of them (--min-log-odds)",
 }
 
 

@@ -10,7 +10,7 @@ import typer
 from infra.contract.composition import FusionMethod
 from infra.contract.errors import InvalidArgumentError, field_path
 from infra.contract.generation import Decoding
-from infra.contract.retrieval import RetrievalOptions, Weighting
+from infra.contract.retrieval import RetrievalOptions, RetrievalStrategy, Weighting
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli.options.binding import Sets
 from orchestrator.cli.strategies import complete_strategies, names_fusion_method, parse_strategies
@@ -34,6 +34,11 @@ class WeightingFlags:
     lora_type: Annotated[
         str, typer.Option("--lora-type", "--kind", help="Retrieve only adapters of this kind: app, category, ...")
     ] = ALL_KINDS
+    retrieval_strategy: Annotated[
+        RetrievalStrategy | None,
+        typer.Option(help="How adapters are compared with a question (default: the server's)."),
+        Sets("retrieval.strategy"),
+    ] = None
     weighting: Annotated[
         Weighting | None, typer.Option(help="How similarities become weights (default: the server's).")
     ] = None
@@ -48,34 +53,43 @@ class WeightingFlags:
 
     def options(self, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> RetrievalOptions:
         """Return the retrieval options. Raises InvalidArgumentError."""
-        return self._options(None, include, exclude)
-
-    def _options(
-        self, min_similarity: float | None, include: tuple[str, ...], exclude: tuple[str, ...]
-    ) -> RetrievalOptions:
         with field_path("retrieval"):
-            return RetrievalOptions(
-                top_k=self.top_k,
-                kind=self.kind,
-                include=include,
-                exclude=exclude,
-                weighting=self.weighting,
-                temperature=self.weighting_temperature,
-                min_similarity=min_similarity,
-            )
+            return self._options(include, exclude)
+
+    def _options(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> RetrievalOptions:
+        return RetrievalOptions(
+            top_k=self.top_k,
+            kind=self.kind,
+            include=include,
+            exclude=exclude,
+            strategy=self.retrieval_strategy,
+            weighting=self.weighting,
+            temperature=self.weighting_temperature,
+        )
 
 
 @dataclass(frozen=True)
 class RetrievalFlags(WeightingFlags):
-    """WeightingFlags, and a threshold below which adapters are left out."""
+    """WeightingFlags, and thresholds below which adapters are left out, or all of them."""
 
     min_similarity: Annotated[float | None, typer.Option(help="Leave out adapters below this cosine similarity.")] = (
         None
     )
 
+    min_log_odds: Annotated[
+        float | None,
+        typer.Option(
+            help="Leave out all adapters unless the log-odds that one of them fits reach this; only the retrieval "
+            "strategy two_covariance tells them."
+        ),
+    ] = None
+
     def options(self, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> RetrievalOptions:
         """Return the retrieval options. Raises InvalidArgumentError."""
-        return self._options(self.min_similarity, include, exclude)
+        with field_path("retrieval"):
+            return replace(
+                self._options(include, exclude), min_similarity=self.min_similarity, min_log_odds=self.min_log_odds
+            )
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class AsyncClient:
         """Return the adapters that fit a prompt, without an answer."""
         call = match_call(prompt, images, options)
         found = await self._json(call)
-        return matches_from(found["data"], found["reason"], call.images)
+        return matches_from(found["data"], found, call.images)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -71,7 +71,7 @@ class Client:
         """Return the adapters that fit a prompt, without an answer."""
         call = match_call(prompt, images, options)
         found = self._json(call)
-        return matches_from(found["data"], found["reason"], call.images)
+        return matches_from(found["data"], found, call.images)
 
     def close(self) -> None:
         """Close the connections."""

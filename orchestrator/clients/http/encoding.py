@@ -31,6 +31,7 @@ class RetrievalOptions(TypedDict, total=False):
     weighting: Weighting | str
     weighting_temperature: float
     min_similarity: float
+    min_log_odds: float
     retrieval_strategy: RetrievalStrategy | str
     kind: str
     tags: Sequence[str]

@@ -57,10 +57,15 @@ class ReplyTimings:
 
 @dataclass(frozen=True)
 class Matches:
-    """The adapters that fit a prompt, the most similar one first; `reason` says why there are none."""
+    """The adapters that fit a prompt, the most similar one first; `reason` says why there are none.
+
+    `log_odds`: how much more likely the prompt is under the best match than under an adapter that is not registered;
+    None for a retrieval strategy that does not tell.
+    """
 
     items: tuple[AdapterMatch, ...]
     reason: SelectionReason | None = None
+    log_odds: float | None = None
     images: tuple[ImagePart, ...] = field(default=(), repr=False)
 
     def __iter__(self) -> Iterator[AdapterMatch]:
@@ -119,7 +124,7 @@ def reply_of(
         text=text,
         finish_reason=FinishReason(finish_reason),
         adapters=tuple(AdapterShare(**share) for share in report["adapters"]),
-        matches=matches_from(report["matches"], report["reason"], images),
+        matches=matches_from(report["matches"], report, images),
         method=str(report["method"]),
         usage=ReplyUsage(usage["prompt_tokens"], report["image_tokens"], usage["completion_tokens"]),
         timings=ReplyTimings(**seconds),
@@ -127,10 +132,10 @@ def reply_of(
     )
 
 
-def matches_from(items: list[dict[str, Any]], reason: str | None, images: tuple[ImagePart, ...]) -> Matches:
-    """Return the matches in a response."""
-    known = SelectionReason(reason) if reason else None
-    return Matches(tuple(AdapterMatch(**item) for item in items), known, images)
+def matches_from(items: list[dict[str, Any]], report: Mapping[str, Any], images: tuple[ImagePart, ...]) -> Matches:
+    """Return the matches in a response, and why there are none."""
+    reason = SelectionReason(report["reason"]) if report["reason"] else None
+    return Matches(tuple(AdapterMatch(**item) for item in items), reason, report["log_odds"], images)
 
 
 def adapter_from(report: Mapping[str, Any]) -> Adapter:

@@ -36,7 +36,7 @@ class StreamState:
         if event.get("loraretriever"):
             self._report = event["loraretriever"]
             if self.matches is None:
-                self.matches = matches_from(self._report["matches"], self._report["reason"], self._images)
+                self.matches = matches_from(self._report["matches"], self._report, self._images)
         if event.get("usage") and self._report is not None:
             self.reply = reply_of(self._text, self._finish_reason, self._report, event["usage"], self._images)
         if not event["choices"]:

@@ -44,6 +44,7 @@ class MatchList(BaseModel):
     object: Literal["list"] = "list"
     data: list[MatchReport]
     reason: SelectionReason | None
+    log_odds: float | None
     catalogue_revision: str
     stale: bool
 
@@ -64,6 +65,7 @@ def matching_routes(services: Services) -> APIRouter:
         return MatchList(
             data=[MatchReport.of(match) for match in result.selection.matches],
             reason=result.selection.reason,
+            log_odds=result.selection.log_odds,
             catalogue_revision=result.catalogue_revision,
             stale=result.stale,
         )

@@ -20,6 +20,7 @@ class RetrievalStrategy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RETRIEVAL_STRATEGY_MULTI_CENTROID: _ClassVar[RetrievalStrategy]
     RETRIEVAL_STRATEGY_NEAREST_EXAMPLES: _ClassVar[RetrievalStrategy]
     RETRIEVAL_STRATEGY_CALIBRATED: _ClassVar[RetrievalStrategy]
+    RETRIEVAL_STRATEGY_TWO_COVARIANCE: _ClassVar[RetrievalStrategy]
 
 class Weighting(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -28,6 +29,7 @@ class Weighting(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WEIGHTING_SOFTMAX: _ClassVar[Weighting]
     WEIGHTING_SIMILARITY: _ClassVar[Weighting]
     WEIGHTING_CLEAR_BEST: _ClassVar[Weighting]
+    WEIGHTING_PROBABILITY: _ClassVar[Weighting]
 
 class SelectionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -36,24 +38,28 @@ class SelectionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SELECTION_REASON_NO_ADAPTERS_OF_MODEL: _ClassVar[SelectionReason]
     SELECTION_REASON_NO_ADAPTERS_ALLOWED: _ClassVar[SelectionReason]
     SELECTION_REASON_BELOW_MINIMUM_SIMILARITY: _ClassVar[SelectionReason]
+    SELECTION_REASON_NOTHING_FITS: _ClassVar[SelectionReason]
 RETRIEVAL_STRATEGY_UNSPECIFIED: RetrievalStrategy
 RETRIEVAL_STRATEGY_CENTROID: RetrievalStrategy
 RETRIEVAL_STRATEGY_MULTI_CENTROID: RetrievalStrategy
 RETRIEVAL_STRATEGY_NEAREST_EXAMPLES: RetrievalStrategy
 RETRIEVAL_STRATEGY_CALIBRATED: RetrievalStrategy
+RETRIEVAL_STRATEGY_TWO_COVARIANCE: RetrievalStrategy
 WEIGHTING_UNSPECIFIED: Weighting
 WEIGHTING_UNIFORM: Weighting
 WEIGHTING_SOFTMAX: Weighting
 WEIGHTING_SIMILARITY: Weighting
 WEIGHTING_CLEAR_BEST: Weighting
+WEIGHTING_PROBABILITY: Weighting
 SELECTION_REASON_UNSPECIFIED: SelectionReason
 SELECTION_REASON_EMPTY_CATALOGUE: SelectionReason
 SELECTION_REASON_NO_ADAPTERS_OF_MODEL: SelectionReason
 SELECTION_REASON_NO_ADAPTERS_ALLOWED: SelectionReason
 SELECTION_REASON_BELOW_MINIMUM_SIMILARITY: SelectionReason
+SELECTION_REASON_NOTHING_FITS: SelectionReason
 
 class RetrievalOptions(_message.Message):
-    __slots__ = ("top_k", "base_model", "kind", "tags", "include", "exclude", "strategy", "weighting", "temperature", "min_similarity")
+    __slots__ = ("top_k", "base_model", "kind", "tags", "include", "exclude", "strategy", "weighting", "temperature", "min_similarity", "min_log_odds")
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +70,7 @@ class RetrievalOptions(_message.Message):
     WEIGHTING_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     MIN_SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    MIN_LOG_ODDS_FIELD_NUMBER: _ClassVar[int]
     top_k: int
     base_model: str
     kind: str
@@ -74,7 +81,8 @@ class RetrievalOptions(_message.Message):
     weighting: Weighting
     temperature: float
     min_similarity: float
-    def __init__(self, top_k: _Optional[int] = ..., base_model: _Optional[str] = ..., kind: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., include: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ..., strategy: _Optional[_Union[RetrievalStrategy, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., temperature: _Optional[float] = ..., min_similarity: _Optional[float] = ...) -> None: ...
+    min_log_odds: float
+    def __init__(self, top_k: _Optional[int] = ..., base_model: _Optional[str] = ..., kind: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., include: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ..., strategy: _Optional[_Union[RetrievalStrategy, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., temperature: _Optional[float] = ..., min_similarity: _Optional[float] = ..., min_log_odds: _Optional[float] = ...) -> None: ...
 
 class RetrieveAdaptersRequest(_message.Message):
     __slots__ = ("prompts", "options")
@@ -105,12 +113,14 @@ class RetrievalTimings(_message.Message):
     def __init__(self, embed: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., search: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Selection(_message.Message):
-    __slots__ = ("matches", "reason")
+    __slots__ = ("matches", "reason", "log_odds")
     MATCHES_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    LOG_ODDS_FIELD_NUMBER: _ClassVar[int]
     matches: _containers.RepeatedCompositeFieldContainer[Match]
     reason: SelectionReason
-    def __init__(self, matches: _Optional[_Iterable[_Union[Match, _Mapping]]] = ..., reason: _Optional[_Union[SelectionReason, str]] = ...) -> None: ...
+    log_odds: float
+    def __init__(self, matches: _Optional[_Iterable[_Union[Match, _Mapping]]] = ..., reason: _Optional[_Union[SelectionReason, str]] = ..., log_odds: _Optional[float] = ...) -> None: ...
 
 class Match(_message.Message):
     __slots__ = ("adapter", "similarity", "weight")

@@ -72,4 +72,4 @@ def test_uniform_is_one_over_k() -> None:
 
 @pytest.mark.parametrize("weighting", Weighting)
 def test_no_matches_have_no_weights(weighting: Weighting) -> None:
-    assert weigh([], weighting, 0.2) == []
+    assert weigh([], weighting, 0.2, []) == []

@@ -72,7 +72,9 @@ def test_tables_and_confusion_matrix_are_written_for_people(
     [
         (["--vectors", "nowhere.npz"], "there is no file nowhere.npz"),
         (["--vectors", "x.npz", "--data", "y.jsonl"], "not both"),
-        (["--vectors", "x.npz", "--kind", "app"], "--kind filters the catalogue's examples or --data"),
+        (["--kinds", "x.json"], "kinds: goes with --vectors"),
+        (["--vectors", "x.npz", "--examples", "3,x"], "examples: '3,x' is not a list of numbers"),
+        (["--data", "y.jsonl", "--open-set"], "do not go with --data"),
         (["--vectors", "x.npz", "--base-model", "m"], "--base-model filters the catalogue's examples or --data"),
         (["--data", "y.jsonl", "--few", "3"], "--few goes with the catalogue's examples or --vectors"),
         (["--strategy", "best"], "'best' is not a valid RetrievalStrategy"),

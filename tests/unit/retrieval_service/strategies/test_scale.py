@@ -20,7 +20,7 @@ def queries(dim: int, count: int = 9, seed: int = 5) -> np.ndarray[tuple[int, in
     return normalise(np.random.default_rng(seed).normal(size=(count, dim)))
 
 
-@pytest.mark.parametrize("strategy", RetrievalStrategy)
+@pytest.mark.parametrize("strategy", [name for name in RetrievalStrategy if name != "two_covariance"])
 def test_adapters_with_only_mean_are_compared_by_centroid(strategy: RetrievalStrategy) -> None:
     examples = clouds(dict.fromkeys("abcd", 1))
     expected = queries(16) @ examples.vectors.T
