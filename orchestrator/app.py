@@ -9,6 +9,7 @@ from functools import partial
 
 from starlette.types import ASGIApp
 
+from infra.runtime.lifecycle import on_stop
 from infra.runtime.server import GrpcServer
 from orchestrator.answering.pipeline import Pipeline
 from orchestrator.clients.generation import GenerationClient
@@ -44,8 +45,15 @@ class Orchestrator:
         if not self.settings.gateway.address:
             await self.server.serve()
             return
-        async with serving(self.application, self.settings.gateway.address, self.settings.server) as address:
-            await self.server.serve({"gateway": address})
+        async with serving(self.application, self.settings.gateway.address, self.settings.server) as http:
+
+            def stop() -> None:
+                http.request_stop()
+                self.server.request_stop()
+
+            # Both at once: one after the other, their grace periods would add up.
+            with on_stop(stop):
+                await self.server.serve({"gateway": http.address})
 
 
 @asynccontextmanager

@@ -11,6 +11,8 @@ from infra.contract.errors import InvalidArgumentError
 
 MAX_STOP_STRINGS = 8
 MAX_SEED = 2**64 - 1
+#: Counts are 32-bit numbers on the wire.
+MAX_COUNT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,16 @@ class Decoding:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise InvalidArgumentError("max_new_tokens", f"must be at least 1, got {self.max_new_tokens}")
+        if self.max_new_tokens is not None and not 1 <= self.max_new_tokens <= MAX_COUNT:
+            raise InvalidArgumentError(
+                "max_new_tokens", f"must be at least 1 and below 2^31, got {self.max_new_tokens}"
+            )
         if not math.isfinite(self.temperature) or self.temperature < 0:
             raise InvalidArgumentError("temperature", f"must be finite and not negative, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise InvalidArgumentError("top_p", f"must be in (0, 1], got {self.top_p}")
-        if self.token_top_k < 0:
-            raise InvalidArgumentError("token_top_k", f"must not be negative, got {self.token_top_k}")
+        if not 0 <= self.token_top_k <= MAX_COUNT:
+            raise InvalidArgumentError("token_top_k", f"must not be negative and below 2^31, got {self.token_top_k}")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             raise InvalidArgumentError("seed", f"must be in [0, 2^64), got {self.seed}")
         if len(self.stop) > MAX_STOP_STRINGS:

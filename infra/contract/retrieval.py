@@ -11,6 +11,9 @@ from infra.contract.adapter import Adapter, check_adapter_id
 from infra.contract.composition import WeightedAdapter
 from infra.contract.errors import InvalidArgumentError
 
+#: A 32-bit number on the wire.
+MAX_TOP_K = 2**31 - 1
+
 
 class RetrievalStrategy(StrEnum):
     """How adapters are compared with a prompt."""
@@ -49,8 +52,8 @@ class RetrievalOptions:
     min_log_odds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise InvalidArgumentError("top_k", f"must be at least 1, got {self.top_k}")
+        if self.top_k is not None and not 1 <= self.top_k <= MAX_TOP_K:
+            raise InvalidArgumentError("top_k", f"must be at least 1 and below 2^31, got {self.top_k}")
         if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature > 0):
             raise InvalidArgumentError("temperature", f"must be finite and above 0, got {self.temperature}")
         if self.min_similarity is not None and not -1 <= self.min_similarity <= 1:

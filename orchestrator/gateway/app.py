@@ -64,6 +64,8 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
         status = HTTPStatus(error.status_code)
+        if status is HTTPStatus.BAD_REQUEST:  # FastAPI's own: a body that its parser gave up on.
+            return ErrorReply(status, "the body is not JSON that can be read", "invalid_json").response()
         what = f"{request.method} {request.url.path[:80]}"
         message = f"{what}: {str(error.detail)[:200]}; GET /openapi.json lists what this server offers"
         return ErrorReply(status, message, status.name.lower()).response()

@@ -56,6 +56,10 @@ _TYPE_OF: Mapping[HTTPStatus, str] = {
 }
 
 
+#: pydantic's type of the error for a value that is not an object.
+_NOT_AN_OBJECT = "model_attributes_type"
+
+
 class UnknownModelError(NotFoundError):
     """`model` names neither a method nor an adapter of the catalogue."""
 
@@ -120,8 +124,9 @@ def reply_to_invalid(error: RequestValidationError) -> ErrorReply:
         message = f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
         return ErrorReply(HTTPStatus.BAD_REQUEST, message, "invalid_json")
     path = _path(first["loc"][1:])
-    if not path and first["type"] == "missing":
-        return ErrorReply(HTTPStatus.BAD_REQUEST, "the body is empty; send a JSON object", "invalid_json")
+    if not path and first["type"] in ("missing", _NOT_AN_OBJECT):
+        message = "the body is not a JSON object; send one, with the header 'content-type: application/json'"
+        return ErrorReply(HTTPStatus.BAD_REQUEST, message, "invalid_json")
     problem = _problem(first)
     return ErrorReply(
         HTTPStatus.BAD_REQUEST, f"{path}: {problem}" if path else problem, InvalidArgumentError.reason.lower(), path
@@ -134,6 +139,10 @@ def _problem(error: Mapping[str, Any]) -> str:
             return "this server has no such field; leave it out"
         case "missing":
             return "is missing"
+        case "string_unicode":
+            return "is not valid Unicode text: it contains half of a surrogate pair"
+        case _ if error["type"] == _NOT_AN_OBJECT:
+            return "must be a JSON object"
         case _:
             text = str(error["msg"]).removeprefix("Value error, ")
             return text[:1].lower() + text[1:]
@@ -142,5 +151,7 @@ def _problem(error: Mapping[str, Any]) -> str:
 def _path(location: Sequence[int | str]) -> str:
     path = ""
     for step in location:
+        if step == "[key]":  # The key of an object, which the step before it names.
+            continue
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
     return path

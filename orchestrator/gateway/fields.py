@@ -11,7 +11,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Wit
 class RequestModel(BaseModel):
     """A JSON object of a request. An unknown field is an error, not ignored."""
 
-    model_config = ConfigDict(extra="forbid")
+    # The length is that of no real text. With a limit, pydantic also refuses text that is not valid Unicode (JSON can
+    # spell lone surrogates), which could not be sent to the services.
+    model_config = ConfigDict(extra="forbid", str_max_length=2**26)
 
 
 def only(*neutral: Any) -> Any:

@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -30,9 +31,21 @@ class _Server(uvicorn.Server):
         yield
 
 
+@dataclass(frozen=True)
+class HttpServer:
+    """A running server: its bound address."""
+
+    address: str
+    _server: uvicorn.Server
+
+    def request_stop(self) -> None:
+        """Stop accepting connections; running requests have the grace period. Called on: any thread, or a handler."""
+        self._server.should_exit = True
+
+
 @asynccontextmanager
-async def serving(app: ASGIApp, address: str, options: ServerOptions) -> AsyncIterator[str]:
-    """Serve `app` at host:port, with the TLS files and the grace period of `options`; yield the bound address.
+async def serving(app: ASGIApp, address: str, options: ServerOptions) -> AsyncIterator[HttpServer]:
+    """Serve `app` at host:port, with the TLS files and the grace period of `options`; yield the running server.
 
     Raises ConfigurationError if the address cannot be bound.
     """
@@ -44,7 +57,7 @@ async def serving(app: ASGIApp, address: str, options: ServerOptions) -> AsyncIt
             await asyncio.sleep(_POLL_S)
         bound = with_port(address, place.getsockname()[1])
         log.info("gateway_serving", address=bound, tls=options.tls_certificate is not None)
-        yield bound
+        yield HttpServer(bound, server)
     finally:
         server.should_exit = True
         await task

@@ -197,6 +197,11 @@ async def test_text_completions_answer_and_stream(served: Served) -> None:
         ({"messages": [{"role": "user", "content": " "}]}, "messages[0].content", "the message is empty"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "needs text or an image"),
         ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, "messages[0].name", "does not offer"),
+        ({"messages": [None]}, "messages[0]", "JSON object"),
+        ({"max_tokens": 2**31}, "max_tokens", "below 2^31"),
+        ({"seed": 2**64}, "seed", "2^64"),
+        ({"extra_body": {"top_k": 10**30}}, "top_k", "below 2^31"),
+        ({"extra_body": {"loraretriever": {"top_k": 2**31}}}, "loraretriever.top_k", "below 2^31"),
         ({"temperature": -1}, "temperature", "not negative"),
         ({"top_p": 0}, "top_p", "(0, 1]"),
         ({"max_tokens": 0}, "max_tokens", "at least 1"),
@@ -337,12 +342,30 @@ async def test_client_that_leaves_a_stream_cancels_the_generation(served: Served
 
 async def test_body_that_is_not_json_is_refused(served: Served) -> None:
     async with httpx.AsyncClient() as client:
-        for body in (b"{", b"", b"[" * 100_000, b'"text"', b"\xff"):
+        for body in (b"{", b"", b"[" * 100_000, b'"text"', b"[]", b"null", b"\xff", b'{"n":' + b"9" * 5000 + b"}"):
             response = await client.post(
                 f"{served.url}/v1/chat/completions", content=body, headers={"content-type": "application/json"}
             )
-            assert response.status_code == 400, body[:10]
-            assert response.json()["error"]["type"] == "invalid_request_error"
+            assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json"), body[:10]
+        response = await client.post(f"{served.url}/v1/chat/completions", content=b"{}", headers={"x-a": "b"})
+        assert (response.status_code, "content-type: application/json" in response.text) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content[0].text"),
+        ({"stop": ["x", "\udc00"]}, "stop[1]"),
+        ({"model": "\ud800"}, "model"),
+        ({"loraretriever": {"include": ["\ud800"]}}, "loraretriever.include[0]"),
+    ],
+)
+async def test_text_that_is_not_unicode_is_refused(served: Served, fields: dict[str, Any], param: str) -> None:
+    body = json.dumps({"model": "auto", "messages": QUESTION, **fields})
+    async with httpx.AsyncClient() as client:
+        headers = {"content-type": "application/json"}
+        response = await client.post(f"{served.url}/v1/chat/completions", content=body, headers=headers)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
 async def test_unknown_path_and_method_have_the_shape_of_errors(served: Served) -> None:

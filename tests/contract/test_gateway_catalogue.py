@@ -60,6 +60,8 @@ async def test_adapters_are_added_shown_listed_and_deleted(served: Gateway) -> N
     assert [item["id"] for item in (await served.http.get("/adapters")).json()["data"]] == ["clock", "gmail"]
     for query in ("kind=app", "tag=mail"):
         assert [item["id"] for item in (await served.http.get(f"/adapters?{query}")).json()["data"]] == ["gmail"]
+    refused = await served.http.get("/adapters?kidn=app")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "kidn")
     assert (await served.http.delete("/adapters/gmail")).json() == {"id": "gmail", "object": "adapter", "deleted": True}
     gone = await served.http.get("/adapters/gmail")
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
@@ -95,6 +97,8 @@ async def test_adapter_that_cannot_be_served_is_not_stored(served: Gateway) -> N
         ({"examples": ["good", " "]}, "examples[1].messages[0].content"),
         ({"examples": [{"messages": [{"role": "assistant", "content": "x"}]}]}, "examples[0].messages[0].role"),
         ({"rnak": 8}, "rnak"),
+        ({"checkpoint": ""}, "checkpoint"),
+        ({"checkpoint": "a\0b"}, "checkpoint"),
     ],
 )
 async def test_invalid_adapter_names_the_field(served: Gateway, change: dict[str, Any], param: str) -> None:

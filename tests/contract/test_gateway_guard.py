@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 
 from infra.contract.errors import ConfigurationError
 from infra.contract.prompt import Prompt
+from infra.runtime.logs import request_id
 from infra.runtime.settings import ServerOptions
 from orchestrator.gateway.http_server import serving
 from tests.support.servers.gateway import gateway_server
@@ -95,13 +96,19 @@ async def test_request_beyond_the_limit_is_told_to_retry() -> None:
 
 
 async def test_request_id_is_echoed_and_reaches_the_services() -> None:
+    seen: list[str] = []
     async with (
         fake_tiers() as tiers,
         gateway_server(tiers) as address,
         httpx.AsyncClient(base_url=f"http://{address}") as client,
     ):
-        given = await client.get("/v1/models", headers={"x-request-id": "mine-7"})
-        assert given.headers["x-request-id"] == "mine-7"
+
+        async def record(_prompt: Prompt, _peer: str) -> None:
+            seen.append(request_id())
+
+        tiers.generation.before = record
+        given = await client.post("/v1/chat/completions", json=ASK, headers={"x-request-id": "mine-7"})
+        assert (given.headers["x-request-id"], seen) == ("mine-7", ["mine-7"])
         replaced = await client.get("/v1/models", headers={"x-request-id": "not valid!"})
         assert replaced.headers["x-request-id"] not in ("", "not valid!")
 

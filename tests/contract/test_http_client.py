@@ -164,10 +164,15 @@ def test_field_of_an_error_is_that_of_the_request(gateway: Gateway) -> None:
     with Client(gateway.url) as client:
         with pytest.raises(InvalidArgumentError) as caught:
             client.answer("hello", top_k=0)
-        assert (caught.value.field, caught.value.description) == ("loraretriever.top_k", "must be at least 1, got 0")
+        assert (caught.value.field, caught.value.description) == (
+            "loraretriever.top_k",
+            "must be at least 1 and below 2^31, got 0",
+        )
         assert any(note.startswith("request id ") for note in caught.value.__notes__)
         with pytest.raises(NotFoundError):
             client.answer("hello", model="gpt-4o")
+        with pytest.raises(InvalidArgumentError, match="valid Unicode"):
+            client.answer("half a pair: \ud800")
 
 
 def test_busy_service_is_asked_again(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from infra.contract.adapter import Adapter
 from infra.contract.errors import LoraRetrieverError
 from infra.contract.prompt import Prompt
 from orchestrator.clients.http.encoding import (
+    CONTENT_TYPE,
     AnswerOptions,
     Call,
     ImageSource,
@@ -118,7 +119,9 @@ class AsyncClient:
 
     async def _attempt(self, call: Call) -> httpx.Response:
         try:
-            request = self._http.build_request(call.method, call.path, json=call.body, params=call.query)
+            request = self._http.build_request(
+                call.method, call.path, content=call.content, headers=CONTENT_TYPE, params=call.query
+            )
             response = await self._http.send(request, stream=True)
             if response.is_success:
                 return response

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -20,6 +21,7 @@ from infra.contract.retrieval import RetrievalStrategy, Weighting
 ImageSource = str | PathLike[str] | bytes | Image.Image | ImagePart
 """An image: a path, the bytes of a file, a PIL image, or a part of a prompt."""
 
+CONTENT_TYPE = {"content-type": "application/json"}
 ADAPTERS = "/v1/adapters"
 _CHAT = "/v1/chat/completions"
 
@@ -65,6 +67,11 @@ class Call:
     body: dict[str, Any] | None = None
     query: dict[str, Any] = field(default_factory=dict)
     images: tuple[ImagePart, ...] = ()
+
+    @property
+    def content(self) -> bytes | None:
+        """The body in bytes. Text that is not valid Unicode stays escaped, so that the server names its field."""
+        return None if self.body is None else json.dumps(self.body).encode()
 
 
 _FIELDS_OF_REQUEST = {

@@ -36,7 +36,9 @@ class NewAdapter(RequestModel):
     """An adapter to register. It can be retrieved once the response has arrived."""
 
     id: str
-    checkpoint: str = Field(description="PEFT folder, below the generation service's adapter roots")
+    checkpoint: str = Field(
+        description="PEFT folder, below the generation service's adapter roots", min_length=1, pattern=r"^[^\x00]*$"
+    )
     examples: list[Annotated[Conversation, BeforeValidator(_as_conversation), _EXAMPLE_SCHEMA]] = Field(
         description="training examples: texts, or conversations", min_length=1, max_length=_MAX_EXAMPLES
     )
@@ -66,6 +68,14 @@ class NewAdapter(RequestModel):
             with field_path(f"examples[{index}]"):
                 prompts.append(prompt_of(example.messages))
         return prompts
+
+
+class AdapterFilter(RequestModel):
+    """Which adapters are listed; empty is all."""
+
+    base_model: str = ""
+    kind: str = ""
+    tag: list[str] = Field([], max_length=64, description="may be repeated: adapters with all of them")
 
 
 class AdapterReport(BaseModel):
@@ -124,13 +134,9 @@ def adapter_routes(services: Services) -> APIRouter:
     router = APIRouter(tags=["adapters"])
 
     @router.get("/v1/adapters")
-    async def list_adapters(
-        base_model: str = "",
-        kind: str = "",
-        tag: Annotated[list[str], Query(max_length=64)] = [],  # noqa: B006
-    ) -> AdapterList:
+    async def list_adapters(wanted: Annotated[AdapterFilter, Query()]) -> AdapterList:
         """List the adapters of the catalogue."""
-        adapters = await services.retrieval.list_adapters(base_model, kind, tag)
+        adapters = await services.retrieval.list_adapters(wanted.base_model, wanted.kind, wanted.tag)
         return AdapterList(data=[AdapterReport.of(adapter) for adapter in adapters])
 
     @router.get("/v1/adapters/{adapter_id}")

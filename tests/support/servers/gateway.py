@@ -33,5 +33,5 @@ async def gateway_server(
     ):
         services = Services(Pipeline(retrieval, generation), retrieval, generation, answer_timeout_s)
         app = gateway(services, GuardPolicy(options.token, max_body_bytes, max_requests))
-        async with serving(app, "127.0.0.1:0", options) as address:
-            yield address
+        async with serving(app, "127.0.0.1:0", options) as server:
+            yield server.address
