@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from infra.contract.errors import (
 from infra.contract.prompt import Prompt
 from infra.contract.retrieval import RetrievalStrategy, Weighting
 from tests.support.harness.images import picture, png
-from tests.support.servers.gateway import gateway_server
+from tests.support.servers.gateway import RunningGateway, gateway_server, running_gateway
 from tests.support.servers.tiers import FakeTiers, fake_tiers
 
 QUESTION: list[Any] = [{"role": "user", "content": "open the gmail inbox"}]
@@ -44,13 +44,27 @@ class Served:
         return await self.client.chat.completions.create(**{"model": "auto", "messages": QUESTION, **fields})
 
 
-def client_of(address: str, **options: Any) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(**{"base_url": f"http://{address}/v1", "api_key": "unused", "max_retries": 0, **options})
+def client_of(url: str, **options: Any) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(**{"base_url": f"{url}/v1", "api_key": "unused", "max_retries": 0, **options})
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[RunningGateway]:
+    with running_gateway() as gateway:
+        yield gateway
 
 
 @pytest.fixture
-async def served() -> AsyncIterator[Served]:
-    async with fake_tiers() as tiers, gateway_server(tiers) as address, client_of(address) as client:
+async def served(running: RunningGateway) -> AsyncIterator[Served]:
+    running.reset()
+    async with client_of(running.url) as client:
+        yield Served(running.tiers, client, running.url)
+
+
+@pytest.fixture
+async def served_here() -> AsyncIterator[Served]:
+    """Serve on the test's own event loop, for services that wait for the test."""
+    async with fake_tiers() as tiers, gateway_server(tiers) as address, client_of(f"http://{address}") as client:
         yield Served(tiers, client, f"http://{address}")
 
 
@@ -306,14 +320,14 @@ async def test_failure_within_a_stream_is_its_last_event(served: Served) -> None
 async def test_answer_beyond_the_time_limit_is_a_timeout() -> None:
     async with fake_tiers() as tiers, gateway_server(tiers, answer_timeout_s=0.2) as address:
         tiers.generation.before = _forever
-        async with client_of(address) as client:
+        async with client_of(f"http://{address}") as client:
             with pytest.raises(openai.InternalServerError) as caught:
                 await client.chat.completions.create(model="base", messages=QUESTION)
     assert (caught.value.status_code, caught.value.code) == (504, "deadline_exceeded")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_client_that_leaves_cancels_the_generation(served: Served, stream: bool) -> None:
+async def test_client_that_leaves_cancels_the_generation(served_here: Served, stream: bool) -> None:
     began, cancelled = asyncio.Event(), asyncio.Event()
 
     async def wait(_prompt: Prompt, _peer: str) -> None:
@@ -323,21 +337,21 @@ async def test_client_that_leaves_cancels_the_generation(served: Served, stream:
         finally:
             cancelled.set()
 
-    served.tiers.generation.before = wait
-    asking = asyncio.create_task(served.ask(stream=stream))
+    served_here.tiers.generation.before = wait
+    asking = asyncio.create_task(served_here.ask(stream=stream))
     await began.wait()
     asking.cancel()
     await asyncio.wait_for(cancelled.wait(), 20)
 
 
-async def test_client_that_leaves_a_stream_cancels_the_generation(served: Served) -> None:
-    served.tiers.generation.waits_after_text = asyncio.Event()
-    stream = await served.ask(stream=True)
+async def test_client_that_leaves_a_stream_cancels_the_generation(served_here: Served) -> None:
+    served_here.tiers.generation.waits_after_text = asyncio.Event()
+    stream = await served_here.ask(stream=True)
     async for chunk in stream:
         if chunk.choices[0].delta.content:
             break
     await stream.close()
-    await asyncio.wait_for(served.tiers.generation.stream_ended.wait(), 20)
+    await asyncio.wait_for(served_here.tiers.generation.stream_ended.wait(), 20)
 
 
 async def test_body_that_is_not_json_is_refused(served: Served) -> None:

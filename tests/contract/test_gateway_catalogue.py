@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import openai
 import pytest
 
 from infra.contract.errors import CheckpointError, UnreachableError
-from tests.support.servers.gateway import gateway_server
+from tests.support.servers.gateway import RunningGateway, running_gateway
 from tests.support.servers.retrieval_server import DIM, Service, retrieval_service
-from tests.support.servers.tiers import BASE_MODEL, FakeTiers, fake_tiers
+from tests.support.servers.tiers import BASE_MODEL
 
 GMAIL: dict[str, Any] = {
     "id": "gmail",
@@ -35,22 +34,27 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 class Gateway:
-    """A gateway, plain HTTP to it, and the fake generation service behind it."""
+    """Plain HTTP and OpenAI's client to a gateway, and the fake generation service behind it."""
 
-    def __init__(self, tiers: FakeTiers, http: httpx.AsyncClient, address: str) -> None:
-        self.tiers = tiers
+    def __init__(self, running: RunningGateway, http: httpx.AsyncClient) -> None:
+        self.tiers = running.tiers
         self.http = http
-        self.openai = openai.AsyncOpenAI(base_url=f"http://{address}/v1", api_key="unused", max_retries=0)
+        self.openai = openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="unused", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def running(service: Service) -> Iterator[RunningGateway]:
+    with running_gateway(service.address) as gateway:
+        yield gateway
 
 
 @pytest.fixture
-async def served(service: Service) -> AsyncIterator[Gateway]:
-    async with fake_tiers() as tiers:
-        behind = replace(tiers, retrieval_target=service.address)
-        async with gateway_server(behind) as address, httpx.AsyncClient(base_url=f"http://{address}/v1") as http:
-            for body in (GMAIL, CLOCK):
-                assert (await http.post("/adapters", json=body | {"replace": True})).status_code == 201
-            yield Gateway(tiers, http, address)
+async def served(running: RunningGateway) -> AsyncIterator[Gateway]:
+    running.reset()
+    async with httpx.AsyncClient(base_url=f"{running.url}/v1") as http:
+        for body in (GMAIL, CLOCK):
+            assert (await http.post("/adapters", json=body | {"replace": True})).status_code == 201
+        yield Gateway(running, http)
 
 
 async def test_adapters_are_added_shown_listed_and_deleted(served: Gateway) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,39 +30,24 @@ from loraretriever import (
 
 from infra.runtime.settings import ServerOptions
 from tests.support.harness.images import picture, png
-from tests.support.servers.background import on_event_loop
-from tests.support.servers.gateway import gateway_server
+from tests.support.servers.gateway import RunningGateway, gateway_server, running_gateway
 from tests.support.servers.retrieval_server import retrieval_service
-from tests.support.servers.tiers import BASE_MODEL, FakeTiers, fake_tiers
-
-
-class Gateway:
-    """The URL of a gateway, and the services behind it."""
-
-    def __init__(self, url: str, tiers: FakeTiers) -> None:
-        self.url = url
-        self.tiers = tiers
+from tests.support.servers.tiers import BASE_MODEL, fake_tiers
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Gateway]:
-    @asynccontextmanager
-    async def serve() -> AsyncIterator[Gateway]:
-        async with fake_tiers() as tiers, gateway_server(tiers) as address:
-            yield Gateway(f"http://{address}", tiers)
-
-    with on_event_loop(serve) as gateway:
+def running() -> Iterator[RunningGateway]:
+    with running_gateway() as gateway:
         yield gateway
 
 
 @pytest.fixture
-def gateway(running: Gateway) -> Iterator[Gateway]:
-    yield running
-    running.tiers.generation.failures.clear()
-    running.tiers.generation.fails_after_text = None
+def gateway(running: RunningGateway) -> RunningGateway:
+    running.reset()
+    return running
 
 
-def test_answer_has_text_adapters_matches_and_usage(gateway: Gateway) -> None:
+def test_answer_has_text_adapters_matches_and_usage(gateway: RunningGateway) -> None:
     with Client(gateway.url) as client:
         reply = client.answer("open gmail", top_k=2, max_tokens=9, temperature=0.5, seed=1, stop=["x"])
     assert reply.text.startswith("mixture(gmail*0.50+")
@@ -76,12 +60,12 @@ def test_answer_has_text_adapters_matches_and_usage(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("url", ["{}", "{}/", "{}/v1", "{}/v1/"])
-def test_url_may_end_as_openai_clients_want_it(gateway: Gateway, url: str) -> None:
+def test_url_may_end_as_openai_clients_want_it(gateway: RunningGateway, url: str) -> None:
     with Client(url.format(gateway.url)) as client:
         assert client.answer("hello", model="base").adapters == ()
 
 
-def test_every_kind_of_image_is_sent(gateway: Gateway, tmp_path: Path) -> None:
+def test_every_kind_of_image_is_sent(gateway: RunningGateway, tmp_path: Path) -> None:
     image = picture(8, 8)
     file = tmp_path / "screen.png"
     file.write_bytes(png(image))
@@ -96,7 +80,7 @@ def test_every_kind_of_image_is_sent(gateway: Gateway, tmp_path: Path) -> None:
             client.answer(prompt, [file])
 
 
-def test_stream_yields_text_and_then_has_the_reply(gateway: Gateway) -> None:
+def test_stream_yields_text_and_then_has_the_reply(gateway: RunningGateway) -> None:
     with Client(gateway.url) as client:
         stream = client.stream("open gmail", top_k=1)
         with pytest.raises(InternalError, match="has not ended"):
@@ -108,7 +92,7 @@ def test_stream_yields_text_and_then_has_the_reply(gateway: Gateway) -> None:
         assert stream.reply.usage.completion_tokens == 5
 
 
-def test_stream_that_is_closed_cancels_the_generation(gateway: Gateway) -> None:
+def test_stream_that_is_closed_cancels_the_generation(gateway: RunningGateway) -> None:
     gateway.tiers.generation.stream_ended.clear()
     gateway.tiers.generation.waits_after_text = asyncio.Event()
     with Client(gateway.url) as client:
@@ -122,7 +106,7 @@ def test_stream_that_is_closed_cancels_the_generation(gateway: Gateway) -> None:
     assert gateway.tiers.generation.stream_ended.is_set()
 
 
-def test_match_returns_adapters_or_why_there_are_none(gateway: Gateway) -> None:
+def test_match_returns_adapters_or_why_there_are_none(gateway: RunningGateway) -> None:
     with Client(gateway.url) as client:
         found = client.match("open gmail", top_k=2, exclude=["clock"])
         assert found[0].id == "gmail"
@@ -142,7 +126,7 @@ def test_match_returns_adapters_or_why_there_are_none(gateway: Gateway) -> None:
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
-def test_errors_of_the_services_keep_their_class_and_message(gateway: Gateway, failure: Any, kind: type) -> None:
+def test_errors_of_the_services_keep_their_class_and_message(gateway: RunningGateway, failure: Any, kind: type) -> None:
     gateway.tiers.generation.failures["gmail"] = failure
     with Client(gateway.url, max_retries=0) as client:
         for call in (client.answer, lambda text: list(client.stream(text))):
@@ -151,7 +135,7 @@ def test_errors_of_the_services_keep_their_class_and_message(gateway: Gateway, f
             assert failure.message.partition(": ")[2] in str(caught.value)
 
 
-def test_error_within_a_stream_is_raised(gateway: Gateway) -> None:
+def test_error_within_a_stream_is_raised(gateway: RunningGateway) -> None:
     gateway.tiers.generation.fails_after_text = UnavailableError("the service stops")
     with Client(gateway.url) as client:
         stream = iter(client.stream("open gmail"))
@@ -160,7 +144,7 @@ def test_error_within_a_stream_is_raised(gateway: Gateway) -> None:
             next(stream)
 
 
-def test_field_of_an_error_is_that_of_the_request(gateway: Gateway) -> None:
+def test_field_of_an_error_is_that_of_the_request(gateway: RunningGateway) -> None:
     with Client(gateway.url) as client:
         with pytest.raises(InvalidArgumentError) as caught:
             client.answer("hello", top_k=0)
@@ -175,7 +159,7 @@ def test_field_of_an_error_is_that_of_the_request(gateway: Gateway) -> None:
             client.answer("half a pair: \ud800")
 
 
-def test_busy_service_is_asked_again(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_service_is_asked_again(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
 
     def recover(seconds: float) -> None:
@@ -189,7 +173,7 @@ def test_busy_service_is_asked_again(gateway: Gateway, monkeypatch: pytest.Monke
     assert pauses == [1.0]  # what the server's retry-after says
 
 
-async def test_asynchronous_client_does_the_same(gateway: Gateway, tmp_path: Path) -> None:
+async def test_asynchronous_client_does_the_same(gateway: RunningGateway, tmp_path: Path) -> None:
     async with AsyncClient(gateway.url, max_retries=0) as client:
         assert (
             await client.answer("open gmail", [picture(8, 8)], top_k=1)

@@ -54,8 +54,8 @@ RETRIEVAL_TIMINGS = RetrievalTimings(embed_s=0.02, search_s=0.001)
 Hook = Callable[[Prompt, str], Awaitable[None]]
 
 
-async def _nothing(_prompt: Prompt, _peer: str) -> None:
-    pass
+async def nothing(_prompt: Prompt, _peer: str) -> None:
+    """Answer at once."""
 
 
 def similarity(adapter: Adapter, prompt: Prompt) -> float:
@@ -158,7 +158,7 @@ class FakeGeneration(generation_service_pb2_grpc.GenerationServiceServicer):
     A stream waits after its first word while `waits_after_text` is an unset event, and then raises `fails_after_text`.
     """
 
-    before: Hook = _nothing
+    before: Hook = nothing
     failures: dict[str, LoraRetrieverError] = field(default_factory=dict)
     peers: set[str] = field(default_factory=set)
     calls: int = 0

@@ -10,11 +10,11 @@ import pytest
 from orchestrator.cli.main import run
 
 
-@pytest.mark.parametrize("tier", ["retrieval", "generation", "orchestrator"])
+@pytest.mark.parametrize("tier", ["retrieval", "generation", "orchestrator", "gateway"])
 def test_taken_port_is_named_with_option_that_cures_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tier: str
 ) -> None:
-    addresses = dict.fromkeys(("retrieval", "generation", "orchestrator"), "127.0.0.1:0")
+    addresses = dict.fromkeys(("retrieval", "generation", "orchestrator", "gateway"), "127.0.0.1:0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         addresses[tier] = f"127.0.0.1:{taken.getsockname()[1]}"
         options = [word for name, address in addresses.items() for word in (f"--{name}-address", address)]
