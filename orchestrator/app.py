@@ -18,6 +18,7 @@ from orchestrator.evaluation.storage import absolute_uri
 from orchestrator.gateway.app import gateway
 from orchestrator.gateway.guard import GuardPolicy
 from orchestrator.gateway.http_server import serving
+from orchestrator.gateway.remote_images import ImageFetcher
 from orchestrator.gateway.services import Services
 from orchestrator.jobs.celery import CeleryDispatcher, make_app, queue_length
 from orchestrator.jobs.event_loop import in_background
@@ -72,7 +73,9 @@ async def orchestrator(settings: OrchestratorSettings, redis_url: str) -> AsyncI
         reconciler = Reconciler(ledger, dispatcher, partial(queue_length, store), settings.shard_resend_s)
         await stack.enter_async_context(in_background(reconciler.reconcile_forever(settings.reconcile_interval_s)))
         application = gateway(
-            Services(pipeline, retrieval, generation, settings.answer_timeout_s),
+            Services(
+                pipeline, retrieval, generation, settings.answer_timeout_s, ImageFetcher(settings.gateway.image_hosts)
+            ),
             GuardPolicy(settings.server.token, settings.gateway.max_body_bytes, settings.server.max_concurrent_calls),
         )
         yield Orchestrator(server, application, settings)

@@ -26,6 +26,9 @@ class GatewayOptions(SettingsGroup):
     prefix: ClassVar[str] = "gateway_"
 
     address: str = Field("127.0.0.1:50080", description="host:port of the HTTP gateway; empty is off")
+    image_hosts: tuple[str, ...] = Field(
+        (), description="hosts, as name or name:port, whose image URLs in requests are fetched; empty is none"
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=4096, description="largest body of an HTTP request, in bytes")
 
 

@@ -130,7 +130,7 @@ def image_of(url: str) -> ImagePart:
     media_type, *parameters = header.split(";")
     if scheme.lower() != "data":
         raise InvalidArgumentError(
-            "", "this server does not fetch remote images; send the file as data:image/png;base64,..."
+            "", f"is no data URL, but one of scheme {scheme[:20]!r}; send the file as data:image/png;base64,..."
         )
     if not comma or "base64" not in (parameter.strip().lower() for parameter in parameters):
         raise InvalidArgumentError("", "is not a base64 data URL; send data:image/png;base64,...")

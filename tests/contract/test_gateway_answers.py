@@ -251,8 +251,10 @@ async def test_invalid_field_is_named(served: Served, fields: dict[str, Any], pa
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("https://example.com/cat.png", "does not fetch remote images"),
-        ("file:///etc/passwd", "does not fetch remote images"),
+        ("https://example.com/cat.png", "does not fetch images from that host"),
+        ("HTTP://127.0.0.1:1/cat.png", "does not fetch images from that host"),
+        ("file:///etc/passwd", "no data URL, but one of scheme 'file'"),
+        ("cat.png", "no data URL"),
         ("data:image/png,abc", "not a base64 data URL"),
         ("data:image/png;base64", "not a base64 data URL"),
         ("data:image/png;base64,AAA", "not base64"),

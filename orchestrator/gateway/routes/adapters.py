@@ -159,6 +159,9 @@ def adapter_routes(services: Services) -> APIRouter:
 
 
 async def _register(services: Services, body: NewAdapter) -> Adapter:
+    for index, example in enumerate(body.examples):
+        with field_path(f"examples[{index}]"):
+            await services.images.inline(example.messages)
     prompts = body.prompts()
     running = (await services.pipeline.model()).base_model
     adapter = body.adapter(running)

@@ -30,6 +30,7 @@ def answer_routes(services: Services) -> APIRouter:
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         plan = body.plan()
+        await while_connected(request, services.images.inline(body.messages))
         return await _answer(services, body, plan, ChatFormat(body.model, plan), request)
 
     @router.post("/v1/completions", response_model=Completion, responses=_STREAM)

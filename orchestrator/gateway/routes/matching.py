@@ -56,6 +56,7 @@ def matching_routes(services: Services) -> APIRouter:
     @router.post("/v1/adapters/match")
     async def match_adapters(body: MatchRequest, request: Request) -> MatchList:
         """Retrieve the adapters that `model: auto` would answer with."""
+        await while_connected(request, services.images.inline(body.messages or ()))
         question = body.question()
         try:
             with request_fields(chat=body.messages is not None):

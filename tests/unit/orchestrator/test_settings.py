@@ -39,6 +39,12 @@ def test_channels_use_service_token_and_message_limit() -> None:
     assert (options.target, options.token, options.max_message_bytes) == ("generation:50052", "secret", 8192)
 
 
+def test_gateway_listens_by_default_and_is_turned_off_by_an_empty_address() -> None:
+    assert load_settings(OrchestratorSettings, []).gateway.address == "127.0.0.1:50080"
+    settings = load_settings(OrchestratorSettings, ["--gateway-address=", "--gateway-image-hosts", "a.example,b:8080"])
+    assert (settings.gateway.address, settings.gateway.image_hosts) == ("", ("a.example", "b:8080"))
+
+
 def test_worker_without_redis_url_names_the_option() -> None:
     worker = subprocess.run(
         [sys.executable, "-m", "orchestrator.jobs.worker"],
