@@ -15,6 +15,13 @@ from generation_service.engine.text_stream import TextStream
 from generation_service.execution.sampler import TokenChooser, choose_tokens
 from infra.contract.errors import InternalError, UnavailableError
 from infra.contract.generation import FinishReason
+from infra.runtime.logs import get_logger
+
+log = get_logger(__name__)
+
+#: Longest prompt that shares a forward pass with others. The mask of a packed pass is quadratic in its tokens, which a
+#: long prompt, whose products are efficient alone, would pay for without a gain.
+_MAX_PACKED_PROMPT = 256
 
 
 class Engine:
@@ -156,8 +163,34 @@ class Engine:
     def _prefill(self) -> None:
         with self._changed:
             chunks = self._scheduler.chunks()
+        short = [chunk for chunk in chunks if self._is_packable(chunk)]
+        packed = short if len(short) > 1 and self._prefill_together(short) else []
         for chunk in chunks:
-            self._prefill_chunk(chunk)
+            if chunk not in packed:
+                self._prefill_chunk(chunk)
+
+    def _is_packable(self, chunk: Chunk) -> bool:
+        """Return whether a chunk is a whole text prompt that is short enough to share a forward pass."""
+        prompt, limit = chunk.running.prefill.prompt, self._model.shortest_window or _MAX_PACKED_PROMPT
+        return chunk.tokens == prompt.length <= min(limit, _MAX_PACKED_PROMPT) and prompt.pixels is None
+
+    def _prefill_together(self, chunks: list[Chunk]) -> bool:
+        """Prefill whole prompts in one forward pass. Return False if they must run alone, so that one fails alone."""
+        sequences = [chunk.running.sequence for chunk in chunks]
+        try:
+            logits = self._runner.prefill_together([chunk.running.prefill for chunk in chunks])
+        except Exception as error:
+            log.warning("prompts_not_packed", prompts=len(chunks), reason=f"{type(error).__name__}: {error}")
+            return False
+        if logits is None:
+            return False
+        tokens = choose_tokens(logits, [sequence.chooser for sequence in sequences])
+        with self._changed:
+            for chunk in chunks:
+                chunk.running.start_decoding()
+        for chunk, token in zip(chunks, tokens, strict=True):
+            self._append(chunk.running, token)
+        return True
 
     def _prefill_chunk(self, chunk: Chunk) -> None:
         """Prefill one chunk; after a prompt's last chunk, take the first token of its answer."""

@@ -53,6 +53,9 @@ class StepRunner(Protocol):
     def prefill(self, prefill: Prefill, tokens: int, /) -> Tensor | None:
         """Prefill the next `tokens` of a prompt; return logits [1, vocab] after its last token, else None."""
 
+    def prefill_together(self, prefills: abc.Sequence[Prefill], /) -> Tensor | None:
+        """Prefill whole prompts without images; return logits [N, vocab] after each, None: they must run alone."""
+
     def decode(self, rows: abc.Sequence[DecodeRow], /) -> Tensor:
         """Decode one token of every row; return logits [rows, vocab]."""
 
@@ -66,6 +69,10 @@ class TextModel(Protocol):
     @property
     def description(self) -> ModelDescription:
         """The model's properties, its end-of-sequence tokens among them."""
+
+    @property
+    def shortest_window(self) -> int | None:
+        """The shortest sliding window of a layer in tokens; None: every layer attends to all tokens."""
 
     def decode(self, tokens: abc.Sequence[int], /) -> str:
         """Return the text of `tokens`."""

@@ -53,6 +53,10 @@ class SlotKVCache:
         """Return the cache of a forward pass over the tokens from `start` on of one sequence."""
         return PrefillView(self, slot, start)
 
+    def packed_view(self, slots: Sequence[int], lengths: Sequence[int]) -> PackedView:
+        """Return the cache of a forward pass over whole prompts, packed into one sequence, one for each of `slots`."""
+        return PackedView(self, slots, lengths)
+
     def decode_view(self, slots: Sequence[int], lengths: Sequence[int]) -> DecodeView:
         """Return the cache of a forward pass over one new token of each of `slots`, which hold `lengths` tokens."""
         span = min(-(-(max(lengths) + 1) // _SPAN_STEP) * _SPAN_STEP, self.shape.length)
@@ -85,6 +89,25 @@ class PrefillView:
             return None
         end = self._start + tokens
         return torch.ones(1, 1, tokens, end, dtype=torch.bool, device=device).tril(diagonal=self._start)
+
+
+class PackedView:
+    """A transformers cache over several empty slots, whose prompts follow each other in one sequence."""
+
+    def __init__(self, cache: SlotKVCache, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        self._cache, self._slots, self._lengths = cache, slots, lengths
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Store keys and values [1, kv_heads, sum of lengths, head_dim] of `layer` by slot; return them as they are."""
+        for store, new in ((self._cache.keys[layer], keys), (self._cache.values[layer], values)):
+            for slot, part in zip(self._slots, torch.split(new[0], list(self._lengths), dim=1), strict=True):
+                store[slot, :, : part.shape[1]] = part
+        return keys, values
+
+    def mask(self, device: torch.device) -> Tensor:
+        """Return the positions that each token attends to, [1, 1, T, T]: the earlier ones of its own prompt."""
+        owners = torch.repeat_interleave(torch.tensor(self._lengths)).to(device)
+        return (owners[:, None] == owners).tril()[None, None]
 
 
 class DecodeView:

@@ -58,6 +58,28 @@ class Runner:
             return None if prefill.remaining else self._model.logits(hidden[:, -1])
 
     @torch.inference_mode()
+    def prefill_together(self, prefills: Sequence[Prefill]) -> Tensor | None:
+        """Run whole prompts in one forward pass; return the logits [N, vocab] after each.
+
+        Returns None, with every prompt as it was, if the logits of one are not finite: masked products carry a NaN
+        into the other prompts, so they must run alone.
+        """
+        lengths = [prefill.prompt.length for prefill in prefills]
+        view = self._cache.packed_view([prefill.slot for prefill in prefills], lengths)
+        tokens = torch.cat([prefill.prompt.tokens for prefill in prefills]).to(self._device)
+        positions = torch.cat([prefill.prompt.positions for prefill in prefills], dim=1)[:, None].to(self._device)
+        with self._bank.routing.step([prefill.ranges for prefill in prefills], lengths=lengths):
+            embeddings = self._model.embed_tokens(tokens)[None]
+            hidden = self._model.forward(embeddings, positions, view.mask(self._device), view)
+            ends = torch.tensor(lengths, device=self._device).cumsum(0) - 1
+            logits = self._model.logits(hidden[0, ends])
+        if not bool(torch.isfinite(logits).all()):
+            return None
+        for prefill, length in zip(prefills, lengths, strict=True):
+            prefill.advance(length)
+        return logits
+
+    @torch.inference_mode()
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
         """Run the newest token of every row; return the logits [N, vocab] after each."""
         if self.captured is not None:

@@ -23,11 +23,15 @@ RowIndex = Sequence[int] | Tensor
 _SPLIT_ROWS_FROM_TOKENS = 8
 
 
+_Where = slice | tuple[slice, slice]
+"""A slice of an input's leading elements, or of the tokens of its only leading element."""
+
+
 @dataclass(frozen=True)
 class _Portion:
-    """A slice of an input's leading elements, and the ranks that they apply."""
+    """A part of an input, and the ranks that it applies."""
 
-    where: slice
+    where: _Where
     applied: WeightedRanks
 
 
@@ -35,11 +39,15 @@ class RoutedLora:
     """Applies `ranks.rows[n]` to row n of the batch.
 
     `indices` maps a `by_image` prefix to the row indices of its patches and tiles, one tensor per leading length.
+    `lengths`: the rows are packed into one sequence, [1, sum of lengths, in], in which row n has lengths[n] tokens.
     """
 
-    def __init__(self, ranks: ActiveRanks, indices: Mapping[str, tuple[Tensor, ...]]) -> None:
+    def __init__(
+        self, ranks: ActiveRanks, indices: Mapping[str, tuple[Tensor, ...]], lengths: Sequence[int] | None = None
+    ) -> None:
         self.ranks = ranks
         self._indices = indices
+        self._lengths = lengths
         self._portions: dict[tuple[str | None, tuple[int, ...]], list[_Portion]] = {}
 
     def affects(self, slot: ModuleSlot) -> bool:
@@ -91,6 +99,8 @@ class RoutedLora:
             if bounds is not None:
                 return self._by_row(bounds)
             return [_Portion(slice(None), self.ranks.union.of_rows(index, shape[0], dims))]
+        if self._lengths is not None:
+            return self._packed(shape, self._lengths, slot)
         if shape[0] != rows or dims < 3:
             raise ValueError(
                 f"{slot.path} got an input of shape {[*shape, slot.group.a.shape[-1]]} in a step of {rows} rows: its "
@@ -100,7 +110,14 @@ class RoutedLora:
             return self._by_row([slice(row, row + 1) for row in range(rows)])
         return [_Portion(slice(None), self.ranks.union.of_rows(None, rows, dims))]
 
-    def _by_row(self, bounds: Sequence[slice]) -> list[_Portion]:
+    def _packed(self, shape: tuple[int, ...], lengths: Sequence[int], slot: ModuleSlot) -> list[_Portion]:
+        stops = list(itertools.accumulate(lengths))
+        if shape != (1, stops[-1]):
+            raise ValueError(f"{slot.path} got {list(shape)} tokens in a step of {stops[-1]} packed ones")
+        segments = [slice(stop - length, stop) for stop, length in zip(stops, lengths, strict=True)]
+        return self._by_row([(slice(None), segment) for segment in segments])
+
+    def _by_row(self, bounds: Sequence[_Where]) -> list[_Portion]:
         by_row = [(where, self.ranks.of_row(row)) for row, where in enumerate(bounds)]
         return [_Portion(where, applied) for where, applied in by_row if applied is not None]
 

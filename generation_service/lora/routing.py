@@ -60,12 +60,18 @@ class Routing:
         self._shared: _SharedProduct | None = None
         self.active: StepLora | None = None
 
-    def begin(self, rows: Sequence[RowWeights], image_rows: Mapping[str, Sequence[RowIndex]] | None = None) -> None:
+    def begin(
+        self,
+        rows: Sequence[RowWeights],
+        image_rows: Mapping[str, Sequence[RowIndex]] | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
         """Route the following forward passes: `rows[n]` is the composition of row n of the batch.
 
         The leading dimension of a module's input is the rows, [rows, ..., in]; a single row applies to the whole of any
         input. `image_rows` gives, per `by_image` prefix, the row of each leading element of the inputs below it: one
-        index for each leading length that occurs (patches, merged patches).
+        index for each leading length that occurs (patches, merged patches). With `lengths`, the rows are packed into
+        one sequence instead, [1, sum of lengths, in].
 
         Raises ValueError for a range without an adapter, an index out of range, an unknown prefix, or two indices of
         the same length below one prefix.
@@ -77,7 +83,7 @@ class Routing:
             indices = {
                 prefix: self._checked_indices(prefix, given, len(rows)) for prefix, given in (image_rows or {}).items()
             }
-            self.active = RoutedLora(ranks, indices)
+            self.active = RoutedLora(ranks, indices, lengths if len(rows) > 1 else None)
 
     def end(self) -> None:
         """Apply nothing: layers run the base model alone, at no cost."""
@@ -86,10 +92,13 @@ class Routing:
 
     @contextmanager
     def step(
-        self, rows: Sequence[RowWeights], image_rows: Mapping[str, Sequence[RowIndex]] | None = None
+        self,
+        rows: Sequence[RowWeights],
+        image_rows: Mapping[str, Sequence[RowIndex]] | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Iterator[None]:
         """Call `begin` on entry and `end` on exit."""
-        self.begin(rows, image_rows)
+        self.begin(rows, image_rows, lengths)
         try:
             yield
         finally:

@@ -174,6 +174,10 @@ class BaseModel(Protocol):
     def description(self) -> ModelDescription:
         """The shape of the model."""
 
+    @property
+    def shortest_window(self) -> int | None:
+        """The shortest sliding window of a layer in tokens; None: every layer attends to all tokens."""
+
     def canonical(self, name: str) -> str | Sequence[FusedSlice]:
         """Return the module path of an adapter's key, whichever library version wrote it.
 

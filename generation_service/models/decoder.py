@@ -67,6 +67,11 @@ class Decoder:
         return logits
 
     @property
+    def shortest_window(self) -> int | None:
+        """The shortest sliding window of a layer in tokens; None: every layer attends to all tokens."""
+        return None
+
+    @property
     def image_token(self) -> int:
         """The placeholder token that image embeddings replace."""
         raise NotImplementedError("a family that reads images defines image_token")

@@ -34,6 +34,11 @@ class CausalLM(Decoder):
         self._additive_masks = config._attn_implementation == "eager"
         self._logit_cap = getattr(config, "final_logit_softcapping", None)
 
+    @property
+    def shortest_window(self) -> int | None:
+        """The shortest sliding window of a layer in tokens; None: every layer attends to all tokens."""
+        return min((window for window in self._windows if window is not None), default=None)
+
     def encode(self, prompt: Prompt, images: Iterable[Image], max_tokens: int | None = None) -> EncodedPrompt:
         """Encode `prompt`. Raises InvalidArgumentError for images, and for added tokens beyond the embedding."""
         for path in image_field_paths(prompt):

@@ -48,6 +48,7 @@ class ScriptedModel:
     """A TextModel whose tokens are characters."""
 
     description = DESCRIPTION
+    shortest_window = None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the characters."""
@@ -100,6 +101,10 @@ class ScriptedRunner:
             raise RuntimeError("the image is on fire")
         self._scripts[prefill.slot] = script
         return self._logits([prefill.slot])
+
+    def prefill_together(self, prefills: Sequence[Prefill]) -> Tensor | None:
+        """Fail: scripted prompts have images, which are never prefilled together."""
+        raise AssertionError(f"{len(prefills)} prompts with images were prefilled together")
 
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
         """Return the logits of the next characters."""
