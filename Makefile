@@ -50,8 +50,9 @@ format: $(STAMP) ## Format the code and apply ruff's fixes
 proto: $(STAMP) ## Generate the stubs from proto/
 	$(BIN)/python -m infra.tools.stubs
 
-schema: $(STAMP) ## Generate the JSON Schema of summary.json from its types
+schema: $(STAMP) ## Generate the JSON Schema of summary.json and docs/openapi.json from their types
 	$(BIN)/python -m orchestrator.evaluation.report.schema
+	$(BIN)/python -m orchestrator.gateway.openapi
 
 lock: $(STAMP) ## Resolve requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +19,8 @@ from orchestrator.gateway.errors import ErrorReply
 log = get_logger(__name__)
 
 HEALTH_PATH = "/health"
+#: The values of the metrics' label: callers may send any word as a method, and each would be a time series of its own.
+_METHODS = frozenset(HTTPMethod)
 #: A body arrives within this time, or its connection is given up: an idle upload would otherwise occupy its place.
 _BODY_TIMEOUT_S = 60.0
 #: Bytes of a refused body that are read and dropped, so that clients which send first and read later see the refusal
@@ -139,7 +141,7 @@ class _ServedRequest:
     async def send(self, message: Message) -> None:
         """Send a part of the response, with the request id among its headers."""
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self._status = int(message["status"])
             MutableHeaders(scope=message)[REQUEST_ID_KEY] = self._id
         await self._send(message)
 
@@ -147,7 +149,7 @@ class _ServedRequest:
         """Count and log the request. Status 0: the client left before there was one."""
         seconds = time.perf_counter() - self._started
         route = getattr(self.scope.get("route"), "path", "other")
-        method = self.scope["method"]
+        method = self.scope["method"] if self.scope["method"] in _METHODS else "other"
         metrics.requests_running.dec()
         metrics.requests_total.labels(route, method, str(self._status)).inc()
         metrics.request_seconds.labels(route).observe(seconds)

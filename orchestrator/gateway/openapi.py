@@ -1,4 +1,4 @@
-"""The OpenAPI document of the gateway: `python -m orchestrator.gateway.openapi` writes docs/openapi.json."""
+"""The OpenAPI document of the gateway, docs/openapi.json, which `make schema` writes."""
 
 from __future__ import annotations
 

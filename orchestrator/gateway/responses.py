@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from infra.contract.generation import FinishReason, Generation
 from infra.contract.retrieval import Match, Selection, SelectionReason
@@ -167,6 +167,11 @@ class Delta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nulls(self, serialise: SerializerFunctionWrapHandler) -> dict[str, str]:
+        # OpenAI leaves out what a part does not add; some clients take a null role for a change of speaker.
+        return {name: value for name, value in serialise(self).items() if value is not None}
 
 
 class ChunkChoice(BaseModel):

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from infra.contract.errors import (
     CapacityError,
@@ -184,6 +185,22 @@ async def test_stream_with_usage_ends_with_it(served: Served) -> None:
     assert chunks[-1].choices == []
     assert chunks[-1].usage.prompt_tokens == 4
     assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+async def test_stream_helper_of_the_client_accumulates_the_answer(served: Served) -> None:
+    async with served.client.chat.completions.stream(model="clock", messages=QUESTION) as stream:
+        completion = await stream.get_final_completion()
+    assert completion.choices[0].message.content == "mixture(clock*1.00)saw0:openthegmailinbox"
+    assert completion.choices[0].finish_reason == "stop"
+
+
+async def test_structured_answers_are_refused_by_name(served: Served) -> None:
+    class Shape(BaseModel):
+        text: str
+
+    with pytest.raises(openai.BadRequestError) as caught:
+        await served.client.chat.completions.parse(model="auto", messages=QUESTION, response_format=Shape)
+    assert caught.value.param == "response_format"
 
 
 async def test_text_completions_answer_and_stream(served: Served) -> None:
@@ -407,7 +424,10 @@ async def test_raw_stream_ends_with_done(served: Served) -> None:
     assert response.headers["content-type"].startswith("text/event-stream")
     events = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
     assert events[-1] == "[DONE]"
-    assert all(json.loads(event)["object"] == "chat.completion.chunk" for event in events[:-1])
+    chunks = [json.loads(event) for event in events[:-1]]
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert [list(chunk["choices"][0]["delta"]) for chunk in chunks[:2]] == [["role", "content"], ["content"]]
+    assert chunks[-1]["choices"][0]["delta"] == {}
 
 
 async def _forever(_prompt: Prompt, _peer: str) -> None:

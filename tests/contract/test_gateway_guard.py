@@ -15,6 +15,7 @@ from infra.contract.prompt import Prompt
 from infra.runtime.logs import request_id
 from infra.runtime.settings import ServerOptions
 from orchestrator.gateway.http_server import serving
+from orchestrator.gateway.metrics import requests_total
 from tests.support.servers.gateway import gateway_server
 from tests.support.servers.tiers import fake_tiers
 
@@ -126,7 +127,11 @@ async def test_requests_are_counted_by_route_and_status() -> None:
         found, missing = count("200"), count("404")
         await client.get("/v1/adapters/gmail")
         await client.get("/v1/adapters/nosuch")
+        await client.request("MADEUP", "/v1/adapters/gmail")
     assert (count("200"), count("404")) == (found + 1, missing + 1)
+    labels = {sample.labels["method"] for sample in requests_total.collect()[0].samples}
+    assert "MADEUP" not in labels
+    assert "other" in labels
 
 
 async def test_unexpected_exception_shows_no_internals() -> None:
@@ -144,6 +149,31 @@ async def test_unexpected_exception_shows_no_internals() -> None:
         assert response.status_code == 500
         assert "secret detail" not in response.text
         assert response.json()["error"]["type"] == "server_error"
+
+
+async def test_running_request_outlives_a_stop_and_new_ones_are_refused() -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        began.set()
+        await go_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with httpx.AsyncClient() as client:
+        async with serving(app, "127.0.0.1:0", options(shutdown_grace_s=60)) as server:
+            first = asyncio.create_task(client.get(f"http://{server.address}/"))
+            await began.wait()
+            server.request_stop()
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection(*server.address.split(":"))
+                except OSError:
+                    break
+                writer.close()
+                await asyncio.sleep(0.01)
+            go_on.set()
+        assert (await first).status_code == 200
 
 
 async def test_taken_port_names_the_setting() -> None:

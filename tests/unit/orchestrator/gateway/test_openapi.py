@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[4]
 
 def test_checked_in_document_is_that_of_the_routes() -> None:
     stored = (ROOT / FILE).read_text(encoding="utf-8")
-    assert stored == text(), "run: python -m orchestrator.gateway.openapi"
+    assert stored == text(), "run: make schema"
 
 
 def test_every_operation_documents_its_errors() -> None:
