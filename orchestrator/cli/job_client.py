@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
-from infra.contract.errors import UnavailableError
+from infra.contract.errors import InvalidArgumentError, NotFoundError, UnavailableError
 from orchestrator.cli import output as console
 from orchestrator.cli.options.targets import OrchestratorTier
 from orchestrator.cli.progress import show_job
@@ -15,6 +16,10 @@ from orchestrator.evaluation.job import Evaluation, EvaluationState, Report
 from orchestrator.evaluation.report.output_files import SUMMARY_JSON_FILE, SUMMARY_MARKDOWN_FILE, read_summary
 from orchestrator.evaluation.report.summary import Summary
 from orchestrator.evaluation.storage import read_text
+
+#: Names the job that was submitted last.
+LATEST = "latest"
+_COMPLETE_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 
 
 def follow(job_id: str, orchestrator: OrchestratorTier) -> Evaluation:
@@ -58,7 +63,32 @@ def fetch_report(job: str, orchestrator: OrchestratorTier) -> Report:
     if is_folder(job):
         read_summary(job)
         return Report(read_text(job, SUMMARY_JSON_FILE), read_text(job, SUMMARY_MARKDOWN_FILE), job)
-    return orchestrator.call_evaluations(lambda client: client.report(job))
+    job_id = resolve_job(job, orchestrator)
+    return orchestrator.call_evaluations(lambda client: client.report(job_id))
+
+
+def resolve_job(job: str, orchestrator: OrchestratorTier) -> str:
+    """Return the id of the job named by its id, by the start of its id, or by `latest`.
+
+    Raises:
+        NotFoundError: there is no such job.
+        InvalidArgumentError: several ids start like that.
+    """
+    if _COMPLETE_ID.fullmatch(job):
+        return job
+    ids = [found.evaluation_id for found in orchestrator.call_evaluations(lambda client: client.list())]
+    if job == LATEST:
+        if not ids:
+            raise NotFoundError("there is no job yet; 'loraretriever evaluate run' starts one")
+        return ids[0]
+    matching = [job] if job in ids else [found for found in ids if found.startswith(job)]
+    if not matching:
+        raise NotFoundError(f"there is no job {job!r}; 'loraretriever evaluate list' shows all")
+    if len(matching) > 1:
+        raise InvalidArgumentError(
+            "job_id", f"{job!r} is the start of {len(matching)} ids: {', '.join(matching[:3])}; give more of it"
+        )
+    return matching[0]
 
 
 def is_folder(source: str) -> bool:

@@ -7,7 +7,7 @@ from glob import glob
 from pathlib import Path
 
 from infra.contract.errors import NotFoundError
-from orchestrator.cli.job_client import is_folder
+from orchestrator.cli.job_client import is_folder, resolve_job
 from orchestrator.cli.options.targets import OrchestratorTier
 from orchestrator.evaluation.report.output_files import RECORDS_FILE
 from orchestrator.evaluation.result_files import Results, parse_results, read_results
@@ -50,7 +50,8 @@ def job_folder(source: str, orchestrator: OrchestratorTier) -> str:
     """Return the folder of a job named by its id, its path or its URI. Raises NotFoundError."""
     if is_folder(source):
         return source
-    return orchestrator.call_evaluations(lambda client: client.get(source)).output_uri
+    job_id = resolve_job(source, orchestrator)
+    return orchestrator.call_evaluations(lambda client: client.get(job_id)).output_uri
 
 
 def results_in(folder: str, source: str) -> Results:

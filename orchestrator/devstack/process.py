@@ -75,14 +75,13 @@ class RestartPolicy:
 class Program:
     """`python -m module arguments --ready-file FILE`, which is ready once the file exists.
 
-    `threads` is how many it computes with, None: its library's default. OMP_NUM_THREADS in the environment of the stack
-    takes precedence.
+    `threads` is how many it computes with, unless OMP_NUM_THREADS is in the environment of the stack.
     """
 
     name: str
     module: str
     arguments: tuple[str, ...] = ()
-    threads: int | None = 1
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,6 @@ class Ready:
     address: str
     pid: int
     gateway: str = ""
-
-
-def _thread_count(program: Program) -> dict[str, str]:
-    return {} if program.threads is None else {"OMP_NUM_THREADS": str(program.threads)}
 
 
 class Child:
@@ -123,7 +118,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_thread_count(program) | dict(environment),
+                env={"OMP_NUM_THREADS": str(program.threads), **environment},
                 start_new_session=True,
             )
 

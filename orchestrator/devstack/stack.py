@@ -189,7 +189,7 @@ class LocalStack:
                 _GENERATION,
                 module_name("generation_service"),
                 {**plan.generation, **connections},
-                threads=None,
+                threads=max(1, (os.cpu_count() or 1) - 1),
             )
         )
         connections |= {"generation_target": generation.address, "redis_url": redis_url}
@@ -238,8 +238,12 @@ def read_state(work_dir: Path) -> Addresses | None:
     return addresses
 
 
-def _tier(name: str, module: str, settings: Mapping[str, object], threads: int | None = 1) -> Program:
-    """Return a tier's program. Generation, which computes most of the time, uses all cores; the others one thread."""
+def _tier(name: str, module: str, settings: Mapping[str, object], threads: int = 1) -> Program:
+    """Return a tier's program.
+
+    Generation, which computes most of the time, uses all cores but one. With all of them, each of its parallel products
+    would wait for a core that another tier holds, several thousand times a step.
+    """
     return Program(name, module, tuple(as_arguments({"address": _FREE_ADDRESS, **settings})), threads)
 
 

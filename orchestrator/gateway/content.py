@@ -18,7 +18,6 @@ from orchestrator.gateway.fields import RequestModel, Unused, only
 MAX_MESSAGES = 1024
 MAX_PARTS = 256
 
-_FIELDS = ((".parts", ".content"), (".image.data", ".image_url.url"), (".image.mime_type", ".image_url.url"))
 _ROLES = {
     "system": Role.SYSTEM,
     "developer": Role.SYSTEM,  # OpenAI's newer name of the same role.
@@ -89,8 +88,11 @@ def prompt_of(messages: Sequence[ChatMessage]) -> Prompt:
 
 def message_field(path: str) -> str:
     """Return the path in a request's messages for a path in the contract's prompt."""
-    for ours, theirs in _FIELDS:
-        path = path.replace(ours, theirs)
+    path = path.replace(".parts", ".content")
+    if path.endswith(".image"):
+        return f"{path}_url"
+    for of_image in (".image.data", ".image.mime_type"):
+        path = path.replace(of_image, ".image_url.url")
     return path or "messages"
 
 

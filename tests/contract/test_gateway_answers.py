@@ -314,12 +314,28 @@ async def test_failure_before_the_text_has_a_status(
     assert error.response.headers["x-request-id"]
 
 
-async def test_field_of_the_generation_service_is_translated(served: Served) -> None:
-    field = "prompt.messages[0].parts[1].image.data"
-    served.tiers.generation.failures["gmail"] = InvalidArgumentError(field, "the image is broken")
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ("prompt", "messages"),
+        ("prompt.messages", "messages"),
+        ("prompt.messages[2].parts", "messages[2].content"),
+        ("prompt.messages[0].parts[1].text", "messages[0].content[1].text"),
+        ("prompt.messages[0].parts[1].image", "messages[0].content[1].image_url"),
+        ("prompt.messages[0].parts[1].image.data", "messages[0].content[1].image_url.url"),
+        ("prompt.messages[0].parts[1].image.mime_type", "messages[0].content[1].image_url.url"),
+        ("decoding.max_new_tokens", "max_tokens"),
+        ("decoding.token_top_k", "top_k"),
+        ("decoding.stop", "stop"),
+        ("retrieval.temperature", "loraretriever.weighting_temperature"),
+        ("composition.mixture.adapters[0].weight", "loraretriever.weights"),
+    ],
+)
+async def test_field_of_a_service_is_that_of_the_request(served: Served, field: str, param: str) -> None:
+    served.tiers.generation.failures["gmail"] = InvalidArgumentError(field, "is wrong")
     error = await refused(served)
-    assert error.param == "messages[0].content[1].image_url.url"
-    assert "the image is broken" in error.message
+    assert error.param == param
+    assert "is wrong" in error.message
 
 
 async def test_failure_within_a_stream_is_its_last_event(served: Served) -> None:

@@ -10,7 +10,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from orchestrator.cli import output as console
-from orchestrator.cli.job_client import fetch_report, follow, follow_to_report, summary_of
+from orchestrator.cli.job_client import fetch_report, follow, follow_to_report, resolve_job, summary_of
 from orchestrator.cli.job_output import check_success, listed_datasets, listed_strategies, print_job, print_report
 from orchestrator.cli.options.binding import with_options
 from orchestrator.cli.options.scoring import JobGateOptions
@@ -19,26 +19,30 @@ from orchestrator.clients.evaluation import EvaluationClient
 
 app = typer.Typer()
 
-JobId = Annotated[str, typer.Argument(help="The job's id.")]
+JobId = Annotated[str, typer.Argument(help="The job's id, the start of it, or latest.")]
 
 
 @app.command("status")
 @with_options
 def status(
     *,
-    job_id: Annotated[str | None, typer.Argument(help="The job's id; without one, all jobs are listed.")] = None,
+    job_id: Annotated[
+        str | None, typer.Argument(help="The job's id, the start of it, or latest; without one, all jobs are listed.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job until it ends.")] = False,
     orchestrator: OrchestratorTier,
 ) -> None:
     """Show the state of a job, or list all jobs."""
     if job_id is None:
         _print_jobs(orchestrator)
-    elif watch:
-        job = follow(job_id, orchestrator)
+        return
+    resolved = resolve_job(job_id, orchestrator)
+    if watch:
+        job = follow(resolved, orchestrator)
         print_job(job, orchestrator.as_json)
-        check_success(job_id, job.state)
+        check_success(resolved, job.state)
     else:
-        print_job(orchestrator.call_evaluations(lambda client: client.get(job_id)), orchestrator.as_json)
+        print_job(orchestrator.call_evaluations(lambda client: client.get(resolved)), orchestrator.as_json)
 
 
 @app.command("list")
@@ -53,14 +57,14 @@ def list_jobs(*, orchestrator: OrchestratorTier) -> None:
 def watch(*, job_id: JobId, gate: JobGateOptions, orchestrator: OrchestratorTier) -> None:
     """Follow a job until it ends, then show its headline."""
     checked = gate.gate()
-    print_report(follow_to_report(job_id, orchestrator), checked, orchestrator.as_json)
+    print_report(follow_to_report(resolve_job(job_id, orchestrator), orchestrator), checked, orchestrator.as_json)
 
 
 @app.command("report")
 @with_options
 def report(
     *,
-    job: Annotated[str, typer.Argument(help="A job that has ended: its id or its folder.")],
+    job: Annotated[str, typer.Argument(help="A job that has ended: its id, the start of it, latest, or its folder.")],
     gate: JobGateOptions,
     orchestrator: OrchestratorTier,
 ) -> None:
@@ -80,14 +84,16 @@ def report(
 @with_options
 def cancel(*, job_id: JobId, orchestrator: OrchestratorTier) -> None:
     """Stop a job: running samples finish, the others never start."""
-    print_job(orchestrator.call_evaluations(lambda client: client.cancel(job_id)), orchestrator.as_json)
+    resolved = resolve_job(job_id, orchestrator)
+    print_job(orchestrator.call_evaluations(lambda client: client.cancel(resolved)), orchestrator.as_json)
 
 
 @app.command("retry")
 @with_options
 def retry(*, job_id: JobId, orchestrator: OrchestratorTier) -> None:
     """Write the report of a failed job again, once the cause is fixed: its records are kept until then."""
-    print_job(orchestrator.call_evaluations(lambda client: client.retry(job_id)), orchestrator.as_json)
+    resolved = resolve_job(job_id, orchestrator)
+    print_job(orchestrator.call_evaluations(lambda client: client.retry(resolved)), orchestrator.as_json)
 
 
 @app.command("delete")

@@ -335,3 +335,33 @@ def test_good_whole_answers_do_not_hide_failed_actions(
     assert run(["evaluate", "report", "ev-1", "--fail-under", "0.9"]) == 1
     assert "9 of 10 samples are unscored" in capsys.readouterr().err
     assert run(["evaluate", "report", "ev-1", "--fail-under", "0.9", "--metric", "exact_match"]) == 0
+
+
+@pytest.mark.parametrize("command", [["status"], ["watch"], ["report"], ["retry"]])
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("latest", (0, "")),
+        ("ev", (0, "")),
+        ("ev-1", (0, "")),
+        ("20990101-000000-00000000", (1, "there is no evaluation 2099")),
+        ("other", (1, "there is no job 'other'; 'loraretriever evaluate list' shows all")),
+    ],
+)
+def test_job_is_named_by_start_of_its_id_or_as_latest(
+    job: OneJob, capsys: pytest.CaptureFixture[str], command: list[str], name: str, outcome: tuple[int, str]
+) -> None:
+    status, message = outcome
+    assert run(["evaluate", *command, name]) == status
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_start_of_several_ids_is_refused(
+    job: OneJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def several() -> list[Evaluation]:
+        return [replace(await job.get("ev-1"), evaluation_id=name) for name in ("ab-1", "ab-2")]
+
+    monkeypatch.setattr(job, "list", several)
+    assert run(["evaluate", "status", "ab"]) == 2
+    assert "'ab' is the start of 2 ids: ab-1, ab-2" in " ".join(capsys.readouterr().err.split())
