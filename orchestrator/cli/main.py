@@ -11,12 +11,15 @@ import typer
 from infra.contract.errors import ConfigurationError, InvalidArgumentError, LoraRetrieverError
 from infra.runtime.extras import missing_package
 from orchestrator.cli import output as console
-from orchestrator.cli.commands import adapters, ask, demo, evaluate, serve, up
+from orchestrator.cli.commands import adapters, ask, demo, evaluate, serve, study, up
 from orchestrator.cli.errors import message_of, shown_bytes
 from orchestrator.cli.options.targets import target
+from orchestrator.cli.study_flags import REPLACED
 from orchestrator.devstack.process import stop_signals_interrupt
 
 _PASS_THROUGH = ("serve", "worker")
+#: Commands whose --debug is an option of their own.
+_OWN_DEBUG = ("study",)
 
 app = typer.Typer(
     name="loraretriever",
@@ -31,6 +34,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("up")(up.up)
 app.command("ask")(ask.ask)
+app.command("study")(study.study)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(serve.app, name="serve")
@@ -77,9 +81,11 @@ def run(arguments: list[str]) -> int:
     Expected errors become one line on standard error. With --debug they are raised instead.
     """
     passes_through = bool(arguments) and arguments[0] in _PASS_THROUGH
-    debug = not passes_through and "--debug" in arguments
+    debug = not passes_through and "--debug" in arguments and arguments[0] not in _OWN_DEBUG
     if not passes_through:
-        arguments = [_with_dashes(argument) for argument in arguments if argument != "--debug"]
+        arguments = [_with_dashes(argument) for argument in arguments]
+    if debug:
+        arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         _check_utf8(arguments)
         return _invoke(arguments)
@@ -132,6 +138,9 @@ def _with_dashes(argument: str) -> str:
 def _usage_problem(error: Any) -> str:
     """Return what is wrong with a command line, and where help is; empty if help has been printed already."""
     context, problem = getattr(error, "ctx", None), str(error.format_message()).rstrip(".")
+    option = str(getattr(error, "option_name", ""))
+    if option in REPLACED:
+        return f"{option} of the study: {REPLACED[option]}"
     where = f"; see '{context.command_path} --help'" if context is not None else ""
     return problem and problem + where
 

@@ -38,7 +38,13 @@ def plan_samples(
     samples or text. Limits are checked before any sample is built.
     """
     chosen = [
-        (content.dataset, choose_episodes(content.episodes, spec.max_episodes, spec.seed)) for content in contents
+        (
+            content.dataset,
+            list(content.episodes[: spec.max_episodes])
+            if spec.first_episodes
+            else choose_episodes(content.episodes, spec.max_episodes, spec.seed),
+        )
+        for content in contents
     ]
     if not any(episodes for _, episodes in chosen):
         raise InvalidArgumentError("datasets", f"no row could be read; {_why_empty(contents)}")
@@ -48,7 +54,7 @@ def plan_samples(
         for dataset, episodes in chosen
         for episode in episodes
         for sample in _interleave(
-            [list(_samples(episode, dataset, strategy, spec.protocol)) for strategy in spec.strategies],
+            [list(_samples(episode, dataset, strategy, spec)) for strategy in spec.strategies],
             episode.protocol(spec.protocol),
         )
     ]
@@ -164,10 +170,12 @@ class _Question:
     truth: str
 
 
-def _questions(episode: Episode, protocol: PromptProtocol) -> list[_Question]:
+def _questions(episode: Episode, protocol: PromptProtocol, max_images: int | None) -> list[_Question]:
     match protocol:
         case PromptProtocol.SEQUENCE:
-            return [_Question(episode.images, episode.instruction, episode.response)]
+            return [
+                _Question(episode.images[-(max_images or len(episode.images)) :], episode.instruction, episode.response)
+            ]
         case PromptProtocol.STEP:
             texts = [step_text(episode.instruction, episode.actions[:step]) for step in range(len(episode.actions))]
         case PromptProtocol.EPISODE:
@@ -178,10 +186,10 @@ def _questions(episode: Episode, protocol: PromptProtocol) -> list[_Question]:
 
 
 def _samples(
-    episode: Episode, dataset: DatasetSpec, strategy: EvaluatedStrategy, requested: PromptProtocol
+    episode: Episode, dataset: DatasetSpec, strategy: EvaluatedStrategy, spec: EvaluationSpec
 ) -> Iterator[Sample]:
-    protocol = episode.protocol(requested)
-    for step, question in enumerate(_questions(episode, protocol)):
+    protocol = episode.protocol(spec.protocol)
+    for step, question in enumerate(_questions(episode, protocol, spec.max_images)):
         yield Sample(
             key="/".join((strategy.label, dataset.name, quote(episode.episode_id, safe=""), str(step))),
             dataset=dataset.name,

@@ -140,6 +140,8 @@ class EvaluationSpec:
         shard_size: samples per shard; None: the server's default.
         image_root: an additional folder for relative image paths; empty: none.
         legacy_threshold: similarity in [0, 1] above which an answer is correct under the `legacy` metric.
+        first_episodes: take the first `max_episodes` rows of each dataset instead of a choice by `seed`.
+        max_images: images of a prompt in the `sequence` protocol, of which the last are kept; None: all.
         point_tolerance_px: distance in pixels up to which points are equal under the `action` metric.
     """
 
@@ -154,6 +156,8 @@ class EvaluationSpec:
     image_root: str = ""
     legacy_threshold: float = LEGACY_THRESHOLD
     point_tolerance_px: float = POINT_TOLERANCE_PX
+    first_episodes: bool = False
+    max_images: int | None = None
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -168,6 +172,8 @@ class EvaluationSpec:
         _check_unique("strategies", [strategy.label for strategy in self.strategies])
         if self.max_episodes is not None and self.max_episodes < 1:
             raise InvalidArgumentError("max_episodes", f"must be at least 1, got {self.max_episodes}")
+        if self.max_images is not None and self.max_images < 1:
+            raise InvalidArgumentError("max_images", f"must be at least 1, got {self.max_images}")
         if self.shard_size is not None and not 1 <= self.shard_size <= MAX_SHARD_SIZE:
             raise InvalidArgumentError("shard_size", f"must be in [1, {MAX_SHARD_SIZE}], got {self.shard_size}")
         if not 0 <= self.seed <= MAX_SEED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -108,6 +109,7 @@ def test_adapters_are_listed_shown_and_removed(
         (["base"], 0),
         (["fusion", "--fusion-method", "concat"], 2),
         (["fusion-concat"], 2),
+        (["fusion"], 2),
         (["oracle", "--adapter", "a1"], 1),
         (["uniform-all"], 2),
         (["random-k", "--seed", "1"], 2),
@@ -204,6 +206,44 @@ def test_evaluation_runs_and_reports(stack: LocalStack, data: Path, capsys: pyte
     assert run(["evaluate", "score", records, "--strategy", "oracle", "--metric", "legacy", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["step_count"] == 4
     assert run(["evaluate", "status", "no-such-job", *target]) == 1
+
+
+def commands_of_guide() -> list[str]:
+    """Return the commands that docs/from_the_study.md gives in place of the study's."""
+    guide = (Path(__file__).parents[2] / "docs" / "from_the_study.md").read_text(encoding="utf-8")
+    table = guide.partition("## Commands")[2].partition("## What")[0]
+    return re.findall(r"`loraretriever ((?:study|evaluate) --?[^`]*|evaluate \w+ [^`]*)`", table)
+
+
+def test_guide_has_commands() -> None:
+    assert len(commands_of_guide()) == 7
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("command", commands_of_guide())
+def test_commands_of_studys_guide_run(
+    stack: LocalStack,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    folder = data / "guide"
+    (folder / "data" / "apps").mkdir(parents=True, exist_ok=True)
+    episodes = write_episodes(folder / "data").read_text(encoding="utf-8")
+    for name in ("example.jsonl", "Val_100.jsonl"):
+        (folder / "data" / name).write_text(episodes, encoding="utf-8")
+    write_episodes(folder / "data" / "apps")
+    result = {"episode_id": "1", "mode": "step", "num_steps": 1, "ground_truths": ["Scroll up"]}
+    (folder / "results.jsonl").write_text(json.dumps(result | {"predictions": ["Scroll up"]}), encoding="utf-8")
+    monkeypatch.chdir(folder)
+    short = [] if "results.jsonl" in command else ["--max-new-tokens", "4"]
+    target = ["--json", "--orchestrator-target", stack.addresses.orchestrator]
+    assert run([*command.split(), *short, *target]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    if short:
+        assert shown["failed_samples"] == 0
+        assert shown["recorded_samples"] == (2 if command.startswith("study") else 4)
 
 
 @pytest.mark.timeout(180)

@@ -47,6 +47,8 @@ def spec_from_proto(message: pb.EvaluationSpec) -> EvaluationSpec:
         image_root=message.image_root,
         legacy_threshold=message.legacy_threshold if message.HasField("legacy_threshold") else LEGACY_THRESHOLD,
         point_tolerance_px=message.point_tolerance_px if message.HasField("point_tolerance_px") else POINT_TOLERANCE_PX,
+        first_episodes=message.first_episodes,
+        max_images=message.max_images or None,
     )
 
 
@@ -83,6 +85,8 @@ def spec_to_proto(spec: EvaluationSpec) -> pb.EvaluationSpec:
         image_root=spec.image_root,
         legacy_threshold=spec.legacy_threshold,
         point_tolerance_px=spec.point_tolerance_px,
+        first_episodes=spec.first_episodes,
+        max_images=spec.max_images or 0,
     )
 
 

@@ -160,7 +160,7 @@ class EvaluatedStrategy(_message.Message):
     def __init__(self, name: _Optional[str] = ..., strategy: _Optional[_Union[AnswerStrategy, str]] = ..., fusion_method: _Optional[_Union[_generation_service_pb2.FusionMethod, str]] = ..., exclude_own_adapter: bool = ...) -> None: ...
 
 class EvaluationSpec(_message.Message):
-    __slots__ = ("datasets", "strategies", "protocol", "retrieval", "decoding", "max_episodes", "seed", "shard_size", "image_root", "legacy_threshold", "point_tolerance_px")
+    __slots__ = ("datasets", "strategies", "protocol", "retrieval", "decoding", "max_episodes", "seed", "shard_size", "image_root", "legacy_threshold", "point_tolerance_px", "first_episodes", "max_images")
     DATASETS_FIELD_NUMBER: _ClassVar[int]
     STRATEGIES_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +172,8 @@ class EvaluationSpec(_message.Message):
     IMAGE_ROOT_FIELD_NUMBER: _ClassVar[int]
     LEGACY_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     POINT_TOLERANCE_PX_FIELD_NUMBER: _ClassVar[int]
+    FIRST_EPISODES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGES_FIELD_NUMBER: _ClassVar[int]
     datasets: _containers.RepeatedCompositeFieldContainer[Dataset]
     strategies: _containers.RepeatedCompositeFieldContainer[EvaluatedStrategy]
     protocol: EvaluationProtocol
@@ -183,7 +185,9 @@ class EvaluationSpec(_message.Message):
     image_root: str
     legacy_threshold: float
     point_tolerance_px: float
-    def __init__(self, datasets: _Optional[_Iterable[_Union[Dataset, _Mapping]]] = ..., strategies: _Optional[_Iterable[_Union[EvaluatedStrategy, _Mapping]]] = ..., protocol: _Optional[_Union[EvaluationProtocol, str]] = ..., retrieval: _Optional[_Union[_retrieval_service_pb2.RetrievalOptions, _Mapping]] = ..., decoding: _Optional[_Union[_generation_service_pb2.Decoding, _Mapping]] = ..., max_episodes: _Optional[int] = ..., seed: _Optional[int] = ..., shard_size: _Optional[int] = ..., image_root: _Optional[str] = ..., legacy_threshold: _Optional[float] = ..., point_tolerance_px: _Optional[float] = ...) -> None: ...
+    first_episodes: bool
+    max_images: int
+    def __init__(self, datasets: _Optional[_Iterable[_Union[Dataset, _Mapping]]] = ..., strategies: _Optional[_Iterable[_Union[EvaluatedStrategy, _Mapping]]] = ..., protocol: _Optional[_Union[EvaluationProtocol, str]] = ..., retrieval: _Optional[_Union[_retrieval_service_pb2.RetrievalOptions, _Mapping]] = ..., decoding: _Optional[_Union[_generation_service_pb2.Decoding, _Mapping]] = ..., max_episodes: _Optional[int] = ..., seed: _Optional[int] = ..., shard_size: _Optional[int] = ..., image_root: _Optional[str] = ..., legacy_threshold: _Optional[float] = ..., point_tolerance_px: _Optional[float] = ..., first_episodes: bool = ..., max_images: _Optional[int] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("evaluation_id", "spec", "state", "total_samples", "done_samples", "failed_samples", "bad_rows", "create_time", "end_time", "error", "output_uri", "stalled")

@@ -268,3 +268,14 @@ def test_strategy_labels_are_derived() -> None:
         EvaluatedStrategy(AnswerStrategy.MIXTURE, name="mine").label,
     ]
     assert labels == ["selection", "fusion-concat", "mixture-out-of-domain", "random-k-out-of-domain", "mine"]
+
+
+def test_first_episodes_are_taken_in_file_order(tmp_path: Path) -> None:
+    _, samples = planned(tmp_path, protocol=PromptProtocol.SEQUENCE, max_episodes=2, first_episodes=True, seed=42)
+    assert [sample.episode_id for sample in samples] == ["clock/0", "clock/1", "gmail/0", "gmail/1"]
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, [2]), (2, [1, 2]), (3, [0, 1, 2]), (12, [0, 1, 2]), (None, [0, 1, 2])])
+def test_last_images_of_an_episode_are_kept(tmp_path: Path, limit: int | None, kept: list[int]) -> None:
+    _, samples = planned(tmp_path, protocol=PromptProtocol.SEQUENCE, max_images=limit)
+    assert [image.name for image in samples[0].images] == [f"clock0_{step}.png" for step in kept]
