@@ -95,7 +95,7 @@ class Admission:
                 self._check_rank(share.adapter_id, config)
             adapters.append(AdmittedAdapter(replace(share, revision=source.revision), source, adapter_path))
             configs.append(config)
-        resolved = replace(composition, adapters=tuple(adapter.share for adapter in adapters))
+        resolved = _with_method(replace(composition, adapters=tuple(adapter.share for adapter in adapters)), configs)
         self._check_capacity(resolved, configs, path)
         return AdmittedComposition(resolved, tuple(adapters), path)
 
@@ -189,8 +189,20 @@ def _fused_rank(fusion: Fusion, configs: Sequence[PeftConfig]) -> int:
             return max((sum(config.largest_rank for config in group.values()) for group in groups), default=0)
         case FusionMethod.SVD | FusionMethod.TIES | FusionMethod.DARE:
             return fusion.rank or _largest_rank(members)
+        case FusionMethod.AUTO:
+            raise AssertionError("auto was replaced by _with_method")
         case _:
             assert_never(fusion.method)
+
+
+def _with_method(composition: Mixture | Fusion, configs: Sequence[PeftConfig]) -> Mixture | Fusion:
+    """Replace the method `auto`: linear if the members agree on the rank of every module, otherwise svd."""
+    if not isinstance(composition, Fusion) or composition.method is not FusionMethod.AUTO:
+        return composition
+    pairs = zip(composition.adapters, configs, strict=True)
+    ranks = {(config.rank, tuple(sorted(config.rank_pattern.items()))) for share, config in pairs if share.weight != 0}
+    # Members with a weight of 0 change nothing, so they do not decide either.
+    return replace(composition, method=FusionMethod.LINEAR if len(ranks) <= 1 else FusionMethod.SVD)
 
 
 def _check_equal_ranks(members: Mapping[str, PeftConfig]) -> None:

@@ -65,12 +65,14 @@ class BankLease:
         residents: Mapping[Resident, float],
         applied: tuple[WeightedAdapter, ...],
         on_release: Callable[[Mapping[Resident, float]], None],
+        fusion_method: FusionMethod | None = None,
     ) -> None:
         self._residents: Mapping[Resident, float] = residents
         self._on_release = on_release
         self._released = False
         self.ranges: Mapping[RankRange, float] = {resident.owned: weight for resident, weight in residents.items()}
         self.applied = applied
+        self.fusion_method = fusion_method
 
     def release(self) -> None:
         """Return the ranges to the bank. A second call does nothing."""

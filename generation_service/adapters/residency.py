@@ -15,6 +15,7 @@ from generation_service.adapters.load import ENDED_STATES, CompositionLoad, Load
 from generation_service.adapters.placement import Deferred, Placement
 from generation_service.adapters.ranges import plan_ranges
 from generation_service.lora.bank import AdapterBank
+from infra.contract.composition import Fusion
 from infra.contract.errors import UnavailableError
 from infra.runtime.logs import get_logger
 
@@ -216,7 +217,10 @@ class Residency:
             return error
         if isinstance(placed, Deferred):
             return placed
-        return BankLease(placed, tuple(adapter.share for adapter in load.composition.adapters), self._release)
+        composition = load.composition.composition
+        fusion_method = composition.method if isinstance(composition, Fusion) else None
+        applied = tuple(adapter.share for adapter in load.composition.adapters)
+        return BankLease(placed, applied, self._release, fusion_method)
 
     def _read_again(self, load: CompositionLoad) -> None:
         """Read a load's ranges that were evicted while it waited. Called on: placer thread."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from generation_service.execution.inputs import DecodeRow, Prefill
     from generation_service.lora.ranks import RankRange
     from generation_service.models.base import ModelDescription
-    from infra.contract.composition import WeightedAdapter
+    from infra.contract.composition import FusionMethod, WeightedAdapter
 
 
 class Lease(Protocol):
@@ -25,6 +25,10 @@ class Lease(Protocol):
     @property
     def applied(self) -> tuple[WeightedAdapter, ...]:
         """The adapters with the revisions used."""
+
+    @property
+    def fusion_method(self) -> FusionMethod | None:
+        """How the adapters were fused; None if they were not."""
 
     def release(self) -> None:
         """Return the ranges to the bank. A second call does nothing."""

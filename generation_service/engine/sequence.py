@@ -157,4 +157,5 @@ class RunningSequence:
                 decode_s=time.monotonic() - self._first_token_at,
             ),
             applied=self.seat.lease.applied,
+            fusion_method=self.seat.lease.fusion_method,
         )

@@ -26,8 +26,13 @@ class WeightedAdapter:
 
 
 class FusionMethod(StrEnum):
-    """How the parameters of several adapters are merged into one adapter."""
+    """How the parameters of several adapters are merged into one adapter.
 
+    `auto` is `linear` where the ranks of all members agree, and `svd` otherwise. The generation service chooses when
+    the fusion is admitted, and an answer names what was applied.
+    """
+
+    AUTO = "auto"
     LINEAR = "linear"
     CONCAT = "concat"
     SVD = "svd"

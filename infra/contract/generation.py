@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from infra.contract.composition import WeightedAdapter
+from infra.contract.composition import FusionMethod, WeightedAdapter
 from infra.contract.errors import InvalidArgumentError
 
 MAX_STOP_STRINGS = 8
@@ -80,10 +80,11 @@ class Timings:
 
 @dataclass(frozen=True)
 class Generation:
-    """An answer, and the adapters that were applied (none: the base model alone)."""
+    """An answer, the adapters that were applied (none: the base model alone), and how they were fused, if they were."""
 
     text: str
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
     applied: tuple[WeightedAdapter, ...] = ()
+    fusion_method: FusionMethod | None = None

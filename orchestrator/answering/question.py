@@ -24,7 +24,7 @@ class Question:
     prompt: Prompt
     strategy: AnswerStrategy = AnswerStrategy.MIXTURE
     retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
-    fusion_method: FusionMethod = FusionMethod.LINEAR
+    fusion_method: FusionMethod = FusionMethod.AUTO
     decoding: Decoding = field(default_factory=Decoding)
     oracle: str = ""
     seed: str = ""

@@ -38,7 +38,7 @@ class AnswerStrategy(StrEnum):
 
 
 def compose_given(
-    strategy: AnswerStrategy, adapters: tuple[WeightedAdapter, ...], fusion_method: FusionMethod = FusionMethod.LINEAR
+    strategy: AnswerStrategy, adapters: tuple[WeightedAdapter, ...], fusion_method: FusionMethod = FusionMethod.AUTO
 ) -> Composition:
     """Return the composition of adapters whose weights the caller chose.
 
@@ -59,7 +59,7 @@ def compose_given(
 def compose(
     strategy: AnswerStrategy,
     selection: Selection,
-    fusion_method: FusionMethod = FusionMethod.LINEAR,
+    fusion_method: FusionMethod = FusionMethod.AUTO,
     oracle: str = "",
 ) -> Composition:
     """Return the composition of the retrieved adapters; the base model alone when none was retrieved.

@@ -30,7 +30,7 @@ def strategy_labels() -> tuple[str, ...]:
     """Return every name that `parse_strategies` accepts, in the order of the strategies."""
     labels = []
     for strategy in AnswerStrategy:
-        methods = FusionMethod if strategy is AnswerStrategy.FUSION else (FusionMethod.LINEAR,)
+        methods = FusionMethod if strategy is AnswerStrategy.FUSION else (FusionMethod.AUTO,)
         exclusions = (False, True) if strategy.retrieves or strategy.ignores_prompt else (False,)
         labels += [
             EvaluatedStrategy(strategy, method, exclude_own_adapter).label

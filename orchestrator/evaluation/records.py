@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from infra.contract.composition import WeightedAdapter
+from infra.contract.composition import FusionMethod, WeightedAdapter
 from infra.contract.errors import InvalidArgumentError, LoraRetrieverError
 from infra.contract.generation import FinishReason, Usage
 from infra.contract.prompt import ImagePart, Message, Prompt, Role, TextPart
@@ -134,6 +134,7 @@ class Record:
         error: why there is no answer.
         matches: retrieved adapters; None: retrieval was not called; empty: nothing was similar enough.
         applied: adapters that composed the answer, with their weights.
+        fusion_method: how they were fused; None if they were not.
         finish_reason: why generation stopped.
         usage: token counts.
         timings: seconds of each phase.
@@ -147,6 +148,7 @@ class Record:
     error: SampleError | None = None
     matches: tuple[RetrievedAdapter, ...] | None = None
     applied: tuple[WeightedAdapter, ...] = ()
+    fusion_method: FusionMethod | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timings: SampleTimings | None = None

@@ -104,7 +104,7 @@ class EvaluatedStrategy:
     """
 
     strategy: AnswerStrategy
-    fusion_method: FusionMethod = FusionMethod.LINEAR
+    fusion_method: FusionMethod = FusionMethod.AUTO
     exclude_own_adapter: bool = False
     name: str = ""
 
@@ -119,7 +119,8 @@ class EvaluatedStrategy:
     @property
     def label(self) -> str:
         """The name in reports: `name`, or one derived from strategy, fusion method and domain."""
-        method = f"-{self.fusion_method.value}" if self.strategy is AnswerStrategy.FUSION else ""
+        names_method = self.strategy is AnswerStrategy.FUSION and self.fusion_method is not FusionMethod.AUTO
+        method = f"-{self.fusion_method.value}" if names_method else ""
         domain = "-out-of-domain" if self.exclude_own_adapter else ""
         return self.name or f"{self.strategy.value}{method}{domain}"
 

@@ -26,7 +26,7 @@ class Method:
     """A strategy, with the way of merging that a fusion uses."""
 
     strategy: AnswerStrategy
-    fusion_method: FusionMethod = FusionMethod.LINEAR
+    fusion_method: FusionMethod = FusionMethod.AUTO
 
 
 #: The methods by the names that `loraretriever ask --strategy` has too.
@@ -88,7 +88,7 @@ class Plan:
     """How a request is answered. `adapter` is the one that `model` names; `weights` are composed as given."""
 
     strategy: AnswerStrategy
-    fusion_method: FusionMethod = FusionMethod.LINEAR
+    fusion_method: FusionMethod = FusionMethod.AUTO
     retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
     adapter: str = ""
     weights: tuple[WeightedAdapter, ...] = ()

@@ -50,9 +50,15 @@ def read_vectors(file: Path) -> list[bytes]:
     import numpy as np
 
     try:
-        loaded = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InvalidArgumentError("vectors", f"{file} is not a .npy file of numbers: {error}") from error
+        with file.open("rb") as stream:
+            loaded = np.lib.format.read_array(stream, allow_pickle=False)
+    except OSError as error:
+        raise InvalidArgumentError("vectors", f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        # numpy's own message advises to allow pickles, which would run code from the file.
+        raise InvalidArgumentError(
+            "vectors", f"{file} is not a complete .npy file of numbers; write it again with numpy.save"
+        ) from error
     if loaded.ndim not in (1, 2) or loaded.size == 0 or loaded.dtype.kind not in "fiu":
         raise InvalidArgumentError("vectors", f"{file} has {loaded.dtype} {loaded.shape}; give [d] or [m, d] numbers")
     return [row.astype("<f4").tobytes() for row in np.atleast_2d(loaded)]

@@ -56,6 +56,8 @@ def fuse(
         if not math.isfinite(member.weight):
             raise InvalidArgumentError(f"adapters[{index}].weight", f"must be finite, got {member.weight}")
     used = [member for member in members if member.weight != 0]
+    if method is FusionMethod.AUTO:
+        method = _method_for(used)
     merge = _merger(method, rank or max((member.weights.rank for member in used), default=0), density, seed)
     paths = dict.fromkeys(path for member in used for path in member.weights.modules)
     return AdapterWeights.of({path: merge(path, _pairs_of(used, path)) for path in paths})
@@ -83,8 +85,19 @@ def _merger(
             return lambda path, pairs: best_of_dense(_finite(path, pairs, ties(pairs, density)), rank)
         case FusionMethod.DARE:
             return lambda path, pairs: best_of_dense(_finite(path, pairs, dare(pairs, density, f"{seed} {path}")), rank)
+        case FusionMethod.AUTO:
+            raise AssertionError("auto was replaced by _method_for")
         case _:
             assert_never(method)
+
+
+def _method_for(members: Sequence[FusionMember]) -> FusionMethod:
+    """Return the method that `auto` means: linear if the ranks of every module agree, otherwise svd."""
+    ranks: dict[str, set[int]] = {}
+    for member in members:
+        for path, pair in member.weights.modules.items():
+            ranks.setdefault(path, set()).add(pair.rank)
+    return FusionMethod.SVD if any(len(of_module) > 1 for of_module in ranks.values()) else FusionMethod.LINEAR
 
 
 def _linear(path: str, pairs: Sequence[WeightedPair]) -> LoraPair:

@@ -44,7 +44,7 @@ def composition_to_proto(composition: Composition) -> generation_service_pb2.Com
 def _fusion_from_proto(message: generation_service_pb2.Fusion) -> Fusion:
     return Fusion(
         adapters=weighted_adapters_from_proto(message.adapters),
-        method=fusion_method_from_proto(message.method) or FusionMethod.LINEAR,
+        method=fusion_method_from_proto(message.method) or FusionMethod.AUTO,
         rank=message.rank if message.HasField("rank") else None,
         density=message.density if message.HasField("density") else None,
         seed=message.seed if message.HasField("seed") else None,
@@ -112,6 +112,7 @@ def generation_from_proto(message: generation_service_pb2.GenerateResponse) -> G
             seconds_from_duration(timings.decode),
         ),
         applied=weighted_adapters_from_proto(message.applied, "applied"),
+        fusion_method=fusion_method_from_proto(message.fusion_method, "fusion_method"),
     )
 
 
@@ -132,4 +133,5 @@ def generation_to_proto(generation: Generation) -> generation_service_pb2.Genera
             decode=duration_from_seconds(timings.decode_s),
         ),
         applied=[weighted_adapter_to_proto(adapter) for adapter in generation.applied],
+        fusion_method=fusion_method_to_proto(generation.fusion_method) if generation.fusion_method else None,
     )

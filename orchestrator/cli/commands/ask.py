@@ -128,4 +128,5 @@ def matches_table(selection: Selection) -> Table:
 def applied_line(answer: Answer) -> str:
     """Return a line with the adapters that were applied, and how long the answer took."""
     applied = ", ".join(f"{share.adapter_id} {share.weight:.3f}" for share in answer.generation.applied)
-    return f"adapters: {applied or 'none, the base model alone'} ({answer.total_s:.2f} s)"
+    fused = f", fused by {answer.generation.fusion_method}" if answer.generation.fusion_method else ""
+    return f"adapters: {applied or 'none, the base model alone'}{fused} ({answer.total_s:.2f} s)"

@@ -152,7 +152,8 @@ class StrategyFlags:
         Sets("strategy", "exclude_own_adapter"),
     ] = "mixture"
     fusion_method: Annotated[
-        FusionMethod | None, typer.Option(help="How fusion merges adapters (default: linear).")
+        FusionMethod | None,
+        typer.Option(help="How fusion merges adapters (default: auto, linear where ranks agree, else svd)."),
     ] = None
     adapter: Annotated[
         str,
@@ -195,7 +196,21 @@ class StrategiesFlags:
         ),
         Sets("strategies", "exclude_own_adapter"),
     ] = None
+    fusion_method: Annotated[
+        FusionMethod | None,
+        typer.Option(
+            help="How the strategy fusion merges adapters (default: auto, linear where ranks agree, else svd)."
+        ),
+    ] = None
 
     def strategies(self) -> tuple[EvaluatedStrategy, ...]:
         """Return the strategies. Raises InvalidArgumentError for a word that is not one."""
-        return parse_strategies(self.strategy or ["mixture"])
+        parsed = parse_strategies(self.strategy or ["mixture"])
+        if self.fusion_method is None:
+            return parsed
+        return tuple(
+            replace(one, fusion_method=self.fusion_method)
+            if one.strategy is AnswerStrategy.FUSION and one.fusion_method is FusionMethod.AUTO
+            else one
+            for one in parsed
+        )

@@ -53,7 +53,7 @@ def question_from_proto(message: pb.AnswerRequest | pb.StreamAnswerRequest) -> Q
         prompt=prompt,
         strategy=strategy or AnswerStrategy.MIXTURE,
         retrieval=nested_retrieval(message),
-        fusion_method=fusion_method_from_proto(message.fusion_method, "fusion_method") or FusionMethod.LINEAR,
+        fusion_method=fusion_method_from_proto(message.fusion_method, "fusion_method") or FusionMethod.AUTO,
         decoding=decoding,
         oracle=message.adapter_id,
         seed=uuid.uuid4().hex if decoding.seed is None else str(decoding.seed),

@@ -143,7 +143,7 @@ def _strategy_from_proto(message: pb.EvaluatedStrategy) -> EvaluatedStrategy:
     strategy = enum_from_proto(AnswerStrategy, pb.AnswerStrategy, message.strategy, "strategy")
     return EvaluatedStrategy(
         strategy=strategy or AnswerStrategy.MIXTURE,
-        fusion_method=fusion_method_from_proto(message.fusion_method, "fusion_method") or FusionMethod.LINEAR,
+        fusion_method=fusion_method_from_proto(message.fusion_method, "fusion_method") or FusionMethod.AUTO,
         exclude_own_adapter=message.exclude_own_adapter,
         name=message.name,
     )

@@ -195,6 +195,7 @@ def _answered(sample: Sample, answer: Answer) -> Record:
         answer=generation.text,
         matches=matches if retrieves else None,
         applied=generation.applied,
+        fusion_method=generation.fusion_method,
         finish_reason=generation.finish_reason,
         usage=generation.usage,
         timings=SampleTimings(

@@ -27,17 +27,17 @@ from loraretriever.v1 import adapter_pb2 as loraretriever_dot_v1_dot_adapter__pb
 from loraretriever.v1 import prompt_pb2 as loraretriever_dot_v1_dot_prompt__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)loraretriever/v1/generation_service.proto\x12\x10loraretriever.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1eloraretriever/v1/adapter.proto\x1a\x1dloraretriever/v1/prompt.proto\">\n\x07Mixture\x12\x33\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32!.loraretriever.v1.WeightedAdapter\"\xc7\x01\n\x06\x46usion\x12\x33\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32!.loraretriever.v1.WeightedAdapter\x12.\n\x06method\x18\x02 \x01(\x0e\x32\x1e.loraretriever.v1.FusionMethod\x12\x11\n\x04rank\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x07\x64\x65nsity\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x02\x88\x01\x01\x42\x07\n\x05_rankB\n\n\x08_densityB\x07\n\x05_seed\"o\n\x0b\x43omposition\x12,\n\x07mixture\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.MixtureH\x00\x12*\n\x06\x66usion\x18\x02 \x01(\x0b\x32\x18.loraretriever.v1.FusionH\x00\x42\x06\n\x04kind\"\xbe\x01\n\x08\x44\x65\x63oding\x12\x16\n\x0emax_new_tokens\x18\x01 \x01(\x05\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0btoken_top_k\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x0e\n\x0c_token_top_kB\x07\n\x05_seed\"\x9d\x01\n\x0fGenerateRequest\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x18.loraretriever.v1.Prompt\x12\x32\n\x0b\x63omposition\x18\x02 \x01(\x0b\x32\x1d.loraretriever.v1.Composition\x12,\n\x08\x64\x65\x63oding\x18\x03 \x01(\x0b\x32\x1a.loraretriever.v1.Decoding\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x14\n\x0cimage_tokens\x18\x02 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\x05\"\x8a\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdf\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x35\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1e.loraretriever.v1.FinishReason\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.loraretriever.v1.Usage\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.loraretriever.v1.Timings\x12\x32\n\x07\x61pplied\x18\x05 \x03(\x0b\x32!.loraretriever.v1.WeightedAdapter\"\xa3\x01\n\x15StreamGenerateRequest\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x18.loraretriever.v1.Prompt\x12\x32\n\x0b\x63omposition\x18\x02 \x01(\x0b\x32\x1d.loraretriever.v1.Composition\x12,\n\x08\x64\x65\x63oding\x18\x03 \x01(\x0b\x32\x1a.loraretriever.v1.Decoding\"g\n\x16StreamGenerateResponse\x12\x0f\n\x05\x64\x65lta\x18\x01 \x01(\tH\x00\x12\x33\n\x05\x66inal\x18\x02 \x01(\x0b\x32\".loraretriever.v1.GenerateResponseH\x00\x42\x07\n\x05\x65vent\"\x11\n\x0fGetModelRequest\"\xc5\x01\n\x0bModelLimits\x12\x1b\n\x13max_sequence_tokens\x18\x01 \x01(\x05\x12\x12\n\nmax_images\x18\x02 \x01(\x05\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x04 \x01(\x03\x12\x14\n\x0cmax_adapters\x18\x05 \x01(\x05\x12\x12\n\nbank_ranks\x18\x06 \x01(\x05\x12\x13\n\x0bmax_running\x18\x07 \x01(\x05\x12\x13\n\x0bmax_waiting\x18\x08 \x01(\x05\"h\n\x0fResidentAdapter\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x11\n\tbyte_size\x18\x04 \x01(\x03\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\"\xcc\x01\n\x10GetModelResponse\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12-\n\x06limits\x18\x05 \x01(\x0b\x32\x1d.loraretriever.v1.ModelLimits\x12\x34\n\tresidents\x18\x06 \x03(\x0b\x32!.loraretriever.v1.ResidentAdapter\x12\x10\n\x08revision\x18\x07 \x01(\t\"A\n\x13\x43heckAdapterRequest\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\"*\n\x14\x43heckAdapterResponse\x12\x12\n\nbase_model\x18\x01 \x01(\t\":\n\x12LoadAdapterRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\"I\n\x13LoadAdapterResponse\x12\x32\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32!.loraretriever.v1.ResidentAdapter\"*\n\x14UnloadAdapterRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse*\xa8\x01\n\x0c\x46usionMethod\x12\x1d\n\x19\x46USION_METHOD_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46USION_METHOD_LINEAR\x10\x01\x12\x18\n\x14\x46USION_METHOD_CONCAT\x10\x02\x12\x15\n\x11\x46USION_METHOD_SVD\x10\x03\x12\x16\n\x12\x46USION_METHOD_TIES\x10\x04\x12\x16\n\x12\x46USION_METHOD_DARE\x10\x05*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xbd\x04\n\x11GenerationService\x12Q\n\x08Generate\x12!.loraretriever.v1.GenerateRequest\x1a\".loraretriever.v1.GenerateResponse\x12\x65\n\x0eStreamGenerate\x12\'.loraretriever.v1.StreamGenerateRequest\x1a(.loraretriever.v1.StreamGenerateResponse0\x01\x12Q\n\x08GetModel\x12!.loraretriever.v1.GetModelRequest\x1a\".loraretriever.v1.GetModelResponse\x12]\n\x0c\x43heckAdapter\x12%.loraretriever.v1.CheckAdapterRequest\x1a&.loraretriever.v1.CheckAdapterResponse\x12Z\n\x0bLoadAdapter\x12$.loraretriever.v1.LoadAdapterRequest\x1a%.loraretriever.v1.LoadAdapterResponse\x12`\n\rUnloadAdapter\x12&.loraretriever.v1.UnloadAdapterRequest\x1a\'.loraretriever.v1.UnloadAdapterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)loraretriever/v1/generation_service.proto\x12\x10loraretriever.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1eloraretriever/v1/adapter.proto\x1a\x1dloraretriever/v1/prompt.proto\">\n\x07Mixture\x12\x33\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32!.loraretriever.v1.WeightedAdapter\"\xc7\x01\n\x06\x46usion\x12\x33\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32!.loraretriever.v1.WeightedAdapter\x12.\n\x06method\x18\x02 \x01(\x0e\x32\x1e.loraretriever.v1.FusionMethod\x12\x11\n\x04rank\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x07\x64\x65nsity\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x02\x88\x01\x01\x42\x07\n\x05_rankB\n\n\x08_densityB\x07\n\x05_seed\"o\n\x0b\x43omposition\x12,\n\x07mixture\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.MixtureH\x00\x12*\n\x06\x66usion\x18\x02 \x01(\x0b\x32\x18.loraretriever.v1.FusionH\x00\x42\x06\n\x04kind\"\xbe\x01\n\x08\x44\x65\x63oding\x12\x16\n\x0emax_new_tokens\x18\x01 \x01(\x05\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0btoken_top_k\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x0e\n\x0c_token_top_kB\x07\n\x05_seed\"\x9d\x01\n\x0fGenerateRequest\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x18.loraretriever.v1.Prompt\x12\x32\n\x0b\x63omposition\x18\x02 \x01(\x0b\x32\x1d.loraretriever.v1.Composition\x12,\n\x08\x64\x65\x63oding\x18\x03 \x01(\x0b\x32\x1a.loraretriever.v1.Decoding\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x14\n\x0cimage_tokens\x18\x02 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\x05\"\x8a\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x96\x02\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x35\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1e.loraretriever.v1.FinishReason\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.loraretriever.v1.Usage\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.loraretriever.v1.Timings\x12\x32\n\x07\x61pplied\x18\x05 \x03(\x0b\x32!.loraretriever.v1.WeightedAdapter\x12\x35\n\rfusion_method\x18\x06 \x01(\x0e\x32\x1e.loraretriever.v1.FusionMethod\"\xa3\x01\n\x15StreamGenerateRequest\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x18.loraretriever.v1.Prompt\x12\x32\n\x0b\x63omposition\x18\x02 \x01(\x0b\x32\x1d.loraretriever.v1.Composition\x12,\n\x08\x64\x65\x63oding\x18\x03 \x01(\x0b\x32\x1a.loraretriever.v1.Decoding\"g\n\x16StreamGenerateResponse\x12\x0f\n\x05\x64\x65lta\x18\x01 \x01(\tH\x00\x12\x33\n\x05\x66inal\x18\x02 \x01(\x0b\x32\".loraretriever.v1.GenerateResponseH\x00\x42\x07\n\x05\x65vent\"\x11\n\x0fGetModelRequest\"\xc5\x01\n\x0bModelLimits\x12\x1b\n\x13max_sequence_tokens\x18\x01 \x01(\x05\x12\x12\n\nmax_images\x18\x02 \x01(\x05\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x04 \x01(\x03\x12\x14\n\x0cmax_adapters\x18\x05 \x01(\x05\x12\x12\n\nbank_ranks\x18\x06 \x01(\x05\x12\x13\n\x0bmax_running\x18\x07 \x01(\x05\x12\x13\n\x0bmax_waiting\x18\x08 \x01(\x05\"h\n\x0fResidentAdapter\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x11\n\tbyte_size\x18\x04 \x01(\x03\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\"\xcc\x01\n\x10GetModelResponse\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12-\n\x06limits\x18\x05 \x01(\x0b\x32\x1d.loraretriever.v1.ModelLimits\x12\x34\n\tresidents\x18\x06 \x03(\x0b\x32!.loraretriever.v1.ResidentAdapter\x12\x10\n\x08revision\x18\x07 \x01(\t\"A\n\x13\x43heckAdapterRequest\x12*\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x19.loraretriever.v1.Adapter\"*\n\x14\x43heckAdapterResponse\x12\x12\n\nbase_model\x18\x01 \x01(\t\":\n\x12LoadAdapterRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\"I\n\x13LoadAdapterResponse\x12\x32\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32!.loraretriever.v1.ResidentAdapter\"*\n\x14UnloadAdapterRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse*\xc0\x01\n\x0c\x46usionMethod\x12\x1d\n\x19\x46USION_METHOD_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46USION_METHOD_LINEAR\x10\x01\x12\x18\n\x14\x46USION_METHOD_CONCAT\x10\x02\x12\x15\n\x11\x46USION_METHOD_SVD\x10\x03\x12\x16\n\x12\x46USION_METHOD_TIES\x10\x04\x12\x16\n\x12\x46USION_METHOD_DARE\x10\x05\x12\x16\n\x12\x46USION_METHOD_AUTO\x10\x06*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xbd\x04\n\x11GenerationService\x12Q\n\x08Generate\x12!.loraretriever.v1.GenerateRequest\x1a\".loraretriever.v1.GenerateResponse\x12\x65\n\x0eStreamGenerate\x12\'.loraretriever.v1.StreamGenerateRequest\x1a(.loraretriever.v1.StreamGenerateResponse0\x01\x12Q\n\x08GetModel\x12!.loraretriever.v1.GetModelRequest\x1a\".loraretriever.v1.GetModelResponse\x12]\n\x0c\x43heckAdapter\x12%.loraretriever.v1.CheckAdapterRequest\x1a&.loraretriever.v1.CheckAdapterResponse\x12Z\n\x0bLoadAdapter\x12$.loraretriever.v1.LoadAdapterRequest\x1a%.loraretriever.v1.LoadAdapterResponse\x12`\n\rUnloadAdapter\x12&.loraretriever.v1.UnloadAdapterRequest\x1a\'.loraretriever.v1.UnloadAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'loraretriever.v1.generation_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FUSIONMETHOD']._serialized_start=2457
-  _globals['_FUSIONMETHOD']._serialized_end=2625
-  _globals['_FINISHREASON']._serialized_start=2627
-  _globals['_FINISHREASON']._serialized_end=2722
+  _globals['_FUSIONMETHOD']._serialized_start=2512
+  _globals['_FUSIONMETHOD']._serialized_end=2704
+  _globals['_FINISHREASON']._serialized_start=2706
+  _globals['_FINISHREASON']._serialized_end=2801
   _globals['_MIXTURE']._serialized_start=158
   _globals['_MIXTURE']._serialized_end=220
   _globals['_FUSION']._serialized_start=223
@@ -53,31 +53,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TIMINGS']._serialized_start=972
   _globals['_TIMINGS']._serialized_end=1110
   _globals['_GENERATERESPONSE']._serialized_start=1113
-  _globals['_GENERATERESPONSE']._serialized_end=1336
-  _globals['_STREAMGENERATEREQUEST']._serialized_start=1339
-  _globals['_STREAMGENERATEREQUEST']._serialized_end=1502
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=1504
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=1607
-  _globals['_GETMODELREQUEST']._serialized_start=1609
-  _globals['_GETMODELREQUEST']._serialized_end=1626
-  _globals['_MODELLIMITS']._serialized_start=1629
-  _globals['_MODELLIMITS']._serialized_end=1826
-  _globals['_RESIDENTADAPTER']._serialized_start=1828
-  _globals['_RESIDENTADAPTER']._serialized_end=1932
-  _globals['_GETMODELRESPONSE']._serialized_start=1935
-  _globals['_GETMODELRESPONSE']._serialized_end=2139
-  _globals['_CHECKADAPTERREQUEST']._serialized_start=2141
-  _globals['_CHECKADAPTERREQUEST']._serialized_end=2206
-  _globals['_CHECKADAPTERRESPONSE']._serialized_start=2208
-  _globals['_CHECKADAPTERRESPONSE']._serialized_end=2250
-  _globals['_LOADADAPTERREQUEST']._serialized_start=2252
-  _globals['_LOADADAPTERREQUEST']._serialized_end=2310
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=2312
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=2385
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=2387
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=2429
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=2431
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=2454
-  _globals['_GENERATIONSERVICE']._serialized_start=2725
-  _globals['_GENERATIONSERVICE']._serialized_end=3298
+  _globals['_GENERATERESPONSE']._serialized_end=1391
+  _globals['_STREAMGENERATEREQUEST']._serialized_start=1394
+  _globals['_STREAMGENERATEREQUEST']._serialized_end=1557
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=1559
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=1662
+  _globals['_GETMODELREQUEST']._serialized_start=1664
+  _globals['_GETMODELREQUEST']._serialized_end=1681
+  _globals['_MODELLIMITS']._serialized_start=1684
+  _globals['_MODELLIMITS']._serialized_end=1881
+  _globals['_RESIDENTADAPTER']._serialized_start=1883
+  _globals['_RESIDENTADAPTER']._serialized_end=1987
+  _globals['_GETMODELRESPONSE']._serialized_start=1990
+  _globals['_GETMODELRESPONSE']._serialized_end=2194
+  _globals['_CHECKADAPTERREQUEST']._serialized_start=2196
+  _globals['_CHECKADAPTERREQUEST']._serialized_end=2261
+  _globals['_CHECKADAPTERRESPONSE']._serialized_start=2263
+  _globals['_CHECKADAPTERRESPONSE']._serialized_end=2305
+  _globals['_LOADADAPTERREQUEST']._serialized_start=2307
+  _globals['_LOADADAPTERREQUEST']._serialized_end=2365
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=2367
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=2440
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=2442
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=2484
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=2486
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=2509
+  _globals['_GENERATIONSERVICE']._serialized_start=2804
+  _globals['_GENERATIONSERVICE']._serialized_end=3377
 # @@protoc_insertion_point(module_scope)

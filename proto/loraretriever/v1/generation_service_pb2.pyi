@@ -20,6 +20,7 @@ class FusionMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FUSION_METHOD_SVD: _ClassVar[FusionMethod]
     FUSION_METHOD_TIES: _ClassVar[FusionMethod]
     FUSION_METHOD_DARE: _ClassVar[FusionMethod]
+    FUSION_METHOD_AUTO: _ClassVar[FusionMethod]
 
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -32,6 +33,7 @@ FUSION_METHOD_CONCAT: FusionMethod
 FUSION_METHOD_SVD: FusionMethod
 FUSION_METHOD_TIES: FusionMethod
 FUSION_METHOD_DARE: FusionMethod
+FUSION_METHOD_AUTO: FusionMethod
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -111,18 +113,20 @@ class Timings(_message.Message):
     def __init__(self, queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., prefill: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., decode: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("text", "finish_reason", "usage", "timings", "applied")
+    __slots__ = ("text", "finish_reason", "usage", "timings", "applied", "fusion_method")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
+    FUSION_METHOD_FIELD_NUMBER: _ClassVar[int]
     text: str
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
     applied: _containers.RepeatedCompositeFieldContainer[_adapter_pb2.WeightedAdapter]
-    def __init__(self, text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., applied: _Optional[_Iterable[_Union[_adapter_pb2.WeightedAdapter, _Mapping]]] = ...) -> None: ...
+    fusion_method: FusionMethod
+    def __init__(self, text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., applied: _Optional[_Iterable[_Union[_adapter_pb2.WeightedAdapter, _Mapping]]] = ..., fusion_method: _Optional[_Union[FusionMethod, str]] = ...) -> None: ...
 
 class StreamGenerateRequest(_message.Message):
     __slots__ = ("prompt", "composition", "decoding")

@@ -202,3 +202,23 @@ def test_broken_config_is_refused_and_read_again_when_repaired(harness: Residenc
     assert error.metadata["field"] == "composition.mixture.adapters[0].adapter_id"
     harness.disk.config_error = None
     harness.admission.admit(mixture("r4-a"))
+
+
+@pytest.mark.parametrize(
+    ("adapters", "applied"),
+    [(("r4-a", "r4-b"), FusionMethod.LINEAR), (("r4-a", "r8-b"), FusionMethod.SVD), (("r8-b",), FusionMethod.LINEAR)],
+)
+def test_auto_fusion_is_linear_only_where_ranks_agree(
+    harness: ResidencyHarness, adapters: tuple[str, ...], applied: FusionMethod
+) -> None:
+    admitted = harness.admission.admit(fusion(*adapters, method=FusionMethod.AUTO))
+    assert isinstance(admitted.composition, Fusion)
+    assert admitted.composition.method is applied
+    assert harness.lease(admitted.composition).fusion_method is applied
+
+
+def test_auto_fusion_ignores_rank_of_zero_weight_adapter(harness: ResidencyHarness) -> None:
+    shares = WeightedAdapter("r4-a", 1.0), WeightedAdapter("r8-b", 0.0)
+    admitted = harness.admission.admit(Fusion(shares, FusionMethod.AUTO))
+    assert isinstance(admitted.composition, Fusion)
+    assert admitted.composition.method is FusionMethod.LINEAR

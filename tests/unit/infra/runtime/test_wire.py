@@ -145,7 +145,7 @@ def test_generations_round_trip_with_times_in_nanoseconds(generation: Generation
     back = round_trip(generation, wire.generation_to_proto, wire.generation_from_proto)
     times = [(t.queue_s, t.prefill_s, t.decode_s) for t in (generation.timings, back.timings)]
     assert times[1] == pytest.approx(times[0], abs=1e-9)
-    assert back == Generation(back.text, back.finish_reason, back.usage, back.timings, back.applied)
+    assert back == Generation(back.text, back.finish_reason, back.usage, back.timings, back.applied, back.fusion_method)
     assert (back.text, back.finish_reason, back.usage, back.applied) == (
         generation.text,
         generation.finish_reason,
@@ -343,3 +343,9 @@ def test_unknown_enum_value_names_known_ones() -> None:
     assert orchestrator_service_pb2.AnswerStrategy.Name(0).endswith("UNSPECIFIED"), (
         "the naming that the prefix relies on"
     )
+
+
+@pytest.mark.parametrize("method", [None, FusionMethod.LINEAR, FusionMethod.SVD])
+def test_answer_says_how_its_adapters_were_fused(method: FusionMethod | None) -> None:
+    generation = Generation("", FinishReason.LENGTH, Usage(1, 0, 1), Timings(0, 0, 0), (), method)
+    assert round_trip(generation, wire.generation_to_proto, wire.generation_from_proto).fusion_method is method

@@ -78,7 +78,7 @@ def test_episode_is_planned_without_history_and_in_one_shard(tmp_path: Path) -> 
 def test_strategies_of_same_question_are_adjacent(tmp_path: Path) -> None:
     _, samples = planned(tmp_path, AnswerStrategy.BASE, AnswerStrategy.MIXTURE, AnswerStrategy.FUSION)
     assert [sample.key for sample in samples[:4]] == [
-        "base/clock/clock%2F0/0", "mixture/clock/clock%2F0/0", "fusion-linear/clock/clock%2F0/0",
+        "base/clock/clock%2F0/0", "mixture/clock/clock%2F0/0", "fusion/clock/clock%2F0/0",
         "base/clock/clock%2F0/1",
     ]  # fmt: skip
     assert all(len(steps) == 1 for steps in sample_chains(samples))
@@ -112,7 +112,7 @@ def test_keys_are_unique_stable_and_unambiguous(tmp_path: Path) -> None:
     keys = [sample.key for sample in samples]
     assert len(set(keys)) == len(keys) == 2 * 2 * 3 * 3
     assert keys[2] == "base/clock/clock%2F0/1"
-    assert keys[-1] == "fusion-linear/gmail/gmail%2F2/2"
+    assert keys[-1] == "fusion/gmail/gmail%2F2/2"
 
 
 def test_episode_has_same_unique_cluster_in_every_dataset_and_strategy(tmp_path: Path) -> None:

@@ -26,9 +26,25 @@ def test_vectors_are_read_as_little_endian_float32(tmp_path: Path) -> None:
     np = pytest.importorskip("numpy")
     np.save(tmp_path / "mean.npy", np.array([1.0, 2.0]))
     assert read_vectors(tmp_path / "mean.npy") == [np.array([1, 2], dtype="<f4").tobytes()]
-    np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(InvalidArgumentError, match="file of numbers"):
-        read_vectors(tmp_path / "pickled.npy")
+
+
+@pytest.mark.parametrize("kind", ["objects", "empty", "text", "cut", "absent", "archive"])
+def test_file_that_has_no_vectors_is_named_without_advice_to_unpickle(tmp_path: Path, kind: str) -> None:
+    np = pytest.importorskip("numpy")
+    file = tmp_path / f"{kind}.npy"
+    if kind == "objects":
+        np.save(file, np.array([{}]), allow_pickle=True)
+    elif kind == "cut":
+        np.save(file, np.ones(64))
+        file.write_bytes(file.read_bytes()[:-8])
+    elif kind == "archive":
+        with file.open("wb") as stream:
+            np.savez(stream, mean=np.ones(4))
+    elif kind != "absent":
+        file.write_text("" if kind == "empty" else "0.1 0.2")
+    with pytest.raises(InvalidArgumentError, match=f"{kind}.npy") as caught:
+        read_vectors(file)
+    assert "pickle" not in caught.value.message.replace(str(file), "")
 
 
 def test_system_message_of_row_is_part_of_prompt(tmp_path: Path) -> None:

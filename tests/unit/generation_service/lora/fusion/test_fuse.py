@@ -177,3 +177,12 @@ def test_non_finite_weight_is_refused(weight: float) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         fuse([MIXED[0], FusionMember(MIXED[1].weights, weight)], FusionMethod.CONCAT)
     assert caught.value.field == "adapters[1].weight"
+
+
+def test_auto_is_svd_for_mixed_ranks_and_linear_for_equal_ones() -> None:
+    equal = [FusionMember(adapter(1, q=4), 0.5), FusionMember(adapter(2, q=4, k=2), 0.5)]
+    for members, method in ((MIXED, FusionMethod.SVD), (equal, FusionMethod.LINEAR)):
+        automatic, chosen = fuse(members, FusionMethod.AUTO), fuse(members, method)
+        assert automatic.rank == chosen.rank
+        for path in chosen.modules:
+            torch.testing.assert_close(delta(automatic, path), delta(chosen, path))
