@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from generation_service.adapters.checkpoint.folder_files import WEIGHTS_FILE
 from generation_service.adapters.checkpoint.peft_config import CONFIG_FILE as ADAPTER_CONFIG
@@ -10,10 +12,11 @@ from generation_service.commands.adapter_report import AdapterReport, inspect_ad
 from generation_service.commands.base_model_report import BaseModelReport, inspect_base_model
 from generation_service.commands.server_options import ServerOptions
 from generation_service.models.folder import CONFIG as MODEL_CONFIG
-from generation_service.models.folder import INDEX
+from generation_service.models.folder import INDEX, read_config
 from generation_service.models.quantised.gguf_file import SUFFIX
-from infra.contract.errors import InvalidArgumentError
+from infra.contract.errors import CheckpointError, InvalidArgumentError
 
+_SENTENCE_TRANSFORMERS = "modules.json"
 _ADAPTER_FILES = (ADAPTER_CONFIG, WEIGHTS_FILE, "adapter_model.bin")
 _MODEL_WEIGHTS = (INDEX, "model*.safetensors", f"*{SUFFIX}")
 _MODEL_FILES = (MODEL_CONFIG, *_MODEL_WEIGHTS, "pytorch_model*.bin", "generation_config.json")
@@ -36,9 +39,23 @@ def inspect_folder(
         raise InvalidArgumentError(
             "PATH", f"{path} has no {MODEL_CONFIG} of a base model and no {ADAPTER_CONFIG} of an adapter{_hint(path)}"
         )
+    _check_no_embedder(path)
     if base_model is not None:
         raise InvalidArgumentError("--base-model", f"{path} is a base model itself; the option applies to adapters")
     return inspect_base_model(path, options.load)
+
+
+def _check_no_embedder(path: Path) -> None:
+    """Raise InvalidArgumentError for jina-embeddings-v4 or a sentence-transformers folder, which look like models."""
+    config: dict[str, Any] = {}
+    with suppress(CheckpointError):  # The report on a model says what is wrong with its config.
+        config = read_config(path)
+    if "task_names" in config or (path / _SENTENCE_TRANSFORMERS).is_file():
+        raise InvalidArgumentError(
+            "PATH",
+            f"{path} is an embedder, which the retrieval service reads: pass it to 'up' or 'serve retrieval' as "
+            "--embedder-path. This command reports on base models and adapters",
+        )
 
 
 def _holds_base_model(path: Path) -> bool:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from generation_service.commands.inspection import inspect_folder
 from generation_service.models.base import LoadOptions
 from generation_service.models.folder import read_config, stored_tensors
 from generation_service.models.registry import load_base_model
-from infra.contract.errors import CheckpointError
+from infra.contract.errors import CheckpointError, InvalidArgumentError
 from orchestrator.cli.main import run
 from tests.support.checkpoints.internvl2 import TinyInternVL
 from tests.support.checkpoints.internvl_native import write_internvl_native
@@ -204,3 +205,13 @@ def test_merged_model_beside_its_adapter_is_base_model_unless_base_is_given(
     tiny_adapter(SHAPE, 1).write(folder)
     assert run_inspect(capsys, folder)[1]["kind"] == "base_model"
     assert run_inspect(capsys, folder, "--base-model", base)[1]["kind"] == "adapter"
+
+
+@pytest.mark.parametrize("kind", ["jina", "sentence-transformers"])
+def test_embedder_is_named_as_one(tmp_path: Path, kind: str) -> None:
+    folder = Path("examples/pocket_phone/checkpoints/jina_v4")
+    if kind == "sentence-transformers":
+        folder = write_qwen2_vl(tmp_path / "minilm", SHAPE)
+        (folder / "modules.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(InvalidArgumentError, match=r"is an embedder, which .*--embedder-path"):
+        inspect_folder(folder)
