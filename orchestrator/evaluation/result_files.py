@@ -16,6 +16,7 @@ from orchestrator.evaluation.metrics.paired import content_digest
 from orchestrator.evaluation.metrics.text import AnsweredText
 from orchestrator.evaluation.records import Record
 from orchestrator.evaluation.scoring import answered_episodes, answered_texts
+from orchestrator.evaluation.spec import PromptProtocol
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,25 @@ class Results:
     def episodes(self) -> list[AnsweredEpisode]:
         """Answers as episodes, the input of the action metrics."""
         return [*self.rows, *answered_episodes(self.records)]
+
+    @property
+    def whole_rows(self) -> list[AnsweredEpisode]:
+        """Each episode as one answer of a line an action, as the study's whole-row scores compare it."""
+        wholes = [record for record in self.records if record.sample.protocol is PromptProtocol.SEQUENCE]
+        stepwise = [record for record in self.records if record.sample.protocol is not PromptProtocol.SEQUENCE]
+        return [
+            *map(_as_one_answer, [*self.rows, *answered_episodes(stepwise)]),
+            *(
+                AnsweredEpisode(
+                    record.sample.dataset,
+                    record.sample.cluster,
+                    (record.sample.truth,),
+                    (record.answer,),
+                    record.sample.episode_id,
+                )
+                for record in wholes
+            ),
+        ]
 
     @property
     def answers(self) -> list[AnsweredText]:
@@ -137,6 +157,11 @@ def _study_row(fields: Any, episode_counts: Counter[str]) -> AnsweredEpisode:
     episode_counts[episode] += 1
     name = f"{episode}-{episode_counts[episode]}"
     return AnsweredEpisode("", f"{name}-{content_digest(*truths)}", truths, answers, name)
+
+
+def _as_one_answer(episode: AnsweredEpisode) -> AnsweredEpisode:
+    answer = "\n".join(map(str, episode.answers)) if episode.is_complete else None
+    return replace(episode, truths=("\n".join(episode.truths),), answers=(answer,))
 
 
 def _texts(fields: dict[str, Any], name: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.evaluation.actions import POINT_TOLERANCE_PX, is_actions
 from orchestrator.evaluation.metrics.action import ActionMetric, ActionTypeMetric, score_action_parts
-from orchestrator.evaluation.metrics.episodes import score_episodes, score_steps
+from orchestrator.evaluation.metrics.episodes import AnsweredEpisode, score_episodes, score_steps
 from orchestrator.evaluation.metrics.floor import Metric
 from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD, LegacyMetric
 from orchestrator.evaluation.metrics.paired import Question, QuestionScore
@@ -19,11 +19,15 @@ from orchestrator.evaluation.result_files import Results, read_results
 
 
 class MetricName(StrEnum):
-    """The metrics that a result file can be scored with. Action metrics score steps, text metrics whole answers."""
+    """The metrics that a result file can be scored with. Action metrics score steps, text metrics whole answers.
+
+    `legacy_row` is the study's score of a whole row: `legacy` of all its actions as one text.
+    """
 
     ACTION = "action"
     ACTION_TYPE = "action_type"
     LEGACY = "legacy"
+    LEGACY_ROW = "legacy_row"
     EXACT_MATCH = "exact_match"
     ROUGE_L = "rouge_l"
     BLEU = "bleu"
@@ -119,7 +123,7 @@ def score_results(
     """Score the results of one strategy."""
     if metric.scores_texts:
         return file_score_of_answers(mean_score(score_questions(results, metric)), results, metric.value)
-    score = score_episodes(results.episodes, _metric(metric, threshold, point_tolerance_px))
+    score = score_episodes(_episodes(results, metric), _metric(metric, threshold, point_tolerance_px))
     parts = score_action_parts(results.episodes, point_tolerance_px) if metric is MetricName.ACTION else None
     return FileScore(
         step_accuracy=score.steps.value,
@@ -165,12 +169,16 @@ def score_questions(
     """Return the score of every scored step, or of every answer for a text metric."""
     if metric.scores_texts:
         return score_answers(results.answers, TEXT_SCORES[metric.value])
-    return score_steps(results.episodes, _metric(metric, threshold, point_tolerance_px))
+    return score_steps(_episodes(results, metric), _metric(metric, threshold, point_tolerance_px))
+
+
+def _episodes(results: Results, metric: MetricName) -> list[AnsweredEpisode]:
+    return results.whole_rows if metric is MetricName.LEGACY_ROW else results.episodes
 
 
 def _metric(name: MetricName, threshold: float, point_tolerance_px: float) -> Metric:
     match name:
-        case MetricName.LEGACY:
+        case MetricName.LEGACY | MetricName.LEGACY_ROW:
             return LegacyMetric(threshold)
         case MetricName.ACTION_TYPE:
             return ActionTypeMetric()

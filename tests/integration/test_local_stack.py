@@ -247,6 +247,18 @@ def test_commands_of_studys_guide_run(
 
 
 @pytest.mark.timeout(180)
+def test_study_prints_scores_of_actions_and_of_whole_rows(
+    stack: LocalStack, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_episodes(data / "whole_rows")
+    words = ["--merge_method", "fusion", "--top_k", "2", "--max_new_tokens", "4"]
+    assert run(["study", "--test_data", str(file), *words, "--orchestrator-target", stack.addresses.orchestrator]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"\blegacy_row\b", shown)
+    assert re.search(r"\blegacy\b", shown)
+
+
+@pytest.mark.timeout(180)
 def test_second_stack_in_same_folder_is_refused(stack: LocalStack, models: Models) -> None:
     work_dir = stack.work_dir
     with pytest.raises(ConfigurationError, match=rf"tiers already run in .* \(process {os.getpid()}\)"):

@@ -119,12 +119,19 @@ def score_files(arguments: Sequence[str], gate: Gate, options: ScoringOptions, o
         for label, results in load_results(path, orchestrator).by_strategy().items():
             headline = headline_metric(results)
             decisive = MetricName(gate.metric.value) if gate.metric else headline
-            for metric in dict.fromkeys([headline, MetricName.LEGACY, decisive]):
+            for metric in dict.fromkeys([headline, MetricName.LEGACY, MetricName.LEGACY_ROW, decisive]):
                 source_score = _score(name, label, results, metric, options)
                 scores.printed.append(source_score)
                 if metric is decisive:
                     scores.gated[f"{name}: {label}" if label else name] = _gated(results, source_score)
     scores.finish(gate, orchestrator.as_json)
+
+
+def print_study_scores(job_id: str, threshold: float, orchestrator: OrchestratorTier) -> None:
+    """Print the legacy scores of a job with one strategy: of its actions and of its whole rows, with their floors."""
+    results, options = load_results(job_id, orchestrator), ScoringOptions(legacy_threshold=threshold)
+    metrics = (MetricName.ACTION, MetricName.LEGACY, MetricName.LEGACY_ROW)
+    print_scores([_score(job_id, None, results, metric, options) for metric in metrics], False)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from infra.contract.retrieval import RetrievalOptions, Weighting
 from orchestrator.answering.strategy import AnswerStrategy
 from orchestrator.cli import output as console
 from orchestrator.cli.ci_gate import Gate
-from orchestrator.cli.commands.score import score_files
+from orchestrator.cli.commands.score import print_study_scores, score_files
 from orchestrator.cli.dataset_args import AdapterLabels, dataset_specs, local_path
 from orchestrator.cli.job_client import follow_to_report
 from orchestrator.cli.job_output import print_report
@@ -187,4 +187,7 @@ def _run(spec: EvaluationSpec, gate: Gate, orchestrator: OrchestratorTier, show_
     if show_similarities:
         console.note(f"similarities of every sample: records below {job.output_uri}")
     console.note(f"job {job.evaluation_id}: {job.total_samples} samples")
-    print_report(follow_to_report(job.evaluation_id, orchestrator), gate, orchestrator.as_json)
+    report = follow_to_report(job.evaluation_id, orchestrator)
+    if not orchestrator.as_json:
+        print_study_scores(job.evaluation_id, spec.legacy_threshold, orchestrator)
+    print_report(report, gate, orchestrator.as_json)

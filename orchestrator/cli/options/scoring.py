@@ -26,9 +26,9 @@ JUDGE_CACHE = Path(".loraretriever/judge")
 MetricOption = Annotated[
     MetricName | None,
     typer.Option(
-        help="action: type and argument right; action_type: the type alone; legacy: TF-IDF cosine; exact_match, "
-        "rouge_l, bleu: whole answers, for tasks without actions (default: action, or exact_match where no true "
-        "answer is an action).",
+        help="action: type and argument right; action_type: the type alone; legacy: TF-IDF cosine, of whole rows as "
+        "legacy_row; exact_match, rouge_l, bleu: whole answers, for tasks without actions (default: action, or "
+        "exact_match where no true answer is an action).",
         show_default=False,
     ),
 ]
@@ -71,11 +71,13 @@ class ScoringFlags:
         Raises InvalidArgumentError for a parameter that `metric` does not have.
         """
         for option, value, use in (
-            ("threshold", self.threshold, MetricName.LEGACY),
-            ("point_tolerance", self.point_tolerance, MetricName.ACTION),
+            ("threshold", self.threshold, (MetricName.LEGACY, MetricName.LEGACY_ROW)),
+            ("point_tolerance", self.point_tolerance, (MetricName.ACTION,)),
         ):
-            if value is not None and metric not in (None, use):
-                raise InvalidArgumentError(option, f"has no effect on --metric {metric}; it belongs to --metric {use}")
+            if value is not None and metric not in (None, *use):
+                raise InvalidArgumentError(
+                    option, f"has no effect on --metric {metric}; it belongs to --metric {use[0]}"
+                )
         return ScoringOptions(
             LEGACY_THRESHOLD if self.threshold is None else self.threshold,
             POINT_TOLERANCE_PX if self.point_tolerance is None else self.point_tolerance,

@@ -111,7 +111,11 @@ def test_evaluate_only_scores_a_result_file_without_a_server(
     words = ["--evaluate_only", "--threshold", "0.5", "--json"]
     assert run(["evaluate", "run", "--test_data", str(results), *words]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert {score["metric"].partition(" ")[0]: score["step_accuracy"] for score in scores} == {"action": 1, "legacy": 1}
+    assert {score["metric"].partition(" ")[0]: score["step_accuracy"] for score in scores} == {
+        "action": 1,
+        "legacy": 1,
+        "legacy_row": 1,
+    }
     assert run(["evaluate", "score", str(results), "--metric", "action"]) == 0
     assert "100.0%" in capsys.readouterr().out
 

@@ -62,7 +62,7 @@ def test_answers_without_actions_are_scored_whole_unless_metric_is_named(
     assert json.loads(capsys.readouterr().out)["metric"] == "action"
     assert run(["evaluate", "run", texts, "--evaluate-only", "--fail-under", "0.3", "--json"]) == 1
     output = capsys.readouterr()
-    assert [score["metric"] for score in json.loads(output.out)] == ["exact_match", "legacy"]
+    assert [score["metric"] for score in json.loads(output.out)] == ["exact_match", "legacy", "legacy_row"]
     assert f"below 0.3: {texts} 0.2500" in output.err
     assert run(["evaluate", "score", texts, "--point-tolerance", "5"]) == 2
     assert "--point-tolerance: has no effect on --metric exact_match" in capsys.readouterr().err

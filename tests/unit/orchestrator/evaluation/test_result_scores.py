@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.evaluation.metrics.legacy import LEGACY_THRESHOLD, legacy_similarity
 from orchestrator.evaluation.result_scores import MetricName, score_file
 from orchestrator.evaluation.spec import PromptProtocol
 from tests.support.harness.evaluation_data import answered, failure, sample, write_records
@@ -103,3 +104,16 @@ def test_file_score_has_parts(tmp_path: Path) -> None:
     score = score_file(tmp_path / "s.jsonl")
     assert (score.step_accuracy, score.action_type, score.argument) == (0.5, 1, 0.5)
     assert score_file(tmp_path / "s.jsonl", MetricName.ACTION_TYPE).step_accuracy == 1
+
+
+def test_whole_rows_are_scored_as_one_text(tmp_path: Path) -> None:
+    file = write(tmp_path / "results.jsonl", ROWS)
+    rows = score_file(file, MetricName.LEGACY_ROW)
+    expected = [
+        legacy_similarity("\n".join(row["ground_truths"]), "\n".join(row["predictions"])) > LEGACY_THRESHOLD
+        for row in ROWS
+    ]
+    assert expected == [True, False, True]
+    assert (rows.step_accuracy, rows.step_count, rows.metric) == (pytest.approx(2 / 3), 3, "legacy_row")
+    assert rows.floor is not None
+    assert rows.floor >= 2 / 3
