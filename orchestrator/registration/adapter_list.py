@@ -41,13 +41,15 @@ class BadEntry:
 
 
 def read_adapter_list(
-    file: Path, *, base_model: str = "", kind: str = ""
+    file: Path, *, base_model: str = "", kind: str = "", prefix: str = ""
 ) -> list[tuple[int, ListedAdapter] | BadEntry]:
     """Return the entries in order, each with its index, or as a BadEntry if it cannot be read.
 
     Paths are relative to the file's folder, or to the working folder if nothing exists there. The base model is
     `base_model`, else the entry's, else the checkpoint's; the kind is `kind`, else the entry's, else "app" for a name
-    such as "app_lora_x". Raises InvalidArgumentError if the file is not an array of entries.
+    such as "app_lora_x"; `prefix` precedes every id.
+
+    Raises InvalidArgumentError if the file is not an array of entries.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -55,7 +57,8 @@ def read_adapter_list(
         raise InvalidArgumentError("config", f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(content, list):
         raise InvalidArgumentError("config", f'{file} must be an array of {{"lora_name", "lora_path", ...}} objects')
-    return [_entry(index, entry, file.resolve().parent, base_model, kind) for index, entry in enumerate(content)]
+    entries = [_entry(index, entry, file.resolve().parent, base_model, kind) for index, entry in enumerate(content)]
+    return [_prefixed(entry, prefix) for entry in entries] if prefix else entries
 
 
 def write_adapter_list(file: Path, listed: Sequence[ListedAdapter]) -> None:
@@ -100,6 +103,14 @@ def _entry(index: int, entry: Any, folder: Path, base_model: str, kind: str) -> 
         return index, _listed(entry, folder, base_model, kind)
     except LoraRetrieverError as error:
         return BadEntry(index, name, error.message)
+
+
+def _prefixed(entry: tuple[int, ListedAdapter] | BadEntry, prefix: str) -> tuple[int, ListedAdapter] | BadEntry:
+    if isinstance(entry, BadEntry):
+        return entry
+    index, listed = entry
+    adapter = replace(listed.adapter, adapter_id=prefix + listed.adapter.adapter_id)
+    return index, replace(listed, adapter=adapter)
 
 
 def _listed(entry: dict[str, Any], folder: Path, base_model: str, kind: str) -> ListedAdapter:

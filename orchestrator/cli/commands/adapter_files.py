@@ -32,6 +32,12 @@ def import_adapters(
         str,
         typer.Option("--kind", "--lora-type", help="Kind of all of them. Default: the entry's, or app for app_lora_x."),
     ] = "",
+    prefix: Annotated[
+        str,
+        typer.Option(
+            help="Precedes every id, so that configs of two base models with the same names fit side by side."
+        ),
+    ] = "",
     replace: Annotated[bool, typer.Option("--replace", help="Replace adapters of the same ids.")] = False,
     check: GenerationCheck,
     retrieval: RetrievalTier,
@@ -40,7 +46,7 @@ def import_adapters(
 
     An entry that cannot be read or registered is reported and skipped; the exit status is then 1.
     """
-    entries = read_adapter_list(config, base_model=base_model, kind=kind)
+    entries = read_adapter_list(config, base_model=base_model, kind=kind, prefix=prefix)
     registered: list[Adapter] = []
     failed: list[BadEntry] = []
 
