@@ -18,6 +18,9 @@ from infra.contract.errors import ConfigurationError
 
 _T = TypeVar("_T")
 
+#: How long a process that does not serve yet may take to exit after a stop signal.
+_MAX_EXIT_S = 5
+
 _on_stop: list[Callable[[], None]] = []
 _stopping = False
 
@@ -89,12 +92,19 @@ def ready_file(
         path.unlink(missing_ok=True)
 
 
+def _exit_now(_number: int, _frame: FrameType | None) -> None:
+    os._exit(0)
+
+
 def _stop(number: int, _frame: FrameType | None) -> None:
     global _stopping  # noqa: PLW0603 - signal handlers belong to the process
     if _stopping and number == signal.SIGINT:
         os._exit(128 + number)
     _stopping = True
     if not _on_stop:
+        # Python drops an exception that a signal handler raises inside a destructor or a weak reference's callback.
+        signal.signal(signal.SIGALRM, _exit_now)
+        signal.alarm(_MAX_EXIT_S)
         raise SystemExit(0)
     for callback in list(_on_stop):
         callback()

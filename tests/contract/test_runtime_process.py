@@ -135,6 +135,33 @@ def test_stop_signal_while_model_loads_ends_tier_at_once(behave: str) -> None:
     assert (code, errors) == (0, "")
 
 
+STOPPED_IN_DESTRUCTOR = """
+import os, signal, time
+from infra.runtime import lifecycle
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass  # The handler runs here, and Python drops the exception that it raises.
+
+lifecycle._MAX_EXIT_S = 1
+lifecycle.install_stop_signals()
+dying = Dying()
+del dying
+while True:
+    time.sleep(1)
+"""
+
+
+def test_stop_signal_whose_exception_is_dropped_ends_tier_too() -> None:
+    stopped = subprocess.run(
+        [sys.executable, "-c", STOPPED_IN_DESTRUCTOR], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Exception ignored" in stopped.stderr
+    assert stopped.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("behave", "code", "line"),
     [
