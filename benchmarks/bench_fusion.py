@@ -31,7 +31,8 @@ EARLY = 10
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the benchmark's options. The bars apply to the defaults, which a CPU finishes in minutes."""
-    methods = [method.value for method in FusionMethod]
+    # `auto` is one of the others: it would find their results in the bank.
+    methods = [method.value for method in FusionMethod if method is not FusionMethod.AUTO]
     parser.add_argument("--shape", choices=list(ENGINE_SHAPES), default="small", help="sizes of the base model")
     parser.add_argument("--methods", choices=methods, nargs="+", default=methods, help="fusion methods")
     parser.add_argument("--requests", type=int, default=1000, help="fusions before the late ones are timed")

@@ -178,6 +178,8 @@ async def test_spec_is_returned_as_sent(served: Served) -> None:
         image_root=str(served.data),
         legacy_threshold=0.0,
         point_tolerance_px=0.0,
+        first_episodes=True,
+        max_images=12,
     )
     created = await served.client.create(spec)
     assert created.spec == spec
