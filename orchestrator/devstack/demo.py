@@ -127,7 +127,9 @@ def evaluation(kind: WorldKind, datasets: Sequence[WorldDataset], episodes: int)
             DatasetSpec(dataset.adapter_id, str(dataset.test.resolve()), dataset.adapter_id, _searched(kind, dataset))
             for dataset in datasets
         ),
-        strategies=_STRATEGIES,
+        strategies=tuple(
+            chosen for chosen in _STRATEGIES if kind.evaluates_fusion or chosen.strategy is not AnswerStrategy.FUSION
+        ),
         protocol=kind.protocol,
         retrieval=retrieval(kind),
         max_episodes=episodes,

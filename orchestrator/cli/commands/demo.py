@@ -76,7 +76,7 @@ def demo(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run everything on a demo world: register its adapters, answer three requests, compare five strategies.
+    """Run everything on a demo world: register its adapters, answer three requests, compare strategies.
 
     pocket-phone: a synthetic phone with 14 apps of 5 categories; a tiny Qwen2-VL with 19 adapters, one for each app and
     category, and a tiny jina-v4 that finds the adapters that fit a screen and a request. No GPU, no download.
