@@ -84,7 +84,7 @@ WORDS = WorldKind(
     retrieves_by_kind=False,
     evaluates_fusion=False,  # A fifth of the time, to show equal rows.
     rows=40,
-    episodes=6,  # 336 answers, about seven minutes on two cores
+    episodes=6,  # 336 answers, about seven minutes on one core
 )
 WORLDS = {"pocket-phone": PHONE, "word-tools": WORDS}
 
